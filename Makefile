@@ -1,0 +1,49 @@
+# make demo    the whole path at work: DEMO_SECONDS=n shortens it, KEEP=1 leaves it running
+# make test    lint, types and every test; installs what they need
+# make help    everything else
+
+PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
+	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check install --only-binary=:all: --constraint constraints.txt
+DEMO_SECONDS ?= 60
+export DEMO_SECONDS KEEP
+
+.PHONY: help demo test lint types check-tests clean prepare
+
+help: ## show this list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 14
+
+demo: $(VENV)/.installed-demo ## run the whole path once, through an outage and a kill
+	@exec $(BIN)/tidegate demo --seconds $(DEMO_SECONDS) $(if $(KEEP),--keep)
+
+test: prepare lint types check-tests ## lint, types and every test against real servers
+
+lint: $(VENV)/.installed-dev ## ruff: rules and format
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(VENV)/.installed-dev ## mypy, strict
+	$(BIN)/mypy
+
+check-tests: $(VENV)/.installed-dev
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+prepare: $(VENV)/.installed-dev ## install the servers the tests talk to, where allowed
+	@sh tests/prepare.sh
+
+clean: ## remove what was installed and built here
+	rm -rf $(VENV) .build .mypy_cache .ruff_cache .pytest_cache .hypothesis tests/pglite/node_modules
+
+$(VENV)/bin/python:
+	@test -n "$(PYTHON)" || { echo "tidegate needs Python 3.11 or later; none was found on PATH (set PYTHON=...)"; exit 2; }
+	@echo "tidegate: making $(VENV) with $$($(PYTHON) --version)"
+	@$(PYTHON) -m venv --clear $(VENV) || { rm -rf $(VENV); \
+		echo "tidegate: this Python cannot make a virtual environment; install its venv module (Debian: python3-venv)"; exit 2; }
+	$(PIP) hatchling editables
+
+$(VENV)/.installed-%: pyproject.toml constraints.txt | $(VENV)/bin/python
+	@echo "tidegate: installing what 'make $(if $(filter demo,$*),demo,test)' needs into $(VENV)"
+	$(PIP) --no-build-isolation --editable '.[$*]'
+	@touch $@

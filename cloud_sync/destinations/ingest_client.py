@@ -1,0 +1,187 @@
+"""The client of the regional ingest service: wire batches out, receipts in.
+
+A batch counts as delivered only when the answer is a receipt for exactly what was sent. Anything else that
+says 200 (a captive portal, a proxy's page) is a reason to try again.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Literal
+from urllib.parse import quote
+from uuid import UUID  # noqa: TC003 - msgspec reads the annotations
+
+import httpx
+import msgspec
+
+from cloud_sync import verdicts, wire
+from cloud_sync.destinations import Parcel
+from cloud_sync.errors import RetryLater
+from cloud_sync.records import Batch, BatchRange, Receipt, RecordClass
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+_ANSWER_BYTES = 4 << 20
+_SHOWN_CHARACTERS = 300
+_TIMEOUT = httpx.Timeout(60.0, connect=10.0)
+
+
+class _ReceiptAnswer(msgspec.Struct, rename={"record_class": "class"}):
+    status: Literal["applied", "duplicate"]
+    gateway_id: str
+    epoch: UUID
+    record_class: str
+    first_commit: int
+    last_commit: int
+    rows: int
+    stored: int
+    duplicates: int
+    conflicts: int
+
+
+class _EpochAnswer(msgspec.Struct, rename={"record_class": "class"}):
+    epoch: UUID
+    record_class: str
+    ranges: list[tuple[int, int]]
+
+
+class _ProgressAnswer(msgspec.Struct):
+    gateway_id: str
+    epochs: list[_EpochAnswer]
+
+
+class _FaultAnswer(msgspec.Struct):
+    error: str = ""
+    message: str = ""
+
+
+class IngestClient:
+    """One ingest service as a destination.
+
+    Args:
+        name: of the destination.
+        url: of the service, without `/v1`, e.g. "https://region.example:8420".
+        token: that the service gave this gateway.
+        http: a client to use instead of one of its own; it is not closed here.
+        wall_clock: seconds since 1970, to understand a Retry-After that is a date.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        url: str,
+        token: str,
+        *,
+        http: httpx.AsyncClient | None = None,
+        wall_clock: Callable[[], float] = time.time,
+    ) -> None:
+        self.name = name
+        self._url = url.rstrip("/")
+        self._headers = {"Authorization": f"Bearer {token}", "Accept-Encoding": "identity"}
+        self._own_http = http is None
+        self._http = http or httpx.AsyncClient(timeout=_TIMEOUT, follow_redirects=False)
+        self._wall_clock = wall_clock
+
+    def encode(self, batch: Batch) -> Parcel:
+        """The batch in wire form, one body."""
+        return Parcel(batch.range, batch.rows, (wire.encode(batch),))
+
+    async def send(self, parcel: Parcel) -> Receipt:
+        """Deliver one parcel and read its receipt; raises as `Destination.send` says."""
+        answer = await self._ask(
+            "POST", "/v1/batches", content=parcel.bodies[0], headers={"Content-Type": wire.MEDIA_TYPE}
+        )
+        try:
+            receipt = msgspec.json.decode(answer, type=_ReceiptAnswer)
+        except msgspec.DecodeError as fault:
+            raise RetryLater(f"{self._url}: the answer is no receipt: {_shown(answer)}") from fault
+        return _receipt_for(parcel, receipt)
+
+    async def known(self, gateway_id: str, epoch: UUID) -> list[BatchRange]:
+        """The ranges of an epoch that the region has applied, adjacent ones merged, in order for each class.
+
+        Raises:
+            RetryLater, Refused, Unauthorised: as for `send`.
+        """
+        answer = await self._ask(
+            "GET", f"/v1/gateways/{quote(gateway_id, safe='')}", params={"epoch": str(epoch)}
+        )
+        try:
+            progress = msgspec.json.decode(answer, type=_ProgressAnswer)
+            return [
+                BatchRange(gateway_id, epoch, RecordClass[entry.record_class.upper()], first, last)
+                for entry in progress.epochs
+                if entry.epoch == epoch
+                for first, last in entry.ranges
+            ]
+        except (msgspec.DecodeError, KeyError) as fault:
+            raise RetryLater(f"{self._url}: the answer is no list of ranges: {_shown(answer)}") from fault
+
+    async def aclose(self) -> None:
+        """Close the connections, unless they are somebody else's."""
+        if self._own_http:
+            await self._http.aclose()
+
+    async def _ask(
+        self,
+        method: str,
+        path: str,
+        *,
+        content: bytes | None = None,
+        headers: Mapping[str, str] | None = None,
+        params: Mapping[str, str] | None = None,
+    ) -> bytes:
+        """The body of a successful answer; every other outcome is raised as what it means."""
+        all_headers = self._headers | dict(headers or {})
+        try:
+            async with self._http.stream(
+                method, self._url + path, content=content, headers=all_headers, params=params
+            ) as response:
+                body = bytearray()
+                async for piece in response.aiter_bytes():
+                    body += piece
+                    if len(body) > _ANSWER_BYTES:
+                        raise RetryLater(f"{self._url}: the answer is longer than {_ANSWER_BYTES} bytes")
+        except (httpx.HTTPError, httpx.StreamError) as fault:
+            raise RetryLater(f"{self._url}: {str(fault) or type(fault).__name__}") from fault
+        words = _fault_words(bytes(body))
+        fault_found = verdicts.fault_of(
+            response.status_code,
+            words.message,
+            retry_after=response.headers.get("Retry-After"),
+            now_s=self._wall_clock(),
+            reason=words.error,
+        )
+        if fault_found is not None:
+            raise fault_found
+        return bytes(body)
+
+
+def _receipt_for(parcel: Parcel, answer: _ReceiptAnswer) -> Receipt:
+    """The receipt, if it is one for this parcel."""
+    sent = parcel.range
+    expected = (
+        sent.gateway_id,
+        sent.epoch,
+        sent.record_class.name.lower(),
+        sent.first_commit,
+        sent.last_commit,
+    )
+    named = (answer.gateway_id, answer.epoch, answer.record_class, answer.first_commit, answer.last_commit)
+    counts = (answer.stored, answer.duplicates, answer.conflicts)
+    if named != expected or answer.rows != parcel.rows or min(counts) < 0 or sum(counts) != parcel.rows:
+        raise RetryLater(f"the answer makes no sense: a receipt for something else than {sent}")
+    return Receipt(answer.rows, *counts, applied_before=answer.status == "duplicate")
+
+
+def _fault_words(body: bytes) -> _FaultAnswer:
+    """The service's own code and message, or the beginning of whatever else answered."""
+    try:
+        return msgspec.json.decode(body, type=_FaultAnswer)
+    except msgspec.DecodeError:
+        return _FaultAnswer(message=_shown(body))
+
+
+def _shown(body: bytes) -> str:
+    return " ".join(body[: 4 * _SHOWN_CHARACTERS].decode(errors="replace").split())[:_SHOWN_CHARACTERS]

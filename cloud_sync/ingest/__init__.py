@@ -1,0 +1,1 @@
+"""The regional tier's HTTP service: wire batches in, receipts out (docs/wire-format.md)."""

@@ -1,0 +1,97 @@
+"""What the service answers: JSON in every case, `{"error", "message"}` when it is no. Pure.
+
+400  a code of FormatError       the bytes are no batch
+401  no_token, unknown_token     403  other_gateway
+408  body_too_slow               411  -                      413  body_too_large
+415  media_type                  409  range_overlap, range_mismatch
+422  every other code of Refused: the database cannot hold what the batch says
+503  busy, database_away, with Retry-After
+"""
+
+from __future__ import annotations
+
+from itertools import groupby, pairwise
+from typing import TYPE_CHECKING, Any
+
+from starlette.responses import JSONResponse
+
+from cloud_sync.database.ledger import RangeConflict
+
+if TYPE_CHECKING:
+    from cloud_sync.database.ledger import AppliedRange, Seen
+    from cloud_sync.errors import DeliveryError
+    from cloud_sync.records import BatchRange, Receipt
+
+
+class Rejection(Exception):  # noqa: N818 - an answer, raised where it is decided
+    """A request that ends here. `error` is the machine-readable code."""
+
+    def __init__(self, status: int, error: str, message: str, *, retry_after_s: int | None = None) -> None:
+        super().__init__(message)
+        self.status = status
+        self.error = error
+        self.retry_after_s = retry_after_s
+
+    def response(self) -> JSONResponse:
+        """The answer. The connection is not used again where a body may be left on it."""
+        headers = {} if self.retry_after_s is None else {"Retry-After": str(self.retry_after_s)}
+        if self.status == 401:  # noqa: PLR2004 - RFC 9110 section 15.5.2
+            headers["WWW-Authenticate"] = "Bearer"
+        return JSONResponse({"error": self.error, "message": str(self)}, self.status, headers)
+
+
+def rejection_of(fault: DeliveryError, retry_after_s: int) -> Rejection:
+    """How a fault of the sink is told to a gateway. The database's refusal of *our* credentials is ours."""
+    if isinstance(fault, RangeConflict):
+        return Rejection(409, fault.reason, str(fault))
+    reason = getattr(fault, "reason", None)
+    if reason is not None:
+        return Rejection(422, reason, str(fault))
+    return Rejection(503, "database_away", str(fault), retry_after_s=retry_after_s)
+
+
+def receipt_answer(applied: BatchRange, receipt: Receipt) -> dict[str, Any]:
+    """A receipt as JSON, the same for a batch applied now and one applied before, but for its status."""
+    return {
+        "status": "duplicate" if receipt.applied_before else "applied",
+        **_range_names(applied),
+        "first_commit": applied.first_commit,
+        "last_commit": applied.last_commit,
+        "rows": receipt.rows,
+        "stored": receipt.stored,
+        "duplicates": receipt.duplicates,
+        "conflicts": receipt.conflicts,
+    }
+
+
+def progress_answer(gateway_id: str, seen: Seen | None, ranges: list[AppliedRange]) -> dict[str, Any]:
+    """What has been applied of a gateway: per epoch and class, ranges, gaps from commit 1 on, and sums."""
+    epochs = []
+    for _, group in groupby(ranges, key=lambda applied: applied.range[:3]):
+        islands = list(group)
+        spans = [(i.range.first_commit, i.range.last_commit) for i in islands]
+        epochs.append(
+            {
+                **_range_names(islands[0].range),
+                "ranges": spans,
+                "gaps": [(a + 1, b - 1) for (_, a), (b, _) in pairwise([(0, 0), *spans]) if a + 1 < b],
+                "rows": sum(i.rows for i in islands),
+                "stored": sum(i.stored for i in islands),
+                "duplicates": sum(i.duplicates for i in islands),
+                "conflicts": sum(i.conflicts for i in islands),
+            }
+        )
+    return {
+        "gateway_id": gateway_id,
+        "first_seen": seen.first.isoformat() if seen else None,
+        "last_seen": seen.last.isoformat() if seen else None,
+        "epochs": epochs,
+    }
+
+
+def _range_names(applied: BatchRange) -> dict[str, Any]:
+    return {
+        "gateway_id": applied.gateway_id,
+        "epoch": str(applied.epoch),
+        "class": applied.record_class.name.lower(),
+    }

@@ -1,0 +1,115 @@
+"""Taking in request bodies: how many at a time, how long each, how many bytes in memory together.
+
+Bodies come over slow links, so many are received at once while few are applied; the bound that matters is the
+bytes they hold. A request over a bound is told to come back rather than kept waiting.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from cloud_sync.ingest.answers import Rejection
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Iterator
+
+
+@dataclass(frozen=True, slots=True)
+class IntakeLimits:
+    """Bounds on requests with a body.
+
+    Attributes:
+        body_bytes: of one body.
+        requests: in progress at a time.
+        buffered_bytes: of all bodies in memory together.
+        idle_s: longest silence within a body.
+        retry_after_s: what a request over a bound is asked to wait.
+    """
+
+    body_bytes: int = 32 << 20
+    requests: int = 64
+    buffered_bytes: int = 256 << 20
+    idle_s: float = 30.0
+    retry_after_s: int = 5
+
+
+class Intake:
+    """Counts what is in progress. Used from one event loop."""
+
+    def __init__(self, limits: IntakeLimits) -> None:
+        self.limits = limits
+        self.requests = 0
+        self.buffered_bytes = 0
+
+    @contextmanager
+    def admitted(self) -> Iterator[Body]:
+        """Admit one request, until its answer is made.
+
+        Raises:
+            Rejection: 503 when too many are in progress.
+        """
+        if self.requests >= self.limits.requests:
+            raise self._busy(f"{self.requests} requests are in progress")
+        self.requests += 1
+        body = Body(self)
+        try:
+            yield body
+        finally:
+            self.requests -= 1
+            self.buffered_bytes -= body.held_bytes
+
+    def _busy(self, message: str) -> Rejection:
+        return Rejection(503, "busy", message, retry_after_s=self.limits.retry_after_s)
+
+    def hold(self, more_bytes: int) -> None:
+        """Account for bytes about to be kept in memory.
+
+        Raises:
+            Rejection: 503 when there is no room for them.
+        """
+        if self.buffered_bytes + more_bytes > self.limits.buffered_bytes:
+            raise self._busy(f"{self.buffered_bytes} bytes of other requests are being worked on")
+        self.buffered_bytes += more_bytes
+
+
+class Body:
+    """The body of one admitted request."""
+
+    def __init__(self, intake: Intake) -> None:
+        self._intake = intake
+        self.held_bytes = 0
+
+    async def read(self, pieces: AsyncIterator[bytes], declared_bytes: int | None) -> bytes:
+        """The whole body.
+
+        Args:
+            pieces: as they arrive.
+            declared_bytes: the Content-Length, None when the body is chunked.
+
+        Raises:
+            Rejection: 413 too long, 408 too slow, 503 no room.
+        """
+        limits = self._intake.limits
+        self._check(declared_bytes or 0)
+        body = bytearray()
+        while True:
+            try:
+                async with asyncio.timeout(limits.idle_s):
+                    piece = await anext(pieces, None)
+            except TimeoutError as fault:
+                message = f"nothing came for {limits.idle_s:g} s after {len(body)} bytes"
+                raise Rejection(408, "body_too_slow", message) from fault
+            if piece is None:
+                return bytes(body)
+            self._check(len(body) + len(piece))
+            self._intake.hold(len(piece))
+            self.held_bytes += len(piece)
+            body += piece
+
+    def _check(self, size: int) -> None:
+        limit = self._intake.limits.body_bytes
+        if size > limit:
+            raise Rejection(413, "body_too_large", f"a body may have {limit} bytes")

@@ -1,0 +1,172 @@
+"""The ingest service as a program: the only place that knows every part of it. Build, run, stop."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import signal
+import socket
+from datetime import timedelta
+from typing import TYPE_CHECKING
+
+import uvicorn
+
+from cloud_sync.database.schema import Policies, SchemaTooNewError
+from cloud_sync.destinations.timescaledb import TimescaleSink
+from cloud_sync.errors import DeliveryError
+from cloud_sync.ingest import settings as settings_of_ingest
+from cloud_sync.ingest.app import IngestApp, create_app
+from cloud_sync.ingest.intake import Intake, IntakeLimits
+from cloud_sync.ingest.metrics import IngestMetrics
+from cloud_sync.ingest.tokens import TokenFile
+from cloud_sync.wire import WireLimits
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from cloud_sync.ingest.settings import Database, IngestSettings, Limits
+
+_log = logging.getLogger(__name__)
+_FIRST_PAUSE_S = 0.5
+_LONGEST_PAUSE_S = 15.0
+
+
+class CannotStartError(Exception):
+    """The service cannot start as it is configured; the message is for a person."""
+
+
+class _Server(uvicorn.Server):
+    """uvicorn without its signal handlers: it would end the process by the signal instead of with 0."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+def build_sink(database: Database, dsn: str) -> TimescaleSink:
+    """The sink of a configuration."""
+    days = (
+        None if d is None else timedelta(days=d)
+        for d in (database.compress_after_days, database.retention_days)
+    )
+    return TimescaleSink(
+        dsn,
+        name="region",
+        pool_size=database.pool_size,
+        statement_timeout_s=database.statement_timeout_s,
+        policies=Policies(timedelta(hours=database.chunk_hours), *days),
+    )
+
+
+async def run(path: Path) -> None:
+    """Serve until SIGTERM or SIGINT, then finish the requests accepted.
+
+    Raises:
+        SettingsFault, TokensFault, CannotStartError: one message each, for a person.
+    """
+    settings = settings_of_ingest.load(path)
+    logging.basicConfig(level=settings.log_level.upper(), format="%(levelname)s %(name)s: %(message)s")
+    tokens = TokenFile(settings.tokens_file)
+    if tokens.refresh() == 0:
+        _log.warning("%s has no token: every batch will be refused", settings.tokens_file)
+    sink = build_sink(settings.database, settings_of_ingest.dsn_of(settings, path))
+    bound = bind(settings.listen.host, settings.listen.port)
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    try:
+        await serve(settings, sink, tokens, bound, stop)
+    finally:
+        await sink.aclose()
+
+
+def bind(host: str, port: int) -> socket.socket:
+    """A listening socket.
+
+    Raises:
+        CannotStartError: the address is in use, or not ours.
+    """
+    try:
+        family, _, _, _, address = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        return socket.create_server(address[:2], family=family, backlog=1024)
+    except OSError as fault:
+        reason = fault.strerror or str(fault)
+        raise CannotStartError(
+            f"cannot listen on {host}:{port} (listen.host, listen.port): {reason}"
+        ) from fault
+
+
+async def serve(
+    settings: IngestSettings,
+    sink: TimescaleSink,
+    tokens: TokenFile,
+    bound: socket.socket,
+    stop: asyncio.Event,
+) -> None:
+    """Serve on a bound socket until `stop` is set. The line it prints when ready names the address."""
+    intake = Intake(_intake_limits(settings.limits))
+    parts = IngestApp(
+        sink, tokens, intake, WireLimits(max_rows=settings.limits.max_rows), IngestMetrics(intake)
+    )
+    config = uvicorn.Config(
+        create_app(parts),
+        log_config=None,
+        access_log=False,
+        lifespan="off",
+        server_header=False,
+        timeout_graceful_shutdown=max(1, int(settings.stop_within_s)),
+    )
+    server = _Server(config)
+    too_new: ExceptionGroup[SchemaTooNewError] | None = None
+    try:
+        async with asyncio.TaskGroup() as tasks:
+            serving = tasks.create_task(server.serve(sockets=[bound]), name="http")
+            preparing = tasks.create_task(keep_preparing(sink), name="prepare-database")
+            stopping = tasks.create_task(_stop(server, stop, bound), name="stop")
+            await serving
+            preparing.cancel()
+            stopping.cancel()
+    except* SchemaTooNewError as faults:
+        too_new = faults
+    if too_new is not None:
+        raise CannotStartError(str(too_new.exceptions[0])) from too_new
+
+
+async def keep_preparing(sink: TimescaleSink) -> None:
+    """Prepare the database, however long it takes to appear: a box may boot before its database does."""
+    pause_s = _FIRST_PAUSE_S
+    while True:
+        try:
+            await sink.prepare()
+        except DeliveryError as fault:
+            _log.warning("the database is not ready, next try in %.1f s: %s", pause_s, fault)
+        else:
+            return
+        await asyncio.sleep(pause_s)
+        pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
+
+
+async def _stop(server: uvicorn.Server, stop: asyncio.Event, bound: socket.socket) -> None:
+    """Say that the service is ready, then pass a stop on to it."""
+    while not server.started:  # noqa: ASYNC110 - uvicorn tells it by an attribute only
+        await asyncio.sleep(0.01)
+    host, port = bound.getsockname()[:2]
+    shown = f"[{host}]" if ":" in host else host
+    print(f"tidegate ingest: listening on http://{shown}:{port}", flush=True)  # noqa: T201 - promised to scripts
+    await stop.wait()
+    server.should_exit = True
+
+
+def _intake_limits(limits: Limits) -> IntakeLimits:
+    return IntakeLimits(
+        body_bytes=limits.max_body_bytes,
+        requests=limits.max_requests,
+        buffered_bytes=limits.max_buffered_bytes,
+        idle_s=limits.body_idle_s,
+        retry_after_s=limits.retry_after_s,
+    )

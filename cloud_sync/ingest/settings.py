@@ -1,0 +1,108 @@
+"""Settings of the ingest service: `config/ingest.toml` shows every key with its default."""
+
+from __future__ import annotations
+
+from pathlib import Path  # noqa: TC003 - pydantic reads the annotations
+from typing import Annotated, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, model_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from cloud_sync import settings_file
+from cloud_sync.settings_file import Fault, SettingsFault
+
+ENV_PREFIX = "TIDEGATE_INGEST_"
+
+Port = Annotated[int, Field(ge=0, le=65535)]
+Positive = Annotated[int, Field(gt=0)]
+Seconds = Annotated[float, Field(gt=0)]
+
+
+class _Table(BaseModel):
+    """A table of the file. Unknown keys are faults."""
+
+    model_config = ConfigDict(extra="forbid")
+
+
+class Listen(_Table):
+    """Where requests are taken."""
+
+    host: str = "127.0.0.1"
+    port: Port = 8420
+
+
+class Database(_Table):
+    """The PostgreSQL or TimescaleDB that batches are applied to."""
+
+    dsn: SecretStr | None = Field(
+        None, description="a PostgreSQL URL, e.g. postgresql://tidegate@db/tidegate"
+    )
+    dsn_file: Path | None = Field(None, description="a file whose first line is the URL")
+    pool_size: Annotated[int, Field(ge=1, le=64)] = 4
+    statement_timeout_s: Seconds = 60
+    chunk_hours: Positive = 24
+    compress_after_days: Positive | None = 7
+    retention_days: Positive | None = None
+
+    @model_validator(mode="after")
+    def _one_dsn(self) -> Self:
+        if (self.dsn is None) == (self.dsn_file is None):
+            raise ValueError("exactly one of dsn and dsn_file is needed")
+        return self
+
+
+class Limits(_Table):
+    """What one request, and all of them together, may cost."""
+
+    max_body_bytes: Positive = 32 << 20
+    max_rows: Positive = 1_000_000
+    max_requests: Positive = 64
+    max_buffered_bytes: Positive = 256 << 20
+    body_idle_s: Seconds = 30
+    retry_after_s: Positive = 5
+
+
+class IngestSettings(BaseSettings):
+    """Everything the ingest service can be told."""
+
+    model_config = SettingsConfigDict(extra="forbid")
+
+    tokens_file: Path = Field(description="the file that `tidegate ingest token add` writes")
+    listen: Listen = Listen()
+    database: Database = Field(description="a [database] table with dsn or dsn_file")
+    limits: Limits = Limits()
+    stop_within_s: Seconds = 25
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+
+
+def load(path: Path) -> IngestSettings:
+    """Settings from a file and the environment; paths in it are relative to the file's own folder.
+
+    Raises:
+        SettingsFault: with every fault.
+    """
+    settings = settings_file.load(IngestSettings, path, ENV_PREFIX)
+    settings.tokens_file = path.parent / settings.tokens_file
+    if settings.database.dsn_file is not None:
+        settings.database.dsn_file = path.parent / settings.database.dsn_file
+    return settings
+
+
+def dsn_of(settings: IngestSettings, path: Path) -> str:
+    """The database URL, read from its file where one is named.
+
+    Raises:
+        SettingsFault: the file cannot be read or is empty.
+    """
+    database = settings.database
+    if database.dsn is not None:
+        return database.dsn.get_secret_value()
+    assert database.dsn_file is not None
+    try:
+        dsn = database.dsn_file.read_text(encoding="utf-8").partition("\n")[0].strip()
+    except (OSError, UnicodeDecodeError) as fault:
+        reason = f"{database.dsn_file} cannot be read: {getattr(fault, 'strerror', fault)}"
+        raise SettingsFault([Fault(str(path), "database.dsn_file", reason, "")]) from fault
+    if not dsn:
+        raise SettingsFault([Fault(str(path), "database.dsn_file", f"{database.dsn_file} is empty", "")])
+    return dsn

@@ -1,0 +1,168 @@
+"""What travels: series, readings in columns, and the batch that carries them.
+
+A `Readings` is a run of readings held as parallel numpy arrays, one per column, all of shape (rows,).
+Its `series` column holds integers; what an integer names is said by whoever holds the columns: in the
+spool it is the spool's own series number, in a `Batch` it is the position in `Batch.series`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from enum import IntEnum, IntFlag
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from uuid import UUID
+
+    from numpy.typing import NDArray
+
+SEQ_ABSENT = -1
+"""The `seq` of a reading whose device sent none. Absent floats are NaN."""
+
+ATTRIBUTE_NAMES = ("location", "manufacturer", "firmware_version", "unit")
+"""The attributes of a series that a payload may carry, in the order of their wire names."""
+
+
+class RecordClass(IntEnum):
+    """Kinds of record, each with its own commit sequence. Lower is delivered earlier."""
+
+    ALERT = 1
+    DECLARATION = 2
+    ROLLUP = 3
+    READING = 4
+
+
+class Flag(IntFlag):
+    """What is remarkable about a reading that is kept; bits of the `flags` column."""
+
+    OUT_OF_RANGE = 1
+    LOW_QUALITY = 2
+    LOW_BATTERY = 4
+    WEAK_SIGNAL = 8
+    TIME_ASSIGNED = 16
+    LATE = 32
+    STUCK = 64
+    SPIKE = 128
+    CLOCK_IN_DOUBT = 256
+    RESTAMPED = 512
+
+
+class Series(NamedTuple):
+    """Identity (sensor_id, sensor_type) with one state of its attributes, sorted by name."""
+
+    sensor_id: str
+    sensor_type: str
+    attributes: tuple[tuple[str, str], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Readings:
+    """Readings as columns. Every array has shape (rows,).
+
+    Attributes:
+        series: int32, what it indexes is the holder's (see the module).
+        time_us: int64, microseconds since 1970 UTC.
+        value: float64, finite.
+        quality: float32, 0-100, NaN when absent.
+        battery_level: float32, percent, NaN when absent.
+        signal_strength: float32, dBm, NaN when absent.
+        seq: int64, the device's own sequence number, `SEQ_ABSENT` when absent.
+        flags: int32, bits of `Flag`.
+    """
+
+    series: NDArray[np.int32]
+    time_us: NDArray[np.int64]
+    value: NDArray[np.float64]
+    quality: NDArray[np.float32]
+    battery_level: NDArray[np.float32]
+    signal_strength: NDArray[np.float32]
+    seq: NDArray[np.int64]
+    flags: NDArray[np.int32]
+
+    @property
+    def rows(self) -> int:
+        """Number of readings."""
+        return len(self.time_us)
+
+    def take(self, index: NDArray[np.intp] | NDArray[np.bool_]) -> Readings:
+        """The readings at `index` (integers or a mask), in that order."""
+        return Readings(*(getattr(self, f.name)[index] for f in fields(self)))
+
+    def in_order(self) -> Readings:
+        """The same readings sorted by series, then time: the canonical order of every encoded run."""
+        return self.take(np.lexsort((self.time_us, self.series)))
+
+    def with_series(self, series: NDArray[np.int32]) -> Readings:
+        """The same readings, their series renumbered."""
+        return Readings(series, *(getattr(self, f.name) for f in fields(self)[1:]))
+
+    @staticmethod
+    def concat(parts: Sequence[Readings]) -> Readings:
+        """All readings of `parts`, one after the other."""
+        if len(parts) == 1:
+            return parts[0]
+        return Readings(*(np.concatenate([getattr(p, f.name) for p in parts]) for f in fields(Readings)))
+
+
+DTYPES: dict[str, np.dtype[np.generic]] = {
+    "series": np.dtype(np.int32),
+    "time_us": np.dtype(np.int64),
+    "value": np.dtype(np.float64),
+    "quality": np.dtype(np.float32),
+    "battery_level": np.dtype(np.float32),
+    "signal_strength": np.dtype(np.float32),
+    "seq": np.dtype(np.int64),
+    "flags": np.dtype(np.int32),
+}
+"""The type of each column of `Readings`, in the order of its fields."""
+
+
+class BatchRange(NamedTuple):
+    """Which commits of which spool a batch carries: its identity everywhere.
+
+    `first_commit` and `last_commit` are inclusive and belong to `record_class`, which counts its own commits.
+    """
+
+    gateway_id: str
+    epoch: UUID
+    record_class: RecordClass
+    first_commit: int
+    last_commit: int
+
+    def __str__(self) -> str:
+        return (
+            f"{self.gateway_id}/{self.epoch.hex[:8]}/{self.record_class.name.lower()} "
+            f"{self.first_commit}..{self.last_commit}"
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """A range with its readings, self-contained: `readings.series` indexes `series`, in canonical order."""
+
+    range: BatchRange
+    series: tuple[Series, ...]
+    readings: Readings
+
+    @property
+    def rows(self) -> int:
+        """Number of readings."""
+        return self.readings.rows
+
+
+@dataclass(frozen=True, slots=True)
+class Receipt:
+    """A destination's word that a range is durable there.
+
+    `stored + duplicates + conflicts == rows` where the destination can tell; a destination that
+    overwrites in place (InfluxDB, files) counts every row as stored.
+    """
+
+    rows: int
+    stored: int
+    duplicates: int = 0
+    conflicts: int = 0
+    applied_before: bool = False

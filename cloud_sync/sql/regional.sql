@@ -1,0 +1,111 @@
+-- Named statements of the regional tier. Each runs on one line of `-- name:`.
+
+-- name: lock_gateway
+SELECT pg_advisory_xact_lock(hashtextextended($1, 7265));
+
+-- name: newest_range_up_to
+-- Ranges do not overlap, so the one that starts last at or before $4 is the only one that can reach into it.
+SELECT first_commit, last_commit, rows, stored, duplicates, conflicts, min_time_us, max_time_us
+FROM ingest_ledger
+WHERE gateway_id = $1 AND epoch = $2 AND class = $3 AND first_commit <= $4
+ORDER BY first_commit DESC
+LIMIT 1;
+
+-- name: enter_range
+WITH seen AS (
+    INSERT INTO gateway (gateway_id) VALUES ($1)
+    ON CONFLICT (gateway_id) DO UPDATE SET last_seen = now()
+)
+INSERT INTO ingest_ledger (gateway_id, epoch, class, first_commit, last_commit, rows, stored, duplicates,
+                           conflicts, min_time_us, max_time_us)
+VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11);
+
+-- name: gateway_seen
+SELECT first_seen, last_seen FROM gateway WHERE gateway_id = $1;
+
+-- name: applied_ranges
+-- Adjacent ranges merged: a new island starts where the one before does not end at first_commit - 1.
+WITH marked AS (
+    SELECT *, first_commit <> lag(last_commit) OVER w + 1 AS starts
+    FROM ingest_ledger
+    WHERE gateway_id = $1 AND ($2::uuid IS NULL OR epoch = $2)
+    WINDOW w AS (PARTITION BY epoch, class ORDER BY first_commit)
+), islands AS (
+    SELECT *, count(*) FILTER (WHERE starts) OVER (PARTITION BY epoch, class ORDER BY first_commit) AS island
+    FROM marked
+)
+SELECT epoch, class, min(first_commit) AS first_commit, max(last_commit) AS last_commit,
+       sum(rows)::int8 AS rows, sum(stored)::int8 AS stored, sum(duplicates)::int8 AS duplicates,
+       sum(conflicts)::int8 AS conflicts
+FROM islands
+GROUP BY epoch, class, island
+ORDER BY epoch, class, first_commit;
+
+-- name: add_sensors
+INSERT INTO sensor (sensor_id)
+SELECT DISTINCT n.sensor_id
+FROM unnest($1::text[]) AS n (sensor_id)
+WHERE NOT EXISTS (SELECT FROM sensor d WHERE d.sensor_id = n.sensor_id)
+ORDER BY n.sensor_id
+ON CONFLICT (sensor_id) DO NOTHING;
+
+-- name: add_series
+INSERT INTO series (sensor_no, sensor_type)
+SELECT DISTINCT d.sensor_no, n.sensor_type
+FROM unnest($1::text[], $2::text[]) AS n (sensor_id, sensor_type)
+JOIN sensor d USING (sensor_id)
+WHERE NOT EXISTS (SELECT FROM series s WHERE s.sensor_no = d.sensor_no AND s.sensor_type = n.sensor_type)
+ORDER BY d.sensor_no, n.sensor_type
+ON CONFLICT (sensor_no, sensor_type) DO NOTHING;
+
+-- name: find_series
+SELECT d.sensor_id, s.sensor_type, s.series_no, s.sensor_no
+FROM unnest($1::text[], $2::text[]) AS n (sensor_id, sensor_type)
+JOIN sensor d USING (sensor_id)
+JOIN series s ON s.sensor_no = d.sensor_no AND s.sensor_type = n.sensor_type;
+
+-- name: update_sensors
+UPDATE sensor d
+SET location = coalesce(n.location, d.location),
+    manufacturer = coalesce(n.manufacturer, d.manufacturer),
+    firmware_version = coalesce(n.firmware_version, d.firmware_version),
+    boot_id = coalesce(n.boot_id, d.boot_id),
+    attributes_at_us = n.at_us
+FROM unnest($1::int4[], $2::int8[], $3::text[], $4::text[], $5::text[], $6::text[])
+     AS n (sensor_no, at_us, location, manufacturer, firmware_version, boot_id)
+WHERE d.sensor_no = n.sensor_no AND d.attributes_at_us < n.at_us;
+
+-- name: update_series
+UPDATE series s
+SET unit = n.unit, attributes_at_us = n.at_us
+FROM unnest($1::int4[], $2::int8[], $3::text[]) AS n (series_no, at_us, unit)
+WHERE s.series_no = n.series_no AND s.attributes_at_us < n.at_us;
+
+-- name: make_staging
+CREATE TEMPORARY TABLE reading_staging (
+    series_no int4, time timestamptz, value float8, quality float4, battery_level float4,
+    signal_strength float4, seq int8, flags int4, ordinal int4
+) ON COMMIT DROP;
+
+-- name: insert_staged
+INSERT INTO reading (series_no, time, value, quality, battery_level, signal_strength, seq, flags)
+SELECT DISTINCT ON (series_no, time)
+       series_no, time, value, quality, battery_level, signal_strength, seq, flags
+FROM reading_staging
+ORDER BY series_no, time, ordinal
+ON CONFLICT DO NOTHING;
+
+-- name: note_conflicts
+-- The bounds of time let TimescaleDB leave out the chunks that cannot hold a match.
+INSERT INTO reading_conflict (series_no, time, value, stored_value, quality, battery_level, signal_strength,
+                              seq, flags, gateway_id, epoch, first_commit)
+SELECT g.series_no, g.time, g.value, r.value, g.quality, g.battery_level, g.signal_strength,
+       g.seq, g.flags, $1, $2, $3
+FROM reading_staging g
+JOIN reading r ON r.series_no = g.series_no AND r.time = g.time
+WHERE r.value <> g.value
+  AND r.time >= (SELECT min(time) FROM reading_staging)
+  AND r.time <= (SELECT max(time) FROM reading_staging);
+
+-- name: drop_staging
+DROP TABLE reading_staging;

@@ -1,0 +1,145 @@
+"""The wire batch: a self-contained `Batch` as bytes, and back. Pure. Specified in docs/wire-format.md.
+
+Form (little-endian):
+
+    offset  size
+    0       4     magic "TGWB"
+    4       1     version, 1
+    5       3     zero
+    8       4     header bytes h, u32
+    12      4     block bytes b, u32
+    16      h     header: zstd frame of a msgpack map
+    16+h    b     column block (see columns.py); its series column indexes the header's series
+    end-4   4     CRC-32 of everything before it
+
+The header's keys: gateway_id str, epoch 16 bytes, class int, first int, last int, rows int,
+series list of [sensor_id, sensor_type, {attribute: text}]. Unknown keys are skipped.
+"""
+
+from __future__ import annotations
+
+import struct
+import zlib
+from dataclasses import dataclass
+from uuid import UUID
+
+import msgspec
+import zstandard
+
+from cloud_sync import columns
+from cloud_sync.errors import FormatError
+from cloud_sync.records import Batch, BatchRange, RecordClass, Series
+
+VERSION = 1
+MAGIC = b"TGWB"
+MEDIA_TYPE = "application/vnd.tidegate.batch"
+
+_HEAD = struct.Struct("<4sB3xII")
+_CRC = struct.Struct("<I")
+_HEADER_LEVEL = 9
+_NAME_MAX_BYTES = 1024
+
+
+@dataclass(frozen=True, slots=True)
+class WireLimits:
+    """What a receiver takes. Checked before memory is spent."""
+
+    max_rows: int = 1_000_000
+    max_header_bytes: int = 16 << 20
+
+
+class _Header(msgspec.Struct):
+    gateway_id: str
+    epoch: bytes
+    record_class: int = msgspec.field(name="class")
+    first: int = 0
+    last: int = 0
+    rows: int = 0
+    series: list[tuple[str, str, dict[str, str]]] = []
+
+
+_header_encoder = msgspec.msgpack.Encoder()
+_header_decoder = msgspec.msgpack.Decoder(_Header)
+
+
+def encode(batch: Batch) -> bytes:
+    """Encode a batch of at least one reading, in canonical order."""
+    header = _Header(
+        gateway_id=batch.range.gateway_id,
+        epoch=batch.range.epoch.bytes,
+        record_class=batch.range.record_class,
+        first=batch.range.first_commit,
+        last=batch.range.last_commit,
+        rows=batch.rows,
+        series=[(s.sensor_id, s.sensor_type, dict(s.attributes)) for s in batch.series],
+    )
+    packed = zstandard.compress(_header_encoder.encode(header), _HEADER_LEVEL)
+    block = columns.encode(batch.readings)
+    body = b"".join((_HEAD.pack(MAGIC, VERSION, len(packed), len(block)), packed, block))
+    return body + _CRC.pack(zlib.crc32(body))
+
+
+def decode(data: bytes, limits: WireLimits = WireLimits()) -> Batch:
+    """Decode a wire batch, bounded by `limits`, whatever the bytes claim.
+
+    Raises:
+        FormatError: with the reason; never anything else, whatever the bytes.
+    """
+    view = memoryview(data)
+    if len(view) < _HEAD.size + _CRC.size:
+        raise FormatError("truncated", f"a batch of {len(view)} bytes is too short")
+    magic, version, header_bytes, block_bytes = _HEAD.unpack_from(view)
+    if magic != MAGIC:
+        raise FormatError("bad_magic", "not a wire batch")
+    if version != VERSION:
+        raise FormatError(
+            "unsupported_version", f"wire batch version {version}; this release reads {VERSION}"
+        )
+    if _HEAD.size + header_bytes + block_bytes + _CRC.size != len(view):
+        raise FormatError("truncated", "the batch is not as long as its head says")
+    if zlib.crc32(view[: -_CRC.size]) != _CRC.unpack_from(view, len(view) - _CRC.size)[0]:
+        raise FormatError("bad_checksum", "the batch's checksum does not match its bytes")
+    header = _decode_header(view[_HEAD.size : _HEAD.size + header_bytes], limits.max_header_bytes)
+    readings = columns.decode(view[_HEAD.size + header_bytes : -_CRC.size], max_rows=limits.max_rows)
+    if readings.rows != header.rows:
+        raise FormatError(
+            "malformed", f"the header says {header.rows} rows, the columns hold {readings.rows}"
+        )
+    if int(readings.series.min()) < 0 or int(readings.series.max()) >= len(header.series):
+        raise FormatError("malformed", "a reading names a series that the header does not")
+    return Batch(_range(header), tuple(_series(*entry) for entry in header.series), readings)
+
+
+def _decode_header(packed: memoryview, max_bytes: int) -> _Header:
+    try:
+        size = zstandard.frame_content_size(packed)
+        if not 0 <= size <= max_bytes:
+            raise FormatError("too_large", f"a header of {size} bytes; at most {max_bytes} are taken")
+        raw = zstandard.ZstdDecompressor().decompress(packed, max_output_size=max_bytes)
+        return _header_decoder.decode(raw)
+    except zstandard.ZstdError as fault:
+        raise FormatError("malformed", f"the header cannot be decompressed: {fault}") from fault
+    except (msgspec.DecodeError, RecursionError) as fault:
+        raise FormatError("malformed", f"the header cannot be read: {fault}") from fault
+
+
+def _range(header: _Header) -> BatchRange:
+    try:
+        epoch = UUID(bytes=header.epoch)
+        record_class = RecordClass(header.record_class)
+    except ValueError as fault:
+        raise FormatError("malformed", f"the header names no batch: {fault}") from fault
+    if not 0 < header.first <= header.last < 1 << 62:
+        raise FormatError("malformed", f"{header.first}..{header.last} is no range of commits")
+    if not 0 < len(header.gateway_id.encode()) <= _NAME_MAX_BYTES:
+        raise FormatError("malformed", "gateway_id is empty or too long")
+    return BatchRange(header.gateway_id, epoch, record_class, header.first, header.last)
+
+
+def _series(sensor_id: str, sensor_type: str, attributes: dict[str, str]) -> Series:
+    for text in (sensor_id, sensor_type, *attributes, *attributes.values()):
+        if len(text) > _NAME_MAX_BYTES or "\0" in text:
+            raise FormatError("malformed", "a series name or attribute is too long or holds a NUL")
+    if not sensor_id or not sensor_type:
+        raise FormatError("malformed", "a series without sensor_id or sensor_type")
+    return Series(sensor_id, sensor_type, tuple(sorted(attributes.items())))

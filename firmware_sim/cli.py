@@ -1,0 +1,25 @@
+"""`tidegate sim`: run a fleet, verify what was stored, replay recordings."""
+
+from __future__ import annotations
+
+import typer
+
+from firmware_sim.commands.replay import replay
+from firmware_sim.commands.run import run
+from firmware_sim.commands.verify import verify
+
+app = typer.Typer(
+    name="sim",
+    help="Simulated devices, a record of the truth, and its comparison with what was stored.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+app.command()(run)
+app.command()(verify)
+app.command()(replay)
+
+
+def main() -> None:
+    """Run the command line on its own."""
+    app(prog_name="python -m firmware_sim")

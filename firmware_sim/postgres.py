@@ -1,0 +1,193 @@
+"""Stored rows from PostgreSQL or TimescaleDB, as `verify.Stored`.
+
+One COPY in binary form of fixed-width columns: texts are turned into numbers by the database, by joining the
+truth's own series, so that the answer is one array of records (see `_wire_dtype`) however many rows it has.
+The database is only read.
+"""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Any
+
+import asyncpg
+import numpy as np
+
+from firmware_sim.errors import SimError
+from firmware_sim.truth import ATTRIBUTES
+from firmware_sim.verify import NUMBERS, STORED, Stored
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from numpy.typing import NDArray
+
+    from firmware_sim.truth import Truth
+
+_REQUIRED = ("time", "sensor_id", "sensor_type", "value")
+_POSTGRES_EPOCH_US = 946_684_800_000_000  # 2000-01-01
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_COPY_HEAD = b"PGCOPY\n\xff\r\n\x00"
+_COPY_HEAD_BYTES = 19
+_ABSENT = {"seq": "-1"}
+_CONNECT_TIMEOUT_S = 10.0
+_SQL_TYPES = {
+    "value": ("float8", ">f8"),
+    "quality": ("float4", ">f4"),
+    "battery_level": ("float4", ">f4"),
+    "signal_strength": ("float4", ">f4"),
+    "seq": ("int8", ">i8"),
+}
+
+
+async def fetch(dsn: str, table: str, truth: Truth, *, on_rows: Callable[[int], None]) -> Stored:
+    """Read every row of the truth's series within its time range.
+
+    Args:
+        dsn: of the database.
+        table: table or view with at least time, sensor_id, sensor_type and value.
+        truth: names the series and the time range.
+        on_rows: called with the number of rows read so far.
+
+    Raises:
+        SimError: the database cannot be reached or does not have that table.
+    """
+    try:
+        connection = await asyncpg.connect(dsn, timeout=_CONNECT_TIMEOUT_S)
+    except (OSError, TimeoutError, ValueError, asyncpg.PostgresError, asyncpg.InterfaceError) as fault:
+        raise SimError(f"--postgres: cannot connect: {str(fault) or type(fault).__name__}") from fault
+    try:
+        return await _fetch(connection, table, truth, on_rows)
+    except asyncpg.PostgresError as fault:
+        raise SimError(f"--postgres: {table}: {fault}") from fault
+    finally:
+        await connection.close()
+
+
+async def _fetch(connection: Any, table: str, truth: Truth, on_rows: Callable[[int], None]) -> Stored:
+    relation = ".".join(f'"{part}"' for part in table.replace('"', "").split("."))
+    shape = await connection.prepare(f"SELECT * FROM {relation} LIMIT 0")  # noqa: S608 - quoted; values are arguments
+    columns = {attribute.name for attribute in shape.get_attributes()}
+    missing = [name for name in _REQUIRED if name not in columns]
+    if missing:
+        raise SimError(f"--table {table}: has no column {', '.join(missing)}")
+    compared = tuple(name for name in NUMBERS if name in columns)
+    attributes = ATTRIBUTES if columns.issuperset(ATTRIBUTES) else ()
+    notes = [f"{table} has no {name}: it is not compared" for name in NUMBERS if name not in columns]
+    if not attributes:
+        notes.append(f"{table} does not have all of {', '.join(ATTRIBUTES)}: attributes are not compared")
+    if not truth.rows:
+        return Stored(np.empty(0, STORED), notes=notes)
+    arguments = _arguments(truth, attributes)
+    parts: list[NDArray[Any]] = []
+    reader = _CopyReader(_wire_dtype(compared))
+    total = 0
+
+    async def take(chunk: bytes) -> None:
+        nonlocal total
+        rows = reader.feed(chunk)
+        if len(rows):
+            parts.append(_as_stored(rows, compared))
+            total += len(rows)
+            on_rows(total)
+
+    await connection.copy_from_query(
+        _query(relation, compared, attributes), *arguments, output=take, format="binary"
+    )
+    rows = np.concatenate(parts) if parts else np.empty(0, STORED)
+    ours = rows[rows["series"] >= 0]
+    return Stored(
+        ours, foreign=len(rows) - len(ours), compared=compared, attributes=bool(attributes), notes=notes
+    )
+
+
+def _query(relation: str, compared: tuple[str, ...], attributes: tuple[str, ...]) -> str:
+    """One row per stored row. $1-$3: series; $4 and on: states; the last two: the time range."""
+    numbers = ""
+    for name in compared:
+        kind = _SQL_TYPES[name][0]
+        numbers += f", coalesce(d.{name}::{kind}, '{_ABSENT.get(name, 'NaN')}'::{kind})"
+    names = ["series", "state", *(f"a_{name}" for name in attributes)]
+    kinds = ["int4", "int4", *("text" for _ in attributes)]
+    arrays = ", ".join(f"${n}::{kind}[]" for n, kind in enumerate(kinds, 4))
+    match = " AND ".join(
+        ["k.series = s.series", *(f"k.a_{n} = coalesce(d.{n}::text, '')" for n in attributes)]
+    )
+    end = 4 + len(kinds)
+    return f"""
+        WITH s AS MATERIALIZED (
+            SELECT * FROM unnest($1::int4[], $2::text[], $3::text[]) AS u (series, sensor_id, sensor_type)
+        ), k AS MATERIALIZED (
+            SELECT * FROM unnest({arrays}) AS u ({", ".join(names)})
+        )
+        SELECT coalesce(s.series, -1)::int4, coalesce(k.state, -1)::int4, d.time{numbers}
+        FROM {relation} d
+        LEFT JOIN s ON s.sensor_id = d.sensor_id::text AND s.sensor_type = d.sensor_type::text
+        LEFT JOIN k ON {match}
+        WHERE d.time >= ${end}::timestamptz AND d.time <= ${end + 1}::timestamptz"""  # noqa: S608 - as above
+
+
+def _arguments(truth: Truth, attributes: tuple[str, ...]) -> list[Any]:
+    """The query's arguments. Without attributes each series has one state, its first."""
+    states: dict[tuple[int, tuple[str, ...]], int] = {}
+    for number, state in enumerate(truth.states):
+        key = (
+            int(truth.state_series[number]),
+            tuple(value or "" for value in state.attributes[: len(attributes)]),
+        )
+        states.setdefault(key, number)
+    times = truth.produced["time_us"]
+    return [
+        list(range(len(truth.names))),
+        [sensor_id for sensor_id, _ in truth.names],
+        [sensor_type for _, sensor_type in truth.names],
+        [series for series, _ in states],
+        list(states.values()),
+        *([values[i] for _, values in states] for i in range(len(attributes))),
+        *(_EPOCH + timedelta(microseconds=int(t)) for t in (times.min(), times.max())),
+    ]
+
+
+def _wire_dtype(compared: tuple[str, ...]) -> np.dtype[Any]:
+    """A row of the binary COPY: field count, then each field's length and value, all of fixed width."""
+    kinds = [
+        ("series", ">i4"),
+        ("state", ">i4"),
+        ("time_us", ">i8"),
+        *((n, _SQL_TYPES[n][1]) for n in compared),
+    ]
+    layout = [("fields", ">i2")]
+    for name, kind in kinds:
+        layout += [(f"{name}_bytes", ">i4"), (name, kind)]
+    return np.dtype(layout)
+
+
+def _as_stored(rows: NDArray[Any], compared: tuple[str, ...]) -> NDArray[Any]:
+    stored = np.zeros(len(rows), STORED)
+    for name in ("series", "state", *compared):
+        stored[name] = rows[name]
+    stored["time_us"] = rows["time_us"].astype(np.int64) + _POSTGRES_EPOCH_US
+    return stored
+
+
+class _CopyReader:
+    """Turns the chunks of a binary COPY into records, whatever the chunks' borders."""
+
+    def __init__(self, dtype: np.dtype[Any]) -> None:
+        self._dtype = dtype
+        self._pending = bytearray()
+        self._head_seen = False
+
+    def feed(self, chunk: bytes) -> NDArray[Any]:
+        """The whole records that have arrived; the trailer (field count -1) is left over at the end."""
+        self._pending += chunk
+        if not self._head_seen:
+            if len(self._pending) < _COPY_HEAD_BYTES:
+                return np.empty(0, self._dtype)
+            assert self._pending.startswith(_COPY_HEAD)
+            del self._pending[:_COPY_HEAD_BYTES]
+            self._head_seen = True
+        whole = len(self._pending) // self._dtype.itemsize
+        records = np.frombuffer(bytes(self._pending[: whole * self._dtype.itemsize]), self._dtype)
+        del self._pending[: whole * self._dtype.itemsize]
+        return records

@@ -1,0 +1,253 @@
+"""Recorded readings sent as if devices sent them now: one connection, paced or as fast as it goes.
+
+Readings of one series keep their order. Each is in the truth record before it is sent. Memory is bounded:
+reading the files waits while `MAX_OUTSTANDING` publishes are unacknowledged.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import random
+import time
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from firmware_sim.device import Device, Publish, Radio
+from firmware_sim.errors import SimError
+from firmware_sim.recordings import Recorded, Tally, read_recording
+from firmware_sim.truth import ATTRIBUTES, SEQ_ABSENT
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+    from pathlib import Path
+
+    from firmware_sim.mapping import Mapping
+    from firmware_sim.truth import State, TruthWriter
+
+MAX_OUTSTANDING = 2_000
+_OFFER_AT_ONCE = 64
+_POLL_S = 0.02
+_LOOK_AROUND_S = 0.5
+_HURRY_S = 2.0
+_WORTH_WAITING_S = 0.05
+_SHOW_EVERY_S = 1.0
+_encoder = msgspec.json.Encoder()
+
+
+@dataclass(frozen=True, slots=True)
+class Pace:
+    """How fast, and when.
+
+    Attributes:
+        speed: seconds of the recording per second; infinity is as fast as it goes.
+        shift_us: added to every time.
+    """
+
+    speed: float
+    shift_us: int = 0
+
+
+def encode_recorded(readings: Sequence[Recorded], shift_us: int) -> bytes:
+    """The payload of readings of one series: an object for one, an array for several."""
+    objects = []
+    for reading in readings:
+        sample: dict[str, object] = {"value": reading.value, "ts": reading.time_us + shift_us}
+        for name in ("quality", "battery_level", "signal_strength"):
+            number = getattr(reading, name)
+            if not math.isnan(number):
+                sample[name] = number
+        if reading.seq != SEQ_ABSENT:
+            sample["seq"] = reading.seq
+        sample.update(
+            (name, text)
+            for name, text in zip(ATTRIBUTES, reading.state.attributes, strict=True)
+            if text is not None
+        )
+        objects.append(sample)
+    return _encoder.encode(objects[0] if len(objects) == 1 else objects)
+
+
+def find_shift_us(recordings: Sequence[tuple[Path, Mapping]], *, now_us: int, speed: float) -> int:
+    """What to add so that a recording ends now, or at speed 1 begins now. Reads the files once.
+
+    Raises:
+        SimError: nothing in them can be read.
+    """
+    lowest, highest = None, None
+    for path, mapping in recordings:
+        for reading in read_recording(path, mapping, Tally()):
+            lowest = reading.time_us if lowest is None else min(lowest, reading.time_us)
+            highest = reading.time_us if highest is None else max(highest, reading.time_us)
+    if lowest is None or highest is None:
+        raise SimError(
+            f"{', '.join(str(path) for path, _ in recordings)}: no reading in there; try --dry-run"
+        )
+    return now_us - (lowest if speed == 1 else highest)
+
+
+@dataclass(slots=True)
+class Replay:
+    """One replay of some recordings.
+
+    Attributes:
+        recordings: files and what their columns mean.
+        truth: where everything is recorded.
+        radio: how it talks; its counters are the replay's.
+        device_id: MQTT client identifier.
+    """
+
+    recordings: Sequence[tuple[Path, Mapping]]
+    truth: TruthWriter
+    radio: Radio
+    device_id: str
+    pace: Pace
+    readings_per_publish: int
+    tally: Tally = field(default_factory=Tally)
+    _device: Device = field(init=False)
+    _gathering: dict[State, list[Recorded]] = field(default_factory=dict)
+    _offers: list[Publish] = field(default_factory=list)
+    _news: asyncio.Event = field(default_factory=asyncio.Event)
+    _started_s: float = field(default_factory=time.monotonic)
+
+    def __post_init__(self) -> None:
+        self._device = Device(self.device_id, self.radio, self._settled, random.Random(self.device_id))
+
+    def progress(self) -> dict[str, object]:
+        """Counters as the display shows them."""
+        return {
+            **asdict(self.radio.counters),
+            "rows": self.tally.rows,
+            "skipped": self.tally.skipped,
+            "devices": 1,
+            "outstanding_publishes": self._device.outstanding,
+            "elapsed_s": round(time.monotonic() - self._started_s, 1),
+        }
+
+    async def run(
+        self,
+        stop: asyncio.Event,
+        *,
+        connect_timeout_s: float,
+        drain_timeout_s: float,
+        show: Callable[[dict[str, object]], None],
+    ) -> None:
+        """Send everything, or until `stop`; then wait for acknowledgements.
+
+        Raises:
+            SimError: nothing was reachable within `connect_timeout_s`.
+        """
+        async with asyncio.TaskGroup() as group:
+            radio = group.create_task(self._device.run(), name="replay connection")
+            shower = group.create_task(self._show(show), name="progress")
+            reached = await self._reached(connect_timeout_s, stop)
+            if reached:
+                await self._send(stop)
+                await self._drain(stop, drain_timeout_s)
+            for task in (radio, shower):
+                task.cancel()
+        self.truth.flush()
+        self.truth.progress(self.progress())
+        if not reached and not stop.is_set():
+            why = self.radio.counters.last_fault or "no answer"
+            raise SimError(f"{self.radio.broker}: not reachable within {connect_timeout_s:g} s: {why}")
+
+    async def _reached(self, timeout_s: float, stop: asyncio.Event) -> bool:
+        deadline_s = time.monotonic() + timeout_s
+        while not self.radio.counters.devices_connected:
+            if stop.is_set() or time.monotonic() >= deadline_s:
+                return False
+            await asyncio.sleep(_POLL_S)
+        return True
+
+    async def _send(self, stop: asyncio.Event) -> None:
+        begin_s, first_us = time.monotonic(), None
+        for reading in self._readings():
+            if stop.is_set():
+                break
+            if first_us is None:
+                first_us = reading.time_us
+            ahead_s = (reading.time_us - first_us) / 1e6 / self.pace.speed - (time.monotonic() - begin_s)
+            if ahead_s > _WORTH_WAITING_S:
+                self._publish_gathered()
+                await self._offer(stop)
+                await _sleep_or_stop(ahead_s, stop)
+            self._gather(reading)
+            if len(self._offers) >= _OFFER_AT_ONCE:
+                await self._offer(stop)
+        if not stop.is_set():
+            self._publish_gathered()
+            await self._offer(stop)
+
+    def _readings(self) -> Iterator[Recorded]:
+        for path, mapping in self.recordings:
+            yield from read_recording(path, mapping, self.tally)
+
+    def _gather(self, reading: Recorded) -> None:
+        gathered = self._gathering.setdefault(reading.state, [])
+        gathered.append(reading)
+        if len(gathered) >= self.readings_per_publish:
+            self._publish(self._gathering.pop(reading.state))
+
+    def _publish_gathered(self) -> None:
+        for gathered in self._gathering.values():
+            self._publish(gathered)
+        self._gathering.clear()
+
+    def _publish(self, readings: list[Recorded]) -> None:
+        sensor_id, sensor_type, _ = readings[0].state
+        state = self.truth.state(readings[0].state)
+        shift_us = self.pace.shift_us
+        first_row = self.truth.rows
+        for r in readings:
+            self.truth.produce(
+                state, r.time_us + shift_us, r.value, r.quality, r.battery_level, r.signal_strength, r.seq
+            )
+        self.radio.counters.produced += len(readings)
+        payload = encode_recorded(readings, shift_us)
+        self._offers.append(Publish(f"sensors/{sensor_id}/{sensor_type}", payload, first_row, len(readings)))
+
+    async def _offer(self, stop: asyncio.Event) -> None:
+        self.truth.flush()
+        for publish in self._offers:
+            self._device.offer(publish)
+        self._offers.clear()
+        await asyncio.sleep(0)
+        while self._device.outstanding >= MAX_OUTSTANDING and not stop.is_set():
+            await self._news_within(_LOOK_AROUND_S)
+
+    async def _drain(self, stop: asyncio.Event, timeout_s: float) -> None:
+        """Wait until nothing is outstanding; give up after `timeout_s` without an acknowledgement."""
+        since_s = time.monotonic()
+        while self._device.outstanding and time.monotonic() - since_s < timeout_s:
+            if await self._news_within(_LOOK_AROUND_S):
+                since_s = time.monotonic()
+            if stop.is_set():
+                timeout_s = min(timeout_s, _HURRY_S)
+
+    async def _news_within(self, seconds: float) -> bool:
+        """Wait for the next acknowledgement; whether one came in time."""
+        self._news.clear()
+        try:
+            await asyncio.wait_for(self._news.wait(), seconds)
+        except TimeoutError:
+            return False
+        return True
+
+    async def _show(self, show: Callable[[dict[str, object]], None]) -> None:
+        while True:
+            self.truth.progress(self.progress())
+            show(self.progress())
+            await asyncio.sleep(_SHOW_EVERY_S)
+
+    def _settled(self, publish: Publish, reason_code: int) -> None:
+        self.truth.settle(publish.first_row, publish.rows, reason_code, time.time_ns() // 1000)
+        self._news.set()
+
+
+async def _sleep_or_stop(seconds: float, stop: asyncio.Event) -> None:
+    waiting = asyncio.create_task(stop.wait())
+    await asyncio.wait({waiting}, timeout=seconds)
+    waiting.cancel()

@@ -1,0 +1,266 @@
+"""The record of the truth: what was produced, and what was acknowledged of it.
+
+Form on disk, in one folder, three append-only files for each run:
+
+    RUN.series.jsonl    line 1: {"form": 1, "run": RUN, ...whatever describes the run}
+                        then one line per series state, numbered from 0 in order:
+                        {"sensor_id": S, "sensor_type": T, "attributes": {"unit": U, ...}}
+    RUN.produced.bin    one record of 40 bytes per reading, little-endian, numbered from 0 in order:
+                        series state i32, time in us since 1970 i64, value f64, quality f32,
+                        battery level f32, signal strength f32, seq i64   (NaN and -1: absent)
+    RUN.acks.bin        one record of 24 bytes per acknowledged publish:
+                        first reading u64, readings u32, reason code u32 (>= 128: refused), when i64
+
+A reading is in the record before it is sent, so nothing stored can be missing from it. Acknowledgements
+are written at each flush: a simulator killed in between knows of too few acknowledgements, never of too many.
+A torn last line or record is ignored by the reader. `progress.json` beside them is rewritten whole.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import struct
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
+
+import numpy as np
+
+from firmware_sim.errors import SimError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+    from typing import Self
+
+    from numpy.typing import NDArray
+
+FORM = 1
+SEQ_ABSENT = -1
+ATTRIBUTES = ("unit", "location", "manufacturer", "firmware_version")
+REFUSED = 128
+
+PRODUCED = np.dtype(
+    [
+        ("state", "<i4"),
+        ("time_us", "<i8"),
+        ("value", "<f8"),
+        ("quality", "<f4"),
+        ("battery_level", "<f4"),
+        ("signal_strength", "<f4"),
+        ("seq", "<i8"),
+    ]
+)
+ACKS = np.dtype([("first_row", "<u8"), ("rows", "<u4"), ("reason_code", "<u4"), ("at_us", "<i8")])
+_PRODUCED = struct.Struct("<iqdfffq")
+_ACK = struct.Struct("<QIIq")
+
+
+class State(NamedTuple):
+    """A series with one state of its attributes, in the order of `ATTRIBUTES`; None is absent."""
+
+    sensor_id: str
+    sensor_type: str
+    attributes: tuple[str | None, ...] = (None,) * len(ATTRIBUTES)
+
+
+class TruthWriter:
+    """Appends one run to a folder. Use as a context manager; `flush` before sending what was recorded."""
+
+    def __init__(self, folder: Path, run: str, about: Mapping[str, Any]) -> None:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            self._series = (folder / f"{run}.series.jsonl").open("xb", buffering=0)
+            self._produced = (folder / f"{run}.produced.bin").open("xb", buffering=0)
+            self._acks = (folder / f"{run}.acks.bin").open("xb", buffering=0)
+        except OSError as fault:
+            raise SimError(f"--truth {folder}: cannot record there: {fault}") from fault
+        self.folder = folder
+        self._states: dict[State, int] = {}
+        self._rows = 0
+        self._pending_produced = bytearray()
+        self._pending_acks = bytearray()
+        self._write(self._series, json.dumps({"form": FORM, "run": run, **about}).encode() + b"\n")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    @property
+    def rows(self) -> int:
+        """Readings recorded so far: the number the next one gets."""
+        return self._rows
+
+    def state(self, state: State) -> int:
+        """The number of a series state, written down when it is new."""
+        number = self._states.get(state)
+        if number is None:
+            number = self._states[state] = len(self._states)
+            named = {n: v for n, v in zip(ATTRIBUTES, state.attributes, strict=True) if v is not None}
+            line = {"sensor_id": state.sensor_id, "sensor_type": state.sensor_type, "attributes": named}
+            self._write(self._series, json.dumps(line).encode() + b"\n")
+        return number
+
+    def produce(  # noqa: PLR0917 - a record's fields in their order, on the hot path
+        self,
+        state: int,
+        time_us: int,
+        value: float,
+        quality: float,
+        battery_level: float,
+        signal_strength: float,
+        seq: int,
+    ) -> int:
+        """Record one reading, not yet on disk; its number."""
+        self._pending_produced += _PRODUCED.pack(
+            state, time_us, value, quality, battery_level, signal_strength, seq
+        )
+        self._rows += 1
+        return self._rows - 1
+
+    def settle(self, first_row: int, rows: int, reason_code: int, at_us: int) -> None:
+        """Record the acknowledgement of one publish, not yet on disk."""
+        self._pending_acks += _ACK.pack(first_row, rows, reason_code, at_us)
+
+    def flush(self) -> None:
+        """Hand everything recorded to the operating system: from here on a SIGKILL loses nothing of it."""
+        for file, pending in ((self._produced, self._pending_produced), (self._acks, self._pending_acks)):
+            if pending:
+                self._write(file, bytes(pending))
+                pending.clear()
+
+    def progress(self, counters: Mapping[str, Any]) -> None:
+        """Rewrite progress.json in one step, so that a reader never sees half of it."""
+        beside = self.folder / f".progress.{os.getpid()}"
+        beside.write_text(json.dumps(counters) + "\n")
+        beside.replace(self.folder / "progress.json")
+
+    def close(self) -> None:
+        """Flush, fsync and close."""
+        self.flush()
+        for file in (self._series, self._produced, self._acks):
+            os.fsync(file.fileno())
+            file.close()
+
+    @staticmethod
+    def _write(file: BinaryIO | Any, data: bytes) -> None:
+        rest = memoryview(data)
+        while rest:
+            rest = rest[file.write(rest) :]
+
+
+@dataclass(frozen=True, slots=True)
+class Truth:
+    """Everything the runs of a folder produced. Arrays have shape (readings,), in order of production.
+
+    Attributes:
+        names: (sensor_id, sensor_type) of each series.
+        states: the series states; several may belong to one series.
+        state_series: int32, shape (states,), the series of each state.
+        produced: `PRODUCED` records; `state` indexes `states`.
+        acknowledged: bool, an acknowledgement with success came.
+        refused: bool, an acknowledgement with a failure came.
+    """
+
+    names: tuple[tuple[str, str], ...]
+    states: tuple[State, ...]
+    state_series: NDArray[np.int32]
+    produced: NDArray[Any]
+    acknowledged: NDArray[np.bool_]
+    refused: NDArray[np.bool_]
+
+    @property
+    def rows(self) -> int:
+        """Number of readings produced."""
+        return len(self.produced)
+
+    @property
+    def series(self) -> NDArray[np.int32]:
+        """int32, shape (readings,): the series of each reading, indexing `names`."""
+        series: NDArray[np.int32] = self.state_series[self.produced["state"]]
+        return series
+
+
+def load(folder: Path) -> Truth:
+    """Read all runs in a folder, oldest first.
+
+    Raises:
+        SimError: there is no run, or one is in a form this release does not know.
+    """
+    runs = sorted(folder.glob("*.series.jsonl"))
+    if not runs:
+        raise SimError(
+            f"--truth {folder}: no record there (no *.series.jsonl); `sim run` and `sim replay` write one"
+        )
+    numbers: dict[State, int] = {}
+    produced, acknowledged, refused = [], [], []
+    for path in runs:
+        run = path.name.removesuffix(".series.jsonl")
+        local = np.array([numbers.setdefault(s, len(numbers)) for s in _read_states(path)], np.int32)
+        rows = _read_records(folder / f"{run}.produced.bin", PRODUCED)
+        if len(rows) and (len(local) == 0 or int(rows["state"].max()) >= len(local)):
+            raise SimError(f"{path}: fewer series than {run}.produced.bin speaks of; the record is damaged")
+        rows["state"] = local[rows["state"]] if len(rows) else rows["state"]
+        acks = _read_records(folder / f"{run}.acks.bin", ACKS)
+        good = acks["reason_code"] < REFUSED
+        produced.append(rows)
+        acknowledged.append(_covered(acks[good], len(rows)))
+        refused.append(_covered(acks[~good], len(rows)))
+    states = tuple(numbers)
+    names: dict[tuple[str, str], int] = {}
+    state_series = np.array(
+        [names.setdefault((s.sensor_id, s.sensor_type), len(names)) for s in states], np.int32
+    )
+    return Truth(
+        tuple(names),
+        states,
+        state_series,
+        np.concatenate(produced),
+        np.concatenate(acknowledged),
+        np.concatenate(refused),
+    )
+
+
+def find_repeats(folder: Path, run: str) -> tuple[int, list[tuple[State, int]]]:
+    """How many readings of a run repeat a series and time of an earlier one, and the first few."""
+    states = _read_states(folder / f"{run}.series.jsonl")
+    rows = _read_records(folder / f"{run}.produced.bin", PRODUCED)
+    names: dict[tuple[str, str], int] = {}
+    series = np.array([names.setdefault(s[:2], len(names)) for s in states], np.int32)[rows["state"]]
+    order = np.lexsort((rows["time_us"], series))
+    again = order[1:][(np.diff(series[order]) == 0) & (np.diff(rows["time_us"][order]) == 0)]
+    again.sort()
+    return len(again), [(states[rows["state"][at]], int(rows["time_us"][at])) for at in again[:5]]
+
+
+def _read_states(path: Path) -> list[State]:
+    lines = path.read_bytes().split(b"\n")[:-1]  # what follows the last newline is torn
+    if not lines:
+        return []
+    head = json.loads(lines[0])
+    if head.get("form") != FORM:
+        raise SimError(f"{path}: a record of form {head.get('form')}; this release reads form {FORM}")
+    states = []
+    for line in lines[1:]:
+        entry = json.loads(line)
+        attributes = tuple(entry["attributes"].get(name) for name in ATTRIBUTES)
+        states.append(State(entry["sensor_id"], entry["sensor_type"], attributes))
+    return states
+
+
+def _read_records(path: Path, dtype: np.dtype[Any]) -> NDArray[Any]:
+    if not path.exists():
+        return np.empty(0, dtype)
+    return np.fromfile(path, dtype, count=path.stat().st_size // dtype.itemsize)
+
+
+def _covered(acks: NDArray[Any], rows: int) -> NDArray[np.bool_]:
+    """Which of `rows` readings the acknowledgements cover."""
+    edges = np.zeros(rows + 1, np.int64)
+    first = np.minimum(acks["first_row"], rows).astype(np.intp)
+    last = np.minimum(acks["first_row"] + acks["rows"], rows).astype(np.intp)
+    np.add.at(edges, first, 1)
+    np.add.at(edges, last, -1)
+    return np.cumsum(edges[:-1]) > 0

@@ -1,0 +1,269 @@
+"""The comparison: acknowledged readings against stored rows, one by one. Pure: arrays in, `Differences` out.
+
+A reading is identified by its series and time. For each identity the first reading produced counts: a later
+one with the same identity is a repetition, which the gateway leaves out on purpose.
+
+    lost        acknowledged, not stored
+    duplicated  stored more than once (where the store keeps what is written twice)
+    altered     stored with another value, quality, ... or with other attributes
+    unknown     stored for a series of ours, never produced
+    early       stored although no acknowledgement arrived: fine, the acknowledgement was lost on its way
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from numpy.typing import NDArray
+
+    from firmware_sim.truth import State, Truth
+
+EXAMPLES = 5
+NUMBERS = ("value", "quality", "battery_level", "signal_strength", "seq")
+"""Compared columns. `value` and `seq` exactly, the others in single precision; NaN equals NaN (absent)."""
+
+STORED = np.dtype(
+    [
+        ("series", "<i4"),
+        ("state", "<i4"),
+        ("time_us", "<i8"),
+        ("value", "<f8"),
+        ("quality", "<f4"),
+        ("battery_level", "<f4"),
+        ("signal_strength", "<f4"),
+        ("seq", "<i8"),
+    ]
+)
+"""A stored row: `series` indexes `Truth.names`, `state` indexes `Truth.states` or is -1 for none of them."""
+
+
+@dataclass(slots=True)
+class Stored:
+    """Rows found in a store.
+
+    Attributes:
+        rows: `STORED` records of series that the truth knows.
+        foreign: how many rows belonged to other series.
+        compared: which of `NUMBERS` the store has.
+        attributes: whether the store's attributes are all there to be compared.
+        idempotent: writing the same point twice is one point there, so equal copies are not duplicates.
+        notes: what a person should know about this store.
+    """
+
+    rows: NDArray[Any]
+    foreign: int = 0
+    compared: tuple[str, ...] = NUMBERS
+    attributes: bool = True
+    idempotent: bool = False
+    notes: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class Differences:
+    """What the comparison found. Counts are of readings, by identity."""
+
+    produced: int
+    acknowledged: int
+    repeated: int
+    refused: int
+    stored: int
+    matched: int
+    lost: int
+    duplicated: int
+    altered: int
+    unknown: int
+    early: int
+    foreign: int
+    rewritten: int
+    examples: dict[str, list[str]]
+
+    @property
+    def clean(self) -> bool:
+        """Nothing lost, duplicated or altered."""
+        return self.lost == self.duplicated == self.altered == 0
+
+
+def compare(truth: Truth, stored: Stored) -> Differences:
+    """Compare every reading of the truth with every stored row of its series."""
+    rows = stored.rows
+    truth_keys, stored_keys = _keys(truth.series, truth.produced["time_us"], rows["series"], rows["time_us"])
+    truth_order = np.argsort(truth_keys, kind="stable")
+    first = truth_order[_starts(truth_keys[truth_order])]
+    wanted = truth_keys[first]
+    acknowledged = _any_of(truth.acknowledged, truth_order, truth_keys)
+    refused = _any_of(truth.refused, truth_order, truth_keys) & ~acknowledged
+
+    stored_order = np.argsort(stored_keys, kind="stable")
+    starts = _starts(stored_keys[stored_order])
+    found = stored_order[starts]
+    copies = np.diff(starts, append=len(stored_order)) - 1
+    at, present = _locate(wanted, stored_keys[found])
+    _, known = _locate(stored_keys[found], wanted)
+
+    same, reasons = _same(truth, stored, first[present], found[at[present]])
+    lost = acknowledged & ~present
+    early = present & ~acknowledged
+    extra = copies.copy()
+    rewritten = 0
+    if stored.idempotent:
+        equal = _equal_copies(rows, stored_order, starts)
+        rewritten = int(copies[equal].sum())
+        extra[equal] = 0
+    examples = {
+        "lost": _words_truth(truth, first[lost]),
+        "duplicated": [
+            f"{text}: {n + 1} rows"
+            for text, n in zip(_words_stored(truth, rows, found[extra > 0]), extra[extra > 0], strict=False)
+        ],
+        "altered": [
+            f"{text}: {why}"
+            for text, why in zip(
+                _words_truth(truth, first[present][~same]),
+                _explain(truth, stored, first[present][~same], found[at[present]][~same], reasons),
+                strict=False,
+            )
+        ],
+        "unknown": _words_stored(truth, rows, found[~known]),
+    }
+    return Differences(
+        produced=len(wanted),
+        acknowledged=int(acknowledged.sum()),
+        repeated=truth.rows - len(wanted),
+        refused=int(refused.sum()),
+        stored=len(rows),
+        matched=int(same.sum()),
+        lost=int(lost.sum()),
+        duplicated=int(extra.sum()),
+        altered=int((~same).sum()),
+        unknown=int((~known).sum()),
+        early=int(early.sum()),
+        foreign=stored.foreign,
+        rewritten=rewritten,
+        examples={kind: texts for kind, texts in examples.items() if texts},
+    )
+
+
+def _keys(
+    series_a: NDArray[np.int32],
+    time_a: NDArray[np.int64],
+    series_b: NDArray[np.int32],
+    time_b: NDArray[np.int64],
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """One int64 per (series, time), the same for the same pair on both sides."""
+    times = np.concatenate((time_a, time_b)).astype(np.int64)
+    series = np.concatenate((series_a, series_b)).astype(np.int64)
+    if not len(times):
+        return times, times.copy()
+    span = int(times.max()) - int(times.min()) + 1
+    if span * (int(series.max()) + 1) < 1 << 63:
+        keys = series * span + (times - times.min())
+    else:
+        distinct, rank = np.unique(times, return_inverse=True)
+        keys = series * len(distinct) + rank
+    return keys[: len(time_a)], keys[len(time_a) :]
+
+
+def _starts(sorted_keys: NDArray[np.int64]) -> NDArray[np.intp]:
+    """Where each run of equal keys begins."""
+    if not len(sorted_keys):
+        return np.empty(0, np.intp)
+    return np.concatenate(([0], np.flatnonzero(np.diff(sorted_keys)) + 1))
+
+
+def _any_of(mask: NDArray[np.bool_], order: NDArray[np.intp], keys: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """For each distinct key, in order: whether any of its readings is in the mask."""
+    starts = _starts(keys[order])
+    return np.logical_or.reduceat(mask[order], starts) if len(starts) else np.empty(0, bool)
+
+
+def _locate(
+    needles: NDArray[np.int64], haystack: NDArray[np.int64]
+) -> tuple[NDArray[np.intp], NDArray[np.bool_]]:
+    """Positions of sorted, distinct needles in a sorted, distinct haystack, and which are there."""
+    at = np.searchsorted(haystack, needles)
+    inside = at < len(haystack)
+    present = np.zeros(len(needles), bool)
+    present[inside] = haystack[at[inside]] == needles[inside]
+    return at, present
+
+
+def _same(
+    truth: Truth, stored: Stored, ours: NDArray[np.intp], theirs: NDArray[np.intp]
+) -> tuple[NDArray[np.bool_], tuple[str, ...]]:
+    """Which pairs agree in every compared column, and the names of the columns."""
+    same = np.ones(len(ours), bool)
+    for name in stored.compared:
+        same &= _agree(truth.produced[name][ours], stored.rows[name][theirs])
+    if stored.attributes:
+        same &= truth.produced["state"][ours] == stored.rows["state"][theirs]
+    return same, stored.compared
+
+
+def _agree(a: NDArray[Any], b: NDArray[Any]) -> NDArray[np.bool_]:
+    agree: NDArray[np.bool_] = a == b
+    if a.dtype.kind == "f":
+        agree |= np.isnan(a) & np.isnan(b)
+    return agree
+
+
+def _equal_copies(rows: NDArray[Any], order: NDArray[np.intp], starts: NDArray[np.intp]) -> NDArray[np.bool_]:
+    """For each run of rows with one identity: whether all its rows are alike."""
+    if not len(starts):
+        return np.empty(0, bool)
+    heads = np.repeat(order[starts], np.diff(starts, append=len(order)))
+    alike = np.ones(len(order), bool)
+    for name in ("state", *NUMBERS):
+        alike &= _agree(rows[name][order], rows[name][heads])
+    return np.logical_and.reduceat(alike, starts)
+
+
+def time_words(time_us: int) -> str:
+    """A time as people write it, to the microsecond, and exact: 2026-01-31T12:00:00.000001Z."""
+    return str(np.datetime64(int(time_us), "us")) + "Z"
+
+
+def _words_truth(truth: Truth, index: NDArray[np.intp]) -> list[str]:
+    texts = []
+    for record in truth.produced[index[:EXAMPLES]]:
+        state = truth.states[record["state"]]
+        texts.append(
+            f"{state.sensor_id}/{state.sensor_type} at {time_words(record['time_us'])} "
+            f"value {float(record['value'])!r} seq {record['seq']}"
+        )
+    return texts
+
+
+def _words_stored(truth: Truth, rows: NDArray[Any], index: NDArray[np.intp]) -> list[str]:
+    texts = []
+    for record in rows[index[:EXAMPLES]]:
+        sensor_id, sensor_type = truth.names[record["series"]]
+        texts.append(
+            f"{sensor_id}/{sensor_type} at {time_words(record['time_us'])} value {float(record['value'])!r}"
+        )
+    return texts
+
+
+def _explain(
+    truth: Truth, stored: Stored, ours: NDArray[np.intp], theirs: NDArray[np.intp], names: tuple[str, ...]
+) -> Iterator[str]:
+    """For the first few altered pairs: each column that differs, produced against stored."""
+    for mine, other in zip(truth.produced[ours[:EXAMPLES]], stored.rows[theirs[:EXAMPLES]], strict=True):
+        parts = [
+            f"{name} {mine[name]!s} was stored as {other[name]!s}"
+            for name in names
+            if not _agree(np.array([mine[name]]), np.array([other[name]]))[0]
+        ]
+        if stored.attributes and mine["state"] != other["state"]:
+            parts.append(_explain_attributes(truth.states, int(mine["state"]), int(other["state"])))
+        yield "; ".join(parts)
+
+
+def _explain_attributes(states: tuple[State, ...], mine: int, other: int) -> str:
+    stored = states[other].attributes if other >= 0 else "none that was ever produced"
+    return f"attributes {states[mine].attributes} were stored as {stored}"

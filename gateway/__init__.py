@@ -1,0 +1,1 @@
+"""The gateway agent: ingress -> spool -> delivery, with processing and operation beside the flow."""

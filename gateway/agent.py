@@ -1,0 +1,179 @@
+"""The gateway: builds its parts, starts them, stops them in the order the data flows.
+
+The only module that knows every part. A stage that dies stops the program; systemd starts it again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from concurrent.futures import ThreadPoolExecutor
+from importlib.metadata import version
+from typing import TYPE_CHECKING
+
+from cloud_sync.shipper import Shipper
+from gateway.destinations import destination_of
+from gateway.ingress.committer import Committer
+from gateway.ingress.host import HostIngress
+from gateway.ingress.listener import Listener, ListenSettings
+from gateway.ingress.topics import TopicTemplate
+from gateway.operate.endpoint import Endpoint
+from gateway.operate.service import notify
+from gateway.parts import Parts
+from gateway.spool.database import Database
+from gateway.spool.deliveries import Deliveries
+from gateway.spool.retention import Retention
+from gateway.spool.segments import Segments
+from gateway.spool.series import SeriesBook
+
+if TYPE_CHECKING:
+    from gateway.settings import GatewaySettings
+
+_log = logging.getLogger(__name__)
+_ENCODERS = 2
+
+
+async def run(settings: GatewaySettings, stop: asyncio.Event) -> None:
+    """Run a gateway until `stop` is set, then stop it within `settings.stop_within_s`.
+
+    Raises:
+        SpoolError: the spool cannot be used.
+        OSError: an address cannot be bound.
+    """
+    asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(_ENCODERS, "encoder"))
+    database = await Database.open(settings.spool.path)
+    try:
+        parts = await build(settings, database)
+        await _run_parts(parts, stop)
+    finally:
+        await database.close()
+
+
+async def build(settings: GatewaySettings, database: Database) -> Parts:
+    """Make every part of a gateway on an open spool. Nothing is started."""
+    book = await SeriesBook.load(database, settings.spool.max_series)
+    segments = await Segments.load(database, book)
+    deliveries = Deliveries(database, segments, book, settings.gateway_id)
+    listen, host = settings.ingress.listen, settings.ingress.host
+    committer = Committer(
+        segments,
+        book,
+        TopicTemplate(listen.topic),
+        interval_s=settings.spool.commit_interval_ms / 1000,
+        max_pending_bytes=settings.spool.max_pending_bytes,
+    )
+    listener = Listener(
+        ListenSettings(
+            host=listen.host,
+            port=listen.port,
+            max_connections=listen.max_connections,
+            max_packet_bytes=listen.max_packet_bytes,
+        ),
+        committer,
+    )
+    committer.on_pressure = lambda pressed: listener.pause() if pressed else listener.resume()
+    for d in settings.destinations:
+        await deliveries.register(d.name, d.kind, now_us=time.time_ns() // 1000)
+    return Parts(
+        settings=settings,
+        version=version("tidegate"),
+        started_at=time.monotonic(),
+        listener=listener,
+        host=HostIngress(
+            committer, settings.gateway_id, listen.topic, settings.spool.path.parent, period_s=host.period_s
+        )
+        if host.enabled
+        else None,
+        committer=committer,
+        database=database,
+        segments=segments,
+        retention=Retention(
+            database,
+            [d.name for d in settings.destinations],
+            keep_s=settings.spool.keep_delivered_h * 3600,
+        ),
+        deliveries=deliveries,
+        shippers=tuple(
+            Shipper(
+                deliveries,
+                destination_of(d),
+                kind=d.kind,
+                max_batch_rows=d.max_batch_rows,
+                flush_s=d.flush_s,
+            )
+            for d in settings.destinations
+        ),
+    )
+
+
+async def _run_parts(parts: Parts, stop: asyncio.Event) -> None:
+    endpoint = Endpoint(parts) if parts.settings.status.enabled else None
+    stop_input, stop_output = asyncio.Event(), asyncio.Event()
+    if endpoint is not None:
+        await endpoint.start()
+    try:
+        async with asyncio.TaskGroup() as stages:
+            committing = stages.create_task(parts.committer.run(), name="committer")
+            await parts.listener.start()
+            if parts.host is not None:
+                stages.create_task(parts.host.run(stop_input), name="host ingress")
+            shipping = [
+                stages.create_task(shipper.run(stop_output), name=f"shipper {shipper.name}")
+                for shipper in parts.shippers
+            ]
+            stages.create_task(parts.retention.run(stop_output), name="retention")
+            _announce(parts)
+            await stop.wait()
+            deadline = asyncio.get_running_loop().time() + parts.settings.stop_within_s
+            notify("STOPPING=1")
+            _log.info("stopping")
+            stop_input.set()
+            stop_output.set()
+            await _stop_in_order(parts, deadline, committing, shipping)
+    finally:
+        await parts.listener.close()
+        for shipper in parts.shippers:
+            await shipper.aclose()
+        if endpoint is not None:
+            await endpoint.stop()
+
+
+async def _stop_in_order(
+    parts: Parts,
+    deadline: float,
+    committing: asyncio.Task[None],
+    shipping: list[asyncio.Task[None]],
+) -> None:
+    """Stop reading, commit and acknowledge what was read, then let batches on their way come to an end."""
+    parts.listener.stop_reading()
+    parts.committer.finish()
+    await _by(
+        deadline, [committing], "readings that were not acknowledged; their devices will send them again"
+    )
+    await parts.listener.close()
+    await _by(deadline, shipping, "a batch without its receipt; it will be sent again")
+
+
+async def _by(deadline: float, tasks: list[asyncio.Task[None]], left: str) -> None:
+    """Wait for tasks until `deadline` (loop time), then cancel them and say what is left behind."""
+    if not tasks:
+        return
+    remaining_s = max(0.0, deadline - asyncio.get_running_loop().time())
+    _, late = await asyncio.wait(tasks, timeout=remaining_s)
+    for task in late:
+        _log.warning("%s did not stop in time; it leaves %s", task.get_name(), left)
+        task.cancel()
+
+
+def _announce(parts: Parts) -> None:
+    listen = parts.settings.ingress.listen
+    _log.info(
+        "gateway %s listens on mqtt://%s:%d, spool %s, destinations: %s",
+        parts.settings.gateway_id,
+        listen.host,
+        parts.listener.port,
+        parts.settings.spool.path,
+        ", ".join(s.name for s in parts.shippers) or "none",
+    )
+    notify(f"READY=1\nSTATUS=listening on {listen.host}:{parts.listener.port}")

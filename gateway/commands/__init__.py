@@ -1,0 +1,1 @@
+"""The `tidegate` command groups, one thin file each."""

@@ -1,0 +1,49 @@
+"""From a destination's settings to the code that sends to it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from cloud_sync.destinations.files import FileDestination
+from cloud_sync.destinations.influxdb import InfluxDestination
+from cloud_sync.destinations.ingest_client import IngestClient
+from gateway import settings as given
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from cloud_sync.destinations import Destination
+
+
+def destination_of(d: given.AnyDestination) -> Destination:
+    """The destination that `d` describes; its secrets are read now."""
+    match d:
+        case given.IngestDestination():
+            return IngestClient(d.name, d.url, given.secret_of(d.token_file))
+        case given.InfluxDestination():
+            return InfluxDestination(
+                d.name,
+                d.url,
+                api=d.api,
+                org=d.org or "",
+                bucket=d.bucket or "",
+                token=_secret(d.token_file),
+                database=d.database or "",
+                retention_policy=d.retention_policy or "",
+                username=d.username or "",
+                password=_secret(d.password_file),
+                timeout_s=d.timeout_s,
+            )
+        case given.FileDestination():
+            return FileDestination(
+                d.name,
+                d.directory,
+                compress=d.compress,
+                rotate_bytes=d.rotate_bytes,
+                rotate_s=d.rotate_s,
+                min_free_bytes=d.min_free_bytes,
+            )
+
+
+def _secret(path: Path | None) -> str:
+    return "" if path is None else given.secret_of(path)

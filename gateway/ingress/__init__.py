@@ -1,0 +1,1 @@
+"""How readings enter: decoded, gathered into groups, committed, acknowledged."""

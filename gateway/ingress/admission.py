@@ -1,0 +1,94 @@
+"""Who may connect, and what they may publish then: the seam for passwords, certificates and identities."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final, Protocol
+
+from gateway.ingress.packets import ReasonCode
+
+if TYPE_CHECKING:
+    from gateway.ingress.packets import Publish
+
+_TOPICS_MAX: Final = 1000
+
+Certificate = Mapping[str, Any]
+"""A verified client certificate as `ssl.SSLSocket.getpeercert` describes it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """Someone who may connect.
+
+    `may_publish` is asked once per connection and topic (bytes, a valid topic name); None allows every topic.
+    """
+
+    name: str
+    may_publish: Callable[[bytes], bool] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """Someone who may not connect, with the CONNACK reason code of MQTT 5 that says why."""
+
+    reason_code: int = ReasonCode.NOT_AUTHORIZED
+
+
+class Authenticator(Protocol):
+    """Decides on every CONNECT."""
+
+    def admit(
+        self,
+        client_id: str,
+        username: str | None,
+        password: bytes | None,
+        certificate: Certificate | None,
+    ) -> Identity | Refusal | Awaitable[Identity | Refusal]:
+        """Decide at once, or return an awaitable when it takes long (a slow hash, in a thread).
+
+        `client_id` is the one in effect, assigned when the client sent none. Whatever the connection has
+        sent after CONNECT waits for the answer.
+        """
+        ...
+
+
+class Anonymous:
+    """Admits everyone, as nobody in particular. For a listener on loopback or a network that is trusted."""
+
+    def admit(
+        self,
+        client_id: str,
+        username: str | None,  # noqa: ARG002 - the seam's signature
+        password: bytes | None,  # noqa: ARG002 - the seam's signature
+        certificate: Certificate | None,  # noqa: ARG002 - the seam's signature
+    ) -> Identity:
+        """Everyone is welcome under the name they give."""
+        return Identity(client_id)
+
+
+class Permit:
+    """What one connection may publish: its identity's rule, asked once per topic (of a bounded number)."""
+
+    __slots__ = ("_answers", "_rule")
+
+    def __init__(self, rule: Callable[[bytes], bool]) -> None:
+        self._rule = rule
+        self._answers: dict[bytes, bool] = {}
+
+    def grants(self, topic: bytes) -> bool:
+        """Whether `topic` may be published to."""
+        answer = self._answers.get(topic)
+        if answer is None:
+            if len(self._answers) >= _TOPICS_MAX:
+                self._answers.clear()
+            answer = self._answers[topic] = self._rule(topic)
+        return answer
+
+    def split(self, run: list[Publish]) -> tuple[list[Publish], list[Publish]]:
+        """The publishes that are granted, and those that are denied, each in order."""
+        granted: list[Publish] = []
+        denied: list[Publish] = []
+        for publish in run:
+            (granted if self.grants(publish.topic) else denied).append(publish)
+        return granted, denied

@@ -1,0 +1,278 @@
+"""The committer: decodes publishes into a group, commits groups, acknowledges what is fsynced.
+
+While one commit is in flight the next group gathers. A publish is acknowledged only after the
+transaction that holds its readings, or its quarantine rows, has returned (promise 1). What waits in
+memory is bounded: beyond `max_pending_bytes` the listener stops reading its sockets (promise 7). When the
+spool cannot take a group the group is kept, acknowledgements are withheld and the append is tried again
+until it succeeds: hold, never forget.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from cloud_sync.rates import Rate
+from cloud_sync.records import ATTRIBUTE_NAMES, Series
+from gateway.ingress.formats import json_reading
+from gateway.ingress.group import BadReading, Group
+from gateway.ingress.topics import SeriesName, TopicTemplate, fault_in
+from gateway.spool.errors import SpoolError
+from gateway.spool.quarantine import QuarantineItem
+from gateway.spool.segments import Sealed, Segments, seal
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from gateway.ingress.formats.json_reading import JsonReading
+    from gateway.ingress.intake import Acknowledger
+    from gateway.ingress.packets import Publish
+    from gateway.spool.series import SeriesBook
+
+_log = logging.getLogger(__name__)
+_INLINE_ROWS = 256
+_RETRY_S = 1.0
+_KNOWN_TOPICS_MAX = 200_000
+_ATTRIBUTE_STATES_MAX = 100
+
+_OVERHEAD_BYTES = 256  # what one waiting publish costs beside its payload
+
+
+@dataclass(slots=True)
+class CommitterCounters:
+    """What has happened since start."""
+
+    publishes: int = 0
+    readings: int = 0
+    quarantined: int = 0
+    commits: int = 0
+    acknowledged_publishes: int = 0
+    holding_since_us: int | None = None
+    holding_reason: str = ""
+    commit_s: float = 0.0
+    committed: Rate = field(default_factory=Rate)
+
+
+@dataclass(slots=True)
+class _Topic:
+    """What is known of one topic: its series, by the attributes last seen with it."""
+
+    text: str
+    name: SeriesName | None
+    fault: tuple[str, str] | None = None
+    numbers: dict[tuple[str | None, ...], int] = field(default_factory=dict)
+    last_assigned_us: int = 0
+
+
+class Committer:
+    """Implements `Intake`. `run` is its loop; `commit_once` is the step that tests call."""
+
+    def __init__(
+        self,
+        segments: Segments,
+        book: SeriesBook,
+        template: TopicTemplate,
+        *,
+        interval_s: float = 0.005,
+        max_pending_bytes: int = 32 << 20,
+        on_pressure: Callable[[bool], None] = lambda _: None,
+        clock_us: Callable[[], int] = lambda: time.time_ns() // 1000,
+    ) -> None:
+        self._segments = segments
+        self._book = book
+        self._template = template
+        self._interval_s = interval_s
+        self._max_pending_bytes = max_pending_bytes
+        self.on_pressure = on_pressure
+        self._clock_us = clock_us
+        self._topics: dict[bytes, _Topic] = {}
+        self._group = Group()
+        self._owed: list[tuple[Acknowledger, list[Publish]]] = []
+        self._wake = asyncio.Event()
+        self._pressed = False
+        self._pending_bytes = 0
+        self._finishing = False
+        self._last_commit_at = 0.0
+        self.counters = CommitterCounters()
+
+    def publishes(self, source: Acknowledger, batch: list[Publish]) -> None:
+        """Take all publishes of one read of a connection. Never blocks, never raises for their content."""
+        now_us = self._clock_us()
+        size = 0
+        for publish in batch:
+            size += len(publish.payload) + _OVERHEAD_BYTES
+            self._take("listen", publish.topic, publish.payload, now_us)
+        self.counters.publishes += len(batch)
+        self._owed.append((source, batch))
+        self._grow(size)
+
+    def offer(self, source: str, topic: bytes, payload: bytes) -> None:
+        """Take one payload nobody waits for, such as the gateway's own metrics."""
+        self._take(source, topic, payload, self._clock_us())
+        self._grow(len(payload))
+
+    async def run(self) -> None:
+        """Commit groups until `finish` is called and nothing is left to commit."""
+        while True:
+            await self._wake.wait()
+            await self.commit_once()
+            if self._finishing and not self._pending():
+                return
+
+    def finish(self) -> None:
+        """Let `run` end once everything taken so far is committed and acknowledged."""
+        self._finishing = True
+        self._wake.set()
+
+    async def commit_once(self) -> int:
+        """Commit the group gathered so far and acknowledge it; returns its readings.
+
+        Waits for as long as the spool cannot be written.
+        """
+        self._wake.clear()
+        if not self._pending():
+            return 0
+        since_last_s = time.monotonic() - self._last_commit_at
+        if since_last_s < self._interval_s:
+            await asyncio.sleep(self._interval_s - since_last_s)
+        self._last_commit_at = time.monotonic()
+        group, owed, pending = self._group, self._owed, self._pending_bytes
+        self._group, self._owed = Group(), []
+        started = time.perf_counter()
+        await self._append(group, await self._seal(group))
+        self.counters.commit_s = time.perf_counter() - started
+        for source, batch in owed:
+            source.acknowledge(batch)
+            self.counters.acknowledged_publishes += len(batch)
+        self.counters.commits += 1
+        self.counters.readings += group.rows
+        self.counters.committed.add(group.rows, time.monotonic())
+        self.counters.quarantined += len(group.items)
+        self._shrink(pending)
+        return group.rows
+
+    async def _seal(self, group: Group) -> list[Sealed]:
+        if not group.rows:
+            return []
+        readings = group.readings()
+        if group.rows <= _INLINE_ROWS:
+            return seal(readings)
+        return await asyncio.get_running_loop().run_in_executor(None, seal, readings)
+
+    async def _append(self, group: Group, sealed: list[Sealed]) -> None:
+        """Append, for as long as it takes."""
+        while True:
+            try:
+                await self._segments.append(sealed, group.items, now_us=self._clock_us())
+            except SpoolError as fault:
+                if self.counters.holding_since_us is None:
+                    _log.error(
+                        "holding: acknowledgements are withheld until the spool can be written: %s", fault
+                    )
+                    self.counters.holding_since_us = self._clock_us()
+                self.counters.holding_reason = str(fault)
+                await asyncio.sleep(_RETRY_S)
+            else:
+                break
+        if self.counters.holding_since_us is not None:
+            _log.warning("the spool can be written again")
+            self.counters.holding_since_us, self.counters.holding_reason = None, ""
+
+    def _take(self, source: str, topic: bytes, payload: bytes, now_us: int) -> None:
+        known = self._topics.get(topic) or self._learn(topic)
+        if known.fault is not None:
+            self._quarantine(source, known.text, known.fault, payload, now_us)
+            return
+        readings, faults = json_reading.decode(payload)
+        for reading in readings:
+            try:
+                self._group.add(
+                    self._number(known, reading), reading, assigned_us=max(now_us, known.last_assigned_us + 1)
+                )
+            except BadReading as fault:
+                self._quarantine(source, known.text, (fault.reason, str(fault)), payload, now_us)
+            else:
+                if reading.ts is None:
+                    known.last_assigned_us = max(now_us, known.last_assigned_us + 1)
+        for bad in faults:
+            self._quarantine(source, known.text, (bad.reason, bad.detail), bad.part, now_us)
+
+    def _learn(self, topic: bytes) -> _Topic:
+        text = topic.decode("utf-8", "backslashreplace")
+        name = self._template.match(text)
+        known = _Topic(text, name)
+        if name is None:
+            known.fault = ("unknown_topic", f"the topic does not fit {self._template.template!r}")
+        elif (detail := fault_in(name)) is not None:
+            known.fault = ("bad_series_name", detail)
+        if len(self._topics) < _KNOWN_TOPICS_MAX:
+            self._topics[topic] = known
+        return known
+
+    def _number(self, known: _Topic, reading: JsonReading) -> int:
+        attributes = (reading.location, reading.manufacturer, reading.firmware_version, reading.unit)
+        number = known.numbers.get(attributes)
+        if number is None:
+            number = known.numbers[attributes] = self._new_number(known, attributes)
+        return number
+
+    def _new_number(self, known: _Topic, attributes: tuple[str | None, ...]) -> int:
+        """The number of a series in a state of its attributes not seen since start.
+
+        A device whose attributes change without end (a position written as location) keeps the last state
+        it had before `_ATTRIBUTE_STATES_MAX`, so that it cannot fill the book.
+        """
+        if len(known.numbers) >= _ATTRIBUTE_STATES_MAX:
+            known.numbers.pop(next(reversed(known.numbers)))
+            return next(reversed(known.numbers.values()))
+        assert known.name is not None
+        present = tuple(
+            (name, _text(value))
+            for name, value in zip(ATTRIBUTE_NAMES, attributes, strict=True)
+            if value is not None
+        )
+        number = self._book.number_of(Series(*known.name, tuple(sorted(present))))
+        if number is None:
+            raise BadReading(
+                "too_many_series", f"the spool already knows {len(self._book)} series (spool.max_series)"
+            )
+        return number
+
+    def _quarantine(
+        self, source: str, topic: str, fault: tuple[str, str], payload: bytes, now_us: int
+    ) -> None:
+        self._group.items.append(
+            QuarantineItem.of(
+                received_at_us=now_us,
+                source=source,
+                topic=topic,
+                reason=fault[0],
+                detail=fault[1],
+                payload=payload,
+            )
+        )
+
+    def _pending(self) -> bool:
+        return bool(self._group.rows or self._group.items or self._owed)
+
+    def _grow(self, size: int) -> None:
+        self._pending_bytes += size
+        self._wake.set()
+        if not self._pressed and self._pending_bytes > self._max_pending_bytes:
+            self._pressed = True
+            self.on_pressure(True)
+
+    def _shrink(self, size: int) -> None:
+        self._pending_bytes -= size
+        if self._pressed and self._pending_bytes <= self._max_pending_bytes // 2:
+            self._pressed = False
+            self.on_pressure(False)
+
+
+def _text(value: object) -> str:
+    """An attribute as text: bounded, without control characters."""
+    text = str(value)[:256]
+    return "".join(character if character.isprintable() else "?" for character in text)

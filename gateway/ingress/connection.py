@@ -1,0 +1,436 @@
+"""One MQTT connection at the gateway's own server: its state, from CONNECT to the close.
+
+    awaiting CONNECT ──> (admitting) ──> connected ──> closing
+
+Publishes go to the `Intake` as they were read, and come back through `acknowledge` once durable. Nothing a
+peer sends raises out of `data_received`: a violation gets the specification's answer (a reason code in 5, a
+close in 3.1.1) and a count.
+
+Choices where the specification leaves one, beside those in `terms`:
+
+- A will is handed over like a QoS 0 publish when the connection ends without DISCONNECT 0x00. Will Delay
+  Interval is honoured in one case: a will with a delay is dropped when its client is back and takes over.
+- PUBACK or PUBCOMP for a publish that was never sent is ignored; PUBREC is answered as an unknown identifier.
+- QoS 2 counts against Receive Maximum until its PUBREC, not until PUBCOMP.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import logging
+import secrets
+from enum import Enum, auto
+from typing import TYPE_CHECKING, Any
+
+from gateway.ingress.admission import Identity, Permit, Refusal
+from gateway.ingress.encoder import PINGRESP, encode, encode_replies
+from gateway.ingress.link import Link, Pause
+from gateway.ingress.packets import (
+    AT_LEAST_ONCE,
+    EXACTLY_ONCE,
+    V5,
+    V311,
+    Auth,
+    Connack,
+    Connect,
+    Disconnect,
+    Packet,
+    PacketType,
+    Pingreq,
+    Property,
+    ProtocolFault,
+    Publish,
+    ReasonCode,
+    Reply,
+    Suback,
+    Subscribe,
+    Unsuback,
+    Unsubscribe,
+    Will,
+)
+from gateway.ingress.parser import Item, Parser
+from gateway.ingress.properties import broken
+from gateway.ingress.sessions import Session
+from gateway.ingress.terms import Terms, refusal_of, refusing_connack, subscription_codes, terms_of
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from gateway.ingress.listener import Listener
+
+_log = logging.getLogger(__name__)
+
+
+class _State(Enum):
+    AWAITING = auto()
+    ADMITTING = auto()
+    CONNECTED = auto()
+
+
+class Connection(Link):
+    """Implements `Acknowledger`. Made by the `Listener` for each accepted socket."""
+
+    def __init__(self, listener: Listener) -> None:
+        super().__init__(listener)
+        self._intake = listener.intake
+        self._parser = Parser(
+            max_packet_bytes=listener.settings.max_packet_bytes,
+            topics=listener.topics,
+            topic_alias_maximum=listener.settings.topic_alias_maximum,
+        )
+        self._state = _State.AWAITING
+        self._heard = False
+        self._in_flight = 0
+        self._qos0_seen = 0
+        self._client_id = ""
+        self._session = Session()
+        self._session_expiry_s = 0
+        self._terms = Terms(0, 0, 0, {})
+        self._will: Will | None = None
+        self._permit: Permit | None = None
+        self._deferred: list[Item] = []
+        self._admission: asyncio.Task[Identity | Refusal] | None = None
+
+    # What asyncio calls
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Begin to await CONNECT, or close at once when there are too many connections."""
+        super().connection_made(transport)
+        if not self.listener.opened(self):
+            self.abort()
+
+    def data_received(self, data: bytes) -> None:
+        """Parse everything read and act on it."""
+        if self.closing:
+            return
+        self._heard = True
+        self.counters.bytes_in_total += len(data)
+        items = self._parser.feed(data)
+        if self._state is _State.ADMITTING:
+            self._deferred += items
+        else:
+            self._take(items)
+
+    def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 - asyncio's signature
+        """Settle what the connection leaves behind: its session and its will."""
+        self.closing = True
+        self.listener.closed(self)
+        if self._admission is not None:
+            self._admission.cancel()
+        listener, session, will = self.listener, self._session, self._will
+        if session.connection is self:
+            session.connection = None
+            del listener.clients[self._client_id]
+            if self._session_expiry_s:
+                expires_at_s = listener.now_s + self._session_expiry_s
+                listener.sessions.keep(self._client_id, session, expires_at_s=expires_at_s)
+        if will is not None:
+            self._will = None
+            self.counters.wills_total += 1
+            publish = Publish(will.topic, will.payload, retain=will.retain, properties=will.properties)
+            self._intake.publishes(self, [publish])
+
+    # What the committer calls
+
+    def acknowledge(self, publishes: Sequence[Publish]) -> None:
+        """Write PUBACK and PUBREC for durable publishes, in order, in one write."""
+        once = [publish.packet_id for publish in publishes if publish.qos == AT_LEAST_ONCE]
+        out = encode_replies(PacketType.PUBACK, once) if once else b""
+        answered = len(once)
+        if answered != len(publishes):
+            exactly = [publish.packet_id for publish in publishes if publish.qos == EXACTLY_ONCE]
+            answered += len(exactly)
+            out += self._received(exactly)
+        self._in_flight -= answered
+        if out:
+            self.write(out)
+        if self.pauses & Pause.IN_FLIGHT and self._in_flight * 2 <= self.listener.settings.receive_maximum:
+            self.resume(Pause.IN_FLIGHT)
+
+    def refuse(self, publishes: Sequence[Publish], reason_code: int) -> None:
+        """Write PUBACK and PUBREC with a reason code of 0x80 or above; close a 3.1.1 connection."""
+        numbered = [publish for publish in publishes if publish.qos]
+        self._in_flight -= len(numbered)
+        self.counters.refused_total[_name(reason_code)] += len(publishes)
+        self._reject(numbered, reason_code)
+
+    # What the listener calls
+
+    def tick(self, now_s: float) -> None:
+        """Enforce every time limit of this connection."""
+        super().tick(now_s)
+        if self.closing:
+            return
+        if self.pauses & ~Pause.ADMISSION:
+            self.since_s = now_s  # what we do not read cannot be heard
+        elif self._state is not _State.CONNECTED:
+            if now_s - self.since_s > self.listener.settings.connect_timeout_s:
+                self.count_close("connect_timeout")
+                self.hang_up()
+        elif self._heard:
+            self._heard = False
+            self.since_s = now_s
+        elif 0 < self._terms.silence_max_s < now_s - self.since_s:
+            self.end(ReasonCode.KEEP_ALIVE_TIMEOUT)
+
+    def end(self, reason_code: ReasonCode, *, with_will: bool = True) -> None:
+        """Close from this side: DISCONNECT with the code in MQTT 5, then the close."""
+        if self.closing:
+            return
+        if not with_will:
+            self._will = None
+        self.count_close(_name(reason_code))
+        self._say_goodbye(reason_code)
+        self.hang_up()
+
+    # Packets
+
+    def _take(self, items: list[Item]) -> None:
+        """Act on parsed items, in order; hand over their publishes together."""
+        batch: list[Publish] = []
+        fault: ProtocolFault | None = None
+        try:
+            for position, item in enumerate(items):
+                if isinstance(item, list):
+                    run = item if self._permit is None else self._filtered(item)
+                    batch = batch + run if batch else run
+                else:
+                    self._packet(item, batch)
+                if self.closing:
+                    break
+                if self._state is _State.ADMITTING:
+                    self._deferred = items[position + 1 :]
+                    break
+        except ProtocolFault as caught:
+            fault = caught
+        if batch:
+            fault = self._hand_over(batch) or fault
+        if fault is None and self._state is not _State.ADMITTING:
+            fault = self._parser.fault
+        if fault is not None and not self.closing:
+            self._fail(fault)
+
+    def _hand_over(self, batch: list[Publish]) -> ProtocolFault | None:
+        """Give publishes to the intake. Beyond Receive Maximum they are taken, but the connection ends."""
+        qos0 = self._parser.qos0_publishes
+        self._in_flight += len(batch) - (qos0 - self._qos0_seen)
+        self._qos0_seen = qos0
+        self.counters.publishes_total += len(batch)
+        in_flight = self._in_flight
+        self._intake.publishes(self, batch)
+        if in_flight <= self.listener.settings.receive_maximum:
+            return None
+        if self._version == V5:
+            return ProtocolFault(ReasonCode.RECEIVE_MAXIMUM_EXCEEDED, f"{in_flight} publishes in flight")
+        if self._in_flight > self.listener.settings.receive_maximum:
+            self.pause(Pause.IN_FLIGHT)
+        return None
+
+    def _packet(self, packet: Packet, batch: list[Publish]) -> None:
+        match packet:
+            case Publish():
+                self._exactly_once(packet, batch)
+            case Reply(PacketType.PUBREL, packet_id):
+                self._released(packet_id)
+            case Reply(PacketType.PUBREC, packet_id):
+                self._send(Reply(PacketType.PUBREL, packet_id, ReasonCode.PACKET_IDENTIFIER_NOT_FOUND))
+            case Pingreq():
+                self.write(PINGRESP)
+            case Connect():
+                self._connect(packet)
+            case Subscribe():
+                self.counters.refused_total["subscribe"] += len(packet.filters)
+                self._send(Suback(packet.packet_id, subscription_codes(packet, self._version)))
+            case Unsubscribe(packet_id, filters):
+                self._send(Unsuback(packet_id, (ReasonCode.NO_SUBSCRIPTION_EXISTED,) * len(filters)))
+            case Disconnect():
+                self._disconnected(packet)
+            case Auth():
+                raise broken("AUTH on a connection without enhanced authentication")
+            case _:
+                pass
+
+    def _exactly_once(self, publish: Publish, batch: list[Publish]) -> None:
+        durable = self._session.unreleased.get(publish.packet_id)
+        if durable:
+            self.write(encode_replies(PacketType.PUBREC, [publish.packet_id]))
+        elif durable is None and self._filtered([publish]):
+            self._session.unreleased[publish.packet_id] = False
+            batch.append(publish)
+
+    def _received(self, packet_ids: list[int]) -> bytes:
+        """Mark QoS 2 identifiers durable; returns their PUBRECs, unless another connection sends them."""
+        session = self._session
+        for packet_id in packet_ids:
+            session.unreleased[packet_id] = True
+        out = encode_replies(PacketType.PUBREC, packet_ids)
+        if session.connection is None or session.connection is self:
+            return out
+        session.connection.write(out)
+        return b""
+
+    def _released(self, packet_id: int) -> None:
+        durable = self._session.unreleased.pop(packet_id, None)
+        if durable is False:
+            self._session.unreleased[packet_id] = False
+            raise broken("PUBREL before PUBREC")
+        known = ReasonCode.SUCCESS if durable else ReasonCode.PACKET_IDENTIFIER_NOT_FOUND
+        self._send(Reply(PacketType.PUBCOMP, packet_id, known))
+
+    def _filtered(self, run: list[Publish]) -> list[Publish]:
+        """What of `run` may be published; the rest is answered here."""
+        if self._permit is None:
+            return run
+        granted, denied = self._permit.split(run)
+        if denied:
+            self.counters.refused_total[_name(ReasonCode.NOT_AUTHORIZED)] += len(denied)
+            self._qos0_seen += sum(not publish.qos for publish in denied)
+            self._reject([publish for publish in denied if publish.qos], ReasonCode.NOT_AUTHORIZED)
+        return granted
+
+    def _reject(self, numbered: Sequence[Publish], reason_code: int) -> None:
+        for publish in numbered:
+            if publish.qos == EXACTLY_ONCE:
+                self._session.unreleased.pop(publish.packet_id, None)
+        if not numbered or self.closing:
+            return
+        if self._version == V311:
+            self.count_close(_name(reason_code))
+            self.hang_up()
+            return
+        kinds = (PacketType.PUBACK, PacketType.PUBREC)
+        self.write(b"".join(encode(Reply(kinds[p.qos - 1], p.packet_id, reason_code)) for p in numbered))
+
+    def _disconnected(self, packet: Disconnect) -> None:
+        expiry_s = packet.properties.get(Property.SESSION_EXPIRY_INTERVAL)
+        if isinstance(expiry_s, int):
+            if expiry_s and not self._session_expiry_s:
+                raise broken("DISCONNECT gives an expiry to a session that had none")
+            self._session_expiry_s = min(expiry_s, self.listener.settings.session_expiry_max_s)
+        if packet.reason_code == ReasonCode.SUCCESS:
+            self._will = None
+        self.closing = True
+        self.transport.close()
+
+    # CONNECT
+
+    def _connect(self, packet: Connect) -> None:
+        refusal = refusal_of(packet)
+        if refusal is not None:
+            self._refuse_connect(refusal)
+            return
+        self._client_id = packet.client_id or f"tidegate-{secrets.token_hex(8)}"
+        outcome = self.listener.authenticator.admit(
+            self._client_id,
+            packet.username,
+            packet.password,
+            self.transport.get_extra_info("peercert") or None,
+        )
+        if isinstance(outcome, Identity | Refusal):
+            self._decide(packet, outcome)
+            return
+        self._state = _State.ADMITTING
+        self.pause(Pause.ADMISSION)
+        self._admission = asyncio.get_running_loop().create_task(
+            _await(outcome), name=f"admit {self._client_id}"
+        )
+        self._admission.add_done_callback(lambda task: self._admitted_later(packet, task))
+
+    def _admitted_later(self, packet: Connect, task: asyncio.Task[Identity | Refusal]) -> None:
+        if self.closing:
+            return
+        if task.cancelled() or task.exception() is not None:
+            _log.error("the authenticator failed for %r", self._client_id, exc_info=task.exception())
+            self._refuse_connect(ReasonCode.SERVER_UNAVAILABLE)
+            return
+        self._decide(packet, task.result())
+        self.resume(Pause.ADMISSION)
+        items, self._deferred = self._deferred, []
+        if not self.closing:
+            self._take(items)
+
+    def _decide(self, packet: Connect, outcome: Identity | Refusal) -> None:
+        if isinstance(outcome, Refusal):
+            self._refuse_connect(outcome.reason_code)
+            return
+        permit = None if outcome.may_publish is None else Permit(outcome.may_publish)
+        if packet.will is not None and permit is not None and not permit.grants(packet.will.topic):
+            self._refuse_connect(ReasonCode.NOT_AUTHORIZED)
+            return
+        self._permit = permit
+        self._will = packet.will
+        self._terms = terms_of(packet, self._client_id, self.listener.settings)
+        self._session_expiry_s = self._terms.session_expiry_s
+        present = self._claim_session(packet)
+        self._state = _State.CONNECTED
+        self.since_s = self.listener.now_s
+        self._send(Connack(0, present, self._terms.announced))
+
+    def _claim_session(self, packet: Connect) -> bool:
+        """Take over the client identifier and its session; whether a session was there."""
+        listener = self.listener
+        session = listener.sessions.claim(self._client_id, now_s=listener.now_s)
+        previous = listener.clients.get(self._client_id)
+        if previous is not None:
+            session = previous.yield_session()
+        listener.clients[self._client_id] = self
+        present = session is not None and not packet.clean_start
+        if present:
+            assert session is not None
+            self._session = session
+        self._session.connection = self
+        return present
+
+    def yield_session(self) -> Session | None:
+        """Give way to a new connection of the client: DISCONNECT 0x8E. Returns the session if it lives on."""
+        if self._will is not None and self._will.properties.get(Property.WILL_DELAY_INTERVAL):
+            self._will = None
+        session = self._session if self._session_expiry_s else None
+        self._session.connection = None
+        self.end(ReasonCode.SESSION_TAKEN_OVER)
+        return session
+
+    def _refuse_connect(self, reason_code: int) -> None:
+        self.counters.refused_total[_name(reason_code)] += 1
+        self._state = _State.AWAITING
+        self._say_goodbye(reason_code)
+        self.hang_up()
+
+    # Output
+
+    def _fail(self, fault: ProtocolFault) -> None:
+        self.counters.protocol_faults_total[_name(fault.reason_code)] += 1
+        _log.debug("protocol fault of %r: %s", self._client_id, fault)
+        self._say_goodbye(fault.reason_code)
+        self.hang_up()
+
+    def _say_goodbye(self, reason_code: int) -> None:
+        """CONNACK or DISCONNECT with the code, as far as the version and the state have one."""
+        if self._state is _State.CONNECTED:
+            if self._version == V5:
+                self._send(Disconnect(reason_code))
+            return
+        refusal = refusing_connack(self._parser.version, reason_code)
+        if refusal is not None:
+            self._send(refusal)
+
+    @property
+    def _version(self) -> int:
+        return self._parser.version or V5
+
+    def _send(self, packet: Packet) -> None:
+        out = encode(packet, self._version)
+        if not 0 < self._terms.client_max_bytes < len(out):
+            self.write(out)
+
+
+def _name(reason_code: int) -> str:
+    return ReasonCode(reason_code).name.lower()
+
+
+async def _await(outcome: Any) -> Identity | Refusal:
+    assert inspect.isawaitable(outcome)
+    answer = await outcome
+    assert isinstance(answer, Identity | Refusal)
+    return answer

@@ -1,0 +1,1 @@
+"""Payload shapes, one pure function each."""

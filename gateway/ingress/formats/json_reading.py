@@ -1,0 +1,72 @@
+"""The default payload shape: a JSON object with a value, or an array of such objects. Pure.
+
+Members: value (required: a finite number, or true/false as 1/0), ts, quality, battery_level,
+signal_strength, seq, location, manufacturer, firmware_version, unit. Others are skipped.
+A bad member of an array costs that member, not its neighbours.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import msgspec
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+
+class JsonReading(msgspec.Struct, gc=False):
+    """One reading as a device writes it."""
+
+    value: float | bool
+    ts: int | float | str | None = None
+    quality: float | None = None
+    battery_level: float | None = None
+    signal_strength: float | None = None
+    seq: int | None = None
+    location: str | None = None
+    manufacturer: str | None = None
+    firmware_version: str | None = None
+    unit: str | None = None
+
+
+class Fault(msgspec.Struct):
+    """A payload, or a member of one, that is no reading. `part` is its own bytes."""
+
+    reason: str
+    detail: str
+    part: bytes
+
+
+_one = msgspec.json.Decoder(JsonReading)
+_many = msgspec.json.Decoder(list[JsonReading])
+_parts = msgspec.json.Decoder(list[msgspec.Raw])
+
+
+def decode(payload: bytes) -> tuple[Iterable[JsonReading], list[Fault]]:
+    """Readings and faults of one payload; times and ranges are not looked at here."""
+    try:
+        if payload[:1] == b"[" or payload.lstrip()[:1] == b"[":
+            return _many.decode(payload), []
+        return (_one.decode(payload),), []
+    except msgspec.ValidationError as fault:
+        if payload.lstrip()[:1] != b"[":
+            return (), [Fault("bad_reading", str(fault), payload)]
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as fault:
+        return (), [Fault("not_json", str(fault) or type(fault).__name__, payload)]
+    return _each(payload)
+
+
+def _each(payload: bytes) -> tuple[list[JsonReading], list[Fault]]:
+    """The members of an array that has at least one bad one."""
+    readings, faults = [], []
+    try:
+        parts = _parts.decode(payload)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as fault:
+        return [], [Fault("not_json", str(fault) or type(fault).__name__, payload)]
+    for position, part in enumerate(parts):
+        try:
+            readings.append(_one.decode(part))
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as fault:
+            faults.append(Fault("bad_reading", f"member {position}: {fault}", bytes(part)))
+    return readings, faults

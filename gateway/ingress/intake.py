@@ -1,0 +1,41 @@
+"""The seam between whoever receives publishes and whoever makes them durable.
+
+An ingress hands over publishes in runs and goes on; the committer answers each of them once, after the fsync
+(promise 1), through the `Acknowledger` they came from.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from gateway.ingress.packets import Publish
+
+
+class Intake(Protocol):
+    """What takes publishes to make them durable."""
+
+    def publishes(self, source: Acknowledger, batch: list[Publish]) -> None:
+        """Take over `batch`, all publishes of one read of one connection, in order. Must not block.
+
+        Every one of them is to be answered once, by `source.acknowledge` or `source.refuse`, QoS 0 too: the
+        source bounds what is in flight by what has not been answered.
+        """
+        ...
+
+
+class Acknowledger(Protocol):
+    """Where publishes came from. Both methods are safe to call after the connection has gone."""
+
+    def acknowledge(self, publishes: Sequence[Publish]) -> None:
+        """Say that these are durable: PUBACK and PUBREC, in order, in one write. QoS 0 is passed over."""
+        ...
+
+    def refuse(self, publishes: Sequence[Publish], reason_code: int) -> None:
+        """Say that these will not be taken, with a reason code of 0x80 or above, one that PUBACK may carry.
+
+        MQTT 5 tells the device to forget them; 3.1.1 has no word for it and closes the connection.
+        """
+        ...

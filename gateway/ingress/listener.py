@@ -1,0 +1,212 @@
+"""The `listen` ingress: the MQTT server that devices publish to.
+
+Owns the listening socket, what all connections share, and one coarse timer for every time limit. It is not a
+broker: publishes go to the `Intake` and nowhere else.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Final
+
+from gateway.ingress.admission import Anonymous
+from gateway.ingress.connection import Connection
+from gateway.ingress.link import Pause
+from gateway.ingress.packets import ReasonCode, TopicTable
+from gateway.ingress.sessions import SessionTable
+
+if TYPE_CHECKING:
+    import ssl
+
+    from gateway.ingress.admission import Authenticator
+    from gateway.ingress.intake import Intake
+
+_TICK_S: Final = 1.0
+_BACKLOG: Final = 4096
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ListenSettings:
+    """Where to listen, and every limit.
+
+    Attributes:
+        host: address to bind; port: 0 takes a free one.
+        max_connections: sockets beyond it are closed at once.
+        max_packet_bytes: largest packet taken, announced to MQTT 5 clients.
+        connect_timeout_s: from the accept to a complete CONNECT, TLS handshake included.
+        keep_alive_max_s: MQTT 5 clients that ask for more, or for none, are told this; 0 leaves them alone.
+        receive_maximum: QoS 1 and 2 publishes of one connection not yet acknowledged. MQTT 5 clients are
+            told, and disconnected beyond it (0x93); 3.1.1 clients are not read until half is acknowledged.
+        topic_alias_maximum: topic aliases an MQTT 5 client may use; 0 for none.
+        session_expiry_max_s: how long a session is kept without a connection; 0 for never.
+        max_sessions: sessions kept without a connection.
+        write_high_bytes: a connection with more waiting to be sent is not read.
+        write_limit_bytes: one with more than this is closed.
+        write_stall_s: so is one whose peer reads nothing for so long.
+        ssl: TLS, and client certificates if it demands them.
+    """
+
+    host: str = "127.0.0.1"
+    port: int = 1883
+    max_connections: int = 10_500
+    max_packet_bytes: int = 1 << 20
+    connect_timeout_s: float = 10.0
+    keep_alive_max_s: int = 3600
+    receive_maximum: int = 10_000
+    topic_alias_maximum: int = 32
+    session_expiry_max_s: int = 7 * 86_400
+    max_sessions: int = 20_000
+    write_high_bytes: int = 1 << 16
+    write_limit_bytes: int = 1 << 20
+    write_stall_s: float = 60.0
+    ssl: ssl.SSLContext | None = None
+
+
+@dataclass(slots=True)
+class ListenCounters:
+    """What has happened since the start; `connections_open` is now.
+
+    Attributes:
+        protocol_faults_total: violations, by reason code name in lower case.
+        refused_total: connections, publishes and subscriptions refused, by reason.
+        closed_total: connections closed from this side for another reason, by reason.
+    """
+
+    connections_open: int = 0
+    connections_total: int = 0
+    publishes_total: int = 0
+    wills_total: int = 0
+    bytes_in_total: int = 0
+    protocol_faults_total: Counter[str] = field(default_factory=Counter)
+    refused_total: Counter[str] = field(default_factory=Counter)
+    closed_total: Counter[str] = field(default_factory=Counter)
+
+
+class Listener:
+    """The server. `start`, then `stop_reading`, then (once what was handed over is committed) `close`.
+
+    Attributes:
+        clients: the connection of each client identifier now in use.
+        now_s: monotonic seconds, advanced by the timer: what every time limit is measured by.
+    """
+
+    def __init__(
+        self, settings: ListenSettings, intake: Intake, authenticator: Authenticator | None = None
+    ) -> None:
+        self.settings = settings
+        self.intake = intake
+        self.authenticator: Authenticator = authenticator or Anonymous()
+        self.counters = ListenCounters()
+        self.topics = TopicTable()
+        self.sessions = SessionTable(settings.max_sessions)
+        self.clients: dict[str, Connection] = {}
+        self.now_s = 0.0
+        self.paused = False
+        self._connections: set[Connection] = set()
+        self._server: asyncio.Server | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self._stopping = False
+        self._gone = asyncio.Event()
+        self._port = settings.port
+
+    @property
+    def port(self) -> int:
+        """The port in use."""
+        return self._port
+
+    async def start(self) -> None:
+        """Bind and accept.
+
+        Raises:
+            OSError: the address cannot be bound.
+        """
+        settings = self.settings
+        loop = asyncio.get_running_loop()
+        self._server = await loop.create_server(
+            lambda: Connection(self),
+            settings.host,
+            settings.port,
+            backlog=_BACKLOG,
+            ssl=settings.ssl,
+            ssl_handshake_timeout=settings.connect_timeout_s if settings.ssl else None,
+        )
+        self._port = self._server.sockets[0].getsockname()[1]
+        self._stopping = False
+        self._tick()
+
+    def pause(self) -> None:
+        """Stop reading every socket: TCP pushes back to the devices. Harmless when paused."""
+        if not self.paused:
+            self.paused = True
+            for connection in self._connections:
+                connection.pause(Pause.INTAKE)
+
+    def resume(self) -> None:
+        """Read again, unless stopping. Harmless when not paused."""
+        if self.paused and not self._stopping:
+            self.paused = False
+            for connection in self._connections:
+                connection.resume(Pause.INTAKE)
+
+    def stop_reading(self) -> None:
+        """Accept nothing more and read nothing more; acknowledgements are still written."""
+        self._stopping = True
+        if self._server is not None:
+            self._server.close()
+        self.pause()
+
+    async def close(self, deadline_s: float = 2.0) -> None:
+        """Say that the server is shutting down (0x8B in MQTT 5), close every connection, within the deadline.
+
+        Wills are not published: it is the gateway that leaves, not the devices.
+        """
+        for connection in list(self._connections):
+            connection.end(ReasonCode.SERVER_SHUTTING_DOWN, with_will=False)
+        try:
+            async with asyncio.timeout(deadline_s):
+                while self._connections:
+                    self._gone.clear()
+                    await self._gone.wait()
+        except TimeoutError:
+            for connection in list(self._connections):
+                connection.abort()
+        if self._timer is not None:
+            self._timer.cancel()
+
+    async def stop(self, deadline_s: float = 2.0) -> None:
+        """`stop_reading` and `close` at once, where nothing is left to commit."""
+        self.stop_reading()
+        await self.close(deadline_s)
+
+    def opened(self, connection: Connection) -> bool:
+        """Count in a connection; whether there is room for it. Called by it."""
+        counters = self.counters
+        counters.connections_total += 1
+        if self._stopping or len(self._connections) >= self.settings.max_connections:
+            counters.refused_total["max_connections"] += 1
+            return False
+        self._connections.add(connection)
+        counters.connections_open += 1
+        return True
+
+    def closed(self, connection: Connection) -> None:
+        """Count out a connection. Called by it."""
+        if connection in self._connections:
+            self._connections.remove(connection)
+            self.counters.connections_open -= 1
+            if not self._connections:
+                self._gone.set()
+
+    def tick(self, now_s: float) -> None:
+        """Enforce the time limits of all connections and sessions."""
+        self.now_s = now_s
+        for connection in list(self._connections):
+            connection.tick(now_s)
+        self.sessions.expire(now_s=now_s)
+
+    def _tick(self) -> None:
+        loop = asyncio.get_running_loop()
+        self.tick(loop.time())
+        self._timer = loop.call_later(_TICK_S, self._tick)

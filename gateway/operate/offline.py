@@ -1,0 +1,72 @@
+"""The status of a gateway that is not running, read from its spool without changing it."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from contextlib import closing
+from importlib.metadata import version
+from typing import TYPE_CHECKING
+
+from cloud_sync.records import RecordClass
+from gateway.operate.status import DestinationStatus, IngressStatus, SpoolStatus, Status
+from gateway.spool.database import SQL, file_size_bytes, open_read_only, value_of
+from gateway.spool.deliveries import backlog_of
+from gateway.spool.segments import newest_of
+
+if TYPE_CHECKING:
+    from gateway.settings import GatewaySettings
+
+
+def status_of_stopped(settings: GatewaySettings) -> Status:
+    """The same document as a running gateway's; what only a running one knows is zero or None.
+
+    Raises:
+        SpoolError: there is no spool, or it cannot be read.
+    """
+    now_us = time.time_ns() // 1000
+    path = settings.spool.path
+    size_bytes = file_size_bytes(path)
+    with closing(open_read_only(path)) as connection:
+        commit, rows_ever = newest_of(connection, RecordClass.READING)
+        epoch = value_of(connection.execute(SQL["meta"], ("epoch",)).fetchone(), "")
+        destinations = []
+        for name, kind, _ in connection.execute(SQL["destinations"]).fetchall():
+            backlog = backlog_of(connection, name, RecordClass.READING, commit, rows_ever)
+            oldest_us = backlog.oldest_written_at_us
+            destinations.append(
+                DestinationStatus(
+                    name=name,
+                    kind=kind,
+                    state="stopped",
+                    last_error="",
+                    delivered=rows_ever - backlog.readings,
+                    delivered_per_s=0.0,
+                    duplicates=0,
+                    conflicts=0,
+                    wire_bytes=0,
+                    last_receipt_at_us=None,
+                    backlog_readings=backlog.readings,
+                    backlog_bytes=round(backlog.readings * size_bytes / rows_ever) if rows_ever else 0,
+                    backlog_oldest_s=None if oldest_us is None else max(0.0, (now_us - oldest_us) / 1e6),
+                    drain_s=0.0 if backlog.readings == 0 else None,
+                )
+            )
+    return Status(
+        gateway_id=settings.gateway_id,
+        version=version("tidegate"),
+        running=False,
+        at_us=now_us,
+        uptime_s=0.0,
+        ingress=IngressStatus(0, 0, 0, 0, 0.0, 0, None, ""),
+        spool=SpoolStatus(
+            path=str(path),
+            epoch=epoch,
+            readings_ever=rows_ever,
+            newest_commit=commit,
+            size_bytes=size_bytes,
+            free_bytes=shutil.disk_usage(path.parent).free,
+            room_days=None,
+        ),
+        destinations=destinations,
+    )

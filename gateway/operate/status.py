@@ -1,0 +1,149 @@
+"""What the operator reads (promise 12): one document, made from the parts themselves.
+
+The same document is served at `/status`, printed by `tidegate status --json` and shown as text by
+`tidegate status`. Units end the names; None means not known.
+"""
+
+from __future__ import annotations
+
+import shutil
+import time
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from cloud_sync.records import RecordClass
+
+if TYPE_CHECKING:
+    from cloud_sync.shipper import ShipperCounters
+    from gateway.parts import Parts
+
+
+class IngressStatus(msgspec.Struct):
+    """What comes in."""
+
+    connections: int
+    publishes: int
+    acknowledged: int
+    readings: int
+    readings_per_s: float
+    quarantined: int
+    holding_since_us: int | None
+    holding_reason: str
+
+
+class SpoolStatus(msgspec.Struct):
+    """What is kept."""
+
+    path: str
+    epoch: str
+    readings_ever: int
+    newest_commit: int
+    size_bytes: int
+    free_bytes: int
+    room_days: float | None
+
+
+class DestinationStatus(msgspec.Struct):
+    """How one destination is doing."""
+
+    name: str
+    kind: str
+    state: str
+    last_error: str
+    delivered: int
+    delivered_per_s: float
+    duplicates: int
+    conflicts: int
+    wire_bytes: int
+    last_receipt_at_us: int | None
+    backlog_readings: int
+    backlog_bytes: int
+    backlog_oldest_s: float | None
+    drain_s: float | None
+
+
+class Status(msgspec.Struct):
+    """The whole document."""
+
+    gateway_id: str
+    version: str
+    running: bool
+    at_us: int
+    uptime_s: float
+    ingress: IngressStatus
+    spool: SpoolStatus
+    destinations: list[DestinationStatus]
+
+
+async def status_of(parts: Parts) -> Status:
+    """The status of a running gateway."""
+    now_us, now = time.time_ns() // 1000, time.monotonic()
+    committer = parts.committer.counters
+    incoming_per_s = committer.committed.per_s(now)
+    size_bytes = parts.database.size_bytes
+    rows_ever = parts.segments.rows_ever(RecordClass.READING)
+    bytes_per_reading = size_bytes / rows_ever if rows_ever else 0.0
+    free_bytes = shutil.disk_usage(parts.database.path.parent).free
+    growth_per_s = incoming_per_s * bytes_per_reading
+    destinations = []
+    for shipper in parts.shippers:
+        backlog = await parts.deliveries.backlog(shipper.name)
+        oldest_s = None
+        if backlog.oldest_written_at_us is not None:
+            oldest_s = max(0.0, (now_us - backlog.oldest_written_at_us) / 1e6)
+        destinations.append(
+            DestinationStatus(
+                name=shipper.name,
+                kind=shipper.kind,
+                state=shipper.counters.state,
+                last_error=shipper.counters.last_error,
+                delivered=shipper.counters.rows,
+                delivered_per_s=shipper.counters.delivered.per_s(now),
+                duplicates=shipper.counters.duplicates,
+                conflicts=shipper.counters.conflicts,
+                wire_bytes=shipper.counters.wire_bytes,
+                last_receipt_at_us=shipper.counters.last_receipt_at_us,
+                backlog_readings=backlog.readings,
+                backlog_bytes=round(backlog.readings * bytes_per_reading),
+                backlog_oldest_s=oldest_s,
+                drain_s=drain_s(backlog.readings, shipper.counters, incoming_per_s, now),
+            )
+        )
+    return Status(
+        gateway_id=parts.settings.gateway_id,
+        version=parts.version,
+        running=True,
+        at_us=now_us,
+        uptime_s=now - parts.started_at,
+        ingress=IngressStatus(
+            connections=parts.listener.counters.connections_open,
+            publishes=committer.publishes,
+            acknowledged=committer.acknowledged_publishes,
+            readings=committer.readings,
+            readings_per_s=incoming_per_s,
+            quarantined=committer.quarantined,
+            holding_since_us=committer.holding_since_us,
+            holding_reason=committer.holding_reason,
+        ),
+        spool=SpoolStatus(
+            path=str(parts.database.path),
+            epoch=str(parts.database.epoch),
+            readings_ever=rows_ever,
+            newest_commit=parts.segments.newest_commit(RecordClass.READING),
+            size_bytes=size_bytes,
+            free_bytes=free_bytes,
+            room_days=free_bytes / growth_per_s / 86400 if growth_per_s > 0 else None,
+        ),
+        destinations=destinations,
+    )
+
+
+def drain_s(backlog: int, counters: ShipperCounters, incoming_per_s: float, now: float) -> float | None:
+    """Seconds until a backlog is gone at the present rates; None when it is not shrinking."""
+    if backlog == 0:
+        return 0.0
+    if counters.state not in ("idle", "sending"):
+        return None
+    surplus = counters.delivered.per_s(now) - incoming_per_s
+    return backlog / surplus if surplus > 0 else None

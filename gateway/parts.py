@@ -1,0 +1,34 @@
+"""The open parts of one running gateway: made by `agent`, read by `operate`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from cloud_sync.shipper import Shipper
+    from gateway.ingress.committer import Committer
+    from gateway.ingress.host import HostIngress
+    from gateway.ingress.listener import Listener
+    from gateway.settings import GatewaySettings
+    from gateway.spool.database import Database
+    from gateway.spool.deliveries import Deliveries
+    from gateway.spool.retention import Retention
+    from gateway.spool.segments import Segments
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """Everything a gateway consists of, in the order the data flows. `started_at` is monotonic seconds."""
+
+    settings: GatewaySettings
+    version: str
+    started_at: float
+    listener: Listener
+    host: HostIngress | None
+    committer: Committer
+    database: Database
+    segments: Segments
+    retention: Retention
+    deliveries: Deliveries
+    shippers: tuple[Shipper, ...]

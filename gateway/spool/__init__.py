@@ -1,0 +1,1 @@
+"""The durable store: one SQLite file of segments, progress, series and quarantine."""

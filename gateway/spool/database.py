@@ -1,0 +1,237 @@
+"""The spool's SQLite file: opened, verified, migrated; one writer, readers apart.
+
+Invariants:
+- Every write is one function run on the writer's thread between BEGIN IMMEDIATE and COMMIT. There is no
+  await inside a transaction, so a cancelled task can never leave one half done.
+- WAL with synchronous=FULL: when `write` returns, its transaction is fsynced (promise 1).
+- One process writes: a lock file beside the spool is held from open to close.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import logging
+import os
+import sqlite3
+from contextlib import AsyncExitStack
+from dataclasses import dataclass, field
+from importlib.resources import files
+from typing import TYPE_CHECKING, Any, Self, TypeVar
+from uuid import UUID, uuid4
+
+import aiosqlite
+
+from cloud_sync import statements
+from gateway.spool.errors import SpoolError, SpoolFailed, SpoolFull, SpoolInUse, SpoolTooNew
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+FORMAT_VERSION = 1
+APPLICATION_ID = 0x54494445  # "TIDE", so that file(1) and a person can tell
+SQL = statements.load("gateway.spool", "sql", "statements.sql")
+
+T = TypeVar("T")
+
+_log = logging.getLogger(__name__)
+_BUSY_TIMEOUT_S = 30.0
+_NO_ROOM = frozenset({sqlite3.SQLITE_FULL})
+
+
+class _Connection(aiosqlite.Connection):
+    """An aiosqlite connection that runs a whole function on its thread, in one hop."""
+
+    async def run(self, work: Callable[[sqlite3.Connection], T]) -> T:
+        result: T = await self._execute(work, self._conn)  # type: ignore[no-untyped-call]  # aiosqlite's own
+        return result
+
+    @classmethod
+    async def opened(cls, connector: Callable[[], sqlite3.Connection]) -> Self:
+        """A connection whose thread has made its SQLite connection with `connector`."""
+        connection = cls(connector, 64)
+        await connection
+        return connection
+
+
+@dataclass(slots=True)
+class Database:
+    """The open spool file. Made by `open`, released by `close`."""
+
+    path: Path
+    epoch: UUID
+    _writer: _Connection
+    _reader: _Connection
+    _lock_fd: int = field(default=-1)
+
+    @classmethod
+    async def open(cls, path: Path) -> Self:
+        """Open or create the spool at `path`.
+
+        Raises:
+            SpoolInUse, SpoolTooNew: nothing can be done without a person.
+            SpoolFailed: the file or its folder cannot be used; says why.
+        """
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            lock_fd = _lock(path)
+        except OSError as fault:
+            raise SpoolFailed(f"{path}: {fault.strerror or fault}") from fault
+        async with AsyncExitStack() as undo:
+            undo.callback(os.close, lock_fd)
+            try:
+                writer = await _Connection.opened(lambda: _connect(path))
+                undo.push_async_callback(writer.close)
+                epoch = await writer.run(_prepare)
+                reader = await _Connection.opened(lambda: _connect(path, read_only=True))
+            except sqlite3.Error as fault:
+                raise _mapped(path, fault) from fault
+            undo.pop_all()
+        return cls(path, epoch, writer, reader, lock_fd)
+
+    async def close(self) -> None:
+        """Close both connections and give up the lock. The WAL is folded into the file by SQLite."""
+        await self._reader.close()
+        await self._writer.close()
+        os.close(self._lock_fd)
+
+    async def write(self, work: Callable[[sqlite3.Connection], T]) -> T:
+        """Run `work` as one transaction; on return it is fsynced, on an exception nothing of it happened.
+
+        Raises:
+            SpoolFull, SpoolFailed: as the module `errors` says.
+        """
+
+        def transaction(connection: sqlite3.Connection) -> T:
+            connection.execute("BEGIN IMMEDIATE")
+            try:
+                result = work(connection)
+                connection.execute("COMMIT")
+            except BaseException:
+                if connection.in_transaction:
+                    connection.execute("ROLLBACK")
+                raise
+            return result
+
+        try:
+            return await self._writer.run(transaction)
+        except sqlite3.Error as fault:
+            raise _mapped(self.path, fault) from fault
+
+    async def read(self, work: Callable[[sqlite3.Connection], T]) -> T:
+        """Run `work` on the reader connection, apart from the writer."""
+        try:
+            return await self._reader.run(work)
+        except sqlite3.Error as fault:
+            raise _mapped(self.path, fault) from fault
+
+    async def reclaim(self, pages: int) -> None:
+        """Give at most `pages` free pages back to the file system."""
+        try:
+            await self._writer.run(lambda c: c.execute(f"PRAGMA incremental_vacuum({pages})").fetchall())
+        except sqlite3.Error as fault:
+            raise _mapped(self.path, fault) from fault
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes on disk: the file and its write-ahead log."""
+        return file_size_bytes(self.path)
+
+
+def file_size_bytes(path: Path) -> int:
+    """Bytes on disk of a spool: the file and its write-ahead log."""
+    return sum(p.stat().st_size for p in (path, _wal(path)) if p.exists())
+
+
+def open_read_only(path: Path) -> sqlite3.Connection:
+    """A connection for tools: reads a live or stopped spool, never changes it."""
+    if not path.exists():
+        raise SpoolFailed(f"{path}: there is no spool here")
+    try:
+        connection = _connect(path, read_only=True)
+        _check_version(connection)
+    except sqlite3.Error as fault:
+        raise _mapped(path, fault) from fault
+    return connection
+
+
+def _wal(path: Path) -> Path:
+    return path.with_name(path.name + "-wal")
+
+
+def _lock(path: Path) -> int:
+    fd = os.open(path.with_name(path.name + ".lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o640)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(fd)
+        raise SpoolInUse(f"{path}: another gateway is using this spool") from None
+    return fd
+
+
+def _connect(path: Path, *, read_only: bool = False) -> sqlite3.Connection:
+    mode = "ro" if read_only else "rwc"
+    uri = f"{path.absolute().as_uri()}?mode={mode}"
+    connection = sqlite3.connect(
+        uri, uri=True, isolation_level=None, timeout=_BUSY_TIMEOUT_S, check_same_thread=False
+    )
+    connection.execute("PRAGMA query_only = 1" if read_only else "PRAGMA synchronous = FULL")
+    return connection
+
+
+def _prepare(connection: sqlite3.Connection) -> UUID:
+    """Verify and migrate; return the epoch."""
+    if connection.execute("PRAGMA user_version").fetchone()[0] == 0:
+        connection.execute("PRAGMA auto_vacuum = INCREMENTAL")
+    connection.execute("PRAGMA journal_mode = WAL")
+    connection.execute("PRAGMA journal_size_limit = 16777216")
+    version = _check_version(connection)
+    for number in range(version + 1, FORMAT_VERSION + 1):
+        _migrate(connection, number)
+    return UUID(connection.execute(SQL["meta"], ("epoch",)).fetchone()[0])
+
+
+def _check_version(connection: sqlite3.Connection) -> int:
+    version: int = connection.execute("PRAGMA user_version").fetchone()[0]
+    if version > FORMAT_VERSION:
+        raise SpoolTooNew(
+            f"the spool has format version {version}; this release reads up to {FORMAT_VERSION}. "
+            "Install the release that wrote it, or a later one."
+        )
+    return version
+
+
+def _migrate(connection: sqlite3.Connection, number: int) -> None:
+    folder = files("gateway.spool").joinpath("sql")
+    script = next(p for p in folder.iterdir() if p.name.startswith(f"{number:03}_"))
+    statements_ = [s for s in _split(script.read_text(encoding="utf-8")) if s]
+    connection.execute("BEGIN IMMEDIATE")
+    try:
+        for statement in statements_:
+            connection.execute(statement)
+        if number == 1:
+            connection.execute(SQL["set_meta"], ("epoch", str(uuid4())))
+        connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
+        connection.execute(f"PRAGMA user_version = {number}")
+        connection.execute("COMMIT")
+    except BaseException:
+        connection.execute("ROLLBACK")
+        raise
+    _log.info("spool format is now version %d", number)
+
+
+def _split(script: str) -> list[str]:
+    lines = (line.split("--")[0].rstrip() for line in script.splitlines())
+    return [s.strip() for s in "\n".join(lines).split(";")]
+
+
+def _mapped(path: Path, fault: BaseException) -> SpoolError:
+    code = getattr(fault, "sqlite_errorcode", None)
+    if code in _NO_ROOM:
+        return SpoolFull(f"{path}: no room on the disk ({fault})")
+    return SpoolFailed(f"{path}: {fault}")
+
+
+def value_of(row: Any, default: Any = None) -> Any:
+    """The only column of a fetched row, or `default` when there is none."""
+    return default if row is None else row[0]

@@ -1,0 +1,100 @@
+"""What leaves the spool: readings that every destination has given a receipt for, after a while.
+
+Nothing undelivered is ever pruned here. Pages that become free are given back to the file system.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from typing import TYPE_CHECKING
+
+from cloud_sync.records import RecordClass
+from gateway.spool.database import SQL
+from gateway.spool.errors import SpoolError
+from gateway.spool.segments import commit_of, high_mark_key, position_of, span_of
+
+if TYPE_CHECKING:
+    import sqlite3
+    from collections.abc import Sequence
+
+    from gateway.spool.database import Database
+
+_log = logging.getLogger(__name__)
+_PAUSE_S = 30.0
+_AT_ONCE = 500
+_FREE_PAGES = 4000
+
+
+class Retention:
+    """Prunes delivered segments older than `keep_s` seconds, a few at a time."""
+
+    def __init__(self, database: Database, destinations: Sequence[str], *, keep_s: float) -> None:
+        self._database = database
+        self._destinations = tuple(destinations)
+        self._keep_s = keep_s
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """Prune until `stop` is set."""
+        while not stop.is_set():
+            try:
+                more = await self.prune_once(time.time_ns() // 1000) == _AT_ONCE
+            except SpoolError as fault:
+                _log.warning("nothing was pruned: %s", fault)
+                more = False
+            try:
+                async with asyncio.timeout(0.1 if more else _PAUSE_S):
+                    await stop.wait()
+            except TimeoutError:
+                continue
+
+    async def prune_once(self, now_us: int) -> int:
+        """Delete at most some hundred segments; returns how many. Without destinations none is delivered."""
+        if not self._destinations:
+            return 0
+        before_us = now_us - round(self._keep_s * 1e6)
+        doomed = await self._database.read(lambda c: self._doomed(c, before_us))
+        if not doomed:
+            return 0
+        first, last, last_commit = doomed[0][0], doomed[-1][0], doomed[-1][1]
+
+        def work(connection: sqlite3.Connection) -> None:
+            rows_after = connection.execute(
+                "SELECT rows_before + rows FROM segment WHERE position = ?", (last,)
+            ).fetchone()[0]
+            connection.execute(SQL["delete_segments"], (first, last))
+            connection.execute(
+                SQL["set_meta"], (high_mark_key(RecordClass.READING), f"{last_commit} {rows_after}")
+            )
+
+        await self._database.write(work)
+        await self._database.reclaim(_FREE_PAGES)
+        return len(doomed)
+
+    def _doomed(self, connection: sqlite3.Connection, before_us: int) -> list[tuple[int, int]]:
+        """Position and last commit of the oldest segments, up to the first that must stay."""
+        through = min(
+            _delivered_through(connection, destination, RecordClass.READING)
+            for destination in self._destinations
+        )
+        span = (position_of(RecordClass.READING, 0), position_of(RecordClass.READING, through))
+        doomed = []
+        for position, last_commit, written_at_us in connection.execute(
+            SQL["prune_candidates"], (*span, _AT_ONCE)
+        ):
+            if last_commit > through or written_at_us >= before_us:
+                break
+            doomed.append((position, last_commit))
+        return doomed
+
+
+def _delivered_through(connection: sqlite3.Connection, destination: str, record_class: RecordClass) -> int:
+    """The commit up to which a destination has everything that is still in the spool."""
+    oldest = connection.execute(SQL["first_segment_from"], span_of(record_class)).fetchone()
+    if oldest is None:
+        return 0
+    for first, last in connection.execute(SQL["delivered"], (destination, record_class)):
+        if first <= commit_of(oldest[0]) <= last:
+            return int(last)
+    return 0

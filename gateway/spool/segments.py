@@ -1,0 +1,164 @@
+"""Segments: appended by group commits, read back by ranges of commits, never changed.
+
+Each record class counts its own commits 1, 2, 3, ... without gaps; a number is never used again in an
+epoch, not even after its segment was pruned (`meta` keeps the highest number a prune has taken away).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+from cloud_sync import columns
+from cloud_sync.records import Readings, RecordClass
+from gateway.spool.database import SQL, value_of
+from gateway.spool.quarantine import QuarantineItem, write_items
+from gateway.spool.series import write_series
+
+if TYPE_CHECKING:
+    import sqlite3
+    from collections.abc import Sequence
+
+    from gateway.spool.database import Database
+    from gateway.spool.series import SeriesBook
+
+_CLASS_SHIFT = 56
+_COMMIT_MASK = (1 << _CLASS_SHIFT) - 1
+MAX_SEGMENT_ROWS = 65_536
+
+
+def position_of(record_class: RecordClass, commit: int) -> int:
+    """The key of the segment that starts at `commit`."""
+    return record_class << _CLASS_SHIFT | commit
+
+
+def commit_of(position: int) -> int:
+    """The first commit of the segment at `position`."""
+    return position & _COMMIT_MASK
+
+
+def span_of(record_class: RecordClass, first: int = 0, last: int = _COMMIT_MASK) -> tuple[int, int]:
+    """Smallest and largest key of a class's segments that start in first..last."""
+    return position_of(record_class, first), position_of(record_class, last)
+
+
+@dataclass(frozen=True, slots=True)
+class Sealed:
+    """An encoded run of records, ready to be appended."""
+
+    record_class: RecordClass
+    rows: int
+    min_time_us: int
+    max_time_us: int
+    block: bytes
+
+
+def seal(readings: Readings, *, level: int = columns.FRESH_LEVEL) -> list[Sealed]:
+    """Sort and encode readings, in runs of at most `MAX_SEGMENT_ROWS`. Pure; may take milliseconds."""
+    ordered = readings.in_order()
+    return [
+        _sealed(ordered.take(np.arange(start, min(start + MAX_SEGMENT_ROWS, ordered.rows))), level)
+        for start in range(0, ordered.rows, MAX_SEGMENT_ROWS)
+    ]
+
+
+def _sealed(readings: Readings, level: int) -> Sealed:
+    block = columns.encode(readings, level=level)
+    return Sealed(RecordClass.READING, readings.rows, *columns.time_range_us(block), block)
+
+
+class _Counter(NamedTuple):
+    """Where a class stands: its newest commit and the rows ever committed."""
+
+    commit: int
+    rows: int
+
+
+class Segments:
+    """The writing side: knows the next commit number of every class."""
+
+    def __init__(self, database: Database, book: SeriesBook, counters: dict[RecordClass, _Counter]) -> None:
+        self._database = database
+        self._book = book
+        self._counters = counters
+
+    @classmethod
+    async def load(cls, database: Database, book: SeriesBook) -> Segments:
+        """The segments of an open spool, in time that does not grow with their number."""
+        counters = await database.read(lambda c: {k: newest_of(c, k) for k in RecordClass})
+        return cls(database, book, counters)
+
+    def newest_commit(self, record_class: RecordClass) -> int:
+        """The newest durable commit of a class, 0 before the first."""
+        return self._counters[record_class].commit
+
+    def rows_ever(self, record_class: RecordClass) -> int:
+        """Rows of a class ever committed."""
+        return self._counters[record_class].rows
+
+    async def append(self, sealed: Sequence[Sealed], items: Sequence[QuarantineItem], *, now_us: int) -> None:
+        """One group commit: segments (mostly one) and quarantine rows, fsynced together (promise 1).
+
+        Raises:
+            SpoolFull, SpoolFailed: nothing was written; the same call may be made again.
+        """
+        new_series = self._book.unsaved()
+
+        def work(connection: sqlite3.Connection) -> dict[RecordClass, _Counter]:
+            if new_series:
+                write_series(connection, new_series)
+            if items:
+                write_items(connection, items)
+            return self._insert(connection, sealed, now_us)
+
+        counters = await self._database.write(work)
+        self._book.saved(new_series)
+        self._counters = counters
+
+    def _insert(
+        self, connection: sqlite3.Connection, sealed: Sequence[Sealed], now_us: int
+    ) -> dict[RecordClass, _Counter]:
+        """Insert segments; returns where every class will stand once the transaction is durable."""
+        counters = dict(self._counters)
+        for run in sealed:
+            commit, rows_before = counters[run.record_class]
+            commit += 1
+            connection.execute(
+                SQL["append_segment"],
+                (
+                    position_of(run.record_class, commit),
+                    commit,
+                    run.rows,
+                    rows_before,
+                    run.min_time_us,
+                    run.max_time_us,
+                    now_us,
+                    run.block,
+                ),
+            )
+            counters[run.record_class] = _Counter(commit, rows_before + run.rows)
+        return counters
+
+
+def read_range(
+    connection: sqlite3.Connection, record_class: RecordClass, first: int, last: int
+) -> list[bytes]:
+    """The blocks of the segments that start in first..last, in commit order."""
+    return [row[2] for row in connection.execute(SQL["blocks_between"], span_of(record_class, first, last))]
+
+
+def high_mark_key(record_class: RecordClass) -> str:
+    """The key in `meta` of what prunes have taken away: "commit rows"."""
+    return f"pruned_{record_class.name.lower()}"
+
+
+def newest_of(connection: sqlite3.Connection, record_class: RecordClass) -> _Counter:
+    """The newest commit of a class and the rows ever committed, from the file."""
+    row = connection.execute(SQL["newest_segment"], span_of(record_class)).fetchone()
+    if row is not None:
+        _, last_commit, rows, rows_before = row
+        return _Counter(last_commit, rows_before + rows)
+    mark = value_of(connection.execute(SQL["meta"], (high_mark_key(record_class),)).fetchone(), "0 0")
+    return _Counter(*map(int, mark.split()))

@@ -1,0 +1,88 @@
+"""The spool's series numbers: each series in each state of its attributes has one, for ever.
+
+The book is whole in memory (bounded by `max_series`); what is new in it is written by the transaction
+that appends the first segment using it, so a segment never names a number the file does not know.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from cloud_sync.records import Series
+from gateway.spool.database import SQL
+
+if TYPE_CHECKING:
+    import sqlite3
+
+    from gateway.spool.database import Database
+
+DEFAULT_MAX_SERIES = 200_000
+
+
+class SeriesBook:
+    """Series to number and back."""
+
+    def __init__(self, max_series: int = DEFAULT_MAX_SERIES) -> None:
+        self.max_series = max_series
+        self._numbers: dict[Series, int] = {}
+        self._series: dict[int, Series] = {}
+        self._unsaved: dict[int, Series] = {}
+        self._next = 1
+
+    @classmethod
+    async def load(cls, database: Database, max_series: int = DEFAULT_MAX_SERIES) -> SeriesBook:
+        """The book of an open spool."""
+        book = cls(max_series)
+        for number, series in await database.read(all_series):
+            book._add(number, series)
+        return book
+
+    def __len__(self) -> int:
+        return len(self._series)
+
+    def __getitem__(self, number: int) -> Series:
+        return self._series[number]
+
+    def number_of(self, series: Series) -> int | None:
+        """The number of `series`, a new one if need be; None when the book is full."""
+        number = self._numbers.get(series)
+        if number is None and len(self._series) < self.max_series:
+            number = self._next
+            self._add(number, series)
+            self._unsaved[number] = series
+        return number
+
+    def unsaved(self) -> list[tuple[int, Series]]:
+        """What the file does not know yet."""
+        return list(self._unsaved.items())
+
+    def saved(self, written: list[tuple[int, Series]]) -> None:
+        """Tell the book that a transaction with `written` is durable."""
+        for number, _ in written:
+            self._unsaved.pop(number, None)
+
+    def _add(self, number: int, series: Series) -> None:
+        self._numbers[series] = number
+        self._series[number] = series
+        self._next = max(self._next, number + 1)
+
+
+def all_series(connection: sqlite3.Connection) -> list[tuple[int, Series]]:
+    """Every series of the file with its number."""
+    return [
+        (number, Series(sensor_id, sensor_type, tuple(sorted(msgspec.json.decode(attributes).items()))))
+        for number, sensor_id, sensor_type, attributes in connection.execute(SQL["all_series"])
+    ]
+
+
+def write_series(connection: sqlite3.Connection, rows: list[tuple[int, Series]]) -> None:
+    """Write new numbers; to be called inside the transaction that first uses them."""
+    connection.executemany(
+        SQL["add_series"],
+        [
+            (number, s.sensor_id, s.sensor_type, msgspec.json.encode(dict(s.attributes)).decode())
+            for number, s in rows
+        ],
+    )

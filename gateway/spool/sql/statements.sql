@@ -1,0 +1,80 @@
+-- name: meta
+SELECT value FROM meta WHERE key = ?;
+
+-- name: set_meta
+INSERT INTO meta (key, value) VALUES (?, ?) ON CONFLICT (key) DO UPDATE SET value = excluded.value;
+
+-- name: all_series
+SELECT series_no, sensor_id, sensor_type, attributes FROM series ORDER BY series_no;
+
+-- name: add_series
+INSERT INTO series (series_no, sensor_id, sensor_type, attributes) VALUES (?, ?, ?, ?) ON CONFLICT DO NOTHING;
+
+-- name: newest_segment
+SELECT position, last_commit, rows, rows_before FROM segment WHERE position BETWEEN ? AND ?
+ORDER BY position DESC LIMIT 1;
+
+-- name: append_segment
+INSERT INTO segment (position, last_commit, rows, rows_before, min_time_us, max_time_us, written_at_us, block)
+VALUES (?, ?, ?, ?, ?, ?, ?, ?);
+
+-- name: segment_sizes_from
+SELECT position, last_commit, rows FROM segment WHERE position BETWEEN ? AND ? ORDER BY position LIMIT ?;
+
+-- name: blocks_between
+SELECT position, rows, block FROM segment WHERE position BETWEEN ? AND ? ORDER BY position;
+
+-- name: first_segment_from
+SELECT position, rows_before, written_at_us, min_time_us FROM segment WHERE position BETWEEN ? AND ?
+ORDER BY position LIMIT 1;
+
+-- name: segment_totals
+SELECT count(*), coalesce(sum(rows), 0) FROM segment;
+
+-- name: prune_candidates
+SELECT position, last_commit, written_at_us FROM segment WHERE position BETWEEN ? AND ?
+ORDER BY position LIMIT ?;
+
+-- name: delete_segments
+DELETE FROM segment WHERE position BETWEEN ? AND ?;
+
+-- name: add_destination
+INSERT INTO destination (name, kind, added_at_us) VALUES (?, ?, ?) ON CONFLICT (name) DO UPDATE SET kind = excluded.kind;
+
+-- name: destinations
+SELECT name, kind, added_at_us FROM destination ORDER BY name;
+
+-- name: delivered
+SELECT first_commit, last_commit FROM delivered WHERE destination = ? AND class = ? ORDER BY first_commit;
+
+-- name: delivered_touching
+SELECT first_commit, last_commit FROM delivered
+WHERE destination = ? AND class = ? AND first_commit <= ? AND last_commit >= ?;
+
+-- name: delete_delivered
+DELETE FROM delivered WHERE destination = ? AND class = ? AND first_commit = ?;
+
+-- name: add_delivered
+INSERT INTO delivered (destination, class, first_commit, last_commit) VALUES (?, ?, ?, ?);
+
+-- name: open_batches
+SELECT first_commit, last_commit FROM batch WHERE destination = ? AND class = ? ORDER BY first_commit;
+
+-- name: add_batch
+INSERT INTO batch (destination, class, first_commit, last_commit, claimed_at_us) VALUES (?, ?, ?, ?, ?);
+
+-- name: delete_batch
+DELETE FROM batch WHERE destination = ? AND class = ? AND first_commit = ? AND last_commit = ?;
+
+-- name: add_quarantine
+INSERT INTO quarantine (received_at_us, source, topic, reason, detail, payload, payload_bytes)
+VALUES (?, ?, ?, ?, ?, ?, ?);
+
+-- name: quarantine_range
+SELECT coalesce(min(quarantine_no), 1), coalesce(max(quarantine_no), 0) FROM quarantine;
+
+-- name: drop_quarantine_below
+DELETE FROM quarantine WHERE quarantine_no < ?;
+
+-- name: quarantine_by_reason
+SELECT reason, count(*), max(received_at_us) FROM quarantine GROUP BY reason ORDER BY count(*) DESC;

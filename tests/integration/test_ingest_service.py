@@ -1,0 +1,431 @@
+"""The ingest service over real HTTP and a real database, as gateways and strangers meet it."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import struct
+import zlib
+from contextlib import asynccontextmanager
+from uuid import UUID
+
+import asyncpg
+import httpx
+import pytest
+import zstandard
+
+from cloud_sync import wire
+from cloud_sync.destinations.ingest_client import IngestClient
+from cloud_sync.destinations.timescaledb import TimescaleSink
+from cloud_sync.errors import Refused, RetryLater, TooLarge, Unauthorised
+from cloud_sync.ingest import serve, tokens
+from cloud_sync.ingest.settings import IngestSettings
+from cloud_sync.records import BatchRange, Receipt, RecordClass
+from tests.wire_examples import EPOCH, batch, from_rows, readings
+
+MEDIA = {"Content-Type": wire.MEDIA_TYPE}
+
+
+class Service:
+    """A running service: its address, a token of gw-1, and a plain HTTP client with that token."""
+
+    def __init__(self, url: str, token: str, tokens_file) -> None:
+        self.url = url
+        self.token = token
+        self.tokens_file = tokens_file
+        self.http = httpx.AsyncClient(base_url=url, headers={"Authorization": f"Bearer {token}"}, timeout=30)
+
+    async def post(self, data: bytes, **headers: str) -> tuple[int, dict]:
+        response = await self.http.post("/v1/batches", content=data, headers=MEDIA | headers)
+        return response.status_code, response.json()
+
+    def client(self, token: str | None = None) -> IngestClient:
+        return IngestClient("region", self.url, token or self.token)
+
+
+@asynccontextmanager
+async def running(dsn: str, folder, **limits):
+    """A service on a free port until the block ends."""
+    tokens_file = folder / "tokens"
+    token = tokens.add(tokens_file, "gw-1")
+    settings = IngestSettings.model_validate(
+        {"tokens_file": tokens_file, "database": {"dsn": dsn}, "limits": limits, "stop_within_s": 5}
+    )
+    sink = TimescaleSink(dsn)
+    bound = serve.bind("127.0.0.1", 0)
+    stop = asyncio.Event()
+    task = asyncio.create_task(serve.serve(settings, sink, tokens.TokenFile(tokens_file), bound, stop))
+    service = Service(f"http://127.0.0.1:{bound.getsockname()[1]}", token, tokens_file)
+    try:
+        yield service
+    finally:
+        await service.http.aclose()
+        stop.set()
+        await task
+        await sink.aclose()
+
+
+@pytest.fixture
+async def service(postgres_dsn, tmp_path):
+    async with running(postgres_dsn, tmp_path, max_body_bytes=200_000, max_rows=50_000) as service:
+        yield service
+
+
+async def count(dsn: str, table: str) -> int:
+    connection = await asyncpg.connect(dsn)
+    try:
+        return await connection.fetchval(f"SELECT count(*) FROM {table}")
+    finally:
+        await connection.close()
+
+
+async def test_a_batch_is_answered_with_a_receipt_and_again_with_the_same_one(service, postgres_dsn):
+    status, answer = await service.post(wire.encode(batch(3, 5)))
+
+    assert status == 200
+    assert answer == {
+        "status": "applied",
+        "gateway_id": "gw-1",
+        "epoch": str(EPOCH),
+        "class": "reading",
+        "first_commit": 3,
+        "last_commit": 5,
+        "rows": 12,
+        "stored": 12,
+        "duplicates": 0,
+        "conflicts": 0,
+    }
+    assert await service.post(wire.encode(batch(3, 5))) == (200, answer | {"status": "duplicate"})
+    assert await count(postgres_dsn, "reading") == 12
+
+
+async def test_the_client_reads_receipts_and_ranges(service):
+    client = service.client()
+
+    first = await client.send(client.encode(batch(1, 4)))
+    again = await client.send(client.encode(batch(1, 4)))
+    other = await client.send(client.encode(batch(6, content=readings(12, start_us=5, seed=2))))
+
+    assert (first, again.applied_before, other) == (Receipt(12, 12), True, Receipt(12, 12))
+    assert await client.known("gw-1", EPOCH) == [
+        BatchRange("gw-1", EPOCH, RecordClass.READING, 1, 4),
+        BatchRange("gw-1", EPOCH, RecordClass.READING, 6, 6),
+    ]
+    assert await client.known("gw-1", UUID(int=9)) == []
+    await client.aclose()
+    await client.aclose()
+
+
+async def test_the_progress_of_a_gateway_names_ranges_and_gaps(service):
+    for commit in (2, 3, 7):
+        await service.post(wire.encode(batch(commit)))
+
+    progress = (await service.http.get("/v1/gateways/gw-1")).json()
+
+    assert progress["gateway_id"] == "gw-1"
+    assert progress["first_seen"] <= progress["last_seen"]
+    (epoch,) = progress["epochs"]
+    assert (epoch["ranges"], epoch["gaps"]) == ([[2, 3], [7, 7]], [[1, 1], [4, 6]])
+    assert (epoch["rows"], epoch["stored"], epoch["duplicates"]) == (36, 12, 24)
+    assert (await service.http.get("/v1/gateways/gw-2")).status_code == 403
+    assert (await service.http.get("/v1/gateways/gw-1?epoch=x")).json()["error"] == "bad_epoch"
+
+
+async def test_a_batch_needs_the_token_of_its_own_gateway(service, postgres_dsn):
+    data = wire.encode(batch())
+    for header, error in [("", "no_token"), ("Basic abc", "no_token"), ("Bearer wrong", "unknown_token")]:
+        response = await service.http.post(
+            "/v1/batches", content=data, headers=MEDIA | {"Authorization": header}
+        )
+        assert (response.status_code, response.json()["error"]) == (401, error)
+        assert response.headers["WWW-Authenticate"] == "Bearer"
+    status, answer = await service.post(wire.encode(batch(gateway_id="gw-2")))
+    assert (status, answer["error"]) == (403, "other_gateway")
+
+    for token, parcel_of in [("wrong", batch()), (service.token, batch(gateway_id="gw-2"))]:
+        client = service.client(token)
+        with pytest.raises(Unauthorised):
+            await client.send(client.encode(parcel_of))
+        await client.aclose()
+    await asyncio.sleep(0)
+    assert (await service.http.get("/readyz")).status_code == 200
+    assert await count(postgres_dsn, "reading") == 0
+
+
+async def test_tokens_added_and_revoked_take_effect_without_a_restart(service):
+    token = tokens.add(service.tokens_file, "gw-2")
+    client = service.client(token)
+    parcel = client.encode(batch(gateway_id="gw-2"))
+    assert await client.send(parcel) == Receipt(12, 12)
+
+    assert tokens.revoke(service.tokens_file, "gw-2") == 1
+
+    with pytest.raises(Unauthorised, match="no gateway has this token"):
+        await client.send(parcel)
+    await client.aclose()
+    service.tokens_file.write_text("this is no token file")
+    assert (await service.post(wire.encode(batch())))[0] == 200
+
+
+def crc(body: bytes) -> bytes:
+    return body + struct.pack("<I", zlib.crc32(body))
+
+
+def bombs() -> dict[str, bytes]:
+    """Small bodies that claim much."""
+    good = wire.encode(batch())
+    header_bytes, block_bytes = struct.unpack_from("<II", good, 8)
+    block = good[16 + header_bytes : -4]
+    header_bomb = zstandard.compress(bytes(64 << 20))
+    same = from_rows(*[(0, 5, 1.0)] * 60_000)
+    return {
+        "header": crc(good[:8] + struct.pack("<II", len(header_bomb), block_bytes) + header_bomb + block),
+        "rows": wire.encode(batch(content=same)),
+    }
+
+
+async def test_bytes_that_are_no_batch_are_told_apart_and_nothing_is_written(service, postgres_dsn):
+    good = wire.encode(batch())
+    cases = {
+        "truncated": [b"", b"x", good[:-1], good[:40], good + b"x"],
+        "bad_magic": [b"{}" * 100, b"PK" + good[2:]],
+        "unsupported_version": [crc(good[:4] + b"\x02" + good[5:-4]), crc(good[:4] + b"\xff" + good[5:-4])],
+        "bad_checksum": [good[:-1] + bytes([good[-1] ^ 1]), good[:50] + bytes([good[50] ^ 4]) + good[51:]],
+        "too_large": list(bombs().values()),
+        "malformed": [crc(good[:16] + bytes(len(good) - 20))],
+    }
+    for error, bodies in cases.items():
+        for body in bodies:
+            status, answer = await service.post(body)
+            assert (status, answer["error"]) == (400, error)
+            assert answer["message"]
+
+    assert (await service.http.get("/readyz")).status_code == 200
+    assert await count(postgres_dsn, "reading") == 0
+    assert await count(postgres_dsn, "ingest_ledger") == 0
+    metrics = (await service.http.get("/metrics")).text
+    assert 'tidegate_ingest_rejections_total{error="bad_checksum"} 2.0' in metrics
+    assert "tidegate_ingest_buffered_bytes 0.0" in metrics
+
+
+async def test_ranges_that_conflict_and_data_that_cannot_be_held_have_their_own_codes(service):
+    await service.post(wire.encode(batch(1, 5)))
+
+    overlap = await service.post(wire.encode(batch(5, 6)))
+    mismatch = await service.post(wire.encode(batch(1, 5, content=readings(11))))
+    early = await service.post(wire.encode(batch(9, content=from_rows((0, -(2**63), 1.0)))))
+
+    assert [(status, answer["error"]) for status, answer in (overlap, mismatch, early)] == [
+        (409, "range_overlap"),
+        (409, "range_mismatch"),
+        (422, "time_out_of_range"),
+    ]
+    client = service.client()
+    with pytest.raises(Refused) as refused:
+        await client.send(client.encode(batch(5, 6)))
+    assert refused.value.reason == "range_overlap"
+    await client.aclose()
+
+
+async def test_a_body_of_another_kind_or_too_long_is_refused_while_it_arrives(service):
+    data = wire.encode(batch())
+    status, answer = await service.post(data, **{"Content-Type": "application/json"})
+    assert (status, answer["error"]) == (415, "media_type")
+    assert (await service.post(data, **{"Content-Type": f"{wire.MEDIA_TYPE}; v=1"}))[0] == 200
+
+    declared = await service.post(bytes(200_001))
+    assert (declared[0], declared[1]["error"]) == (413, "body_too_large")
+
+    sent = 0
+
+    async def endless():
+        nonlocal sent
+        while True:
+            sent += 10_000
+            yield bytes(10_000)
+            await asyncio.sleep(0)
+
+    try:
+        chunked = await service.http.post("/v1/batches", content=endless(), headers=MEDIA)
+        assert (chunked.status_code, chunked.json()["error"]) == (413, "body_too_large")
+    except httpx.WriteError:
+        pass  # the service hung up while the endless body was being written
+    assert sent < 20_000_000
+    client = service.client()
+    with pytest.raises(TooLarge):
+        await client.send(client.encode(batch(content=readings(49_000))))
+    await client.aclose()
+    assert (await service.post(wire.encode(batch(7))))[0] == 200
+
+
+async def test_methods_and_paths_that_do_not_exist_are_not_found(service):
+    assert (await service.http.get("/v1/batches")).status_code == 405
+    assert (await service.http.post("/v2/batches")).status_code == 404
+    assert (await service.http.get("/healthz")).json() == {"status": "ok"}
+
+
+async def test_too_many_requests_at_once_are_asked_to_come_back(postgres_dsn, tmp_path):
+    async with running(postgres_dsn, tmp_path, max_requests=2, retry_after_s=7) as service:
+        await service.post(wire.encode(batch(1)))
+        blocker = await asyncpg.connect(postgres_dsn)
+        await blocker.execute("BEGIN; LOCK TABLE ingest_ledger IN EXCLUSIVE MODE")
+        held = [asyncio.create_task(service.post(wire.encode(batch(n)))) for n in (2, 3)]
+        while "tidegate_ingest_requests 2.0" not in (await service.http.get("/metrics")).text:  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+
+        response = await service.http.post("/v1/batches", content=wire.encode(batch(4)), headers=MEDIA)
+        client = service.client()
+        with pytest.raises(RetryLater) as later:
+            await client.send(client.encode(batch(4)))
+
+        await client.aclose()
+        await blocker.close()
+        assert (response.status_code, response.json()["error"]) == (503, "busy")
+        assert response.headers["Retry-After"] == "7"
+        assert later.value.retry_after_s == 7
+        assert [status for status, _ in await asyncio.gather(*held)] == [200, 200]
+
+
+async def test_bodies_share_a_bound_of_memory_and_a_silent_one_is_given_up(postgres_dsn, tmp_path):
+    async with running(postgres_dsn, tmp_path, max_buffered_bytes=20_000, body_idle_s=0.3) as service:
+        first_sent = asyncio.Event()
+
+        async def stalling():
+            yield bytes(15_000)
+            first_sent.set()
+            await asyncio.sleep(30)
+
+        stalled = asyncio.create_task(
+            service.http.post("/v1/batches", content=stalling(), headers=MEDIA | {"Content-Length": "16000"})
+        )
+        await first_sent.wait()
+        while "tidegate_ingest_buffered_bytes 15000" not in (await service.http.get("/metrics")).text:  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+        busy = await service.post(bytes(10_000))
+        response = await stalled
+
+        assert (busy[0], busy[1]["error"]) == (503, "busy")
+        assert (response.status_code, response.json()["error"]) == (408, "body_too_slow")
+        assert (await service.post(wire.encode(batch())))[0] == 200
+
+
+async def test_a_service_whose_database_is_away_says_so_and_recovers_by_itself(own_postgres_server, tmp_path):
+    own_postgres_server.kill()
+    async with running(own_postgres_server.dsn(), tmp_path) as service:
+        client = service.client()
+        parcel = client.encode(batch())
+        ready = await service.http.get("/readyz")
+        assert (ready.status_code, ready.json()["error"]) == (503, "database_away")
+        assert ready.json()["message"]
+        assert (await service.http.get("/healthz")).status_code == 200
+        with pytest.raises(RetryLater) as later:
+            await client.send(parcel)
+        assert later.value.retry_after_s == 5
+        assert "tidegate_ingest_database_up 0.0" in (await service.http.get("/metrics")).text
+
+        await asyncio.to_thread(own_postgres_server.start)
+
+        assert await client.send(parcel) == Receipt(12, 12)
+        assert (await service.http.get("/readyz")).json() == {"status": "ready"}
+        await asyncio.to_thread(own_postgres_server.kill)
+        with pytest.raises(RetryLater):
+            await client.send(parcel)
+        await asyncio.to_thread(own_postgres_server.start)
+        assert (await client.send(parcel)).applied_before
+        await client.aclose()
+
+
+async def test_a_gateway_that_hangs_up_leaves_nothing_behind(service, postgres_dsn):
+    data = wire.encode(batch())
+    host, port = service.url.removeprefix("http://").split(":")
+    head = (
+        f"POST /v1/batches HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {service.token}\r\n"
+        f"Content-Type: {wire.MEDIA_TYPE}\r\nContent-Length: {len(data)}\r\n\r\n"
+    )
+    _, writer = await asyncio.open_connection(host, int(port))
+    writer.write(head.encode() + data[:-1])
+    await writer.drain()
+    writer.close()
+    await writer.wait_closed()
+
+    hung_up = 'tidegate_ingest_rejections_total{error="disconnected"} 1.0'
+    while hung_up not in (await service.http.get("/metrics")).text:  # noqa: ASYNC110
+        await asyncio.sleep(0.01)
+
+    assert "tidegate_ingest_requests 0.0" in (await service.http.get("/metrics")).text
+    assert await count(postgres_dsn, "pg_class WHERE relname = 'x'") == 0
+    assert (await service.post(data))[0] == 200
+
+
+NONSENSE = {
+    "a portal's page": (200, "text/html", b"<html>Welcome to the hotel</html>"),
+    "empty": (200, "application/json", b""),
+    "another object": (200, "application/json", b'{"ok": true}'),
+    "a redirect": (302, "text/html", b""),
+    "a proxy's fault": (502, "text/html", b"<html>Bad Gateway</html>"),
+    "too long": (200, "application/json", b" " * (5 << 20)),
+    "not UTF-8": (200, "application/json", b"\xff\xfe{}"),
+}
+
+
+@pytest.mark.parametrize(("status", "kind", "body"), NONSENSE.values(), ids=NONSENSE)
+async def test_an_answer_that_is_no_receipt_means_the_batch_is_sent_again(status, kind, body):
+    def answer(_request: httpx.Request) -> httpx.Response:
+        return httpx.Response(status, headers={"Content-Type": kind}, content=body)
+
+    async with httpx.AsyncClient(transport=httpx.MockTransport(answer)) as http:
+        client = IngestClient("region", "http://stub", "token", http=http)
+        with pytest.raises(RetryLater):
+            await client.send(client.encode(batch()))
+        with pytest.raises(RetryLater):
+            await client.known("gw-1", EPOCH)
+
+
+@pytest.mark.parametrize(
+    ("key", "wrong"),
+    [
+        ("status", "ok"),
+        ("gateway_id", "gw-2"),
+        ("epoch", str(UUID(int=1))),
+        ("class", "rollup"),
+        ("first_commit", 2),
+        ("last_commit", 2),
+        ("rows", 11),
+        ("stored", 11),
+        ("conflicts", -1),
+        ("rows", "12"),
+    ],
+)
+async def test_a_receipt_for_something_else_is_no_receipt(key, wrong):
+    right = {
+        "status": "applied",
+        "gateway_id": "gw-1",
+        "epoch": str(EPOCH),
+        "class": "reading",
+        "first_commit": 1,
+        "last_commit": 1,
+        "rows": 12,
+        "stored": 12,
+        "duplicates": 0,
+        "conflicts": 0,
+    }
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        assert request.headers["Authorization"] == "Bearer token"
+        assert request.headers["Content-Type"] == wire.MEDIA_TYPE
+        return httpx.Response(200, content=json.dumps(current))
+
+    async with httpx.AsyncClient(transport=httpx.MockTransport(answer)) as http:
+        client = IngestClient("region", "http://stub/", "token", http=http)
+        current = right
+        assert await client.send(client.encode(batch())) == Receipt(12, 12)
+        current = right | {key: wrong}
+        with pytest.raises(RetryLater):
+            await client.send(client.encode(batch()))
+
+
+async def test_a_region_that_is_not_there_is_tried_again_later():
+    client = IngestClient("region", "http://127.0.0.1:9", "token")
+    with pytest.raises(RetryLater, match=r"http://127\.0\.0\.1:9"):
+        await client.send(client.encode(batch()))
+    await client.aclose()

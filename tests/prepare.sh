@@ -1,0 +1,35 @@
+#!/bin/sh
+# Installs the servers that tests talk to, where this user may; says what it installs and what is missing.
+set -u
+cd "$(dirname "$0")/.."
+
+missing=""
+for pair in mosquitto:mosquitto mosquitto_pub:mosquitto-clients influxd:influxdb victoria-metrics:victoria-metrics; do
+    tool=${pair%%:*} package=${pair#*:}
+    command -v "$tool" >/dev/null 2>&1 || [ -x "/usr/sbin/$tool" ] || missing="$missing $package"
+done
+if ! command -v node >/dev/null 2>&1 || ! command -v npm >/dev/null 2>&1; then
+    missing="$missing nodejs npm"
+fi
+
+if [ -n "$missing" ]; then
+    if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null 2>&1; then
+        echo "tests: installing the Debian packages:$missing"
+        # policy-rc.d keeps freshly installed servers from being started: the tests start their own
+        policy=/usr/sbin/policy-rc.d
+        [ -e "$policy" ] || { printf '#!/bin/sh\nexit 101\n' >"$policy" && chmod +x "$policy" && made=1; }
+        apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $missing >/dev/null ||
+            echo "tests: could not install:$missing; tests that need them are skipped"
+        [ -z "${made:-}" ] || rm -f "$policy"
+    else
+        echo "tests: not installed and no right to install:$missing; tests that need them are skipped"
+    fi
+fi
+
+if command -v npm >/dev/null 2>&1; then
+    if [ ! -e tests/pglite/node_modules/.package-lock.json ] ||
+        [ tests/pglite/package-lock.json -nt tests/pglite/node_modules/.package-lock.json ]; then
+        echo "tests: installing PGlite (PostgreSQL with TimescaleDB for Node) into tests/pglite/node_modules"
+        npm ci --prefix tests/pglite --no-audit --no-fund --silent || echo "tests: PGlite could not be installed"
+    fi
+fi
