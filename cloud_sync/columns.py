@@ -40,6 +40,8 @@ from cloud_sync.errors import FormatError
 from cloud_sync.records import DTYPES, Readings, RecordClass
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from numpy.typing import NDArray
 
 VERSION = 1
@@ -94,6 +96,17 @@ def decode(block: bytes | memoryview, *, max_rows: int = MAX_ROWS) -> Readings:
     Raises:
         FormatError: with the reason; never anything else, whatever the bytes.
     """
+    return Readings(*decode_columns(block, tuple(DTYPES), max_rows=max_rows))
+
+
+def decode_columns(
+    block: bytes | memoryview, names: Sequence[str], *, max_rows: int = MAX_ROWS
+) -> list[NDArray[Any]]:
+    """Only the columns `names` of a block, each of shape (rows,), in that order; checked as `decode` does.
+
+    Raises:
+        FormatError: with the reason.
+    """
     block = memoryview(block)
     if len(block) < _HEAD.size + _CRC.size:
         raise FormatError("truncated", f"a block of {len(block)} bytes is too short")
@@ -112,7 +125,8 @@ def decode(block: bytes | memoryview, *, max_rows: int = MAX_ROWS) -> Readings:
         raise FormatError("too_large", f"a block of {rows} rows; at most {max_rows} are taken")
     payloads = _payloads(block, count)
     columns: list[NDArray[Any]] = []
-    for name, number in _IDS.items():
+    for name in names:
+        number = _IDS[name]
         if number not in payloads:
             raise FormatError("malformed", f"the column {name} is missing")
         encoding, payload = payloads[number]
@@ -120,7 +134,7 @@ def decode(block: bytes | memoryview, *, max_rows: int = MAX_ROWS) -> Readings:
             columns.append(_unpack_runs(encoding, payload, rows))
         else:
             columns.append(_unpack(encoding, payload, DTYPES[name], rows))
-    return Readings(*columns)
+    return columns
 
 
 def time_range_us(block: bytes | memoryview) -> tuple[int, int]:

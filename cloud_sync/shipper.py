@@ -34,8 +34,8 @@ class Spool(Protocol):
         """Fix the next range to send, durably; the same one until it is settled."""
         ...
 
-    async def load(self, claimed: BatchRange) -> Batch:
-        """The records of a claimed range."""
+    async def load(self, claimed: BatchRange) -> Batch | None:
+        """The records of a claimed range; None when nothing of it can be read any more."""
         ...
 
     async def settle(self, destination: str, claimed: BatchRange) -> None:
@@ -143,6 +143,9 @@ class Shipper:
             return 0
         self.counters.state = "sending"
         batch = await self._spool.load(claimed)
+        if batch is None:
+            await self._spool.settle(self.name, claimed)
+            return 0
         parcel = await asyncio.get_running_loop().run_in_executor(None, self._destination.encode, batch)
         try:
             receipt = await self._destination.send(parcel)

@@ -13,6 +13,7 @@ Four things it does that plain aiomqtt 2.5 does not, each of them needed for an 
 from __future__ import annotations
 
 import asyncio
+import logging
 import ssl
 import threading
 from dataclasses import dataclass
@@ -34,6 +35,9 @@ if TYPE_CHECKING:
 
 PORTS = {"mqtt": 1883, "mqtts": 8883}
 CONNECT_TIMEOUT_S = 5.0
+
+_quiet = logging.getLogger(__name__)  # paho reports each lost connection as an error; `closed` says it too
+_quiet.setLevel(logging.CRITICAL)
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +110,7 @@ class Link(aiomqtt.Client):
             keepalive=keepalive_s,
             timeout=CONNECT_TIMEOUT_S,
             tls_context=broker.tls,
+            logger=_quiet,
         )
         self._client.max_inflight_messages_set(0)  # 0 is unlimited: the window is the device's
         self._on_ack = on_ack

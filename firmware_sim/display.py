@@ -40,7 +40,7 @@ class Progress:
         self._quiet = quiet
         self._console = Console(stderr=True)
         self._live = Live(console=self._console, auto_refresh=False, transient=True)
-        self._shown_s = 0.0
+        self._shown_s = time.monotonic()
 
     def __enter__(self) -> Self:
         if not self._quiet and self._console.is_terminal:

@@ -198,14 +198,14 @@ class _Finder:
         if self.options.time_columns:
             named = [self._named(name, "--time-column") for name in self.options.time_columns]
             return tuple(at for at in named if at is not None)
-        at = self._guess(_TIME_NAMES, self._is_time)
-        if at is not None:
-            return (at,)
         lower = [name.lower() for name in self.columns]
-        if "date" in lower and "time" in lower:
+        if "date" in lower and "time" in lower and not self._is_time(lower.index("time")):
             pair = (lower.index("date"), lower.index("time"))
             self.taken.update(pair)
             return pair
+        at = self._guess(_TIME_NAMES, self._is_time)
+        if at is not None:
+            return (at,)
         for at in range(len(self.columns)):
             if self._is_time(at):
                 self.taken.add(at)

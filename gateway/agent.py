@@ -21,8 +21,12 @@ from gateway.ingress.topics import TopicTemplate
 from gateway.operate.endpoint import Endpoint
 from gateway.operate.service import notify
 from gateway.parts import Parts
+from gateway.spool.appender import Appender
+from gateway.spool.capacity import Capacity
+from gateway.spool.compaction import Compaction
 from gateway.spool.database import Database
 from gateway.spool.deliveries import Deliveries
+from gateway.spool.duplicates import Duplicates
 from gateway.spool.retention import Retention
 from gateway.spool.segments import Segments
 from gateway.spool.series import SeriesBook
@@ -54,12 +58,16 @@ async def build(settings: GatewaySettings, database: Database) -> Parts:
     """Make every part of a gateway on an open spool. Nothing is started."""
     book = await SeriesBook.load(database, settings.spool.max_series)
     segments = await Segments.load(database, book)
+    duplicates = await Duplicates.load(database, book)
+    capacity = Capacity(settings.spool.max_bytes, settings.spool.min_free_bytes)
+    appender = Appender(database, segments, duplicates, book, capacity)
     deliveries = Deliveries(database, segments, book, settings.gateway_id)
     listen, host = settings.ingress.listen, settings.ingress.host
     committer = Committer(
-        segments,
+        appender,
         book,
         TopicTemplate(listen.topic),
+        refuse_when_full=settings.spool.on_full == "refuse",
         interval_s=settings.spool.commit_interval_ms / 1000,
         max_pending_bytes=settings.spool.max_pending_bytes,
     )
@@ -88,10 +96,12 @@ async def build(settings: GatewaySettings, database: Database) -> Parts:
         committer=committer,
         database=database,
         segments=segments,
+        compaction=Compaction(database, book, duplicates),
         retention=Retention(
             database,
             [d.name for d in settings.destinations],
             keep_s=settings.spool.keep_delivered_h * 3600,
+            capacity=capacity,
         ),
         deliveries=deliveries,
         shippers=tuple(
@@ -122,6 +132,7 @@ async def _run_parts(parts: Parts, stop: asyncio.Event) -> None:
                 stages.create_task(shipper.run(stop_output), name=f"shipper {shipper.name}")
                 for shipper in parts.shippers
             ]
+            stages.create_task(parts.compaction.run(stop_output), name="compaction")
             stages.create_task(parts.retention.run(stop_output), name="retention")
             _announce(parts)
             await stop.wait()

@@ -39,6 +39,7 @@ def destination_of(d: given.AnyDestination) -> Destination:
                 d.name,
                 d.directory,
                 compress=d.compress,
+                create=d.create,
                 rotate_bytes=d.rotate_bytes,
                 rotate_s=d.rotate_s,
                 min_free_bytes=d.min_free_bytes,

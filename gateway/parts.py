@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from gateway.ingress.host import HostIngress
     from gateway.ingress.listener import Listener
     from gateway.settings import GatewaySettings
+    from gateway.spool.compaction import Compaction
     from gateway.spool.database import Database
     from gateway.spool.deliveries import Deliveries
     from gateway.spool.retention import Retention
@@ -29,6 +30,7 @@ class Parts:
     committer: Committer
     database: Database
     segments: Segments
+    compaction: Compaction
     retention: Retention
     deliveries: Deliveries
     shippers: tuple[Shipper, ...]

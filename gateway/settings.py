@@ -44,6 +44,9 @@ class Spool(_Table):
     commit_interval_ms: Annotated[float, Field(ge=0, le=60_000)] = 5
     max_pending_bytes: Annotated[int, Field(ge=1 << 16)] = 32 << 20
     max_series: Count = 200_000
+    max_bytes: Annotated[int, Field(ge=1 << 20)] | None = None
+    min_free_bytes: Annotated[int, Field(ge=0)] = 128 << 20
+    on_full: Literal["hold", "refuse"] = "hold"
     keep_delivered_h: Annotated[float, Field(ge=0)] = 24
 
 
@@ -108,7 +111,7 @@ class InfluxDestination(_Destination):
 
     @model_validator(mode="after")
     def _whole(self) -> Self:
-        needed = {"v2": ("org", "bucket"), "v1": ("database",)}[self.api]
+        needed = {"v2": ("bucket",), "v1": ("database",)}[self.api]
         missing = [name for name in needed if getattr(self, name) is None]
         if missing:
             raise ValueError(f'api = "{self.api}" needs {" and ".join(missing)}')
@@ -122,6 +125,7 @@ class FileDestination(_Destination):
 
     kind: Literal["file"]
     directory: Path
+    create: bool = True
     rotate_bytes: Count = 64 << 20
     rotate_s: Seconds = 3600
     compress: bool = True

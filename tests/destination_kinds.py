@@ -1,4 +1,4 @@
-"""Every kind of destination, made ready for the contract suite, and the batches it is fed.
+"""Every kind of destination, made ready for the contract suite.
 
 A new kind adds one async context manager to `KINDS`; servers come from the fixtures it asks `request` for.
 """
@@ -9,15 +9,13 @@ import gzip
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
-from uuid import UUID, uuid4
+from uuid import uuid4
 
-import numpy as np
 from line_protocol_parser import parse_line
 
 from cloud_sync import line_protocol
 from cloud_sync.destinations.files import FileDestination
 from cloud_sync.destinations.influxdb import InfluxDestination
-from cloud_sync.records import SEQ_ABSENT, Batch, BatchRange, Readings, RecordClass, Series
 from tests.http_stub import InfluxV2Stub, http_stub
 
 if TYPE_CHECKING:
@@ -28,9 +26,7 @@ if TYPE_CHECKING:
     import pytest
 
     from cloud_sync.destinations import Destination
-
-Row = tuple[str, str, int, float]
-"""sensor_id, sensor_type, time_us, value, as they are found at the destination."""
+    from tests.batches import Row
 
 
 @dataclass(frozen=True)
@@ -40,7 +36,7 @@ class Subject:
     Attributes:
         destination: connected to a working server, with its own empty place there.
         stored: every row of the given sensor ids that is there now, each as often as it is there.
-        at: the same kind of destination aimed at another base URL with a short timeout; None when it has none.
+        at: the same kind aimed at another base URL, with a short timeout; None when it has no URL.
         as_stored: how a name arrives there.
     """
 
@@ -68,37 +64,6 @@ class Kind:
 def carried(text: str) -> str:
     """How line protocol carries a tag value once the server has taken the escapes away."""
     return line_protocol.tag_text(text).replace("\\,", ",").replace("\\=", "=").replace("\\ ", " ")
-
-
-def batch_of(
-    rows: Sequence[Row],
-    *,
-    first: int = 1,
-    last: int = 1,
-    gateway_id: str = "gw-1",
-    epoch: UUID | None = None,
-    attributes: tuple[tuple[str, str], ...] = (),
-) -> Batch:
-    """A batch of these rows in canonical order, nothing but the value known of each."""
-    names = sorted({row[:2] for row in rows})
-    series = {name: index for index, name in enumerate(names)}
-    count = len(rows)
-    absent = np.full(count, np.nan, np.float32)
-    readings = Readings(
-        series=np.array([series[row[:2]] for row in rows], np.int32),
-        time_us=np.array([row[2] for row in rows], np.int64),
-        value=np.array([row[3] for row in rows], np.float64),
-        quality=absent,
-        battery_level=absent,
-        signal_strength=absent,
-        seq=np.full(count, SEQ_ABSENT, np.int64),
-        flags=np.zeros(count, np.int32),
-    )
-    return Batch(
-        BatchRange(gateway_id, epoch or UUID(int=0x7D << 96), RecordClass.READING, first, last),
-        tuple(Series(*name, attributes) for name in names),
-        readings.in_order(),
-    )
 
 
 def rows_of(lines: Sequence[str], *, unit_per_us: float) -> list[Row]:

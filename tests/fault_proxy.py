@@ -149,9 +149,7 @@ async def fault_proxy(host: str, port: int) -> AsyncIterator[FaultProxy]:
 class _Connection:
     """One client connection with its own connection to the server."""
 
-    def __init__(
-        self, proxy: FaultProxy, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
-    ) -> None:
+    def __init__(self, proxy: FaultProxy, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._proxy, self._reader, self._writer = proxy, reader, writer
         self._exchange: Exchange | None = None
 

@@ -44,7 +44,7 @@ bind-address = "127.0.0.1:{rpc}"
   bind-address = "127.0.0.1:{http}"
   log-enabled = false
   auth-enabled = {auth}
-  max-body-size = 2000000
+  max-body-size = 150000
 """
 
 
@@ -54,7 +54,9 @@ class Influxd:
 
     url: str
 
-    def query(self, text: str, *, database: str = "", auth: tuple[str, str] | None = None) -> list[dict[str, Any]]:
+    def query(
+        self, text: str, *, database: str = "", auth: tuple[str, str] | None = None
+    ) -> list[dict[str, Any]]:
         """The series of the first result."""
         params = {"q": text, "db": database, "epoch": "ns"}
         answer = httpx.post(f"{self.url}/query", params=params, auth=auth, timeout=20).raise_for_status()
@@ -87,7 +89,8 @@ class Victoria:
     def points(self, sensor_ids: set[str]) -> list[tuple[dict[str, str], int, float]]:
         """(labels, time_ms, value) of every sample of these sensors."""
         httpx.get(f"{self.url}/internal/force_flush", timeout=20).raise_for_status()
-        params = {"match[]": '{__name__!=""}', "start": "0", "reduce_mem_usage": "1"}
+        # a filter never asked before: answers to known ones come from a cache that is behind new series
+        params = {"match[]": f'{{sensor_id!="",asked!="{uuid4().hex}"}}', "start": "0", "reduce_mem_usage": "1"}
         text = httpx.get(f"{self.url}/api/v1/export", params=params, timeout=20).raise_for_status().text
         return [
             (series["metric"], time_ms, value)

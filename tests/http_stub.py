@@ -9,7 +9,7 @@ import asyncio
 import gzip
 import json
 from collections import deque
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 from urllib.parse import parse_qs, urlsplit
@@ -62,7 +62,7 @@ class HttpStub:
 @asynccontextmanager
 async def http_stub(handler: Callable[[Request], Answer]) -> AsyncIterator[HttpStub]:
     """A server on loopback that answers each request with what `handler` returns."""
-    stub = HttpStub()
+    stub, closing = HttpStub(), asyncio.Event()
     serving: dict[asyncio.StreamWriter, asyncio.Task[None] | None] = {}
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -78,7 +78,9 @@ async def http_stub(handler: Callable[[Request], Answer]) -> AsyncIterator[HttpS
                 request = Request(method, parts.path, query, headers, body)
                 stub.requests.append(request)
                 answer = handler(request)
-                await asyncio.sleep(answer.hang_s)
+                if answer.hang_s:
+                    with suppress(TimeoutError):
+                        await asyncio.wait_for(closing.wait(), answer.hang_s)
                 writer.write(answer.as_bytes())
                 await writer.drain()
                 if answer.raw is not None:
@@ -95,6 +97,7 @@ async def http_stub(handler: Callable[[Request], Answer]) -> AsyncIterator[HttpS
         yield stub
     finally:
         server.close()
+        closing.set()
         await server.wait_closed()
         tasks = [task for task in serving.values() if task is not None]
         for writer in serving:
@@ -127,7 +130,11 @@ class InfluxV2Stub:
             return _fault(404, "not found", f'organization name "{request.query.get("org")}" not found')
         if request.query.get("bucket") != self.bucket:
             return _fault(404, "not found", f'bucket "{request.query.get("bucket")}" not found')
-        text = gzip.decompress(request.body) if "gzip" in request.headers.get("content-encoding", "") else request.body
+        text = (
+            gzip.decompress(request.body)
+            if "gzip" in request.headers.get("content-encoding", "")
+            else request.body
+        )
         if len(text) > self.max_body_bytes:
             return _fault(413, "request too large", "unable to read data: points batch is too large")
         bad = []
@@ -142,4 +149,6 @@ class InfluxV2Stub:
 
 
 def _fault(status: int, code: str, message: str) -> Answer:
-    return Answer(status, json.dumps({"code": code, "message": message}), {"content-type": "application/json"})
+    return Answer(
+        status, json.dumps({"code": code, "message": message}), {"content-type": "application/json"}
+    )

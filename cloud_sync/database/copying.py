@@ -24,7 +24,10 @@ COLUMNS = ("series_no", "time", "value", "quality", "battery_level", "signal_str
 ORDINAL = "ordinal"
 
 SMALLEST_TIME_US = -210_866_803_200_000_000
-"""The first microsecond a timestamptz can hold (4714-11-24 BC), counted from 1970."""
+"""The first microsecond a timestamptz can hold, 4714-11-24 BC, counted from 1970."""
+
+LARGEST_TIME_US = 9_223_371_331_199_999_999
+"""The last microsecond a hypertable can hold, at the end of the year 294246, counted from 1970."""
 
 _POSTGRES_EPOCH_US = 946_684_800_000_000
 _HEADER = b"PGCOPY\n\xff\r\n\0" + bytes(8)
@@ -40,7 +43,7 @@ def body(readings: Readings, series_no: NDArray[np.int32], *, ordinal: bool = Fa
     """The body of COPY reading (`COLUMNS`) FROM STDIN (FORMAT binary), in pieces of about a megabyte.
 
     Args:
-        readings: with every time at or after `SMALLEST_TIME_US`.
+        readings: with every time from `SMALLEST_TIME_US` to `LARGEST_TIME_US`.
         series_no: of each position that `readings.series` names.
         ordinal: append a column with each row's position in `readings`.
     """

@@ -23,8 +23,13 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
 _ANSWER_BYTES = 4 << 20
+"""Enough for the ranges of a gateway with tens of thousands of gaps; more than that is not read."""
+_FAULT_BYTES = 64 << 10
 _SHOWN_CHARACTERS = 300
-_TIMEOUT = httpx.Timeout(60.0, connect=10.0)
+_CONNECT_WITHIN_S = 10.0
+_LIMITS = httpx.Limits(max_connections=4, keepalive_expiry=60.0)  # the service hangs up after 75 s of silence
+_UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
+"""What msgspec raises for bytes that are not the JSON expected."""
 
 
 class _ReceiptAnswer(msgspec.Struct, rename={"record_class": "class"}):
@@ -63,6 +68,7 @@ class IngestClient:
         name: of the destination.
         url: of the service, without `/v1`, e.g. "https://region.example:8420".
         token: that the service gave this gateway.
+        timeout_s: longest silence of the service before a send counts as failed.
         http: a client to use instead of one of its own; it is not closed here.
         wall_clock: seconds since 1970, to understand a Retry-After that is a date.
     """
@@ -73,6 +79,7 @@ class IngestClient:
         url: str,
         token: str,
         *,
+        timeout_s: float = 60.0,
         http: httpx.AsyncClient | None = None,
         wall_clock: Callable[[], float] = time.time,
     ) -> None:
@@ -80,7 +87,8 @@ class IngestClient:
         self._url = url.rstrip("/")
         self._headers = {"Authorization": f"Bearer {token}", "Accept-Encoding": "identity"}
         self._own_http = http is None
-        self._http = http or httpx.AsyncClient(timeout=_TIMEOUT, follow_redirects=False)
+        self._timeout = httpx.Timeout(timeout_s, connect=min(timeout_s, _CONNECT_WITHIN_S))
+        self._http = http or httpx.AsyncClient(limits=_LIMITS, follow_redirects=False)
         self._wall_clock = wall_clock
 
     def encode(self, batch: Batch) -> Parcel:
@@ -94,8 +102,8 @@ class IngestClient:
         )
         try:
             receipt = msgspec.json.decode(answer, type=_ReceiptAnswer)
-        except msgspec.DecodeError as fault:
-            raise RetryLater(f"{self._url}: the answer is no receipt: {_shown(answer)}") from fault
+        except _UNREADABLE as fault:
+            raise RetryLater(f"{self._url}: HTTP 200, but no receipt: {_shown(answer)}") from fault
         return _receipt_for(parcel, receipt)
 
     async def known(self, gateway_id: str, epoch: UUID) -> list[BatchRange]:
@@ -115,8 +123,8 @@ class IngestClient:
                 if entry.epoch == epoch
                 for first, last in entry.ranges
             ]
-        except (msgspec.DecodeError, KeyError) as fault:
-            raise RetryLater(f"{self._url}: the answer is no list of ranges: {_shown(answer)}") from fault
+        except (*_UNREADABLE, KeyError) as fault:
+            raise RetryLater(f"{self._url}: HTTP 200, but no list of ranges: {_shown(answer)}") from fault
 
     async def aclose(self) -> None:
         """Close the connections, unless they are somebody else's."""
@@ -133,22 +141,31 @@ class IngestClient:
         params: Mapping[str, str] | None = None,
     ) -> bytes:
         """The body of a successful answer; every other outcome is raised as what it means."""
+        if self._http.is_closed:
+            raise RetryLater(f"{self._url}: the connection was closed by this program")
         all_headers = self._headers | dict(headers or {})
         try:
             async with self._http.stream(
-                method, self._url + path, content=content, headers=all_headers, params=params
+                method,
+                self._url + path,
+                content=content,
+                headers=all_headers,
+                params=params,
+                timeout=self._timeout,
             ) as response:
-                body = bytearray()
+                body, limit = bytearray(), _ANSWER_BYTES if response.is_success else _FAULT_BYTES
                 async for piece in response.aiter_bytes():
                     body += piece
-                    if len(body) > _ANSWER_BYTES:
-                        raise RetryLater(f"{self._url}: the answer is longer than {_ANSWER_BYTES} bytes")
+                    if len(body) > limit:
+                        break
+        except httpx.TimeoutException as fault:
+            raise RetryLater(f"{self._url}: no answer within {self._timeout.read:g} s") from fault
         except (httpx.HTTPError, httpx.StreamError) as fault:
             raise RetryLater(f"{self._url}: {str(fault) or type(fault).__name__}") from fault
         words = _fault_words(bytes(body))
         fault_found = verdicts.fault_of(
             response.status_code,
-            words.message,
+            words.message or words.error,
             retry_after=response.headers.get("Retry-After"),
             now_s=self._wall_clock(),
             reason=words.error,
@@ -178,9 +195,10 @@ def _receipt_for(parcel: Parcel, answer: _ReceiptAnswer) -> Receipt:
 def _fault_words(body: bytes) -> _FaultAnswer:
     """The service's own code and message, or the beginning of whatever else answered."""
     try:
-        return msgspec.json.decode(body, type=_FaultAnswer)
-    except msgspec.DecodeError:
+        words = msgspec.json.decode(body, type=_FaultAnswer)
+    except _UNREADABLE:
         return _FaultAnswer(message=_shown(body))
+    return _FaultAnswer(words.error[:_SHOWN_CHARACTERS], words.message[:_SHOWN_CHARACTERS])
 
 
 def _shown(body: bytes) -> str:

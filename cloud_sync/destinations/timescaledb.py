@@ -68,6 +68,7 @@ class TimescaleSink:
         self._statement_timeout_s = statement_timeout_s
         self._policies = policies
         self._pool: asyncpg.Pool[Any] | None = None
+        self._closed = False
         self._preparing = asyncio.Lock()
         self._directory = SeriesDirectory()
 
@@ -138,10 +139,10 @@ class TimescaleSink:
         return await self.apply(batch)
 
     async def aclose(self) -> None:
-        """Close the connections, waiting for transactions that are open."""
-        pool, self._pool, self.schema = self._pool, None, None
-        if pool is not None:
-            await pool.close()
+        """Close the connections when open transactions have ended. Nothing can be applied afterwards."""
+        self._closed = True
+        if self._pool is not None:
+            await self._pool.close()
 
     async def _prepare_to_apply(self) -> None:
         try:
@@ -150,6 +151,8 @@ class TimescaleSink:
             raise RetryLater(str(fault)) from fault
 
     async def _open(self) -> asyncpg.Pool[Any]:
+        if self._closed:
+            raise RetryLater("the connection to the database was closed by this program")
         if self._pool is None:
             self._pool = await asyncpg.create_pool(
                 self._dsn,
@@ -184,9 +187,10 @@ def _check(batch: Batch) -> None:
     """Refuse what no database of this schema can hold."""
     if batch.range.record_class is not RecordClass.READING:
         raise Refused(f"{batch.range}: this release stores readings only", "unsupported_class")
-    earliest = int(batch.readings.time_us.min())
-    if earliest < copying.SMALLEST_TIME_US:
-        raise Refused(f"{batch.range}: time {earliest} us is before 4714-11-24 BC", "time_out_of_range")
+    times = batch.readings.time_us
+    for time_us in (int(times.min()), int(times.max())):
+        if not copying.SMALLEST_TIME_US <= time_us <= copying.LARGEST_TIME_US:
+            raise Refused(f"{batch.range}: a time of {time_us} us cannot be stored", "time_out_of_range")
 
 
 async def _store(connection: asyncpg.Connection[Any], batch: Batch, series_no: NDArray[np.int32]) -> Receipt:

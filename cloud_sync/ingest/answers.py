@@ -1,9 +1,8 @@
 """What the service answers: JSON in every case, `{"error", "message"}` when it is no. Pure.
 
-400  a code of FormatError       the bytes are no batch
-401  no_token, unknown_token     403  other_gateway
-408  body_too_slow               411  -                      413  body_too_large
-415  media_type                  409  range_overlap, range_mismatch
+400  a code of FormatError: the bytes are no batch      401  no_token, unknown_token
+403  other_gateway      408  body_too_slow      413  body_too_large      415  media_type
+409  range_overlap, range_mismatch
 422  every other code of Refused: the database cannot hold what the batch says
 503  busy, database_away, with Retry-After
 """
@@ -24,17 +23,37 @@ if TYPE_CHECKING:
 
 
 class Rejection(Exception):  # noqa: N818 - an answer, raised where it is decided
-    """A request that ends here. `error` is the machine-readable code."""
+    """A request that ends here.
 
-    def __init__(self, status: int, error: str, message: str, *, retry_after_s: int | None = None) -> None:
+    Args:
+        status: of HTTP.
+        error: the machine-readable code.
+        message: for a person.
+        retry_after_s: what the sender is asked to wait.
+        hang_up: do not wait for the rest of the body. Otherwise it is read and thrown away, so that a sender
+            that reads only when it has written gets its answer instead of a reset connection.
+    """
+
+    def __init__(
+        self,
+        status: int,
+        error: str,
+        message: str,
+        *,
+        retry_after_s: int | None = None,
+        hang_up: bool = False,
+    ) -> None:
         super().__init__(message)
         self.status = status
         self.error = error
         self.retry_after_s = retry_after_s
+        self.hang_up = hang_up
 
     def response(self) -> JSONResponse:
-        """The answer. The connection is not used again where a body may be left on it."""
+        """The answer."""
         headers = {} if self.retry_after_s is None else {"Retry-After": str(self.retry_after_s)}
+        if self.hang_up:
+            headers["Connection"] = "close"
         if self.status == 401:  # noqa: PLR2004 - RFC 9110 section 15.5.2
             headers["WWW-Authenticate"] = "Bearer"
         return JSONResponse({"error": self.error, "message": str(self)}, self.status, headers)

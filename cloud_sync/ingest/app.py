@@ -16,6 +16,7 @@ from uuid import UUID
 
 from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
@@ -170,4 +171,16 @@ class IngestApp:
 
 def create_app(parts: IngestApp) -> Starlette:
     """The ASGI application."""
-    return Starlette(routes=parts.routes())
+    return Starlette(
+        routes=parts.routes(), exception_handlers={HTTPException: _no_route, Exception: _internal}
+    )
+
+
+async def _no_route(_request: Request, fault: Exception) -> Response:
+    assert isinstance(fault, HTTPException)
+    return Rejection(fault.status_code, "no_such_request", str(fault.detail)).response()
+
+
+async def _internal(_request: Request, fault: Exception) -> Response:
+    """Answer for a fault of ours; Starlette raises it again, so that it is logged with its traceback."""
+    return Rejection(500, "internal", f"a fault of this service: {type(fault).__name__}").response()

@@ -93,7 +93,7 @@ class Body:
             Rejection: 413 too long, 408 too slow, 503 no room.
         """
         limits = self._intake.limits
-        self._check(declared_bytes or 0)
+        self._check(declared_bytes or 0, hang_up=False)
         body = bytearray()
         while True:
             try:
@@ -101,15 +101,15 @@ class Body:
                     piece = await anext(pieces, None)
             except TimeoutError as fault:
                 message = f"nothing came for {limits.idle_s:g} s after {len(body)} bytes"
-                raise Rejection(408, "body_too_slow", message) from fault
+                raise Rejection(408, "body_too_slow", message, hang_up=True) from fault
             if piece is None:
                 return bytes(body)
-            self._check(len(body) + len(piece))
+            self._check(len(body) + len(piece), hang_up=True)
             self._intake.hold(len(piece))
             self.held_bytes += len(piece)
             body += piece
 
-    def _check(self, size: int) -> None:
+    def _check(self, size: int, *, hang_up: bool) -> None:
         limit = self._intake.limits.body_bytes
         if size > limit:
-            raise Rejection(413, "body_too_large", f"a body may have {limit} bytes")
+            raise Rejection(413, "body_too_large", f"a body may have {limit} bytes", hang_up=hang_up)

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 _FIRST_PAUSE_S = 0.5
 _LONGEST_PAUSE_S = 15.0
+_KEEP_ALIVE_S = 75
 
 
 class CannotStartError(Exception):
@@ -119,6 +120,7 @@ async def serve(
         access_log=False,
         lifespan="off",
         server_header=False,
+        timeout_keep_alive=_KEEP_ALIVE_S,
         timeout_graceful_shutdown=max(1, int(settings.stop_within_s)),
     )
     server = _Server(config)

@@ -12,6 +12,7 @@ from cloud_sync import settings_file
 from cloud_sync.settings_file import Fault, SettingsFault
 
 ENV_PREFIX = "TIDEGATE_INGEST_"
+_SCHEMES = ("postgresql://", "postgres://")
 
 Port = Annotated[int, Field(ge=0, le=65535)]
 Positive = Annotated[int, Field(gt=0)]
@@ -65,7 +66,7 @@ class Limits(_Table):
 class IngestSettings(BaseSettings):
     """Everything the ingest service can be told."""
 
-    model_config = SettingsConfigDict(extra="forbid")
+    model_config = SettingsConfigDict(extra="forbid", env_prefix=ENV_PREFIX)
 
     tokens_file: Path = Field(description="the file that `tidegate ingest token add` writes")
     listen: Listen = Listen()
@@ -92,17 +93,22 @@ def dsn_of(settings: IngestSettings, path: Path) -> str:
     """The database URL, read from its file where one is named.
 
     Raises:
-        SettingsFault: the file cannot be read or is empty.
+        SettingsFault: the file cannot be read, or what is there is no such URL.
     """
     database = settings.database
-    if database.dsn is not None:
-        return database.dsn.get_secret_value()
+    key = "database.dsn" if database.dsn is not None else "database.dsn_file"
+    dsn = database.dsn.get_secret_value() if database.dsn is not None else _read_dsn(database, path)
+    if not dsn.startswith(_SCHEMES):
+        raise SettingsFault(
+            [Fault(str(path), key, "is no PostgreSQL URL", "postgresql://USER@HOST/DATABASE")]
+        )
+    return dsn
+
+
+def _read_dsn(database: Database, path: Path) -> str:
     assert database.dsn_file is not None
     try:
-        dsn = database.dsn_file.read_text(encoding="utf-8").partition("\n")[0].strip()
+        return database.dsn_file.read_text(encoding="utf-8").partition("\n")[0].strip()
     except (OSError, UnicodeDecodeError) as fault:
         reason = f"{database.dsn_file} cannot be read: {getattr(fault, 'strerror', fault)}"
         raise SettingsFault([Fault(str(path), "database.dsn_file", reason, "")]) from fault
-    if not dsn:
-        raise SettingsFault([Fault(str(path), "database.dsn_file", f"{database.dsn_file} is empty", "")])
-    return dsn

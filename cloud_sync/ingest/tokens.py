@@ -110,7 +110,8 @@ class TokenFile:
         try:
             status = self._path.stat()
         except OSError as fault:
-            raise TokensFault(f"{self._path}: cannot be read: {fault.strerror}") from fault
+            hint = "; `tidegate ingest token add GATEWAY` makes it"
+            raise TokensFault(f"{self._path}: cannot be read: {fault.strerror}{hint}") from fault
         stamp = (status.st_mtime_ns, status.st_size, status.st_ino)
         if stamp != self._stamp:
             self._entries = read(self._path)

@@ -133,7 +133,8 @@ def replay(
 
       tidegate sim replay log.csv --truth truth --time-column when --value-columns "T1,T2" --speed 10
 
-    Exit code 0 when all that was sent is acknowledged, 1 when not, 2 when nothing could be done.
+    Exit code 0 when all that was sent is acknowledged, 1 when not or when there was nothing to send, 2 when
+    it could not begin.
     """
     with errors_in_words():
         options = Options(
@@ -195,7 +196,7 @@ def replay(
             run_until_signal(send)
         outcome = summarise(work, find_repeats(truth, name), shift_us)
         typer.echo(json.dumps(outcome) if as_json else describe_replay(outcome))
-        raise typer.Exit(0 if outcome["acknowledged"] == outcome["sent"] else EXIT_DIFFERENT)
+        raise typer.Exit(0 if outcome["acknowledged"] == outcome["sent"] != 0 else EXIT_DIFFERENT)
 
 
 def check_time_format(text: str) -> str:

@@ -50,11 +50,12 @@ def allow_open_files(wanted: int) -> None:
 @contextlib.contextmanager
 def steps(*, quiet: bool) -> Iterator[Callable[[str], None]]:
     """A spinner with the time gone by; calling what it gives says what is being done."""
-    if quiet:
+    console = Console(stderr=True)
+    if quiet or not console.is_terminal:
         yield lambda _: None
         return
     columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+    with Progress(*columns, console=console, transient=True) as bar:
         task = bar.add_task("starting", total=None)
         yield lambda text: bar.update(task, description=text)
 

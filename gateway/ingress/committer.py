@@ -4,7 +4,7 @@ While one commit is in flight the next group gathers. A publish is acknowledged 
 transaction that holds its readings, or its quarantine rows, has returned (promise 1). What waits in
 memory is bounded: beyond `max_pending_bytes` the listener stops reading its sockets (promise 7). When the
 spool cannot take a group the group is kept, acknowledgements are withheld and the append is tried again
-until it succeeds: hold, never forget.
+until it succeeds: hold, never forget. With `refuse_when_full` a full spool is answered with quota exceeded.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from cloud_sync.records import ATTRIBUTE_NAMES, Series
 from gateway.ingress.formats import json_reading
 from gateway.ingress.group import BadReading, Group
 from gateway.ingress.topics import SeriesName, TopicTemplate, fault_in
-from gateway.spool.errors import SpoolError
+from gateway.spool.crashpoints import point
+from gateway.spool.errors import SpoolError, SpoolFull
 from gateway.spool.quarantine import QuarantineItem
-from gateway.spool.segments import Sealed, Segments, seal
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -30,10 +30,11 @@ if TYPE_CHECKING:
     from gateway.ingress.formats.json_reading import JsonReading
     from gateway.ingress.intake import Acknowledger
     from gateway.ingress.packets import Publish
+    from gateway.spool.appender import Appended, Appender
     from gateway.spool.series import SeriesBook
 
 _log = logging.getLogger(__name__)
-_INLINE_ROWS = 256
+QUOTA_EXCEEDED = 0x97  # MQTT 5 section 3.4.2.1
 _RETRY_S = 1.0
 _KNOWN_TOPICS_MAX = 200_000
 _ATTRIBUTE_STATES_MAX = 100
@@ -47,13 +48,27 @@ class CommitterCounters:
 
     publishes: int = 0
     readings: int = 0
+    duplicates: int = 0
+    conflicts: int = 0
     quarantined: int = 0
     commits: int = 0
     acknowledged_publishes: int = 0
+    refused_publishes: int = 0
     holding_since_us: int | None = None
     holding_reason: str = ""
     commit_s: float = 0.0
-    committed: Rate = field(default_factory=Rate)
+    rate: Rate = field(default_factory=Rate)
+
+    def committed(self, group: Group, appended: Appended, publishes: int, commit_s: float) -> None:
+        """Count one group commit."""
+        self.commits += 1
+        self.acknowledged_publishes += publishes
+        self.readings += appended.stored
+        self.duplicates += appended.duplicates
+        self.conflicts += appended.conflicts
+        self.quarantined += len(group.items) + appended.conflicts
+        self.commit_s = commit_s
+        self.rate.add(appended.stored, time.monotonic())
 
 
 @dataclass(slots=True)
@@ -72,16 +87,18 @@ class Committer:
 
     def __init__(
         self,
-        segments: Segments,
+        appender: Appender,
         book: SeriesBook,
         template: TopicTemplate,
         *,
+        refuse_when_full: bool = False,
         interval_s: float = 0.005,
         max_pending_bytes: int = 32 << 20,
         on_pressure: Callable[[bool], None] = lambda _: None,
         clock_us: Callable[[], int] = lambda: time.time_ns() // 1000,
     ) -> None:
-        self._segments = segments
+        self._appender = appender
+        self._refuse_when_full = refuse_when_full
         self._book = book
         self._template = template
         self._interval_s = interval_s
@@ -142,44 +159,46 @@ class Committer:
         group, owed, pending = self._group, self._owed, self._pending_bytes
         self._group, self._owed = Group(), []
         started = time.perf_counter()
-        await self._append(group, await self._seal(group))
-        self.counters.commit_s = time.perf_counter() - started
+        try:
+            appended = await self._append(group)
+        except SpoolFull:
+            for source, batch in owed:
+                source.refuse(batch, QUOTA_EXCEEDED)
+                self.counters.refused_publishes += len(batch)
+            self._shrink(pending)
+            return 0
         for source, batch in owed:
             source.acknowledge(batch)
-            self.counters.acknowledged_publishes += len(batch)
-        self.counters.commits += 1
-        self.counters.readings += group.rows
-        self.counters.committed.add(group.rows, time.monotonic())
-        self.counters.quarantined += len(group.items)
+        point("after_ack")
+        self.counters.committed(
+            group, appended, sum(len(batch) for _, batch in owed), time.perf_counter() - started
+        )
         self._shrink(pending)
-        return group.rows
+        return appended.stored
 
-    async def _seal(self, group: Group) -> list[Sealed]:
-        if not group.rows:
-            return []
-        readings = group.readings()
-        if group.rows <= _INLINE_ROWS:
-            return seal(readings)
-        return await asyncio.get_running_loop().run_in_executor(None, seal, readings)
-
-    async def _append(self, group: Group, sealed: list[Sealed]) -> None:
+    async def _append(self, group: Group) -> Appended:
         """Append, for as long as it takes."""
         while True:
             try:
-                await self._segments.append(sealed, group.items, now_us=self._clock_us())
+                appended = await self._appender.append(
+                    group.readings() if group.rows else None, group.items, now_us=self._clock_us()
+                )
             except SpoolError as fault:
-                if self.counters.holding_since_us is None:
+                if not self.counters.holding_reason:
                     _log.error(
                         "holding: acknowledgements are withheld until the spool can be written: %s", fault
                     )
                     self.counters.holding_since_us = self._clock_us()
                 self.counters.holding_reason = str(fault)
+                if self._refuse_when_full and isinstance(fault, SpoolFull):
+                    raise
                 await asyncio.sleep(_RETRY_S)
             else:
                 break
-        if self.counters.holding_since_us is not None:
+        if self.counters.holding_reason:
             _log.warning("the spool can be written again")
             self.counters.holding_since_us, self.counters.holding_reason = None, ""
+        return appended
 
     def _take(self, source: str, topic: bytes, payload: bytes, now_us: int) -> None:
         known = self._topics.get(topic) or self._learn(topic)

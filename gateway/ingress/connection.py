@@ -109,8 +109,10 @@ class Connection(Link):
         items = self._parser.feed(data)
         if self._state is _State.ADMITTING:
             self._deferred += items
-        else:
-            self._take(items)
+            return
+        self.cork()
+        self._take(items)
+        self.uncork()
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 - asyncio's signature
         """Settle what the connection leaves behind: its session and its will."""
@@ -271,10 +273,10 @@ class Connection(Link):
         return b""
 
     def _released(self, packet_id: int) -> None:
-        durable = self._session.unreleased.pop(packet_id, None)
+        durable = self._session.unreleased.get(packet_id)
         if durable is False:
-            self._session.unreleased[packet_id] = False
             raise broken("PUBREL before PUBREC")
+        self._session.unreleased.pop(packet_id, None)
         known = ReasonCode.SUCCESS if durable else ReasonCode.PACKET_IDENTIFIER_NOT_FOUND
         self._send(Reply(PacketType.PUBCOMP, packet_id, known))
 
@@ -310,8 +312,7 @@ class Connection(Link):
             self._session_expiry_s = min(expiry_s, self.listener.settings.session_expiry_max_s)
         if packet.reason_code == ReasonCode.SUCCESS:
             self._will = None
-        self.closing = True
-        self.transport.close()
+        self.part()
 
     # CONNECT
 
@@ -370,7 +371,7 @@ class Connection(Link):
     def _claim_session(self, packet: Connect) -> bool:
         """Take over the client identifier and its session; whether a session was there."""
         listener = self.listener
-        session = listener.sessions.claim(self._client_id, now_s=listener.now_s)
+        session = listener.sessions.claim(self._client_id)
         previous = listener.clients.get(self._client_id)
         if previous is not None:
             session = previous.yield_session()

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import socket
 from enum import IntFlag, auto
-from typing import TYPE_CHECKING, cast, Final
+from typing import TYPE_CHECKING, Final, cast
 
 if TYPE_CHECKING:
     from gateway.ingress.listener import Listener
@@ -43,6 +43,7 @@ class Link(asyncio.Protocol):
         self.pauses = Pause(0)
         self.since_s = listener.now_s
         self._stalled_s = 0.0
+        self._corked: bytearray | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Take the transport."""
@@ -53,6 +54,8 @@ class Link(asyncio.Protocol):
             peer.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         if self.listener.paused:
             self.pause(Pause.INTAKE)
+            # uvloop starts to read after this method, whatever was asked in it
+            asyncio.get_running_loop().call_soon(self._stay_paused)
 
     def pause_writing(self) -> None:
         """The peer does not read what it is sent: stop reading it, too."""
@@ -69,6 +72,10 @@ class Link(asyncio.Protocol):
             self.transport.pause_reading()
         self.pauses |= reason
 
+    def _stay_paused(self) -> None:
+        if self.pauses and not self.closing:
+            self.transport.pause_reading()
+
     def resume(self, reason: Pause) -> None:
         """Drop one reason, and read again when it was the last."""
         was, self.pauses = self.pauses, self.pauses & ~reason
@@ -76,9 +83,22 @@ class Link(asyncio.Protocol):
             self.since_s = self.listener.now_s
             self.transport.resume_reading()
 
+    def cork(self) -> None:
+        """Gather what is written from now on, to send it at once."""
+        self._corked = bytearray()
+
+    def uncork(self) -> None:
+        """Send what has been gathered."""
+        gathered, self._corked = self._corked, None
+        if gathered:
+            self.write(bytes(gathered))
+
     def write(self, out: bytes) -> None:
         """Send, unless closing. A peer that leaves too much unread loses the connection."""
         if self.closing:
+            return
+        if self._corked is not None:
+            self._corked += out
             return
         self.transport.write(out)
         if self.pauses & Pause.WRITES:
@@ -98,6 +118,7 @@ class Link(asyncio.Protocol):
 
     def hang_up(self) -> None:
         """Close from this side, once everything written has gone out."""
+        self.uncork()
         if self.closing:
             return
         self.closing = True
@@ -105,9 +126,19 @@ class Link(asyncio.Protocol):
         if self.transport.is_closing() or not self.transport.can_write_eof():  # TLS has its own goodbye
             self.transport.close()
             return
-        self.transport.write_eof()
+        try:
+            self.transport.write_eof()
+        except OSError:  # the peer has reset the connection, and we have not been told yet
+            self.transport.abort()
+            return
         if self.pauses:
             self.transport.resume_reading()
+
+    def part(self) -> None:
+        """Close after the peer has said that it is about to: nothing of it is left to wait for."""
+        self.uncork()
+        self.closing = True
+        self.transport.close()
 
     def abort(self) -> None:
         """Close without sending what is still to be sent."""

@@ -43,16 +43,14 @@ class SessionTable:
     def __len__(self) -> int:
         return len(self._idle)
 
-    def claim(self, client_id: str, *, now_s: float) -> Session | None:
-        """Take the idle session of a client out of the table, unless there is none or it has expired."""
-        session = self._idle.pop(client_id, None)
-        return None if session is None or session.expires_at_s <= now_s else session
+    def claim(self, client_id: str) -> Session | None:
+        """Take the idle session of a client out of the table, if there is one."""
+        return self._idle.pop(client_id, None)
 
     def keep(self, client_id: str, session: Session, *, expires_at_s: float) -> None:
         """Put aside a session whose connection has ended."""
         session.connection = None
         session.expires_at_s = expires_at_s
-        self._idle.pop(client_id, None)
         self._idle[client_id] = session
         if len(self._idle) > self._limit:
             del self._idle[next(iter(self._idle))]

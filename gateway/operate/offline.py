@@ -58,7 +58,7 @@ def status_of_stopped(settings: GatewaySettings) -> Status:
         running=False,
         at_us=now_us,
         uptime_s=0.0,
-        ingress=IngressStatus(0, 0, 0, 0, 0.0, 0, None, ""),
+        ingress=IngressStatus(0, 0, 0, 0, 0.0, 0, 0, None, ""),
         spool=SpoolStatus(
             path=str(path),
             epoch=epoch,

@@ -27,6 +27,7 @@ class IngressStatus(msgspec.Struct):
     acknowledged: int
     readings: int
     readings_per_s: float
+    duplicates: int
     quarantined: int
     holding_since_us: int | None
     holding_reason: str
@@ -80,7 +81,7 @@ async def status_of(parts: Parts) -> Status:
     """The status of a running gateway."""
     now_us, now = time.time_ns() // 1000, time.monotonic()
     committer = parts.committer.counters
-    incoming_per_s = committer.committed.per_s(now)
+    incoming_per_s = committer.rate.per_s(now)
     size_bytes = parts.database.size_bytes
     rows_ever = parts.segments.rows_ever(RecordClass.READING)
     bytes_per_reading = size_bytes / rows_ever if rows_ever else 0.0
@@ -122,6 +123,7 @@ async def status_of(parts: Parts) -> Status:
             acknowledged=committer.acknowledged_publishes,
             readings=committer.readings,
             readings_per_s=incoming_per_s,
+            duplicates=committer.duplicates,
             quarantined=committer.quarantined,
             holding_since_us=committer.holding_since_us,
             holding_reason=committer.holding_reason,

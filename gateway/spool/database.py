@@ -22,6 +22,7 @@ from uuid import UUID, uuid4
 import aiosqlite
 
 from cloud_sync import statements
+from gateway.spool.crashpoints import point
 from gateway.spool.errors import SpoolError, SpoolFailed, SpoolFull, SpoolInUse, SpoolTooNew
 
 if TYPE_CHECKING:
@@ -132,6 +133,20 @@ class Database:
         except sqlite3.Error as fault:
             raise _mapped(self.path, fault) from fault
 
+    async def room(self) -> tuple[int, int]:
+        """Bytes in use, write-ahead log included, and bytes inside the file that are free for use."""
+
+        def look(connection: sqlite3.Connection) -> tuple[int, int]:
+            page, pages, free = (
+                connection.execute(f"PRAGMA {name}").fetchone()[0]
+                for name in ("page_size", "page_count", "freelist_count")
+            )
+            return (pages - free) * page, free * page
+
+        used, spare = await self.read(look)
+        wal = _wal(self.path)
+        return used + (wal.stat().st_size if wal.exists() else 0), spare
+
     @property
     def size_bytes(self) -> int:
         """Bytes on disk: the file and its write-ahead log."""
@@ -209,6 +224,7 @@ def _migrate(connection: sqlite3.Connection, number: int) -> None:
     try:
         for statement in statements_:
             connection.execute(statement)
+        point("in_migration")
         if number == 1:
             connection.execute(SQL["set_meta"], ("epoch", str(uuid4())))
         connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")

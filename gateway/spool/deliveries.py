@@ -9,6 +9,8 @@ Invariants:
 
 from __future__ import annotations
 
+import logging
+import time
 from dataclasses import dataclass
 from itertools import takewhile
 from typing import TYPE_CHECKING
@@ -16,8 +18,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from cloud_sync import columns
+from cloud_sync.errors import FormatError
 from cloud_sync.records import Batch, BatchRange, Readings, RecordClass
 from gateway.spool import ranges
+from gateway.spool.crashpoints import point
 from gateway.spool.database import SQL, Database
 from gateway.spool.ranges import Range
 from gateway.spool.segments import Segments, commit_of, read_range, span_of
@@ -27,6 +31,7 @@ if TYPE_CHECKING:
 
     from gateway.spool.series import SeriesBook
 
+_log = logging.getLogger(__name__)
 _LOOK_AHEAD = 4096
 DEFAULT_MAX_ROWS = 50_000
 
@@ -78,18 +83,41 @@ class Deliveries:
         if not is_open:
             row = (destination, record_class, found.first, found.last, now_us)
             await self._database.write(lambda c: c.execute(SQL["add_batch"], row))
+            point("after_claim")
         return BatchRange(self._gateway_id, self._database.epoch, record_class, found.first, found.last)
 
-    async def load(self, claimed: BatchRange) -> Batch:
-        """The batch of a claimed range: its segments merged, self-contained, in canonical order."""
+    async def load(self, claimed: BatchRange) -> Batch | None:
+        """The batch of a claimed range: its segments merged, self-contained, in canonical order.
+
+        A segment whose bytes cannot be read is set aside and counted; None when none is left.
+        """
         blocks = await self._database.read(
             lambda c: read_range(c, claimed.record_class, claimed.first_commit, claimed.last_commit)
         )
-        return self._assemble(claimed, blocks)
+        readable = []
+        for position, block in blocks:
+            try:
+                readable.append(columns.decode(block))
+            except FormatError as fault:
+                await self._set_aside(position, f"{fault.reason}: {fault}")
+        return self._assemble(claimed, readable) if readable else None
+
+    async def _set_aside(self, position: int, reason: str) -> None:
+        _log.error("commit %d is damaged and set aside: %s", commit_of(position), reason)
+        now_us = time.time_ns() // 1000
+
+        def work(connection: sqlite3.Connection) -> None:
+            connection.execute(SQL["set_aside"], (now_us, reason, position))
+            connection.execute(SQL["keep_damaged_block"], (position,))
+            connection.execute(SQL["delete_segment"], (position,))
+
+        await self._database.write(work)
 
     async def settle(self, destination: str, claimed: BatchRange) -> None:
         """Note a receipt: the range is delivered and no longer open."""
         record_class, first, last = claimed.record_class, claimed.first_commit, claimed.last_commit
+
+        point("before_settle")
 
         def work(connection: sqlite3.Connection) -> None:
             connection.execute(SQL["delete_batch"], (destination, record_class, first, last))
@@ -122,8 +150,8 @@ class Deliveries:
         total = self._segments.rows_ever(record_class)
         return await self._database.read(lambda c: backlog_of(c, destination, record_class, newest, total))
 
-    def _assemble(self, claimed: BatchRange, blocks: list[bytes]) -> Batch:
-        merged = Readings.concat([columns.decode(block) for block in blocks])
+    def _assemble(self, claimed: BatchRange, parts: list[Readings]) -> Batch:
+        merged = Readings.concat(parts)
         numbers, index = np.unique(merged.series, return_inverse=True)
         series = [self._book[int(number)] for number in numbers]
         order = sorted(range(len(series)), key=series.__getitem__)

@@ -11,8 +11,10 @@ import time
 from typing import TYPE_CHECKING
 
 from cloud_sync.records import RecordClass
+from gateway.spool.capacity import Capacity
+from gateway.spool.crashpoints import point
 from gateway.spool.database import SQL
-from gateway.spool.errors import SpoolError
+from gateway.spool.errors import SpoolError, SpoolFull
 from gateway.spool.segments import commit_of, high_mark_key, position_of, span_of
 
 if TYPE_CHECKING:
@@ -22,16 +24,24 @@ if TYPE_CHECKING:
     from gateway.spool.database import Database
 
 _log = logging.getLogger(__name__)
-_PAUSE_S = 30.0
+_PAUSE_S = 5.0
 _AT_ONCE = 500
 _FREE_PAGES = 4000
 
 
 class Retention:
-    """Prunes delivered segments older than `keep_s` seconds, a few at a time."""
+    """Prunes delivered segments older than `keep_s` seconds, or of any age while the spool is full."""
 
-    def __init__(self, database: Database, destinations: Sequence[str], *, keep_s: float) -> None:
+    def __init__(
+        self,
+        database: Database,
+        destinations: Sequence[str],
+        *,
+        keep_s: float,
+        capacity: Capacity = Capacity(),  # noqa: B008 - an immutable value
+    ) -> None:
         self._database = database
+        self._capacity = capacity
         self._destinations = tuple(destinations)
         self._keep_s = keep_s
 
@@ -53,7 +63,8 @@ class Retention:
         """Delete at most some hundred segments; returns how many. Without destinations none is delivered."""
         if not self._destinations:
             return 0
-        before_us = now_us - round(self._keep_s * 1e6)
+        keep_s = 0.0 if await self._is_full() else self._keep_s
+        before_us = now_us - round(keep_s * 1e6)
         doomed = await self._database.read(lambda c: self._doomed(c, before_us))
         if not doomed:
             return 0
@@ -64,6 +75,7 @@ class Retention:
                 "SELECT rows_before + rows FROM segment WHERE position = ?", (last,)
             ).fetchone()[0]
             connection.execute(SQL["delete_segments"], (first, last))
+            point("in_prune")
             connection.execute(
                 SQL["set_meta"], (high_mark_key(RecordClass.READING), f"{last_commit} {rows_after}")
             )
@@ -71,6 +83,13 @@ class Retention:
         await self._database.write(work)
         await self._database.reclaim(_FREE_PAGES)
         return len(doomed)
+
+    async def _is_full(self) -> bool:
+        try:
+            await self._capacity.require(self._database)
+        except SpoolFull:
+            return True
+        return False
 
     def _doomed(self, connection: sqlite3.Connection, before_us: int) -> list[tuple[int, int]]:
         """Position and last commit of the oldest segments, up to the first that must stay."""

@@ -49,6 +49,7 @@ class Sealed:
     """An encoded run of records, ready to be appended."""
 
     record_class: RecordClass
+    readings: Readings
     rows: int
     min_time_us: int
     max_time_us: int
@@ -56,17 +57,18 @@ class Sealed:
 
 
 def seal(readings: Readings, *, level: int = columns.FRESH_LEVEL) -> list[Sealed]:
-    """Sort and encode readings, in runs of at most `MAX_SEGMENT_ROWS`. Pure; may take milliseconds."""
-    ordered = readings.in_order()
+    """Encode readings in canonical order, in runs of at most `MAX_SEGMENT_ROWS`. Pure; takes milliseconds."""
+    if readings.rows <= MAX_SEGMENT_ROWS:
+        return [_sealed(readings, level)] if readings.rows else []
     return [
-        _sealed(ordered.take(np.arange(start, min(start + MAX_SEGMENT_ROWS, ordered.rows))), level)
-        for start in range(0, ordered.rows, MAX_SEGMENT_ROWS)
+        _sealed(readings.take(np.arange(start, min(start + MAX_SEGMENT_ROWS, readings.rows))), level)
+        for start in range(0, readings.rows, MAX_SEGMENT_ROWS)
     ]
 
 
 def _sealed(readings: Readings, level: int) -> Sealed:
     block = columns.encode(readings, level=level)
-    return Sealed(RecordClass.READING, readings.rows, *columns.time_range_us(block), block)
+    return Sealed(RecordClass.READING, readings, readings.rows, *columns.time_range_us(block), block)
 
 
 class _Counter(NamedTuple):
@@ -98,55 +100,87 @@ class Segments:
         """Rows of a class ever committed."""
         return self._counters[record_class].rows
 
-    async def append(self, sealed: Sequence[Sealed], items: Sequence[QuarantineItem], *, now_us: int) -> None:
+    async def append(
+        self, sealed: Sequence[Sealed], items: Sequence[QuarantineItem], *, now_us: int
+    ) -> list[int]:
         """One group commit: segments (mostly one) and quarantine rows, fsynced together (promise 1).
+
+        Returns the position of each new segment.
 
         Raises:
             SpoolFull, SpoolFailed: nothing was written; the same call may be made again.
         """
         new_series = self._book.unsaved()
 
-        def work(connection: sqlite3.Connection) -> dict[RecordClass, _Counter]:
+        def work(connection: sqlite3.Connection) -> tuple[dict[RecordClass, _Counter], list[int]]:
             if new_series:
                 write_series(connection, new_series)
             if items:
                 write_items(connection, items)
             return self._insert(connection, sealed, now_us)
 
-        counters = await self._database.write(work)
+        self._counters, positions = await self._database.write(work)
         self._book.saved(new_series)
-        self._counters = counters
+        return positions
 
     def _insert(
         self, connection: sqlite3.Connection, sealed: Sequence[Sealed], now_us: int
-    ) -> dict[RecordClass, _Counter]:
-        """Insert segments; returns where every class will stand once the transaction is durable."""
-        counters = dict(self._counters)
+    ) -> tuple[dict[RecordClass, _Counter], list[int]]:
+        """Insert segments; returns where every class will stand once this is durable, and their positions."""
+        counters, positions = dict(self._counters), []
         for run in sealed:
             commit, rows_before = counters[run.record_class]
             commit += 1
+            positions.append(position_of(run.record_class, commit))
             connection.execute(
                 SQL["append_segment"],
                 (
-                    position_of(run.record_class, commit),
+                    positions[-1],
                     commit,
                     run.rows,
                     rows_before,
                     run.min_time_us,
                     run.max_time_us,
                     now_us,
+                    0,
                     run.block,
                 ),
             )
             counters[run.record_class] = _Counter(commit, rows_before + run.rows)
-        return counters
+        return counters, positions
 
 
 def read_range(
     connection: sqlite3.Connection, record_class: RecordClass, first: int, last: int
-) -> list[bytes]:
-    """The blocks of the segments that start in first..last, in commit order."""
-    return [row[2] for row in connection.execute(SQL["blocks_between"], span_of(record_class, first, last))]
+) -> list[tuple[int, bytes]]:
+    """Position and block of the segments that start in first..last, in commit order."""
+    return connection.execute(SQL["blocks_between"], span_of(record_class, first, last)).fetchall()
+
+
+class Stored(NamedTuple):
+    """A segment in the file, without its block. `position` says its class and first commit."""
+
+    position: int
+    last_commit: int
+    rows: int
+    rows_before: int
+    min_time_us: int
+    max_time_us: int
+    written_at_us: int
+
+    @property
+    def first_commit(self) -> int:
+        """The first commit it covers."""
+        return commit_of(self.position)
+
+
+def fresh_segments(connection: sqlite3.Connection, limit: int = -1) -> list[Stored]:
+    """The segments of readings that compaction has not been over yet, oldest first: the newest ones."""
+    low, high = span_of(RecordClass.READING)
+    newest_indexed = value_of(connection.execute(SQL["newest_indexed"], (low, high)).fetchone(), low - 1)
+    return [
+        Stored(*row) for row in connection.execute(SQL["segments_between"], (newest_indexed + 1, high, limit))
+    ]
 
 
 def high_mark_key(record_class: RecordClass) -> str:

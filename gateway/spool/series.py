@@ -9,12 +9,15 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import msgspec
+import numpy as np
 
 from cloud_sync.records import Series
 from gateway.spool.database import SQL
 
 if TYPE_CHECKING:
     import sqlite3
+
+    from numpy.typing import NDArray
 
     from gateway.spool.database import Database
 
@@ -30,6 +33,8 @@ class SeriesBook:
         self._series: dict[int, Series] = {}
         self._unsaved: dict[int, Series] = {}
         self._next = 1
+        self._first_states: dict[tuple[str, str], int] = {}
+        self._identities = np.zeros(1024, np.int32)
 
     @classmethod
     async def load(cls, database: Database, max_series: int = DEFAULT_MAX_SERIES) -> SeriesBook:
@@ -54,6 +59,11 @@ class SeriesBook:
             self._unsaved[number] = series
         return number
 
+    def identities(self, numbers: NDArray[np.int32]) -> NDArray[np.int32]:
+        """For each number, that of the first attribute state of its series: what a series is known by."""
+        known = np.where((numbers >= 0) & (numbers < len(self._identities)), numbers, 0)
+        return self._identities[known]
+
     def unsaved(self) -> list[tuple[int, Series]]:
         """What the file does not know yet."""
         return list(self._unsaved.items())
@@ -67,6 +77,10 @@ class SeriesBook:
         self._numbers[series] = number
         self._series[number] = series
         self._next = max(self._next, number + 1)
+        if number >= len(self._identities):
+            self._identities = np.concatenate([self._identities, np.zeros(number + 1, np.int32)])
+        identity = self._first_states.setdefault((series.sensor_id, series.sensor_type), number)
+        self._identities[number] = identity
 
 
 def all_series(connection: sqlite3.Connection) -> list[tuple[int, Series]]:

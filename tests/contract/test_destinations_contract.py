@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 import socket
+from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 import pytest
 
 from cloud_sync.destinations import Parcel
 from cloud_sync.errors import Refused, RetryLater, TooLarge, Unauthorised
-from tests.destination_kinds import KINDS, Subject, batch_of, unique
+from tests.batches import batch_of
+from tests.destination_kinds import KINDS, Kind, unique
 from tests.fault_proxy import DROP_ANSWER, DUPLICATE, PASS, RESET, STALL, TRUNCATE, fault_proxy
 from tests.http_stub import Answer, answering, http_stub
 
-pytest_plugins = ("tests.fixtures_influx",)
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from contextlib import AbstractAsyncContextManager
+
+    from tests.destination_kinds import Subject
+    from tests.fault_proxy import FaultProxy
 
 T0_US = 1_767_225_600_000_000
 
@@ -41,7 +48,7 @@ async def subject(request, tmp_path):
         yield subject
 
 
-def kinds(fits):
+def kinds(fits: Callable[[Kind], bool]) -> pytest.MarkDecorator:
     """Run a test on the kinds of destination that `fits` is true of."""
     return pytest.mark.parametrize("subject", [k for k, kind in KINDS.items() if fits(kind)], indirect=True)
 
@@ -102,7 +109,17 @@ async def test_odd_names_arrive_as_themselves_and_harm_no_neighbour(subject, odd
 @kinds(lambda kind: kind.exact)
 async def test_values_and_times_at_the_edges_arrive_exactly(subject):
     sensor = unique("a")
-    values = [-0.0, 0.0, 1e308, -1.7976931348623157e308, 2.2250738585072014e-308, 0.1, 1 / 3, 1e21, 123456789.123456789]
+    values = [
+        -0.0,
+        0.0,
+        1e308,
+        -1.7976931348623157e308,
+        2.2250738585072014e-308,
+        0.1,
+        1 / 3,
+        1e21,
+        123456789.123456789,
+    ]
     rows = [(sensor, "temperature", T0_US + n, value) for n, value in enumerate(values)]
     rows += [(sensor, "temperature", time_us, 1.5) for time_us in (-1, 0, 1, -2_208_988_800_000_001)]
     await subject.destination.send(subject.destination.encode(batch_of(rows)))
@@ -133,7 +150,7 @@ async def test_closing_twice_is_harmless_and_sending_after_it_is_no_crash(subjec
 async def test_a_server_that_is_away_means_retry_later(subject):
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
-        with pytest.raises(RetryLater, match="127.0.0.1"):
+        with pytest.raises(RetryLater, match=r"127\.0\.0\.1"):
             await _send_one(subject.at(f"http://127.0.0.1:{taken.getsockname()[1]}"))
 
 
@@ -153,7 +170,12 @@ ANSWERS = [
     (Answer(raw=b"HTTP/1.1 500 X\r\ncontent-length: 99\r\n\r\nhalf"), RetryLater, ""),
     (Answer(raw=b""), RetryLater, ""),
     (Answer(204, hang_s=3), RetryLater, "0.5 s"),
-    (Answer(500, b"x" * 10_000_000), RetryLater, "500"),
+    (Answer(500, b"x" * 10_000_000), RetryLater, "HTTP 500"),
+    (
+        Answer(raw=b"HTTP/1.1 500 X\r\ncontent-length: 9999999\r\n\r\n" + b"x" * 200_000),
+        RetryLater,
+        "HTTP 500",
+    ),
     (Answer(400, b"\xff\xfe{" * 100), Refused, "400"),
     (Answer(400, b"[" * 50_000), Refused, "400"),
 ]
@@ -198,7 +220,7 @@ async def test_a_spoiled_exchange_is_retried_and_stores_each_row_once(subject, f
     assert sorted(await subject.stored({sensor})) == rows
 
 
-def _in_front_of(subject: Subject):
+def _in_front_of(subject: Subject) -> AbstractAsyncContextManager[FaultProxy]:
     parts = urlsplit(str(getattr(subject.destination, "_url", "")))
     return fault_proxy(parts.hostname or "", parts.port or 0)
 

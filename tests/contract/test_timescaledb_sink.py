@@ -88,8 +88,15 @@ async def test_every_column_of_every_reading_is_stored_as_it_was_sent(region_dsn
 
 
 async def test_special_values_names_and_times_are_stored_exactly(region_dsn, sink):
-    largest_us = 2**63 - 1
-    times = [-210_866_803_200_000_000, -62_135_596_800_000_001, -1, 0, 1, 9_223_372_036_854_775, largest_us]
+    times = [
+        -210_866_803_200_000_000,
+        -62_135_596_800_000_001,
+        -1,
+        0,
+        1,
+        9_223_372_036_854_775,  # 2262, where nanoseconds in int64 end
+        9_223_371_331_199_999_999,
+    ]
     values = [0.0, -0.0, 5e-324, -1.7976931348623157e308, 1e308, 0.1, 2.0**53 + 2]
     names = ["é", "名前 テスト", "a,b=c d\"e'f\\g", "%\t\n\r", "\U0001f321", " ", "x" * 1024]
     content = Readings(
@@ -273,10 +280,10 @@ async def test_series_have_one_number_however_many_gateways_and_services_carry_t
 
 
 async def test_what_a_database_cannot_hold_is_refused_and_nothing_is_written(region_dsn, sink):
-    early = batch(content=from_rows((0, 0, 1.0), (0, -210_866_803_200_000_001, 1.0)))
-    with pytest.raises(Refused) as refused:
-        await sink.apply(early)
-    assert refused.value.reason == "time_out_of_range"
+    for time_us in (-(2**63), -210_866_803_200_000_001, 9_223_371_331_200_000_000, 2**63 - 1):
+        with pytest.raises(Refused) as refused:
+            await sink.apply(batch(content=from_rows((0, 0, 1.0), (0, time_us, 1.0))))
+        assert refused.value.reason == "time_out_of_range"
 
     rollup = replace(batch(), range=batch().range._replace(record_class=RecordClass.ROLLUP))
     with pytest.raises(Refused) as refused:
@@ -314,13 +321,14 @@ async def test_services_that_start_at_once_prepare_the_database_once(region_dsn)
 
 async def test_a_database_of_a_newer_release_is_refused_in_words(region_dsn, sink):
     await sink.prepare()
-    await sink.aclose()
     await fetch(region_dsn, "INSERT INTO schema_migration (version, name) VALUES (900, 'from the future')")
 
+    older = TimescaleSink(region_dsn)
     with pytest.raises(schema.SchemaTooNewError, match="schema version 900, this release knows up to"):
-        await sink.prepare()
+        await older.prepare()
     with pytest.raises(RetryLater, match="900"):
-        await sink.apply(batch())
+        await older.apply(batch())
+    await older.aclose()
 
 
 async def test_a_migration_that_fails_leaves_the_database_as_it_was(region_dsn):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import datetime
+import datetime as dt
 
 import asyncpg
 import pytest
@@ -12,7 +12,9 @@ import pytest
 @pytest.fixture
 async def table(pglite_dsn):
     connection = await asyncpg.connect(pglite_dsn)
-    await connection.execute("CREATE TABLE h (time timestamptz NOT NULL, n bigint, v float8, UNIQUE (n, time))")
+    await connection.execute(
+        "CREATE TABLE h (time timestamptz NOT NULL, n bigint, v float8, UNIQUE (n, time))"
+    )
     await connection.execute("SELECT create_hypertable('h', 'time')")
     yield connection
     if connection.is_closed():
@@ -21,8 +23,8 @@ async def table(pglite_dsn):
     await connection.close()
 
 
-def instant(second: int) -> datetime.datetime:
-    return datetime.datetime(2026, 1, 1, tzinfo=datetime.UTC) + datetime.timedelta(seconds=second)
+def instant(second: int) -> dt.datetime:
+    return dt.datetime(2026, 1, 1, tzinfo=dt.UTC) + dt.timedelta(seconds=second)
 
 
 async def test_timescaledb_is_there(pglite_dsn):
@@ -106,10 +108,14 @@ async def test_an_error_leaves_the_connection_usable(table):
         with pytest.raises(asyncpg.PostgresError):
             await table.fetch(statement)
     with pytest.raises(asyncpg.DivisionByZeroError):
-        async with table.transaction():
-            await table.execute("INSERT INTO h VALUES ($1, 1, 1)", instant(1))
-            await table.fetch("SELECT 1 / $1::int", 0)
+        await _fail_in_a_transaction(table)
     assert await table.fetchval("SELECT count(*) FROM h") == 0
+
+
+async def _fail_in_a_transaction(connection: asyncpg.Connection) -> None:
+    async with connection.transaction():
+        await connection.execute("INSERT INTO h VALUES ($1, 1, 1)", instant(1))
+        await connection.fetch("SELECT 1 / $1::int", 0)
 
 
 async def test_settings_of_one_connection_are_not_anothers(pglite_dsn):

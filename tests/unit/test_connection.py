@@ -57,11 +57,9 @@ class Wire(asyncio.Transport):
         return self.unsent_bytes
 
     def pause_reading(self):
-        assert self.reading
         self.reading = False
 
     def resume_reading(self):
-        assert not self.reading
         self.reading = True
 
     def can_write_eof(self):
@@ -123,6 +121,9 @@ class Peer:
         connack = self.send(Connect(client_id, self.version, **fields))[0]
         assert connack.code == 0
         return connack
+
+    def is_read(self):
+        return self.wire.reading
 
     def lose(self):
         self.connection.connection_lost(None)
@@ -616,7 +617,7 @@ def test_a_close_the_peer_does_not_answer_is_completed_after_a_grace(listener, p
 # Backpressure
 
 
-def test_a_connection_made_while_paused_starts_paused(listener):
+async def test_a_connection_made_while_paused_starts_paused(listener):
     listener.pause()
     peer = Peer(listener)
     assert not peer.wire.reading
@@ -624,14 +625,22 @@ def test_a_connection_made_while_paused_starts_paused(listener):
     assert peer.wire.reading
 
 
+async def test_a_listener_that_stops_does_not_begin_to_read_again(listener, peer):
+    peer.connect()
+    listener.stop_reading()
+    listener.resume()
+    assert not peer.wire.reading
+    assert Peer(listener).wire.aborted
+
+
 def test_a_peer_that_does_not_read_is_not_read_and_then_closed():
     listener = make_listener(write_limit_bytes=1000, write_stall_s=60)
     peer = Peer(listener)
     peer.connect()
     peer.connection.pause_writing()
-    assert not peer.wire.reading
+    assert not peer.is_read()
     peer.connection.resume_writing()
-    assert peer.wire.reading
+    assert peer.is_read()
     peer.connection.pause_writing()
     listener.tick(59)
     assert not peer.wire.aborted
@@ -689,7 +698,7 @@ class Doorkeeper:
     def __init__(self):
         self.asked = []
 
-    def admit(self, client_id, username, password, certificate):
+    def admit(self, client_id, _username, password, _certificate):
         if password != b"secret":
             return Refusal(ReasonCode.BAD_USER_NAME_OR_PASSWORD)
         return Identity(client_id, self.rule(client_id))
@@ -732,6 +741,15 @@ def test_a_device_publishes_only_where_it_may_and_is_asked_about_once_per_topic(
     assert len(peer.received()) == 3
 
 
+def test_denied_publishes_do_not_confuse_the_count_of_those_in_flight():
+    listener = make_listener(Doorkeeper(), receive_maximum=3)
+    peer = Peer(listener)
+    peer.connect(password=b"secret")
+    mine, other = b"sensors/dev/t", b"sensors/other/t"
+    peer.send(*(qos(0, 0, other) for _ in range(9)), qos(1, 8, other), *(qos(1, n, mine) for n in (1, 2, 3)))
+    assert peer.send(qos(1, 4, mine)) == [Disconnect(0x93)]
+
+
 def test_a_3_1_1_device_publishing_where_it_may_not_is_closed():
     listener = make_listener(Doorkeeper())
     peer = Peer(listener, V311)
@@ -753,7 +771,7 @@ class SlowDoorkeeper(Doorkeeper):
         super().__init__()
         self.decision = asyncio.get_running_loop().create_future()
 
-    def admit(self, client_id, username, password, certificate):
+    def admit(self, *_applicant):
         return self.decision
 
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 from uuid import UUID
 
 import numpy as np
@@ -17,7 +18,9 @@ RANGE = BatchRange("gw-1", UUID(int=7), RecordClass.READING, 1, 1)
 names = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=12) | st.text(
     ",= \\#_\"'\n\t\0a", min_size=1, max_size=8
 )
-singles = st.just(math.nan) | st.floats(width=32, allow_nan=False, allow_infinity=False, allow_subnormal=False)
+singles = st.just(math.nan) | st.floats(
+    width=32, allow_nan=False, allow_infinity=False, allow_subnormal=False
+)
 rows = st.fixed_dictionaries(
     {
         "series": st.integers(0, 2),
@@ -32,13 +35,13 @@ rows = st.fixed_dictionaries(
 )
 
 
-def batch_of(series, content) -> Batch:
+def batch_of(series: tuple[Series, ...], content: list[dict[str, Any]]) -> Batch:
     columns = [[row[name] for row in content] for name in rows_of_one()]
     types = (np.int32, np.int64, np.float64, np.float32, np.float32, np.float32, np.int64, np.int32)
     return Batch(RANGE, series, Readings(*(np.array(c, t) for c, t in zip(columns, types, strict=True))))
 
 
-def rows_of_one(**changes):
+def rows_of_one(**changes: Any) -> dict[str, Any]:
     return {
         "series": 0,
         "time_us": 1_767_225_600_000_001,
@@ -147,7 +150,9 @@ def test_half_a_surrogate_pair_does_not_stop_the_batch():
 
 
 def test_tags_are_those_asked_for_sorted_and_not_empty():
-    series = Series("t", "temperature", (("boot_id", "b"), ("location", "x"), ("manufacturer", ""), ("unit", "C")))
+    series = Series(
+        "t", "temperature", (("boot_id", "b"), ("location", "x"), ("manufacturer", ""), ("unit", "C"))
+    )
     assert series_key(series) == "temperature,location=x,sensor_id=t,unit=C"
     assert series_key(series, ("boot_id",)) == "temperature,boot_id=b,sensor_id=t"
     assert series_key(series, ()) == "temperature,sensor_id=t"

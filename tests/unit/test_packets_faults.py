@@ -54,6 +54,8 @@ AFTER_CONNECT = [
     ("a topic alias above the maximum", V5, "30 07 0001 61 03 23 0003", 0x94),
     ("a topic alias not set", V5, "30 06 0000 03 23 0001", 0x82),
     ("an overlong remaining length", V5, "c0 80 00", 0x81),
+    ("an overlong remaining length of PUBLISH", V5, "32 86 00 0001 61 0001 00", 0x81),
+    ("an overlong property length", V5, "30 05 0001 61 8000", 0x81),
     ("a remaining length of five bytes", BOTH, "30 80 80 80 80 01", 0x81),
     ("a larger packet than allowed", BOTH, "30 f1 07", 0x95),
     ("packet identifier 0 in PUBREL", BOTH, "62 02 0000", 0x82),

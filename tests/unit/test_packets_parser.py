@@ -14,9 +14,13 @@ def flat(items):
     return [packet for item in items for packet in (item if isinstance(item, list) else [item])]
 
 
-def parser(**overrides):
+def parser(*, max_packet_bytes=1 << 20, client=False, version=None):
     return Parser(
-        **({"max_packet_bytes": 1 << 20, "topics": TopicTable(), "topic_alias_maximum": 5} | overrides)
+        max_packet_bytes=max_packet_bytes,
+        topics=TopicTable(),
+        topic_alias_maximum=5,
+        client=client,
+        version=version,
     )
 
 
@@ -70,7 +74,7 @@ def test_runs_hold_qos_0_and_1_and_keep_their_place_among_other_packets():
         Publish(b"d", b"", 3, 1),
     )
     whole = parser()
-    items = whole.feed(b"".join(map(encode, (Connect("x"), a, b, c, Pingreq(), d, a))))
+    items = whole.feed(b"".join(encode(p) for p in (Connect("x"), a, b, c, Pingreq(), d, a)))
     assert items == [Connect("x"), [a, b], c, Pingreq(), [d, a]]
     assert whole.qos0_publishes == 1
 
@@ -131,3 +135,13 @@ def test_the_server_is_not_let_pass_for_a_client_nor_the_other_way_round():
     whole = parser(client=True, version=V5)
     whole.feed(encode(Connect("x")))
     assert whole.fault is not None
+
+
+@pytest.mark.timeout(60)
+def test_a_large_packet_in_small_reads_does_not_cost_a_copy_of_itself_at_each():
+    # copying what is held at every read would be 2 TB here: the timeout is what fails
+    whole = parser(max_packet_bytes=32 << 20)
+    whole.feed(encode(Connect("x")))
+    wire = encode(Publish(b"a", b"x" * (16 << 20), 1, 1))
+    found = [item for at in range(0, len(wire), 64) for item in whole.feed(wire[at : at + 64])]
+    assert [len(run[0].payload) for run in found] == [16 << 20]

@@ -24,7 +24,28 @@ CREATE TABLE segment (
     min_time_us   INTEGER NOT NULL,
     max_time_us   INTEGER NOT NULL,
     written_at_us INTEGER NOT NULL,
+    indexed       INTEGER NOT NULL,  -- 0: fresh from a group commit, 1: compaction has been over it
     block         BLOB NOT NULL
+);
+
+-- Which segments may hold a time, for the exact check of late readings. Fresh segments are the newest few,
+-- known in memory, so that a group commit does not touch this index.
+CREATE INDEX segment_times ON segment (min_time_us, max_time_us) WHERE indexed = 1;
+
+-- The newest time of each series in indexed segments; series_no is that of its first attribute state.
+CREATE TABLE series_mark (
+    series_no INTEGER PRIMARY KEY,
+    newest_us INTEGER NOT NULL
+);
+
+-- Segments whose bytes could not be read, set aside so that everything else goes on.
+CREATE TABLE damaged (
+    position       INTEGER PRIMARY KEY,
+    last_commit    INTEGER NOT NULL,
+    rows           INTEGER NOT NULL,
+    set_aside_at_us INTEGER NOT NULL,
+    reason         TEXT NOT NULL,
+    block          BLOB
 );
 
 CREATE TABLE destination (

@@ -15,14 +15,62 @@ SELECT position, last_commit, rows, rows_before FROM segment WHERE position BETW
 ORDER BY position DESC LIMIT 1;
 
 -- name: append_segment
-INSERT INTO segment (position, last_commit, rows, rows_before, min_time_us, max_time_us, written_at_us, block)
-VALUES (?, ?, ?, ?, ?, ?, ?, ?);
+INSERT INTO segment (position, last_commit, rows, rows_before, min_time_us, max_time_us, written_at_us, indexed, block)
+VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?);
 
 -- name: segment_sizes_from
 SELECT position, last_commit, rows FROM segment WHERE position BETWEEN ? AND ? ORDER BY position LIMIT ?;
 
 -- name: blocks_between
-SELECT position, rows, block FROM segment WHERE position BETWEEN ? AND ? ORDER BY position;
+SELECT position, block FROM segment WHERE position BETWEEN ? AND ? ORDER BY position;
+
+-- name: block_at
+SELECT block FROM segment WHERE position = ?;
+
+-- name: newest_indexed
+SELECT position FROM segment WHERE position BETWEEN ? AND ? AND indexed = 1 ORDER BY position DESC LIMIT 1;
+
+-- name: segments_between
+SELECT position, last_commit, rows, rows_before, min_time_us, max_time_us, written_at_us FROM segment
+WHERE position BETWEEN ? AND ? ORDER BY position LIMIT ?;
+
+-- name: segments_back_from
+SELECT position, last_commit, rows, rows_before, min_time_us, max_time_us, written_at_us FROM segment
+WHERE position BETWEEN ? AND ? ORDER BY position DESC LIMIT ?;
+
+-- name: mark_indexed
+UPDATE segment SET indexed = 1 WHERE position = ?;
+
+-- name: delete_segment
+DELETE FROM segment WHERE position = ?;
+
+-- name: indexed_holding_times
+SELECT position FROM segment INDEXED BY segment_times
+WHERE indexed = 1 AND min_time_us <= ? AND max_time_us >= ?;
+
+-- name: marks
+SELECT series_no, newest_us FROM series_mark;
+
+-- name: raise_mark
+INSERT INTO series_mark (series_no, newest_us) VALUES (?, ?)
+ON CONFLICT (series_no) DO UPDATE SET newest_us = max(newest_us, excluded.newest_us);
+
+-- name: set_aside
+INSERT INTO damaged (position, last_commit, rows, set_aside_at_us, reason)
+SELECT position, last_commit, rows, ?, ? FROM segment WHERE position = ?;
+
+-- name: keep_damaged_block
+UPDATE damaged SET block = (SELECT block FROM segment WHERE segment.position = damaged.position)
+WHERE position = ?;
+
+-- name: damaged_totals
+SELECT count(*), coalesce(sum(rows), 0) FROM damaged;
+
+-- name: delivered_everywhere
+SELECT first_commit, last_commit FROM delivered WHERE class = ?;
+
+-- name: open_everywhere
+SELECT first_commit, last_commit FROM batch WHERE class = ?;
 
 -- name: first_segment_from
 SELECT position, rows_before, written_at_us, min_time_us FROM segment WHERE position BETWEEN ? AND ?

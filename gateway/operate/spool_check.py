@@ -1,0 +1,261 @@
+"""The checker: everything a spool promises about itself, looked at; every problem in words, with its place.
+
+Reads only. Memory is bounded by one segment, the series table and `PROBLEMS_KEPT` problems.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from typing import TYPE_CHECKING
+from uuid import UUID
+
+import msgspec
+import numpy as np
+
+from cloud_sync import columns
+from cloud_sync.errors import FormatError
+from cloud_sync.records import RecordClass
+from gateway.operate.spool_file import opened
+from gateway.operate.spool_progress import check_progress
+from gateway.operate.spool_walk import SQL, Walk
+from gateway.spool import errors
+from gateway.spool.database import SQL as SPOOL_SQL
+from gateway.spool.database import value_of
+from gateway.spool.segments import high_mark_key, span_of
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+
+    from gateway.operate.spool_walk import Head
+
+PROBLEMS_KEPT = 1000
+MAX_ROWS = 1 << 20
+"""A segment that claims more rows is not decoded: at most 65,536 are written, and memory is bounded."""
+_PAGES_REPORTED = 100
+
+
+class Problem(msgspec.Struct):
+    """One thing that is wrong: where, and what."""
+
+    where: str
+    what: str
+
+
+class Checked(msgspec.Struct):
+    """What was looked at and what was found.
+
+    `problems` keeps the first `PROBLEMS_KEPT` of `problem_count`. Segments that a gateway has found damaged
+    and set aside are counted, and are no problem: they are declared, and everything else goes on.
+    """
+
+    path: str
+    segments: int = 0
+    decoded_segments: int = 0
+    rows: int = 0
+    set_aside_segments: int = 0
+    set_aside_rows: int = 0
+    problem_count: int = 0
+    problems: list[Problem] = []
+
+    def add(self, where: str, what: str) -> None:
+        """Note a problem."""
+        self.problem_count += 1
+        if len(self.problems) < PROBLEMS_KEPT:
+            self.problems.append(Problem(where, what))
+
+
+def check(
+    path: Path,
+    *,
+    decode: bool = True,
+    full: bool = False,
+    on_stage: Callable[[str], None] = lambda _: None,
+    on_rows: Callable[[int], None] = lambda _: None,
+) -> Checked:
+    """Check the spool at `path`, live or stopped.
+
+    Args:
+        path: the spool's file.
+        decode: decode every segment; without it only the structure is looked at.
+        full: SQLite's integrity_check (indexes against tables too) in place of quick_check.
+        on_stage: told what begins, in words.
+        on_rows: told of the rows of each segment that was looked at.
+
+    Raises:
+        SpoolTooNew: a later release wrote it.
+        SpoolFailed: there is no file.
+    """
+    result = Checked(str(path))
+    if not path.is_file():
+        raise errors.SpoolFailed(f"{path}: there is no spool here")
+    try:
+        with opened(path) as connection:
+            on_stage("SQLite pages")
+            _check_pages(connection, result, full=full)
+            on_stage("series and quarantine")
+            known = _check_series(connection, result)
+            _check_quarantine(connection, result)
+            aside = connection.execute(SPOOL_SQL["damaged_totals"]).fetchone()
+            result.set_aside_segments, result.set_aside_rows = aside
+            for record_class in RecordClass:
+                on_stage(f"{record_class.name.lower()} segments")
+                _check_class(connection, path, record_class, known if decode else None, result, on_rows)
+            on_stage("progress of the destinations")
+            check_progress(connection, result.add)
+    except errors.SpoolTooNew:
+        raise
+    except errors.SpoolFailed as fault:
+        result.add("file", f"{fault}; what lies behind it was not looked at")
+    return result
+
+
+def _check_pages(connection: sqlite3.Connection, result: Checked, *, full: bool) -> None:
+    pragma = "integrity_check" if full else "quick_check"
+    try:
+        for (line,) in connection.execute(f"PRAGMA {pragma}({_PAGES_REPORTED})"):
+            if line != "ok":
+                result.add(f"SQLite {pragma}", str(line).replace("\n", "; "))
+    except sqlite3.DatabaseError as fault:
+        result.add(f"SQLite {pragma}", str(fault))
+
+
+def _check_series(connection: sqlite3.Connection, result: Checked) -> NDArray[np.bool_]:
+    """Which series numbers are known, as an array of shape (largest number + 1,)."""
+    epoch = value_of(connection.execute(SPOOL_SQL["meta"], ("epoch",)).fetchone(), "")
+    try:
+        UUID(str(epoch))
+    except ValueError:
+        result.add("meta", f"the epoch {epoch!r} is no UUID")
+    numbers: list[int] = []
+    for number, sensor_id, sensor_type, attributes in connection.execute(SPOOL_SQL["all_series"]):
+        numbers.append(number)
+        if not 0 < number < 1 << 31:
+            result.add(f"series {number}", "its number does not fit a segment's series column")
+        if not sensor_id or not sensor_type:
+            result.add(f"series {number}", "it has no sensor_id or no sensor_type")
+        try:
+            msgspec.json.decode(attributes, type=dict[str, str])
+        except (msgspec.DecodeError, TypeError) as fault:
+            result.add(f"series {number}", f"its attributes are no JSON object of texts: {fault}")
+    usable = [number for number in numbers if 0 < number < 1 << 31]
+    known = np.zeros(max(usable, default=0) + 1, np.bool_)
+    known[usable] = True
+    return known
+
+
+def _check_quarantine(connection: sqlite3.Connection, result: Checked) -> None:
+    for (number,) in connection.execute(SQL["overlong_quarantine"]):
+        result.add(f"quarantine {number}", "it keeps more bytes than it says there were")
+
+
+def _check_class(
+    connection: sqlite3.Connection,
+    path: Path,
+    record_class: RecordClass,
+    known: NDArray[np.bool_] | None,
+    result: Checked,
+    on_rows: Callable[[int], None],
+) -> None:
+    if record_class is RecordClass.ALERT:  # once, for all classes
+        lowest, highest = span_of(RecordClass.ALERT)[0], span_of(max(RecordClass))[1]
+        for (position,) in connection.execute(SQL["strange_positions"], (lowest, highest)):
+            result.add(f"segment at {position}", "its position names no class of records")
+    walk = Walk(connection, path, record_class)
+    next_commit, next_rows = _pruned_through(connection, record_class)
+    for head in walk:
+        result.segments += 1
+        result.rows += head.rows
+        if not walk.overlaps(head):
+            next_commit, next_rows = _past_set_aside(connection, head, next_commit, next_rows)
+            _check_place(head, next_commit, next_rows, result)
+        elif head.rows_before + head.rows < next_rows:
+            result.add(
+                str(head), "it was merged meanwhile, and holds fewer rows than what it was merged from"
+            )
+        next_commit, next_rows = head.last_commit + 1, head.rows_before + head.rows
+        if known is not None and record_class is RecordClass.READING:
+            known = _check_block(connection, walk, head, known, result)
+        on_rows(head.rows)
+
+
+def _pruned_through(connection: sqlite3.Connection, record_class: RecordClass) -> tuple[int, int]:
+    """The commit and the row count with which the oldest segment must begin."""
+    mark = value_of(connection.execute(SPOOL_SQL["meta"], (high_mark_key(record_class),)).fetchone(), "0 0")
+    commit, rows = map(int, str(mark).split())
+    return commit + 1, rows
+
+
+def _past_set_aside(
+    connection: sqlite3.Connection, head: Head, next_commit: int, next_rows: int
+) -> tuple[int, int]:
+    """Where a segment must begin when those set aside before it are counted in."""
+    if head.first_commit > next_commit:
+        span = span_of(head.record_class, next_commit, head.first_commit - 1)
+        for position, last_commit, rows in connection.execute(SQL["damaged_between"], span):
+            if commit_of(position) == next_commit:
+                next_commit, next_rows = last_commit + 1, next_rows + rows
+    return next_commit, next_rows
+
+
+def _check_place(head: Head, next_commit: int, next_rows: int, result: Checked) -> None:
+    first, last = head.first_commit, head.last_commit
+    if not 0 < first <= last:
+        result.add(str(head), f"{first}..{last} is no range of commits")
+    if head.rows < 1:
+        result.add(str(head), f"it has {head.rows} rows; at least one is expected")
+    if head.min_time_us > head.max_time_us:
+        result.add(str(head), "its smallest time is later than its largest")
+    if first > next_commit:
+        result.add(
+            str(head), f"commits {next_commit}..{first - 1} before it are missing, and no prune is noted"
+        )
+    elif first < next_commit:
+        result.add(str(head), f"it overlaps what came before it, which ends at commit {next_commit - 1}")
+    if head.rows_before != next_rows:
+        result.add(str(head), f"it says {head.rows_before} rows came before it; {next_rows} did")
+
+
+def _check_block(
+    connection: sqlite3.Connection, walk: Walk, head: Head, known: NDArray[np.bool_], result: Checked
+) -> NDArray[np.bool_]:
+    """Decode one segment and hold it against its row; returns the series known by now."""
+    try:
+        block = walk.block(head)
+    except (sqlite3.DatabaseError, TypeError) as fault:
+        result.add(str(head), f"SQLite cannot read its block: {fault}")
+        return known
+    try:
+        readings = columns.decode(block, max_rows=MAX_ROWS)
+    except FormatError as fault:
+        result.add(str(head), f"{fault} ({fault.reason})")
+        return known
+    result.decoded_segments += 1
+    if readings.rows != head.rows:
+        result.add(str(head), f"its block holds {readings.rows} rows, its row says {head.rows}")
+    times = int(readings.time_us.min()), int(readings.time_us.max())
+    if times != (head.min_time_us, head.max_time_us):
+        result.add(
+            str(head),
+            f"its times are {times[0]}..{times[1]} us, its row says {head.min_time_us}..{head.max_time_us}",
+        )
+    if times != columns.time_range_us(block):
+        result.add(str(head), "the head of its block gives other times than its rows have")
+    same_series = np.diff(readings.series) == 0
+    if (np.diff(readings.series) < 0).any() or (np.diff(readings.time_us)[same_series] < 0).any():
+        result.add(str(head), "its rows are not in order of series and time")
+    if not np.isfinite(readings.value).all():
+        result.add(str(head), "it holds a value that is no finite number")
+    if (lost := _unknown_series(readings.series, known)).size:
+        known = _check_series(connection, Checked(""))  # a live gateway has added some since
+        if (lost := _unknown_series(readings.series, known)).size:
+            result.add(str(head), f"it names series that the spool does not know, such as {lost[0]}")
+    return known
+
+
+def _unknown_series(series: NDArray[np.int32], known: NDArray[np.bool_]) -> NDArray[np.int32]:
+    inside = (series >= 0) & (series < len(known))
+    inside[inside] = known[series[inside]]
+    return np.unique(series[~inside])

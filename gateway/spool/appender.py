@@ -1,0 +1,116 @@
+"""One append: room, duplicates, encoding, the transaction. What the committer and the tools write through."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, TypeVar
+
+import msgspec
+import numpy as np
+
+from gateway.spool.capacity import Capacity
+from gateway.spool.crashpoints import point
+from gateway.spool.quarantine import QuarantineItem
+from gateway.spool.segments import Sealed, seal
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+    from cloud_sync.records import Readings
+    from gateway.spool.database import Database
+    from gateway.spool.duplicates import Duplicates, Screened
+    from gateway.spool.segments import Segments
+    from gateway.spool.series import SeriesBook
+
+_INLINE_ROWS = 256
+_ROOM_HOLDS_S = 0.25  # room that was there is taken for granted so long
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Appended:
+    """What became of one group: `stored + duplicates + conflicts` is what was handed over."""
+
+    stored: int
+    duplicates: int
+    conflicts: int
+
+
+class Appender:
+    """Appends groups of readings and quarantine rows to one spool, one group at a time."""
+
+    def __init__(
+        self,
+        database: Database,
+        segments: Segments,
+        duplicates: Duplicates,
+        book: SeriesBook,
+        capacity: Capacity = Capacity(),  # noqa: B008 - an immutable value
+    ) -> None:
+        self._database = database
+        self._segments = segments
+        self._duplicates = duplicates
+        self._book = book
+        self._capacity = capacity
+        self._room_until = 0.0
+
+    async def append(
+        self, readings: Readings | None, items: Sequence[QuarantineItem], *, now_us: int
+    ) -> Appended:
+        """Make a group durable. On return it is fsynced (promise 1).
+
+        Raises:
+            SpoolFull, SpoolFailed: nothing was written; the same call may be made again.
+        """
+        await self._require_room()
+        if readings is None or readings.rows == 0:
+            if items:
+                await self._segments.append((), items, now_us=now_us)
+            return Appended(0, 0, 0)
+        screened, sealed = await _offload(readings.rows, lambda: self._screen_and_seal(readings))
+        if sealed is None:
+            await self._duplicates.resolve(screened)
+            sealed = await _offload(readings.rows, lambda: seal(screened.new))
+        conflicts = screened.conflicts
+        point("before_append")
+        positions = await self._segments.append(
+            sealed, [*items, *self._conflict_items(conflicts, now_us)], now_us=now_us
+        )
+        for position, run in zip(positions, sealed, strict=True):
+            self._duplicates.stored(position, run.readings)
+        point("after_append")
+        return Appended(sum(run.rows for run in sealed), screened.duplicates, conflicts.rows)
+
+    async def _require_room(self) -> None:
+        if time.monotonic() < self._room_until:
+            return
+        await self._capacity.require(self._database)
+        self._room_until = time.monotonic() + _ROOM_HOLDS_S
+
+    def _screen_and_seal(self, readings: Readings) -> tuple[Screened, list[Sealed] | None]:
+        """Screen a group, and encode it at once when nothing has to be looked up."""
+        screened = self._duplicates.screen(readings)
+        return screened, None if screened.late.any() else seal(screened.new)
+
+    def _conflict_items(self, conflicts: Readings, now_us: int) -> Iterator[QuarantineItem]:
+        for row in range(conflicts.rows):
+            one = conflicts.take(np.array([row]))
+            series = self._book[int(one.series[0])]
+            yield QuarantineItem.of(
+                received_at_us=now_us,
+                source="spool",
+                topic=f"{series.sensor_id}/{series.sensor_type}",
+                reason="conflict",
+                detail="another value is stored for this series and time; the first one stays",
+                payload=msgspec.json.encode({"value": float(one.value[0]), "ts": int(one.time_us[0])}),
+            )
+
+
+async def _offload(rows: int, work: Callable[[], T]) -> T:
+    """Run `work` here when it is small, else in an executor thread, where numpy and pcodec let others run."""
+    if rows <= _INLINE_ROWS:
+        return work()
+    return await asyncio.get_running_loop().run_in_executor(None, work)

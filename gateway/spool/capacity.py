@@ -1,0 +1,39 @@
+"""How full the spool may get: a cap on its own size, and a floor under the free space of its disk."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from gateway.spool.errors import SpoolFull
+
+if TYPE_CHECKING:
+    from gateway.spool.database import Database
+
+
+@dataclass(frozen=True, slots=True)
+class Capacity:
+    """Limits in bytes; `max_bytes` None means as much as the floor allows.
+
+    Room that was freed inside the file counts as room: SQLite uses it before the file grows.
+    """
+
+    max_bytes: int | None = None
+    min_free_bytes: int = 0
+
+    async def require(self, database: Database) -> None:
+        """Do nothing while there is room.
+
+        Raises:
+            SpoolFull: with the limit that was reached, in words.
+        """
+        used, spare = await database.room()
+        if self.max_bytes is not None and used > self.max_bytes:
+            raise SpoolFull(f"{database.path}: {used} bytes are used; spool.max_bytes is {self.max_bytes}")
+        free = shutil.disk_usage(database.path.parent).free
+        if free + spare < self.min_free_bytes:
+            raise SpoolFull(
+                f"{database.path}: {free} bytes are free on its disk; "
+                f"spool.min_free_bytes is {self.min_free_bytes}"
+            )

@@ -1,0 +1,230 @@
+"""Compaction: merges small segments into large ones, in the background, paced.
+
+Two passes. The first goes over the fresh segments in commit order, once: those between two boundaries
+become one, and all become known to the index of times. The second merges what the first left small.
+
+A boundary is where some destination's progress or an open batch begins or ends; no merged segment crosses
+one, and segments of an open batch are left as they are (promise 3). Commit numbers and rows stay what they
+were: a merged segment covers the contiguous commits of its parts (promise 2).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from cloud_sync import columns
+from cloud_sync.errors import FormatError
+from cloud_sync.records import Readings, RecordClass
+from gateway.spool.crashpoints import point
+from gateway.spool.database import SQL, value_of
+from gateway.spool.errors import SpoolError
+from gateway.spool.ranges import Range
+from gateway.spool.segments import MAX_SEGMENT_ROWS, Stored, fresh_segments, span_of
+
+if TYPE_CHECKING:
+    import sqlite3
+    from collections.abc import Sequence
+
+    from gateway.spool.database import Database
+    from gateway.spool.duplicates import Duplicates
+    from gateway.spool.series import SeriesBook
+
+_log = logging.getLogger(__name__)
+_PAUSE_S = 1.0
+_FRESH_SEGMENTS = 512
+_FRESH_ROWS = 2 * MAX_SEGMENT_ROWS
+_SMALL_ROWS = MAX_SEGMENT_ROWS // 2
+_LOOK_BACK = 256
+_FREE_PAGES = 4096
+
+
+@dataclass(frozen=True, slots=True)
+class Bounds:
+    """What no merged segment may cross, or touch.
+
+    Attributes:
+        cuts: commits at which a destination's progress or an open batch begins, or begins to be lacking.
+        open: ranges of open batches.
+    """
+
+    cuts: frozenset[int]
+    open: tuple[Range, ...]
+
+    @classmethod
+    def read(cls, connection: sqlite3.Connection) -> Bounds:
+        """The bounds as they are now."""
+        reading = (RecordClass.READING,)
+        open_ = tuple(Range(*row) for row in connection.execute(SQL["open_everywhere"], reading))
+        delivered = [Range(*row) for row in connection.execute(SQL["delivered_everywhere"], reading)]
+        edges = {edge for r in (*open_, *delivered) for edge in (r.first, r.last + 1)}
+        return cls(frozenset(edges), open_)
+
+    def is_open(self, segment: Stored) -> bool:
+        """Whether an open batch covers a segment."""
+        return any(r.first <= segment.last_commit and segment.first_commit <= r.last for r in self.open)
+
+    def allow(self, run: Sequence[Stored]) -> bool:
+        """Whether these contiguous segments may become one."""
+        first, last = run[0].first_commit, run[-1].last_commit
+        return not any(first < cut <= last for cut in self.cuts) and not any(map(self.is_open, run))
+
+
+def runs_of(segments: Sequence[Stored], bounds: Bounds) -> list[list[Stored]]:
+    """Contiguous segments grouped into runs that may each become one segment. Pure."""
+    runs: list[list[Stored]] = []
+    rows = 0
+    for segment in segments:
+        joins = (
+            bool(runs)
+            and rows + segment.rows <= MAX_SEGMENT_ROWS
+            and runs[-1][-1].last_commit + 1 == segment.first_commit
+            and bounds.allow([*runs[-1][:1], *runs[-1][-1:], segment])
+        )
+        if joins:
+            runs[-1].append(segment)
+            rows += segment.rows
+        else:
+            runs.append([segment])
+            rows = segment.rows
+    return runs
+
+
+class Compaction:
+    """Merges the segments of one spool. `compact_once` is the step, `run` the loop."""
+
+    def __init__(self, database: Database, book: SeriesBook, duplicates: Duplicates) -> None:
+        self._database = database
+        self._book = book
+        self._duplicates = duplicates
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """Compact until `stop` is set."""
+        while not stop.is_set():
+            try:
+                merged = await self.compact_once()
+            except SpoolError as fault:
+                _log.warning("nothing was compacted: %s", fault)
+                merged = 0
+            try:
+                async with asyncio.timeout(0.05 if merged else _PAUSE_S):
+                    await stop.wait()
+            except TimeoutError:
+                continue
+
+    async def compact_once(self, *, everything: bool = False) -> int:
+        """One pass over what has gathered; returns how many segments were merged away.
+
+        Nothing is done while little has gathered, unless `everything` is asked for.
+        """
+        gone = await self._index_fresh(everything=everything)
+        gone += await self._merge_small(everything=everything)
+        if gone:
+            await self._database.reclaim(_FREE_PAGES)
+        return gone
+
+    async def _index_fresh(self, *, everything: bool) -> int:
+        segments, bounds = await self._database.read(
+            lambda c: (fresh_segments(c, 4 * _FRESH_SEGMENTS), Bounds.read(c))
+        )
+        enough = len(segments) >= _FRESH_SEGMENTS or sum(s.rows for s in segments) >= _FRESH_ROWS
+        if not segments or not (enough or everything):
+            return 0
+        gone = 0
+        for run in runs_of(segments, bounds):
+            if not await self._replace(run):
+                break
+            gone += len(run) - 1
+        return gone
+
+    async def _merge_small(self, *, everything: bool) -> int:
+        def look(connection: sqlite3.Connection) -> tuple[list[Stored], Bounds]:
+            low, high = span_of(RecordClass.READING)
+            newest = value_of(connection.execute(SQL["newest_indexed"], (low, high)).fetchone())
+            if newest is None:
+                return [], Bounds.read(connection)
+            back = connection.execute(SQL["segments_back_from"], (low, newest, _LOOK_BACK))
+            small: list[Stored] = []
+            for row in back:
+                segment = Stored(*row)
+                if segment.rows > _SMALL_ROWS:
+                    break
+                small.append(segment)
+            return small[::-1], Bounds.read(connection)
+
+        small, bounds = await self._database.read(look)
+        if sum(s.rows for s in small) < MAX_SEGMENT_ROWS and len(small) < _LOOK_BACK and not everything:
+            return 0
+        gone = 0
+        for run in runs_of(small, bounds):
+            if len(run) > 1 and await self._replace(run):
+                gone += len(run) - 1
+        return gone
+
+    async def _replace(self, run: list[Stored]) -> bool:
+        """Put one segment in the place of a run; False when the bounds have moved, and nothing was done."""
+        blocks = await self._database.read(
+            lambda c: [c.execute(SQL["block_at"], (s.position,)).fetchone()[0] for s in run]
+        )
+        try:
+            block, readings = await asyncio.get_running_loop().run_in_executor(None, _merge, blocks)
+        except FormatError as fault:
+            _log.warning("commits %d..%d are not merged: %s", run[0].first_commit, run[-1].last_commit, fault)
+            await self._database.write(lambda c: c.executemany(SQL["mark_indexed"], _keys(run)))
+            self._duplicates.indexed(s.position for s in run)
+            return True
+        marks = _newest_by_series(self._book.identities(readings.series), readings.time_us)
+
+        def work(connection: sqlite3.Connection) -> bool:
+            if len(run) > 1 and not Bounds.read(connection).allow(run):
+                return False
+            connection.executemany(SQL["raise_mark"], marks)
+            if len(run) == 1:
+                connection.executemany(SQL["mark_indexed"], _keys(run))
+                return True
+            connection.executemany(SQL["delete_segment"], _keys(run))
+            point("in_compaction")
+            connection.execute(SQL["append_segment"], (*_whole(run), 1, block))
+            return True
+
+        if not await self._database.write(work):
+            return False
+        self._duplicates.indexed(s.position for s in run)
+        return True
+
+
+def _merge(blocks: list[bytes]) -> tuple[bytes, Readings]:
+    readings = Readings.concat([columns.decode(block) for block in blocks]).in_order()
+    if len(blocks) == 1:
+        return blocks[0], readings
+    return columns.encode(readings, level=columns.FINAL_LEVEL), readings
+
+
+def _keys(run: list[Stored]) -> list[tuple[int]]:
+    return [(segment.position,) for segment in run]
+
+
+def _whole(run: list[Stored]) -> Stored:
+    return Stored(
+        position=run[0].position,
+        last_commit=run[-1].last_commit,
+        rows=sum(s.rows for s in run),
+        rows_before=run[0].rows_before,
+        min_time_us=min(s.min_time_us for s in run),
+        max_time_us=max(s.max_time_us for s in run),
+        written_at_us=run[0].written_at_us,
+    )
+
+
+def _newest_by_series(
+    identity: np.ndarray[tuple[int], np.dtype[np.int32]], time_us: np.ndarray[tuple[int], np.dtype[np.int64]]
+) -> list[tuple[int, int]]:
+    """The newest time of each series, as (series_no, newest_us)."""
+    series, index = np.unique(identity, return_inverse=True)
+    newest = np.full(len(series), np.iinfo(np.int64).min)
+    np.maximum.at(newest, index, time_us)
+    return list(zip(series.tolist(), newest.tolist(), strict=True))

@@ -1,0 +1,204 @@
+"""`tidegate config check`, and the example configuration it is given first."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from pydantic import BaseModel
+
+from gateway import settings
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+EXAMPLE = Path(__file__).parents[2] / "config" / "gateway.toml"
+A_SETTING = re.compile(r"^#(?=\[|[a-z_]+ = )", re.MULTILINE)
+CHOSEN_BY_THE_SITE = {"gateway_id", "path", "name", "kind", "url", "directory", "token_file", "password_file"}
+
+MINIMAL = 'gateway_id = "g"\n[spool]\npath = "spool.db"\n'
+
+
+@pytest.fixture(autouse=True)
+def no_settings_in_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in list(os.environ):
+        if name.startswith("TIDEGATE_"):
+            monkeypatch.delenv(name)
+
+
+def check(path: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        (sys.executable, "-m", "gateway", "config", "check", str(path)),
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+        env={**os.environ, **environment},
+    )
+
+
+def written(folder: Path, text: str) -> Path:
+    path = folder / "gateway.toml"
+    path.write_text(text)
+    return path
+
+
+def told(outcome: subprocess.CompletedProcess[str]) -> list[str]:
+    """The faults of a check that found some, one a line."""
+    assert outcome.returncode == 2
+    assert outcome.stdout == ""
+    assert "Traceback" not in outcome.stderr
+    return outcome.stderr.splitlines()
+
+
+def spoken_example(folder: Path) -> Path:
+    """The example with every key that it shows in force, and the secrets it names."""
+    for secret in ("regional.token", "cloud.token", "old-cloud.password"):
+        (folder / secret).write_text("a secret\n")
+    return written(folder, A_SETTING.sub("", EXAMPLE.read_text()))
+
+
+def given_defaults(table: BaseModel, given: dict[str, Any], place: str) -> Iterator[tuple[str, Any, Any]]:
+    """Every key of the example with what it says and what the default is."""
+    for key, field in type(table).model_fields.items():
+        here = f"{place}{key}"
+        value = getattr(table, key)
+        if isinstance(value, BaseModel):
+            yield from given_defaults(value, given.get(key, {}), f"{here}.")
+        elif key != "destinations" and key not in CHOSEN_BY_THE_SITE:
+            yield here, given.get(key), field.default
+
+
+def test_the_example_is_a_configuration_that_works_as_it_stands(tmp_path: Path) -> None:
+    outcome = check(written(tmp_path, EXAMPLE.read_text()))
+    assert (outcome.returncode, outcome.stderr) == (0, "")
+    assert outcome.stdout.endswith("ok. gateway barn-1, destinations: none\n")
+
+
+def test_the_example_shows_every_key_with_its_default(tmp_path: Path) -> None:
+    path = spoken_example(tmp_path)
+    loaded, given = settings.load(path), tomllib.loads(path.read_text())
+    shown = list(given_defaults(loaded, given, ""))
+    for destination, table in zip(loaded.destinations, given["destinations"], strict=True):
+        shown += given_defaults(destination, table, f"{destination.name}.")
+    different = [(key, said, default) for key, said, default in shown if said != default]
+    assert [key for key, _, default in different if default is not None] == ["old-cloud.api"]
+    assert [key for key, said, _ in shown if said is None and "cloud" not in key] == []
+    assert len(shown) > 30
+
+
+def test_the_example_shows_every_kind_of_destination_with_every_key_it_takes(tmp_path: Path) -> None:
+    given = tomllib.loads(spoken_example(tmp_path).read_text())
+    keys: dict[str, set[str]] = {}
+    for table in given["destinations"]:
+        keys.setdefault(table["kind"], set()).update(table)
+    assert keys == {
+        "ingest": set(settings.IngestDestination.model_fields),
+        "influxdb": set(settings.InfluxDestination.model_fields),
+        "file": set(settings.FileDestination.model_fields),
+    }
+
+
+def test_faults_in_different_tables_are_told_in_one_go_each_with_file_and_key(tmp_path: Path) -> None:
+    path = written(
+        tmp_path,
+        """
+        spol = 1
+        gateway_id = "barn 1"
+        [spool]
+        commit_interval_ms = -1
+        [ingress.listen]
+        prt = 1883
+        topic = "sensors/{sensor}"
+        [[destinations]]
+        name = "a"
+        kind = "ingest"
+        url = "ftp://region"
+        token_file = "token"
+        [[destinations]]
+        name = "b"
+        kind = "influxdb"
+        url = "http://cloud"
+        """,
+    )
+    faults = told(check(path))
+    assert all(fault.startswith(f"tidegate: {path}: ") for fault in faults)
+    for key in (
+        "spol: unknown key; did you mean 'spool'",
+        "gateway_id: 'barn 1'",
+        "spool.path: is missing",
+        "spool.commit_interval_ms: ",
+        "ingress.listen.prt: unknown key; did you mean 'port'",
+        "ingress.listen.topic: 'sensors/{sensor}': a template needs",
+        "destinations[0].url: 'ftp://region': must be an http:// or https:// address",
+        'destinations[1]: api = "v2" needs org and bucket',
+    ):
+        assert any(f": {key}" in fault for fault in faults), key
+    assert len(faults) == 8
+
+
+def test_every_secret_file_that_is_missing_or_empty_is_named(tmp_path: Path) -> None:
+    (tmp_path / "empty").write_text("\n")
+    path = written(
+        tmp_path,
+        MINIMAL
+        + '[[destinations]]\nname = "a"\nkind = "ingest"\nurl = "http://region"\ntoken_file = "absent"\n'
+        + '[[destinations]]\nname = "b"\nkind = "ingest"\nurl = "http://region"\ntoken_file = "empty"\n',
+    )
+    absent, empty = told(check(path))
+    assert f"destinations[0].token_file: {tmp_path / 'absent'} cannot be read: No such file" in absent
+    assert f"destinations[1].token_file: {tmp_path / 'empty'} is empty" in empty
+
+
+def test_two_destinations_of_one_name_are_refused(tmp_path: Path) -> None:
+    one = '[[destinations]]\nname = "a"\nkind = "file"\ndirectory = "out"\n'
+    (fault,) = told(check(written(tmp_path, MINIMAL + one + one)))
+    assert "destinations: two destinations are called a" in fault
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"gateway_id = \n", "is not valid TOML"),
+        (b"\xff\xfe", "is not UTF-8 text at byte 0"),
+        (b"", "gateway_id: is missing"),
+    ],
+)
+def test_a_file_that_is_no_configuration_is_said_to_be_none(
+    tmp_path: Path, content: bytes, words: str
+) -> None:
+    path = tmp_path / "gateway.toml"
+    path.write_bytes(content)
+    assert any(words in fault for fault in told(check(path)))
+
+
+@pytest.mark.parametrize(
+    ("name", "words"), [("absent.toml", "there is no such file"), (".", "cannot be read")]
+)
+def test_a_file_that_cannot_be_read_is_named(tmp_path: Path, name: str, words: str) -> None:
+    (fault,) = told(check(tmp_path / name))
+    assert fault == f"tidegate: {tmp_path / name}: {words}" or words in fault
+
+
+def test_the_environment_overrides_the_file_and_is_named_when_it_is_wrong(tmp_path: Path) -> None:
+    path = written(tmp_path, MINIMAL)
+    assert "gateway other" in check(path, TIDEGATE_GATEWAY_ID="other").stdout
+    (fault,) = told(check(path, TIDEGATE_STATUS__PORT="70000"))
+    assert fault.startswith("tidegate: environment TIDEGATE_STATUS__PORT: status.port: '70000'")
+
+
+def test_a_secret_written_where_a_file_is_expected_is_not_repeated(tmp_path: Path) -> None:
+    path = written(
+        tmp_path,
+        MINIMAL
+        + '[[destinations]]\nname = "a"\nkind = "ingest"\nurl = "http://region"\ntoken = "s3cr3t-s3cr3t"\n',
+    )
+    faults = told(check(path))
+    assert any("destinations[0].token: unknown key; did you mean 'token_file'?" in fault for fault in faults)
+    assert not any("s3cr3t" in fault for fault in faults)

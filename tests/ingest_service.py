@@ -1,0 +1,60 @@
+"""An ingest service running in the test's own event loop."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Any
+
+import httpx
+
+from cloud_sync import wire
+from cloud_sync.destinations.ingest_client import IngestClient
+from cloud_sync.destinations.timescaledb import TimescaleSink
+from cloud_sync.ingest import serve, tokens
+from cloud_sync.ingest.settings import IngestSettings
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+    from pathlib import Path
+
+MEDIA = {"Content-Type": wire.MEDIA_TYPE}
+
+
+class Service:
+    """A running service: its address, a token of gw-1, and a plain HTTP client with that token."""
+
+    def __init__(self, url: str, token: str, tokens_file: Path) -> None:
+        self.url = url
+        self.token = token
+        self.tokens_file = tokens_file
+        self.http = httpx.AsyncClient(base_url=url, headers={"Authorization": f"Bearer {token}"}, timeout=30)
+
+    async def post(self, data: bytes, **headers: str) -> tuple[int, dict[str, Any]]:
+        response = await self.http.post("/v1/batches", content=data, headers=MEDIA | headers)
+        return response.status_code, response.json()
+
+    def client(self, token: str | None = None) -> IngestClient:
+        return IngestClient("region", self.url, token or self.token)
+
+
+@asynccontextmanager
+async def running(dsn: str, folder: Path, **limits: float) -> AsyncIterator[Service]:
+    """A service on a free port until the block ends."""
+    tokens_file = folder / "tokens"
+    token = tokens.add(tokens_file, "gw-1")
+    settings = IngestSettings.model_validate(
+        {"tokens_file": tokens_file, "database": {"dsn": dsn}, "limits": limits, "stop_within_s": 5}
+    )
+    sink = TimescaleSink(dsn)
+    bound = serve.bind("127.0.0.1", 0)
+    stop = asyncio.Event()
+    task = asyncio.create_task(serve.serve(settings, sink, tokens.TokenFile(tokens_file), bound, stop))
+    service = Service(f"http://127.0.0.1:{bound.getsockname()[1]}", token, tokens_file)
+    try:
+        yield service
+    finally:
+        await service.http.aclose()
+        stop.set()
+        await task
+        await sink.aclose()

@@ -1,0 +1,95 @@
+"""An open spool with everything that writes to and reads from it, for tests."""
+
+from __future__ import annotations
+
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from cloud_sync.records import Readings, Series
+from gateway.spool.appender import Appender
+from gateway.spool.capacity import Capacity
+from gateway.spool.compaction import Compaction
+from gateway.spool.database import Database
+from gateway.spool.deliveries import Deliveries
+from gateway.spool.duplicates import Duplicates
+from gateway.spool.segments import Segments
+from gateway.spool.series import SeriesBook
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Iterable
+    from pathlib import Path
+
+NOW_US = 1_790_000_000_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class OpenSpool:
+    database: Database
+    book: SeriesBook
+    segments: Segments
+    duplicates: Duplicates
+    appender: Appender
+    deliveries: Deliveries
+    compaction: Compaction
+
+    def readings(self, rows: Iterable[tuple[str, int, float]]) -> Readings:
+        """Readings of (sensor_id, time_us, value), of type "t"."""
+        listed = list(rows)
+        numbers = [self.book.number_of(Series(sensor_id, "t")) for sensor_id, _, _ in listed]
+        n = len(listed)
+        return Readings(
+            np.array(numbers, np.int32),
+            np.array([t for _, t, _ in listed], np.int64),
+            np.array([v for _, _, v in listed], np.float64),
+            np.full(n, np.nan, np.float32),
+            np.full(n, np.nan, np.float32),
+            np.full(n, np.nan, np.float32),
+            np.full(n, -1, np.int64),
+            np.zeros(n, np.int32),
+        )
+
+    async def append(self, rows: Iterable[tuple[str, int, float]]):
+        return await self.appender.append(self.readings(rows), [], now_us=NOW_US)
+
+    async def contents(self) -> list[tuple[str, int, float]]:
+        """Every reading in the spool, sorted, read back as a destination would."""
+        found = []
+        name = "contents"
+        await self.deliveries.register(name, "file", now_us=NOW_US)
+        while (claimed := await self.deliveries.claim(name, now_us=NOW_US)) is not None:
+            batch = await self.deliveries.load(claimed)
+            if batch is not None:
+                found += [
+                    (batch.series[s].sensor_id, t, v)
+                    for s, t, v in zip(
+                        batch.readings.series.tolist(),
+                        batch.readings.time_us.tolist(),
+                        batch.readings.value.tolist(),
+                        strict=True,
+                    )
+                ]
+            await self.deliveries.settle(name, claimed)
+        return sorted(found)
+
+
+@asynccontextmanager
+async def open_spool(path: Path, *, capacity: Capacity = Capacity()) -> AsyncIterator[OpenSpool]:  # noqa: B008 - an immutable value
+    database = await Database.open(path)
+    try:
+        book = await SeriesBook.load(database)
+        segments = await Segments.load(database, book)
+        duplicates = await Duplicates.load(database, book)
+        yield OpenSpool(
+            database,
+            book,
+            segments,
+            duplicates,
+            Appender(database, segments, duplicates, book, capacity),
+            Deliveries(database, segments, book, "gateway-1"),
+            Compaction(database, book, duplicates),
+        )
+    finally:
+        await database.close()

@@ -1,0 +1,144 @@
+"""Simulated devices are believable, repeatable, and recorded before they are sent."""
+
+import json
+import random
+import subprocess
+import sys
+from itertools import pairwise
+
+import pytest
+
+from firmware_sim.broker import parse_broker
+from firmware_sim.device import backoff_s
+from firmware_sim.errors import SimError
+from firmware_sim.faults import Fault, SensorState, distort
+from firmware_sim.fleet import sample_publish
+from firmware_sim.scenarios import FaultEntry, Group, Scenario, plan_devices, read_scenario
+from firmware_sim.truth import TruthWriter, load
+from firmware_sim.waveforms import WAVEFORMS, make_site
+
+NOW_US = 1_767_225_600_000_000
+RANGES = {
+    "temperature": (-50, 100),
+    "humidity": (0, 100),
+    "pressure": (800, 1200),
+    "vibration": (0, 50),
+    "occupancy": (0, 60),
+    "energy": (0, 65_535),
+}
+
+
+@pytest.mark.parametrize("kind", WAVEFORMS)
+def test_a_year_of_every_waveform_stays_in_its_range_and_moves(kind):
+    rng = random.Random(1)
+    site = make_site(rng)
+    values = [WAVEFORMS[kind][0](site, NOW_US / 1e6 + hour * 3600, rng) for hour in range(0, 8760, 5)]
+    low, high = RANGES[kind]
+    assert low <= min(values) < max(values) <= high
+
+
+def test_payloads_say_what_the_record_says_and_times_rise(tmp_path):
+    (plan,) = plan_devices(Scenario(groups=(Group(types=("humidity",)),)), seed=1, boot="b")
+    (sensor,) = plan.sensors
+    with TruthWriter(tmp_path, "a", {}) as writer:
+        taken = [
+            sample_publish(plan, sensor, writer, now_us=NOW_US, readings=3, spacing_us=1000, up_s=0)
+            for _ in range(2)
+        ]
+    truth = load(tmp_path)
+    publishes = [publish for publish in taken if publish]
+    sent = [reading for publish in publishes for reading in json.loads(publish.payload)]
+    assert [p.topic for p in publishes] == ["sensors/sim-0001/humidity"] * 2
+    assert [(p.first_row, p.rows) for p in publishes] == [(0, 3), (3, 3)]
+    assert [reading["ts"] for reading in sent] == truth.produced["time_us"].tolist()
+    assert [reading["value"] for reading in sent] == truth.produced["value"].tolist()
+    assert [reading["seq"] for reading in sent] == list(range(1, 7))
+    assert all(later["ts"] > earlier["ts"] for earlier, later in pairwise(sent))
+    assert {reading["boot_id"] for reading in sent} == {plan.boot_id}
+    assert tuple(sent[0][n] for n in ("unit", "location", "manufacturer", "firmware_version")) == (
+        truth.states[0].attributes
+    )
+
+
+def test_the_same_seed_makes_the_same_fleet_and_another_does_not():
+    scenario = Scenario(groups=(Group(devices=5),))
+
+    def fleet(seed):
+        return [
+            (p.device_id, p.battery_level, [s.state for s in p.sensors])
+            for p in plan_devices(scenario, seed, boot="b")
+        ]
+
+    assert fleet(1) == fleet(1)
+    assert fleet(1) != fleet(2)
+
+
+def test_faults_drop_spike_and_stick():
+    rng = random.Random(3)
+    assert distort(1.0, SensorState(), [Fault("dropout", 1.0)], rng) is None
+    assert distort(1.0, SensorState(), [Fault("spike", 1.0, size=7)], rng) in {8.0, -6.0}
+    state = SensorState()
+    stuck = [distort(float(n), state, [Fault("stuck", 1.0, hold=3)] if n == 0 else [], rng) for n in range(6)]
+    assert stuck == [0.0, 0.0, 0.0, 0.0, 4.0, 5.0]
+
+
+def test_a_sensor_that_only_drops_out_publishes_nothing(tmp_path):
+    group = Group(types=("humidity",), faults=(FaultEntry("dropout", 1.0),))
+    (plan,) = plan_devices(Scenario(groups=(group,)), seed=1, boot="b")
+    with TruthWriter(tmp_path, "a", {}) as writer:
+        assert (
+            sample_publish(plan, plan.sensors[0], writer, now_us=1, readings=2, spacing_us=1, up_s=0) is None
+        )
+    assert load(tmp_path).rows == 0
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("rate = 0", r"\$.rate"),
+        ("speed = 1", "unknown field `speed`"),
+        ("[[groups]]\nname = 'a/b'", r"\$.groups\[0\].name"),
+        ("[[groups]]\ntypes = ['light']", "unknown type 'light'; known: temperature"),
+        ("[[groups]]\n[[groups]]", "two groups have the same name"),
+        ("groups = []", r"at least one \[\[groups\]\]"),
+        ("rate =", "scenario"),
+    ],
+)
+def test_a_wrong_scenario_is_refused_with_file_and_key(tmp_path, text, words):
+    path = tmp_path / "site.toml"
+    path.write_text(text)
+    with pytest.raises(SimError, match=words) as caught:
+        read_scenario(path)
+    assert str(path) in str(caught.value)
+
+
+def test_shipped_scenarios_are_read(pytestconfig):
+    paths = sorted((pytestconfig.rootpath / "config" / "scenarios").glob("*.toml"))
+    assert paths
+    for path in paths:
+        assert plan_devices(read_scenario(path), seed=1, boot="b")
+
+
+@pytest.mark.parametrize("url", ["http://h", "mqtt://", "mqtt://h:x", "mqtt://h/path", "127.0.0.1:1883"])
+def test_a_wrong_broker_url_is_refused_with_what_is_expected(url):
+    with pytest.raises(SimError, match="expected mqtt://HOST"):
+        parse_broker(url)
+
+
+def test_backoff_grows_to_its_cap_with_full_jitter():
+    rng = random.Random(1)
+    waits = [max(backoff_s(n, base_s=0.25, cap_s=5, rng=rng) for _ in range(200)) for n in range(12)]
+    assert waits[0] <= 0.25 < waits[3] <= 2.0
+    assert 4.5 < waits[11] <= 5.0
+    assert 0 <= min(backoff_s(11, base_s=0.25, cap_s=5, rng=rng) for _ in range(200)) < 0.5
+
+
+def test_the_simulator_imports_nothing_of_gateway_or_cloud_sync():
+    script = (
+        "import sys, pkgutil, importlib, firmware_sim\n"
+        "for m in pkgutil.walk_packages(firmware_sim.__path__, 'firmware_sim.'):\n"
+        "    m.name.endswith('__main__') or importlib.import_module(m.name)\n"
+        "print(sorted(n for n in sys.modules if n.split('.')[0] in ('gateway', 'cloud_sync')))"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

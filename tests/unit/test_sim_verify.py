@@ -1,0 +1,178 @@
+"""The comparison finds every kind of difference, and nothing where there is none."""
+
+from collections import defaultdict
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from firmware_sim.truth import PRODUCED, State, Truth
+from firmware_sim.verify import STORED, Stored, compare
+
+STATES = (
+    State("s1", "temperature", ("degC", "hall", "m", "1.0")),
+    State("s1", "temperature", ("degC", "roof", "m", "1.0")),
+    State("s2", "humidity", ("%", None, None, None)),
+)
+STATE_SERIES = np.array([0, 0, 1], np.int32)
+NAMES = (("s1", "temperature"), ("s2", "humidity"))
+BASE_US = 1_767_225_600_000_000
+
+
+def truth_of(rows, acknowledged=None, refused=()):
+    """Rows are (state, time in us after the base, value)."""
+    produced = np.zeros(len(rows), PRODUCED)
+    for at, (state, time_us, value) in enumerate(rows):
+        produced[at] = (state, BASE_US + time_us, value, 97.3, np.nan, -60, at)
+    count = len(rows)
+    mask = np.ones(count, bool) if acknowledged is None else np.isin(np.arange(count), acknowledged)
+    return Truth(NAMES, STATES, STATE_SERIES, produced, mask, np.isin(np.arange(count), refused))
+
+
+def stored_of(truth, index=None, **options):
+    produced = truth.produced if index is None else truth.produced[index]
+    rows = np.zeros(len(produced), STORED)
+    for name in PRODUCED.fields or ():
+        rows[name] = produced[name]
+    rows["series"] = truth.state_series[produced["state"]]
+    return Stored(rows, **options)
+
+
+ROWS = [(0, 0, 1.5), (2, 0, 40.0), (0, 1, 1.5), (1, 2, -7.25), (2, 9, 41.0)]
+
+
+def test_equal_sides_have_no_differences():
+    truth = truth_of(ROWS)
+    found = compare(truth, stored_of(truth, [4, 2, 0, 1, 3]))
+    assert found.clean
+    assert (found.acknowledged, found.stored, found.matched) == (5, 5, 5)
+    assert found.examples == {}
+
+
+def test_an_acknowledged_reading_that_is_not_stored_is_lost():
+    truth = truth_of(ROWS)
+    found = compare(truth, stored_of(truth, [0, 1, 2, 4]))
+    assert (found.lost, found.duplicated, found.altered, found.clean) == (1, 0, 0, False)
+    assert found.examples["lost"] == ["s1/temperature at 2026-01-01T00:00:00.000002Z value -7.25 seq 3"]
+
+
+def test_an_unacknowledged_reading_may_be_missing_or_stored():
+    truth = truth_of(ROWS, acknowledged=[0, 1])
+    found = compare(truth, stored_of(truth, [0, 1, 4]))
+    assert found.clean
+    assert (found.acknowledged, found.early, found.lost) == (2, 1, 0)
+
+
+def test_a_refused_reading_is_counted_and_not_lost():
+    truth = truth_of(ROWS, acknowledged=[0, 1, 2, 3], refused=[4])
+    found = compare(truth, stored_of(truth, [0, 1, 2, 3]))
+    assert found.clean
+    assert found.refused == 1
+
+
+def test_a_reading_stored_three_times_is_duplicated_twice():
+    truth = truth_of(ROWS)
+    found = compare(truth, stored_of(truth, [0, 1, 1, 1, 2, 3, 4]))
+    assert (found.duplicated, found.lost, found.altered) == (2, 0, 0)
+    assert found.examples["duplicated"] == ["s2/humidity at 2026-01-01T00:00:00.000000Z value 40.0: 3 rows"]
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("value", np.nextafter(1.5, 2)),
+        ("quality", 97.4),
+        ("quality", np.nan),
+        ("battery_level", 50.0),
+        ("signal_strength", -61),
+        ("seq", 7),
+        ("state", 1),
+        ("state", -1),
+    ],
+)
+def test_any_column_that_differs_is_altered_and_named(name, value):
+    truth = truth_of(ROWS)
+    stored = stored_of(truth)
+    stored.rows[name][2] = value
+    found = compare(truth, stored)
+    assert (found.altered, found.lost, found.duplicated) == (1, 0, 0)
+    assert (name if name != "state" else "attributes") in found.examples["altered"][0]
+
+
+def test_a_time_that_differs_by_a_microsecond_is_lost_and_unknown():
+    truth = truth_of(ROWS)
+    stored = stored_of(truth)
+    stored.rows["time_us"][3] += 1
+    found = compare(truth, stored)
+    assert (found.lost, found.unknown) == (1, 1)
+    assert "00:00:00.000003Z" in found.examples["unknown"][0]
+
+
+def test_columns_and_attributes_that_a_store_lacks_are_not_compared():
+    truth = truth_of(ROWS)
+    stored = stored_of(truth, compared=("value",), attributes=False)
+    stored.rows["quality"] = 0
+    stored.rows["state"] = -1
+    assert compare(truth, stored).clean
+
+
+def test_of_repeated_readings_the_first_must_be_stored():
+    truth = truth_of([(0, 5, 1.0), (0, 5, 2.0), (1, 5, 3.0)])
+    assert compare(truth, stored_of(truth, [0])).clean
+    found = compare(truth, stored_of(truth, [1]))
+    assert (found.altered, found.repeated, found.acknowledged) == (1, 2, 1)
+
+
+def test_where_rewriting_is_harmless_equal_copies_are_no_duplicates_and_others_are():
+    truth = truth_of(ROWS)
+    stored = stored_of(truth, [0, 0, 1, 1, 2, 3, 4], idempotent=True)
+    assert compare(truth, stored).rewritten == 2
+    assert compare(truth, stored).clean
+    stored.rows["value"][1] = 99.0
+    found = compare(truth, stored)
+    assert (found.rewritten, found.duplicated) == (1, 1)
+
+
+def test_examples_are_few_and_counts_are_whole():
+    truth = truth_of([(0, n, 1.0) for n in range(100)])
+    found = compare(truth, stored_of(truth, []))
+    assert found.lost == 100
+    assert len(found.examples["lost"]) == 5
+
+
+def test_times_too_far_apart_for_one_integer_key_are_still_told_apart():
+    truth = truth_of([(0, -(1 << 61), 1.0), (2, 1 << 61, 2.0), (2, 0, 3.0)])
+    assert compare(truth, stored_of(truth)).clean
+    assert compare(truth, stored_of(truth, [0, 1])).lost == 1
+
+
+readings = st.tuples(st.integers(0, 2), st.integers(0, 6), st.sampled_from([1.0, 2.0]))
+
+
+@given(
+    produced=st.lists(readings, max_size=12),
+    acknowledged=st.sets(st.integers(0, 11)),
+    stored=st.lists(st.tuples(readings, st.booleans()), max_size=12),
+)
+def test_counts_are_those_of_a_comparison_by_hand(produced, acknowledged, stored):
+    truth = truth_of(produced, acknowledged=sorted(acknowledged))
+    other = truth_of([row for row, _ in stored])
+    rows = stored_of(other)
+    rows.rows["seq"] = 0
+    truth.produced["seq"] = 0
+    found = compare(truth, rows)
+
+    first: dict[tuple[int, int], tuple[int, float]] = {}
+    acked, there = set(), defaultdict(list)
+    for at, (state, time_us, value) in enumerate(produced):
+        first.setdefault((STATE_SERIES[state], time_us), (state, value))
+        if at in acknowledged:
+            acked.add((STATE_SERIES[state], time_us))
+    for (state, time_us, value), _ in stored:
+        there[STATE_SERIES[state], time_us].append((state, value))
+    assert found.lost == len(acked - there.keys())
+    assert found.early == len((first.keys() & there.keys()) - acked)
+    assert found.unknown == len(there.keys() - first.keys())
+    assert found.duplicated == sum(len(copies) - 1 for copies in there.values())
+    assert found.altered == sum(there[key][0] != first[key] for key in first.keys() & there.keys())

@@ -1,0 +1,74 @@
+"""The file of tokens."""
+
+from __future__ import annotations
+
+import hashlib
+import stat
+
+import pytest
+
+from cloud_sync.ingest import tokens
+
+
+def test_a_token_that_was_added_is_known_and_only_its_hash_is_kept(tmp_path):
+    path = tmp_path / "tokens"
+    first, second, other = (tokens.add(path, gateway) for gateway in ("gw-1", "gw-1", "gw-2"))
+    text = path.read_text()
+
+    assert len({first, second, other}) == 3
+    assert not any(token in text for token in (first, second, other))
+    assert hashlib.sha256(first.encode()).hexdigest() in text
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    file = tokens.TokenFile(path)
+    assert file.refresh() == 3
+    assert [file.gateway_of(token) for token in (first, second, other, "", "x")] == [
+        "gw-1",
+        "gw-1",
+        "gw-2",
+        None,
+        None,
+    ]
+    assert [entry.name for entry in tmp_path.iterdir()] == ["tokens"]
+
+
+def test_revoking_takes_every_token_of_a_gateway(tmp_path):
+    path = tmp_path / "tokens"
+    gone = [tokens.add(path, "gw-1") for _ in range(2)]
+    kept = tokens.add(path, "gw-2")
+    file = tokens.TokenFile(path)
+    file.refresh()
+
+    assert tokens.revoke(path, "gw-1") == 2
+    assert tokens.revoke(path, "gw-1") == 0
+
+    assert file.refresh() == 1
+    assert [file.gateway_of(token) for token in (*gone, kept)] == [None, None, "gw-2"]
+
+
+def test_comments_and_blank_lines_are_allowed_and_nonsense_is_named_by_line():
+    good = "0" * 64
+    text = f"# a comment\n\n gw-1   {good}  # north\n"
+    assert tokens.parse(text, "f") == [("gw-1", good)]
+    for line in ("gw-1", f"gw-1 {good}0", f"gw-1 {good} extra", "gw-1 " + "g" * 64):
+        with pytest.raises(tokens.TokensFault, match="f: line 2: expected"):
+            tokens.parse(f"# x\n{line}\n", "f")
+
+
+@pytest.mark.parametrize("gateway", ["", "a b", "a#b", "a/b", "a\n", "x" * 129])
+def test_a_gateway_id_that_the_file_cannot_hold_is_refused(tmp_path, gateway):
+    with pytest.raises(tokens.TokensFault, match="no gateway_id"):
+        tokens.add(tmp_path / "tokens", gateway)
+
+
+def test_a_file_that_goes_bad_leaves_the_tokens_read_before_in_force(tmp_path):
+    path = tmp_path / "tokens"
+    token = tokens.add(path, "gw-1")
+    file = tokens.TokenFile(path)
+    file.refresh()
+    path.write_text("nonsense")
+    with pytest.raises(tokens.TokensFault, match="line 1"):
+        file.refresh()
+    path.unlink()
+    with pytest.raises(tokens.TokensFault, match="No such file"):
+        file.refresh()
+    assert file.gateway_of(token) == "gw-1"

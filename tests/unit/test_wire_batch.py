@@ -1,0 +1,160 @@
+"""The wire batch: what goes in comes out, and hostile bytes give FormatError and nothing else."""
+
+from __future__ import annotations
+
+import struct
+import zlib
+from typing import Any
+from uuid import UUID
+
+import msgspec
+import numpy as np
+import pytest
+import zstandard
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from cloud_sync import wire
+from cloud_sync.errors import FormatError
+from cloud_sync.records import DTYPES, Batch, Series
+from tests.wire_examples import EPOCH, batch, readings
+
+names = st.text(st.characters(exclude_characters="\0", codec="utf-8"), min_size=1, max_size=40)
+entries = st.builds(
+    lambda sensor, kind, attributes: Series(sensor, kind, tuple(sorted(attributes.items()))),
+    names,
+    names,
+    st.dictionaries(names, names, max_size=4),
+)
+
+
+def assert_same(one: Batch, other: Batch) -> None:
+    assert (one.range, one.series) == (other.range, other.series)
+    for name in DTYPES:
+        assert getattr(one.readings, name).tobytes() == getattr(other.readings, name).tobytes(), name
+
+
+def with_header(data: bytes, **changes: Any) -> bytes:
+    """The same batch with keys of its header changed, and its checksum right again."""
+    size, block = struct.unpack_from("<II", data, 8)
+    header = msgspec.msgpack.decode(zstandard.decompress(data[16 : 16 + size])) | changes
+    packed = zstandard.compress(msgspec.msgpack.encode(header))
+    body = data[:8] + struct.pack("<II", len(packed), block) + packed + data[16 + size : -4]
+    return body + struct.pack("<I", zlib.crc32(body))
+
+
+@given(st.lists(entries, min_size=1, max_size=8), st.integers(1, 2**61), st.integers(0, 1000), st.uuids())
+@settings(max_examples=60, deadline=None)
+def test_a_batch_survives_the_wire(series, first, more, epoch):
+    sent = batch(
+        first,
+        first + more,
+        gateway_id="gate/ü",
+        epoch=epoch,
+        content=readings(3 * len(series), len(series)),
+        of=tuple(series),
+    )
+
+    assert_same(wire.decode(wire.encode(sent)), sent)
+
+
+def test_a_header_key_of_a_later_release_is_skipped():
+    sent = batch()
+
+    assert_same(wire.decode(with_header(wire.encode(sent), credits=[1, {"a": None}])), sent)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"gateway_id": ""},
+        {"gateway_id": "x" * 1025},
+        {"gateway_id": 7},
+        {"epoch": b"short"},
+        {"epoch": str(EPOCH)},
+        {"class": 0},
+        {"class": 99},
+        {"first": 0},
+        {"first": 5, "last": 4},
+        {"last": 2**62},
+        {"rows": 11},
+        {"series": []},
+        {"series": [["a", "b", {}]]},
+        {"series": [["", "b", {}]] * 3},
+        {"series": [["a", "", {}]] * 3},
+        {"series": [["a\0", "b", {}]] * 3},
+        {"series": [["a" * 1025, "b", {}]] * 3},
+        {"series": [["a", "b", {"location": "x\0"}]] * 3},
+        {"series": [["a", "b", {"location": 5}]] * 3},
+        {"series": [["a", "b"]] * 3},
+    ],
+    ids=str,
+)
+def test_a_header_that_makes_no_sense_is_malformed(changes):
+    with pytest.raises(FormatError) as refused:
+        wire.decode(with_header(wire.encode(batch()), **changes))
+    assert refused.value.reason == "malformed"
+
+
+def test_limits_are_the_receivers():
+    data = wire.encode(batch(content=readings(100)))
+
+    wire.decode(data, wire.WireLimits(max_rows=100))
+    for limits in (wire.WireLimits(max_rows=99), wire.WireLimits(max_header_bytes=20)):
+        with pytest.raises(FormatError) as refused:
+            wire.decode(data, limits)
+        assert refused.value.reason == "too_large"
+
+
+@given(st.binary(max_size=200))
+@settings(max_examples=300, deadline=None)
+def test_bytes_of_any_kind_are_refused_with_a_reason(data):
+    for candidate in (data, wire.MAGIC + data, wire.encode(batch())[:16] + data):
+        with pytest.raises(FormatError):
+            wire.decode(candidate)
+
+
+@given(st.randoms(use_true_random=False))
+@settings(max_examples=400, deadline=None)
+def test_damage_behind_a_right_checksum_gives_a_reason_or_a_batch(random):
+    damaged = bytearray(wire.encode(batch(content=readings(60, 5))))
+    size, block = struct.unpack_from("<II", damaged, 8)
+    start = 16 if random.random() < 0.3 else 16 + size
+    for _ in range(random.randrange(1, 4)):
+        damaged[random.randrange(start, 16 + size + block)] = random.randrange(256)
+    block_end = 16 + size + block
+    damaged[block_end - 4 : block_end] = struct.pack("<I", zlib.crc32(damaged[16 + size : block_end - 4]))
+    damaged[-4:] = struct.pack("<I", zlib.crc32(damaged[:-4]))
+
+    try:
+        decoded = wire.decode(bytes(damaged), wire.WireLimits(max_rows=1000))
+    except FormatError:
+        return
+    assert decoded.rows <= 1000
+    assert decoded.readings.series.max() < len(decoded.series)
+
+
+def test_every_flipped_bit_and_every_cut_is_noticed():
+    data = wire.encode(batch())
+    for position in range(len(data)):
+        if position not in (5, 6, 7):
+            flipped = data[:position] + bytes([data[position] ^ 1 << position % 8]) + data[position + 1 :]
+            with pytest.raises(FormatError):
+                wire.decode(flipped)
+        with pytest.raises(FormatError):
+            wire.decode(data[:position])
+
+
+def test_the_epoch_travels_in_network_order():
+    epoch = UUID("00112233-4455-6677-8899-aabbccddeeff")
+    data = wire.encode(batch(epoch=epoch))
+    header = zstandard.decompress(data[16 : 16 + struct.unpack_from("<I", data, 8)[0]])
+    assert bytes.fromhex("00112233445566778899aabbccddeeff") in header
+    assert wire.decode(data).range.epoch == epoch
+
+
+def test_a_batch_costs_few_bytes_a_reading():
+    rows = 20_000
+    content = readings(rows, 20)
+    np.round(content.value, 2, out=content.value)
+    assert len(wire.encode(batch(content=content))) / rows < 5
