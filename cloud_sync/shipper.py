@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 _HOLD_S = 30.0
+_FOREIGN_RANGE = frozenset({"range_overlap", "range_mismatch"})
 
 
 class Spool(Protocol):
@@ -40,6 +41,10 @@ class Spool(Protocol):
 
     async def settle(self, destination: str, claimed: BatchRange) -> None:
         """The destination has answered for the range."""
+        ...
+
+    async def renew_epoch(self) -> None:
+        """Take a new epoch: this spool is an older copy of one that the destination knows."""
         ...
 
     async def split(self, destination: str, claimed: BatchRange) -> bool:
@@ -154,6 +159,17 @@ class Shipper:
                 _log.info("%s finds %s too large; halved", self.name, claimed)
                 return self._max_batch_rows
             raise
+        except Refused as fault:
+            if fault.reason not in _FOREIGN_RANGE:
+                raise
+            _log.error(
+                "%s knows %s otherwise (%s): this spool is an older copy; it takes a new epoch",
+                self.name,
+                claimed,
+                fault,
+            )
+            await self._spool.renew_epoch()
+            return self._max_batch_rows
         await self._spool.settle(self.name, claimed)
         self.counters.settled(receipt, parcel.wire_bytes, now_us=self._clock_us())
         return receipt.rows

@@ -119,7 +119,7 @@ def _decode_header(packed: memoryview, max_bytes: int) -> _Header:
         return _header_decoder.decode(raw)
     except zstandard.ZstdError as fault:
         raise FormatError("malformed", f"the header cannot be decompressed: {fault}") from fault
-    except (msgspec.DecodeError, RecursionError) as fault:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as fault:
         raise FormatError("malformed", f"the header cannot be read: {fault}") from fault
 
 
@@ -138,7 +138,7 @@ def _range(header: _Header) -> BatchRange:
 
 def _series(sensor_id: str, sensor_type: str, attributes: dict[str, str]) -> Series:
     for text in (sensor_id, sensor_type, *attributes, *attributes.values()):
-        if len(text) > _NAME_MAX_BYTES or "\0" in text:
+        if len(text.encode()) > _NAME_MAX_BYTES or "\0" in text:
             raise FormatError("malformed", "a series name or attribute is too long or holds a NUL")
     if not sensor_id or not sensor_type:
         raise FormatError("malformed", "a series without sensor_id or sensor_type")

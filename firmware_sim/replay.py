@@ -11,6 +11,7 @@ import math
 import random
 import time
 from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
     from firmware_sim.truth import State, TruthWriter
 
 MAX_OUTSTANDING = 2_000
+MICROSECONDS_FROM = 10**14
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _OFFER_AT_ONCE = 64
 _POLL_S = 0.02
 _LOOK_AROUND_S = 0.5
@@ -35,6 +38,16 @@ _HURRY_S = 2.0
 _WORTH_WAITING_S = 0.05
 _SHOW_EVERY_S = 1.0
 _encoder = msgspec.json.Encoder()
+
+
+def instant(time_us: int) -> int | str:
+    """A time as a payload carries it: microseconds, or RFC 3339 text before March 1973.
+
+    A gateway tells the unit of a number by its size and would take smaller numbers for milliseconds.
+    """
+    if abs(time_us) >= MICROSECONDS_FROM:
+        return time_us
+    return (EPOCH + timedelta(microseconds=time_us)).isoformat()
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +67,7 @@ def encode_recorded(readings: Sequence[Recorded], shift_us: int) -> bytes:
     """The payload of readings of one series: an object for one, an array for several."""
     objects = []
     for reading in readings:
-        sample: dict[str, object] = {"value": reading.value, "ts": reading.time_us + shift_us}
+        sample: dict[str, object] = {"value": reading.value, "ts": instant(reading.time_us + shift_us)}
         for name in ("quality", "battery_level", "signal_strength"):
             number = getattr(reading, name)
             if not math.isnan(number):

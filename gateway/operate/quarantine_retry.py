@@ -1,8 +1,8 @@
 """Quarantined publishes decoded again by the rules of today, on a stopped spool.
 
-An item is rehearsed first: only when all of its payload makes readings does it go through the committer, as if
-it came in again at the time it first did. What is still bad stays as it is, under its number. The readings are
-fsynced before the item is dropped; a crash between the two is met by the duplicate check.
+An item is rehearsed first: only when all of its payload makes readings does it go through the committer, as
+if it came in again at the time it first did. What is still bad stays as it is, under its number. The readings
+are fsynced before the item is dropped; a crash between the two is met by the duplicate check.
 """
 
 from __future__ import annotations
@@ -15,8 +15,10 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from gateway.ingress.committer import Committer
-from gateway.operate.quarantine_items import Item, item_of
+from gateway.operate.quarantine_items import Item
+from gateway.operate.spool_file import opened
 from gateway.operate.spool_walk import SQL
+from gateway.operate.watcher import Nobody, Watcher
 from gateway.spool.appender import Appended, Appender
 from gateway.spool.database import Database
 from gateway.spool.duplicates import Duplicates
@@ -25,7 +27,7 @@ from gateway.spool.segments import Segments
 from gateway.spool.series import DEFAULT_MAX_SERIES, SeriesBook
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
     from pathlib import Path
 
     from cloud_sync.records import Readings
@@ -89,7 +91,7 @@ async def retry(
     template: TopicTemplate,
     *,
     max_series: int = DEFAULT_MAX_SERIES,
-    on_item: Callable[[int], None] = lambda _: None,
+    watcher: Watcher = Nobody(),  # noqa: B008 - it has no state
 ) -> Retried:
     """Decode items again; those that make readings are stored and leave the quarantine.
 
@@ -97,35 +99,109 @@ async def retry(
         SpoolInUse: a gateway is running on this spool.
         SpoolFailed, SpoolFull: the spool cannot be used or written.
     """
-    found = [(number, item_of(path, number)) for number in numbers[:1]]  # refuses what is no spool
+    with opened(path):
+        pass  # refuses what is no spool, before a writer would make one of it
     database = await Database.open(path)
     try:
+        watcher.total(len(numbers))
+        bench = await _Bench.on(database, template, max_series)
+        for start in range(0, len(numbers), _AT_ONCE):
+            for number in numbers[start : start + _AT_ONCE]:
+                await bench.take(number)
+                watcher.advance()
+            await bench.store()
+    finally:
+        await database.close()
+    return bench.result
+
+
+class _Bench:
+    """Two committers on one spool: one to rehearse with, one that stores."""
+
+    def __init__(
+        self, database: Database, appender: Appender, book: SeriesBook, template: TopicTemplate
+    ) -> None:
+        self._database = database
+        self._clock = _Clock()
+        self._rehearsal = _Rehearsal()
+        self._trial = Committer(self._rehearsal, book, template, interval_s=0, clock_us=self._clock)
+        self._real = Committer(appender, book, template, interval_s=0, clock_us=self._clock)
+        self._taken: list[int] = []
+        self.result = Retried()
+
+    @classmethod
+    async def on(cls, database: Database, template: TopicTemplate, max_series: int) -> _Bench:
         book = await SeriesBook.load(database, max_series)
         segments = await Segments.load(database, book)
         appender = Appender(database, segments, await Duplicates.load(database, book), book)
-        clock, rehearsal, result = _Clock(), _Rehearsal(), Retried()
-        trial = Committer(rehearsal, book, template, interval_s=0, clock_us=clock)
-        real = Committer(appender, book, template, interval_s=0, clock_us=clock)
-        for start in range(0, len(numbers), _AT_ONCE):
-            taken: list[int] = []
-            for number in numbers[start : start + _AT_ONCE]:
-                item = await database.read(lambda c, n=number: _item(c, n))
-                clock.at_us = None if item is None else item.received_at_us
-                why = "there is no such item" if item is None else _why_not(item)
-                if item is not None and why is None:
-                    why = await _rehearsed(trial, rehearsal, item)
-                if item is not None and why is None:
-                    real.offer(item.source, item.topic.encode(), item.payload)
-                    taken.append(number)
-                elif why is not None:
-                    result.left.append((number, why))
-                on_item(1)
-            clock.at_us = None
-            await _store(database, real, taken)
-            result.items += len(taken)
-        counters = real.counters
+        return cls(database, appender, book, template)
+
+    async def take(self, number: int) -> None:
+        """Rehearse one item; keep it for `store` when all of it makes readings."""
+        row = await self._database.read(lambda c: c.execute(SQL["quarantine_item"], (number,)).fetchone())
+        if row is None:
+            self.result.left.append((number, "there is no such item"))
+            return
+        item = Item(*row)
+        self._clock.at_us = item.received_at_us
+        why = _why_not(item) or await self._rehearse(item)
+        if why is None:
+            self._real.offer(item.source, item.topic.encode(), item.payload)
+            self._taken.append(number)
+        else:
+            self.result.left.append((number, why))
+        self._clock.at_us = None
+
+    async def store(self) -> None:
+        """Commit what was taken, then drop its items."""
+        if not self._taken:
+            return
+        try:
+            async with asyncio.timeout(_COMMIT_WITHIN_S):
+                await self._real.commit_once()
+        except TimeoutError:
+            reason = self._real.counters.holding_reason
+            raise SpoolFailed(f"nothing more was stored: {reason or 'the spool took too long'}") from None
+        gone = [(number,) for number in self._taken]
+        await self._database.write(lambda c: c.executemany(SQL["drop_quarantine"], gone))
+        counters, result = self._real.counters, self.result
+        result.items += len(gone)
         result.stored, result.duplicates = counters.readings, counters.duplicates
         result.conflicts = counters.conflicts
-    finally:
-        await database.close()
-    return result
+        self._taken = []
+
+    async def _rehearse(self, item: Item) -> str | None:
+        """Why the payload does not make readings by the rules of today, None when all of it does."""
+        self._trial.offer(item.source, item.topic.encode(), item.payload)
+        await self._trial.commit_once()
+        if self._rehearsal.items:
+            still = self._rehearsal.items[0]
+            return f"still bad: {still.reason}: {still.detail}"
+        return None if self._rehearsal.rows else "it holds no reading"
+
+
+def _why_not(item: Item) -> str | None:
+    """Why an item cannot be decoded again at all, None when it can."""
+    if item.source not in _PUBLISHED:
+        return f"it was put aside by {item.source}, and is no publish"
+    if item.is_cut:
+        return f"only the first {len(item.payload)} of its {item.payload_bytes} bytes were kept"
+    if item.reason not in _NOTHING_STORED and _some_without_time(item.payload):
+        return (
+            "other readings of the same payload were stored with the time they came in; "
+            "storing them again would double them"
+        )
+    return None
+
+
+def _some_without_time(payload: bytes) -> bool:
+    """Whether a payload is an array of several readings of which one has no time of its own."""
+    try:
+        members = msgspec.json.decode(payload)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return False
+    return (
+        isinstance(members, list)
+        and len(members) > 1
+        and any(isinstance(member, dict) and member.get("ts") is None for member in members)
+    )

@@ -17,14 +17,14 @@ from cloud_sync.errors import FormatError
 from cloud_sync.records import RecordClass
 from gateway.operate.spool_file import opened
 from gateway.operate.spool_progress import check_progress
-from gateway.operate.spool_walk import SQL, Walk
+from gateway.operate.spool_walk import SQL, Walk, kept_rows
+from gateway.operate.watcher import Nobody, Watcher
 from gateway.spool import errors
 from gateway.spool.database import SQL as SPOOL_SQL
 from gateway.spool.database import value_of
-from gateway.spool.segments import high_mark_key, span_of
+from gateway.spool.segments import commit_of, high_mark_key, span_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
     from pathlib import Path
 
     from numpy.typing import NDArray
@@ -72,8 +72,7 @@ def check(
     *,
     decode: bool = True,
     full: bool = False,
-    on_stage: Callable[[str], None] = lambda _: None,
-    on_rows: Callable[[int], None] = lambda _: None,
+    watcher: Watcher = Nobody(),  # noqa: B008 - it has no state
 ) -> Checked:
     """Check the spool at `path`, live or stopped.
 
@@ -81,8 +80,7 @@ def check(
         path: the spool's file.
         decode: decode every segment; without it only the structure is looked at.
         full: SQLite's integrity_check (indexes against tables too) in place of quick_check.
-        on_stage: told what begins, in words.
-        on_rows: told of the rows of each segment that was looked at.
+        watcher: told what is looked at, and of the rows of each segment.
 
     Raises:
         SpoolTooNew: a later release wrote it.
@@ -93,17 +91,20 @@ def check(
         raise errors.SpoolFailed(f"{path}: there is no spool here")
     try:
         with opened(path) as connection:
-            on_stage("SQLite pages")
+            watcher.name("SQLite pages")
             _check_pages(connection, result, full=full)
-            on_stage("series and quarantine")
+            watcher.name("series and quarantine")
             known = _check_series(connection, result)
             _check_quarantine(connection, result)
             aside = connection.execute(SPOOL_SQL["damaged_totals"]).fetchone()
             result.set_aside_segments, result.set_aside_rows = aside
+            watcher.total(sum(kept_rows(connection, k) for k in RecordClass))
             for record_class in RecordClass:
-                on_stage(f"{record_class.name.lower()} segments")
-                _check_class(connection, path, record_class, known if decode else None, result, on_rows)
-            on_stage("progress of the destinations")
+                watcher.name(f"{record_class.name.lower()} segments")
+                _check_class(
+                    connection, path, record_class, result, known=known if decode else None, watcher=watcher
+                )
+            watcher.name("progress of the destinations")
             check_progress(connection, result.add)
     except errors.SpoolTooNew:
         raise
@@ -155,9 +156,10 @@ def _check_class(
     connection: sqlite3.Connection,
     path: Path,
     record_class: RecordClass,
-    known: NDArray[np.bool_] | None,
     result: Checked,
-    on_rows: Callable[[int], None],
+    *,
+    known: NDArray[np.bool_] | None,
+    watcher: Watcher,
 ) -> None:
     if record_class is RecordClass.ALERT:  # once, for all classes
         lowest, highest = span_of(RecordClass.ALERT)[0], span_of(max(RecordClass))[1]
@@ -178,7 +180,7 @@ def _check_class(
         next_commit, next_rows = head.last_commit + 1, head.rows_before + head.rows
         if known is not None and record_class is RecordClass.READING:
             known = _check_block(connection, walk, head, known, result)
-        on_rows(head.rows)
+        watcher.advance(head.rows)
 
 
 def _pruned_through(connection: sqlite3.Connection, record_class: RecordClass) -> tuple[int, int]:

@@ -11,7 +11,7 @@ from gateway.spool.segments import commit_of, newest_of, span_of
 
 if TYPE_CHECKING:
     import sqlite3
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
 
 def check_progress(connection: sqlite3.Connection, add: Callable[[str, str], None]) -> None:
@@ -41,7 +41,8 @@ def check_progress(connection: sqlite3.Connection, add: Callable[[str, str], Non
                 if before[:2] == (destination, number) and first <= before[2]:
                     add(where, f"it overlaps the one before it, which ends at {before[2]}")
                 before = (destination, number, last)
-                _check_edges(connection, RecordClass(number), first, last, lambda what, w=where: add(w, what))
+                for what in _edges_crossed(connection, RecordClass(number), first, last):
+                    add(where, what)
         _check_apart(delivered, batches, add)
     finally:
         connection.execute("COMMIT")
@@ -50,21 +51,18 @@ def check_progress(connection: sqlite3.Connection, add: Callable[[str, str], Non
 def _newest_ever(connection: sqlite3.Connection, record_class: RecordClass) -> int:
     """The newest commit of a class, set aside ones included."""
     aside = connection.execute(SQL["damaged_between"], span_of(record_class)).fetchall()
-    return max(newest_of(connection, record_class).commit, *(row[1] for row in aside), 0)
+    newest: int = max(newest_of(connection, record_class).commit, *(row[1] for row in aside), 0)
+    return newest
 
 
-def _check_edges(
-    connection: sqlite3.Connection,
-    record_class: RecordClass,
-    first: int,
-    last: int,
-    add: Callable[[str], None],
-) -> None:
-    """No segment may lie across an edge of progress (promise 3)."""
+def _edges_crossed(
+    connection: sqlite3.Connection, record_class: RecordClass, first: int, last: int
+) -> Iterator[str]:
+    """No segment may lie across an edge of progress (promise 3): those that do, in words."""
     for outer in (first - 1, last):
         row = connection.execute(SQL["covering"], span_of(record_class, 0, outer)).fetchone()
         if row is not None and row[1] > outer >= commit_of(row[0]):
-            add(f"the segment {commit_of(row[0])}..{row[1]} lies across its edge")
+            yield f"the segment {commit_of(row[0])}..{row[1]} lies across its edge"
 
 
 def _check_apart(

@@ -11,13 +11,14 @@ import numpy as np
 from cloud_sync import columns
 from cloud_sync.errors import FormatError
 from cloud_sync.records import Readings, Series
-from gateway.operate.spool_walk import Walk
+from gateway.operate.spool_walk import Walk, kept_rows
+from gateway.operate.watcher import Nobody, Watcher
 from gateway.spool.segments import MAX_SEGMENT_ROWS
 from gateway.spool.series import all_series
 
 if TYPE_CHECKING:
     import sqlite3
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Iterable, Iterator
     from pathlib import Path
 
     from numpy.typing import NDArray
@@ -84,15 +85,16 @@ def selected(
     found: Found,
     *,
     newest_first: bool = False,
-    on_rows: Callable[[int], None] = lambda _: None,
+    watcher: Watcher = Nobody(),  # noqa: B008 - it has no state
 ) -> Iterator[Readings]:
     """Selected readings, one segment at a time, in commit order or against it; each reading once.
 
-    A segment that cannot be decoded is noted in `found` and passed over. `on_rows` is told of the rows of
-    every segment that was looked at.
+    A segment that cannot be decoded is noted in `found` and passed over. `watcher` is told of
+    the rows of every segment.
     """
     walk = Walk(connection, path, newest_first=newest_first)
     given = _Lately()
+    watcher.total(kept_rows(connection))
     for head in walk:
         found.segments += 1
         if selection.touches(head.min_time_us, head.max_time_us):
@@ -105,7 +107,7 @@ def selected(
                 found.rows += readings.rows
                 if readings.rows:
                     yield readings
-        on_rows(head.rows)
+        watcher.advance(head.rows)
 
 
 def _decoded(block: bytes, head: Head, names: SeriesNames, found: Found) -> Readings | None:

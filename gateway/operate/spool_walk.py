@@ -16,7 +16,7 @@ from cloud_sync.records import RecordClass
 from gateway.operate.spool_file import wal_size_bytes
 from gateway.spool.database import SQL as SPOOL_SQL
 from gateway.spool.errors import SpoolFailed
-from gateway.spool.segments import Stored, span_of
+from gateway.spool.segments import Stored, newest_of, span_of
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterator
@@ -43,6 +43,12 @@ class Head(Stored):
         if self.first_commit == self.last_commit:
             return f"{name} segment {self.first_commit}"
         return f"{name} segment {self.first_commit}..{self.last_commit}"
+
+
+def kept_rows(connection: sqlite3.Connection, record_class: RecordClass = RecordClass.READING) -> int:
+    """Records of a class between its oldest segment and its newest, without counting them."""
+    oldest = connection.execute(SPOOL_SQL["first_segment_from"], span_of(record_class)).fetchone()
+    return 0 if oldest is None else newest_of(connection, record_class).rows - int(oldest[1])
 
 
 class Walk:
@@ -117,7 +123,9 @@ class Walk:
         return self._fetch("segments_between", lowest, highest)
 
     def _fetch(self, statement: str, lowest: int, highest: int, limit: int = _AT_ONCE) -> list[Head]:
-        heads = [Head(*row) for row in self._connection.execute(SPOOL_SQL[statement], (lowest, highest, limit))]
+        heads = [
+            Head(*row) for row in self._connection.execute(SPOOL_SQL[statement], (lowest, highest, limit))
+        ]
         for head in heads:
             if not all(isinstance(member, int) for member in head):
                 raise SpoolFailed(f"{self._path}: the row of the segment at {head.position} is damaged")

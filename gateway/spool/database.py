@@ -126,6 +126,12 @@ class Database:
         except sqlite3.Error as fault:
             raise _mapped(self.path, fault) from fault
 
+    async def renew_epoch(self) -> None:
+        """Give the spool a new epoch (promise 2): what is not delivered yet is delivered under it."""
+        epoch = uuid4()
+        await self.write(lambda c: c.execute(SQL["set_meta"], ("epoch", str(epoch))))
+        self.epoch = epoch
+
     async def reclaim(self, pages: int) -> None:
         """Give at most `pages` free pages back to the file system."""
         try:

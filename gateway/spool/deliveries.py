@@ -125,6 +125,10 @@ class Deliveries:
 
         await self._database.write(work)
 
+    async def renew_epoch(self) -> None:
+        """Take a new epoch: a destination has ranges of this one that this spool does not know."""
+        await self._database.renew_epoch()
+
     async def split(self, destination: str, claimed: BatchRange) -> bool:
         """Halve an open batch that the destination found too large; False when it is a single segment."""
         record_class, first, last = claimed.record_class, claimed.first_commit, claimed.last_commit

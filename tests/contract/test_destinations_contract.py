@@ -11,7 +11,9 @@ import pytest
 from cloud_sync.destinations import Parcel
 from cloud_sync.errors import Refused, RetryLater, TooLarge, Unauthorised
 from tests.batches import batch_of
-from tests.destination_kinds import KINDS, Kind, unique
+from tests.destination_kinds import KINDS as DIRECT_KINDS
+from tests.destination_kinds import Kind, unique
+from tests.region_kinds import REGION_KINDS
 from tests.fault_proxy import DROP_ANSWER, DUPLICATE, PASS, RESET, STALL, TRUNCATE, fault_proxy
 from tests.http_stub import Answer, answering, http_stub
 
@@ -40,6 +42,9 @@ ODD_NAMES = [
     "=",
     ",",
 ]
+
+
+KINDS = DIRECT_KINDS | REGION_KINDS
 
 
 @pytest.fixture(params=KINDS)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import socket
 import struct
 import zlib
 from contextlib import suppress
@@ -18,7 +19,7 @@ import zstandard
 from cloud_sync import wire
 from cloud_sync.destinations.ingest_client import IngestClient
 from cloud_sync.errors import Refused, RetryLater, TooLarge, Unauthorised
-from cloud_sync.ingest import tokens
+from cloud_sync.ingest import serve, tokens
 from cloud_sync.records import BatchRange, Receipt, RecordClass
 from tests.ingest_service import MEDIA, Service, running
 from tests.wire_examples import EPOCH, batch, from_rows, readings
@@ -215,6 +216,13 @@ async def test_a_body_of_another_kind_or_too_long_is_refused_while_it_arrives(se
         await client.send(client.encode(batch(content=readings(49_000))))
     await client.aclose()
     assert (await service.post(wire.encode(batch(7))))[0] == 200
+
+
+def test_answers_do_not_wait_for_the_clients_delayed_acknowledgement():
+    with serve.bind("127.0.0.1", 0) as bound, socket.create_connection(bound.getsockname()):
+        accepted, _ = bound.accept()
+        with accepted:
+            assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY) == 1
 
 
 async def test_methods_and_paths_that_do_not_exist_are_not_found(service):

@@ -237,6 +237,13 @@ def test_all_acknowledgements_of_a_commit_go_out_in_one_write(listener, peer):
     assert [r.packet_id for r in replies if r.kind is PUBREC] == list(range(2, 101, 2))
 
 
+def test_all_answers_to_one_read_go_out_in_one_write(peer):
+    peer.connect()
+    writes = peer.wire.writes
+    assert peer.send(*[Pingreq()] * 50) == [Pingresp()] * 50
+    assert peer.wire.writes == writes + 1
+
+
 def test_all_publishes_of_a_read_are_handed_over_together_whatever_stands_between(listener, peer):
     peer.connect()
     assert peer.send(qos(0), qos(1, 1), Pingreq(), qos(2, 2), qos(1, 3)) == [Pingresp()]
