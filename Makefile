@@ -8,9 +8,10 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --only-binary=:all: --constraint constraints.txt
 DEMO_SECONDS ?= 60
+BENCHES := ingress spool
 export DEMO_SECONDS KEEP
 
-.PHONY: help demo test lint types check-tests clean prepare
+.PHONY: help demo test bench lint types check-tests clean prepare
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 14
@@ -19,6 +20,11 @@ demo: $(VENV)/.installed-demo ## run the whole path once, through an outage and 
 	@exec $(BIN)/tidegate demo --seconds $(DEMO_SECONDS) $(if $(KEEP),--keep)
 
 test: prepare lint types check-tests ## lint, types and every test against real servers
+
+bench: $(VENV)/.installed-dev ## measure: NAME=ingress or spool, BENCH_SECONDS=n (docs/benchmarks.md)
+	@for name in $(or $(NAME),$(BENCHES)); do \
+		$(BIN)/python -m benchmarks.$$name $(if $(BENCH_SECONDS),--seconds $(BENCH_SECONDS)) $(BENCH_ARGS) || exit 1; \
+	done
 
 lint: $(VENV)/.installed-dev ## ruff: rules and format
 	$(BIN)/ruff check .

@@ -2,9 +2,10 @@
 
     python -m benchmarks.load '{"port": 1883, "connections": 100, "window": 50, "seconds": 4, ...}'
 
-Prints one JSON object. Every acknowledgement is compared, byte for byte and in order, with the one its publish
-must get. Without `paced_per_s` each connection keeps `window` publishes in flight. With it publishes leave at
-that rate, round the connections, and latency counts from when a publish was due, not from when it could leave.
+Prints one JSON object. Every acknowledgement is compared, byte for byte and in order, with the one its
+publish must get. Without `paced_per_s` each connection keeps `window` publishes in flight. With it publishes
+leave at that rate, round the connections, and latency counts from when a publish was due, not from when it
+could leave.
 """
 
 from __future__ import annotations
@@ -13,16 +14,24 @@ import select
 import socket
 import sys
 import time
-from itertools import pairwise
+from typing import TYPE_CHECKING
 
 import msgspec
 import numpy as np
 
 from benchmarks import processes, traffic
 
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    Floats = NDArray[np.float64]
+
 _CONNECT = b"\x10%c\x00\x04MQTT\x05\x02\x00\x00\x00\x00%c%b"
 _ACK_BYTES = 4
-_DRAIN_S = 20.0
+_QUIET_S = 30.0
+_BOTH = 2
+_SHORTEST_S = 0.05
+_FASTEST_PER_S = 500_000
 
 
 class Order(msgspec.Struct, kw_only=True):
@@ -86,9 +95,10 @@ class _Device:
             first=order.first,
             origin_us=order.origin_us,
         )
-        self.publishes, self.publish_bytes = stream.packets.shape
+        self.publishes = len(stream.packets)
+        self.publish_bytes = len(stream.packets[0])
         self.seqs = stream.seqs
-        self._bytes = memoryview(stream.packets.reshape(-1))
+        self._bytes = stream.packets.reshape(-1).data
         self._expected = stream.acknowledgements
         self._sent_bytes = 0
         self._allowed_bytes = 0
@@ -100,19 +110,21 @@ class _Device:
         """Publishes acknowledged."""
         return self._acknowledged_bytes // _ACK_BYTES
 
-    def allow(self, publishes: int) -> bool:
-        """Send up to the first `publishes` in all; whether everything allowed has left."""
-        self._allowed_bytes = min(publishes, self.publishes) * self.publish_bytes
-        return self.flush()
+    def allow(self, publishes: int) -> int:
+        """Send up to the first `publishes` in all; returns how many more that are than before."""
+        before = self._allowed_bytes
+        self._allowed_bytes = max(before, min(publishes, self.publishes) * self.publish_bytes)
+        self.flush()
+        publish_bytes: int = self.publish_bytes
+        return (self._allowed_bytes - before) // publish_bytes
 
-    def flush(self) -> bool:
-        """Send what the socket takes of what is allowed; whether nothing is left."""
+    def flush(self) -> None:
+        """Send what the socket takes of what is allowed."""
         while self._sent_bytes < self._allowed_bytes:
             try:
                 self._sent_bytes += self.socket.send(self._bytes[self._sent_bytes : self._allowed_bytes])
             except BlockingIOError:
-                return False
-        return True
+                return
 
     def receive(self) -> int:
         """Take acknowledgements; returns how many have come in all."""
@@ -131,6 +143,11 @@ class _Meter:
         self._pid = watch_pid
         self._marks: list[tuple[float, int, float, float]] = []
 
+    @property
+    def marks(self) -> int:
+        """How many there are: one after the beginning, two after the end."""
+        return len(self._marks)
+
     def mark(self, acknowledged: int) -> None:
         """The beginning or the end."""
         watched = processes.cpu_s(self._pid) if self._pid else 0.0
@@ -138,7 +155,9 @@ class _Meter:
 
     def differences(self) -> tuple[float, int, float, float]:
         """Seconds, publishes, own CPU seconds, watched CPU seconds."""
-        begin, end = self._marks[0], self._marks[-1]
+        if self.marks < _BOTH or self._marks[1][0] - self._marks[0][0] < _SHORTEST_S:
+            raise SystemExit("the publishes were used up before anything was measured")
+        begin, end = self._marks
         return end[0] - begin[0], end[1] - begin[1], end[2] - begin[2], end[3] - begin[3]
 
 
@@ -167,7 +186,8 @@ def run(order: Order) -> Outcome:
         total_readings=total * order.per_publish,
         seq_sum=sum(int(device.seqs[: device.acknowledged].sum()) for device in devices),
         next_first=order.first + devices[0].publishes // traffic.SERIES_PER_DEVICE * order.per_publish,
-        ran_dry=all(device.acknowledged == device.publishes for device in devices) and not order.publishes,
+        ran_dry=not (order.publishes or order.paced_per_s)
+        and all(device.acknowledged == device.publishes for device in devices),
         latency_ms=_percentiles_ms(acknowledged - due) if len(due) else {},
         behind_ms=behind_s * 1e3,
     )
@@ -178,8 +198,8 @@ def _each(order: Order) -> int:
     if order.publishes:
         return -(-order.publishes // order.connections)
     fitting = order.budget_bytes // traffic.publish_bytes(order.per_publish)
-    if order.paced_per_s:
-        fitting = min(fitting, int(order.paced_per_s * (order.seconds + order.warm_up_s)) + order.connections)
+    fastest_per_s = order.paced_per_s or _FASTEST_PER_S
+    fitting = min(fitting, int(fastest_per_s * (order.seconds + order.warm_up_s)) + order.connections)
     return max(traffic.SERIES_PER_DEVICE, fitting // order.connections)
 
 
@@ -195,71 +215,58 @@ def _connected(port: int, number: int) -> socket.socket:
 
 
 def _at_once(devices: list[_Device], order: Order, meter: _Meter) -> None:
-    """Keep every window full until the time is up, then wait for what is in flight."""
+    """Keep every window full until the time is up or nothing is left, then wait for what is in flight."""
     poll, by_fd = _polled(devices)
-    begin = time.monotonic() + (0 if order.publishes else order.warm_up_s)
-    end = begin + order.seconds if not order.publishes else float("inf")
-    stop = end + _DRAIN_S if not order.publishes else begin + 600
-    stages, acknowledged = iter((begin, end)), 0
-    next_mark = next(stages)
-    if order.publishes:
-        meter.mark(0)
-        next_mark = end
-    sending = True
-    for device in devices:
-        device.allow(order.window)
-    in_flight = {device: min(order.window, device.publishes) for device in devices}
-    total = sum(device.publishes for device in devices)
-    while acknowledged < total:
+    now = time.monotonic()
+    begin = now if order.publishes else now + order.warm_up_s
+    end = float("inf") if order.publishes else begin + order.seconds
+    sent = sum(device.allow(order.window) for device in devices)
+    acknowledged = acknowledged_before = 0
+    quiet_since = now
+    while acknowledged < sent:
         now = time.monotonic()
-        if now >= next_mark:
+        if meter.marks == 0 and now >= begin:
             meter.mark(acknowledged)
-            sending = next_mark == begin
-            next_mark = next(stages, float("inf"))
-            if not sending:
-                total = acknowledged + sum(n - d.acknowledged for d, n in in_flight.items())
-                end = stop
-        if now > stop:
-            raise SystemExit(f"{total - acknowledged} publishes were not acknowledged in time")
+        if meter.marks == 1 and now >= end:
+            meter.mark(acknowledged)
         for fd, event in poll.poll(0.2):
             device = by_fd[fd]
             if event & select.EPOLLIN:
                 before = device.acknowledged
                 arrived = device.receive()
                 acknowledged += arrived - before
-                if sending:
-                    in_flight[device] = min(arrived + order.window, device.publishes)
-                    device.allow(in_flight[device])
-            else:
+                if meter.marks < _BOTH:
+                    sent += device.allow(arrived + order.window)
+            if event & select.EPOLLOUT:
                 device.flush()
-    if next_mark != float("inf") or order.publishes:
+        quiet_since = _still_moving(now, quiet_since, acknowledged - acknowledged_before, sent - acknowledged)
+        acknowledged_before = acknowledged
+    if meter.marks < _BOTH:
         meter.mark(acknowledged)
 
 
-def _paced(
-    devices: list[_Device], order: Order, meter: _Meter
-) -> tuple[np.ndarray[tuple[int], np.dtype[np.float64]], np.ndarray[tuple[int], np.dtype[np.float64]], float]:
+def _paced(devices: list[_Device], order: Order, meter: _Meter) -> tuple[Floats, Floats, float]:
     """Publish at a rate; returns when each counted publish was due and acknowledged, and the worst delay."""
     poll, by_fd = _polled(devices)
     number_of = {device.socket.fileno(): number for number, device in enumerate(devices)}
-    total = min(int(order.paced_per_s * (order.seconds + order.warm_up_s)), len(devices) * devices[0].publishes)
-    uncounted = int(order.paced_per_s * order.warm_up_s)
+    rate = order.paced_per_s
+    total = min(int(rate * (order.seconds + order.warm_up_s)), len(devices) * devices[0].publishes)
+    uncounted = int(rate * order.warm_up_s)
     arrivals: list[tuple[int, int, int, float]] = []
     sent, acknowledged, behind_s = 0, 0, 0.0
-    start = time.monotonic()
-    marked = False
+    start = quiet_since = time.monotonic()
     while acknowledged < total:
         now = time.monotonic()
-        owed = min(total, int((now - start) * order.paced_per_s) + 1)
-        if not marked and owed > uncounted:
+        owed = min(total, int((now - start) * rate) + 1)
+        if meter.marks == 0 and owed > uncounted:
             meter.mark(acknowledged)
-            marked = True
-        if sent < owed and sent > uncounted:
-            behind_s = max(behind_s, now - start - sent / order.paced_per_s)
+        if uncounted < sent < owed:
+            behind_s = max(behind_s, now - start - sent / rate)
         for position in range(sent, owed):
             devices[position % len(devices)].allow(position // len(devices) + 1)
         sent = owed
-        wait_s = start + sent / order.paced_per_s - time.monotonic() if sent < total else 0.2
+        wait_s = start + sent / rate - time.monotonic() if sent < total else 0.2
+        before_poll = acknowledged
         for fd, event in poll.poll(max(0.0, wait_s)):
             device = by_fd[fd]
             if event & select.EPOLLIN:
@@ -267,16 +274,26 @@ def _paced(
                 arrived = device.receive()
                 arrivals.append((number_of[fd], before, arrived, time.monotonic()))
                 acknowledged += arrived - before
-            else:
+            if event & select.EPOLLOUT:
                 device.flush()
-        if now > start + total / order.paced_per_s + _DRAIN_S:
-            raise SystemExit(f"{total - acknowledged} publishes were not acknowledged in time")
+        quiet_since = _still_moving(now, quiet_since, acknowledged - before_poll, sent - acknowledged)
     meter.mark(acknowledged)
     at = np.zeros(total)
     for number, first, after, moment in arrivals:
         at[np.arange(first, after) * len(devices) + number] = moment
-    due = start + np.arange(total) / order.paced_per_s
+    due = start + np.arange(total) / rate
     return due[uncounted:], at[uncounted:], behind_s
+
+
+def _still_moving(now: float, quiet_since: float, progress: int, in_flight: int) -> float:
+    """Since when nothing has been acknowledged though something is in flight; ends the run after a while."""
+    if progress or not in_flight:
+        return now
+    if now - quiet_since > _QUIET_S:
+        raise SystemExit(
+            f"nothing was acknowledged for {_QUIET_S:.0f} s; {in_flight} publishes are in flight"
+        )
+    return quiet_since
 
 
 def _polled(devices: list[_Device]) -> tuple[select.epoll, dict[int, _Device]]:
@@ -286,11 +303,9 @@ def _polled(devices: list[_Device]) -> tuple[select.epoll, dict[int, _Device]]:
     return poll, {device.socket.fileno(): device for device in devices}
 
 
-def _percentiles_ms(seconds: np.ndarray[tuple[int], np.dtype[np.float64]]) -> dict[str, float]:
-    points = (50, 90, 99, 99.9, 100)
-    names = ("p50", "p90", "p99", "p999", "max")
-    assert all(low < high for low, high in pairwise(points))
-    return {n: float(v) * 1e3 for n, v in zip(names, np.percentile(seconds, points), strict=True)}
+def _percentiles_ms(seconds: Floats) -> dict[str, float]:
+    points = {"p50": 50, "p90": 90, "p99": 99, "p999": 99.9, "max": 100}
+    return {name: float(np.percentile(seconds, point)) * 1e3 for name, point in points.items()}
 
 
 if __name__ == "__main__":

@@ -49,18 +49,15 @@ def running(command: Sequence[str], *, port: int, log: Path) -> Iterator[int]:
 
 
 @contextmanager
-def gateway(folder: Path, *, spool: str = "spool.db", extra: str = "") -> Iterator[tuple[int, int]]:
+def gateway(folder: Path, *, spool: str = "spool.db") -> Iterator[tuple[int, int]]:
     """The agent as an operator runs it, `listen` only, with its default settings; its pid and MQTT port.
 
-    Args:
-        folder: where its configuration, its spool and its log are.
-        spool: file name of the spool.
-        extra: more of the [spool] table.
+    Its configuration, its spool (a file name) and its log are in `folder`.
     """
     port = free_port()
     config = folder / "gateway.toml"
     config.write_text(
-        f'gateway_id = "bench"\n[spool]\npath = "{spool}"\n{extra}\n'
+        f'gateway_id = "bench"\n[spool]\npath = "{spool}"\n'
         f"[ingress.listen]\nport = {port}\n[ingress.host]\nenabled = false\n[status]\nenabled = false\n",
         encoding="utf-8",
     )

@@ -1,7 +1,8 @@
-"""What simulated devices send: publishes pre-encoded as numpy byte matrices, and the same readings as columns.
+"""What simulated devices send: publishes pre-encoded as numpy byte matrices, and the readings in them.
 
 Each device is one connection with `SERIES_PER_DEVICE` series. Reading i of a series: one second after reading
-i - 1, jittered; a random walk rounded to two decimals; a slowly falling battery; a noisy signal; its own seq.
+i - 1, jittered by 5 ms, read off a clock of 1 ms; a random walk rounded to two decimals; a slowly falling
+battery; a noisy signal; its own seq.
 Everything follows from (series, i), so that what was acknowledged can be told from what is stored.
 """
 
@@ -22,7 +23,7 @@ FIRST_SEQ = 1_000_000
 """JSON numbers have no leading zeros: the first seq already has all its digits."""
 
 _PERIOD_US = 1_000_000
-_JITTER_US = 20_000
+_JITTER_US = 5_000
 _PACKET_IDS = 60_000
 _READING = (
     b'{"value":vv.vv,"ts":tttttttttttttttt,"quality":qq,"battery_level":bb,"signal_strength":-ss,'
@@ -57,16 +58,22 @@ class Stream:
     seqs: Ints
 
 
-def draw(series: Ints, first: int, count: int, *, origin_us: int) -> Drawn:
-    """Readings `first` .. `first + count - 1` of each of `series`; arrays of shape (series, count)."""
+def draw(series: Ints, first: int, count: int, *, origin_us: int, tick_us: int = 1_000) -> Drawn:
+    """Readings `first` .. `first + count - 1` of each of `series`; arrays of shape (series, count).
+
+    `tick_us` is the resolution of the devices' clocks.
+    """
     rng = np.random.default_rng((int(series[0]), first))
     shape = (len(series), count)
     index = np.arange(first, first + count)[None, :]
     steps = np.cumsum(np.rint(rng.normal(0, 5, shape)).astype(np.int64), axis=1)
     walk = 1000 + np.abs((steps + 97 * series[:, None]) % 16_000 - 8_000)
+    phase_us = series[:, None] * 317_011 % _PERIOD_US
+    jitter_us = np.rint(rng.normal(0, _JITTER_US, shape)).astype(np.int64)
+    time_us = origin_us + index * _PERIOD_US + phase_us + jitter_us
     return Drawn(
         walk,
-        origin_us + index * _PERIOD_US + series[:, None] * 317 + rng.integers(0, _JITTER_US, shape),
+        time_us // tick_us * tick_us,
         np.where(rng.random(shape) < 0.02, 91, 98),
         np.maximum(10, 99 - (index // 3600 + series[:, None]) % 80),
         np.clip(np.rint(rng.normal(62, 3, shape)), 10, 99).astype(np.int64),
@@ -115,7 +122,7 @@ def stream_of(device: int, *, publishes: int, per_publish: int, first: int, orig
 
 def publish_bytes(per_publish: int) -> int:
     """Bytes of one publish."""
-    return stream_of(0, publishes=1, per_publish=per_publish, first=0, origin_us=10**15).packets.shape[1]
+    return len(stream_of(0, publishes=1, per_publish=per_publish, first=0, origin_us=10**15).packets[0])
 
 
 def _head(topic: bytes, payload_bytes: int) -> bytes:

@@ -40,6 +40,10 @@ class Unauthorised(DeliveryError):  # noqa: N818 - as above
     """Credentials are missing, wrong, or for someone else."""
 
 
+class StoreTrouble(Exception):  # noqa: N818 - as above
+    """The durable store that a shipper reads from is full, locked or failing; its own errors derive from this."""
+
+
 class FormatError(Exception):
     """Bytes that cannot be decoded.
 

@@ -7,7 +7,7 @@ spool it is the spool's own series number, in a `Batch` it is the position in `B
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from enum import IntEnum, IntFlag
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -100,6 +100,11 @@ class Readings:
         return Readings(series, *(getattr(self, f.name) for f in fields(self)[1:]))
 
     @staticmethod
+    def none() -> Readings:
+        """No readings."""
+        return Readings(*(np.empty(0, dtype) for dtype in DTYPES.values()))  # type: ignore[arg-type]  # each its own
+
+    @staticmethod
     def concat(parts: Sequence[Readings]) -> Readings:
         """All readings of `parts`, one after the other."""
         if len(parts) == 1:
@@ -124,6 +129,8 @@ class BatchRange(NamedTuple):
     """Which commits of which spool a batch carries: its identity everywhere.
 
     `first_commit` and `last_commit` are inclusive and belong to `record_class`, which counts its own commits.
+    A range may travel in parts: part k of n holds what `rows_of_part` says. Parts of different n may be mixed
+    as long as they do not overlap; the range is complete when they cover it.
     """
 
     gateway_id: str
@@ -131,21 +138,34 @@ class BatchRange(NamedTuple):
     record_class: RecordClass
     first_commit: int
     last_commit: int
+    part: int = 1
+    parts: int = 1
+
+    def rows_of_part(self, rows: int) -> slice:
+        """Which of the range's `rows` rows, in canonical order, this part holds."""
+        return slice((self.part - 1) * rows // self.parts, self.part * rows // self.parts)
 
     def __str__(self) -> str:
+        part = "" if self.parts == 1 else f" part {self.part} of {self.parts}"
         return (
             f"{self.gateway_id}/{self.epoch.hex[:8]}/{self.record_class.name.lower()} "
-            f"{self.first_commit}..{self.last_commit}"
+            f"{self.first_commit}..{self.last_commit}{part}"
         )
 
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """A range with its readings, self-contained: `readings.series` indexes `series`, in canonical order."""
+    """A range with its readings, self-contained: `readings.series` indexes `series`, in canonical order.
+
+    Attributes:
+        refused: rows of the range (or of this part of it) left out because the destination refuses them.
+            There are no readings at all only when every row was refused.
+    """
 
     range: BatchRange
     series: tuple[Series, ...]
     readings: Readings
+    refused: int = 0
 
     @property
     def rows(self) -> int:
@@ -153,12 +173,20 @@ class Batch:
         return self.readings.rows
 
 
+class Credit(NamedTuple):
+    """How fast a destination under load wants one gateway's backlog: rows per second, for so many seconds."""
+
+    rows_per_s: float
+    valid_s: float
+
+
 @dataclass(frozen=True, slots=True)
 class Receipt:
     """A destination's word that a range is durable there.
 
     `stored + duplicates + conflicts == rows` where the destination can tell; a destination that
-    overwrites in place (InfluxDB, files) counts every row as stored.
+    overwrites in place (InfluxDB, files) counts every row as stored. `credit` is no part of what a receipt
+    says of its range; None means that there is no limit.
     """
 
     rows: int
@@ -166,3 +194,4 @@ class Receipt:
     duplicates: int = 0
     conflicts: int = 0
     applied_before: bool = False
+    credit: Credit | None = field(default=None, compare=False)

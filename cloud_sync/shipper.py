@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
 from cloud_sync.backoff import Backoff
-from cloud_sync.errors import DeliveryError, Refused, RetryLater, TooLarge, Unauthorised
+from cloud_sync.errors import DeliveryError, Refused, RetryLater, StoreTrouble, TooLarge, Unauthorised
 from cloud_sync.rates import Rate
 
 if TYPE_CHECKING:
@@ -130,6 +130,9 @@ class Shipper:
         except RetryLater as fault:
             self._failed("waiting", fault)
             return self._backoff.wait_s(self._attempt, fault.retry_after_s)
+        except StoreTrouble as fault:
+            self._failed("waiting", fault)
+            return self._backoff.wait_s(self._attempt)
         except (Unauthorised, Refused, TooLarge) as fault:
             self._failed("held", fault)
             return max(_HOLD_S, self._backoff.wait_s(self._attempt))
@@ -174,7 +177,7 @@ class Shipper:
         self.counters.settled(receipt, parcel.wire_bytes, now_us=self._clock_us())
         return receipt.rows
 
-    def _failed(self, state: str, fault: DeliveryError) -> None:
+    def _failed(self, state: str, fault: DeliveryError | StoreTrouble) -> None:
         self._attempt += 1
         self.counters.failures += 1
         self.counters.state = state

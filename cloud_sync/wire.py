@@ -13,7 +13,9 @@ Form (little-endian):
     end-4   4     CRC-32 of everything before it
 
 The header's keys: gateway_id str, epoch 16 bytes, class int, first int, last int, rows int,
-series list of [sensor_id, sensor_type, {attribute: text}]. Unknown keys are skipped.
+series list of [sensor_id, sensor_type, {attribute: text}]; part and parts int where the batch is a part of
+its range, refused int where rows were left out. Unknown keys are skipped. A batch all of whose rows were
+refused has no rows, no series and no block.
 """
 
 from __future__ import annotations
@@ -28,7 +30,7 @@ import zstandard
 
 from cloud_sync import columns
 from cloud_sync.errors import FormatError
-from cloud_sync.records import Batch, BatchRange, RecordClass, Series
+from cloud_sync.records import Batch, BatchRange, Readings, RecordClass, Series
 
 VERSION = 1
 MAGIC = b"TGWB"
@@ -38,6 +40,8 @@ _HEAD = struct.Struct("<4sB3xII")
 _CRC = struct.Struct("<I")
 _HEADER_LEVEL = 9
 _NAME_MAX_BYTES = 1024
+PARTS_MAX = 1 << 16
+_REFUSED_MAX = 1 << 31
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +52,7 @@ class WireLimits:
     max_header_bytes: int = 16 << 20
 
 
-class _Header(msgspec.Struct):
+class _Header(msgspec.Struct, omit_defaults=True):
     gateway_id: str
     epoch: bytes
     record_class: int = msgspec.field(name="class")
@@ -56,6 +60,9 @@ class _Header(msgspec.Struct):
     last: int = 0
     rows: int = 0
     series: list[tuple[str, str, dict[str, str]]] = []
+    part: int = 1
+    parts: int = 1
+    refused: int = 0
 
 
 _header_encoder = msgspec.msgpack.Encoder()
@@ -63,7 +70,8 @@ _header_decoder = msgspec.msgpack.Decoder(_Header)
 
 
 def encode(batch: Batch) -> bytes:
-    """Encode a batch of at least one reading, in canonical order."""
+    """Encode a batch in canonical order, of at least one reading unless rows of it were refused."""
+    assert batch.rows or batch.refused
     header = _Header(
         gateway_id=batch.range.gateway_id,
         epoch=batch.range.epoch.bytes,
@@ -72,9 +80,12 @@ def encode(batch: Batch) -> bytes:
         last=batch.range.last_commit,
         rows=batch.rows,
         series=[(s.sensor_id, s.sensor_type, dict(s.attributes)) for s in batch.series],
+        part=batch.range.part,
+        parts=batch.range.parts,
+        refused=batch.refused,
     )
     packed = zstandard.compress(_header_encoder.encode(header), _HEADER_LEVEL)
-    block = columns.encode(batch.readings)
+    block = columns.encode(batch.readings) if batch.rows else b""
     body = b"".join((_HEAD.pack(MAGIC, VERSION, len(packed), len(block)), packed, block))
     return body + _CRC.pack(zlib.crc32(body))
 
@@ -100,14 +111,23 @@ def decode(data: bytes, limits: WireLimits = WireLimits()) -> Batch:
     if zlib.crc32(view[: -_CRC.size]) != _CRC.unpack_from(view, len(view) - _CRC.size)[0]:
         raise FormatError("bad_checksum", "the batch's checksum does not match its bytes")
     header = _decode_header(view[_HEAD.size : _HEAD.size + header_bytes], limits.max_header_bytes)
-    readings = columns.decode(view[_HEAD.size + header_bytes : -_CRC.size], max_rows=limits.max_rows)
+    readings = _readings(header, view[_HEAD.size + header_bytes : -_CRC.size], limits)
+    return Batch(_range(header), tuple(_series(*entry) for entry in header.series), readings, header.refused)
+
+
+def _readings(header: _Header, block: memoryview, limits: WireLimits) -> Readings:
+    if not 0 <= header.refused < _REFUSED_MAX:
+        raise FormatError("malformed", f"{header.refused} refused rows")
+    if header.rows == 0 and header.refused and not block and not header.series:
+        return Readings.none()
+    readings = columns.decode(block, max_rows=limits.max_rows)
     if readings.rows != header.rows:
         raise FormatError(
             "malformed", f"the header says {header.rows} rows, the columns hold {readings.rows}"
         )
     if int(readings.series.min()) < 0 or int(readings.series.max()) >= len(header.series):
         raise FormatError("malformed", "a reading names a series that the header does not")
-    return Batch(_range(header), tuple(_series(*entry) for entry in header.series), readings)
+    return readings
 
 
 def _decode_header(packed: memoryview, max_bytes: int) -> _Header:
@@ -131,9 +151,13 @@ def _range(header: _Header) -> BatchRange:
         raise FormatError("malformed", f"the header names no batch: {fault}") from fault
     if not 0 < header.first <= header.last < 1 << 62:
         raise FormatError("malformed", f"{header.first}..{header.last} is no range of commits")
+    if not 0 < header.part <= header.parts <= PARTS_MAX:
+        raise FormatError("malformed", f"part {header.part} of {header.parts}")
     if not 0 < len(header.gateway_id.encode()) <= _NAME_MAX_BYTES:
         raise FormatError("malformed", "gateway_id is empty or too long")
-    return BatchRange(header.gateway_id, epoch, record_class, header.first, header.last)
+    return BatchRange(
+        header.gateway_id, epoch, record_class, header.first, header.last, header.part, header.parts
+    )
 
 
 def _series(sensor_id: str, sensor_type: str, attributes: dict[str, str]) -> Series:

@@ -143,6 +143,8 @@ class SeriesDirectory:
 def newest_times(readings: Readings, series: int) -> NDArray[np.int64]:
     """The newest time, microseconds since 1970, of each of `series` positions; the smallest int64 if none."""
     newest = np.full(series, _NEVER_US, np.int64)
+    if readings.rows == 0:
+        return newest
     starts = np.flatnonzero(np.diff(readings.series, prepend=readings.series[0] - 1))
     np.maximum.at(newest, readings.series[starts], np.maximum.reduceat(readings.time_us, starts))
     return newest

@@ -17,7 +17,7 @@ import msgspec
 from cloud_sync import verdicts, wire
 from cloud_sync.destinations import Parcel
 from cloud_sync.errors import RetryLater
-from cloud_sync.records import Batch, BatchRange, Receipt, RecordClass
+from cloud_sync.records import Batch, BatchRange, Credit, Receipt, RecordClass
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -32,6 +32,11 @@ _UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 """What msgspec raises for bytes that are not the JSON expected."""
 
 
+class _CreditAnswer(msgspec.Struct):
+    rows_per_s: float
+    valid_s: float
+
+
 class _ReceiptAnswer(msgspec.Struct, rename={"record_class": "class"}):
     status: Literal["applied", "duplicate"]
     gateway_id: str
@@ -43,6 +48,9 @@ class _ReceiptAnswer(msgspec.Struct, rename={"record_class": "class"}):
     stored: int
     duplicates: int
     conflicts: int
+    part: int = 1
+    parts: int = 1
+    credit: _CreditAnswer | None = None
 
 
 class _EpochAnswer(msgspec.Struct, rename={"record_class": "class"}):
@@ -184,12 +192,16 @@ def _receipt_for(parcel: Parcel, answer: _ReceiptAnswer) -> Receipt:
         sent.record_class.name.lower(),
         sent.first_commit,
         sent.last_commit,
+        sent.part,
+        sent.parts,
     )
     named = (answer.gateway_id, answer.epoch, answer.record_class, answer.first_commit, answer.last_commit)
+    named += (answer.part, answer.parts)
     counts = (answer.stored, answer.duplicates, answer.conflicts)
     if named != expected or answer.rows != parcel.rows or min(counts) < 0 or sum(counts) != parcel.rows:
         raise RetryLater(f"the answer makes no sense: a receipt for something else than {sent}")
-    return Receipt(answer.rows, *counts, applied_before=answer.status == "duplicate")
+    credit = None if answer.credit is None else Credit(answer.credit.rows_per_s, answer.credit.valid_s)
+    return Receipt(answer.rows, *counts, applied_before=answer.status == "duplicate", credit=credit)
 
 
 def _fault_words(body: bytes) -> _FaultAnswer:

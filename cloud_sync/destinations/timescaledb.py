@@ -1,35 +1,40 @@
 """The TimescaleDB sink: a batch applied once in effect (promise 4), on plain PostgreSQL too.
 
-One transaction: the gateway's lock, the ledger, the series, the readings, the ledger again. Readings enter by
-binary COPY. When one of them is there already, the COPY is undone to a savepoint and the batch goes through a
-staging table instead, which tells duplicates (same value) from conflicts (another value: the first stays, the
-other goes to `reading_conflict`).
+One transaction: the gateway's lock, the ledger, the series, the readings (`database.storing`), the ledger
+again. What clients and files bring goes the same way, with another `Memory` in the ledger's place.
 """
 
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import asyncpg
 
 from cloud_sync import wire
-from cloud_sync.database import copying, faults, ledger, schema, statements
+from cloud_sync.database import copying, faults, ledger, schema, storing
 from cloud_sync.database.directory import SeriesDirectory, newest_times
 from cloud_sync.destinations import Parcel
 from cloud_sync.errors import Refused, RetryLater
-from cloud_sync.records import Batch, Receipt, RecordClass
+from cloud_sync.records import Batch, Readings, Receipt, RecordClass
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterable
+    from collections.abc import Awaitable, Callable, Sequence
+    from datetime import timedelta
     from uuid import UUID
 
     import numpy as np
     from numpy.typing import NDArray
 
+    from cloud_sync.database.storing import Source
+    from cloud_sync.records import Series
+
+T = TypeVar("T")
+A = TypeVar("A")
+
 _log = logging.getLogger(__name__)
-_SQL = statements.named("regional.sql")
 _CONNECT_WITHIN_S = 10.0
 _ATTEMPTS = 3
 _SESSION = {
@@ -39,6 +44,18 @@ _SESSION = {
 }
 """In the start-up packet, so that they outlast the pool's RESET ALL. The last one is for late readings:
 TimescaleDB refuses them once they touch 100,000 compressed rows. Plain PostgreSQL ignores it."""
+
+
+class Memory(Protocol[A]):
+    """What was answered before, looked up and kept in the transaction that stores the readings."""
+
+    async def earlier(self, connection: asyncpg.Connection[Any]) -> A | None:
+        """The answer given before; None when there is none, and then nobody else is storing the same."""
+        ...
+
+    async def enter(self, connection: asyncpg.Connection[Any], receipt: Receipt) -> A:
+        """Keep what became of the readings; returns the answer."""
+        ...
 
 
 class TimescaleSink:
@@ -105,29 +122,75 @@ class TimescaleSink:
             RetryLater, Unauthorised: nothing was settled; applying the batch again is safe.
         """
         _check(batch)
+        return await self.transact(functools.partial(self._apply_once, batch=batch))
+
+    async def store(
+        self, series: Sequence[Series], readings: Readings, source: Source, memory: Memory[A]
+    ) -> A:
+        """Store readings that no gateway's ledger covers, or answer from memory.
+
+        Args:
+            series: what `readings.series` indexes.
+            readings: in canonical order, with times that `copying` can write; may be none.
+            source: who brought them.
+            memory: of earlier answers.
+
+        Raises:
+            Refused, RetryLater, Unauthorised: as `apply`; and whatever `memory` raises.
+        """
+
+        async def work(connection: asyncpg.Connection[Any]) -> A:
+            async with connection.transaction():
+                earlier = await memory.earlier(connection)
+                if earlier is not None:
+                    return earlier
+                newest_us = newest_times(readings, len(series))
+                resolved = await self._directory.resolve(connection, series, newest_us)
+                receipt = await storing.store(connection, readings, resolved.series_no, source)
+                answer = await memory.enter(connection, receipt)
+            self._directory.remember(resolved)
+            return answer
+
+        return await self.transact(work)
+
+    async def progress(
+        self, gateway_id: str | None = None, epoch: UUID | None = None
+    ) -> list[ledger.Progress]:
+        """What has been applied of one gateway or of all, of one epoch or of all."""
+        return await self.transact(lambda connection: ledger.progress(connection, gateway_id, epoch))
+
+    async def merge_ledger(self, older_than: timedelta) -> int:
+        """Merge adjacent entries of the ledger that are that old; returns how many gateways had some."""
+        names = await self.transact(lambda connection: ledger.mergeable(connection, older_than))
+
+        async def merge(connection: asyncpg.Connection[Any], gateway_id: str) -> None:
+            async with connection.transaction():
+                await ledger.lock(connection, gateway_id)
+                await ledger.merge(connection, gateway_id, older_than)
+
+        for name in names:
+            await self.transact(functools.partial(merge, gateway_id=name))
+        return len(names)
+
+    async def transact(self, work: Callable[[asyncpg.Connection[Any]], Awaitable[T]]) -> T:
+        """Run `work` with a connection to the prepared database; again when it met contention.
+
+        Raises:
+            DeliveryError: what a fault of the database stands for.
+        """
         await self._prepare_to_apply()
         assert self._pool is not None
         for attempt in range(_ATTEMPTS):
             try:
                 with faults.mapped():
                     async with self._pool.acquire() as connection:
-                        return await self._apply_once(connection, batch)
+                        return await work(connection)
             except RetryLater as fault:
                 if isinstance(fault.__cause__, faults.MISSING):
                     self.schema = None
                 if not isinstance(fault.__cause__, faults.CONTENTION) or attempt + 1 == _ATTEMPTS:
                     raise
         raise AssertionError
-
-    async def progress(
-        self, gateway_id: str, epoch: UUID | None = None
-    ) -> tuple[ledger.Seen | None, list[ledger.AppliedRange]]:
-        """What has been applied of a gateway, of one epoch or of all."""
-        await self._prepare_to_apply()
-        assert self._pool is not None
-        with faults.mapped():
-            async with self._pool.acquire() as connection:
-                return await ledger.applied_ranges(connection, gateway_id, epoch)
 
     def encode(self, batch: Batch) -> Parcel:
         """The batch in wire form; what goes over the link is the COPY body that `send` makes of it."""
@@ -170,17 +233,31 @@ class TimescaleSink:
         self._directory.forget()
 
     async def _apply_once(self, connection: asyncpg.Connection[Any], batch: Batch) -> Receipt:
+        readings = batch.readings
+        source = storing.Source(batch.range.gateway_id, batch.range.epoch, batch.range.first_commit)
         async with connection.transaction():
             await ledger.lock(connection, batch.range.gateway_id)
             earlier = await ledger.earlier_receipt(connection, batch)
-            if earlier is not None:
+            if isinstance(earlier, Receipt):
                 return earlier
-            newest_us = newest_times(batch.readings, len(batch.series))
+            newest_us = newest_times(readings, len(batch.series))
             resolved = await self._directory.resolve(connection, batch.series, newest_us)
-            receipt = await _store(connection, batch, resolved.series_no)
+            if earlier == "covered":
+                return await _recognised(connection, batch, resolved.series_no)
+            receipt = await storing.store(connection, readings, resolved.series_no, source)
             await ledger.enter(connection, batch, receipt)
         self._directory.remember(resolved)
         return receipt
+
+
+async def _recognised(
+    connection: asyncpg.Connection[Any], batch: Batch, series_no: NDArray[np.int32]
+) -> Receipt:
+    """The answer to a batch whose range was applied in other pieces: its rows are there, or it is refused."""
+    found = await storing.recognise(connection, batch.readings, series_no)
+    if found is None:
+        raise ledger.RangeConflict(f"{batch.range}: was applied before with other readings", "range_overlap")
+    return found
 
 
 def _check(batch: Batch) -> None:
@@ -188,51 +265,11 @@ def _check(batch: Batch) -> None:
     if batch.range.record_class is not RecordClass.READING:
         raise Refused(f"{batch.range}: this release stores readings only", "unsupported_class")
     times = batch.readings.time_us
+    if not len(times):
+        return
     for time_us in (int(times.min()), int(times.max())):
         if not copying.SMALLEST_TIME_US <= time_us <= copying.LARGEST_TIME_US:
             raise Refused(f"{batch.range}: a time of {time_us} us cannot be stored", "time_out_of_range")
-
-
-async def _store(connection: asyncpg.Connection[Any], batch: Batch, series_no: NDArray[np.int32]) -> Receipt:
-    """Write the readings, by COPY if all are new and through the staging table otherwise."""
-    try:
-        async with connection.transaction():
-            body = copying.body(batch.readings, series_no)
-            await _copy(connection, "reading", copying.COLUMNS, body)
-    except asyncpg.UniqueViolationError:
-        return await _store_staged(connection, batch, series_no)
-    return Receipt(rows=batch.rows, stored=batch.rows)
-
-
-async def _store_staged(
-    connection: asyncpg.Connection[Any], batch: Batch, series_no: NDArray[np.int32]
-) -> Receipt:
-    await connection.execute(_SQL["make_staging"])
-    body = copying.body(batch.readings, series_no, ordinal=True)
-    await _copy(connection, "reading_staging", (*copying.COLUMNS, copying.ORDINAL), body)
-    stored = _count(await connection.execute(_SQL["insert_staged"]))
-    conflicts = _count(
-        await connection.execute(
-            _SQL["note_conflicts"], batch.range.gateway_id, batch.range.epoch, batch.range.first_commit
-        )
-    )
-    await connection.execute(_SQL["drop_staging"])
-    return Receipt(batch.rows, stored, batch.rows - stored - conflicts, conflicts)
-
-
-async def _copy(
-    connection: asyncpg.Connection[Any], table: str, columns: tuple[str, ...], body: Iterable[bytearray]
-) -> None:
-    async def pieces() -> AsyncIterator[bytearray]:
-        for piece in body:
-            yield piece
-
-    await connection.copy_to_table(table, source=pieces(), columns=list(columns), format="binary")
-
-
-def _count(status: str) -> int:
-    """Rows of a command tag, e.g. "INSERT 0 42"."""
-    return int(status.rpartition(" ")[2])
 
 
 def _report(state: schema.Schema) -> None:

@@ -17,9 +17,11 @@ from starlette.responses import JSONResponse
 from cloud_sync.database.ledger import RangeConflict
 
 if TYPE_CHECKING:
-    from cloud_sync.database.ledger import AppliedRange, Seen
+    from cloud_sync.database.ledger import DeclaredLoss, Progress
     from cloud_sync.errors import DeliveryError
     from cloud_sync.records import BatchRange, Receipt
+
+_SUMS = ("rows", "stored", "duplicates", "conflicts", "refused")
 
 
 class Rejection(Exception):  # noqa: N818 - an answer, raised where it is decided
@@ -70,41 +72,61 @@ def rejection_of(fault: DeliveryError, retry_after_s: int) -> Rejection:
 
 
 def receipt_answer(applied: BatchRange, receipt: Receipt) -> dict[str, Any]:
-    """A receipt as JSON, the same for a batch applied now and one applied before, but for its status."""
+    """A receipt as JSON, the same for a batch applied now and one applied before but for status and credit."""
+    parts = {} if applied.parts == 1 else {"part": applied.part, "parts": applied.parts}
+    credit = {} if receipt.credit is None else {"credit": receipt.credit._asdict()}
     return {
         "status": "duplicate" if receipt.applied_before else "applied",
         **_range_names(applied),
         "first_commit": applied.first_commit,
         "last_commit": applied.last_commit,
+        **parts,
         "rows": receipt.rows,
         "stored": receipt.stored,
         "duplicates": receipt.duplicates,
         "conflicts": receipt.conflicts,
+        **credit,
     }
 
 
-def progress_answer(gateway_id: str, seen: Seen | None, ranges: list[AppliedRange]) -> dict[str, Any]:
+def progress_answer(gateway_id: str, known: Progress | None) -> dict[str, Any]:
     """What has been applied of a gateway: per epoch and class, ranges, gaps from commit 1 on, and sums."""
     epochs = []
-    for _, group in groupby(ranges, key=lambda applied: applied.range[:3]):
+    for _, group in groupby(known.ranges if known else (), key=lambda applied: applied.range[:3]):
         islands = list(group)
-        spans = [(i.range.first_commit, i.range.last_commit) for i in islands]
+        spans = [(i.range.first_commit, i.range.last_commit) for i in islands if i.complete]
+        gaps = [(a + 1, b - 1) for (_, a), (b, _) in pairwise([(0, 0), *spans]) if a + 1 < b]
+        partial = [(i.range.first_commit, i.range.last_commit) for i in islands if not i.complete]
+        end = spans[-1][1] if spans else 0
+        gaps += [(end + 1, max(last for _, last in partial))] if partial and partial[-1][1] > end else []
         epochs.append(
             {
                 **_range_names(islands[0].range),
+                "complete_through": spans[0][1] if spans and spans[0][0] == 1 else 0,
                 "ranges": spans,
-                "gaps": [(a + 1, b - 1) for (_, a), (b, _) in pairwise([(0, 0), *spans]) if a + 1 < b],
-                "rows": sum(i.rows for i in islands),
-                "stored": sum(i.stored for i in islands),
-                "duplicates": sum(i.duplicates for i in islands),
-                "conflicts": sum(i.conflicts for i in islands),
+                "gaps": gaps,
+                "partial": partial,
+                **{name: sum(getattr(i, name) for i in islands) for name in _SUMS},
             }
         )
     return {
         "gateway_id": gateway_id,
-        "first_seen": seen.first.isoformat() if seen else None,
-        "last_seen": seen.last.isoformat() if seen else None,
+        "first_seen": known.first_seen.isoformat() if known else None,
+        "last_seen": known.last_seen.isoformat() if known else None,
         "epochs": epochs,
+        "declared": [_loss(loss) for loss in known.declared] if known else [],
+    }
+
+
+def _loss(loss: DeclaredLoss) -> dict[str, Any]:
+    return {
+        **_range_names(loss.range),
+        "first_commit": loss.range.first_commit,
+        "last_commit": loss.range.last_commit,
+        "rows": loss.rows,
+        "reason": loss.reason,
+        "survives": loss.survives,
+        "declared_at": loss.declared_at.isoformat(),
     }
 
 

@@ -30,7 +30,7 @@ from cloud_sync.ingest.tokens import TokensFault
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
-    from cloud_sync.database.ledger import AppliedRange, Seen
+    from cloud_sync.database.ledger import Progress
     from cloud_sync.ingest.intake import Intake
     from cloud_sync.ingest.metrics import IngestMetrics
     from cloud_sync.ingest.tokens import TokenFile
@@ -47,10 +47,8 @@ class Sink(Protocol):
         """Apply a batch once in effect."""
         ...
 
-    async def progress(
-        self, gateway_id: str, epoch: UUID | None = None
-    ) -> tuple[Seen | None, list[AppliedRange]]:
-        """What has been applied of a gateway."""
+    async def progress(self, gateway_id: str | None = None, epoch: UUID | None = None) -> list[Progress]:
+        """What has been applied of a gateway, or of all."""
         ...
 
     async def ping(self) -> None:
@@ -111,7 +109,8 @@ class IngestApp:
             epoch = UUID(request.query_params["epoch"]) if "epoch" in request.query_params else None
         except ValueError as fault:
             raise Rejection(400, "bad_epoch", "epoch is no UUID") from fault
-        return JSONResponse(progress_answer(gateway_id, *await self._sink.progress(gateway_id, epoch)))
+        known = await self._sink.progress(gateway_id, epoch)
+        return JSONResponse(progress_answer(gateway_id, known[0] if known else None))
 
     async def tell_health(self, _request: Request) -> Response:
         """Answer that the process lives."""

@@ -1,8 +1,10 @@
-"""Tokens of gateways: a text file of `gateway_id sha256-of-token` lines; `#` starts a comment.
+"""Tokens: a text file of `name sha256-of-token [scope]` lines; `#` starts a comment.
 
-A gateway may have several tokens, so that a new one can be in use before the old one is revoked. Only hashes
-are stored: a token is 32 random bytes, so a plain SHA-256 cannot be searched. A running service notices a
-changed file at its next request.
+Scope `batches`, the default, is a gateway's: it may send its own wire batches and see its own progress. Scope
+`readings` is a client's that is no gateway: it may send plain readings. Scope `view` may see every gateway.
+A name may have several tokens, so that a new one can be in use before the old one is revoked. Only hashes are
+stored: a token is 32 random bytes, so a plain SHA-256 cannot be searched. A running service notices a changed
+file at its next request.
 """
 
 from __future__ import annotations
@@ -12,15 +14,19 @@ import hmac
 import os
 import re
 import secrets
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple, get_args
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-_GATEWAY_ID = re.compile(r"[^\s#/\x00-\x1f]{1,128}")
+_NAME = re.compile(r"[^\s#/\x00-\x1f]{1,128}")
 _HASH = re.compile(r"[0-9a-f]{64}")
 _TOKEN_BYTES = 32
-_HEADING = "# gateway_id sha256-of-token; written by `tidegate ingest token`\n"
+_WORDS_MAX = 3
+_HEADING = "# name sha256-of-token [scope]; written by `tidegate ingest token`\n"
+
+Scope = Literal["batches", "readings", "view"]
+SCOPES: tuple[Scope, ...] = get_args(Scope)
 
 
 class TokensFault(Exception):  # noqa: N818 - a fault of a file, like SettingsFault
@@ -28,10 +34,11 @@ class TokensFault(Exception):  # noqa: N818 - a fault of a file, like SettingsFa
 
 
 class Entry(NamedTuple):
-    """One line: a gateway and the hash of one of its tokens."""
+    """One line: a gateway or client, the hash of one of its tokens, and what it may do with that."""
 
-    gateway_id: str
+    name: str
     token_hash: str
+    scope: Scope = "batches"
 
 
 def parse(text: str, source: str) -> list[Entry]:
@@ -45,9 +52,14 @@ def parse(text: str, source: str) -> list[Entry]:
         words = line.partition("#")[0].split()
         if not words:
             continue
-        if len(words) != 2 or not _HASH.fullmatch(words[1]):  # noqa: PLR2004 - the two words of an entry
-            raise TokensFault(f"{source}: line {number}: expected a gateway_id and 64 hexadecimal digits")
-        entries.append(Entry(*words))
+        name, token_hash, scope = (words + ["", "batches"][len(words) - 1 :])[:_WORDS_MAX]
+        known = next((s for s in SCOPES if s == scope), None)
+        if len(words) > _WORDS_MAX or known is None or not _HASH.fullmatch(token_hash):
+            raise TokensFault(
+                f"{source}: line {number}: expected a name, 64 hexadecimal digits, "
+                f"and perhaps a scope ({', '.join(SCOPES)})"
+            )
+        entries.append(Entry(name, token_hash, known))
     return entries
 
 
@@ -65,29 +77,27 @@ def read(path: Path) -> list[Entry]:
         raise TokensFault(f"{path}: cannot be read: {getattr(fault, 'strerror', fault)}") from fault
 
 
-def add(path: Path, gateway_id: str) -> str:
-    """Give a gateway one more token and return it: nobody can read it again.
+def add(path: Path, name: str, scope: Scope = "batches") -> str:
+    """Give a gateway or client one more token and return it: nobody can read it again.
 
     Raises:
-        TokensFault: the gateway_id is not usable, or the file cannot be read or written.
+        TokensFault: the name is not usable, or the file cannot be read or written.
     """
-    if not _GATEWAY_ID.fullmatch(gateway_id):
-        raise TokensFault(
-            f"{gateway_id!r} is no gateway_id: expected up to 128 characters without space, # or /"
-        )
+    if not _NAME.fullmatch(name):
+        raise TokensFault(f"{name!r} is no gateway_id: expected up to 128 characters without space, # or /")
     token = secrets.token_urlsafe(_TOKEN_BYTES)
-    _write(path, [*read(path), Entry(gateway_id, _hash_of(token))])
+    _write(path, [*read(path), Entry(name, _hash_of(token), scope)])
     return token
 
 
-def revoke(path: Path, gateway_id: str) -> int:
-    """Take away every token of a gateway; returns how many there were.
+def revoke(path: Path, name: str) -> int:
+    """Take away every token of a gateway or client; returns how many there were.
 
     Raises:
         TokensFault: the file cannot be read or written.
     """
     entries = read(path)
-    kept = [entry for entry in entries if entry.gateway_id != gateway_id]
+    kept = [entry for entry in entries if entry.name != name]
     if len(kept) < len(entries):
         _write(path, kept)
     return len(entries) - len(kept)
@@ -118,13 +128,13 @@ class TokenFile:
             self._stamp = stamp
         return len(self._entries)
 
-    def gateway_of(self, token: str) -> str | None:
-        """The gateway a token belongs to. Every entry is compared, in time that says nothing of the token."""
+    def entry_of(self, token: str) -> Entry | None:
+        """Whose token it is. Every entry is compared, in time that says nothing of the token."""
         presented = _hash_of(token)
         found = None
         for entry in self._entries:
             if hmac.compare_digest(entry.token_hash, presented):
-                found = entry.gateway_id
+                found = entry
         return found
 
 
@@ -132,9 +142,14 @@ def _hash_of(token: str) -> str:
     return hashlib.sha256(token.encode()).hexdigest()
 
 
+def _line_of(entry: Entry) -> str:
+    scope = "" if entry.scope == "batches" else f" {entry.scope}"
+    return f"{entry.name} {entry.token_hash}{scope}\n"
+
+
 def _write(path: Path, entries: list[Entry]) -> None:
     """Replace the file as a whole, readable by its owner only. Comments of a person are not kept."""
-    text = _HEADING + "".join(f"{entry.gateway_id} {entry.token_hash}\n" for entry in entries)
+    text = _HEADING + "".join(map(_line_of, entries))
     draft = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         with os.fdopen(

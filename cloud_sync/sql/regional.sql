@@ -5,41 +5,102 @@ SELECT pg_advisory_xact_lock(hashtextextended($1, 7265));
 
 -- name: newest_range_up_to
 -- Ranges do not overlap, so the one that starts last at or before $4 is the only one that can reach into it.
-SELECT first_commit, last_commit, rows, stored, duplicates, conflicts, min_time_us, max_time_us
+SELECT first_commit, last_commit, parts, batches
 FROM ingest_ledger
 WHERE gateway_id = $1 AND epoch = $2 AND class = $3 AND first_commit <= $4
 ORDER BY first_commit DESC
 LIMIT 1;
+
+-- name: entries_reaching_into_part
+-- Part k of n is the stretch from (k - 1) / n to k / n of its range.
+SELECT part, parts, rows, stored, duplicates, conflicts, refused, min_time_us, max_time_us
+FROM ingest_ledger
+WHERE gateway_id = $1 AND epoch = $2 AND class = $3 AND first_commit = $4
+  AND part::int8 * $6::int4 > ($5::int4 - 1)::int8 * parts
+  AND (part - 1)::int8 * $6::int4 < $5::int4::int8 * parts;
 
 -- name: enter_range
 WITH seen AS (
     INSERT INTO gateway (gateway_id) VALUES ($1)
     ON CONFLICT (gateway_id) DO UPDATE SET last_seen = now()
 )
-INSERT INTO ingest_ledger (gateway_id, epoch, class, first_commit, last_commit, rows, stored, duplicates,
-                           conflicts, min_time_us, max_time_us)
-VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11);
+INSERT INTO ingest_ledger (gateway_id, epoch, class, first_commit, last_commit, part, parts, rows, stored,
+                           duplicates, conflicts, refused, min_time_us, max_time_us)
+VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14);
 
--- name: gateway_seen
-SELECT first_seen, last_seen FROM gateway WHERE gateway_id = $1;
+-- name: gateways_seen
+SELECT gateway_id, first_seen, last_seen FROM gateway
+WHERE $1::text IS NULL OR gateway_id = $1
+ORDER BY gateway_id;
 
 -- name: applied_ranges
--- Adjacent ranges merged: a new island starts where the one before does not end at first_commit - 1.
-WITH marked AS (
-    SELECT *, first_commit <> lag(last_commit) OVER w + 1 AS starts
+-- Adjacent complete ranges as one: a new island starts where the one before does not end at first_commit - 1.
+-- A range in parts is complete when their shares add up to 1; any two shares differ by far more than 1e-11.
+WITH whole AS (
+    SELECT gateway_id, epoch, class, first_commit, max(last_commit) AS last_commit, sum(rows) AS rows,
+           sum(stored) AS stored, sum(duplicates) AS duplicates, sum(conflicts) AS conflicts,
+           sum(refused) AS refused, sum(1::numeric / parts) AS share
     FROM ingest_ledger
-    WHERE gateway_id = $1 AND ($2::uuid IS NULL OR epoch = $2)
-    WINDOW w AS (PARTITION BY epoch, class ORDER BY first_commit)
+    WHERE ($1::text IS NULL OR gateway_id = $1) AND ($2::uuid IS NULL OR epoch = $2)
+    GROUP BY gateway_id, epoch, class, first_commit
+), marked AS (
+    SELECT *, least(share, 1) > 0.99999999999 AS complete,
+           share < 0.99999999999 OR lag(share) OVER w < 0.99999999999
+               OR first_commit <> lag(last_commit) OVER w + 1 AS starts
+    FROM whole
+    WINDOW w AS (PARTITION BY gateway_id, epoch, class ORDER BY first_commit)
+), islands AS (
+    SELECT *, count(*) FILTER (WHERE starts)
+                  OVER (PARTITION BY gateway_id, epoch, class ORDER BY first_commit) AS island
+    FROM marked
+)
+SELECT gateway_id, epoch, class, min(first_commit) AS first_commit, max(last_commit) AS last_commit,
+       bool_and(complete) AS complete, sum(rows)::int8 AS rows, sum(stored)::int8 AS stored,
+       sum(duplicates)::int8 AS duplicates, sum(conflicts)::int8 AS conflicts, sum(refused)::int8 AS refused
+FROM islands
+GROUP BY gateway_id, epoch, class, island
+ORDER BY gateway_id, epoch, class, min(first_commit);
+
+-- name: declared_losses
+SELECT gateway_id, epoch, class, first_commit, last_commit, rows, reason, survives, declared_at
+FROM declared_loss
+WHERE ($1::text IS NULL OR gateway_id = $1) AND ($2::uuid IS NULL OR epoch = $2)
+ORDER BY gateway_id, epoch, class, first_commit;
+
+-- name: gateways_to_merge
+SELECT DISTINCT gateway_id
+FROM ingest_ledger
+WHERE applied_at < now() - $1::interval
+GROUP BY gateway_id, epoch, class
+HAVING count(*) > 1
+ORDER BY gateway_id;
+
+-- name: merge_ledger
+-- Old entries that lie side by side become one. A range in parts is merged once all of them are old.
+WITH whole AS (
+    SELECT epoch, class, first_commit, max(last_commit) AS last_commit
+    FROM ingest_ledger
+    WHERE gateway_id = $1
+    GROUP BY epoch, class, first_commit
+    HAVING max(applied_at) < now() - $2::interval AND sum(1::numeric / parts) > 0.99999999999
+), marked AS (
+    SELECT *, first_commit <> lag(last_commit) OVER (PARTITION BY epoch, class ORDER BY first_commit) + 1
+                  AS starts
+    FROM whole
 ), islands AS (
     SELECT *, count(*) FILTER (WHERE starts) OVER (PARTITION BY epoch, class ORDER BY first_commit) AS island
     FROM marked
+), old AS (
+    DELETE FROM ingest_ledger l USING islands i
+    WHERE l.gateway_id = $1 AND l.epoch = i.epoch AND l.class = i.class AND l.first_commit = i.first_commit
+    RETURNING l.*, i.island
 )
-SELECT epoch, class, min(first_commit) AS first_commit, max(last_commit) AS last_commit,
-       sum(rows)::int8 AS rows, sum(stored)::int8 AS stored, sum(duplicates)::int8 AS duplicates,
-       sum(conflicts)::int8 AS conflicts
-FROM islands
-GROUP BY epoch, class, island
-ORDER BY epoch, class, first_commit;
+INSERT INTO ingest_ledger (gateway_id, epoch, class, first_commit, last_commit, rows, stored, duplicates,
+                           conflicts, refused, min_time_us, max_time_us, applied_at, batches, part, parts)
+SELECT $1, epoch, class, min(first_commit), max(last_commit), sum(rows), sum(stored), sum(duplicates),
+       sum(conflicts), sum(refused), min(min_time_us), max(max_time_us), max(applied_at), sum(batches), 1, 1
+FROM old
+GROUP BY epoch, class, island;
 
 -- name: add_sensors
 INSERT INTO sensor (sensor_id)
@@ -105,6 +166,14 @@ FROM reading_staging g
 JOIN reading r ON r.series_no = g.series_no AND r.time = g.time
 WHERE r.value <> g.value
   AND r.time >= (SELECT min(time) FROM reading_staging)
+  AND r.time <= (SELECT max(time) FROM reading_staging);
+
+-- name: count_staged_in_reading
+-- How many staged rows are there by series and time, and how many of those with another value.
+SELECT count(*) AS present, count(*) FILTER (WHERE r.value <> g.value) AS conflicts
+FROM reading_staging g
+JOIN reading r ON r.series_no = g.series_no AND r.time = g.time
+WHERE r.time >= (SELECT min(time) FROM reading_staging)
   AND r.time <= (SELECT max(time) FROM reading_staging);
 
 -- name: drop_staging

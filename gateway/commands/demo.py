@@ -51,6 +51,7 @@ def demo(
         return
     folder = _folder(data)
     processes = Processes(folder, outlive=keep)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs inherit it ignored
     signal.signal(signal.SIGTERM, _interrupt)
     signal.signal(signal.SIGHUP, _interrupt)
     warnings.simplefilter("ignore")  # a library warns of a missing XDG_RUNTIME_DIR

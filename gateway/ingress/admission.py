@@ -9,7 +9,10 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 from gateway.ingress.packets import ReasonCode
 
 if TYPE_CHECKING:
+    from collections.abc import Container
+
     from gateway.ingress.packets import Publish
+    from gateway.ingress.topics import TopicTemplate
 
 _TOPICS_MAX: Final = 1000
 
@@ -21,11 +24,18 @@ Certificate = Mapping[str, Any]
 class Identity:
     """Someone who may connect.
 
-    `may_publish` is asked once per connection and topic (bytes, a valid topic name); None allows every topic.
+    Attributes:
+        name: who it is.
+        may_publish: asked once per connection and topic (bytes, a valid topic name); None allows every topic.
+        scope: whose client identifiers are meant: the same one in another scope is another client, so that
+            nobody takes over the session of somebody else.
+        stands: asked about once a second; False (the device was removed, say) ends the connection.
     """
 
     name: str
     may_publish: Callable[[bytes], bool] | None = None
+    scope: str = ""
+    stands: Callable[[], bool] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,11 +54,12 @@ class Authenticator(Protocol):
         username: str | None,
         password: bytes | None,
         certificate: Certificate | None,
+        address: str,
     ) -> Identity | Refusal | Awaitable[Identity | Refusal]:
         """Decide at once, or return an awaitable when it takes long (a slow hash, in a thread).
 
-        `client_id` is the one in effect, assigned when the client sent none. Whatever the connection has
-        sent after CONNECT waits for the answer.
+        `client_id` is the one in effect, assigned when the client sent none; `address` is the peer's, without
+        the port. Whatever the connection has sent after CONNECT waits for the answer.
         """
         ...
 
@@ -62,9 +73,40 @@ class Anonymous:
         username: str | None,  # noqa: ARG002 - the seam's signature
         password: bytes | None,  # noqa: ARG002 - the seam's signature
         certificate: Certificate | None,  # noqa: ARG002 - the seam's signature
+        address: str,  # noqa: ARG002 - the seam's signature
     ) -> Identity:
         """Everyone is welcome under the name they give."""
         return Identity(client_id)
+
+
+def owner_of(sensor_id: str) -> str:
+    """The device a sensor_id belongs to: `pump-1` owns `pump-1` and `pump-1:flow`.
+
+    No device's name holds a colon, so that no device owns what is another's.
+    """
+    return sensor_id.partition(":")[0]
+
+
+def own_topics(name: str, template: TopicTemplate) -> Callable[[bytes], bool]:
+    """The rule "only as itself": topics of the template whose sensor_id belongs to the device `name`."""
+
+    def rule(topic: bytes) -> bool:
+        series = template.match(topic.decode("utf-8", "replace"))
+        return series is not None and owner_of(series.sensor_id) == name
+
+    return rule
+
+
+def not_owned_by(
+    devices: Callable[[], Container[str]], template: TopicTemplate
+) -> Callable[[bytes], bool]:
+    """The rule "as nobody in particular": every topic but those of the devices known at the time."""
+
+    def rule(topic: bytes) -> bool:
+        series = template.match(topic.decode("utf-8", "replace"))
+        return series is None or owner_of(series.sensor_id) not in devices()
+
+    return rule
 
 
 class Permit:

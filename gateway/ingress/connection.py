@@ -84,6 +84,8 @@ class Connection(Link):
         self._in_flight = 0
         self._qos0_seen = 0
         self._client_id = ""
+        self._client_key = ""
+        self._identity: Identity | None = None
         self._session = Session()
         self._session_expiry_s = 0
         self._terms = Terms(0, 0, 0, {})
@@ -123,10 +125,10 @@ class Connection(Link):
         listener, session, will = self.listener, self._session, self._will
         if session.connection is self:
             session.connection = None
-            del listener.clients[self._client_id]
+            del listener.clients[self._client_key]
             if self._session_expiry_s:
                 expires_at_s = listener.now_s + self._session_expiry_s
-                listener.sessions.keep(self._client_id, session, expires_at_s=expires_at_s)
+                listener.sessions.keep(self._client_key, session, expires_at_s=expires_at_s)
         if will is not None:
             self._will = None
             self.counters.wills_total += 1
@@ -164,11 +166,17 @@ class Connection(Link):
         super().tick(now_s)
         if self.closing:
             return
-        if self.pauses & ~Pause.ADMISSION:
+        stands = None if self._identity is None else self._identity.stands
+        if stands is not None and not stands():
+            self.end(ReasonCode.NOT_AUTHORIZED)
+        elif self.pauses & ~Pause.ADMISSION:
             self.since_s = now_s  # what we do not read cannot be heard
         elif self._state is not _State.CONNECTED:
-            if now_s - self.since_s > self.listener.settings.connect_timeout_s:
-                self.count_close("connect_timeout")
+            settings, admitting = self.listener.settings, self._state is _State.ADMITTING
+            if now_s - self.since_s > (
+                settings.admission_timeout_s if admitting else settings.connect_timeout_s
+            ):
+                self.count_close("admission_timeout" if admitting else "connect_timeout")
                 self.hang_up()
         elif self._heard:
             self._heard = False
@@ -287,6 +295,8 @@ class Connection(Link):
         granted, denied = self._permit.split(run)
         if denied:
             self.counters.refused_total[_name(ReasonCode.NOT_AUTHORIZED)] += len(denied)
+            assert self._identity is not None
+            self.listener.note_denied(self._identity.name, denied[0].topic)
             self._qos0_seen += sum(not publish.qos for publish in denied)
             self._reject([publish for publish in denied if publish.qos], ReasonCode.NOT_AUTHORIZED)
         return granted
@@ -327,11 +337,13 @@ class Connection(Link):
             packet.username,
             packet.password,
             self.transport.get_extra_info("peercert") or None,
+            self._address(),
         )
         if isinstance(outcome, Identity | Refusal):
             self._decide(packet, outcome)
             return
         self._state = _State.ADMITTING
+        self.since_s = self.listener.now_s
         self.pause(Pause.ADMISSION)
         self._admission = asyncio.get_running_loop().create_task(
             _await(outcome), name=f"admit {self._client_id}"
@@ -360,22 +372,27 @@ class Connection(Link):
             self._refuse_connect(ReasonCode.NOT_AUTHORIZED)
             return
         self._permit = permit
+        self._identity = outcome
+        self._client_key = self._client_id
+        if outcome.scope:
+            self._client_key = f"{outcome.scope}\0{self._client_id}"  # NUL is in no string of MQTT
         self._will = packet.will
         self._terms = terms_of(packet, self._client_id, self.listener.settings)
         self._session_expiry_s = self._terms.session_expiry_s
         present = self._claim_session(packet)
         self._state = _State.CONNECTED
         self.since_s = self.listener.now_s
+        self.listener.welcomed(self)
         self._send(Connack(0, present, self._terms.announced))
 
     def _claim_session(self, packet: Connect) -> bool:
         """Take over the client identifier and its session; whether a session was there."""
         listener = self.listener
-        session = listener.sessions.claim(self._client_id)
-        previous = listener.clients.get(self._client_id)
+        session = listener.sessions.claim(self._client_key)
+        previous = listener.clients.get(self._client_key)
         if previous is not None:
             session = previous.yield_session()
-        listener.clients[self._client_id] = self
+        listener.clients[self._client_key] = self
         present = session is not None and not packet.clean_start
         if present:
             assert session is not None
@@ -391,6 +408,10 @@ class Connection(Link):
         self._session.connection = None
         self.end(ReasonCode.SESSION_TAKEN_OVER)
         return session
+
+    def _address(self) -> str:
+        peer = self.transport.get_extra_info("peername")
+        return str(peer[0]) if peer else ""
 
     def _refuse_connect(self, reason_code: int) -> None:
         self.counters.refused_total[_name(reason_code)] += 1

@@ -54,8 +54,6 @@ class Link(asyncio.Protocol):
             peer.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         if self.listener.paused:
             self.pause(Pause.INTAKE)
-            # uvloop starts to read after this method, whatever was asked in it
-            asyncio.get_running_loop().call_soon(self._stay_paused)
 
     def pause_writing(self) -> None:
         """The peer does not read what it is sent: stop reading it, too."""
@@ -72,7 +70,8 @@ class Link(asyncio.Protocol):
             self.transport.pause_reading()
         self.pauses |= reason
 
-    def _stay_paused(self) -> None:
+    def stay_paused(self) -> None:
+        """Pause again: uvloop starts to read after `connection_made`, whatever was asked in it."""
         if self.pauses and not self.closing:
             self.transport.pause_reading()
 

@@ -1,17 +1,26 @@
 """The `listen` ingress: the MQTT server that devices publish to.
 
-Owns the listening socket, what all connections share, and one coarse timer for every time limit. It is not a
+Owns the listening sockets, what all connections share, and one coarse timer for every time limit. It is not a
 broker: publishes go to the `Intake` and nowhere else.
+
+A connection counts from the accept on, its TLS handshake included. When `max_connections` are there, the one
+that has been a stranger (not yet admitted) for longest makes room: sockets that say nothing do not keep
+devices out.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import logging
+import socket
 from collections import Counter
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
+from gateway.ingress.acceptor import Acceptor
 from gateway.ingress.admission import Anonymous
+from gateway.ingress.buckets import Buckets
 from gateway.ingress.connection import Connection
 from gateway.ingress.link import Pause
 from gateway.ingress.packets import ReasonCode, TopicTable
@@ -19,12 +28,16 @@ from gateway.ingress.sessions import SessionTable
 
 if TYPE_CHECKING:
     import ssl
+    from collections.abc import Callable
 
     from gateway.ingress.admission import Authenticator
     from gateway.ingress.intake import Intake
 
 _TICK_S: Final = 1.0
-_BACKLOG: Final = 4096
+_PATIENCE_S: Final = 2.0
+_LOGGED: Final = {"burst": 1, "per_s": 1 / 300}
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,9 +46,10 @@ class ListenSettings:
 
     Attributes:
         host: address to bind; port: 0 takes a free one.
-        max_connections: sockets beyond it are closed at once.
+        max_connections: sockets beyond it are closed at once, or take the place of one not yet admitted.
         max_packet_bytes: largest packet taken, announced to MQTT 5 clients.
         connect_timeout_s: from the accept to a complete CONNECT, TLS handshake included.
+        admission_timeout_s: from CONNECT to the authenticator's decision.
         keep_alive_max_s: MQTT 5 clients that ask for more, or for none, are told this; 0 leaves them alone.
         receive_maximum: QoS 1 and 2 publishes of one connection not yet acknowledged. MQTT 5 clients are
             told, and disconnected beyond it (0x93); 3.1.1 clients are not read until half is acknowledged.
@@ -45,7 +59,7 @@ class ListenSettings:
         write_high_bytes: a connection with more waiting to be sent is not read.
         write_limit_bytes: one with more than this is closed.
         write_stall_s: so is one whose peer reads nothing for so long.
-        ssl: TLS, and client certificates if it demands them.
+        ssl: what gives the TLS context of a new connection, asked with monotonic seconds; None for no TLS.
     """
 
     host: str = "127.0.0.1"
@@ -53,6 +67,7 @@ class ListenSettings:
     max_connections: int = 10_500
     max_packet_bytes: int = 1 << 20
     connect_timeout_s: float = 10.0
+    admission_timeout_s: float = 60.0
     keep_alive_max_s: int = 3600
     receive_maximum: int = 10_000
     topic_alias_maximum: int = 32
@@ -61,7 +76,7 @@ class ListenSettings:
     write_high_bytes: int = 1 << 16
     write_limit_bytes: int = 1 << 20
     write_stall_s: float = 60.0
-    ssl: ssl.SSLContext | None = None
+    ssl: Callable[[float], ssl.SSLContext] | None = None
 
 
 @dataclass(slots=True)
@@ -88,7 +103,7 @@ class Listener:
     """The server. `start`, then `stop_reading`, then (once what was handed over is committed) `close`.
 
     Attributes:
-        clients: the connection of each client identifier now in use.
+        clients: the connection of each client identifier now in use; before it scope and NUL, where there is a scope.
         now_s: monotonic seconds, advanced by the timer: what every time limit is measured by.
     """
 
@@ -105,7 +120,10 @@ class Listener:
         self.now_s = 0.0
         self.paused = False
         self._connections: set[Connection] = set()
-        self._server: asyncio.Server | None = None
+        self._arriving: dict[Connection, tuple[asyncio.Task[None], socket.socket]] = {}
+        self._strangers: dict[Connection, float] = {}
+        self._denied_logged: Buckets[str] = Buckets(**_LOGGED)
+        self._acceptor = Acceptor(self._accepted)
         self._timer: asyncio.TimerHandle | None = None
         self._stopping = False
         self._gone = asyncio.Event()
@@ -122,39 +140,32 @@ class Listener:
         Raises:
             OSError: the address cannot be bound.
         """
-        settings = self.settings
-        loop = asyncio.get_running_loop()
-        self._server = await loop.create_server(
-            lambda: Connection(self),
-            settings.host,
-            settings.port,
-            backlog=_BACKLOG,
-            ssl=settings.ssl,
-            ssl_handshake_timeout=settings.connect_timeout_s if settings.ssl else None,
-        )
-        self._port = self._server.sockets[0].getsockname()[1]
+        self._port = await self._acceptor.open(self.settings.host, self.settings.port)
         self._stopping = False
         self._tick()
 
     def pause(self) -> None:
-        """Stop reading every socket: TCP pushes back to the devices. Harmless when paused."""
+        """Stop accepting, and reading every socket: TCP pushes back to the devices. Harmless when paused."""
         if not self.paused:
             self.paused = True
+            self._acceptor.pause()
             for connection in self._connections:
                 connection.pause(Pause.INTAKE)
 
     def resume(self) -> None:
-        """Read again, unless stopping. Harmless when not paused."""
+        """Read and accept again, unless stopping. Harmless when not paused."""
         if self.paused and not self._stopping:
             self.paused = False
+            self._acceptor.resume()
             for connection in self._connections:
                 connection.resume(Pause.INTAKE)
 
     def stop_reading(self) -> None:
         """Accept nothing more and read nothing more; acknowledgements are still written."""
         self._stopping = True
-        if self._server is not None:
-            self._server.close()
+        self._acceptor.close()
+        for _, accepted in self._arriving.values():
+            _cut(accepted)
         self.pause()
 
     async def close(self, deadline_s: float = 2.0) -> None:
@@ -166,7 +177,7 @@ class Listener:
             connection.end(ReasonCode.SERVER_SHUTTING_DOWN, with_will=False)
         try:
             async with asyncio.timeout(deadline_s):
-                while self._connections:
+                while self._connections or self._arriving:
                     self._gone.clear()
                     await self._gone.wait()
         except TimeoutError:
@@ -181,27 +192,89 @@ class Listener:
         await self.close(deadline_s)
 
     def opened(self, connection: Connection) -> bool:
-        """Count in a connection; whether there is room for it. Called by it."""
-        counters = self.counters
-        counters.connections_total += 1
-        if self._stopping or len(self._connections) >= self.settings.max_connections:
-            counters.refused_total["max_connections"] += 1
+        """Count in a connection whose transport is there; whether there is room for it. Called by it."""
+        if self._arriving.pop(connection, None) is None and not self._has_room():
+            return False
+        if self._stopping:
+            self._strangers.pop(connection, None)
             return False
         self._connections.add(connection)
-        counters.connections_open += 1
+        self._strangers.setdefault(connection, self.now_s)
+        self.counters.connections_open += 1
         return True
+
+    def welcomed(self, connection: Connection) -> None:
+        """A connection has been admitted. Called by it."""
+        self._strangers.pop(connection, None)
 
     def closed(self, connection: Connection) -> None:
         """Count out a connection. Called by it."""
+        self._strangers.pop(connection, None)
         if connection in self._connections:
             self._connections.remove(connection)
             self.counters.connections_open -= 1
-            if not self._connections:
-                self._gone.set()
+        if not self._connections:
+            self._gone.set()
+
+    def note_denied(self, name: str, topic: bytes) -> None:
+        """Log that an identity published where it may not, once in a while. Called by connections."""
+        if self._denied_logged.take(name, now_s=self.now_s):
+            _log.warning(
+                "%r may not publish to %.200r; it is told so, and what it sends there is not stored", name, topic
+            )
+
+    def _accepted(self, accepted: socket.socket) -> None:
+        if not self._has_room():
+            accepted.close()
+            return
+        connection = Connection(self)
+        self._strangers[connection] = self.now_s
+        beginning = asyncio.get_running_loop().create_task(self._begin(connection, accepted), name="arriving")
+        self._arriving[connection] = (beginning, accepted)
+
+    async def _begin(self, connection: Connection, accepted: socket.socket) -> None:
+        """Make the transport, after the handshake if there is TLS."""
+        loop, settings = asyncio.get_running_loop(), self.settings
+        try:
+            await loop.connect_accepted_socket(
+                lambda: connection,
+                accepted,
+                ssl=settings.ssl(loop.time()) if settings.ssl else None,
+                ssl_handshake_timeout=settings.connect_timeout_s if settings.ssl else None,
+            )
+            connection.stay_paused()
+        except OSError as fault:  # also what ssl raises, and a handshake that takes too long
+            self.counters.closed_total["tls_handshake"] += 1
+            _log.debug("the handshake failed: %s", fault)
+        finally:
+            if self._arriving.pop(connection, None) is not None:  # it never got its transport
+                self.closed(connection)
+
+    def _has_room(self) -> bool:
+        """Whether one more connection can be taken; the oldest stranger makes room if it must."""
+        counters = self.counters
+        counters.connections_total += 1
+        if self._stopping:
+            counters.refused_total["stopping"] += 1
+            return False
+        if len(self._connections) + len(self._arriving) < self.settings.max_connections:
+            return True
+        stranger, since_s = next(iter(self._strangers.items()), (None, 0.0))
+        if stranger is None or self.now_s - since_s < _PATIENCE_S:
+            counters.refused_total["max_connections"] += 1
+            return False
+        del self._strangers[stranger]
+        counters.closed_total["made_room"] += 1
+        if stranger in self._arriving:
+            _cut(self._arriving[stranger][1])
+        else:
+            stranger.abort()
+        return True
 
     def tick(self, now_s: float) -> None:
         """Enforce the time limits of all connections and sessions."""
         self.now_s = now_s
+        self._acceptor.retry()
         for connection in list(self._connections):
             connection.tick(now_s)
         self.sessions.expire(now_s=now_s)
@@ -210,3 +283,9 @@ class Listener:
         loop = asyncio.get_running_loop()
         self.tick(loop.time())
         self._timer = loop.call_later(_TICK_S, self._tick)
+
+
+def _cut(accepted: socket.socket) -> None:
+    """End a connection during its handshake, which then fails. The transport owns the socket and closes it."""
+    with contextlib.suppress(OSError):
+        accepted.shutdown(socket.SHUT_RDWR)

@@ -64,6 +64,10 @@ class _Rehearsal(Appender):
         self.rows = 0
         self.items: Sequence[QuarantineItem] = ()
 
+    def forget(self) -> None:
+        """Be as if nothing had been given."""
+        self.rows, self.items = 0, ()
+
     async def append(
         self,
         readings: Readings | None,
@@ -172,6 +176,7 @@ class _Bench:
 
     async def _rehearse(self, item: Item) -> str | None:
         """Why the payload does not make readings by the rules of today, None when all of it does."""
+        self._rehearsal.forget()
         self._trial.offer(item.source, item.topic.encode(), item.payload)
         await self._trial.commit_once()
         if self._rehearsal.items:

@@ -177,7 +177,10 @@ def _check_class(
             result.add(
                 str(head), "it was merged meanwhile, and holds fewer rows than what it was merged from"
             )
-        next_commit, next_rows = head.last_commit + 1, head.rows_before + head.rows
+        if result.set_aside_segments and _used_before(connection, head):
+            result.add(str(head), "its commits were those of a segment that was set aside (promise 2)")
+        next_commit = max(head.first_commit, head.last_commit) + 1
+        next_rows = head.rows_before + head.rows
         if known is not None and record_class is RecordClass.READING:
             known = _check_block(connection, walk, head, known, result)
         watcher.advance(head.rows)
@@ -200,6 +203,12 @@ def _past_set_aside(
             if commit_of(position) == next_commit:
                 next_commit, next_rows = last_commit + 1, next_rows + rows
     return next_commit, next_rows
+
+
+def _used_before(connection: sqlite3.Connection, head: Head) -> bool:
+    """Whether a segment that was set aside begins within the commits of this one."""
+    span = span_of(head.record_class, head.first_commit, head.last_commit)
+    return connection.execute(SQL["damaged_between"], span).fetchone() is not None
 
 
 def _check_place(head: Head, next_commit: int, next_rows: int, result: Checked) -> None:

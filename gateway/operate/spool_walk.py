@@ -68,11 +68,13 @@ class Walk:
         self._newest_first = newest_first
         self._class = record_class
         self._seen_first = self._seen_last = 0
+        self._before: tuple[int, int] | None = None
 
     def __iter__(self) -> Iterator[Head]:
         at_end = False
         while not at_end:
             log_bytes = wal_size_bytes(self._path)
+            self._before = (self._seen_first, self._seen_last) if self._seen_last else None
             self._connection.execute("BEGIN")
             try:
                 at_end = yield from self._one_view(log_bytes)
@@ -86,12 +88,11 @@ class Walk:
         return bytes(row[0])
 
     def overlaps(self, head: Head) -> bool:
-        """Whether the head last given covers commits of heads given before it."""
-        return bool(self._seen_last) and (
-            head.last_commit >= self._seen_first
-            if self._newest_first
-            else head.first_commit <= self._seen_last
-        )
+        """Whether the head last given covers commits of heads of an earlier view."""
+        if self._before is None:
+            return False
+        first, last = self._before
+        return head.first_commit <= last and head.last_commit >= first
 
     def _one_view(self, log_bytes: int) -> Generator[Head, None, bool]:
         """Heads until there are none (True), or the log has grown too much under this view (False)."""

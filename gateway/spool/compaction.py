@@ -172,6 +172,8 @@ class Compaction:
         )
         try:
             block, readings = await asyncio.get_running_loop().run_in_executor(None, _merge, blocks)
+            if not self._book.knows(readings.series):
+                raise FormatError("unknown_series", "a segment names a series that the spool does not")
         except FormatError as fault:
             _log.warning("commits %d..%d are not merged: %s", run[0].first_commit, run[-1].last_commit, fault)
             await self._database.write(lambda c: c.executemany(SQL["mark_indexed"], _keys(run)))

@@ -22,6 +22,7 @@ from uuid import UUID, uuid4
 import aiosqlite
 
 from cloud_sync import statements
+from gateway.spool import salvage
 from gateway.spool.crashpoints import point
 from gateway.spool.errors import SpoolError, SpoolFailed, SpoolFull, SpoolInUse, SpoolTooNew
 
@@ -76,17 +77,20 @@ class Database:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             lock_fd = _lock(path)
+            os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o640))
         except OSError as fault:
             raise SpoolFailed(f"{path}: {fault.strerror or fault}") from fault
         async with AsyncExitStack() as undo:
             undo.callback(os.close, lock_fd)
             try:
-                writer = await _Connection.opened(lambda: _connect(path))
+                writer = await _sound_writer(path)
                 undo.push_async_callback(writer.close)
                 epoch = await writer.run(_prepare)
                 reader = await _Connection.opened(lambda: _connect(path, read_only=True))
             except sqlite3.Error as fault:
                 raise _mapped(path, fault) from fault
+            except SpoolError as fault:
+                raise type(fault)(f"{path}: {fault}") from fault
             undo.pop_all()
         return cls(path, epoch, writer, reader, lock_fd)
 
@@ -159,6 +163,42 @@ class Database:
         return file_size_bytes(self.path)
 
 
+async def _sound_writer(path: Path) -> _Connection:
+    """The writer's connection to a spool that SQLite finds whole; a damaged one is salvaged first."""
+    writer = await _Connection.opened(lambda: _connect(path))
+    try:
+        fault = await writer.run(lambda c: _first_fault(c, path))
+        if fault is None:
+            salvage.suspect_mark(path).unlink(missing_ok=True)
+            return writer
+    except BaseException:
+        await writer.close()
+        raise
+    await writer.close()
+    aside = salvage.put_aside(path, fault)
+    writer = await _Connection.opened(lambda: _connect(path))
+    try:
+        await writer.run(_prepare)
+        await writer.run(lambda c: salvage.take_over(c, aside))
+    except BaseException:
+        await writer.close()
+        raise
+    return writer
+
+
+def _first_fault(connection: sqlite3.Connection, path: Path) -> str | None:
+    """Open the file for real; what is wrong with it, or None. Other errors than damage are raised."""
+    try:
+        _prepare(connection)
+    except sqlite3.Error as fault:
+        if salvage.is_damage(fault) or salvage.says_read_only(fault):  # the file has just been opened to write
+            return str(fault)
+        raise
+    except (TypeError, ValueError, UnicodeDecodeError) as fault:
+        return f"its own description cannot be read: {fault}"
+    return salvage.fault_in(connection, path)
+
+
 def file_size_bytes(path: Path) -> int:
     """Bytes on disk of a spool: the file and its write-ahead log."""
     return sum(p.stat().st_size for p in (path, _wal(path)) if p.exists())
@@ -196,19 +236,24 @@ def _connect(path: Path, *, read_only: bool = False) -> sqlite3.Connection:
     connection = sqlite3.connect(
         uri, uri=True, isolation_level=None, timeout=_BUSY_TIMEOUT_S, check_same_thread=False
     )
-    connection.execute("PRAGMA query_only = 1" if read_only else "PRAGMA synchronous = FULL")
+    if read_only:
+        connection.execute("PRAGMA query_only = 1")
     return connection
 
 
 def _prepare(connection: sqlite3.Connection) -> UUID:
     """Verify and migrate; return the epoch."""
-    if connection.execute("PRAGMA user_version").fetchone()[0] == 0:
+    version = _check_version(connection)
+    if version == 0:
+        if connection.execute("SELECT count(*) FROM sqlite_schema").fetchone()[0]:
+            raise SpoolFailed("this is not a Tidegate spool but a database of something else")
         connection.execute("PRAGMA auto_vacuum = INCREMENTAL")
     connection.execute("PRAGMA journal_mode = WAL")
+    connection.execute("PRAGMA synchronous = FULL")
     connection.execute("PRAGMA journal_size_limit = 16777216")
-    version = _check_version(connection)
     for number in range(version + 1, FORMAT_VERSION + 1):
         _migrate(connection, number)
+    connection.execute(SQL["write_nothing"])  # fails where SQLite would not write
     return UUID(connection.execute(SQL["meta"], ("epoch",)).fetchone()[0])
 
 
@@ -248,6 +293,8 @@ def _split(script: str) -> list[str]:
 
 
 def _mapped(path: Path, fault: BaseException) -> SpoolError:
+    if isinstance(fault, sqlite3.Error) and salvage.is_damage(fault):
+        salvage.suspect(path)
     code = getattr(fault, "sqlite_errorcode", None)
     if code in _NO_ROOM:
         return SpoolFull(f"{path}: no room on the disk ({fault})")

@@ -24,7 +24,7 @@ from gateway.spool import ranges
 from gateway.spool.crashpoints import point
 from gateway.spool.database import SQL, Database
 from gateway.spool.ranges import Range
-from gateway.spool.segments import Segments, commit_of, read_range, span_of
+from gateway.spool.segments import Segments, commit_of, keep_high_mark, read_range, span_of
 
 if TYPE_CHECKING:
     import sqlite3
@@ -97,9 +97,14 @@ class Deliveries:
         readable = []
         for position, block in blocks:
             try:
-                readable.append(columns.decode(block))
+                decoded = columns.decode(block)
             except FormatError as fault:
                 await self._set_aside(position, f"{fault.reason}: {fault}")
+                continue
+            if self._book.knows(decoded.series):
+                readable.append(decoded)
+            else:
+                await self._set_aside(position, "unknown_series: it names a series that the spool does not")
         return self._assemble(claimed, readable) if readable else None
 
     async def _set_aside(self, position: int, reason: str) -> None:
@@ -107,6 +112,7 @@ class Deliveries:
         now_us = time.time_ns() // 1000
 
         def work(connection: sqlite3.Connection) -> None:
+            keep_high_mark(connection, position)
             connection.execute(SQL["set_aside"], (now_us, reason, position))
             connection.execute(SQL["keep_damaged_block"], (position,))
             connection.execute(SQL["delete_segment"], (position,))

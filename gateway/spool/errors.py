@@ -9,8 +9,10 @@ SpoolError
 
 from __future__ import annotations
 
+from cloud_sync.errors import StoreTrouble
 
-class SpoolError(Exception):
+
+class SpoolError(StoreTrouble):
     """The spool did not do what was asked; nothing of it was done."""
 
 

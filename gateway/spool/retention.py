@@ -15,7 +15,7 @@ from gateway.spool.capacity import Capacity
 from gateway.spool.crashpoints import point
 from gateway.spool.database import SQL
 from gateway.spool.errors import SpoolError, SpoolFull
-from gateway.spool.segments import commit_of, high_mark_key, position_of, span_of
+from gateway.spool.segments import commit_of, keep_high_mark, position_of, span_of
 
 if TYPE_CHECKING:
     import sqlite3
@@ -68,17 +68,12 @@ class Retention:
         doomed = await self._database.read(lambda c: self._doomed(c, before_us))
         if not doomed:
             return 0
-        first, last, last_commit = doomed[0][0], doomed[-1][0], doomed[-1][1]
+        first, last = doomed[0][0], doomed[-1][0]
 
         def work(connection: sqlite3.Connection) -> None:
-            rows_after = connection.execute(
-                "SELECT rows_before + rows FROM segment WHERE position = ?", (last,)
-            ).fetchone()[0]
+            keep_high_mark(connection, last)
             connection.execute(SQL["delete_segments"], (first, last))
             point("in_prune")
-            connection.execute(
-                SQL["set_meta"], (high_mark_key(RecordClass.READING), f"{last_commit} {rows_after}")
-            )
 
         await self._database.write(work)
         await self._database.reclaim(_FREE_PAGES)

@@ -188,11 +188,24 @@ def high_mark_key(record_class: RecordClass) -> str:
     return f"pruned_{record_class.name.lower()}"
 
 
+def keep_high_mark(connection: sqlite3.Connection, position: int) -> None:
+    """Remember the commit of a segment that is about to be taken away; inside the same transaction."""
+    record_class = RecordClass(position >> _CLASS_SHIFT)
+    commit, rows = connection.execute(SQL["segment_end"], (position,)).fetchone()
+    if commit > _high_mark(connection, record_class).commit:
+        connection.execute(SQL["set_meta"], (high_mark_key(record_class), f"{commit} {rows}"))
+
+
 def newest_of(connection: sqlite3.Connection, record_class: RecordClass) -> _Counter:
     """The newest commit of a class and the rows ever committed, from the file."""
+    mark = _high_mark(connection, record_class)
     row = connection.execute(SQL["newest_segment"], span_of(record_class)).fetchone()
-    if row is not None:
-        _, last_commit, rows, rows_before = row
-        return _Counter(last_commit, rows_before + rows)
+    if row is None:
+        return mark
+    _, last_commit, rows, rows_before = row
+    return max(mark, _Counter(last_commit, rows_before + rows))
+
+
+def _high_mark(connection: sqlite3.Connection, record_class: RecordClass) -> _Counter:
     mark = value_of(connection.execute(SQL["meta"], (high_mark_key(record_class),)).fetchone(), "0 0")
     return _Counter(*map(int, mark.split()))

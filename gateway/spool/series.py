@@ -50,6 +50,10 @@ class SeriesBook:
     def __getitem__(self, number: int) -> Series:
         return self._series[number]
 
+    def knows(self, numbers: NDArray[np.int32]) -> bool:
+        """Whether every number names a series."""
+        return self._series.keys() >= set(np.unique(numbers).tolist())
+
     def number_of(self, series: Series) -> int | None:
         """The number of `series`, a new one if need be; None when the book is full."""
         number = self._numbers.get(series)

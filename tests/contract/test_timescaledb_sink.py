@@ -220,16 +220,16 @@ async def test_progress_tells_adjacent_ranges_as_one_and_leaves_gaps(sink):
         await sink.apply(batch(first, last))
     await sink.apply(batch(5, epoch=UUID(int=7)))
 
-    seen, ranges = await sink.progress("gw-1", EPOCH)
+    (known,) = await sink.progress("gw-1", EPOCH)
 
-    assert seen is not None
+    ranges = known.ranges
     assert [(r.range.first_commit, r.range.last_commit, r.rows) for r in ranges] == [
         (1, 4, 24),
         (8, 9, 12),
         (20, 31, 24),
     ]
-    assert len((await sink.progress("gw-1"))[1]) == 4
-    assert await sink.progress("nobody") == (None, [])
+    assert len((await sink.progress("gw-1"))[0].ranges) == 4
+    assert await sink.progress("nobody") == []
 
 
 async def test_attributes_follow_the_newest_reading_and_not_the_order_of_arrival(region_dsn, sink):

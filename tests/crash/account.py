@@ -9,7 +9,6 @@ from __future__ import annotations
 import re
 import shutil
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -23,6 +22,8 @@ from gateway.spool.series import SeriesBook
 from tests.crash.fleet import TYPE, number_of, value_of
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from tests.crash.fleet import Fleet
 
 _SEGMENTS = (
@@ -68,7 +69,9 @@ class Account:
         try:
             book = await SeriesBook.load(database)
             segments = await Segments.load(database, book)
-            rows = await database.read(lambda c: c.execute(_SEGMENTS, span_of(RecordClass.READING)).fetchall())
+            rows = await database.read(
+                lambda c: c.execute(_SEGMENTS, span_of(RecordClass.READING)).fetchall()
+            )
             self._check_commits(rows)
             newest = segments.newest_commit(RecordClass.READING)
             assert newest >= self.newest, "a commit that was there is gone"
@@ -77,7 +80,9 @@ class Account:
                 assert self.epoch in (None, database.epoch)
                 self.epoch = database.epoch
             deliveries = Deliveries(database, segments, book, "g1")
-            for (name,) in await database.read(lambda c: c.execute("SELECT name FROM destination").fetchall()):
+            for (name,) in await database.read(
+                lambda c: c.execute("SELECT name FROM destination").fetchall()
+            ):
                 backlog = await deliveries.backlog(name)
                 assert 0 <= backlog.readings <= segments.rows_ever(RecordClass.READING)
             for *_, block in rows:

@@ -121,7 +121,7 @@ class _Link(asyncio.Protocol):
                 assert (first, packet_id & 0xFF) == (0x20, 0), "the gateway refused the connection"
         self.transport.write(self.device.fill())
 
-    def connection_lost(self, exc) -> None:
+    def connection_lost(self, _exc) -> None:
         self.closed.set_result(None)
 
 
@@ -156,7 +156,7 @@ class Fleet:
         for device in self.devices:
             device.quiet = True
         async with asyncio.timeout(within_s):
-            while any(device.unanswered for device in self.devices):
+            while any(device.unanswered for device in self.devices):  # noqa: ASYNC110 - many devices, one look
                 await asyncio.sleep(0.02)
         for device in self.devices:
             device.quiet = False

@@ -164,7 +164,7 @@ class _File:
         self._disk.record.append(op)
         _change(self._content, op)
 
-    def xSync(self, flags):  # noqa: N802
+    def xSync(self, _flags):  # noqa: N802
         self._disk.record.append(Op("sync", self._inode))
 
     def xFileSize(self):  # noqa: N802
@@ -182,7 +182,7 @@ class _File:
     def xCheckReservedLock(self):  # noqa: N802
         return False
 
-    def xFileControl(self, op, pointer):  # noqa: N802
+    def xFileControl(self, _op, _pointer):  # noqa: N802
         return False
 
     def xSectorSize(self):  # noqa: N802
@@ -199,12 +199,12 @@ class DiskVFS(apsw.VFS):
         self.disk = Disk()
         super().__init__("power", base="")
 
-    def xOpen(self, name, flags):  # noqa: N802
+    def xOpen(self, name, _flags):  # noqa: N802
         path = name.filename() if isinstance(name, apsw.URIFilename) else name
         inode = self.disk.names.get(path)
         return _File(self.disk, self.disk.create(path) if inode is None else inode)
 
-    def xAccess(self, path, flags):  # noqa: N802
+    def xAccess(self, path, _flags):  # noqa: N802
         return path in self.disk.names
 
     def xDelete(self, path, sync_directory):  # noqa: N802

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from dataclasses import dataclass
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -17,6 +17,9 @@ from gateway.spool.duplicates import Duplicates
 from gateway.spool.retention import Retention
 from gateway.spool.segments import Segments
 from gateway.spool.series import SeriesBook
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 ROWS = 400
 """Readings of each commit; commit k holds the times (k - 1) * ROWS .. k * ROWS - 1."""

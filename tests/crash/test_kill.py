@@ -80,8 +80,13 @@ class Site:
     def stick(self):
         return self.folder / "stick"
 
-    def account(self) -> Account:
-        return Account(self.spool, self.folder / "copy")
+    def account(self, work: Path | None = None) -> Account:
+        return Account(self.spool, work or self.folder / "copy")
+
+    def move_stick_to(self, folder: Path) -> None:
+        """Have the destination on another disk than the spool."""
+        config = self.folder / "gateway.toml"
+        config.write_text(config.read_text().replace('"stick"\ncompress', f'"{folder}"\ncompress'))
 
     def log(self) -> str:
         return (self.folder / "gateway.log").read_text()
@@ -116,7 +121,7 @@ async def _progress(fleet: Fleet, more: int, within_s: float = 20) -> None:
     """Wait until `more` further readings are acknowledged."""
     aim = fleet.acked + more
     async with asyncio.timeout(within_s):
-        while fleet.acked < aim:
+        while fleet.acked < aim:  # noqa: ASYNC110 - a counter of many connections
             await asyncio.sleep(0.02)
 
 

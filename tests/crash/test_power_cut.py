@@ -152,7 +152,7 @@ class Story:
         self.site = await self._opened()
 
 
-async def faults_after(path, promised: Promised, story: Story) -> str:
+async def faults_after(path, promised, story: Story) -> str:  # noqa: PLR0911 - one return a kind of fault
     """Open what a cut left and say what is wrong with it; "" when nothing is."""
     site = await Site.opened(path)
     try:

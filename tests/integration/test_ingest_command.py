@@ -17,6 +17,7 @@ import asyncpg
 import httpx
 import pytest
 
+from cloud_sync.database import statements
 from cloud_sync.destinations.ingest_client import IngestClient
 from cloud_sync.records import Receipt
 from tests.wire_examples import batch
@@ -163,8 +164,10 @@ def test_a_database_of_a_newer_release_ends_the_service_with_exit_2(postgres_dsn
     run("token", "add", "gw-1", "--config", config)
     migrated = run("migrate", "--config", config)
     assert migrated.returncode == 0
-    assert migrated.stdout == "schema 1 on plain PostgreSQL: 001_readings\n"
-    assert run("migrate", "--config", config).stdout == "schema 1 on plain PostgreSQL: nothing to do\n"
+    names = [migration.name for migration in statements.migrations()]
+    assert migrated.stdout == f"schema {len(names)} on plain PostgreSQL: {', '.join(names)}\n"
+    again = run("migrate", "--config", config)
+    assert again.stdout == f"schema {len(names)} on plain PostgreSQL: nothing to do\n"
     asyncio.run(_pretend_newer(postgres_dsn))
 
     for command in ("serve", "migrate"):

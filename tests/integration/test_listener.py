@@ -207,7 +207,7 @@ def test_a_paused_listener_pushes_back_through_tcp_and_loses_nothing(run):
 def test_a_client_that_never_reads_its_answers_is_itself_no_longer_read(run):
     async def main():
         async with listening(write_high_bytes=4096) as listener, connected(listener, "fine") as fine:
-            accepting = listener._server.sockets[0]
+            accepting = listener._acceptor.sockets[0]
             accepting.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 8192)
             small = socket.socket()
             small.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
@@ -430,7 +430,7 @@ def certificates(tmp_path_factory):
 class ByCertificate:
     """Admits a device under the common name of its certificate, and no other."""
 
-    def admit(self, client_id, _username, _password, certificate):
+    def admit(self, client_id, _username, _password, certificate, _address):
         names = dict(part[0] for part in certificate["subject"]) if certificate else {}
         return Identity(client_id) if names.get("commonName") == client_id else Refusal()
 
@@ -444,7 +444,7 @@ def test_a_device_with_a_client_certificate_publishes_over_tls(run, certificates
     known.load_cert_chain(certificates / "device.pem", certificates / "device.key")
 
     async def main():
-        async with listening(ByCertificate(), ssl=server) as listener:
+        async with listening(ByCertificate(), ssl=lambda _now_s: server) as listener:
             async with connected(listener, "dev-7", ssl=known) as client:
                 client.send(*(Publish(b"a", b"x" * 5000, n + 1, 1) for n in range(500)))
                 assert len(await client.receive(500)) == 500

@@ -705,7 +705,7 @@ class Doorkeeper:
     def __init__(self):
         self.asked = []
 
-    def admit(self, client_id, _username, password, _certificate):
+    def admit(self, client_id, _username, password, _certificate, _address):
         if password != b"secret":
             return Refusal(ReasonCode.BAD_USER_NAME_OR_PASSWORD)
         return Identity(client_id, self.rule(client_id))

@@ -153,3 +153,18 @@ def test_a_destinations_wish_is_a_floor_but_no_weapon():
     backoff = Backoff(first_s=1, ceiling_s=10)
     assert 30 <= backoff.wait_s(1, retry_after_s=30) <= 40
     assert backoff.wait_s(1, retry_after_s=10**9) <= RETRY_AFTER_MAX_S + 10
+
+
+async def test_the_commit_of_a_damaged_newest_segment_is_never_used_again(tmp_path):
+    async with open_spool(tmp_path / "spool.db") as spool:
+        await filled(spool, commits=3)
+        await spool.database.write(
+            lambda c: c.execute("UPDATE segment SET block = zeroblob(60) WHERE position & 255 = 3")
+        )
+        await Shipper(spool.deliveries, MemoryDestination()).ship_once()
+    async with open_spool(tmp_path / "spool.db") as spool:
+        assert (spool.segments.newest_commit(4), spool.segments.rows_ever(4)) == (3, 30)
+        await spool.append([("a", 999, 0.0)])
+        claimed = await spool.deliveries.claim("memory", now_us=1)
+        assert claimed is not None
+        assert claimed.first_commit == 4

@@ -10,6 +10,11 @@ import pytest
 from cloud_sync.ingest import tokens
 
 
+def owner(file: tokens.TokenFile, token: str) -> str | None:
+    entry = file.entry_of(token)
+    return entry.name if entry else None
+
+
 def test_a_token_that_was_added_is_known_and_only_its_hash_is_kept(tmp_path):
     path = tmp_path / "tokens"
     first, second, other = (tokens.add(path, gateway) for gateway in ("gw-1", "gw-1", "gw-2"))
@@ -21,7 +26,7 @@ def test_a_token_that_was_added_is_known_and_only_its_hash_is_kept(tmp_path):
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
     file = tokens.TokenFile(path)
     assert file.refresh() == 3
-    assert [file.gateway_of(token) for token in (first, second, other, "", "x")] == [
+    assert [owner(file, token) for token in (first, second, other, "", "x")] == [
         "gw-1",
         "gw-1",
         "gw-2",
@@ -42,13 +47,14 @@ def test_revoking_takes_every_token_of_a_gateway(tmp_path):
     assert tokens.revoke(path, "gw-1") == 0
 
     assert file.refresh() == 1
-    assert [file.gateway_of(token) for token in (*gone, kept)] == [None, None, "gw-2"]
+    assert [owner(file, token) for token in (*gone, kept)] == [None, None, "gw-2"]
 
 
 def test_comments_and_blank_lines_are_allowed_and_nonsense_is_named_by_line():
     good = "0" * 64
     text = f"# a comment\n\n gw-1   {good}  # north\n"
-    assert tokens.parse(text, "f") == [("gw-1", good)]
+    assert tokens.parse(text, "f") == [("gw-1", good, "batches")]
+    assert tokens.parse(f"a {good} readings\nb {good} view", "f")[1].scope == "view"
     for line in ("gw-1", f"gw-1 {good}0", f"gw-1 {good} extra", "gw-1 " + "g" * 64):
         with pytest.raises(tokens.TokensFault, match="f: line 2: expected"):
             tokens.parse(f"# x\n{line}\n", "f")
@@ -71,4 +77,4 @@ def test_a_file_that_goes_bad_leaves_the_tokens_read_before_in_force(tmp_path):
     path.unlink()
     with pytest.raises(tokens.TokensFault, match="No such file"):
         file.refresh()
-    assert file.gateway_of(token) == "gw-1"
+    assert owner(file, token) == "gw-1"

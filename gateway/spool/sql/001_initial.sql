@@ -74,7 +74,7 @@ CREATE TABLE batch (
 ) WITHOUT ROWID;
 
 CREATE TABLE quarantine (
-    quarantine_no  INTEGER PRIMARY KEY,
+    quarantine_no  INTEGER PRIMARY KEY AUTOINCREMENT,
     received_at_us INTEGER NOT NULL,
     source         TEXT NOT NULL,     -- listen, subscribe, host, http, or a destination's name
     topic          TEXT NOT NULL,

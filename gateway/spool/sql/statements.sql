@@ -83,6 +83,9 @@ SELECT count(*), coalesce(sum(rows), 0) FROM segment;
 SELECT position, last_commit, written_at_us FROM segment WHERE position BETWEEN ? AND ?
 ORDER BY position LIMIT ?;
 
+-- name: segment_end
+SELECT last_commit, rows_before + rows FROM segment WHERE position = ?;
+
 -- name: delete_segments
 DELETE FROM segment WHERE position BETWEEN ? AND ?;
 
@@ -126,3 +129,6 @@ DELETE FROM quarantine WHERE quarantine_no < ?;
 
 -- name: quarantine_by_reason
 SELECT reason, count(*), max(received_at_us) FROM quarantine GROUP BY reason ORDER BY count(*) DESC;
+
+-- name: write_nothing
+DELETE FROM meta WHERE key = '';

@@ -1,0 +1,165 @@
+"""A spool that SQLite finds damaged: put aside under its date, and what can be read goes into a new one.
+
+The new spool has an epoch of its own, because the newest commit numbers of the old one may be among what
+was lost (promise 2); whatever was delivered twice by that, the region stores once. Nothing is deleted: the
+damaged file stays beside the spool until a person removes it.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sqlite3
+import time
+from contextlib import closing, suppress
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from cloud_sync import columns
+from cloud_sync.errors import FormatError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+_log = logging.getLogger(__name__)
+_SIDE_FILES = ("", "-wal", "-shm")
+_DAMAGED_CODES = frozenset({sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_FORMAT})
+_DAMAGED_WORDS = ("unsupported file format", "malformed", "no such table", "no such column", "no such index")
+_CHECKED_BELOW_BYTES = 256 << 20
+_COPIED = ("series", "series_mark", "destination", "delivered", "batch", "quarantine", "damaged", "meta")
+
+
+@dataclass(frozen=True, slots=True)
+class Salvaged:
+    """What came over from a damaged spool."""
+
+    aside: Path
+    segments: int
+    rows: int
+    unreadable_segments: int
+
+
+def is_damage(fault: sqlite3.Error) -> bool:
+    """Whether an error says that the file itself is damaged, not merely busy, full or forbidden."""
+    code = getattr(fault, "sqlite_errorcode", 0) & 0xFF
+    return code in _DAMAGED_CODES or (
+        code == sqlite3.SQLITE_ERROR and any(word in str(fault) for word in _DAMAGED_WORDS)
+    )
+
+
+def says_read_only(fault: sqlite3.Error) -> bool:
+    """Whether SQLite will only read: a header it half knows, when the file itself may be written."""
+    return getattr(fault, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_READONLY
+
+
+def suspect_mark(path: Path) -> Path:
+    """The file that tells the next start to check the whole spool first."""
+    return path.with_name(path.name + ".suspect")
+
+
+def suspect(path: Path) -> None:
+    """Have the next start check the whole spool, because something in it could not be read."""
+    with suppress(OSError):
+        suspect_mark(path).touch()
+
+
+def fault_in(connection: sqlite3.Connection, path: Path) -> str | None:
+    """What SQLite's own check finds, or None; a large spool is checked only when it is under suspicion."""
+    if not suspect_mark(path).exists() and path.stat().st_size > _CHECKED_BELOW_BYTES:
+        return None
+    try:
+        found = [row[0] for row in connection.execute("PRAGMA quick_check(3)")]
+    except sqlite3.Error as fault:
+        return str(fault)
+    return None if found == ["ok"] else "; ".join(found)
+
+
+def put_aside(path: Path, why: str) -> Path:
+    """Rename the spool's files under today's date; returns the new path of the main file."""
+    stamp = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
+    aside = path.with_name(f"{path.name}.{stamp}.damaged")
+    number = 1
+    while aside.exists():
+        number += 1
+        aside = path.with_name(f"{path.name}.{stamp}-{number}.damaged")
+    for suffix in _SIDE_FILES:
+        with suppress(FileNotFoundError):
+            path.with_name(path.name + suffix).rename(aside.with_name(aside.name + suffix))
+    suspect_mark(path).unlink(missing_ok=True)
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+    _log.error("the spool %s is damaged (%s); it is kept as %s and a new one is begun", path, why, aside.name)
+    return aside
+
+
+def take_over(new: sqlite3.Connection, aside: Path) -> Salvaged:
+    """Copy what can be read of `aside` into an empty spool, in one transaction."""
+    segments = rows = unreadable = 0
+    new.execute("BEGIN IMMEDIATE")
+    epoch = new.execute("SELECT value FROM meta WHERE key = 'epoch'").fetchone()[0]
+    with suppress(sqlite3.Error), closing(_opened(aside)) as old:
+        for table in _COPIED:
+            for row in _rows(old, table):
+                with suppress(sqlite3.Error):
+                    new.execute(f"INSERT OR REPLACE INTO {table} VALUES ({_marks(row)})", row)  # noqa: S608 - our own names
+        known = {row[0] for row in new.execute("SELECT series_no FROM series")}
+        for row in _rows(old, "segment"):
+            if not _is_whole(row, known):
+                unreadable += 1
+                continue
+            with suppress(sqlite3.Error):
+                new.execute(f"INSERT OR IGNORE INTO segment VALUES ({_marks(row)})", row)  # noqa: S608 - as above
+                segments, rows = segments + 1, rows + row[2]
+    new.execute("INSERT OR REPLACE INTO meta VALUES ('epoch', ?)", (epoch,))
+    new.execute("COMMIT")
+    _log.error(
+        "%d segments with %d records were taken over from %s; %d could not be read",
+        segments,
+        rows,
+        aside.name,
+        unreadable,
+    )
+    return Salvaged(aside, segments, rows, unreadable)
+
+
+def _opened(aside: Path) -> sqlite3.Connection:
+    connection = sqlite3.connect(aside, isolation_level=None)
+    connection.execute("PRAGMA query_only = 1")
+    connection.execute("PRAGMA writable_schema = 1")  # so that a faulty schema entry does not hide the others
+    return connection
+
+
+def _rows(old: sqlite3.Connection, table: str) -> Iterator[tuple[Any, ...]]:
+    """The rows of a table, from both ends towards whatever cannot be read between them."""
+    seen: set[object] = set()
+    key = {"meta": "key", "destination": "name"}.get(table, "rowid")
+    if table in ("delivered", "batch"):
+        key = "destination, class, first_commit"
+    for order in ("ASC", "DESC"):
+        ordered = ", ".join(f"{column} {order}" for column in key.split(", "))
+        try:
+            for row in old.execute(f"SELECT * FROM {table} ORDER BY {ordered}"):  # noqa: S608 - our own names
+                identity = row[:3] if "," in key else row[0]
+                if identity in seen:
+                    return
+                seen.add(identity)
+                yield row
+        except (sqlite3.Error, UnicodeDecodeError):
+            continue
+        return
+
+
+def _is_whole(row: tuple[Any, ...], known: set[int]) -> bool:
+    try:
+        (series,) = columns.decode_columns(row[-1], ("series",))
+    except (FormatError, TypeError):
+        return False
+    return len(series) == row[2] and known.issuperset(series.tolist())
+
+
+def _marks(row: tuple[Any, ...]) -> str:
+    return ", ".join("?" * len(row))
