@@ -1,7 +1,7 @@
 """How much may go over the link: bytes per second for all lanes, rows per second for the backfill. Pure.
 
-A budget is spent when a batch has left, whatever its size, and may go into debt; who asks again waits until the
-debt is paid, so the mean never exceeds the rate. Backfill waits for a level of zero. Live may borrow ahead, so
+A budget is spent when a batch has left, whatever its size, and may go into debt; who asks again waits until
+the debt is paid, so the mean never exceeds the rate. Backfill waits for a level of zero. Live may borrow, so
 that a large batch of backfill just sent does not hold it up. Times are monotonic seconds.
 """
 

@@ -77,7 +77,9 @@ def zone_of(name: str) -> tzinfo:
     try:
         return ZoneInfo(name)
     except (KeyError, ValueError, OSError) as fault:
-        raise ValueError(f"{name!r} is no time zone known here; write UTC, or for instance Europe/Vienna") from fault
+        raise ValueError(
+            f"{name!r} is no time zone known here; write UTC, or for instance Europe/Vienna"
+        ) from fault
 
 
 def _minutes(text: str, clock: str) -> int:
@@ -92,7 +94,9 @@ def _days(text: str, names: str) -> frozenset[int]:
     for piece in names.split(","):
         first, _, last = (part.strip().lower()[:3] for part in piece.partition("-"))
         if first not in _DAYS or (last and last not in _DAYS):
-            raise ValueError(f"{text!r}: {piece.strip()!r} is no day; write Mon, Tue, Wed, Thu, Fri, Sat, Sun")
+            raise ValueError(
+                f"{text!r}: {piece.strip()!r} is no day; write Mon, Tue, Wed, Thu, Fri, Sat, Sun"
+            )
         begin, end = _DAYS.index(first), _DAYS.index(last or first)
         days.update((begin + n) % 7 for n in range((end - begin) % 7 + 1))
     return frozenset(days)

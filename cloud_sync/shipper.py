@@ -1,92 +1,72 @@
-"""The shipper of one destination: claim -> encode -> send -> settle.
+"""The shipper of one destination: its lanes, when each may go, and what becomes of faults.
 
-Each step can be called alone; the loop around them is short. A batch that was not settled is sent again,
-the same range, until the destination answers for it; nothing is dropped because of retries. What else may
-happen to a batch is said by the error classes (`cloud_sync.errors`).
+Live goes first, backfill fills the gaps behind it with the rest of the budget (`cloud_sync.lanes`). The steps
+of a batch are the courier's; here is the loop around them. A batch that was not settled is sent again, the
+same one, until the destination answers for it; nothing is dropped because of retries.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import random
 import time
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from cloud_sync.backoff import Backoff
-from cloud_sync.errors import DeliveryError, Refused, RetryLater, StoreTrouble, TooLarge, Unauthorised
-from cloud_sync.rates import Rate
+from cloud_sync.budget import Budget
+from cloud_sync.counters import ShipperCounters
+from cloud_sync.courier import Courier, Office, Spool
+from cloud_sync.errors import DeliveryError, Refused, RetryLater, StoreFault, TooLarge, Unauthorised
+from cloud_sync.lanes import Lane
+from cloud_sync.schedule import Schedule
+from cloud_sync.sizing import Sizing
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from cloud_sync.destinations import Destination
-    from cloud_sync.records import Batch, BatchRange, Receipt
+
+__all__ = ["Shipper", "ShipperCounters", "Spool"]
 
 _log = logging.getLogger(__name__)
 _HOLD_S = 30.0
-_FOREIGN_RANGE = frozenset({"range_overlap", "range_mismatch"})
+_CLOSED_S = 5.0
+_LIVE_ASKS_S = 0.5
+_IDLE_S = 0.01
+_LIVE_TARGET_S = 0.5
 
 
-class Spool(Protocol):
-    """What a shipper needs of the durable store."""
+class _Trouble(NamedTuple):
+    """Why a courier does not get on; `of_link` when the destination does not answer it as it should."""
 
-    async def claim(self, destination: str, *, now_us: int, max_rows: int) -> BatchRange | None:
-        """Fix the next range to send, durably; the same one until it is settled."""
-        ...
-
-    async def load(self, claimed: BatchRange) -> Batch | None:
-        """The records of a claimed range; None when nothing of it can be read any more."""
-        ...
-
-    async def settle(self, destination: str, claimed: BatchRange) -> None:
-        """The destination has answered for the range."""
-        ...
-
-    async def renew_epoch(self) -> None:
-        """Take a new epoch: this spool is an older copy of one that the destination knows."""
-        ...
-
-    async def split(self, destination: str, claimed: BatchRange) -> bool:
-        """Halve a claimed range; False when it cannot be."""
-        ...
-
-
-@dataclass(slots=True)
-class ShipperCounters:
-    """What one destination has taken since start, and how it is doing now.
-
-    Attributes:
-        state: idle, sending, waiting (a retry is due later) or held (a person is needed).
-        last_error: the newest fault in words, "" once a batch went through again.
-        delivered: rows per second that receipts came for, a moving rate.
-    """
-
-    state: str = "idle"
-    batches: int = 0
-    rows: int = 0
-    duplicates: int = 0
-    conflicts: int = 0
-    wire_bytes: int = 0
-    failures: int = 0
-    last_error: str = ""
-    last_receipt_at_us: int | None = None
-    delivered: Rate = field(default_factory=Rate)
-
-    def settled(self, receipt: Receipt, wire_bytes: int, *, now_us: int) -> None:
-        """Count a receipt."""
-        self.delivered.add(receipt.rows, time.monotonic())
-        self.batches += 1
-        self.rows += receipt.rows
-        self.duplicates += receipt.duplicates
-        self.conflicts += receipt.conflicts
-        self.wire_bytes += wire_bytes
-        self.last_error = ""
-        self.last_receipt_at_us = now_us
+    state: str
+    words: str
+    of_link: bool
 
 
 class Shipper:
-    """Delivers one destination's backlog. `ship_once` is the step, `run` the loop."""
+    """Delivers one destination's backlog. `ship_once` is the step, `run` the loop.
+
+    Args:
+        spool: the durable store.
+        destination: what to send to.
+        kind: of the destination, for people.
+        concurrency: batches on their way at a time; the first is live, the others backfill. With 1 they take
+            turns.
+        in_order: one lane only, the oldest first.
+        keeps_ledger: the destination notes ranges of commits.
+        max_batch_rows, max_batch_bytes: ceiling of a batch.
+        target_s: how long one request of backfill should take; batches are sized by it.
+        flush_s: how long live readings may wait for company.
+        max_bytes_per_s: budget of the link, None for no limit.
+        schedule: when the lanes that it applies to may send.
+        schedule_for: the backfill lane, or everything.
+        urgent: asked before a lane is held up by the schedule; True lets it go.
+        backoff: of retries.
+        clock_us: wall clock, microseconds since 1970.
+        chance: from 0 to 1.
+    """
 
     def __init__(
         self,
@@ -94,96 +74,178 @@ class Shipper:
         destination: Destination,
         *,
         kind: str = "",
+        concurrency: int = 2,
+        in_order: bool = False,
+        keeps_ledger: bool = False,
         max_batch_rows: int = 50_000,
+        max_batch_bytes: int = 4 << 20,
+        target_s: float = 1.0,
         flush_s: float = 1.0,
-        backoff: Backoff = Backoff(),  # noqa: B008 - an immutable value
+        max_bytes_per_s: float | None = None,
+        schedule: Schedule = Schedule(),  # noqa: B008 - an immutable value
+        schedule_for: Literal["backfill", "everything"] = "backfill",
+        urgent: Callable[[], bool] = lambda: False,
+        backoff: Backoff = Backoff(),  # noqa: B008 - as above
         clock_us: Callable[[], int] = lambda: time.time_ns() // 1000,
+        chance: Callable[[], float] = random.random,
     ) -> None:
         self.name = destination.name
         self.kind = kind
-        self._spool = spool
         self._destination = destination
-        self._max_batch_rows = max_batch_rows
         self._flush_s = flush_s
+        self._schedule = schedule
+        self._schedule_for = schedule_for
+        self._urgent = urgent
         self._backoff = backoff
-        self._clock_us = clock_us
-        self._attempt = 0
-        self.counters = ShipperCounters()
+        lanes: tuple[Lane | None, ...] = (None,) if in_order else (Lane.LIVE, Lane.BACKFILL)
+        self._office = Office(
+            spool,
+            destination,
+            {
+                lane: Sizing(
+                    max_batch_rows,
+                    max_batch_bytes,
+                    min(target_s, _LIVE_TARGET_S) if lane is Lane.LIVE else target_s,
+                )
+                for lane in lanes
+            },
+            budget=Budget(max_bytes_per_s),
+            keeps_ledger=keeps_ledger,
+            clock_us=clock_us,
+            chance=chance,
+        )
+        self._either = Courier(self._office, lanes)
+        self._couriers = [self._either]
+        if concurrency > 1 and not in_order:
+            back = [Courier(self._office, [Lane.BACKFILL]) for _ in range(concurrency - 1)]
+            self._couriers = [Courier(self._office, [Lane.LIVE]), *back]
+        self._troubles: dict[Courier, _Trouble] = {}
+        self._sending = 0
+        self._store_attempts = 0
+        self._live_due = 0.0
+        self._live_asks = False
+        self.counters = self._office.counters
 
     async def aclose(self) -> None:
         """Release the destination's connections."""
         await self._destination.aclose()
 
     async def run(self, stop: asyncio.Event) -> None:
-        """Ship until `stop` is set: batch after batch while there is backlog, else every `flush_s`."""
-        while not stop.is_set():
-            started = time.monotonic()
-            wait_s = await self.ship_or_wait()
-            if wait_s is None:
-                wait_s = max(0.0, started + self._flush_s - time.monotonic())
-            await _sleep_unless(stop, wait_s)
-
-    async def ship_or_wait(self) -> float | None:
-        """Ship one batch; returns seconds to wait: 0 when more is ready, None when all is delivered."""
-        try:
-            rows = await self.ship_once()
-        except RetryLater as fault:
-            self._failed("waiting", fault)
-            return self._backoff.wait_s(self._attempt, fault.retry_after_s)
-        except StoreTrouble as fault:
-            self._failed("waiting", fault)
-            return self._backoff.wait_s(self._attempt)
-        except (Unauthorised, Refused, TooLarge) as fault:
-            self._failed("held", fault)
-            return max(_HOLD_S, self._backoff.wait_s(self._attempt))
-        self._attempt = 0
-        self.counters.state = "idle"
-        return 0.0 if rows >= self._max_batch_rows // 2 else None
+        """Ship until `stop` is set, every courier on its own."""
+        async with asyncio.TaskGroup() as couriers:
+            for number, courier in enumerate(self._couriers):
+                couriers.create_task(self._run(courier, stop), name=f"courier {number} of {self.name}")
 
     async def ship_once(self) -> int:
-        """Claim, encode, send and settle one batch; returns its rows, 0 when there was nothing to send.
+        """Carry one batch, whatever its lane; returns its rows, 0 when there was nothing to send.
 
         Raises:
             DeliveryError: the batch stays claimed and will be sent again.
         """
-        claimed = await self._spool.claim(self.name, now_us=self._clock_us(), max_rows=self._max_batch_rows)
-        if claimed is None:
-            return 0
-        self.counters.state = "sending"
-        batch = await self._spool.load(claimed)
-        if batch is None:
-            await self._spool.settle(self.name, claimed)
-            return 0
-        parcel = await asyncio.get_running_loop().run_in_executor(None, self._destination.encode, batch)
-        try:
-            receipt = await self._destination.send(parcel)
-        except TooLarge:
-            if await self._spool.split(self.name, claimed):
-                _log.info("%s finds %s too large; halved", self.name, claimed)
-                return self._max_batch_rows
-            raise
-        except Refused as fault:
-            if fault.reason not in _FOREIGN_RANGE:
-                raise
-            _log.error(
-                "%s knows %s otherwise (%s): this spool is an older copy; it takes a new epoch",
-                self.name,
-                claimed,
-                fault,
-            )
-            await self._spool.renew_epoch()
-            return self._max_batch_rows
-        await self._spool.settle(self.name, claimed)
-        self.counters.settled(receipt, parcel.wire_bytes, now_us=self._clock_us())
-        return receipt.rows
+        return await self._either.ship_once()
 
-    def _failed(self, state: str, fault: DeliveryError | StoreTrouble) -> None:
-        self._attempt += 1
+    async def ship_or_wait(
+        self, courier: Courier | None = None, lanes: Sequence[Lane | None] | None = None
+    ) -> float | None:
+        """Ship one batch; returns seconds to wait: 0 when more may be ready, None when all is delivered."""
+        courier = courier or self._either
+        self._sending += 1
+        self._tell()
+        try:
+            rows = await courier.ship_once(lanes)
+        except StoreFault as fault:
+            self._store_attempts += 1
+            self._failed(courier, "waiting", fault)
+            return self._backoff.wait_s(self._store_attempts)
+        except RetryLater as fault:
+            self._failed(courier, "waiting", fault)
+            return self._link_failed(courier, self._backoff.wait_s(self._attempt(), fault.retry_after_s))
+        except Unauthorised as fault:
+            self._failed(courier, "held", fault)
+            return self._link_failed(courier, max(_HOLD_S, self._backoff.wait_s(self._attempt())))
+        except (Refused, TooLarge) as fault:
+            self._failed(courier, "held", fault)
+            return _HOLD_S
+        finally:
+            self._sending -= 1
+            self._tell()
+        return self._went_well(courier, rows)
+
+    async def _run(self, courier: Courier, stop: asyncio.Event) -> None:
+        while not stop.is_set():
+            started = time.monotonic()
+            lanes, wait_s = self._open_lanes(courier, started)
+            if lanes:
+                shipped = await self.ship_or_wait(courier, lanes)
+                idle_s = max(_IDLE_S, started + self._flush_s - time.monotonic())
+                wait_s = idle_s if shipped is None else shipped
+            await _sleep_unless(stop, wait_s)
+
+    def _open_lanes(self, courier: Courier, at: float) -> tuple[list[Lane | None], float]:
+        """The lanes of a courier that may go now, and how long to wait when none may."""
+        waits = {lane: self._lane_wait_s(lane, at) for lane in courier.lanes}
+        return [lane for lane, wait_s in waits.items() if wait_s <= 0], max(_IDLE_S, min(waits.values()))
+
+    def _lane_wait_s(self, lane: Lane | None, at: float) -> float:
+        office, link = self._office, self._office.link
+        scheduled = self._schedule_for == "everything" or lane is not Lane.LIVE
+        if scheduled and not self._schedule.is_open(office.clock_us()) and not self._urgent():
+            return _CLOSED_S
+        if link.is_down and at < link.retry_at:
+            return min(_CLOSED_S, link.retry_at - at)
+        if lane is Lane.LIVE and len(self._couriers) == 1 and at < self._live_due:
+            return self._live_due - at
+        if lane is Lane.BACKFILL:
+            if link.is_down and self._live_asks:
+                return _LIVE_ASKS_S
+            if at < link.backfill_from:
+                return min(_CLOSED_S, link.backfill_from - at)
+        return min(_CLOSED_S, office.budget.wait_s(lane, at))
+
+    def _went_well(self, courier: Courier, rows: int) -> float | None:
+        lane = courier.carried
+        link_is_up = not self._office.link.is_down
+        if rows or link_is_up:
+            self._troubles.pop(courier, None)
+            self._store_attempts = 0
+        if Lane.LIVE in courier.lanes:
+            self._live_asks = False
+        if link_is_up:
+            self._troubles = {c: t for c, t in self._troubles.items() if not t.of_link}
+        self._tell()
+        if not rows:
+            return None
+        full = rows >= self._office.sizing[lane].rows // 2
+        if lane is Lane.LIVE and not full:
+            self._live_due = time.monotonic() + self._flush_s
+            return 0.0 if len(courier.lanes) > 1 else None
+        return 0.0 if full or lane is Lane.BACKFILL else None
+
+    def _attempt(self) -> int:
+        return self._office.link.failed(self._office.clock())
+
+    def _link_failed(self, courier: Courier, wait_s: float) -> float:
+        """Note when to ask the destination again."""
+        self._office.link.retry_at = self._office.clock() + wait_s
+        if courier.carried is Lane.LIVE:
+            self._live_asks = True
+        return wait_s
+
+    def _failed(self, courier: Courier, state: str, fault: DeliveryError) -> None:
+        of_link = isinstance(fault, RetryLater | Unauthorised) and not isinstance(fault, StoreFault)
         self.counters.failures += 1
-        self.counters.state = state
+        self._troubles[courier] = _Trouble(state, str(fault), of_link)
         if self.counters.last_error != str(fault):
-            _log.warning("%s: %s (%s; the backlog is kept)", self.name, fault, state)
-        self.counters.last_error = str(fault)
+            level = logging.ERROR if state == "held" else logging.WARNING
+            _log.log(level, "%s: %s (%s; the backlog is kept)", self.name, fault, state)
+        self._tell()
+
+    def _tell(self) -> None:
+        """State and newest fault for people, of all couriers together."""
+        states = [trouble.state for trouble in self._troubles.values()]
+        trouble = next((s for s in ("held", "waiting") if s in states), None)
+        self.counters.state = trouble or ("sending" if self._sending else "idle")
+        self.counters.last_error = list(self._troubles.values())[-1].words if self._troubles else ""
 
 
 async def _sleep_unless(stop: asyncio.Event, seconds: float) -> None:

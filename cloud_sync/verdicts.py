@@ -2,9 +2,10 @@
 
 2xx                     accepted (the caller still reads the receipt; nonsense there is RetryLater)
 408 425 429 5xx         RetryLater, with Retry-After where given
-413                     TooLarge
+413                     TooLarge; so is a 400 whose reason is too_large
 401 403                 Unauthorised
 3xx                     RetryLater: a captive portal or a proxy, not the destination
+400 422                 Refused, because of some of the rows unless the reason is the request itself
 every other 4xx         Refused
 """
 
@@ -19,6 +20,10 @@ _PASSING = frozenset({HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.TOO_EARLY, HTTPStat
 _CREDENTIALS = frozenset({HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN})
 _CLIENT_ERRORS = range(400, 500)
 _SUCCESS = range(200, 300)
+_OF_ROWS = frozenset({HTTPStatus.BAD_REQUEST, HTTPStatus.UNPROCESSABLE_ENTITY})
+_OF_THE_REQUEST = frozenset(
+    {"bad_checksum", "bad_magic", "media_type", "truncated", "unsupported_class", "unsupported_version"}
+)
 
 
 def fault_of(
@@ -40,8 +45,11 @@ def fault_of(
         return Unauthorised(message)
     if status == HTTPStatus.REQUEST_ENTITY_TOO_LARGE:
         return TooLarge(message)
+    if status == HTTPStatus.BAD_REQUEST and reason == "too_large":
+        return TooLarge(message)
     if status in _CLIENT_ERRORS and status not in _PASSING:
-        return Refused(message, reason or f"http_{status}")
+        of_rows = status in _OF_ROWS and reason not in _OF_THE_REQUEST
+        return Refused(message, reason or f"http_{status}", of_rows=of_rows)
     return RetryLater(message, wait_of(retry_after, now_s=now_s))
 
 

@@ -16,8 +16,8 @@ from cloud_sync.shipper import Shipper
 from gateway.destinations import destination_of
 from gateway.ingress.committer import Committer
 from gateway.ingress.host import HostIngress
-from gateway.ingress.listener import Listener, ListenSettings
 from gateway.ingress.topics import TopicTemplate
+from gateway.listening import listener_of
 from gateway.operate.endpoint import Endpoint
 from gateway.operate.service import notify
 from gateway.parts import Parts
@@ -71,15 +71,7 @@ async def build(settings: GatewaySettings, database: Database) -> Parts:
         interval_s=settings.spool.commit_interval_ms / 1000,
         max_pending_bytes=settings.spool.max_pending_bytes,
     )
-    listener = Listener(
-        ListenSettings(
-            host=listen.host,
-            port=listen.port,
-            max_connections=listen.max_connections,
-            max_packet_bytes=listen.max_packet_bytes,
-        ),
-        committer,
-    )
+    listener = listener_of(listen, committer)
     committer.on_pressure = lambda pressed: listener.pause() if pressed else listener.resume()
     for d in settings.destinations:
         await deliveries.register(d.name, d.kind, now_us=time.time_ns() // 1000)
@@ -180,8 +172,9 @@ async def _by(deadline: float, tasks: list[asyncio.Task[None]], left: str) -> No
 def _announce(parts: Parts) -> None:
     listen = parts.settings.ingress.listen
     _log.info(
-        "gateway %s listens on mqtt://%s:%d, spool %s, destinations: %s",
+        "gateway %s listens on %s://%s:%d, spool %s, destinations: %s",
         parts.settings.gateway_id,
+        "mqtt" if listen.tls_files is None else "mqtts",
         listen.host,
         parts.listener.port,
         parts.settings.spool.path,

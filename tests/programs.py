@@ -43,7 +43,9 @@ def run(*arguments: str, timeout: float = 60) -> subprocess.CompletedProcess[str
 class Program:
     """A `tidegate` command that is started, killed and started again."""
 
-    def __init__(self, folder: Path, name: str, *arguments: str, ready_url: str = "", **environment: str) -> None:
+    def __init__(
+        self, folder: Path, name: str, *arguments: str, ready_url: str = "", **environment: str
+    ) -> None:
         self.log = folder / f"{name}.log"
         self._arguments = arguments
         self._ready_url = ready_url
@@ -106,7 +108,8 @@ class Site:
         self.spool = folder / "spool.db"
         self.files = folder / "files"
         (folder / "ingest.toml").write_text(
-            f'tokens_file = "tokens"\n[listen]\nport = {self.ingest_port}\n[database]\ndsn = {json.dumps(dsn)}\n'
+            f'tokens_file = "tokens"\n[listen]\nport = {self.ingest_port}\n'
+            f"[database]\ndsn = {json.dumps(dsn)}\n"
         )
         token = run("ingest", "token", "add", gateway_id, "--tokens-file", str(folder / "tokens"))
         (folder / "token").write_text(token.stdout)
@@ -121,7 +124,12 @@ class Site:
         )
         config = str(folder / "gateway.toml")
         self.gateway = Program(
-            folder, "gateway", "gateway", "-c", config, ready_url=f"http://127.0.0.1:{self.status_port}/readyz"
+            folder,
+            "gateway",
+            "gateway",
+            "-c",
+            config,
+            ready_url=f"http://127.0.0.1:{self.status_port}/readyz",
         )
         self.ingest = Program(
             folder,

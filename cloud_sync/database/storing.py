@@ -1,8 +1,8 @@
 """Readings into the `reading` table, inside the caller's transaction, each series and time once.
 
 They enter by binary COPY. When one of them is there already, the COPY is undone to a savepoint and the
-readings go through a staging table instead, which tells duplicates (same value) from conflicts (another value:
-the first stays, the other goes to `reading_conflict`).
+readings go through a staging table instead, which tells duplicates (same value) from conflicts (another
+value: the first stays, the other goes to `reading_conflict`).
 """
 
 from __future__ import annotations

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 A = TypeVar("A")
+A_co = TypeVar("A_co", covariant=True)
 
 _log = logging.getLogger(__name__)
 _CONNECT_WITHIN_S = 10.0
@@ -46,14 +47,14 @@ _SESSION = {
 TimescaleDB refuses them once they touch 100,000 compressed rows. Plain PostgreSQL ignores it."""
 
 
-class Memory(Protocol[A]):
+class Memory(Protocol[A_co]):
     """What was answered before, looked up and kept in the transaction that stores the readings."""
 
-    async def earlier(self, connection: asyncpg.Connection[Any]) -> A | None:
+    async def earlier(self, connection: asyncpg.Connection[Any]) -> A_co | None:
         """The answer given before; None when there is none, and then nobody else is storing the same."""
         ...
 
-    async def enter(self, connection: asyncpg.Connection[Any], receipt: Receipt) -> A:
+    async def enter(self, connection: asyncpg.Connection[Any], receipt: Receipt) -> A_co:
         """Keep what became of the readings; returns the answer."""
         ...
 

@@ -72,7 +72,7 @@ def rejection_of(fault: DeliveryError, retry_after_s: int) -> Rejection:
 
 
 def receipt_answer(applied: BatchRange, receipt: Receipt) -> dict[str, Any]:
-    """A receipt as JSON, the same for a batch applied now and one applied before but for status and credit."""
+    """A receipt as JSON, the same for one applied now and one applied before but for status and credit."""
     parts = {} if applied.parts == 1 else {"part": applied.part, "parts": applied.parts}
     credit = {} if receipt.credit is None else {"credit": receipt.credit._asdict()}
     return {

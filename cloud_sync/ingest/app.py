@@ -1,7 +1,10 @@
-"""The requests of the service. It keeps no state of its own: an answer comes after the database's commit.
+"""The requests of the service. It keeps nothing of its own: an answer comes after the database's commit.
 
 POST /v1/batches          a wire batch; the answer is its receipt
-GET  /v1/gateways/{id}    applied ranges and gaps; ?epoch=UUID for one epoch
+POST /v1/readings         plain readings of clients that are no gateways
+GET  /v1/gateways         what has been applied of every gateway
+GET  /v1/gateways/{id}    of one: applied ranges, gaps, declared losses; ?epoch=UUID for one epoch
+GET  /openapi.json        all of this, for programs
 GET  /healthz             the process answers
 GET  /readyz              the database answers; 503 with the reason when it does not
 GET  /metrics             for Prometheus
@@ -11,7 +14,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from typing import TYPE_CHECKING, Protocol
+import time
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 from uuid import UUID
 
 from prometheus_client import CONTENT_TYPE_LATEST
@@ -23,18 +28,24 @@ from starlette.routing import Route
 
 from cloud_sync import wire
 from cloud_sync.database.schema import SchemaTooNewError
+from cloud_sync.database.storing import Source
 from cloud_sync.errors import DeliveryError, FormatError
+from cloud_sync.ingest import openapi
 from cloud_sync.ingest.answers import Rejection, progress_answer, receipt_answer, rejection_of
-from cloud_sync.ingest.tokens import TokensFault
+from cloud_sync.ingest.clients import PlainRequest, memory_of
+from cloud_sync.ingest.fairness import Fairness
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Sequence
 
     from cloud_sync.database.ledger import Progress
-    from cloud_sync.ingest.intake import Intake
+    from cloud_sync.ingest.callers import Callers
+    from cloud_sync.ingest.intake import Body, Intake
     from cloud_sync.ingest.metrics import IngestMetrics
-    from cloud_sync.ingest.tokens import TokenFile
-    from cloud_sync.records import Batch, Receipt
+    from cloud_sync.ingest.turns import Turns
+    from cloud_sync.records import Batch, Readings, Receipt, Series
+
+T = TypeVar("T")
 
 _log = logging.getLogger(__name__)
 _DISCONNECTED = 499
@@ -45,6 +56,10 @@ class Sink(Protocol):
 
     async def apply(self, batch: Batch) -> Receipt:
         """Apply a batch once in effect."""
+        ...
+
+    async def store(self, series: Sequence[Series], readings: Readings, source: Source, memory: Any) -> Any:
+        """Store readings that no ledger covers, or answer from memory."""
         ...
 
     async def progress(self, gateway_id: str | None = None, epoch: UUID | None = None) -> list[Progress]:
@@ -60,11 +75,20 @@ class IngestApp:
     """The service's requests, over its parts."""
 
     def __init__(
-        self, sink: Sink, tokens: TokenFile, intake: Intake, limits: wire.WireLimits, metrics: IngestMetrics
+        self,
+        *,
+        sink: Sink,
+        callers: Callers,
+        intake: Intake,
+        turns: Turns,
+        limits: wire.WireLimits,
+        metrics: IngestMetrics,
     ) -> None:
         self._sink = sink
-        self._tokens = tokens
+        self._callers = callers
         self._intake = intake
+        self._turns = turns
+        self._fairness = Fairness()
         self._wire_limits = limits
         self._metrics = metrics
 
@@ -72,7 +96,10 @@ class IngestApp:
         """Every path with its handler."""
         return [
             Route("/v1/batches", self._answered(self.take_batch), methods=["POST"]),
+            Route("/v1/readings", self._answered(self.take_readings), methods=["POST"]),
+            Route("/v1/gateways", self._answered(self.tell_gateways), methods=["GET"]),
             Route("/v1/gateways/{gateway_id}", self._answered(self.tell_progress), methods=["GET"]),
+            Route("/openapi.json", self.tell_openapi, methods=["GET"]),
             Route("/healthz", self.tell_health, methods=["GET"]),
             Route("/readyz", self.tell_readiness, methods=["GET"]),
             Route("/metrics", self.tell_metrics, methods=["GET"]),
@@ -80,37 +107,63 @@ class IngestApp:
 
     async def take_batch(self, request: Request) -> Response:
         """Apply one batch and answer with its receipt."""
-        gateway_id = self._authenticated(request)
+        caller = self._callers.of(request, "batches")
         media_type = request.headers.get("Content-Type", "").partition(";")[0].strip().lower()
         if media_type != wire.MEDIA_TYPE:
             raise Rejection(415, "media_type", f"expected {wire.MEDIA_TYPE}, not {media_type or 'nothing'}")
-        declared = request.headers.get("Content-Length")
-        with self._intake.admitted() as body:
-            pieces = (piece async for piece in request.stream() if piece)
-            data = await body.read(pieces, int(declared) if declared is not None else None)
-            self._metrics.body_bytes.inc(len(data))
+        with self._intake.admitted(str(caller), self._wait_s()) as body:
+            data = await self._read(request, body)
             with self._metrics.decode_seconds.time():
                 batch = await asyncio.to_thread(wire.decode, data, self._wire_limits)
-            if batch.range.gateway_id != gateway_id:
-                message = f"the token is for {gateway_id}, the batch is of {batch.range.gateway_id}"
+            if not caller.may_be(batch.range.gateway_id):
+                message = f"the token is for {caller}, the batch is of {batch.range.gateway_id}"
                 raise Rejection(403, "other_gateway", message)
             with self._metrics.apply_seconds.time():
-                receipt = await self._sink.apply(batch)
+                receipt = await self._in_turn(
+                    batch.range.gateway_id, batch.rows, lambda: self._sink.apply(batch)
+                )
         self._metrics.count_receipt(receipt)
+        receipt = replace(receipt, credit=self._fairness.credit(time.monotonic()))
         return JSONResponse(receipt_answer(batch.range, receipt))
 
+    async def take_readings(self, request: Request) -> Response:
+        """Store plain readings and answer with what became of them."""
+        caller = self._callers.of(request, "readings")
+        plain = PlainRequest(request)
+        client, limits = str(caller), self._intake.limits
+        with self._intake.admitted(client, self._wait_s()) as body:
+            data = await plain.decompress(await self._read(request, body), body, limits.plain_bytes)
+            parsed = await asyncio.to_thread(plain.parse, data, max_rows=self._wire_limits.max_rows)
+            memory = memory_of(plain.asked(client, data), parsed, self._metrics.count_plain)
+            answer = await self._in_turn(
+                f"client {client}",
+                parsed.readings.rows,
+                lambda: self._sink.store(parsed.series, parsed.readings, Source(client), memory),
+            )
+        return Response(answer, media_type="application/json")
+
+    async def tell_gateways(self, request: Request) -> Response:
+        """Answer with the applied ranges and gaps of every gateway."""
+        self._callers.of(request, "view")
+        known = await self._sink.progress()
+        return JSONResponse({"gateways": [progress_answer(each.gateway_id, each) for each in known]})
+
     async def tell_progress(self, request: Request) -> Response:
-        """Answer with the applied ranges and gaps of the token's own gateway."""
+        """Answer with the applied ranges and gaps of the caller's own gateway, or of any to who may view."""
         gateway_id = request.path_params["gateway_id"]
-        owner = self._authenticated(request)
-        if gateway_id != owner:
-            raise Rejection(403, "other_gateway", f"the token is for {owner}")
+        caller = self._callers.of(request, "batches", "view")
+        if caller.scope != "view" and not caller.may_be(gateway_id):
+            raise Rejection(403, "other_gateway", f"the token is for {caller}")
         try:
             epoch = UUID(request.query_params["epoch"]) if "epoch" in request.query_params else None
         except ValueError as fault:
             raise Rejection(400, "bad_epoch", "epoch is no UUID") from fault
         known = await self._sink.progress(gateway_id, epoch)
         return JSONResponse(progress_answer(gateway_id, known[0] if known else None))
+
+    async def tell_openapi(self, _request: Request) -> Response:
+        """Answer with the description of these requests."""
+        return JSONResponse(openapi.description())
 
     async def tell_health(self, _request: Request) -> Response:
         """Answer that the process lives."""
@@ -130,19 +183,28 @@ class IngestApp:
         """Answer with the metrics."""
         return Response(self._metrics.page(), media_type=CONTENT_TYPE_LATEST)
 
-    def _authenticated(self, request: Request) -> str:
-        """The gateway whose token the request carries."""
-        scheme, _, token = request.headers.get("Authorization", "").partition(" ")
-        if scheme.lower() != "bearer" or not token.strip():
-            raise Rejection(401, "no_token", "expected the header Authorization: Bearer TOKEN")
-        try:
-            self._tokens.refresh()
-        except TokensFault as fault:
-            _log.error("%s; the tokens read before stay in force", fault)
-        gateway_id = self._tokens.gateway_of(token.strip())
-        if gateway_id is None:
-            raise Rejection(401, "unknown_token", "no gateway has this token")
-        return gateway_id
+    async def _read(self, request: Request, body: Body) -> bytes:
+        declared = request.headers.get("Content-Length")
+        pieces = (piece async for piece in request.stream() if piece)
+        data = await body.read(pieces, int(declared) if declared is not None else None)
+        self._metrics.body_bytes.inc(len(data))
+        return data
+
+    async def _in_turn(self, name: str, rows: int, work: Callable[[], Awaitable[T]]) -> T:
+        """Do `work` when it is its turn, and learn from it how fast the database is."""
+        applied = 0
+        async with self._turns.turn(name, rows):
+            self._fairness.begin(time.monotonic(), self._turns.waiting)
+            try:
+                result = await work()
+                applied = rows
+            finally:
+                self._fairness.end(name, applied, time.monotonic())
+        return result
+
+    def _wait_s(self) -> int:
+        """What a request is asked to wait for which there is no room now: the queue's own time."""
+        return max(self._intake.limits.retry_after_s, self._fairness.wait_s(self._turns.waiting_rows))
 
     def _answered(
         self, handler: Callable[[Request], Awaitable[Response]]

@@ -1,25 +1,35 @@
-"""`tidegate ingest`: serve, tokens, migrate. Faults of configuration are one message on stderr and exit 2."""
+"""`tidegate ingest`: serve, migrate, gateways, load, tokens.
+
+Faults of configuration are one message on stderr and exit 2.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 from collections import Counter
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, NoReturn
+from typing import TYPE_CHECKING, Annotated, NoReturn, TypeVar
 
 import typer
 
 from cloud_sync.database.schema import SchemaTooNewError
 from cloud_sync.errors import DeliveryError
+from cloud_sync.ingest import loading, overview, tokens, volumes
 from cloud_sync.ingest import settings as settings_of_ingest
-from cloud_sync.ingest import tokens
+from cloud_sync.ingest.answers import progress_answer
 from cloud_sync.ingest.serve import CannotStartError, build_sink
 from cloud_sync.ingest.serve import run as run_service
 from cloud_sync.settings_file import SettingsFault
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Awaitable, Callable, Iterator
+
+    from cloud_sync.destinations.timescaledb import TimescaleSink
+
+T = TypeVar("T")
 
 app = typer.Typer(
     help="The regional ingest service: takes batches from gateways and applies them to TimescaleDB.",
@@ -27,7 +37,9 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
-token_app = typer.Typer(help="Tokens of gateways. A running service notices changes.", no_args_is_help=True)
+token_app = typer.Typer(
+    help="Tokens of gateways and clients. A running service notices changes.", no_args_is_help=True
+)
 app.add_typer(token_app, name="token")
 
 Config = Annotated[Path, typer.Option("--config", "-c", help="Settings file, see config/ingest.toml.")]
@@ -63,40 +75,96 @@ def serve(config: Config) -> None:
 def migrate(config: Config) -> None:
     """Bring the database to this release's schema and end. `serve` does the same when it starts."""
     with _told():
-        settings = settings_of_ingest.load(config)
-        sink = build_sink(settings.database, settings_of_ingest.dsn_of(settings, config))
+        schema = _with_sink(config, lambda sink: sink.prepare())
+    kind = f"TimescaleDB {schema.timescale_version}" if schema.timescale_version else "plain PostgreSQL"
+    done = ", ".join(schema.applied) or "nothing to do"
+    typer.echo(f"schema {schema.version} on {kind}: {done}")
 
-        async def prepare() -> str:
-            try:
-                schema = await sink.prepare()
-            finally:
-                await sink.aclose()
-            kind = (
-                f"TimescaleDB {schema.timescale_version}" if schema.timescale_version else "plain PostgreSQL"
-            )
-            done = ", ".join(schema.applied) or "nothing to do"
-            return f"schema {schema.version} on {kind}: {done}"
 
+@app.command()
+def gateways(
+    config: Config,
+    gateway: Annotated[str | None, typer.Argument(help="Only this one.")] = None,
+    as_json: Annotated[  # noqa: FBT002 - a flag of the command line
+        bool, typer.Option("--json", help="One JSON object, as the service answers.")
+    ] = False,
+) -> None:
+    """Show what has been applied of every gateway: when, complete through which commit, gaps, readings."""
+    with _told():
+        known = _with_sink(config, lambda sink: sink.progress(gateway))
+    if gateway is not None and not known:
+        _fail(f"{gateway} has never delivered", EXIT_FAILED)
+    if as_json:
+        typer.echo(json.dumps({"gateways": [progress_answer(each.gateway_id, each) for each in known]}))
+    else:
+        typer.echo("\n".join(overview.lines(known, now=datetime.now(UTC))))
+
+
+@app.command()
+def load(
+    folder: Annotated[
+        Path, typer.Argument(help="Where a gateway's file destination wrote, or a copy of it.")
+    ],
+    config: Config,
+    quiet: Annotated[  # noqa: FBT002 - as above
+        bool, typer.Option("--quiet", help="No progress, only the sums.")
+    ] = False,
+) -> None:
+    """Take in line protocol files. Safe to repeat, to interrupt, and beside a running service."""
+    with _told():
         try:
-            typer.echo(asyncio.run(prepare()))
-        except DeliveryError as fault:
-            _fail(str(fault), EXIT_FAILED)
+            found = volumes.find(folder)
+        except OSError as fault:
+            _fail(f"{folder}: {fault.strerror or fault}", EXIT_FAILED)
+        told = (lambda _words: None) if quiet else (lambda words: typer.echo(words, err=True))
+        done = _with_sink(config, lambda sink: loading.load(sink, found, told))
+    typer.echo(done.words())
+    if done.damaged:
+        _fail(f"{done.damaged} of {len(found)} files could not be taken in", EXIT_FAILED)
+
+
+def _with_sink(config: Path, work: Callable[[TimescaleSink], Awaitable[T]]) -> T:
+    """Do `work` on the configuration's database, and close it."""
+    settings = settings_of_ingest.load(config)
+    sink = build_sink(settings.database, settings_of_ingest.dsn_of(settings, config))
+
+    async def done() -> T:
+        try:
+            return await work(sink)
+        finally:
+            await sink.aclose()
+
+    try:
+        return asyncio.run(done())
+    except DeliveryError as fault:
+        _fail(str(fault), EXIT_FAILED)
 
 
 @token_app.command("add")
-def token_add(gateway: Gateway, config: OptionalConfig = None, tokens_file: TokensFile = None) -> None:
-    """Give a gateway one more token and print it. It is not stored and cannot be shown again."""
+def token_add(
+    name: Gateway,
+    config: OptionalConfig = None,
+    tokens_file: TokensFile = None,
+    scope: Annotated[
+        tokens.Scope,
+        typer.Option(
+            help="batches: a gateway. readings: a client of POST /v1/readings. view: see all gateways."
+        ),
+    ] = "batches",
+) -> None:
+    """Give a gateway or client one more token and print it. It is not stored and cannot be shown again."""
     with _told():
-        typer.echo(tokens.add(_tokens_file(config, tokens_file), gateway))
+        typer.echo(tokens.add(_tokens_file(config, tokens_file), name, scope))
 
 
 @token_app.command("list")
 def token_list(config: OptionalConfig = None, tokens_file: TokensFile = None) -> None:
-    """Print each gateway and how many tokens it has."""
+    """Print each gateway or client, how many tokens it has, and for what if not for batches."""
     with _told():
         entries = tokens.read(_tokens_file(config, tokens_file))
-    for gateway_id, count in sorted(Counter(entry.gateway_id for entry in entries).items()):
-        typer.echo(f"{gateway_id}  {count} token{'s' if count > 1 else ''}")
+    for (name, scope), count in sorted(Counter((entry.name, entry.scope) for entry in entries).items()):
+        shown = "" if scope == "batches" else f"  {scope}"
+        typer.echo(f"{name}  {count} token{'s' if count > 1 else ''}{shown}")
 
 
 @token_app.command("revoke")

@@ -1,9 +1,10 @@
 """How fast each gateway may drain its backlog while the database is busy. Pure: times are monotonic seconds.
 
-The database's capacity is what was applied per second in which anything was being applied. A gateway without a
-backlog sends little and is never held back; what is left is divided evenly among those that would send more.
-A credit is given only after batches had to wait for one another, and asks for less than the capacity, so that a
-queue that has formed gets shorter.
+The database's capacity is what was applied per second in which anything was being applied. A gateway
+without a backlog sends little and is never held back; what is left is divided evenly among those that would
+send more.
+A credit is given only after batches had to wait for one another, and asks for less than the capacity, so that
+a queue that has formed gets shorter.
 """
 
 from __future__ import annotations

@@ -7,6 +7,7 @@ bytes they hold. A request over a bound is told to come back rather than kept wa
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -23,14 +24,18 @@ class IntakeLimits:
 
     Attributes:
         body_bytes: of one body.
+        plain_bytes: of one body of plain readings, decompressed.
         requests: in progress at a time.
+        requests_each: of one caller at a time.
         buffered_bytes: of all bodies in memory together.
         idle_s: longest silence within a body.
         retry_after_s: what a request over a bound is asked to wait.
     """
 
     body_bytes: int = 32 << 20
+    plain_bytes: int = 128 << 20
     requests: int = 64
+    requests_each: int = 8
     buffered_bytes: int = 256 << 20
     idle_s: float = 30.0
     retry_after_s: int = 5
@@ -43,26 +48,35 @@ class Intake:
         self.limits = limits
         self.requests = 0
         self.buffered_bytes = 0
+        self._of_caller: Counter[str] = Counter()
 
     @contextmanager
-    def admitted(self) -> Iterator[Body]:
+    def admitted(self, caller: str, retry_after_s: int | None = None) -> Iterator[Body]:
         """Admit one request, until its answer is made.
+
+        Args:
+            caller: whose it is.
+            retry_after_s: what it is asked to wait when there is no room; the limits' own by default.
 
         Raises:
             Rejection: 503 when too many are in progress.
         """
+        wait_s = self.limits.retry_after_s if retry_after_s is None else retry_after_s
         if self.requests >= self.limits.requests:
-            raise self._busy(f"{self.requests} requests are in progress")
+            raise _busy(f"{self.requests} requests are in progress", wait_s)
+        if self._of_caller[caller] >= self.limits.requests_each:
+            raise _busy(f"{self._of_caller[caller]} requests of {caller} are in progress", wait_s)
         self.requests += 1
+        self._of_caller[caller] += 1
         body = Body(self)
         try:
             yield body
         finally:
             self.requests -= 1
             self.buffered_bytes -= body.held_bytes
-
-    def _busy(self, message: str) -> Rejection:
-        return Rejection(503, "busy", message, retry_after_s=self.limits.retry_after_s)
+            self._of_caller[caller] -= 1
+            if not self._of_caller[caller]:
+                del self._of_caller[caller]
 
     def hold(self, more_bytes: int) -> None:
         """Account for bytes about to be kept in memory.
@@ -71,7 +85,8 @@ class Intake:
             Rejection: 503 when there is no room for them.
         """
         if self.buffered_bytes + more_bytes > self.limits.buffered_bytes:
-            raise self._busy(f"{self.buffered_bytes} bytes of other requests are being worked on")
+            message = f"{self.buffered_bytes} bytes of other requests are being worked on"
+            raise _busy(message, self.limits.retry_after_s)
         self.buffered_bytes += more_bytes
 
 
@@ -105,11 +120,19 @@ class Body:
             if piece is None:
                 return bytes(body)
             self._check(len(body) + len(piece), hang_up=True)
-            self._intake.hold(len(piece))
-            self.held_bytes += len(piece)
+            self.hold(len(piece))
             body += piece
+
+    def hold(self, more_bytes: int) -> None:
+        """Account for bytes of this request about to be kept in memory; raises as `Intake.hold`."""
+        self._intake.hold(more_bytes)
+        self.held_bytes += more_bytes
 
     def _check(self, size: int, *, hang_up: bool) -> None:
         limit = self._intake.limits.body_bytes
         if size > limit:
             raise Rejection(413, "body_too_large", f"a body may have {limit} bytes", hang_up=hang_up)
+
+
+def _busy(message: str, wait_s: int) -> Rejection:
+    return Rejection(503, "busy", message, retry_after_s=wait_s)

@@ -16,17 +16,22 @@ from cloud_sync.database.schema import Policies, SchemaTooNewError
 from cloud_sync.destinations.timescaledb import TimescaleSink
 from cloud_sync.errors import DeliveryError
 from cloud_sync.ingest import settings as settings_of_ingest
+from cloud_sync.ingest import upkeep
 from cloud_sync.ingest.app import IngestApp, create_app
+from cloud_sync.ingest.callers import Callers
+from cloud_sync.ingest.certificates import CertificateProtocol, server_context
 from cloud_sync.ingest.intake import Intake, IntakeLimits
 from cloud_sync.ingest.metrics import IngestMetrics
 from cloud_sync.ingest.tokens import TokenFile
+from cloud_sync.ingest.turns import Turns
 from cloud_sync.wire import WireLimits
 
 if TYPE_CHECKING:
+    import ssl
     from collections.abc import Iterator
     from pathlib import Path
 
-    from cloud_sync.ingest.settings import Database, IngestSettings, Limits
+    from cloud_sync.ingest.settings import Database, IngestSettings, Limits, Tls
 
 _log = logging.getLogger(__name__)
 _FIRST_PAUSE_S = 0.5
@@ -115,11 +120,20 @@ async def serve(
 ) -> None:
     """Serve on a bound socket until `stop` is set. The line it prints when ready names the address."""
     intake = Intake(_intake_limits(settings.limits))
+    turns = Turns(settings.database.pool_size)
     parts = IngestApp(
-        sink, tokens, intake, WireLimits(max_rows=settings.limits.max_rows), IngestMetrics(intake)
+        sink=sink,
+        callers=Callers(tokens),
+        intake=intake,
+        turns=turns,
+        limits=WireLimits(max_rows=settings.limits.max_rows),
+        metrics=IngestMetrics(intake, turns),
     )
+    context = None if settings.tls is None else tls_context(settings.tls)
     config = uvicorn.Config(
         create_app(parts),
+        http=CertificateProtocol,
+        ssl_context_factory=None if context is None else lambda _config, _default: context,
         log_config=None,
         access_log=False,
         lifespan="off",
@@ -132,11 +146,14 @@ async def serve(
     try:
         async with asyncio.TaskGroup() as tasks:
             serving = tasks.create_task(server.serve(sockets=[bound]), name="http")
-            preparing = tasks.create_task(keep_preparing(sink), name="prepare-database")
-            stopping = tasks.create_task(_stop(server, stop, bound), name="stop")
+            helping = [
+                tasks.create_task(keep_preparing(sink), name="prepare-database"),
+                tasks.create_task(_stop(server, stop, bound), name="stop"),
+                tasks.create_task(upkeep.keep_up(sink, settings.database), name="upkeep"),
+            ]
             await serving
-            preparing.cancel()
-            stopping.cancel()
+            for task in helping:
+                task.cancel()
     except* SchemaTooNewError as faults:
         too_new = faults
     if too_new is not None:
@@ -163,15 +180,33 @@ async def _stop(server: uvicorn.Server, stop: asyncio.Event, bound: socket.socke
         await asyncio.sleep(0.01)
     host, port = bound.getsockname()[:2]
     shown = f"[{host}]" if ":" in host else host
-    print(f"tidegate ingest: listening on http://{shown}:{port}", flush=True)  # noqa: T201 - promised to scripts
+    scheme = "https" if server.config.is_ssl else "http"
+    print(f"tidegate ingest: listening on {scheme}://{shown}:{port}", flush=True)  # noqa: T201 - promised to scripts
     await stop.wait()
     server.should_exit = True
+
+
+def tls_context(tls: Tls) -> ssl.SSLContext:
+    """The TLS of a configuration.
+
+    Raises:
+        CannotStartError: a file cannot be read, or does not hold what it should.
+    """
+    try:
+        return server_context(
+            tls.cert_file, tls.key_file, tls.client_ca_file, required=tls.client_certificates == "required"
+        )
+    except OSError as fault:  # ssl.SSLError is one of them
+        files = ", ".join(map(str, filter(None, (tls.cert_file, tls.key_file, tls.client_ca_file))))
+        raise CannotStartError(f"cannot use the files of [tls] ({files}): {fault}") from fault
 
 
 def _intake_limits(limits: Limits) -> IntakeLimits:
     return IntakeLimits(
         body_bytes=limits.max_body_bytes,
+        plain_bytes=limits.max_plain_bytes,
         requests=limits.max_requests,
+        requests_each=limits.max_requests_each,
         buffered_bytes=limits.max_buffered_bytes,
         idle_s=limits.body_idle_s,
         retry_after_s=limits.retry_after_s,

@@ -32,6 +32,21 @@ class Listen(_Table):
     port: Port = 8420
 
 
+class Tls(_Table):
+    """TLS of the service itself. Without it, put a proxy with TLS in front."""
+
+    cert_file: Path = Field(description="the service's certificate, PEM, with its chain")
+    key_file: Path = Field(description="the certificate's key, PEM")
+    client_ca_file: Path | None = None
+    client_certificates: Literal["optional", "required"] = "optional"
+
+    @model_validator(mode="after")
+    def _ca_for_clients(self) -> Self:
+        if self.client_certificates == "required" and self.client_ca_file is None:
+            raise ValueError('client_certificates = "required" needs client_ca_file')
+        return self
+
+
 class Database(_Table):
     """The PostgreSQL or TimescaleDB that batches are applied to."""
 
@@ -44,6 +59,7 @@ class Database(_Table):
     chunk_hours: Positive = 24
     compress_after_days: Positive | None = 7
     retention_days: Positive | None = None
+    merge_ledger_after_days: Positive | None = 7
 
     @model_validator(mode="after")
     def _one_dsn(self) -> Self:
@@ -56,8 +72,10 @@ class Limits(_Table):
     """What one request, and all of them together, may cost."""
 
     max_body_bytes: Positive = 32 << 20
+    max_plain_bytes: Positive = 128 << 20
     max_rows: Positive = 1_000_000
     max_requests: Positive = 64
+    max_requests_each: Positive = 8
     max_buffered_bytes: Positive = 256 << 20
     body_idle_s: Seconds = 30
     retry_after_s: Positive = 5
@@ -70,6 +88,7 @@ class IngestSettings(BaseSettings):
 
     tokens_file: Path = Field(description="the file that `tidegate ingest token add` writes")
     listen: Listen = Listen()
+    tls: Tls | None = None
     database: Database = Field(description="a [database] table with dsn or dsn_file")
     limits: Limits = Limits()
     stop_within_s: Seconds = 25
@@ -86,6 +105,11 @@ def load(path: Path) -> IngestSettings:
     settings.tokens_file = path.parent / settings.tokens_file
     if settings.database.dsn_file is not None:
         settings.database.dsn_file = path.parent / settings.database.dsn_file
+    if settings.tls is not None:
+        tls = settings.tls
+        tls.cert_file, tls.key_file = path.parent / tls.cert_file, path.parent / tls.key_file
+        if tls.client_ca_file is not None:
+            tls.client_ca_file = path.parent / tls.client_ca_file
     return settings
 
 

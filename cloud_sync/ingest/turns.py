@@ -1,7 +1,7 @@
 """Whose batch is applied next: a few at a time, one of a gateway at a time, gateways in turn.
 
-Without it the pool of connections would serve whoever asked first, and a gateway with many requests would hold
-connections that only wait for its own lock in the database.
+Without it the pool of connections would serve whoever asked first, and a gateway with many requests would
+hold connections that only wait for its own lock in the database.
 """
 
 from __future__ import annotations

@@ -176,5 +176,34 @@ JOIN reading r ON r.series_no = g.series_no AND r.time = g.time
 WHERE r.time >= (SELECT min(time) FROM reading_staging)
   AND r.time <= (SELECT max(time) FROM reading_staging);
 
+-- name: lock_key
+SELECT pg_advisory_xact_lock(hashtextextended($1 || chr(10) || $2, 7266));
+
+-- name: earlier_answer
+SELECT body_hash, answer FROM idempotency
+WHERE client = $1 AND key = $2 AND made_at > now() - $3::interval;
+
+-- name: keep_answer
+INSERT INTO idempotency (client, key, body_hash, answer) VALUES ($1, $2, $3, $4)
+ON CONFLICT (client, key) DO UPDATE
+SET body_hash = excluded.body_hash, answer = excluded.answer, made_at = excluded.made_at;
+
+-- name: forget_answers
+DELETE FROM idempotency WHERE made_at < now() - $1::interval;
+
+-- name: lock_file
+SELECT pg_advisory_xact_lock(hashtextextended(encode($1, 'hex'), 7267));
+
+-- name: loaded_file
+SELECT lines, stored, duplicates, conflicts, rejected, complete FROM loaded_file WHERE sha256 = $1;
+
+-- name: enter_loaded
+INSERT INTO loaded_file AS f (sha256, name, lines, stored, duplicates, conflicts, rejected, complete)
+VALUES ($1, $2, $3, $4, $5, $6, $7, $8)
+ON CONFLICT (sha256) DO UPDATE
+SET lines = excluded.lines, stored = excluded.stored, duplicates = excluded.duplicates,
+    conflicts = excluded.conflicts, rejected = excluded.rejected, complete = excluded.complete,
+    loaded_at = now();
+
 -- name: drop_staging
 DROP TABLE reading_staging;

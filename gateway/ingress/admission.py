@@ -97,9 +97,7 @@ def own_topics(name: str, template: TopicTemplate) -> Callable[[bytes], bool]:
     return rule
 
 
-def not_owned_by(
-    devices: Callable[[], Container[str]], template: TopicTemplate
-) -> Callable[[bytes], bool]:
+def not_owned_by(devices: Callable[[], Container[str]], template: TopicTemplate) -> Callable[[bytes], bool]:
     """The rule "as nobody in particular": every topic but those of the devices known at the time."""
 
     def rule(topic: bytes) -> bool:

@@ -13,10 +13,11 @@ _KEYS_MAX: Final = 10_000
 class Buckets(Generic[Key]):
     """One bucket for each key, full at first, refilled evenly.
 
+    `burst` fit into a bucket; `per_s` come back in a second.
     Beyond `keys_max` the bucket that was longest not taken from is forgotten, that is, full again.
     """
 
-    def __init__(self, *, burst: int, per_s: float, keys_max: int = _KEYS_MAX) -> None:
+    def __init__(self, burst: int, per_s: float, *, keys_max: int = _KEYS_MAX) -> None:
         self._burst = float(burst)
         self._per_s = per_s
         self._keys_max = keys_max

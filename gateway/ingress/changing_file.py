@@ -1,4 +1,4 @@
-"""Files that a person changes while the gateway runs: read again when they differ, kept when they are wrong."""
+"""Files that a person changes while the gateway runs: read again when they differ, unless they are wrong."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ class ChangingFile(Generic[T]):
         try:
             self._value = self._load()
         except self._fault as fault:
-            _log.error("what was read before stays in force: %s", fault)  # noqa: TRY400 - the message says it all
+            _log.error("what was read before stays in force: %s", fault)
         else:
             _log.info("read again: %s", names)
 

@@ -13,7 +13,7 @@ import asyncio
 import logging
 import time
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from cloud_sync.rates import Rate
 from cloud_sync.records import ATTRIBUTE_NAMES, Series
@@ -25,7 +25,7 @@ from gateway.spool.errors import SpoolError, SpoolFull
 from gateway.spool.quarantine import QuarantineItem
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from gateway.ingress.formats.json_reading import JsonReading
     from gateway.ingress.intake import Acknowledger
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 QUOTA_EXCEEDED = 0x97  # MQTT 5 section 3.4.2.1
 _RETRY_S = 1.0
+_MANY = 8  # readings in one payload that are worth taking column by column
 _KNOWN_TOPICS_MAX = 200_000
 _ATTRIBUTE_STATES_MAX = 100
 
@@ -206,18 +207,30 @@ class Committer:
             self._quarantine(source, known.text, known.fault, payload, now_us)
             return
         readings, faults = json_reading.decode(payload)
-        for reading in readings:
-            try:
-                self._group.add(
-                    self._number(known, reading), reading, assigned_us=max(now_us, known.last_assigned_us + 1)
-                )
-            except BadReading as fault:
-                self._quarantine(source, known.text, (fault.reason, str(fault)), payload, now_us)
-            else:
-                if reading.ts is None:
-                    known.last_assigned_us = max(now_us, known.last_assigned_us + 1)
+        if len(readings) < _MANY or not self._take_many(known, readings):
+            for reading in readings:
+                self._take_one(source, known, reading, payload, now_us)
         for bad in faults:
             self._quarantine(source, known.text, (bad.reason, bad.detail), bad.part, now_us)
+
+    def _take_many(self, known: _Topic, readings: Sequence[JsonReading]) -> bool:
+        """Take an array the fast way; False when it has to be taken one by one."""
+        find = known.numbers.get
+        numbers = [find((r.location, r.manufacturer, r.firmware_version, r.unit)) for r in readings]
+        return None not in numbers and self._group.extend(cast("list[int]", numbers), readings)
+
+    def _take_one(
+        self, source: str, known: _Topic, reading: JsonReading, payload: bytes, now_us: int
+    ) -> None:
+        try:
+            if reading.ts is None:
+                assigned_us = max(now_us, known.last_assigned_us + 1)
+                self._group.add(self._number(known, reading), reading, assigned_us=assigned_us)
+                known.last_assigned_us = assigned_us
+            else:
+                self._group.add(self._number(known, reading), reading, assigned_us=now_us)
+        except BadReading as fault:
+            self._quarantine(source, known.text, (fault.reason, str(fault)), payload, now_us)
 
     def _learn(self, topic: bytes) -> _Topic:
         text = topic.decode("utf-8", "backslashreplace")

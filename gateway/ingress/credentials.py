@@ -1,9 +1,9 @@
 """The password file of devices: its form, its hashes, and changes to it.
 
-One line a device, `name:scrypt$ln=10,r=8,p=1$SALT$KEY`; lines that are empty or begin with `#` are kept as they
-are. `ln` is the base-2 logarithm of scrypt's cost; SALT and KEY are base64 without padding. Each line has its
-own cost, because passwords differ: a generated one has 160 random bits, which no search finds however cheap
-the hash, while one that a person chose is worth `COST_CHOSEN`. Hashes come from OpenSSL (`hashlib.scrypt`).
+One line a device, `name:scrypt$ln=10,r=8,p=1$SALT$KEY`; empty lines and those that begin with `#` are kept
+as they are. `ln` is the base-2 logarithm of scrypt's cost; SALT and KEY are base64 without padding. Each line
+has its own cost, because passwords differ: a generated one has 160 random bits, which no search finds however
+cheap the hash, while one that a person chose is worth `COST_CHOSEN`. scrypt is OpenSSL's (`hashlib.scrypt`).
 
 A file is replaced as a whole. A new one is readable by its owner only; an old one keeps its owner and group.
 """
@@ -35,7 +35,9 @@ _SALT_BYTES = 16
 _KEY_BYTES = 32
 _GENERATED_BYTES = 20
 _MEMORY_MAX_BYTES = 1 << 26
-_ENTRY = re.compile(r"scrypt\$ln=(\d{1,2}),r=(\d{1,2}),p=(\d{1,2})\$([A-Za-z0-9+/]{11,})\$([A-Za-z0-9+/]{22,})")
+_ENTRY = re.compile(
+    r"scrypt\$ln=(\d{1,2}),r=(\d{1,2}),p=(\d{1,2})\$([A-Za-z0-9+/]{11,})\$([A-Za-z0-9+/]{22,})"
+)
 _NOT_IN_A_NAME = re.compile(r"[:/+#\s\x00-\x1f\x7f-\x9f]")
 
 
@@ -127,7 +129,9 @@ def add(path: Path, name: str, password: str | None = None, *, replace: bool = F
     if fault is not None:
         raise CredentialsFault(f"{name!r}: {fault}")
     if password is not None and len(password) < CHOSEN_MIN_CHARACTERS:
-        raise CredentialsFault(f"a password has at least {CHOSEN_MIN_CHARACTERS} characters; leave it to be generated")
+        raise CredentialsFault(
+            f"a password has at least {CHOSEN_MIN_CHARACTERS} characters; leave it to be generated"
+        )
     ln = COST_GENERATED if password is None else COST_CHOSEN
     password = password or generated_password()
     line = f"{name}:{hash_of(password.encode(), ln=ln)}"
@@ -211,7 +215,9 @@ def _text_of(path: Path, missing: str | None = None) -> str:
         hint = f"`tidegate device add NAME --passwords-file {path}` makes it"
         raise CredentialsFault(f"{path}: there is no such file; {hint}") from fault
     except (OSError, UnicodeDecodeError) as fault:
-        raise CredentialsFault(f"{path}: cannot be read: {getattr(fault, 'strerror', None) or fault}") from fault
+        raise CredentialsFault(
+            f"{path}: cannot be read: {getattr(fault, 'strerror', None) or fault}"
+        ) from fault
 
 
 @contextlib.contextmanager

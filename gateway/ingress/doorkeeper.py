@@ -1,8 +1,8 @@
 """Who is at the door: passwords and client certificates turned into identities.
 
-A password costs its hash only the first time: a keyed digest of what was found right is kept in memory, one for
-each device, so that ten thousand devices that come back at once do not cost ten thousand hashes. Hashes are
-made in threads of their own, few of them, while ingress goes on.
+A password costs its hash only the first time: a keyed digest of what was found right is kept in memory, one
+for each device, so that ten thousand devices that come back at once do not cost ten thousand hashes. Hashes
+are made in threads of their own, few of them, while ingress goes on.
 
 Guessing is slowed down by two token buckets. A wrong password takes one from the bucket of its address and
 user name (`_PER_NAME`), and one from that of its address (`_PER_ADDRESS`); where a bucket is empty nothing
@@ -48,9 +48,9 @@ if TYPE_CHECKING:
     from gateway.ingress.topics import TopicTemplate
 
 _log = logging.getLogger(__name__)
-_PER_NAME: Final = {"burst": 5, "per_s": 0.1}
-_PER_ADDRESS: Final = {"burst": 100, "per_s": 1.0}
-_LOGGED: Final = {"burst": 3, "per_s": 1 / 60}
+_PER_NAME: Final = (5, 0.1)
+_PER_ADDRESS: Final = (100, 1.0)
+_LOGGED: Final = (3, 1 / 60)
 
 IdentitySource = Literal["username", "cn", "san"]
 
@@ -99,9 +99,9 @@ class Doorkeeper:
         self._process_key = secrets.token_bytes(32)
         self._found_right: dict[str, bytes] = {}
         self._decoy = hash_of(b"", ln=COST_GENERATED)
-        self._by_name: Buckets[bytes] = Buckets(**_PER_NAME)
-        self._by_address: Buckets[str] = Buckets(**_PER_ADDRESS)
-        self._logged: Buckets[str] = Buckets(**_LOGGED)
+        self._by_name: Buckets[bytes] = Buckets(*_PER_NAME)
+        self._by_address: Buckets[str] = Buckets(*_PER_ADDRESS)
+        self._logged: Buckets[str] = Buckets(*_LOGGED)
         self.hashes_total = 0
 
     def admit(
@@ -129,10 +129,6 @@ class Doorkeeper:
         if self._is_known(username, password or b""):
             return self._identity(username)
         return self._check(username, password or b"", address)
-
-    def close(self) -> None:
-        """End the threads, without waiting for a hash in work."""
-        self._threads.shutdown(wait=False, cancel_futures=True)
 
     def _anonymous(self, client_id: str, address: str) -> Identity | Refusal:
         if not self._policy.allow_anonymous:
@@ -196,7 +192,9 @@ class Doorkeeper:
         devices = self._devices()
         if not devices:
             return self._decoy
-        chosen = int.from_bytes(hashlib.blake2b(username.encode(), key=self._process_key, digest_size=8).digest())
+        chosen = int.from_bytes(
+            hashlib.blake2b(username.encode(), key=self._process_key, digest_size=8).digest()
+        )
         costs = list(devices.values())
         return costs[chosen % len(costs)]
 

@@ -19,11 +19,12 @@ EARLIEST_US = -9_223_372_036_854_775
 LATEST_US = 9_223_372_036_854_775
 """2262-04-11: the latest such instant."""
 
+MICROSECONDS_FROM, MICROSECONDS_TO = 10**14, 10**17
+"""A number in this range (the end excluded) counts microseconds."""
+
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
 _SECONDS_BELOW = 10**11
-_MILLISECONDS_BELOW = 10**14
-_MICROSECONDS_BELOW = 10**17
 
 
 class BadInstant(ValueError):  # noqa: N818 - said of the input, not of the program
@@ -48,16 +49,16 @@ def _from_number(ts: float) -> int:
     size = abs(ts)
     if size < _SECONDS_BELOW:
         return ts * 1_000_000
-    if size < _MILLISECONDS_BELOW:
+    if size < MICROSECONDS_FROM:
         return ts * 1_000
-    return ts if size < _MICROSECONDS_BELOW else ts // 1_000
+    return ts if size < MICROSECONDS_TO else ts // 1_000
 
 
 def _from_fraction(ts: float) -> int:
     size = abs(ts)
     if size < _SECONDS_BELOW:
         return round(ts * 1e6)
-    return round(ts * 1e3) if size < _MILLISECONDS_BELOW else round(ts)
+    return round(ts * 1e3) if size < MICROSECONDS_FROM else round(ts)
 
 
 def _from_text(ts: str) -> int:

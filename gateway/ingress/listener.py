@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 _TICK_S: Final = 1.0
 _PATIENCE_S: Final = 2.0
-_LOGGED: Final = {"burst": 1, "per_s": 1 / 300}
+_LOGGED: Final = (1, 1 / 300)
 
 _log = logging.getLogger(__name__)
 
@@ -103,7 +103,7 @@ class Listener:
     """The server. `start`, then `stop_reading`, then (once what was handed over is committed) `close`.
 
     Attributes:
-        clients: the connection of each client identifier now in use; before it scope and NUL, where there is a scope.
+        clients: the connection of each client identifier in use, preceded by its scope and NUL if it has one.
         now_s: monotonic seconds, advanced by the timer: what every time limit is measured by.
     """
 
@@ -122,7 +122,7 @@ class Listener:
         self._connections: set[Connection] = set()
         self._arriving: dict[Connection, tuple[asyncio.Task[None], socket.socket]] = {}
         self._strangers: dict[Connection, float] = {}
-        self._denied_logged: Buckets[str] = Buckets(**_LOGGED)
+        self._denied_logged: Buckets[str] = Buckets(*_LOGGED)
         self._acceptor = Acceptor(self._accepted)
         self._timer: asyncio.TimerHandle | None = None
         self._stopping = False
@@ -220,7 +220,9 @@ class Listener:
         """Log that an identity published where it may not, once in a while. Called by connections."""
         if self._denied_logged.take(name, now_s=self.now_s):
             _log.warning(
-                "%r may not publish to %.200r; it is told so, and what it sends there is not stored", name, topic
+                "%r may not publish to %.200r; it is told so, and what it sends there is not stored",
+                name,
+                topic,
             )
 
     def _accepted(self, accepted: socket.socket) -> None:
@@ -286,6 +288,6 @@ class Listener:
 
 
 def _cut(accepted: socket.socket) -> None:
-    """End a connection during its handshake, which then fails. The transport owns the socket and closes it."""
+    """End a connection during its handshake, which then fails; its transport closes the socket."""
     with contextlib.suppress(OSError):
         accepted.shutdown(socket.SHUT_RDWR)

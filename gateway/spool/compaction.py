@@ -171,9 +171,9 @@ class Compaction:
             lambda c: [c.execute(SQL["block_at"], (s.position,)).fetchone()[0] for s in run]
         )
         try:
-            block, readings = await asyncio.get_running_loop().run_in_executor(None, _merge, blocks)
-            if not self._book.knows(readings.series):
-                raise FormatError("unknown_series", "a segment names a series that the spool does not")
+            block, readings = await asyncio.get_running_loop().run_in_executor(
+                None, _merge, blocks, self._book
+            )
         except FormatError as fault:
             _log.warning("commits %d..%d are not merged: %s", run[0].first_commit, run[-1].last_commit, fault)
             await self._database.write(lambda c: c.executemany(SQL["mark_indexed"], _keys(run)))
@@ -199,8 +199,10 @@ class Compaction:
         return True
 
 
-def _merge(blocks: list[bytes]) -> tuple[bytes, Readings]:
+def _merge(blocks: list[bytes], book: SeriesBook) -> tuple[bytes, Readings]:
     readings = Readings.concat([columns.decode(block) for block in blocks]).in_order()
+    if not book.knows(readings.series):
+        raise FormatError("unknown_series", "a segment names a series that the spool does not")
     if len(blocks) == 1:
         return blocks[0], readings
     return columns.encode(readings, level=columns.FINAL_LEVEL), readings

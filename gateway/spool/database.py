@@ -191,7 +191,9 @@ def _first_fault(connection: sqlite3.Connection, path: Path) -> str | None:
     try:
         _prepare(connection)
     except sqlite3.Error as fault:
-        if salvage.is_damage(fault) or salvage.says_read_only(fault):  # the file has just been opened to write
+        if salvage.is_damage(fault) or salvage.says_read_only(
+            fault
+        ):  # the file has just been opened to write
             return str(fault)
         raise
     except (TypeError, ValueError, UnicodeDecodeError) as fault:

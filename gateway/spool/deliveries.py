@@ -2,38 +2,48 @@
 
 Invariants:
 - The range of a batch is fsynced in `batch` before `claim` returns it (promise 3). After a restart the
-  open batches are handed out again, unchanged, before anything new.
+  open batches are handed out again, unchanged, before anything new of their lane.
 - `settle` moves a range from `batch` to `delivered` in one transaction. A crash before it means the batch
   is sent again and the destination's ledger answers with the same receipt (promise 4).
+- Only an answer that nothing was applied (too large, refused) changes how an open batch travels: it is
+  halved, first between segments, then into parts of its rows; a refused row is left out and is in quarantine.
+
+Faults of the spool itself reach a shipper as `StoreFault`: wait, and try again.
 """
 
 from __future__ import annotations
 
-import logging
-import time
+from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import takewhile
 from typing import TYPE_CHECKING
 
-import numpy as np
+import msgspec
 
-from cloud_sync import columns
-from cloud_sync.errors import FormatError
-from cloud_sync.records import Batch, BatchRange, Readings, RecordClass
-from gateway.spool import ranges
+from cloud_sync.errors import StoreFault
+from cloud_sync.lanes import Wanted
+from cloud_sync.records import Batch, BatchRange, RecordClass
+from cloud_sync.wire import PARTS_MAX
+from gateway.spool import claims, ranges
+from gateway.spool.claims import Claim, Queue
 from gateway.spool.crashpoints import point
 from gateway.spool.database import SQL, Database
+from gateway.spool.errors import SpoolError
+from gateway.spool.loading import Loader, part_of
+from gateway.spool.quarantine import QuarantineItem, write_items
 from gateway.spool.ranges import Range
-from gateway.spool.segments import Segments, commit_of, keep_high_mark, read_range, span_of
+from gateway.spool.segments import Segments, commit_of, span_of
 
 if TYPE_CHECKING:
     import sqlite3
+    from collections.abc import Collection, Iterator, Sequence
 
+    from cloud_sync.evidence import BadRow
+    from cloud_sync.lanes import Lane
     from gateway.spool.series import SeriesBook
 
-_log = logging.getLogger(__name__)
-_LOOK_AHEAD = 4096
 DEFAULT_MAX_ROWS = 50_000
+FROM_NOW = 1 << 62
+"""A `since_us` later than everything: a new destination gets nothing of what is there already."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,10 +53,12 @@ class Backlog:
     Attributes:
         readings: how many.
         oldest_written_at_us: when the oldest of them was committed, None when there is none.
+        gaps: how many separate ranges of commits they are.
     """
 
     readings: int
     oldest_written_at_us: int | None
+    gaps: int = 0
 
 
 class Deliveries:
@@ -55,103 +67,176 @@ class Deliveries:
     def __init__(self, database: Database, segments: Segments, book: SeriesBook, gateway_id: str) -> None:
         self._database = database
         self._segments = segments
-        self._book = book
         self._gateway_id = gateway_id
+        self._loader = Loader(database, book)
 
-    async def register(self, destination: str, kind: str, *, now_us: int) -> None:
-        """Make a destination known; one that was known keeps its progress."""
-        await self._database.write(lambda c: c.execute(SQL["add_destination"], (destination, kind, now_us)))
+    async def register(
+        self, destination: str, kind: str, *, now_us: int, since_us: int | None = None
+    ) -> None:
+        """Make a destination known; one that was known keeps its progress, whatever `since_us` says.
+
+        Args:
+            destination: its name.
+            kind: of destination, for people.
+            now_us: wall clock, microseconds since 1970.
+            since_us: a new destination gets what was committed from then on, in whole segments; None for
+                everything that the spool holds, `FROM_NOW` for nothing of it.
+        """
+
+        def work(connection: sqlite3.Connection) -> None:
+            known = connection.execute(SQL["destination_known"], (destination,)).fetchone()
+            connection.execute(SQL["add_destination"], (destination, kind, now_us))
+            if known is not None or since_us is None:
+                return
+            queue = Queue(destination, RecordClass.READING)
+            last = self._segments.newest_commit(queue.record_class)
+            if since_us < FROM_NOW:
+                before = (*span_of(queue.record_class), since_us)
+                row = connection.execute(SQL["newest_written_before"], before).fetchone()
+                last = 0 if row is None else commit_of(row[0]) - 1
+            if last > 0:
+                claims.add_delivered(connection, queue, Range(1, last))
+
+        await self._database.write(work)
+
+    async def drop(self, destination: str) -> bool:
+        """Forget a destination and its progress; False when it was not known."""
+
+        def work(connection: sqlite3.Connection) -> bool:
+            known = connection.execute(SQL["destination_known"], (destination,)).fetchone()
+            for name in ("drop_destination", "drop_delivered_of", "drop_batches_of", "drop_parts_of"):
+                connection.execute(SQL[name], (destination,))
+            return known is not None
+
+        return await self._database.write(work)
 
     async def claim(
-        self, destination: str, *, now_us: int, max_rows: int = DEFAULT_MAX_ROWS
+        self,
+        destination: str,
+        *,
+        now_us: int,
+        max_rows: int = DEFAULT_MAX_ROWS,
+        lane: Lane | None = None,
+        busy: Collection[BatchRange] = (),
     ) -> BatchRange | None:
-        """The range to send next: an open batch from before, else the oldest gap; None when all is delivered.
+        """The batch to send next: an open one from before, else a new one; None when there is nothing.
 
-        Whole segments only; the first is taken even when it alone exceeds `max_rows`.
+        Whole segments only; the first is taken even when it alone exceeds `max_rows`. Without a lane it is
+        the oldest gap; `gateway.spool.claims` says what the lanes take. Others carry the batches in `busy`.
         """
-        record_class = RecordClass.READING
-        newest = self._segments.newest_commit(record_class)
+        queue, wanted = Queue(destination, RecordClass.READING), Wanted(lane, max_rows, now_us, busy)
 
-        def look(connection: sqlite3.Connection) -> tuple[Range | None, bool]:
-            for first, last in connection.execute(SQL["open_batches"], (destination, record_class)):
-                return Range(first, last), True
-            return _next_gap(connection, destination, record_class, newest, max_rows), False
+        def look(connection: sqlite3.Connection) -> Claim | Range | None:
+            open_ = claims.open_claim(connection, queue, wanted)
+            return open_ or self._next(connection, queue, wanted)
 
-        found, is_open = await self._database.read(look)
-        if found is None:
-            return None
-        if not is_open:
-            row = (destination, record_class, found.first, found.last, now_us)
-            await self._database.write(lambda c: c.execute(SQL["add_batch"], row))
-            point("after_claim")
-        return BatchRange(self._gateway_id, self._database.epoch, record_class, found.first, found.last)
+        with _faults_told():
+            found = await self._database.read(look)
+            if isinstance(found, Range):
+                found = await self._database.write(lambda c: self._fix_next(c, queue, wanted))
+                point("after_claim")
+        return None if found is None else self._named(queue, found)
 
-    async def load(self, claimed: BatchRange) -> Batch | None:
-        """The batch of a claimed range: its segments merged, self-contained, in canonical order.
+    async def load(self, claimed: BatchRange, destination: str | None = None) -> Batch | None:
+        """The batch of a claimed range or part: self-contained, in canonical order, without refused rows.
 
-        A segment whose bytes cannot be read is set aside and counted; None when none is left.
+        A segment whose bytes cannot be read is set aside and counted; None when there is nothing to send.
+
+        Args:
+            claimed: as `claim` returned it.
+            destination: whose refused rows are left out.
         """
-        blocks = await self._database.read(
-            lambda c: read_range(c, claimed.record_class, claimed.first_commit, claimed.last_commit)
-        )
-        readable = []
-        for position, block in blocks:
-            try:
-                decoded = columns.decode(block)
-            except FormatError as fault:
-                await self._set_aside(position, f"{fault.reason}: {fault}")
-                continue
-            if self._book.knows(decoded.series):
-                readable.append(decoded)
-            else:
-                await self._set_aside(position, "unknown_series: it names a series that the spool does not")
-        return self._assemble(claimed, readable) if readable else None
+        with _faults_told():
+            return await self._loader.load(claimed, destination)
 
-    async def _set_aside(self, position: int, reason: str) -> None:
-        _log.error("commit %d is damaged and set aside: %s", commit_of(position), reason)
-        now_us = time.time_ns() // 1000
+    async def settle(
+        self, destination: str, claimed: BatchRange, *, then: Wanted | None = None
+    ) -> BatchRange | None:
+        """Note a receipt: the range, or this part of it, is delivered and no longer open.
 
-        def work(connection: sqlite3.Connection) -> None:
-            keep_high_mark(connection, position)
-            connection.execute(SQL["set_aside"], (now_us, reason, position))
-            connection.execute(SQL["keep_damaged_block"], (position,))
-            connection.execute(SQL["delete_segment"], (position,))
-
-        await self._database.write(work)
-
-    async def settle(self, destination: str, claimed: BatchRange) -> None:
-        """Note a receipt: the range is delivered and no longer open."""
-        record_class, first, last = claimed.record_class, claimed.first_commit, claimed.last_commit
-
+        With `then`, claim what that lane sends next in the same transaction, and return it.
+        """
+        queue = Queue(destination, claimed.record_class)
         point("before_settle")
 
-        def work(connection: sqlite3.Connection) -> None:
-            connection.execute(SQL["delete_batch"], (destination, record_class, first, last))
-            _add_delivered(connection, destination, record_class, Range(first, last))
+        def work(connection: sqlite3.Connection) -> Claim | None:
+            if claims.close_part(connection, queue, claimed):
+                claims.add_delivered(connection, queue, Range(claimed.first_commit, claimed.last_commit))
+            return None if then is None else self._fix_next(connection, queue, then)
 
-        await self._database.write(work)
+        with _faults_told():
+            following = await self._database.write(work)
+        return None if following is None else self._named(queue, following)
 
     async def renew_epoch(self) -> None:
-        """Take a new epoch: a destination has ranges of this one that this spool does not know."""
-        await self._database.renew_epoch()
+        """Take a new epoch: a destination has ranges of this one that this spool does not know.
+
+        Batches travel whole again: their parts were counted in the old epoch.
+        """
+        with _faults_told():
+            await self._database.write(lambda c: c.execute(SQL["travel_whole"]))
+            await self._database.renew_epoch()
 
     async def split(self, destination: str, claimed: BatchRange) -> bool:
-        """Halve an open batch that the destination found too large; False when it is a single segment."""
+        """Halve an open batch between two of its segments; False when it has one, or travels in parts."""
         record_class, first, last = claimed.record_class, claimed.first_commit, claimed.last_commit
+        queue = Queue(destination, record_class)
 
         def work(connection: sqlite3.Connection) -> bool:
             sizes = connection.execute(
                 SQL["segment_sizes_from"], (*span_of(record_class, first, last), last - first + 1)
             ).fetchall()
-            if len(sizes) < 2:  # noqa: PLR2004 - one segment cannot be halved
+            in_parts = claims.open_parts(connection, queue, first)
+            if len(sizes) < 2 or in_parts:  # noqa: PLR2004 - one segment cannot be halved here
                 return False
             middle = commit_of(sizes[len(sizes) // 2][0])
-            connection.execute(SQL["delete_batch"], (destination, record_class, first, last))
+            connection.execute(SQL["delete_batch"], (*queue, first, last))
             for half in (Range(first, middle - 1), Range(middle, last)):
-                connection.execute(SQL["add_batch"], (destination, record_class, *half, 0))
+                connection.execute(SQL["add_batch"], (*queue, *half, 0))
             return True
 
-        return await self._database.write(work)
+        with _faults_told():
+            return await self._database.write(work)
+
+    async def halve(self, destination: str, claimed: BatchRange) -> bool:
+        """Halve the rows of an open batch, or of a part of one; False when it has a single row."""
+        queue = Queue(destination, claimed.record_class)
+
+        def work(connection: sqlite3.Connection) -> bool:
+            span = span_of(claimed.record_class, claimed.first_commit, claimed.last_commit)
+            commits = claimed.last_commit - claimed.first_commit + 1
+            sizes = connection.execute(SQL["segment_sizes_from"], (*span, commits)).fetchall()
+            rows = sum(size for _, _, size in sizes)
+            held = claimed.rows_of_part(rows)
+            if held.stop - held.start < 2 or 2 * claimed.parts > PARTS_MAX:  # noqa: PLR2004 - one row has no half
+                return False
+            claims.halve_part(connection, queue, claimed, rows)
+            return True
+
+        with _faults_told():
+            return await self._database.write(work)
+
+    async def refuse(self, destination: str, batch: Batch, bad: Sequence[BadRow], *, now_us: int) -> None:
+        """Quarantine rows of an open batch that its destination refused, and leave them out from now on.
+
+        Args:
+            destination: that refused them.
+            batch: as `load` returned it.
+            bad: which of its rows, each once, and the destination's own words.
+            now_us: wall clock, microseconds since 1970.
+        """
+        queue = Queue(destination, batch.range.record_class)
+        items = [_refused_item(destination, batch, row, now_us) for row in bad]
+
+        def work(connection: sqlite3.Connection) -> None:
+            part = part_of(connection, queue, batch.range)
+            held = batch.range.rows_of_part(_rows_of(connection, batch.range))
+            left = [row for row in range(held.start, held.stop) if row not in set(part.refused)]
+            claims.refuse_rows(connection, queue, batch.range, [left[row.row] for row in bad])
+            write_items(connection, items)
+
+        with _faults_told():
+            await self._database.write(work)
 
     async def backlog(self, destination: str) -> Backlog:
         """What `destination` lacks, in time that grows with its gaps, not with their size."""
@@ -160,23 +245,64 @@ class Deliveries:
         total = self._segments.rows_ever(record_class)
         return await self._database.read(lambda c: backlog_of(c, destination, record_class, newest, total))
 
-    def _assemble(self, claimed: BatchRange, parts: list[Readings]) -> Batch:
-        merged = Readings.concat(parts)
-        numbers, index = np.unique(merged.series, return_inverse=True)
-        series = [self._book[int(number)] for number in numbers]
-        order = sorted(range(len(series)), key=series.__getitem__)
-        rank = np.empty(len(order), np.int32)
-        rank[order] = np.arange(len(order), dtype=np.int32)
-        readings = merged.with_series(rank[index]).in_order()
-        return Batch(claimed, tuple(series[i] for i in order), readings)
+    def _next(self, connection: sqlite3.Connection, queue: Queue, wanted: Wanted) -> Range | None:
+        return claims.next_range(
+            connection,
+            queue,
+            wanted,
+            newest=self._segments.newest_commit(queue.record_class),
+            rows_ever=self._segments.rows_ever(queue.record_class),
+        )
+
+    def _fix_next(self, connection: sqlite3.Connection, queue: Queue, wanted: Wanted) -> Claim | None:
+        """Inside a transaction: an open batch, or a new one that is fixed by it."""
+        open_ = claims.open_claim(connection, queue, wanted)
+        if open_ is not None:
+            return open_
+        found = self._next(connection, queue, wanted)
+        if found is None:
+            return None
+        connection.execute(SQL["add_batch"], (*queue, *found, wanted.now_us))
+        return Claim(found)
+
+    def _named(self, queue: Queue, claim: Claim) -> BatchRange:
+        return BatchRange(
+            self._gateway_id,
+            self._database.epoch,
+            queue.record_class,
+            *claim.range,
+            claim.part.part,
+            claim.part.parts,
+        )
+
+
+def _rows_of(connection: sqlite3.Connection, batch: BatchRange) -> int:
+    """Rows of the whole range."""
+    span = span_of(batch.record_class, batch.first_commit, batch.last_commit)
+    commits = batch.last_commit - batch.first_commit + 1
+    return sum(row[2] for row in connection.execute(SQL["segment_sizes_from"], (*span, commits)))
+
+
+def _refused_item(destination: str, batch: Batch, bad: BadRow, now_us: int) -> QuarantineItem:
+    readings, series = batch.readings, batch.series[int(batch.readings.series[bad.row])]
+    payload = {"value": float(readings.value[bad.row]), "ts": int(readings.time_us[bad.row])}
+    return QuarantineItem.of(
+        received_at_us=now_us,
+        source=destination,
+        topic=f"{series.sensor_id}/{series.sensor_type}",
+        reason=bad.reason,
+        detail=bad.words,
+        payload=msgspec.json.encode(payload),
+    )
 
 
 def backlog_of(
     connection: sqlite3.Connection, destination: str, record_class: RecordClass, newest: int, total_rows: int
 ) -> Backlog:
     """The backlog from cumulative row counts: each gap costs two look-ups."""
-    readings, oldest = 0, None
-    for gap in ranges.gaps(_delivered(connection, destination, record_class), 1, newest):
+    readings, oldest, count = 0, None, 0
+    delivered = claims.delivered_ranges(connection, Queue(destination, record_class))
+    for gap in ranges.gaps(delivered, 1, newest):
         first = connection.execute(
             SQL["first_segment_from"], span_of(record_class, gap.first, gap.last)
         ).fetchone()
@@ -185,39 +311,14 @@ def backlog_of(
         after = connection.execute(SQL["first_segment_from"], span_of(record_class, gap.last + 1)).fetchone()
         readings += (total_rows if after is None else after[1]) - first[1]
         oldest = first[2] if oldest is None else min(oldest, first[2])
-    return Backlog(readings, oldest)
+        count += 1
+    return Backlog(readings, oldest, count)
 
 
-def _delivered(connection: sqlite3.Connection, destination: str, record_class: RecordClass) -> list[Range]:
-    return [Range(*row) for row in connection.execute(SQL["delivered"], (destination, record_class))]
-
-
-def _next_gap(
-    connection: sqlite3.Connection, destination: str, record_class: RecordClass, newest: int, max_rows: int
-) -> Range | None:
-    for gap in ranges.gaps(_delivered(connection, destination, record_class), 1, newest):
-        sizes = connection.execute(
-            SQL["segment_sizes_from"], (*span_of(record_class, gap.first, gap.last), _LOOK_AHEAD)
-        ).fetchall()
-        if not sizes:
-            continue
-        total = np.cumsum([rows for _, _, rows in sizes])
-        fitting = max(1, sum(1 for _ in takewhile(lambda rows: rows <= max_rows, total)))
-        return Range(commit_of(sizes[0][0]), sizes[fitting - 1][1])
-    return None
-
-
-def _add_delivered(
-    connection: sqlite3.Connection, destination: str, record_class: RecordClass, new: Range
-) -> None:
-    """Add a range and merge it with its neighbours."""
-    touching = [
-        Range(*row)
-        for row in connection.execute(
-            SQL["delivered_touching"], (destination, record_class, new.last + 1, new.first - 1)
-        )
-    ]
-    for old in touching:
-        connection.execute(SQL["delete_delivered"], (destination, record_class, old.first))
-    for whole in ranges.merged([*touching, new]):
-        connection.execute(SQL["add_delivered"], (destination, record_class, *whole))
+@contextmanager
+def _faults_told() -> Iterator[None]:
+    """Faults of the spool, in the words of delivery."""
+    try:
+        yield
+    except SpoolError as fault:
+        raise StoreFault(f"the spool: {fault}") from fault

@@ -14,6 +14,8 @@ import pytest
 from pydantic import BaseModel
 
 from gateway import settings
+from gateway.ingress import credentials
+from tests.certificates import Authority
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -61,6 +63,10 @@ def spoken_example(folder: Path) -> Path:
     """The example with every key that it shows in force, and the secrets it names."""
     for secret in ("regional.token", "cloud.token", "old-cloud.password"):
         (folder / secret).write_text("a secret\n")
+    authority = Authority(folder, "devices-ca")
+    authority.issue("server", "localhost")
+    authority.revocations().rename(folder / "devices-crl.pem")
+    credentials.add(folder / "passwords", "pump-1")
     return written(folder, A_SETTING.sub("", EXAMPLE.read_text()))
 
 

@@ -13,9 +13,9 @@ from cloud_sync.errors import Refused, RetryLater, TooLarge, Unauthorised
 from tests.batches import batch_of
 from tests.destination_kinds import KINDS as DIRECT_KINDS
 from tests.destination_kinds import Kind, unique
-from tests.region_kinds import REGION_KINDS
 from tests.fault_proxy import DROP_ANSWER, DUPLICATE, PASS, RESET, STALL, TRUNCATE, fault_proxy
 from tests.http_stub import Answer, answering, http_stub
+from tests.region_kinds import REGION_KINDS
 
 if TYPE_CHECKING:
     from collections.abc import Callable

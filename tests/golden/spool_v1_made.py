@@ -109,7 +109,7 @@ def main() -> None:
             connection.execute("PRAGMA journal_mode = DELETE")
             connection.execute("VACUUM")
         (HERE / "spool_v1.db").write_bytes(path.read_bytes())
-    (HERE / "spool_v1.json").write_text(json.dumps(expected(), ensure_ascii=False, indent=1) + "\n")
+    (HERE / "spool_v1.json").write_text(json.dumps(expected(), ensure_ascii=False) + "\n")
 
 
 if __name__ == "__main__":

@@ -244,6 +244,21 @@ async def test_a_qos_2_identifier_used_for_another_message_does_not_hide_it(stub
         assert await line.receive() == [Reply(PacketType.PUBREC, 1)]
 
 
+async def test_a_new_session_shares_no_identifier_with_the_one_before(stub):
+    async with subscribing(stub) as subscriber:
+        line = await stub.line()
+        await line.accept()
+        line.send(reading(1, qos=2))
+        await until(lambda: subscriber.intake.taken)
+        line.writer.transport.abort()
+        line = await stub.line()
+        await line.accept(Connack(session_present=False))
+        line.send(reading(1, qos=2, dup=True))
+        await until(lambda: len(subscriber.intake.taken) == 2)
+        subscriber.intake.commit()
+        assert await line.receive() == [Reply(PacketType.PUBREC, 1)]
+
+
 async def test_a_release_of_something_unknown_is_completed_as_such(stub):
     async with subscribing(stub):
         line = await stub.line()
@@ -473,11 +488,12 @@ async def test_stopping_acknowledges_what_was_read_and_then_disconnects(stub):
         await asyncio.sleep(0.05)
         assert len(subscriber.intake.taken) == 1
         subscriber.resume()  # the committer's pressure going down does not start it again
+        await asyncio.sleep(0.05)
         subscriber.intake.commit()
-        closing = asyncio.create_task(subscriber.close(5))
+        closing = asyncio.create_task(subscriber.close(60))
         assert await line.receive(5) == [*pubacks(1), Disconnect()]
         line.writer.close()
-        await closing
+        await asyncio.wait_for(closing, 5)  # what it had not read does not keep it from seeing the end
         assert len(subscriber.intake.taken) == 1
         assert subscriber.counters.state == "stopped"
 

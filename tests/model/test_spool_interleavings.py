@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from cloud_sync.records import RecordClass
+from gateway.spool.appender import Appender
 from gateway.spool.compaction import Compaction
 from gateway.spool.deliveries import Deliveries
 from gateway.spool.duplicates import Duplicates
@@ -26,7 +27,9 @@ COMMITS = 9
 
 
 def interrupted(database: Database, step, *, nth: int = 1, before: str = "write") -> Any:
-    """A database as one step sees it; before its n-th write (or read) `step` of somebody else runs."""
+    """A database as one step sees it; `step` of somebody else runs before its n-th write or read, or just
+    "after" its n-th read, as when a commit ends between the look and what is made of it.
+    """
     return _Interrupted(database, step, nth, before)
 
 
@@ -42,7 +45,9 @@ class _Interrupted:
 
     async def read(self, work):
         await self._count("read")
-        return await self._database.read(work)
+        result = await self._database.read(work)
+        await self._count("after")
+        return result
 
     async def write(self, work):
         await self._count("write")
@@ -151,3 +156,24 @@ async def test_a_damaged_segment_is_set_aside_once_by_two_destinations_at_a_time
         assert batch.rows == (COMMITS - 1) * ROWS
         count = await spool.database.read(lambda c: c.execute("SELECT count(*) FROM damaged").fetchone()[0])
         assert count == 1
+
+
+async def test_a_reading_sent_again_while_segments_are_merged_is_stored_once(tmp_path):
+    async with _spool(tmp_path / "spool.db") as spool:
+        armed = False
+        merged = []
+
+        async def merge():
+            if armed:
+                merged.append(await compaction.compact_once(everything=True))
+
+        reads = COMMITS + 2  # the marks, the keys of every fresh segment, then the look for indexed ones
+        duplicates = await Duplicates.load(
+            interrupted(spool.database, merge, nth=reads, before="after"), spool.book
+        )
+        compaction = Compaction(spool.database, spool.book, duplicates)
+        spool.appender = Appender(spool.database, spool.segments, duplicates, spool.book)
+        armed = True
+        await spool.append_commit(COMMITS // 2)
+        assert merged, "the look has moved; let the merge come just after it"
+        assert spool.newest == COMMITS

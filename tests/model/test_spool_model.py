@@ -1,8 +1,12 @@
-"""The spool against a naive model of it: lists and dictionaries, two destinations, any order of steps."""
+"""The spool against a naive model of it: lists and dictionaries, two destinations, any order of steps.
+
+`TORTURE=n` in the environment tries n times as many, at random.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import os
 import shutil
 import tempfile
 from itertools import pairwise, takewhile
@@ -10,7 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-from hypothesis import HealthCheck, settings
+import pytest
+from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
     RuleBasedStateMachine,
@@ -34,6 +39,7 @@ from gateway.spool.series import SeriesBook
 if TYPE_CHECKING:
     from uuid import UUID
 
+TORTURE = int(os.environ.get("TORTURE", "1"))
 _READING = RecordClass.READING
 _DESTINATIONS = ("cloud", "region")
 _SERIES = [
@@ -294,14 +300,17 @@ class SpoolMachine(RuleBasedStateMachine):
         return set(commits)
 
 
+@pytest.mark.timeout(120 + 60 * TORTURE)
 def test_the_spool_does_what_a_naive_model_of_it_does():
     run_state_machine_as_test(
         SpoolMachine,
         settings=settings(
-            max_examples=60,
+            max_examples=60 * TORTURE,
             stateful_step_count=40,
             deadline=None,
-            derandomize=True,
+            derandomize=TORTURE == 1,
+            # to shrink takes minutes; the steps of one failure fit on a page
+            phases=(Phase.explicit, Phase.generate),
             suppress_health_check=list(HealthCheck),
         ),
     )

@@ -66,8 +66,8 @@ async def test_a_publish_is_acknowledged_once_its_readings_can_be_read_back(tmp_
         (b"sensors/a\x1b/t", b'{"value": 1}', "bad_series_name"),
         (b"sensors/a/t", b"\xff\xfe", "not_json"),
         (b"sensors/a/t", b'{"value": 1, "ts": "noon"}', "bad_time"),
-        (b"sensors/a/t", b'{"value": 1, "seq": -4}', "bad_seq"),
-        (b"sensors/a/t", b'{"value": 1, "quality": 1e300}', "bad_quality"),
+        (b"sensors/a/t", b'{"value": 1, "seq": -4}', "bad_reading"),
+        (b"sensors/a/t", b'{"value": 1, "quality": 1e300}', "bad_reading"),
     ],
 )
 async def test_bad_input_is_quarantined_counted_and_acknowledged(tmp_path, topic, payload, reason):
@@ -159,3 +159,35 @@ async def test_series_beyond_the_limit_are_quarantined(tmp_path):
         committer.publishes(Device(), [publish(b'{"value": 1, "ts": 5}', t) for t in topics])
         assert await committer.commit_once() == 2
         assert committer.counters.quarantined == 1
+
+
+async def test_a_long_array_is_taken_as_its_readings_one_by_one_would_be(tmp_path):
+    members = [
+        b'{"value": %d.25, "ts": %d, "quality": 50, "seq": %d, "unit": "C"}' % (i, 1_700_000_000_000_000 + i, i)
+        for i in range(40)
+    ]
+    contents = []
+    for name, payloads in (("array", [b"[" + b",".join(members) + b"]"] * 2), ("single", members)):
+        async with open_spool(tmp_path / name) as spool:
+            committer = committer_of(spool)
+            for payload in payloads:  # the second time the series is known and the fast way is taken
+                committer.publishes(Device(), [publish(payload)])
+                await committer.commit_once()
+            claimed = await spool.deliveries.claim("x", now_us=1)
+            assert claimed is not None
+            contents.append((await spool.contents(), committer.counters.quarantined))
+    assert contents[0] == contents[1]
+
+
+async def test_an_array_with_a_time_of_another_unit_in_it_is_read_right(tmp_path):
+    times = [1_700_000_000_000_000 + i for i in range(20)]
+    payload = [b'{"value": 1, "ts": %d}' % t for t in times]
+    odd = [b'{"value": 2, "ts": "2023-11-14T22:13:21Z"}', b'{"value": true, "ts": 1700000002.5}']
+    async with open_spool(tmp_path / "spool.db") as spool:
+        committer = committer_of(spool)
+        for _ in range(2):
+            committer.publishes(Device(), [publish(b"[" + b",".join([*payload, *odd]) + b"]")])
+            await committer.commit_once()
+        expected = [("a", t, 1.0) for t in times]
+        expected += [("a", 1_700_000_001_000_000, 2.0), ("a", 1_700_000_002_500_000, 1.0)]
+        assert await spool.contents() == sorted(expected)

@@ -11,7 +11,7 @@ import pytest
 from cloud_sync.backoff import RETRY_AFTER_MAX_S, Backoff
 from cloud_sync.destinations import Parcel
 from cloud_sync.errors import DeliveryError, Refused, RetryLater, TooLarge, Unauthorised
-from cloud_sync.records import Batch, BatchRange, Receipt
+from cloud_sync.records import Batch, BatchRange, Receipt, RecordClass
 from cloud_sync.shipper import Shipper
 from tests.spools import open_spool
 
@@ -163,7 +163,8 @@ async def test_the_commit_of_a_damaged_newest_segment_is_never_used_again(tmp_pa
         )
         await Shipper(spool.deliveries, MemoryDestination()).ship_once()
     async with open_spool(tmp_path / "spool.db") as spool:
-        assert (spool.segments.newest_commit(4), spool.segments.rows_ever(4)) == (3, 30)
+        reading = RecordClass.READING
+        assert (spool.segments.newest_commit(reading), spool.segments.rows_ever(reading)) == (3, 30)
         await spool.append([("a", 999, 0.0)])
         claimed = await spool.deliveries.claim("memory", now_us=1)
         assert claimed is not None

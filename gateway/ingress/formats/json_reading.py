@@ -7,23 +7,28 @@ A bad member of an array costs that member, not its neighbours.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 import msgspec
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Sequence
+
+
+Single = Annotated[float, msgspec.Meta(ge=-3.4e38, le=3.4e38)]
+"""A number that fits single precision."""
+Seq = Annotated[int, msgspec.Meta(ge=0, le=(1 << 63) - 1)]
 
 
 class JsonReading(msgspec.Struct, gc=False):
-    """One reading as a device writes it."""
+    """One reading as a device writes it; `value` is finite, as JSON numbers are."""
 
     value: float | bool
     ts: int | float | str | None = None
-    quality: float | None = None
-    battery_level: float | None = None
-    signal_strength: float | None = None
-    seq: int | None = None
+    quality: Single | None = None
+    battery_level: Single | None = None
+    signal_strength: Single | None = None
+    seq: Seq | None = None
     location: str | None = None
     manufacturer: str | None = None
     firmware_version: str | None = None
@@ -43,7 +48,7 @@ _many = msgspec.json.Decoder(list[JsonReading])
 _parts = msgspec.json.Decoder(list[msgspec.Raw])
 
 
-def decode(payload: bytes) -> tuple[Iterable[JsonReading], list[Fault]]:
+def decode(payload: bytes) -> tuple[Sequence[JsonReading], list[Fault]]:
     """Readings and faults of one payload; times and ranges are not looked at here."""
     try:
         if payload[:1] == b"[" or payload.lstrip()[:1] == b"[":

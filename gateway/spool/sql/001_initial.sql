@@ -54,7 +54,8 @@ CREATE TABLE destination (
     added_at_us INTEGER NOT NULL
 ) WITHOUT ROWID;
 
--- Ranges of commits a destination has given a receipt for, merged.
+-- Ranges of commits that need not be sent any more, merged: a receipt came for them, or they were there before
+-- the moment from which the destination was to have everything.
 CREATE TABLE delivered (
     destination  TEXT NOT NULL,
     class        INTEGER NOT NULL,
@@ -71,6 +72,18 @@ CREATE TABLE batch (
     last_commit   INTEGER NOT NULL,
     claimed_at_us INTEGER NOT NULL,
     PRIMARY KEY (destination, class, first_commit)
+) WITHOUT ROWID;
+
+-- Parts of an open batch that are still to be delivered; one without any travels whole. Part k of n holds the
+-- rows (k-1)*r/n .. k*r/n of the batch's r rows in canonical order; refused are positions among the r.
+CREATE TABLE part (
+    destination  TEXT NOT NULL,
+    class        INTEGER NOT NULL,
+    first_commit INTEGER NOT NULL,
+    part         INTEGER NOT NULL,
+    parts        INTEGER NOT NULL,
+    refused      TEXT NOT NULL,  -- JSON array: rows that the destination refused, left out and in quarantine
+    PRIMARY KEY (destination, class, first_commit, parts, part)
 ) WITHOUT ROWID;
 
 CREATE TABLE quarantine (

@@ -117,6 +117,49 @@ INSERT INTO batch (destination, class, first_commit, last_commit, claimed_at_us)
 -- name: delete_batch
 DELETE FROM batch WHERE destination = ? AND class = ? AND first_commit = ? AND last_commit = ?;
 
+-- name: parts
+SELECT part, parts, refused FROM part WHERE destination = ? AND class = ? AND first_commit = ?;
+
+-- name: add_part
+INSERT INTO part (destination, class, first_commit, part, parts, refused) VALUES (?, ?, ?, ?, ?, ?)
+ON CONFLICT DO UPDATE SET refused = excluded.refused;
+
+-- name: delete_part
+DELETE FROM part WHERE destination = ? AND class = ? AND first_commit = ? AND part = ? AND parts = ?;
+
+-- name: travel_whole_around
+DELETE FROM part WHERE class = ? AND EXISTS (
+    SELECT 1 FROM batch b
+    WHERE b.destination = part.destination AND b.class = part.class AND b.first_commit = part.first_commit
+      AND ? BETWEEN b.first_commit AND b.last_commit);
+
+-- name: travel_whole
+DELETE FROM part;
+
+-- name: newest_written_before
+SELECT position FROM segment WHERE position BETWEEN ? AND ? AND written_at_us <= ? ORDER BY position DESC LIMIT 1;
+
+-- name: is_damaged
+SELECT 1 FROM damaged WHERE position = ?;
+
+-- name: positions_between
+SELECT position FROM segment WHERE position BETWEEN ? AND ? ORDER BY position;
+
+-- name: destination_known
+SELECT 1 FROM destination WHERE name = ?;
+
+-- name: drop_destination
+DELETE FROM destination WHERE name = ?;
+
+-- name: drop_delivered_of
+DELETE FROM delivered WHERE destination = ?;
+
+-- name: drop_batches_of
+DELETE FROM batch WHERE destination = ?;
+
+-- name: drop_parts_of
+DELETE FROM part WHERE destination = ?;
+
 -- name: add_quarantine
 INSERT INTO quarantine (received_at_us, source, topic, reason, detail, payload, payload_bytes)
 VALUES (?, ?, ?, ?, ?, ?, ?);

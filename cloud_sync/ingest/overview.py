@@ -1,0 +1,63 @@
+"""What has been applied of gateways, as text for an operator. Pure."""
+
+from __future__ import annotations
+
+from itertools import groupby, pairwise
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+    from datetime import datetime
+
+    from cloud_sync.database.ledger import AppliedRange, DeclaredLoss, Progress
+
+_GAPS_SHOWN = 5
+_MINUTE, _HOUR, _DAY = 60, 3600, 86_400
+
+
+def lines(known: Sequence[Progress], *, now: datetime) -> Iterator[str]:
+    """One paragraph a gateway: when it delivered last, then a line for each epoch and class."""
+    if not known:
+        yield "no gateway has delivered yet"
+    for each in known:
+        readings = sum(applied.rows for applied in each.ranges)
+        seen = _ago((now - each.last_seen).total_seconds())
+        yield f"{each.gateway_id}  last seen {seen}  {readings:,} readings"
+        for (_, epoch, record_class), group in groupby(each.ranges, key=lambda applied: applied.range[:3]):
+            yield f"  {record_class.name.lower()} of epoch {epoch.hex[:8]}: {_coverage(list(group))}"
+        for loss in each.declared:
+            yield f"  declared: {_declared(loss)}"
+
+
+def _coverage(islands: list[AppliedRange]) -> str:
+    spans = [(i.range.first_commit, i.range.last_commit) for i in islands if i.complete]
+    through = spans[0][1] if spans and spans[0][0] == 1 else 0
+    parts = [f"complete through {through}"]
+    gaps = [(a + 1, b - 1) for (_, a), (b, _) in pairwise([(0, 0), *spans]) if a + 1 < b]
+    if gaps:
+        shown = ", ".join(
+            f"{first}..{last}" if last > first else str(first) for first, last in gaps[:_GAPS_SHOWN]
+        )
+        more = f" and {len(gaps) - _GAPS_SHOWN} more" if len(gaps) > _GAPS_SHOWN else ""
+        parts.append(f"newest {spans[-1][1]}, {len(gaps)} gap{'s' if len(gaps) > 1 else ''}: {shown}{more}")
+    arriving = sum(not i.complete for i in islands)
+    if arriving:
+        parts.append(f"{arriving} range{'s' if arriving > 1 else ''} in part")
+    counts = {name: sum(getattr(i, name) for i in islands) for name in ("duplicates", "conflicts", "refused")}
+    parts += [f"{count:,} {name}" for name, count in counts.items() if count]
+    return "; ".join(parts)
+
+
+def _declared(loss: DeclaredLoss) -> str:
+    survives = f", left as {loss.survives}" if loss.survives else ""
+    first, last = loss.range.first_commit, loss.range.last_commit
+    return f"{loss.rows:,} rows of {first}..{last} given up: {loss.reason}{survives}"
+
+
+def _ago(seconds: float) -> str:
+    if seconds < _MINUTE:
+        return f"{max(0, int(seconds))} s ago"
+    for unit, name in ((_DAY, "d"), (_HOUR, "h"), (_MINUTE, "min")):
+        if seconds >= unit:
+            return f"{int(seconds // unit)} {name} ago"
+    raise AssertionError

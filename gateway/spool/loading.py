@@ -1,0 +1,159 @@
+"""Batches read from the spool: the segments of a claimed range as one self-contained batch.
+
+A segment whose bytes cannot be read is set aside, with its bytes where they can be had, so that everything
+else goes on (promise 10). The batches it was a part of travel whole again: their parts are counted in rows.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import sqlite3
+import time
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from cloud_sync import columns
+from cloud_sync.errors import FormatError, StoreFault
+from cloud_sync.records import Batch, BatchRange, Readings
+from gateway.spool import claims
+from gateway.spool.claims import WHOLE, Part, Queue
+from gateway.spool.database import SQL
+from gateway.spool.errors import SpoolError, SpoolFailed
+from gateway.spool.salvage import is_damage
+from gateway.spool.segments import commit_of, keep_high_mark, read_range, span_of
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from gateway.spool.database import Database
+    from gateway.spool.series import SeriesBook
+
+_log = logging.getLogger(__name__)
+_CLASS_SHIFT = 56
+
+
+class Loader:
+    """Reads the batches of one spool."""
+
+    def __init__(self, database: Database, book: SeriesBook) -> None:
+        self._database = database
+        self._book = book
+
+    async def load(self, claimed: BatchRange, destination: str | None = None) -> Batch | None:
+        """The batch of a claimed range or part: in canonical order, without rows that `destination` refused.
+
+        A segment that cannot be read is set aside; None when none is left.
+        """
+        blocks, part = await self._database.read(lambda c: _blocks(c, claimed, destination))
+        readable = []
+        for position, block in blocks:
+            try:
+                decoded = columns.decode(block if block is not None else await self._block_at(position))
+            except FormatError as fault:
+                await self._set_aside(position, f"{fault.reason}: {fault}")
+                continue
+            except SpoolFailed as fault:
+                if not _is_damage(fault):
+                    raise
+                await self._set_aside(position, f"unreadable: {fault}", keep_block=False)
+                continue
+            if self._book.knows(decoded.series):
+                readable.append(decoded)
+            else:
+                await self._set_aside(position, "unknown_series: it names a series that the spool does not")
+        if len(readable) < len(blocks) and claimed.parts > 1:
+            raise StoreFault(f"{claimed}: a segment of it is damaged; it will travel whole")
+        if not readable:
+            return None
+        return await asyncio.get_running_loop().run_in_executor(
+            None, self._assemble, claimed, readable, part.refused
+        )
+
+    async def _block_at(self, position: int) -> bytes:
+        row = await self._database.read(lambda c: c.execute(SQL["block_at"], (position,)).fetchone())
+        return b"" if row is None else bytes(row[0])
+
+    async def _set_aside(self, position: int, reason: str, *, keep_block: bool = True) -> None:
+        _log.error("commit %d is damaged and set aside: %s", commit_of(position), reason)
+        now_us = time.time_ns() // 1000
+
+        def note(connection: sqlite3.Connection) -> None:
+            keep_high_mark(connection, position)
+            connection.execute(SQL["set_aside"], (now_us, reason, position))
+            connection.execute(SQL["travel_whole_around"], (position >> _CLASS_SHIFT, commit_of(position)))
+
+        def work(connection: sqlite3.Connection) -> None:
+            note(connection)
+            if keep_block:
+                connection.execute(SQL["keep_damaged_block"], (position,))
+            connection.execute(SQL["delete_segment"], (position,))
+
+        try:
+            await self._database.write(work)
+        except SpoolFailed as fault:
+            if not _is_damage(fault):
+                raise
+            await self._database.write(note)  # its pages cannot even be freed: it stays, and is passed over
+
+    def _assemble(self, claimed: BatchRange, parts: list[Readings], refused: Sequence[int]) -> Batch:
+        merged = Readings.concat(parts)
+        numbers, index = np.unique(merged.series, return_inverse=True)
+        series = [self._book[int(number)] for number in numbers]
+        order = sorted(range(len(series)), key=series.__getitem__)
+        rank = np.empty(len(order), np.int32)
+        rank[order] = np.arange(len(order), dtype=np.int32)
+        readings = merged.with_series(rank[index]).in_order()
+        batch = Batch(claimed, tuple(series[i] for i in order), readings)
+        if claimed.parts == 1 and not refused:
+            return batch
+        return _part_of_batch(batch, refused)
+
+
+def _blocks(
+    connection: sqlite3.Connection, claimed: BatchRange, destination: str | None
+) -> tuple[Sequence[tuple[int, bytes | None]], Part]:
+    """Position and block of every segment; without blocks when not all of them can be read at once."""
+    part = WHOLE
+    if destination is not None:
+        part = part_of(connection, Queue(destination, claimed.record_class), claimed)
+    span = (claimed.record_class, claimed.first_commit, claimed.last_commit)
+    try:
+        return read_range(connection, *span), part
+    except sqlite3.Error as fault:
+        if not is_damage(fault):
+            raise
+    positions = connection.execute(SQL["positions_between"], span_of(*span)).fetchall()
+    return [
+        (p, None) for (p,) in positions if connection.execute(SQL["is_damaged"], (p,)).fetchone() is None
+    ], part
+
+
+def part_of(connection: sqlite3.Connection, queue: Queue, claimed: BatchRange) -> Part:
+    """The open part that a claimed batch is; all of it when it travels whole."""
+    for part in claims.open_parts(connection, queue, claimed.first_commit):
+        if (part.part, part.parts) == (claimed.part, claimed.parts):
+            return part
+    return WHOLE
+
+
+def _part_of_batch(batch: Batch, refused: Sequence[int]) -> Batch:
+    """What of a whole batch its part holds, less the refused rows; only the series that are left."""
+    held = batch.range.rows_of_part(batch.rows)
+    keep = np.zeros(batch.rows, np.bool_)
+    keep[held] = True
+    keep[list(refused)] = False
+    readings = batch.readings.take(keep)
+    used, index = np.unique(readings.series, return_inverse=True)
+    return Batch(
+        batch.range,
+        tuple(batch.series[number] for number in used),
+        readings.with_series(index.astype(np.int32)),
+        refused=held.stop - held.start - readings.rows,
+    )
+
+
+def _is_damage(fault: SpoolError) -> bool:
+    cause = fault.__cause__
+    return isinstance(cause, sqlite3.Error) and is_damage(cause)
