@@ -168,7 +168,8 @@ def paced(folder: Path, figures: Figures, seconds: float, rounds: int) -> Accoun
 def parse_only(figures: Figures, rounds: int) -> None:
     """Our parser and the JSON decoder on the same bytes, in this process, nothing stored."""
     streams = [
-        traffic.stream_of(n, publishes=2_000, per_publish=1, first=0, origin_us=10**15) for n in range(50)
+        traffic.stream_of(n, publishes=2_000, per_publish=1, first=0, origin_us=traffic.ORIGIN_US)
+        for n in range(50)
     ]
     chunks = [
         stream.packets[at : at + WINDOW].tobytes() for at in range(0, 2_000, WINDOW) for stream in streams

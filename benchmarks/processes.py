@@ -39,6 +39,9 @@ def running(command: Sequence[str], *, port: int, log: Path) -> Iterator[int]:
         yield process.pid
         if process.poll() is not None:
             raise SystemExit(f"{command[0]} ended with {process.returncode}: {_tail(log)}")
+    except BaseException:
+        print(f"the last of {log.name}: {_tail(log)}", file=sys.stderr)
+        raise
     finally:
         process.send_signal(signal.SIGTERM)
         try:

@@ -230,9 +230,7 @@ def _require_room(folder: Path, largest_gb: int) -> None:
 def main() -> None:
     asked = argparse.ArgumentParser(prog="benchmarks.spool", description=__doc__.split("\n")[0])
     asked.add_argument("--seconds", type=float, default=20.0, help="of the paced runs of the agent")
-    asked.add_argument(
-        "--commits", type=int, default=16_000, help="of 50 readings; a 16th of 1,000"
-    )
+    asked.add_argument("--commits", type=int, default=16_000, help="of 50 readings; a 16th of 1,000")
     asked.add_argument("--small", action="store_true", help="1 GB only")
     asked.add_argument("--folder", type=Path, default=FOLDER, help="where the spools are, on a real disk")
     options = asked.parse_args()

@@ -22,6 +22,9 @@ SERIES_PER_DEVICE = 10
 FIRST_SEQ = 1_000_000
 """JSON numbers have no leading zeros: the first seq already has all its digits."""
 
+ORIGIN_US = 1_750_000_000_000_000
+"""A time for reading 0 where it does not matter which: well inside sixteen digits."""
+
 _PERIOD_US = 1_000_000
 _JITTER_US = 5_000
 _PACKET_IDS = 60_000
@@ -122,7 +125,7 @@ def stream_of(device: int, *, publishes: int, per_publish: int, first: int, orig
 
 def publish_bytes(per_publish: int) -> int:
     """Bytes of one publish."""
-    return len(stream_of(0, publishes=1, per_publish=per_publish, first=0, origin_us=10**15).packets[0])
+    return len(stream_of(0, publishes=1, per_publish=per_publish, first=0, origin_us=ORIGIN_US).packets[0])
 
 
 def _head(topic: bytes, payload_bytes: int) -> bytes:

@@ -2,8 +2,8 @@
 
 A destination that answers 400 to every request (a wrong path, a proxy in between) would otherwise have a
 whole backlog taken apart row by row into quarantine. So an unexplained refusal is believed of a single row
-only while the destination takes other things: after some such rows with nothing taken in between, the batch is
-held. A refusal with a reason that speaks of data is believed always.
+only while the destination takes other things: after some such rows with nothing taken in between, the batch
+is held. A refusal with a reason that speaks of data is believed always.
 """
 
 from __future__ import annotations

@@ -102,7 +102,7 @@ class Readings:
     @staticmethod
     def none() -> Readings:
         """No readings."""
-        return Readings(*(np.empty(0, dtype) for dtype in DTYPES.values()))  # type: ignore[arg-type]  # each its own
+        return Readings(*(np.empty(0, dtype) for dtype in DTYPES.values()))
 
     @staticmethod
     def concat(parts: Sequence[Readings]) -> Readings:

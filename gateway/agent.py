@@ -12,8 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import version
 from typing import TYPE_CHECKING
 
-from cloud_sync.shipper import Shipper
-from gateway.destinations import destination_of
+from gateway.destinations import shipper_of
 from gateway.ingress.committer import Committer
 from gateway.ingress.host import HostIngress
 from gateway.ingress.topics import TopicTemplate
@@ -30,8 +29,10 @@ from gateway.spool.duplicates import Duplicates
 from gateway.spool.retention import Retention
 from gateway.spool.segments import Segments
 from gateway.spool.series import SeriesBook
+from gateway.subscribing import subscriber_of
 
 if TYPE_CHECKING:
+    from gateway.ingress.intake import Gate
     from gateway.settings import GatewaySettings
 
 _log = logging.getLogger(__name__)
@@ -72,14 +73,25 @@ async def build(settings: GatewaySettings, database: Database) -> Parts:
         max_pending_bytes=settings.spool.max_pending_bytes,
     )
     listener = listener_of(listen, committer)
-    committer.on_pressure = lambda pressed: listener.pause() if pressed else listener.resume()
+    subscribers = tuple(
+        subscriber_of(table, settings.gateway_id, committer) for table in settings.ingress.subscribe
+    )
+
+    gates: tuple[Gate, ...] = (listener, *subscribers)
+
+    def press(pressed: bool) -> None:  # noqa: FBT001 - the committer's callback
+        for gate in gates:
+            gate.pause() if pressed else gate.resume()
+
+    committer.on_pressure = press
     for d in settings.destinations:
-        await deliveries.register(d.name, d.kind, now_us=time.time_ns() // 1000)
+        await deliveries.register(d.name, d.kind, now_us=time.time_ns() // 1000, since_us=d.since_us)
     return Parts(
         settings=settings,
         version=version("tidegate"),
         started_at=time.monotonic(),
         listener=listener,
+        subscribers=subscribers,
         host=HostIngress(
             committer, settings.gateway_id, listen.topic, settings.spool.path.parent, period_s=host.period_s
         )
@@ -96,16 +108,7 @@ async def build(settings: GatewaySettings, database: Database) -> Parts:
             capacity=capacity,
         ),
         deliveries=deliveries,
-        shippers=tuple(
-            Shipper(
-                deliveries,
-                destination_of(d),
-                kind=d.kind,
-                max_batch_rows=d.max_batch_rows,
-                flush_s=d.flush_s,
-            )
-            for d in settings.destinations
-        ),
+        shippers=tuple(shipper_of(d, deliveries) for d in settings.destinations),
     )
 
 
@@ -118,6 +121,8 @@ async def _run_parts(parts: Parts, stop: asyncio.Event) -> None:
         async with asyncio.TaskGroup() as stages:
             committing = stages.create_task(parts.committer.run(), name="committer")
             await parts.listener.start()
+            for subscriber in parts.subscribers:
+                stages.create_task(subscriber.run(stop_input), name=f"subscriber {subscriber.settings.name}")
             if parts.host is not None:
                 stages.create_task(parts.host.run(stop_input), name="host ingress")
             shipping = [
@@ -136,6 +141,8 @@ async def _run_parts(parts: Parts, stop: asyncio.Event) -> None:
             await _stop_in_order(parts, deadline, committing, shipping)
     finally:
         await parts.listener.close()
+        for subscriber in parts.subscribers:
+            await subscriber.close()
         for shipper in parts.shippers:
             await shipper.aclose()
         if endpoint is not None:
@@ -149,12 +156,16 @@ async def _stop_in_order(
     shipping: list[asyncio.Task[None]],
 ) -> None:
     """Stop reading, commit and acknowledge what was read, then let batches on their way come to an end."""
-    parts.listener.stop_reading()
+    gates: tuple[Gate, ...] = (parts.listener, *parts.subscribers)
+    for gate in gates:
+        gate.stop_reading()
     parts.committer.finish()
     await _by(
         deadline, [committing], "readings that were not acknowledged; their devices will send them again"
     )
     await parts.listener.close()
+    for subscriber in parts.subscribers:
+        await subscriber.close()
     await _by(deadline, shipping, "a batch without its receipt; it will be sent again")
 
 

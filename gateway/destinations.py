@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from cloud_sync.destinations.files import FileDestination
 from cloud_sync.destinations.influxdb import InfluxDestination
 from cloud_sync.destinations.ingest_client import IngestClient
+from cloud_sync.shipper import Shipper, Spool
 from gateway import settings as given
 
 if TYPE_CHECKING:
@@ -19,8 +20,11 @@ def destination_of(d: given.AnyDestination) -> Destination:
     """The destination that `d` describes; its secrets are read now."""
     match d:
         case given.IngestDestination():
-            return IngestClient(d.name, d.url, given.secret_of(d.token_file))
+            return IngestClient(
+                d.name, d.url, _secret(d.token_file), timeout_s=d.timeout_s, options=d.http_options()
+            )
         case given.InfluxDestination():
+            options = d.http_options()
             return InfluxDestination(
                 d.name,
                 d.url,
@@ -33,6 +37,8 @@ def destination_of(d: given.AnyDestination) -> Destination:
                 username=d.username or "",
                 password=_secret(d.password_file),
                 timeout_s=d.timeout_s,
+                tls=options.tls,
+                proxy=options.proxy,
             )
         case given.FileDestination():
             return FileDestination(
@@ -44,6 +50,26 @@ def destination_of(d: given.AnyDestination) -> Destination:
                 rotate_s=d.rotate_s,
                 min_free_bytes=d.min_free_bytes,
             )
+
+
+def shipper_of(d: given.AnyDestination, spool: Spool) -> Shipper:
+    """The shipper that serves the destination that `d` describes."""
+    is_file = isinstance(d, given.FileDestination)
+    return Shipper(
+        spool,
+        destination_of(d),
+        kind=d.kind,
+        concurrency=1 if isinstance(d, given.FileDestination) else d.concurrency,
+        in_order=is_file,
+        keeps_ledger=d.kind == "ingest",
+        max_batch_rows=d.max_batch_rows,
+        max_batch_bytes=d.max_batch_bytes,
+        target_s=d.target_s,
+        flush_s=d.flush_s,
+        max_bytes_per_s=d.max_bytes_per_s,
+        schedule=d.schedule,
+        schedule_for=d.windows_for,
+    )
 
 
 def _secret(path: Path | None) -> str:

@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from gateway.ingress.committer import Committer
     from gateway.ingress.host import HostIngress
     from gateway.ingress.listener import Listener
+    from gateway.ingress.subscriber import Subscriber
     from gateway.settings import GatewaySettings
     from gateway.spool.compaction import Compaction
     from gateway.spool.database import Database
@@ -26,6 +27,7 @@ class Parts:
     version: str
     started_at: float
     listener: Listener
+    subscribers: tuple[Subscriber, ...]
     host: HostIngress | None
     committer: Committer
     database: Database

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 from urllib.parse import urlsplit
@@ -11,12 +12,16 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validat
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from cloud_sync import settings_file
+from cloud_sync.destinations.http_client import HttpOptions, tls_context
+from cloud_sync.schedule import Schedule, window_of, zone_of
 from cloud_sync.settings_file import Fault, SettingsFault
 from gateway.ingress import credentials
 from gateway.ingress.tls import TlsFault, TlsFiles, context_of
+from gateway.ingress.subscription import address_of, check_filter
 from gateway.ingress.topics import TopicTemplate
+from gateway.spool.deliveries import FROM_NOW
 
-ENV_PREFIX = "TIDEGATE_"
+ENV_PREFIX = "TIDEGATE_GATEWAY_"
 
 Port = Annotated[int, Field(ge=0, le=65535)]
 Count = Annotated[int, Field(gt=0)]
@@ -176,33 +181,162 @@ class Host(_Table):
     period_s: Annotated[float, Field(ge=0.1)] = 10
 
 
+class Subscribe(_Table):
+    """An existing broker that the gateway reads."""
+
+    url: str = Field(description="mqtt://HOST[:PORT] or mqtts://HOST[:PORT]")
+    filters: Annotated[list[str], Field(min_length=1)]
+    unsubscribe: list[str] = Field(default_factory=list)
+    name: Name | None = None
+    client_id: str | None = None
+    qos: Annotated[int, Field(ge=0, le=2)] = 1
+    retained: bool = False
+    username: str | None = None
+    password_file: Path | None = None
+    ca_file: Path | None = None
+    cert_file: Path | None = None
+    key_file: Path | None = None
+    server_name: str | None = None
+    receive_maximum: Annotated[int, Field(ge=1, le=65_535)] = 5_000
+    session_expiry_s: Annotated[int, Field(ge=0, le=4_294_967_295)] = 2_592_000
+    keep_alive_s: Annotated[int, Field(ge=0, le=65_535)] = 60
+    max_packet_bytes: Annotated[int, Field(ge=256, le=268_435_455)] = 8 << 20
+    broker_reviewed: bool = False
+
+    @field_validator("url")
+    @classmethod
+    def _is_address(cls, url: str) -> str:
+        address_of(url)
+        return url
+
+    @field_validator("filters", "unsubscribe")
+    @classmethod
+    def _are_filters(cls, filters: list[str]) -> list[str]:
+        for topic_filter in filters:
+            check_filter(topic_filter)
+        return filters
+
+    @model_validator(mode="after")
+    def _in_pairs(self) -> Self:
+        if (self.cert_file is None) != (self.key_file is None):
+            raise ValueError("cert_file and key_file go together")
+        return self
+
+
 class Ingress(_Table):
     """How readings enter."""
 
     listen: Listen = Listen()
     host: Host = Host()
+    subscribe: list[Subscribe] = Field(default_factory=list)
+
+    @field_validator("subscribe")
+    @classmethod
+    def _sessions_apart(cls, tables: list[Subscribe]) -> list[Subscribe]:
+        sessions = [(table.url, table.client_id) for table in tables]
+        if len(set(sessions)) < len(sessions):
+            raise ValueError(
+                "two tables with the same url need a client_id each, or they take turns at one session"
+            )
+        return tables
+
+
+def _start(text: str) -> str:
+    if text not in ("oldest", "now"):
+        try:
+            zone = datetime.fromisoformat(text).tzinfo
+        except ValueError:
+            zone = None
+        if zone is None:
+            raise ValueError(
+                'must be "oldest", "now", or a time with its offset, such as 2026-05-01T12:00:00Z'
+            )
+    return text
+
+
+def _window(text: str) -> str:
+    window_of(text)
+    return text
+
+
+def _zone(name: str) -> str:
+    zone_of(name)
+    return name
 
 
 class _Destination(_Table):
     name: Name
+    start: Annotated[str, AfterValidator(_start)] = "oldest"
     max_batch_rows: Annotated[int, Field(ge=1, le=1_000_000)] = 50_000
+    max_batch_bytes: Annotated[int, Field(ge=4096)] = 4 << 20
+    target_s: Seconds = 1
     flush_s: Annotated[float, Field(ge=0)] = 1
     timeout_s: Seconds = 30
+    max_bytes_per_s: Count | None = None
+    windows: list[Annotated[str, AfterValidator(_window)]] = []
+    windows_for: Literal["backfill", "everything"] = "backfill"
+    time_zone: Annotated[str, AfterValidator(_zone)] = "UTC"
+
+    @property
+    def since_us(self) -> int | None:
+        """From when on a destination that is new gets what was committed; None for everything."""
+        if self.start in ("oldest", "now"):
+            return None if self.start == "oldest" else FROM_NOW
+        return round(datetime.fromisoformat(self.start).timestamp() * 1_000_000)
+
+    @property
+    def schedule(self) -> Schedule:
+        """When it may be sent to."""
+        return Schedule.of(self.windows, self.time_zone)
 
 
-class IngestDestination(_Destination):
+class _HttpDestination(_Destination):
+    url: HttpUrl
+    concurrency: Annotated[int, Field(ge=1, le=16)] = 2
+    ca_file: Path | None = None
+    cert_file: Path | None = None
+    key_file: Path | None = None
+    proxy: HttpUrl | None = None
+
+    @model_validator(mode="after")
+    def _identified(self) -> Self:
+        if self.key_file is not None and self.cert_file is None:
+            raise ValueError("key_file needs cert_file")
+        if not self.url.startswith("https:") and (self.ca_file or self.cert_file):
+            raise ValueError("ca_file and cert_file need an https:// address")
+        return self
+
+    def http_options(self) -> HttpOptions:
+        """How to reach it; the files are read now.
+
+        Raises:
+            OSError: one of them cannot be used.
+        """
+        tls = None
+        if self.ca_file is not None or self.cert_file is not None:
+            tls = tls_context(self.ca_file, self.cert_file, self.key_file)
+        return HttpOptions(tls, self.proxy or "", connections=self.concurrency + 1)
+
+
+class IngestDestination(_HttpDestination):
     """A Tidegate ingest service."""
 
     kind: Literal["ingest"]
-    url: HttpUrl
-    token_file: Path
+    token_file: Path | None = None
+
+    @model_validator(mode="after")
+    def _known_by(self) -> Self:
+        if self.token_file is None and self.cert_file is None:
+            raise ValueError(
+                "token_file is missing: the service gives a token, or takes a client certificate"
+            )
+        return self
 
 
-class InfluxDestination(_Destination):
+class InfluxDestination(_HttpDestination):
     """An InfluxDB, or what speaks its write protocol."""
 
     kind: Literal["influxdb"]
-    url: HttpUrl
     api: Literal["v1", "v2"] = "v2"
     org: str | None = None
     bucket: str | None = None
@@ -279,10 +413,16 @@ def load(path: Path) -> GatewaySettings:
     """
     settings = read(path)
     faults = _listen_faults(path, settings.ingress.listen)
+    for position, subscribe in enumerate(settings.ingress.subscribe):
+        if subscribe.password_file is not None:
+            key = f"ingress.subscribe[{position}].password_file"
+            faults += _secret_faults(path, key, subscribe.password_file)
     for position, destination in enumerate(settings.destinations):
         for key, value in _paths_of(destination):
-            if key.endswith("_file"):
+            if key in ("token_file", "password_file"):
                 faults += _secret_faults(path, f"destinations[{position}].{key}", value)
+        if isinstance(destination, _HttpDestination):
+            faults += _tls_faults(path, f"destinations[{position}]", destination)
     if faults:
         raise SettingsFault(faults)
     return settings
@@ -296,7 +436,12 @@ def read(path: Path) -> GatewaySettings:
     """
     settings = settings_file.load(GatewaySettings, path, ENV_PREFIX)
     folder = path.absolute().parent
-    for table in (settings.spool, settings.ingress.listen, *settings.destinations):
+    for table in (
+        settings.spool,
+        settings.ingress.listen,
+        *settings.ingress.subscribe,
+        *settings.destinations,
+    ):
         for key, value in _paths_of(table):
             setattr(table, key, folder / value)
     return settings
@@ -320,6 +465,22 @@ def _listen_faults(source: Path, listen: Listen) -> list[Fault]:
             credentials.read(listen.passwords_file)
         except credentials.CredentialsFault as fault:
             faults.append(Fault(str(source), "ingress.listen.passwords_file", str(fault), ""))
+    return faults
+
+
+def _tls_faults(source: Path, place: str, destination: _HttpDestination) -> list[Fault]:
+    """Whether each file can be used for what it is there for."""
+    faults = []
+    for key, given in (
+        ("ca_file", (destination.ca_file, None, None)),
+        ("cert_file", (None, destination.cert_file, destination.key_file)),
+    ):
+        if any(given):
+            try:
+                tls_context(*given)
+            except OSError as fault:
+                what = f"{next(filter(None, given))} cannot be used: {fault.strerror or fault}"
+                faults.append(Fault(str(source), f"{place}.{key}", what, "PEM, a key without a password"))
     return faults
 
 

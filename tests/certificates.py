@@ -1,4 +1,4 @@
-"""A private authority that gives servers and devices their certificates, and revokes them: the openssl command."""
+"""A private authority that gives servers and devices their certificates, and revokes them, by openssl."""
 
 from __future__ import annotations
 
@@ -41,7 +41,9 @@ class Authority:
         """A certificate and its key; `alternative` such as "DNS:pump-1"."""
         extension = self.folder / f"{name}.ext"
         extension.write_text(f"subjectAltName={alternative}\n" if alternative else "")
-        self._run("req", *_KEY, "-keyout", f"{name}.key", "-out", f"{name}.csr", "-subj", f"/CN={common_name}")
+        self._run(
+            "req", *_KEY, "-keyout", f"{name}.key", "-out", f"{name}.csr", "-subj", f"/CN={common_name}"
+        )
         self._run(
             *("x509", "-req", "-in", f"{name}.csr", "-CA", f"{self.name}.pem", "-CAkey", f"{self.name}.key"),
             *("-CAcreateserial", "-out", f"{name}.pem", "-days", "2", "-extfile", extension.name),

@@ -39,18 +39,27 @@ class Service:
 
 
 @asynccontextmanager
-async def running(dsn: str, folder: Path, **limits: float) -> AsyncIterator[Service]:
+async def running(
+    dsn: str, folder: Path, *, tls: dict[str, Any] | None = None, **limits: float
+) -> AsyncIterator[Service]:
     """A service on a free port until the block ends."""
     tokens_file = folder / "tokens"
     token = tokens.add(tokens_file, "gw-1")
     settings = IngestSettings.model_validate(
-        {"tokens_file": tokens_file, "database": {"dsn": dsn}, "limits": limits, "stop_within_s": 5}
+        {
+            "tokens_file": tokens_file,
+            "database": {"dsn": dsn},
+            "limits": limits,
+            "tls": tls,
+            "stop_within_s": 5,
+        }
     )
     sink = TimescaleSink(dsn)
     bound = serve.bind("127.0.0.1", 0)
     stop = asyncio.Event()
     task = asyncio.create_task(serve.serve(settings, sink, tokens.TokenFile(tokens_file), bound, stop))
-    service = Service(f"http://127.0.0.1:{bound.getsockname()[1]}", token, tokens_file)
+    scheme = "http" if tls is None else "https"
+    service = Service(f"{scheme}://127.0.0.1:{bound.getsockname()[1]}", token, tokens_file)
     try:
         yield service
     finally:

@@ -166,7 +166,7 @@ async def progress(
     for row in losses:
         words = (row[name] for name in ("rows", "reason", "survives", "declared_at"))
         declared[row["gateway_id"]].append(DeclaredLoss(_range_of(row), *words))
-    return [Progress(*tuple(row), ranges[row["gateway_id"]], declared[row["gateway_id"]]) for row in seen]
+    return [Progress(name, first, last, ranges[name], declared[name]) for name, first, last in seen]
 
 
 def _range_of(row: Any) -> BatchRange:

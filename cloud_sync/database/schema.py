@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 _SQL = statements.named("schema.sql")
+_MIGRATE_WITHIN_S = 3600.0
 
 
 class SchemaTooNewError(Exception):
@@ -72,8 +73,10 @@ async def prepare(
     """
     known = statements.migrations() if migrations is None else migrations
     async with connection.transaction():
+        await connection.execute(_SQL["no_timeout"])
         await connection.execute(_SQL["lock_schema"])
-        await connection.execute(_SQL["make_migration_table"])
+        if not await connection.fetchval(_SQL["has_migration_table"]):
+            await connection.execute(_SQL["make_migration_table"])
         present = await connection.fetchval(_SQL["newest_migration"])
         if present > len(known):
             raise SchemaTooNewError(
@@ -81,7 +84,7 @@ async def prepare(
                 "use the release that made it, or a newer one"
             )
         for migration in known[present:]:
-            await connection.execute(migration.sql)
+            await connection.execute(migration.sql, timeout=_MIGRATE_WITHIN_S)
             await connection.execute(_SQL["enter_migration"], migration.version, migration.name)
         notes: list[str] = []
         timescale = await _timescale(connection, notes)
@@ -129,6 +132,10 @@ async def _set_policies(connection: asyncpg.Connection[Any], policies: Policies,
             await _set_policy(connection, "policy_retention", policies.drop_after)
     except asyncpg.FeatureNotSupportedError as fault:
         notes.append(f"this TimescaleDB has no policies: {fault}")
+    except asyncpg.InsufficientPrivilegeError as fault:
+        notes.append(
+            f"policies are left as they are, the owner's `tidegate ingest migrate` sets them: {fault}"
+        )
 
 
 async def _set_policy(connection: asyncpg.Connection[Any], kind: str, after: timedelta | None) -> None:

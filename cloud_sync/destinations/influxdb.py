@@ -9,13 +9,16 @@ What the answers mean is `cloud_sync.verdicts`, with these exceptions:
     2xx but not 204   RetryLater: a captive portal or a proxy answered, not InfluxDB
     201               Refused: InfluxDB Cloud stored some of the points
     404 405           RetryLater: the bucket or database is not created yet, or the address is wrong: hold
-    400 422           Refused, `reason` as `reason_of` tells; a partial write has stored the good lines
+    400 422           Refused, `reason` as `reason_of` tells; a partial write has stored the good lines.
+                      `rows` are the lines that the answer names
+    413               TooLarge; bodies are half as long from then on
 """
 
 from __future__ import annotations
 
 import asyncio
 import gzip
+import re
 import time
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Literal
@@ -25,7 +28,8 @@ import msgspec
 
 from cloud_sync import line_protocol
 from cloud_sync.destinations import Parcel
-from cloud_sync.errors import DeliveryError, Refused, RetryLater
+from cloud_sync.destinations.http_client import HttpOptions, http_client
+from cloud_sync.errors import DeliveryError, Refused, RetryLater, TooLarge
 from cloud_sync.records import Receipt
 from cloud_sync.verdicts import fault_of
 
@@ -44,6 +48,8 @@ _ANSWER_MAX_BYTES = 64 << 10
 _WORDS_MAX_CHARS = 1_000
 _NOT_THERE = frozenset({HTTPStatus.NOT_FOUND, HTTPStatus.METHOD_NOT_ALLOWED})
 _SUCCESS = range(200, 300)
+_DROPPED = re.compile(r"dropped=(\d+)\s*$")
+_UNPARSED = re.compile(r"unable to parse '(.*?)': ")
 _REASONS = (
     ("field type conflict", "field_type_conflict"),
     ("beyond retention", "beyond_retention"),
@@ -61,6 +67,16 @@ class _Answer(msgspec.Struct):
     error: str = ""
     code: str = ""
     message: str = ""
+
+
+class _NumberedFault(msgspec.Struct):
+    line_number: int = 0
+
+
+class _NumberedAnswer(msgspec.Struct):
+    """Error bodies of v3 that say which lines (`data`)."""
+
+    data: list[_NumberedFault] = []
 
 
 class InfluxDestination:
@@ -83,6 +99,7 @@ class InfluxDestination:
         lines_per_body: int = LINES_PER_BODY,
         timeout_s: float = 30.0,
         tls: ssl.SSLContext | None = None,
+        proxy: str = "",
         transport: httpx.AsyncBaseTransport | None = None,
         wall_clock: Callable[[], float] = time.time,
     ) -> None:
@@ -103,6 +120,7 @@ class InfluxDestination:
             lines_per_body: most lines in one request.
             timeout_s: for one request, from the first byte sent to the last received.
             tls: trust and client certificate; the system's trust when None.
+            proxy: an http:// or https:// address, "" for none; the environment is not asked.
             transport: replaces the network, for tests.
             wall_clock: seconds since 1970, to read a Retry-After date.
 
@@ -118,10 +136,9 @@ class InfluxDestination:
         self._lines_per_body = lines_per_body
         self._timeout_s = timeout_s
         self._wall_clock = wall_clock
-        secure = self._url.scheme == "https"
-        self._client = httpx.AsyncClient(
-            http2=secure,
-            verify=tls if tls is not None else secure,
+        self._client = http_client(
+            HttpOptions(tls, proxy),
+            secure=self._url.scheme == "https",
             auth=httpx.BasicAuth(username, password) if username and not token else None,
             headers={
                 "content-type": "text/plain; charset=utf-8",
@@ -131,7 +148,6 @@ class InfluxDestination:
                 **({"authorization": f"Token {token}"} if token else {}),
             },
             timeout=timeout_s,
-            limits=httpx.Limits(max_connections=2, max_keepalive_connections=1),
             transport=transport,
         )
 
@@ -145,8 +161,16 @@ class InfluxDestination:
 
     async def send(self, parcel: Parcel) -> Receipt:
         """Write every body of `parcel`; see the module for what the answers mean."""
-        for body in parcel.bodies:
-            await self._write(body)
+        for number, body in enumerate(parcel.bodies):
+            try:
+                await self._write(body)
+            except TooLarge:
+                self._lines_per_body = max(1, min(self._lines_per_body, len(_lines_of(body)) // 2))
+                raise
+            except Refused as fault:
+                before = sum(len(_lines_of(sent)) for sent in parcel.bodies[:number])
+                fault.rows = tuple(before + line for line in fault.rows)
+                raise
         return Receipt(rows=parcel.rows, stored=parcel.rows)
 
     async def aclose(self) -> None:
@@ -177,6 +201,8 @@ class InfluxDestination:
             retry_after=response.headers.get("retry-after"),
             now_s=self._wall_clock(),
         )
+        if isinstance(verdict, Refused):
+            verdict.rows = refused_lines(_lines_of(body), text)
         if verdict is not None:
             raise verdict
 
@@ -204,7 +230,7 @@ def verdict_of(
     if status == HTTPStatus.NO_CONTENT:
         return None
     if status == HTTPStatus.CREATED:
-        return Refused(f"HTTP 201, some points were rejected: {said}", "partial_write")
+        return Refused(f"HTTP 201, some points were rejected: {said}", "partial_write", of_rows=True)
     if status in _SUCCESS:
         return RetryLater(
             f"HTTP {status} where InfluxDB answers 204; is a proxy or portal in between? {said}"
@@ -237,6 +263,39 @@ def reason_of(words: str, code: str = "") -> str:
         if phrase in words:
             return reason
     return code.replace(" ", "_")
+
+
+def refused_lines(lines: Sequence[str], answer: bytes) -> tuple[int, ...]:
+    """Which lines of a body an answer says were refused, positions from 0; none when it does not say. Pure.
+
+    InfluxDB 1 and 2 repeat the lines they cannot parse, and count the points they drop: when that is all of
+    them, it is all of them. InfluxDB 3 gives line numbers. Refusals that only count have to be searched for.
+    """
+    try:
+        numbered = msgspec.json.decode(answer, type=_NumberedAnswer).data
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        numbered = []
+    if numbered:
+        return tuple(sorted({n.line_number - 1 for n in numbered if 0 < n.line_number <= len(lines)}))
+    words = _words(answer)
+    dropped = _DROPPED.search(words)
+    if dropped is not None and int(dropped[1]) == len(lines):
+        return tuple(range(len(lines)))
+    unparsed = set(_UNPARSED.findall(words))
+    return tuple(at for at, line in enumerate(lines) if line in unparsed)
+
+
+def _words(answer: bytes) -> str:
+    try:
+        fault = msgspec.json.decode(answer, type=_Answer)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return answer.decode("utf-8", "replace")
+    return fault.message or fault.error
+
+
+def _lines_of(body: bytes) -> list[str]:
+    """The lines of a body as it is sent."""
+    return gzip.decompress(body).decode().removesuffix("\n").split("\n")
 
 
 async def _text_of(response: httpx.Response) -> bytes:

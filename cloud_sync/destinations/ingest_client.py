@@ -16,6 +16,7 @@ import msgspec
 
 from cloud_sync import verdicts, wire
 from cloud_sync.destinations import Parcel
+from cloud_sync.destinations.http_client import HttpOptions, http_client
 from cloud_sync.errors import RetryLater
 from cloud_sync.records import Batch, BatchRange, Credit, Receipt, RecordClass
 
@@ -27,7 +28,6 @@ _ANSWER_BYTES = 4 << 20
 _FAULT_BYTES = 64 << 10
 _SHOWN_CHARACTERS = 300
 _CONNECT_WITHIN_S = 10.0
-_LIMITS = httpx.Limits(max_connections=4, keepalive_expiry=60.0)  # the service hangs up after 75 s of silence
 _UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 """What msgspec raises for bytes that are not the JSON expected."""
 
@@ -75,8 +75,9 @@ class IngestClient:
     Args:
         name: of the destination.
         url: of the service, without `/v1`, e.g. "https://region.example:8420".
-        token: that the service gave this gateway.
+        token: that the service gave this gateway; "" where the client certificate says who it is.
         timeout_s: longest silence of the service before a send counts as failed.
+        options: how to reach it.
         http: a client to use instead of one of its own; it is not closed here.
         wall_clock: seconds since 1970, to understand a Retry-After that is a date.
     """
@@ -88,15 +89,18 @@ class IngestClient:
         token: str,
         *,
         timeout_s: float = 60.0,
+        options: HttpOptions = HttpOptions(),  # noqa: B008 - an immutable value
         http: httpx.AsyncClient | None = None,
         wall_clock: Callable[[], float] = time.time,
     ) -> None:
         self.name = name
         self._url = url.rstrip("/")
-        self._headers = {"Authorization": f"Bearer {token}", "Accept-Encoding": "identity"}
+        self._headers = {"Accept-Encoding": "identity"}
+        if token:
+            self._headers["Authorization"] = f"Bearer {token}"
         self._own_http = http is None
         self._timeout = httpx.Timeout(timeout_s, connect=min(timeout_s, _CONNECT_WITHIN_S))
-        self._http = http or httpx.AsyncClient(limits=_LIMITS, follow_redirects=False)
+        self._http = http or http_client(options, secure=url.startswith("https:"), timeout=self._timeout)
         self._wall_clock = wall_clock
 
     def encode(self, batch: Batch) -> Parcel:
@@ -105,14 +109,14 @@ class IngestClient:
 
     async def send(self, parcel: Parcel) -> Receipt:
         """Deliver one parcel and read its receipt; raises as `Destination.send` says."""
-        answer = await self._ask(
+        answer, wait_s = await self._ask(
             "POST", "/v1/batches", content=parcel.bodies[0], headers={"Content-Type": wire.MEDIA_TYPE}
         )
         try:
             receipt = msgspec.json.decode(answer, type=_ReceiptAnswer)
         except _UNREADABLE as fault:
             raise RetryLater(f"{self._url}: HTTP 200, but no receipt: {_shown(answer)}") from fault
-        return _receipt_for(parcel, receipt)
+        return _receipt_for(parcel, receipt, wait_s)
 
     async def known(self, gateway_id: str, epoch: UUID) -> list[BatchRange]:
         """The ranges of an epoch that the region has applied, adjacent ones merged, in order for each class.
@@ -120,7 +124,7 @@ class IngestClient:
         Raises:
             RetryLater, Refused, Unauthorised: as for `send`.
         """
-        answer = await self._ask(
+        answer, _ = await self._ask(
             "GET", f"/v1/gateways/{quote(gateway_id, safe='')}", params={"epoch": str(epoch)}
         )
         try:
@@ -147,8 +151,8 @@ class IngestClient:
         content: bytes | None = None,
         headers: Mapping[str, str] | None = None,
         params: Mapping[str, str] | None = None,
-    ) -> bytes:
-        """The body of a successful answer; every other outcome is raised as what it means."""
+    ) -> tuple[bytes, float | None]:
+        """The body of a successful answer and the wait it asks for; other outcomes are raised."""
         if self._http.is_closed:
             raise RetryLater(f"{self._url}: the connection was closed by this program")
         all_headers = self._headers | dict(headers or {})
@@ -180,11 +184,11 @@ class IngestClient:
         )
         if fault_found is not None:
             raise fault_found
-        return bytes(body)
+        return bytes(body), verdicts.wait_of(response.headers.get("Retry-After"), now_s=self._wall_clock())
 
 
-def _receipt_for(parcel: Parcel, answer: _ReceiptAnswer) -> Receipt:
-    """The receipt, if it is one for this parcel."""
+def _receipt_for(parcel: Parcel, answer: _ReceiptAnswer, wait_s: float | None) -> Receipt:
+    """The receipt, if it is one for this parcel. With a Retry-After, no backlog is wanted for so long."""
     sent = parcel.range
     expected = (
         sent.gateway_id,
@@ -201,6 +205,8 @@ def _receipt_for(parcel: Parcel, answer: _ReceiptAnswer) -> Receipt:
     if named != expected or answer.rows != parcel.rows or min(counts) < 0 or sum(counts) != parcel.rows:
         raise RetryLater(f"the answer makes no sense: a receipt for something else than {sent}")
     credit = None if answer.credit is None else Credit(answer.credit.rows_per_s, answer.credit.valid_s)
+    if wait_s and credit is None:
+        credit = Credit(0.0, wait_s)
     return Receipt(answer.rows, *counts, applied_before=answer.status == "duplicate", credit=credit)
 
 

@@ -225,7 +225,8 @@ class TimescaleSink:
                 timeout=_CONNECT_WITHIN_S,
                 command_timeout=self._statement_timeout_s,
                 init=self._greet,
-                server_settings=_SESSION,
+                server_settings=_SESSION
+                | {"statement_timeout": f"{round(self._statement_timeout_s * 1000)}ms"},
             )
         return self._pool
 

@@ -34,7 +34,8 @@ class CertificateProtocol(H11Protocol):
 
 def names_of(certificate: Mapping[str, Any]) -> frozenset[str]:
     """The names in a certificate, as `SSLSocket.getpeercert` tells it. Verified by TLS before."""
-    subject = {value for part in certificate.get("subject", ()) for key, value in part if key == "commonName"}
+    parts = (pair for part in certificate.get("subject", ()) for pair in part)
+    subject = {value for key, value in parts if key == "commonName"}
     others = {value for kind, value in certificate.get("subjectAltName", ()) if kind in _ALTERNATIVES}
     return frozenset(subject | others)
 

@@ -1,7 +1,13 @@
 -- Named statements that prepare a database: migrations and, where there is TimescaleDB, the hypertable.
 
+-- name: no_timeout
+SET LOCAL statement_timeout = 0;
+
 -- name: lock_schema
 SELECT pg_advisory_xact_lock(7264, 1);
+
+-- name: has_migration_table
+SELECT to_regclass('schema_migration') IS NOT NULL;
 
 -- name: make_migration_table
 CREATE TABLE IF NOT EXISTS schema_migration (

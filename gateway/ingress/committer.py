@@ -122,7 +122,7 @@ class Committer:
         size = 0
         for publish in batch:
             size += len(publish.payload) + _OVERHEAD_BYTES
-            self._take("listen", publish.topic, publish.payload, now_us)
+            self._take(source.name, publish.topic, publish.payload, now_us)
         self.counters.publishes += len(batch)
         self._owed.append((source, batch))
         self._grow(size)

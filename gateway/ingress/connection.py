@@ -71,6 +71,8 @@ class _State(Enum):
 class Connection(Link):
     """Implements `Acknowledger`. Made by the `Listener` for each accepted socket."""
 
+    name = "listen"
+
     def __init__(self, listener: Listener) -> None:
         super().__init__(listener)
         self._intake = listener.intake

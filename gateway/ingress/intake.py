@@ -27,7 +27,12 @@ class Intake(Protocol):
 
 
 class Acknowledger(Protocol):
-    """Where publishes came from. Both methods are safe to call after the connection has gone."""
+    """Where publishes came from. Both methods are safe to call after the connection has gone.
+
+    `name` is what quarantine rows call it: `listen`, or a broker's name.
+    """
+
+    name: str
 
     def acknowledge(self, publishes: Sequence[Publish]) -> None:
         """Say that these are durable: PUBACK and PUBREC, in order, in one write. QoS 0 is passed over."""
@@ -38,4 +43,20 @@ class Acknowledger(Protocol):
 
         MQTT 5 tells the device to forget them; 3.1.1 has no word for it and closes the connection.
         """
+        ...
+
+
+class Gate(Protocol):
+    """An ingress that can be told to read no further, so that its senders wait."""
+
+    def pause(self) -> None:
+        """Stop reading for now."""
+        ...
+
+    def resume(self) -> None:
+        """Read again."""
+        ...
+
+    def stop_reading(self) -> None:
+        """Stop reading for good; what was read may still be acknowledged."""
         ...

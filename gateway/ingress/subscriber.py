@@ -72,6 +72,7 @@ class Subscriber:
         self._paused = False
         self._stopping = False
         self._reviewed = settings.broker_reviewed
+        self._since_s: float | None = None
 
     @property
     def in_flight(self) -> int:
@@ -120,15 +121,15 @@ class Subscriber:
 
     async def attend_once(self) -> BrokerFault:
         """Connect, subscribe and receive for as long as it lasts; why it did not last longer."""
-        self.counters.state = "connecting"
+        self.counters.state, self._since_s = "connecting", None
         try:
             client = await self._connected()
         except BrokerFault as fault:
             return fault
-        self.counters.state = "connected"
+        self.counters.state, self._since_s = "connected", _now_s()
         if self._paused:
             client.pause()
-        resubscribe_at_s = _now_s() + _RESUBSCRIBE_S
+        resubscribe_at_s = self._since_s + _RESUBSCRIBE_S
         while not client.lost.done():
             await asyncio.wait({client.lost}, timeout=min(_TICK_S, client.keep_alive_s / 8 or _TICK_S))
             now_s = _now_s()
@@ -142,11 +143,11 @@ class Subscriber:
     async def _attend(self) -> None:
         attempt = 0
         while True:
-            began_s = _now_s()
             fault = await self.attend_once()
             if self._stopping:
                 return
-            attempt = 1 if _now_s() - began_s > _STEADY_S and not fault.for_a_person else attempt + 1
+            steady = self._since_s is not None and _now_s() - self._since_s > _STEADY_S
+            attempt = 1 if steady and not fault.for_a_person else attempt + 1
             wait_s = (self._slowly if fault.for_a_person else self._backoff).wait_s(attempt)
             self._note(fault, attempt, wait_s)
             self.counters.state = "waiting"

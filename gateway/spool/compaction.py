@@ -168,8 +168,10 @@ class Compaction:
     async def _replace(self, run: list[Stored]) -> bool:
         """Put one segment in the place of a run; False when the bounds have moved, and nothing was done."""
         blocks = await self._database.read(
-            lambda c: [c.execute(SQL["block_at"], (s.position,)).fetchone()[0] for s in run]
+            lambda c: [row[0] for s in run if (row := c.execute(SQL["block_at"], (s.position,)).fetchone())]
         )
+        if len(blocks) < len(run):
+            return False  # some were pruned meanwhile
         try:
             block, readings = await asyncio.get_running_loop().run_in_executor(
                 None, _merge, blocks, self._book
@@ -182,7 +184,7 @@ class Compaction:
         marks = _newest_by_series(self._book.identities(readings.series), readings.time_us)
 
         def work(connection: sqlite3.Connection) -> bool:
-            if len(run) > 1 and not Bounds.read(connection).allow(run):
+            if not _still_there(connection, run) or (len(run) > 1 and not Bounds.read(connection).allow(run)):
                 return False
             connection.executemany(SQL["raise_mark"], marks)
             if len(run) == 1:
@@ -206,6 +208,12 @@ def _merge(blocks: list[bytes], book: SeriesBook) -> tuple[bytes, Readings]:
     if len(blocks) == 1:
         return blocks[0], readings
     return columns.encode(readings, level=columns.FINAL_LEVEL), readings
+
+
+def _still_there(connection: sqlite3.Connection, run: list[Stored]) -> bool:
+    """Whether no prune, nor anybody else, has taken one of these segments away meanwhile."""
+    span = (run[0].position, run[-1].position, len(run) + 1)
+    return [Stored(*row) for row in connection.execute(SQL["segments_between"], span)] == run
 
 
 def _keys(run: list[Stored]) -> list[tuple[int]]:

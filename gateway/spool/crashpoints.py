@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import signal
 
-_name, _, _count = os.environ.get("TIDEGATE_CRASH_AT", "").partition(":")
+_name, _, _count = os.environ.pop("TIDEGATE_CRASH_AT", "").partition(":")
 _left = int(_count or 1)
 
 

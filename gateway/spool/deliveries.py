@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from gateway.spool.series import SeriesBook
 
 DEFAULT_MAX_ROWS = 50_000
+_ITEMS_A_BATCH = 1000
 FROM_NOW = 1 << 62
 """A `since_us` later than everything: a new destination gets nothing of what is there already."""
 
@@ -226,7 +227,7 @@ class Deliveries:
             now_us: wall clock, microseconds since 1970.
         """
         queue = Queue(destination, batch.range.record_class)
-        items = [_refused_item(destination, batch, row, now_us) for row in bad]
+        items = _refused_items(destination, batch, bad, now_us)
 
         def work(connection: sqlite3.Connection) -> None:
             part = part_of(connection, queue, batch.range)
@@ -281,6 +282,26 @@ def _rows_of(connection: sqlite3.Connection, batch: BatchRange) -> int:
     span = span_of(batch.record_class, batch.first_commit, batch.last_commit)
     commits = batch.last_commit - batch.first_commit + 1
     return sum(row[2] for row in connection.execute(SQL["segment_sizes_from"], (*span, commits)))
+
+
+def _refused_items(
+    destination: str, batch: Batch, bad: Sequence[BadRow], now_us: int
+) -> list[QuarantineItem]:
+    """An item for each row; of very many, such as all that is older than a retention, one for the rest."""
+    items = [_refused_item(destination, batch, row, now_us) for row in bad[:_ITEMS_A_BATCH]]
+    rest = bad[_ITEMS_A_BATCH:]
+    if rest:
+        items.append(
+            QuarantineItem.of(
+                received_at_us=now_us,
+                source=destination,
+                topic="",
+                reason=rest[0].reason,
+                detail=f"{len(rest)} more rows of {batch.range} were refused: {rest[0].words}",
+                payload=b"",
+            )
+        )
+    return items
 
 
 def _refused_item(destination: str, batch: Batch, bad: BadRow, now_us: int) -> QuarantineItem:

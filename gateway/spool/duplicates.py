@@ -93,6 +93,7 @@ class Duplicates:
         self._fresh: dict[int, Span] = {}
         self._cache: OrderedDict[int, Keys] = OrderedDict()
         self._cached_rows = 0
+        self._moves = 0
 
     @classmethod
     async def load(cls, database: Database, book: SeriesBook) -> Duplicates:
@@ -109,20 +110,25 @@ class Duplicates:
 
     def screen(self, readings: Readings) -> Screened:
         """Sort readings and tell the plainly new ones. Uses no file; may run in an executor thread."""
-        ordered = readings.in_order()
+        arrival = np.lexsort((readings.time_us, readings.series))
+        ordered = readings.take(arrival)
         identity = self._book.identities(ordered.series)
         self._grow(int(identity.max()))
         keep = np.ones(ordered.rows, np.bool_)
         conflicting = np.zeros(ordered.rows, np.bool_)
-        _strike_repeats(identity, ordered, keep, conflicting)
-        late = keep & (ordered.time_us <= self._marks[identity])
+        _strike_repeats(identity, ordered, arrival, keep, conflicting)
+        late = ordered.time_us <= self._marks[identity]
         return Screened(ordered, identity, keep, conflicting, late)
 
     async def resolve(self, screened: Screened) -> None:
         """Look every late reading up exactly; `keep` and `conflicting` say the rest afterwards."""
         late = np.flatnonzero(screened.late)
         times, series = screened.readings.time_us[late], screened.identity[late]
-        stored = await self._stored_at(np.unique(times), np.unique(series))
+        while True:
+            moves = self._moves
+            stored = await self._stored_at(np.unique(times), np.unique(series))
+            if moves == self._moves:
+                break  # else compaction has moved segments while they were looked through
         for at, key in zip(late, zip(series.tolist(), times.tolist(), strict=True), strict=True):
             value = stored.get(key)
             if value is not None:
@@ -138,6 +144,7 @@ class Duplicates:
 
     def indexed(self, positions: Iterable[int]) -> None:
         """Note that these fresh segments are merged or indexed; the file's own index knows them now."""
+        self._moves += 1
         for position in positions:
             self._fresh.pop(position, None)
             self._forget(position)
@@ -169,7 +176,9 @@ class Duplicates:
             self._cache.move_to_end(position)
             return self._cache[position]
         block = await self._database.read(lambda c: c.execute(SQL["block_at"], (position,)).fetchone())
-        if block is None:
+        if block is None:  # merged or set aside since it was listed
+            self._fresh.pop(position, None)
+            self._moves += 1
             return None
         try:
             series, time_us, value = await asyncio.get_running_loop().run_in_executor(
@@ -208,13 +217,17 @@ class Duplicates:
 
 
 def _strike_repeats(
-    identity: NDArray[np.int32], ordered: Readings, keep: NDArray[np.bool_], conflicting: NDArray[np.bool_]
+    identity: NDArray[np.int32],
+    ordered: Readings,
+    arrival: NDArray[np.intp],
+    keep: NDArray[np.bool_],
+    conflicting: NDArray[np.bool_],
 ) -> None:
     """Strike out readings that came twice among themselves; the first to come stays."""
     if np.array_equal(identity, ordered.series):
         order = np.arange(ordered.rows)
     else:
-        order = np.lexsort((ordered.time_us, identity))
+        order = np.lexsort((arrival, ordered.time_us, identity))
     series, times = identity[order], ordered.time_us[order]
     same = (series[1:] == series[:-1]) & (times[1:] == times[:-1])
     if not same.any():

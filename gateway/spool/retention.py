@@ -65,19 +65,20 @@ class Retention:
             return 0
         keep_s = 0.0 if await self._is_full() else self._keep_s
         before_us = now_us - round(keep_s * 1e6)
-        doomed = await self._database.read(lambda c: self._doomed(c, before_us))
-        if not doomed:
+        if not await self._database.read(lambda c: self._doomed(c, before_us)):
             return 0
-        first, last = doomed[0][0], doomed[-1][0]
 
-        def work(connection: sqlite3.Connection) -> None:
-            keep_high_mark(connection, last)
-            connection.execute(SQL["delete_segments"], (first, last))
-            point("in_prune")
+        def work(connection: sqlite3.Connection) -> int:
+            doomed = self._doomed(connection, before_us)  # again: compaction may have merged some since
+            if doomed:
+                keep_high_mark(connection, doomed[-1][0])
+                connection.execute(SQL["delete_segments"], (doomed[0][0], doomed[-1][0]))
+                point("in_prune")
+            return len(doomed)
 
-        await self._database.write(work)
+        gone = await self._database.write(work)
         await self._database.reclaim(_FREE_PAGES)
-        return len(doomed)
+        return gone
 
     async def _is_full(self) -> bool:
         try:

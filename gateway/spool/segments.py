@@ -191,7 +191,10 @@ def high_mark_key(record_class: RecordClass) -> str:
 def keep_high_mark(connection: sqlite3.Connection, position: int) -> None:
     """Remember the commit of a segment that is about to be taken away; inside the same transaction."""
     record_class = RecordClass(position >> _CLASS_SHIFT)
-    commit, rows = connection.execute(SQL["segment_end"], (position,)).fetchone()
+    row = connection.execute(SQL["segment_end"], (position,)).fetchone()
+    if row is None:
+        return  # somebody else has taken it away meanwhile
+    commit, rows = row
     if commit > _high_mark(connection, record_class).commit:
         connection.execute(SQL["set_meta"], (high_mark_key(record_class), f"{commit} {rows}"))
 

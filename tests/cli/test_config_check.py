@@ -14,6 +14,7 @@ import pytest
 from pydantic import BaseModel
 
 from gateway import settings
+from tests.certificates import Authority
 from gateway.ingress import credentials
 from tests.certificates import Authority
 
@@ -63,6 +64,7 @@ def spoken_example(folder: Path) -> Path:
     """The example with every key that it shows in force, and the secrets it names."""
     for secret in ("regional.token", "cloud.token", "old-cloud.password"):
         (folder / secret).write_text("a secret\n")
+    Authority(folder, "region-ca").issue("gateway", "barn-1")
     authority = Authority(folder, "devices-ca")
     authority.issue("server", "localhost")
     authority.revocations().rename(folder / "devices-crl.pem")
@@ -194,9 +196,9 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path: Path, name: str, words: s
 
 def test_the_environment_overrides_the_file_and_is_named_when_it_is_wrong(tmp_path: Path) -> None:
     path = written(tmp_path, MINIMAL)
-    assert "gateway other" in check(path, TIDEGATE_GATEWAY_ID="other").stdout
-    (fault,) = told(check(path, TIDEGATE_STATUS__PORT="70000"))
-    assert fault.startswith("tidegate: environment TIDEGATE_STATUS__PORT: status.port: '70000'")
+    assert "gateway other" in check(path, TIDEGATE_GATEWAY_GATEWAY_ID="other").stdout
+    (fault,) = told(check(path, TIDEGATE_GATEWAY_STATUS__PORT="70000"))
+    assert fault.startswith("tidegate: environment TIDEGATE_GATEWAY_STATUS__PORT: status.port: '70000'")
 
 
 def test_a_secret_written_where_a_file_is_expected_is_not_repeated(tmp_path: Path) -> None:

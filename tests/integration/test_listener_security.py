@@ -1,16 +1,17 @@
 """The listener against strangers: TLS, client certificates, passwords, identities, and peers that stall."""
 
 import asyncio
-import os
 import ssl
 import subprocess
 from contextlib import asynccontextmanager, suppress
+from functools import partial
 
 import pytest
 import uvloop
 
 from gateway.ingress import credentials
 from gateway.ingress.encoder import encode
+from gateway.ingress.listener import Listener, ListenSettings
 from gateway.ingress.packets import (
     V5,
     V311,
@@ -24,7 +25,6 @@ from gateway.ingress.packets import (
     Reply,
     TopicTable,
 )
-from gateway.ingress.listener import Listener, ListenSettings
 from gateway.ingress.parser import Parser
 from gateway.listening import authenticator_of, listener_of
 from gateway.settings import Listen
@@ -68,13 +68,19 @@ class Client:
         return await self.answer(Pingreq()) == Pingresp()
 
 
-@pytest.fixture(params=[None, uvloop.new_event_loop], ids=["asyncio", "uvloop"])
-def run(request):
-    def run_on_loop(main):
-        with asyncio.Runner(loop_factory=request.param) as runner:
-            return runner.run(asyncio.wait_for(main, TIMEOUT_S * 2))
+def run_on(loop_factory, main):
+    with asyncio.Runner(loop_factory=loop_factory) as runner:
+        return runner.run(asyncio.wait_for(main, TIMEOUT_S * 2))
 
-    return run_on_loop
+
+def run(main):
+    """Run on the loop that the gateway uses."""
+    return run_on(uvloop.new_event_loop, main)
+
+
+@pytest.fixture(params=[None, uvloop.new_event_loop], ids=["asyncio", "uvloop"])
+def run_on_both(request):
+    return partial(run_on, request.param)
 
 
 @asynccontextmanager
@@ -128,7 +134,7 @@ def device(name, version=V5, *, client_id=None, password=None):
     return Connect(client_id or name, version, username=name, password=word)
 
 
-def test_passwords_are_asked_for_and_refusals_use_the_words_of_each_version(run, passwords):
+def test_passwords_are_asked_for_and_refusals_use_the_words_of_each_version(run_on_both, passwords):
     async def main():
         async with listening(passwords_file=passwords) as listener:
             async with connected(listener, device("pump-1")), connected(listener, device("pump-2", V311)):
@@ -145,10 +151,10 @@ def test_passwords_are_asked_for_and_refusals_use_the_words_of_each_version(run,
                         assert await client.answer() is None
             assert listener.counters.refused_total == {"bad_user_name_or_password": 4, "not_authorized": 2}
 
-    run(main())
+    run_on_both(main())
 
 
-def test_guessing_is_answered_with_the_rate_and_a_device_that_is_in_comes_back_all_the_same(run, passwords):
+def test_guessing_is_answered_with_the_rate_and_a_device_that_is_in_comes_back_all_the_same(passwords):
     async def main():
         async with listening(passwords_file=passwords) as listener:
             async with connected(listener, device("pump-1")):
@@ -164,7 +170,7 @@ def test_guessing_is_answered_with_the_rate_and_a_device_that_is_in_comes_back_a
     run(main())
 
 
-def test_a_device_publishes_as_itself_and_is_told_when_it_does_not(run, passwords):
+def test_a_device_publishes_as_itself_and_is_told_when_it_does_not(passwords):
     async def main():
         async with listening(passwords_file=passwords) as listener:
             async with connected(listener, device("pump-1")) as client:
@@ -180,27 +186,30 @@ def test_a_device_publishes_as_itself_and_is_told_when_it_does_not(run, password
     run(main())
 
 
-def test_nobody_takes_over_the_session_of_another_device(run, passwords):
+def test_nobody_takes_over_the_session_of_another_device(passwords):
     async def main():
-        async with listening(passwords_file=passwords) as listener:
-            async with (
-                connected(listener, device("pump-1", client_id="same")) as first,
-                connected(listener, device("pump-2", client_id="same")) as second,
-            ):
-                assert await first.works()
+        async with (
+            listening(passwords_file=passwords) as listener,
+            connected(listener, device("pump-1", client_id="same")) as first,
+            connected(listener, device("pump-2", client_id="same")) as second,
+        ):
+            assert await first.works()
+            assert await second.works()
+            async with connected(listener, device("pump-1", client_id="same")) as again:
+                assert await first.answer() == Disconnect(0x8E)
                 assert await second.works()
-                async with connected(listener, device("pump-1", client_id="same")) as again:
-                    assert await first.answer() == Disconnect(0x8E)
-                    assert await second.works()
-                    assert await again.works()
+                assert await again.works()
 
     run(main())
 
 
-def test_a_device_that_is_removed_is_disconnected_and_others_are_not(run, passwords):
+def test_a_device_that_is_removed_is_disconnected_and_others_are_not(passwords):
     async def main():
         async with listening(passwords_file=passwords) as listener:
-            async with connected(listener, device("pump-1")) as first, connected(listener, device("pump-2")) as other:
+            async with (
+                connected(listener, device("pump-1")) as first,
+                connected(listener, device("pump-2")) as other,
+            ):
                 credentials.remove(passwords, "pump-1")
                 assert await first.answer() == Disconnect(0x87)
                 assert await other.works()
@@ -210,7 +219,7 @@ def test_a_device_that_is_removed_is_disconnected_and_others_are_not(run, passwo
     run(main())
 
 
-def test_a_device_that_was_just_added_connects(run, passwords):
+def test_a_device_that_was_just_added_connects(passwords):
     async def main():
         async with listening(passwords_file=passwords) as listener:
             async with connected(listener, device("pump-1")):
@@ -254,14 +263,14 @@ def client_tls(authority, name=None):
 def replace(path, source):
     draft = path.with_suffix(".new")
     draft.write_bytes(source.read_bytes())
-    os.replace(draft, path)
+    draft.replace(path)
 
 
-async def refused_in_handshake(listener, context, connect=Connect("dev")):
+async def refused_in_handshake(listener, context):
     """Whether a client gets no further; TLS 1.3 tells it only when it reads."""
     try:
         async with connected(listener, ssl=context) as client:
-            return await client.answer(connect) is None
+            return await client.answer(Connect("dev")) is None
     except OSError:
         return True
 
@@ -271,7 +280,7 @@ async def serial(listener, authority):
         return dict(part[0] for part in client.writer.get_extra_info("peercert")["subject"])["commonName"]
 
 
-def test_versions_before_tls_1_2_are_refused(run, authority, server):
+def test_versions_before_tls_1_2_are_refused(authority, server):
     async def main():
         async with listening(**server) as listener:
             assert await serial(listener, authority) == "localhost"
@@ -289,23 +298,27 @@ def test_versions_before_tls_1_2_are_refused(run, authority, server):
     run(main())
 
 
-def test_a_renewed_certificate_serves_new_connections_while_old_ones_go_on(run, authority, server):
+def test_a_renewed_certificate_serves_new_connections_while_old_ones_go_on(authority, server):
     async def main():
-        async with listening(**server) as listener:
-            async with connected(listener, Connect("old"), ssl=client_tls(authority)) as old:
-                assert await serial(listener, authority) == "localhost"
-                replace(server["tls_cert_file"], authority.folder / "renewed.pem")
-                await asyncio.sleep(1.1)
-                assert await serial(listener, authority) == "localhost"  # its key is not there yet
-                replace(server["tls_key_file"], authority.folder / "renewed.key")
-                await asyncio.sleep(1.1)
-                assert await serial(listener, authority) == "renewed"
-                assert await old.works()
+        async with (
+            listening(**server) as listener,
+            connected(listener, Connect("old"), ssl=client_tls(authority)) as old,
+        ):
+            assert await serial(listener, authority) == "localhost"
+            replace(server["tls_cert_file"], authority.folder / "renewed.pem")
+            await asyncio.sleep(1.1)
+            assert await serial(listener, authority) == "localhost"  # its key is not there yet
+            replace(server["tls_key_file"], authority.folder / "renewed.key")
+            await asyncio.sleep(1.1)
+            assert await serial(listener, authority) == "renewed"
+            assert await old.works()
 
     run(main())
 
 
-def test_only_certificates_of_the_authority_connect_and_each_publishes_as_its_name(run, authority, server, tmp_path):
+def test_only_certificates_of_the_authority_connect_and_each_publishes_as_its_name(
+    run_on_both, authority, server, tmp_path
+):
     stranger = Authority(tmp_path, "stranger")
     stranger.issue("pump-1", "pump-1")
     foreign = client_tls(authority)
@@ -314,32 +327,42 @@ def test_only_certificates_of_the_authority_connect_and_each_publishes_as_its_na
     async def main():
         async with listening(**server, client_ca_file=tmp_path / "ca.pem") as listener:
             async with connected(listener, Connect("x"), ssl=client_tls(authority, "pump-1")) as client:
-                mine, other = Publish(b"sensors/pump-1/t", b"1", 1, 1), Publish(b"sensors/pump-2/t", b"2", 2, 1)
+                mine, other = (
+                    Publish(b"sensors/pump-1/t", b"1", 1, 1),
+                    Publish(b"sensors/pump-2/t", b"2", 2, 1),
+                )
                 assert await client.answer(mine) == Reply(PacketType.PUBACK, 1)
                 assert await client.answer(other) == Reply(PacketType.PUBACK, 2, 0x87)
             assert await refused_in_handshake(listener, client_tls(authority))
             assert await refused_in_handshake(listener, foreign)
             await until(lambda: listener.counters.closed_total["tls_handshake"] == 2)
 
-    run(main())
+    run_on_both(main())
 
 
-def test_a_name_can_be_the_dns_name_and_a_certificate_optional(run, authority, server, tmp_path, passwords):
+def test_a_name_can_be_the_dns_name_and_a_certificate_optional(authority, server, tmp_path, passwords):
     async def main():
         keys = {"client_ca_file": tmp_path / "ca.pem", "client_certificate": "optional", "identity": "san"}
         async with listening(**server, **keys, passwords_file=passwords) as listener:
             async with connected(listener, Connect("x"), ssl=client_tls(authority, "pump-1")) as client:
-                assert await client.answer(Publish(b"sensors/pump-one/t", b"1", 1, 1)) == Reply(PacketType.PUBACK, 1)
+                assert await client.answer(Publish(b"sensors/pump-one/t", b"1", 1, 1)) == Reply(
+                    PacketType.PUBACK, 1
+                )
             async with connected(listener, device("pump-2"), ssl=client_tls(authority)) as client:
-                assert await client.answer(Publish(b"sensors/pump-2/t", b"1", 1, 1)) == Reply(PacketType.PUBACK, 1)
-            for context in (client_tls(authority), client_tls(authority, "pump-2")):  # nothing shown; no DNS name
+                assert await client.answer(Publish(b"sensors/pump-2/t", b"1", 1, 1)) == Reply(
+                    PacketType.PUBACK, 1
+                )
+            for context in (
+                client_tls(authority),
+                client_tls(authority, "pump-2"),
+            ):  # nothing shown; no DNS name
                 async with connected(listener, ssl=context) as client:
                     assert await client.answer(Connect("x")) == Connack(0x87)
 
     run(main())
 
 
-def test_authorities_and_revocations_that_change_count_for_new_connections(run, authority, server, tmp_path):
+def test_authorities_and_revocations_that_change_count_for_new_connections(authority, server, tmp_path):
     mine, other = Authority(tmp_path, "mine"), Authority(tmp_path, "other")
     one, two, theirs = client_tls(authority), client_tls(authority), client_tls(authority)
     for context, issuer, name in ((one, mine, "one"), (two, mine, "two"), (theirs, other, "theirs")):
@@ -375,7 +398,7 @@ def stalling(authenticator=None, **settings):
     return serving(Listener(ListenSettings(port=0, **settings), Committing(), authenticator))
 
 
-def test_a_connect_that_comes_byte_by_byte_has_no_more_time_than_any_other(run):
+def test_a_connect_that_comes_byte_by_byte_has_no_more_time_than_any_other():
     async def main():
         async with stalling(connect_timeout_s=1) as listener, connected(listener, Connect("fine")) as fine:
             async with connected(listener) as slow:
@@ -391,7 +414,9 @@ def test_a_connect_that_comes_byte_by_byte_has_no_more_time_than_any_other(run):
     run(main())
 
 
-def test_a_thousand_half_open_connections_harm_nobody_and_are_gone_after_their_time(run, authority, server):
+def test_a_thousand_half_open_connections_harm_nobody_and_are_gone_after_their_time(
+    run_on_both, authority, server
+):
     context = listener_of(Listen(port=0, **server), Committing()).settings.ssl
 
     async def main():
@@ -413,31 +438,36 @@ def test_a_thousand_half_open_connections_harm_nobody_and_are_gone_after_their_t
             for _, writer in half:
                 writer.transport.abort()
 
-    run(main())
+    run_on_both(main())
 
 
 @pytest.mark.parametrize("tls", [False, True])
-def test_where_strangers_fill_every_place_devices_get_in_all_the_same(run, authority, server, tls):
+def test_where_strangers_fill_every_place_devices_get_in_all_the_same(run_on_both, authority, server, tls):
     context = listener_of(Listen(port=0, **server), Committing()).settings.ssl if tls else None
     options = {"ssl": client_tls(authority)} if tls else {}
 
     async def main():
-        async with stalling(max_connections=20, connect_timeout_s=30, ssl=context) as listener:
-            async with connected(listener, Connect("fine"), **options) as fine:
-                half = [await asyncio.open_connection("127.0.0.1", listener.port) for _ in range(19)]
-                listener.now_s += 3
-                async with connected(listener, Connect("a"), **options) as a, connected(listener, Connect("b"), **options):
-                    assert await a.works()
-                    assert await fine.works()
-                    assert listener.counters.closed_total["made_room"] == 2
-                    await until(lambda: half[0][0].at_eof() or half[0][0].exception())
-                for _, writer in half:
-                    writer.transport.abort()
+        async with (
+            stalling(max_connections=20, connect_timeout_s=30, ssl=context) as listener,
+            connected(listener, Connect("fine"), **options) as fine,
+        ):
+            half = [await asyncio.open_connection("127.0.0.1", listener.port) for _ in range(19)]
+            listener.now_s += 3
+            async with (
+                connected(listener, Connect("a"), **options) as a,
+                connected(listener, Connect("b"), **options),
+            ):
+                assert await a.works()
+                assert await fine.works()
+                assert listener.counters.closed_total["made_room"] == 2
+                await until(lambda: half[0][0].at_eof() or half[0][0].exception())
+            for _, writer in half:
+                writer.transport.abort()
 
-    run(main())
+    run_on_both(main())
 
 
-def test_devices_in_use_never_make_room(run):
+def test_devices_in_use_never_make_room(run_on_both):
     async def main():
         async with (
             stalling(max_connections=2) as listener,
@@ -452,25 +482,27 @@ def test_devices_in_use_never_make_room(run):
             assert await b.works()
             assert listener.counters.refused_total["max_connections"] == 1
 
-    run(main())
+    run_on_both(main())
 
 
-def test_wrong_passwords_from_many_addresses_do_not_hold_up_publishes(run, passwords):
+def test_wrong_passwords_from_many_addresses_do_not_hold_up_publishes(passwords):
     async def main():
-        async with listening(passwords_file=passwords) as listener:
-            async with connected(listener, device("pump-1")) as client:
+        async with (
+            listening(passwords_file=passwords) as listener,
+            connected(listener, device("pump-1")) as client,
+        ):
 
-                async def guess(n):
-                    local = (f"127.0.1.{n % 250 + 1}", 0)
-                    async with connected(listener, local_addr=local) as guesser:
-                        return (await guesser.answer(device("pump-2", password=f"guess {n}"))).code
+            async def guess(n):
+                local = (f"127.0.1.{n % 250 + 1}", 0)
+                async with connected(listener, local_addr=local) as guesser:
+                    return (await guesser.answer(device("pump-2", password=f"guess {n}"))).code
 
-                guessing = asyncio.gather(*(guess(n) for n in range(40)))
-                for packet_id in range(1, 201):
-                    publish = Publish(b"sensors/pump-1/t", b"1", packet_id, 1)
-                    assert await client.answer(publish) == Reply(PacketType.PUBACK, packet_id)
-                assert not guessing.done()
-                assert set(await guessing) == {0x86}
+            guessing = asyncio.gather(*(guess(n) for n in range(40)))
+            for packet_id in range(1, 201):
+                publish = Publish(b"sensors/pump-1/t", b"1", packet_id, 1)
+                assert await client.answer(publish) == Reply(PacketType.PUBACK, packet_id)
+            assert not guessing.done()
+            assert set(await guessing) == {0x86}
 
     run(main())
 

@@ -9,9 +9,10 @@ import pytest
 from gateway.ingress import doorkeeper as doorkeeper_module
 from gateway.ingress.admission import Identity, Refusal, not_owned_by, own_topics
 from gateway.ingress.buckets import Buckets
-from gateway.ingress.credentials import hash_of
+from gateway.ingress.credentials import PasswordHash, hash_of
 from gateway.ingress.doorkeeper import Doorkeeper, Policy, name_in
-from gateway.ingress.packets import ReasonCode
+from gateway.ingress.packets import Connack, ReasonCode
+from gateway.ingress.terms import refusing_connack
 from gateway.ingress.topics import TopicTemplate
 
 TEMPLATE = TopicTemplate("sensors/{sensor_id}/{sensor_type}")
@@ -68,7 +69,13 @@ async def test_the_right_password_admits_and_everything_else_does_not(door):
     admitted = await door.knock("pump-1", "secret")
     assert isinstance(admitted, Identity)
     assert (admitted.name, admitted.scope) == ("pump-1", "pump-1")
-    for name, word in (("pump-1", "Secret"), ("pump-1", ""), ("pump-1", None), ("nobody", "secret"), ("", "x")):
+    for name, word in (
+        ("pump-1", "Secret"),
+        ("pump-1", ""),
+        ("pump-1", None),
+        ("nobody", "secret"),
+        ("", "x"),
+    ):
         assert await door.knock(name, word, address=f"192.0.2.{len(name)}") == WRONG
     assert await door.knock() == NOT_AUTHORIZED
     assert await door.knock(None, "secret") == NOT_AUTHORIZED
@@ -90,9 +97,9 @@ async def test_a_device_that_comes_many_times_at_once_costs_one_hash_for_each_th
 
 async def test_an_unknown_name_costs_the_hash_of_a_device_always_the_same(tmp_path, monkeypatch):
     door = Door(tmp_path, [f"d{n}" for n in range(8)])
-    compared = Counter()
+    compared: Counter[PasswordHash] = Counter()
     monkeypatch.setattr(
-        doorkeeper_module, "matches", lambda stored, word: compared.update([stored]) or word == b"guess"
+        doorkeeper_module, "matches", lambda stored, word: (compared.update([stored]), word == b"guess")[1]
     )
     for n in range(20):
         assert await door.knock("nobody", "guess", address=f"192.0.2.{n}") == WRONG
@@ -287,7 +294,7 @@ async def test_those_who_show_nothing_are_admitted_where_that_is_said_but_own_no
 
 
 def test_a_bucket_refills_evenly_and_never_beyond_its_size():
-    buckets = Buckets(2, 0.5)
+    buckets: Buckets[str] = Buckets(2, 0.5)
     assert [buckets.take("a", now_s=0) for _ in range(3)] == [True, True, False]
     assert not buckets.holds("a", now_s=1.9)
     assert buckets.take("a", now_s=2)
@@ -297,7 +304,7 @@ def test_a_bucket_refills_evenly_and_never_beyond_its_size():
 
 
 def test_beyond_its_bound_the_bucket_longest_not_used_is_forgotten():
-    buckets = Buckets(1, 0, keys_max=2)
+    buckets: Buckets[str] = Buckets(1, 0, keys_max=2)
     for key in ("a", "b", "c"):
         buckets.take(key, now_s=0)
     assert len(buckets) == 2
@@ -305,9 +312,11 @@ def test_beyond_its_bound_the_bucket_longest_not_used_is_forgotten():
 
 
 def test_every_refusal_has_words_in_both_versions():
-    from gateway.ingress.terms import refusing_connack
-
-    codes = {ReasonCode.BAD_USER_NAME_OR_PASSWORD: 4, ReasonCode.NOT_AUTHORIZED: 5, ReasonCode.CONNECTION_RATE_EXCEEDED: 3}
+    codes = {
+        ReasonCode.BAD_USER_NAME_OR_PASSWORD: 4,
+        ReasonCode.NOT_AUTHORIZED: 5,
+        ReasonCode.CONNECTION_RATE_EXCEEDED: 3,
+    }
     for code, old in codes.items():
-        assert refusing_connack(5, code).code == code
-        assert refusing_connack(4, code).code == old
+        assert refusing_connack(5, code) == Connack(code)
+        assert refusing_connack(4, code) == Connack(old)

@@ -25,6 +25,7 @@ TEMPLATE = TopicTemplate("sensors/{sensor_id}/{sensor_type}")
 class Device:
     """Stands where a connection would."""
 
+    name: str = "listen"
     acknowledged: list[Publish] = field(default_factory=list)
     refused: list[tuple[Publish, int]] = field(default_factory=list)
 

@@ -6,7 +6,16 @@ import threading
 import pytest
 
 from gateway.ingress import credentials
-from gateway.ingress.credentials import CredentialsFault, add, fault_in_name, hash_of, matches, parse, read, remove
+from gateway.ingress.credentials import (
+    CredentialsFault,
+    add,
+    fault_in_name,
+    hash_of,
+    matches,
+    parse,
+    read,
+    remove,
+)
 
 LN = 4
 
@@ -55,7 +64,7 @@ def test_a_file_is_read_back_as_it_was_written():
     ],
 )
 def test_a_line_that_makes_no_sense_is_told_with_its_number(text, words):
-    with pytest.raises(CredentialsFault, match="^f: line") as told:
+    with pytest.raises(CredentialsFault, match=r"^f: line") as told:
         parse(text, "f")
     assert words in str(told.value)
     assert "secret" not in str(told.value)
@@ -79,7 +88,14 @@ def test_adding_keeps_comments_order_and_the_other_lines(tmp_path):
     assert path.read_text().startswith(before)
     assert matches(read(path)["c"], password.encode())
     add(path, "a", replace=True)
-    assert [text[:6] for text in path.read_text().splitlines()] == ["# barn", "a:scry", "", "# hall", "b:scry", "c:scry"]
+    assert [text[:6] for text in path.read_text().splitlines()] == [
+        "# barn",
+        "a:scry",
+        "",
+        "# hall",
+        "b:scry",
+        "c:scry",
+    ]
     assert remove(path, "b")
     assert list(read(path)) == ["a", "c"]
     assert path.read_text().startswith("# barn\na:")
@@ -112,7 +128,7 @@ def test_a_new_file_is_for_its_owner_only_and_an_old_one_keeps_its_group_but_no_
     path.chmod(0o644)
     add(path, "b")
     assert path.stat().st_mode & 0o777 == 0o640
-    assert os.listdir(tmp_path) == ["passwords"]
+    assert [file.name for file in tmp_path.iterdir()] == ["passwords"]
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root gives files away")
@@ -137,15 +153,15 @@ def test_changes_at_the_same_time_are_all_made(tmp_path):
 
 
 def test_a_file_that_is_not_there_or_not_writable_is_named(tmp_path):
-    with pytest.raises(CredentialsFault, match="there is no such file; `tidegate device add"):
+    with pytest.raises(CredentialsFault, match=r"there is no such file; `tidegate device add"):
         read(tmp_path / "absent")
     with pytest.raises(CredentialsFault, match="its folder cannot be opened"):
         add(tmp_path / "nowhere" / "passwords", "a")
     (tmp_path / "folder").mkdir()
     with pytest.raises(CredentialsFault, match="cannot be read: Is a directory"):
         add(tmp_path / "folder", "a")
+    (tmp_path / "binary").write_bytes(b"\xff")
     with pytest.raises(CredentialsFault, match="cannot be read"):
-        (tmp_path / "binary").write_bytes(b"\xff")
         read(tmp_path / "binary")
 
 

@@ -1,0 +1,115 @@
+"""A region in memory that keeps a ledger as the real one does, and does what a test tells it to."""
+
+from __future__ import annotations
+
+from collections import Counter, deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from fractions import Fraction
+from typing import TYPE_CHECKING
+
+from cloud_sync import wire
+from cloud_sync.destinations import Parcel
+from cloud_sync.errors import DeliveryError, Refused, RetryLater, TooLarge
+from cloud_sync.records import Batch, BatchRange, Credit, Receipt
+
+if TYPE_CHECKING:
+    from uuid import UUID
+
+Row = tuple[str, int, float]
+"""sensor_id, time_us, value."""
+
+LOST = "lost"
+"""An outcome: the batch is applied, its receipt never arrives."""
+
+
+@dataclass
+class MemoryRegion:
+    """Destination and region in one.
+
+    Attributes:
+        outcomes: one for each send to come: an error to raise, LOST, or None; then None for ever.
+        is_bad: rows for which a batch is refused.
+        tells_rows: whether a refusal says which rows.
+        applied: how often each row was applied; once in effect means once each.
+        sent: the batches in the order they came.
+    """
+
+    name: str = "region"
+    outcomes: deque[DeliveryError | str | None] = field(default_factory=deque)
+    is_bad: Callable[[Row], bool] = lambda _: False
+    tells_rows: bool = False
+    reason: str = "http_400"
+    most_rows: int = 10**9
+    credit: Credit | None = None
+    applied: Counter[Row] = field(default_factory=Counter)
+    sent: list[BatchRange] = field(default_factory=list)
+    rows_sent: int = 0
+    ledger: dict[tuple[UUID, int, int], dict[tuple[int, int], Receipt]] = field(default_factory=dict)
+
+    def encode(self, batch: Batch) -> Parcel:
+        return Parcel(batch.range, batch.rows, (wire.encode(batch),))
+
+    async def send(self, parcel: Parcel) -> Receipt:
+        batch = wire.decode(parcel.bodies[0])
+        self.sent.append(batch.range)
+        self.rows_sent += batch.rows
+        outcome = self.outcomes.popleft() if self.outcomes else None
+        if isinstance(outcome, DeliveryError):
+            raise outcome
+        receipt = self._apply(batch)
+        if outcome == LOST:
+            raise ConnectionLost
+        return receipt
+
+    async def aclose(self) -> None:
+        return
+
+    def _apply(self, batch: Batch) -> Receipt:
+        if batch.rows > self.most_rows:
+            raise TooLarge("too many rows")
+        rows = rows_of(batch)
+        bad = [at for at, row in enumerate(rows) if self.is_bad(row)]
+        if bad:
+            told = bad if self.tells_rows else ()
+            raise Refused(f"{len(bad)} rows are bad", self.reason, of_rows=True, rows=told)
+        wanted = batch.range
+        key, part = (wanted.epoch, wanted.first_commit, wanted.last_commit), (wanted.part, wanted.parts)
+        for epoch, first, last in self.ledger:
+            if epoch == wanted.epoch and (first, last) != key[1:]:
+                assert last < wanted.first_commit or wanted.last_commit < first, f"{wanted} overlaps {first}..{last}"
+        parts = self.ledger.setdefault(key, {})
+        if part in parts:
+            assert parts[part].rows == batch.rows, f"{wanted}: sent again with other rows"
+            return parts[part]
+        for other in parts:
+            assert not _overlap(part, other), f"{wanted} overlaps part {other}"
+        self.applied.update(rows)
+        parts[part] = Receipt(batch.rows, batch.rows, credit=self.credit)
+        return parts[part]
+
+    def commits(self, epoch: UUID) -> list[tuple[int, int]]:
+        """The ranges of an epoch that are complete, in order."""
+        return sorted(
+            (first, last)
+            for (of, first, last), parts in self.ledger.items()
+            if of == epoch and sum(Fraction(1, n) for _, n in parts) == 1
+        )
+
+
+class ConnectionLost(RetryLater):
+    """The receipt did not arrive."""
+
+    def __init__(self) -> None:
+        super().__init__("the connection was lost")
+
+
+def _overlap(one: tuple[int, int], other: tuple[int, int]) -> bool:
+    (a, n), (b, m) = one, other
+    return Fraction(a - 1, n) < Fraction(b, m) and Fraction(b - 1, m) < Fraction(a, n)
+
+
+def rows_of(batch: Batch) -> list[Row]:
+    readings = batch.readings
+    ids = [batch.series[number].sensor_id for number in readings.series.tolist()]
+    return list(zip(ids, readings.time_us.tolist(), readings.value.tolist(), strict=True))
