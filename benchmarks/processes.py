@@ -26,22 +26,17 @@ def running(command: Sequence[str], *, port: int, log: Path) -> Iterator[int]:
     """A process that listens on `port`, until the end of the block; its pid.
 
     Raises:
-        SystemExit: it ends before it listens, or cannot be stopped; with the end of its log.
+        SystemExit: it ended by itself. Its log's last lines are printed then, and when the block fails.
     """
     with log.open("ab") as output:
         process = subprocess.Popen(command, cwd=ROOT, stdout=output, stderr=subprocess.STDOUT)
+    whole = False
     try:
         deadline = time.monotonic() + _START_WITHIN_S
-        while not listens(port):
-            if process.poll() is not None or time.monotonic() > deadline:
-                raise SystemExit(f"{command[0]} does not listen on {port}: {_tail(log)}")
+        while not listens(port) and process.poll() is None and time.monotonic() < deadline:
             time.sleep(0.005)
         yield process.pid
-        if process.poll() is not None:
-            raise SystemExit(f"{command[0]} ended with {process.returncode}: {_tail(log)}")
-    except BaseException:
-        print(f"the last of {log.name}: {_tail(log)}", file=sys.stderr)
-        raise
+        whole = process.poll() is None
     finally:
         process.send_signal(signal.SIGTERM)
         try:
@@ -49,6 +44,10 @@ def running(command: Sequence[str], *, port: int, log: Path) -> Iterator[int]:
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
+        if not whole:
+            print(f"{log.name} ends with:\n{_tail(log)}", file=sys.stderr)
+    if not whole:
+        raise SystemExit(f"{command[0]} ended by itself with {process.returncode}")
 
 
 @contextmanager

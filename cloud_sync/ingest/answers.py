@@ -1,7 +1,7 @@
 """What the service answers: JSON in every case, `{"error", "message"}` when it is no. Pure.
 
 400  a code of FormatError: the bytes are no batch      401  no_token, unknown_token
-403  other_gateway      408  body_too_slow      413  body_too_large      415  media_type
+403  other_gateway, other_scope      408  body_too_slow      413  body_too_large      415  media_type
 409  range_overlap, range_mismatch
 422  every other code of Refused: the database cannot hold what the batch says
 503  busy, database_away, with Retry-After

@@ -14,7 +14,6 @@ import pytest
 from pydantic import BaseModel
 
 from gateway import settings
-from tests.certificates import Authority
 from gateway.ingress import credentials
 from tests.certificates import Authority
 
@@ -62,7 +61,7 @@ def told(outcome: subprocess.CompletedProcess[str]) -> list[str]:
 
 def spoken_example(folder: Path) -> Path:
     """The example with every key that it shows in force, and the secrets it names."""
-    for secret in ("regional.token", "cloud.token", "old-cloud.password"):
+    for secret in ("regional.token", "cloud.token", "old-cloud.password", "broker.password"):
         (folder / secret).write_text("a secret\n")
     Authority(folder, "region-ca").issue("gateway", "barn-1")
     authority = Authority(folder, "devices-ca")
@@ -79,7 +78,7 @@ def given_defaults(table: BaseModel, given: dict[str, Any], place: str) -> Itera
         value = getattr(table, key)
         if isinstance(value, BaseModel):
             yield from given_defaults(value, given.get(key, {}), f"{here}.")
-        elif key != "destinations" and key not in CHOSEN_BY_THE_SITE:
+        elif key not in ("destinations", "subscribe") and key not in CHOSEN_BY_THE_SITE:
             yield here, given.get(key), field.default
 
 
@@ -95,6 +94,15 @@ def test_the_example_shows_every_key_with_its_default(tmp_path: Path) -> None:
     shown = list(given_defaults(loaded, given, ""))
     for destination, table in zip(loaded.destinations, given["destinations"], strict=True):
         shown += given_defaults(destination, table, f"{destination.name}.")
+    for subscribe, table in zip(loaded.ingress.subscribe, given["ingress"]["subscribe"], strict=True):
+        assert set(table) == set(settings.Subscribe.model_fields)
+        free = {
+            "url",
+            "filters",
+            "unsubscribe",
+            *(k for k, f in settings.Subscribe.model_fields.items() if f.default is None),
+        }
+        shown += [s for s in given_defaults(subscribe, table, "") if s[0] not in free]
     different = [(key, said, default) for key, said, default in shown if said != default]
     assert [key for key, _, default in different if default is not None] == ["old-cloud.api"]
     assert [key for key, said, _ in shown if said is None and "cloud" not in key] == []
@@ -145,7 +153,7 @@ def test_faults_in_different_tables_are_told_in_one_go_each_with_file_and_key(tm
         "ingress.listen.prt: unknown key; did you mean 'port'",
         "ingress.listen.topic: 'sensors/{sensor}': a template needs",
         "destinations[0].url: 'ftp://region': must be an http:// or https:// address",
-        'destinations[1]: api = "v2" needs org and bucket',
+        'destinations[1]: api = "v2" needs bucket',
     ):
         assert any(f": {key}" in fault for fault in faults), key
     assert len(faults) == 8

