@@ -11,7 +11,7 @@ DEMO_SECONDS ?= 60
 BENCHES := ingress spool
 export DEMO_SECONDS KEEP
 
-.PHONY: help demo test bench lint types check-tests clean prepare
+.PHONY: help demo test bench lint types check-tests torture clean prepare
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 14
@@ -35,6 +35,10 @@ types: $(VENV)/.installed-dev ## mypy, strict
 
 check-tests: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+torture: prepare ## longer forms of the attacks: TORTURE=n multiplies them
+	TORTURE=$(or $(TORTURE),5) TIDEGATE_FUZZ_SECONDS=$(or $(TIDEGATE_FUZZ_SECONDS),120) $(BIN)/python -m pytest --timeout 3600 \
+		tests/crash tests/model tests/unit/test_packets_fuzz.py $(PYTEST_ARGS)
 
 prepare: $(VENV)/.installed-dev ## install the servers the tests talk to, where allowed
 	@sh tests/prepare.sh

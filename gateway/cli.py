@@ -21,6 +21,7 @@ _GROUPS = {
     "sim": ("firmware_sim.cli", "Simulate a fleet, replay recordings, verify what arrived."),
     "status": ("gateway.commands.status", "Show what comes in, what is kept and what is still to deliver."),
     "spool": ("gateway.commands.spool", "Look into a spool: info, check, read, export, compact, quarantine."),
+    "destination": ("gateway.commands.destination", "Destinations and their progress: list, drop."),
     "device": ("gateway.commands.device", "Passwords of devices: add, list, remove, check."),
     "config": ("gateway.commands.config", "Check a configuration."),
     "demo": ("gateway.commands.demo", "Show the whole path at work, through an outage and a kill."),

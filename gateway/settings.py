@@ -16,8 +16,8 @@ from cloud_sync.destinations.http_client import HttpOptions, tls_context
 from cloud_sync.schedule import Schedule, window_of, zone_of
 from cloud_sync.settings_file import Fault, SettingsFault
 from gateway.ingress import credentials
-from gateway.ingress.tls import TlsFault, TlsFiles, context_of
 from gateway.ingress.subscription import address_of, check_filter
+from gateway.ingress.tls import TlsFault, TlsFiles, context_of
 from gateway.ingress.topics import TopicTemplate
 from gateway.spool.deliveries import FROM_NOW
 
@@ -124,8 +124,8 @@ class Listen(_Table):
         if not self.authenticates and not self.is_loopback and not self.allow_anonymous:
             what = (
                 f"anyone who reaches {self.host or 'this machine'} could publish anything: give "
-                "passwords_file (`tidegate device add` fills it) and TLS, or client_ca_file, or listen on 127.0.0.1; "
-                "where the network itself is trusted, say so with allow_anonymous = true"
+                "passwords_file (`tidegate device add` fills it) and TLS, or client_ca_file, or listen on "
+                "127.0.0.1; where the network itself is trusted, say so with allow_anonymous = true"
             )
             return [what]
         return []

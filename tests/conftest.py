@@ -1,5 +1,48 @@
-"""Fixtures of servers live in tests/fixtures_*.py, one file a kind of server."""
+"""Fixtures of servers live in tests/fixtures_*.py, one file a kind of server.
 
+A test that needs a server which is not installed is skipped and named in the last lines; with
+TIDEGATE_REQUIRE_REAL=1 that is a failure.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from _pytest.terminal import TerminalReporter
 
 pytest_plugins = [f"tests.{path.stem}" for path in sorted(Path(__file__).parent.glob("fixtures_*.py"))]
+
+REQUIRE_REAL = "TIDEGATE_REQUIRE_REAL"
+
+
+def _is_required() -> bool:
+    return os.environ.get(REQUIRE_REAL, "") not in ("", "0")
+
+
+def pytest_terminal_summary(terminalreporter: TerminalReporter) -> None:
+    reasons = Counter(_reason_of(report) for report in terminalreporter.stats.get("skipped", ()))
+    if not reasons:
+        return
+    word = "failed, because a skip is a failure here" if _is_required() else "skipped"
+    terminalreporter.write_line("")
+    for reason, count in reasons.most_common():
+        terminalreporter.write_line(f"{word}: {count} tests: {reason}")
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
+    reporter = session.config.pluginmanager.get_plugin("terminalreporter")
+    if exitstatus == pytest.ExitCode.OK and _is_required() and reporter.stats.get("skipped"):
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+def _reason_of(report: pytest.TestReport | pytest.CollectReport) -> str:
+    if isinstance(report.longrepr, tuple):
+        return str(report.longrepr[2]).removeprefix("Skipped: ")
+    return str(report.longrepr)

@@ -75,18 +75,34 @@ class MemoryRegion:
             raise Refused(f"{len(bad)} rows are bad", self.reason, of_rows=True, rows=told)
         wanted = batch.range
         key, part = (wanted.epoch, wanted.first_commit, wanted.last_commit), (wanted.part, wanted.parts)
+        if self._covered(wanted):
+            assert all(row in self.applied for row in rows), f"{wanted}: sent again with other rows"
+            return Receipt(batch.rows, batch.rows, applied_before=True)
         for epoch, first, last in self.ledger:
-            if epoch == wanted.epoch and (first, last) != key[1:]:
-                assert last < wanted.first_commit or wanted.last_commit < first, f"{wanted} overlaps {first}..{last}"
+            apart = epoch != wanted.epoch or last < wanted.first_commit or wanted.last_commit < first
+            if not apart and (first, last) != key[1:]:
+                raise Refused(f"{wanted} overlaps {first}..{last}", "range_overlap")
         parts = self.ledger.setdefault(key, {})
-        if part in parts:
-            assert parts[part].rows == batch.rows, f"{wanted}: sent again with other rows"
-            return parts[part]
-        for other in parts:
-            assert not _overlap(part, other), f"{wanted} overlaps part {other}"
+        if any(_overlap(part, other) for other in parts):
+            raise Refused(f"{wanted} overlaps a part", "range_overlap")
         self.applied.update(rows)
         parts[part] = Receipt(batch.rows, batch.rows, credit=self.credit)
         return parts[part]
+
+    def _covered(self, wanted: BatchRange) -> bool:
+        """Whether all of a batch was applied, if in other pieces: larger, as when a size limit has come down."""
+        begin, end = Fraction(wanted.part - 1, wanted.parts), Fraction(wanted.part, wanted.parts)
+        for (epoch, first, last), parts in self.ledger.items():
+            if epoch != wanted.epoch:
+                continue
+            whole = sum(Fraction(1, n) for _, n in parts) == 1
+            if first <= wanted.first_commit and wanted.last_commit <= last and whole:
+                return True
+            if (first, last) == (wanted.first_commit, wanted.last_commit):
+                held = (min(end, Fraction(k, n)) - max(begin, Fraction(k - 1, n)) for k, n in parts)
+                if sum(h for h in held if h > 0) == end - begin:
+                    return True
+        return False
 
     def commits(self, epoch: UUID) -> list[tuple[int, int]]:
         """The ranges of an epoch that are complete, in order."""

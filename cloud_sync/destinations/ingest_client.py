@@ -199,8 +199,15 @@ def _receipt_for(parcel: Parcel, answer: _ReceiptAnswer, wait_s: float | None) -
         sent.part,
         sent.parts,
     )
-    named = (answer.gateway_id, answer.epoch, answer.record_class, answer.first_commit, answer.last_commit)
-    named += (answer.part, answer.parts)
+    named = (
+        answer.gateway_id,
+        answer.epoch,
+        answer.record_class,
+        answer.first_commit,
+        answer.last_commit,
+        answer.part,
+        answer.parts,
+    )
     counts = (answer.stored, answer.duplicates, answer.conflicts)
     if named != expected or answer.rows != parcel.rows or min(counts) < 0 or sum(counts) != parcel.rows:
         raise RetryLater(f"the answer makes no sense: a receipt for something else than {sent}")

@@ -16,6 +16,7 @@ import asyncpg
 from cloud_sync import wire
 from cloud_sync.database import copying, faults, ledger, schema, storing
 from cloud_sync.database.directory import SeriesDirectory, newest_times
+from cloud_sync.database.late import LateRows
 from cloud_sync.destinations import Parcel
 from cloud_sync.errors import Refused, RetryLater
 from cloud_sync.records import Batch, Readings, Receipt, RecordClass
@@ -89,6 +90,7 @@ class TimescaleSink:
         self._closed = False
         self._preparing = asyncio.Lock()
         self._directory = SeriesDirectory()
+        self._late = LateRows()
 
     async def prepare(self) -> schema.Schema:
         """Connect and bring the database to this release's schema; at once when that has been done.
@@ -123,6 +125,7 @@ class TimescaleSink:
             RetryLater, Unauthorised: nothing was settled; applying the batch again is safe.
         """
         _check(batch)
+        await self._make_way(batch.readings)
         return await self.transact(functools.partial(self._apply_once, batch=batch))
 
     async def store(
@@ -152,6 +155,7 @@ class TimescaleSink:
             self._directory.remember(resolved)
             return answer
 
+        await self._make_way(readings)
         return await self.transact(work)
 
     async def progress(
@@ -207,6 +211,11 @@ class TimescaleSink:
         self._closed = True
         if self._pool is not None:
             await self._pool.close()
+
+    async def _make_way(self, readings: Readings) -> None:
+        await self._prepare_to_apply()
+        if self.schema is not None and self.schema.timescale_version is not None:
+            await self._late.make_way(readings, self.transact)
 
     async def _prepare_to_apply(self) -> None:
         try:

@@ -133,7 +133,7 @@ class IngestApp:
         client, limits = str(caller), self._intake.limits
         with self._intake.admitted(client, self._wait_s()) as body:
             data = await plain.decompress(await self._read(request, body), body, limits.plain_bytes)
-            parsed = await asyncio.to_thread(plain.parse, data, max_rows=self._wire_limits.max_rows)
+            parsed = await asyncio.to_thread(plain.parse, data, max_rows=limits.plain_rows)
             memory = memory_of(plain.asked(client, data), parsed, self._metrics.count_plain)
             answer = await self._in_turn(
                 f"client {client}",

@@ -25,6 +25,7 @@ class IntakeLimits:
     Attributes:
         body_bytes: of one body.
         plain_bytes: of one body of plain readings, decompressed.
+        plain_rows: of one such body.
         requests: in progress at a time.
         requests_each: of one caller at a time.
         buffered_bytes: of all bodies in memory together.
@@ -33,7 +34,8 @@ class IntakeLimits:
     """
 
     body_bytes: int = 32 << 20
-    plain_bytes: int = 128 << 20
+    plain_bytes: int = 32 << 20
+    plain_rows: int = 100_000
     requests: int = 64
     requests_each: int = 8
     buffered_bytes: int = 256 << 20

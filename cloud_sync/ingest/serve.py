@@ -205,6 +205,7 @@ def _intake_limits(limits: Limits) -> IntakeLimits:
     return IntakeLimits(
         body_bytes=limits.max_body_bytes,
         plain_bytes=limits.max_plain_bytes,
+        plain_rows=limits.max_plain_rows,
         requests=limits.max_requests,
         requests_each=limits.max_requests_each,
         buffered_bytes=limits.max_buffered_bytes,

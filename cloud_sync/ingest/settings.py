@@ -72,7 +72,8 @@ class Limits(_Table):
     """What one request, and all of them together, may cost."""
 
     max_body_bytes: Positive = 32 << 20
-    max_plain_bytes: Positive = 128 << 20
+    max_plain_bytes: Positive = 32 << 20
+    max_plain_rows: Positive = 100_000
     max_rows: Positive = 1_000_000
     max_requests: Positive = 64
     max_requests_each: Positive = 8

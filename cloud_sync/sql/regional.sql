@@ -205,5 +205,21 @@ SET lines = excluded.lines, stored = excluded.stored, duplicates = excluded.dupl
     conflicts = excluded.conflicts, rejected = excluded.rejected, complete = excluded.complete,
     loaded_at = now();
 
+-- name: compressed_chunks
+SELECT format('%I.%I', c.chunk_schema, c.chunk_name) AS name,
+       (extract(epoch FROM c.range_start) * 1000000)::int8 AS start_us,
+       (extract(epoch FROM c.range_end) * 1000000)::int8 AS end_us,
+       coalesce(s.numrows_pre_compression, 0)::int8 AS rows
+FROM timescaledb_information.chunks c
+JOIN _timescaledb_catalog.chunk k ON k.schema_name = c.chunk_schema AND k.table_name = c.chunk_name
+LEFT JOIN _timescaledb_catalog.compression_chunk_size s ON s.chunk_id = k.id
+WHERE c.hypertable_schema = current_schema() AND c.hypertable_name = 'reading' AND c.is_compressed;
+
+-- name: no_timeout
+SET LOCAL statement_timeout = 0;
+
+-- name: open_chunk
+SELECT open_chunk($1::text::regclass);
+
 -- name: drop_staging
 DROP TABLE reading_staging;

@@ -1,16 +1,19 @@
 """The group that gathers while a commit is in flight: readings as columns, and bad input.
 
-Filled on the event loop, once per reading, so it appends to plain lists and lets numpy take them whole.
+Filled on the event loop, once per reading: one call packs a whole reading into a row of bytes, so that its
+objects live no longer than it takes, and numpy takes the rows whole.
 """
 
 from __future__ import annotations
 
 import math
+from struct import Struct
+from struct import error as StructError  # noqa: N812 - `error` says too little
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from cloud_sync.records import SEQ_ABSENT, Flag, Readings
+from cloud_sync.records import DTYPES, SEQ_ABSENT, Flag, Readings
 from gateway.ingress.instants import MICROSECONDS_FROM, MICROSECONDS_TO, BadInstant, instant_us
 
 if TYPE_CHECKING:
@@ -21,6 +24,9 @@ if TYPE_CHECKING:
 
 _NAN = math.nan
 _TIME_ASSIGNED = int(Flag.TIME_ASSIGNED)
+_COLUMNS = ("time_us", "value", "seq", "series", "quality", "battery_level", "signal_strength", "flags")
+_TABLE = np.dtype([(name, DTYPES[name]) for name in _COLUMNS])
+_pack = Struct("=qdqifffi").pack
 
 
 class BadReading(ValueError):  # noqa: N818 - said of the input, not of the program
@@ -32,24 +38,16 @@ class BadReading(ValueError):  # noqa: N818 - said of the input, not of the prog
 
 
 class Group:
-    """Readings of one group commit to be."""
+    """Readings of one group commit to be, each packed into a row of `_TABLE`: nothing else is kept of it."""
 
     def __init__(self) -> None:
         self.items: list[QuarantineItem] = []
-        self.payload_bytes = 0
-        self._series: list[int] = []
-        self._time_us: list[int] = []
-        self._value: list[float] = []
-        self._quality: list[float] = []
-        self._battery_level: list[float] = []
-        self._signal_strength: list[float] = []
-        self._seq: list[int] = []
-        self._flags: list[int] = []
+        self._packed = bytearray()
 
     @property
     def rows(self) -> int:
         """Readings gathered."""
-        return len(self._series)
+        return len(self._packed) // _TABLE.itemsize
 
     def add(self, series_no: int, reading: JsonReading, *, assigned_us: int) -> None:
         """Take one reading of a series; `assigned_us` stands in when the device sent no time.
@@ -57,56 +55,47 @@ class Group:
         Raises:
             BadReading: nothing was taken.
         """
-        ts = reading.ts
+        ts, flags = reading.ts, 0
         if type(ts) is int and MICROSECONDS_FROM <= ts < MICROSECONDS_TO:
-            self._time_us.append(ts)
-            self._flags.append(0)
+            time_us = ts
         elif ts is None:
-            self._time_us.append(assigned_us)
-            self._flags.append(_TIME_ASSIGNED)
+            time_us, flags = assigned_us, _TIME_ASSIGNED
         else:
             try:
-                self._time_us.append(instant_us(ts))
+                time_us = instant_us(ts)
             except BadInstant as fault:
                 raise BadReading("bad_time", f"ts: {fault}") from None
-            self._flags.append(0)
-        self._series.append(series_no)
-        self._value.append(reading.value)
-        self._quality.append(_NAN if reading.quality is None else reading.quality)
-        self._battery_level.append(_NAN if reading.battery_level is None else reading.battery_level)
-        self._signal_strength.append(_NAN if reading.signal_strength is None else reading.signal_strength)
-        self._seq.append(SEQ_ABSENT if reading.seq is None else reading.seq)
+        self._packed += _pack(
+            time_us,
+            reading.value,
+            SEQ_ABSENT if reading.seq is None else reading.seq,
+            series_no,
+            _NAN if reading.quality is None else reading.quality,
+            _NAN if reading.battery_level is None else reading.battery_level,
+            _NAN if reading.signal_strength is None else reading.signal_strength,
+            flags,
+        )
 
     def extend(self, series_nos: Sequence[int], readings: Sequence[JsonReading]) -> bool:
-        """Take many readings at once, column by column.
+        """Take many readings at once, when each has all its members and a time in microseconds.
 
-        False, and nothing is taken, when their times are not all microseconds: `add` takes them one by one.
+        False, and nothing is taken, when one has not: `add` takes them one by one.
         """
-        times: Any = [r.ts for r in readings]
+        packed = bytearray()
         try:
-            if type(sum(times)) is not int or min(times) < MICROSECONDS_FROM or max(times) >= MICROSECONDS_TO:
-                return False
-        except TypeError:
+            for series_no, r in zip(series_nos, readings, strict=True):
+                ts: Any = r.ts
+                if not MICROSECONDS_FROM <= ts < MICROSECONDS_TO:
+                    return False
+                packed += _pack(
+                    ts, r.value, r.seq, series_no, r.quality, r.battery_level, r.signal_strength, 0
+                )
+        except (TypeError, StructError):  # an absent member, a time that is text or has a fraction
             return False
-        self._time_us += times
-        self._flags += [0] * len(times)
-        self._series += series_nos
-        self._value += [r.value for r in readings]
-        self._quality += [_NAN if (n := r.quality) is None else n for r in readings]
-        self._battery_level += [_NAN if (n := r.battery_level) is None else n for r in readings]
-        self._signal_strength += [_NAN if (n := r.signal_strength) is None else n for r in readings]
-        self._seq += [SEQ_ABSENT if (n := r.seq) is None else n for r in readings]
+        self._packed += packed
         return True
 
     def readings(self) -> Readings:
         """What was gathered, as columns, in order of arrival."""
-        return Readings(
-            np.array(self._series, np.int32),
-            np.array(self._time_us, np.int64),
-            np.array(self._value, np.float64),
-            np.array(self._quality, np.float32),
-            np.array(self._battery_level, np.float32),
-            np.array(self._signal_strength, np.float32),
-            np.array(self._seq, np.int64),
-            np.array(self._flags, np.int32),
-        )
+        table = np.frombuffer(self._packed, _TABLE)
+        return Readings(*(table[name].astype(dtype) for name, dtype in DTYPES.items()))

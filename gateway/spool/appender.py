@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from gateway.spool.segments import Segments
     from gateway.spool.series import SeriesBook
 
-_INLINE_ROWS = 256
+_INLINE_ROWS = 4096
 _ROOM_HOLDS_S = 0.25  # room that was there is taken for granted so long
 
 T = TypeVar("T")

@@ -40,7 +40,7 @@ _FRESH_SEGMENTS = 512
 _FRESH_ROWS = 2 * MAX_SEGMENT_ROWS
 _SMALL_ROWS = MAX_SEGMENT_ROWS // 2
 _LOOK_BACK = 256
-_FREE_PAGES = 4096
+_FREE_PAGES = 256  # as many as are given back in about two milliseconds
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,9 +123,19 @@ class Compaction:
         """
         gone = await self._index_fresh(everything=everything)
         gone += await self._merge_small(everything=everything)
-        if gone:
-            await self._database.reclaim(_FREE_PAGES)
+        await self._give_back(everything=everything)
         return gone
+
+    async def _give_back(self, *, everything: bool) -> None:
+        """Return free pages to the file system: some, or all."""
+        spare = -1
+        while True:
+            before, (_, spare) = spare, await self._database.room()
+            if spare in (0, before):
+                return
+            await self._database.reclaim(_FREE_PAGES)
+            if not everything:
+                return
 
     async def _index_fresh(self, *, everything: bool) -> int:
         segments, bounds = await self._database.read(

@@ -139,7 +139,7 @@ class Database:
     async def reclaim(self, pages: int) -> None:
         """Give at most `pages` free pages back to the file system."""
         try:
-            await self._writer.run(lambda c: c.execute(f"PRAGMA incremental_vacuum({pages})").fetchall())
+            await self._writer.run(lambda c: c.executescript(f"PRAGMA incremental_vacuum({pages});"))
         except sqlite3.Error as fault:
             raise _mapped(self.path, fault) from fault
 

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 _PAUSE_S = 5.0
 _AT_ONCE = 500
-_FREE_PAGES = 4000
+_FREE_PAGES = 256  # as many as are given back in about two milliseconds
 
 
 class Retention:

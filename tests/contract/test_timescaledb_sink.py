@@ -382,6 +382,31 @@ async def test_late_readings_enter_compressed_chunks(timescale_dsn):
     assert await value(timescale_dsn, "SELECT count(*) FROM reading") == 600
 
 
+async def test_a_chunk_is_opened_for_many_late_readings_and_not_for_a_few(timescale_dsn):
+    compressed = "SELECT count(*) FILTER (WHERE is_compressed) FROM timescaledb_information.chunks"
+    first = TimescaleSink(timescale_dsn)
+    await first.apply(batch(1, content=readings(3000)))
+    await fetch(timescale_dsn, "SELECT compress_chunk(c) FROM show_chunks('reading') c")
+    await first.aclose()
+    sink = TimescaleSink(timescale_dsn)
+
+    few = await sink.apply(batch(2, content=readings(300, start_us=START_US + 1, seed=2)))
+    assert (few, await value(timescale_dsn, compressed)) == (Receipt(300, 300), 1)
+    many = readings(21_000, start_us=START_US + 2, seed=3)
+    receipts = await asyncio.gather(
+        *(sink.apply(batch(3, content=many)) for _ in range(2)),
+        sink.apply(batch(4, gateway_id="gw-2", content=readings(300, start_us=START_US + 1, seed=2))),
+        return_exceptions=True,
+    )
+
+    assert await value(timescale_dsn, compressed) == 0
+    assert all(isinstance(each, Receipt | RetryLater) for each in receipts)
+    assert (await sink.apply(batch(3, content=many))).stored == 21_000
+    assert (await sink.apply(batch(3, content=many))).applied_before
+    assert await value(timescale_dsn, "SELECT count(*) FROM reading") == 24_300
+    await sink.aclose()
+
+
 async def test_a_database_killed_before_the_commit_has_nothing_of_the_batch(own_postgres_server):
     dsn = own_postgres_server.dsn()
     sink = TimescaleSink(dsn)

@@ -27,7 +27,7 @@ def resolved(document: dict[str, Any], node: dict[str, Any]) -> dict[str, Any]:
     return node
 
 
-KINDS = {"string": str, "integer": int, "number": (int, float), "boolean": bool, "null": type(None)}
+KINDS: dict[str, Any] = {"string": str, "integer": int, "number": (int, float), "boolean": bool, "null": type(None)}
 
 
 def check(document: dict[str, Any], schema: dict[str, Any], value: Any, place: str = "") -> None:
@@ -74,9 +74,8 @@ async def test_the_description_names_exactly_the_routes_there_are(service):
 
 async def test_answers_are_as_described(service):
     media = {"Content-Type": wire.MEDIA_TYPE}
-    view, readings = (
-        tokens.add(service.tokens_file, name, scope) for name, scope in (("eye", "view"), ("app", "readings"))
-    )
+    view = tokens.add(service.tokens_file, "eye", "view")
+    readings = tokens.add(service.tokens_file, "app", "readings")
     one = await service.http.post("/v1/batches", content=wire.encode(batch(2)), headers=media)
     part = batch(5)
     part = type(part)(part.range._replace(part=1, parts=2), part.series, part.readings)

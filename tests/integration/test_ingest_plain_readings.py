@@ -37,7 +37,7 @@ class Client:
 
 @pytest.fixture
 async def service(postgres_dsn, tmp_path):
-    limits = {"max_body_bytes": 100_000, "max_plain_bytes": 300_000, "max_rows": 2000}
+    limits: dict[str, Any] = {"max_body_bytes": 100_000, "max_plain_bytes": 300_000, "max_plain_rows": 2000}
     async with running(postgres_dsn, tmp_path, **limits) as service:
         yield service
 

@@ -269,6 +269,57 @@ async def test_too_many_requests_at_once_are_asked_to_come_back(postgres_dsn, tm
         assert [status for status, _ in await asyncio.gather(*held)] == [200, 200]
 
 
+async def test_one_gateway_cannot_take_every_place(postgres_dsn, tmp_path):
+    async with running(postgres_dsn, tmp_path, max_requests=8, max_requests_each=2) as service:
+        await service.post(wire.encode(batch(1)))
+        blocker = await asyncpg.connect(postgres_dsn)
+        await blocker.execute("BEGIN; LOCK TABLE ingest_ledger IN EXCLUSIVE MODE")
+        held = [asyncio.create_task(service.post(wire.encode(batch(n)))) for n in (2, 3)]
+        while "tidegate_ingest_waiting 1.0" not in (await service.http.get("/metrics")).text:  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+
+        status, answer = await service.post(wire.encode(batch(4)))
+        assert (status, answer["error"]) == (503, "busy")
+        assert "of gw-1" in answer["message"]
+        other = service.client(tokens.add(service.tokens_file, "gw-2"))
+        sending = asyncio.create_task(other.send(other.encode(batch(1, gateway_id="gw-2"))))
+        await asyncio.sleep(0.1)
+        await blocker.close()
+
+        assert (await sending).rows == 12
+        assert [status for status, _ in await asyncio.gather(*held)] == [200, 200]
+        await other.aclose()
+
+
+async def test_gateways_that_wait_for_one_another_get_a_credit_and_a_lone_one_none(postgres_dsn, tmp_path):
+    async with running(postgres_dsn, tmp_path) as service:
+        lone = await service.post(wire.encode(batch(1)))
+        assert "credit" not in lone[1]
+        names = [f"gw-{n}" for n in range(2, 22)]
+        clients = {name: service.client(tokens.add(service.tokens_file, name)) for name in names}
+
+        async def drain(name: str) -> list[Receipt]:
+            client, receipts = clients[name], []
+            for commit in range(1, 6):
+                start_us = 10**15 + (int(name[3:]) * 10 + commit) * 10**9
+                content = readings(600, start_us=start_us)
+                receipts.append(
+                    await client.send(client.encode(batch(commit, gateway_id=name, content=content)))
+                )
+            return receipts
+
+        drained = await asyncio.gather(*map(drain, names))
+        for client in clients.values():
+            await client.aclose()
+        assert {receipt.stored for receipts in drained for receipt in receipts} == {600}
+        last = [receipts[-1].credit for receipts in drained]
+        assert any(last)
+        for credit in filter(None, last):
+            assert credit.rows_per_s >= 100
+            assert credit.valid_s == 10
+        assert "tidegate_ingest_waiting 0.0" in (await service.http.get("/metrics")).text
+
+
 async def test_bodies_share_a_bound_of_memory_and_a_silent_one_is_given_up(postgres_dsn, tmp_path):
     async with running(postgres_dsn, tmp_path, max_buffered_bytes=20_000, body_idle_s=0.3) as service:
         reader, writer = await begin_post(service, bytes(15_000), declared=16_000)

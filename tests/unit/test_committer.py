@@ -164,14 +164,15 @@ async def test_series_beyond_the_limit_are_quarantined(tmp_path):
 
 async def test_a_long_array_is_taken_as_its_readings_one_by_one_would_be(tmp_path):
     members = [
-        b'{"value": %d.25, "ts": %d, "quality": 50, "seq": %d, "unit": "C"}' % (i, 1_700_000_000_000_000 + i, i)
+        b'{"value": %d.25, "ts": %d, "quality": 50, "seq": %d, "unit": "C"}'
+        % (i, 1_700_000_000_000_000 + i, i)
         for i in range(40)
     ]
     contents = []
     for name, payloads in (("array", [b"[" + b",".join(members) + b"]"] * 2), ("single", members)):
         async with open_spool(tmp_path / name) as spool:
             committer = committer_of(spool)
-            for payload in payloads:  # the second time the series is known and the fast way is taken
+            for payload in payloads:  # the second time the fast way is taken
                 committer.publishes(Device(), [publish(payload)])
                 await committer.commit_once()
             claimed = await spool.deliveries.claim("x", now_us=1)

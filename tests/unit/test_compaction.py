@@ -71,3 +71,15 @@ async def test_small_merged_segments_are_merged_again(tmp_path):
                 await spool.compaction.compact_once(everything=True)
         count = await spool.database.read(lambda c: c.execute("SELECT count(*) FROM segment").fetchone()[0])
         assert count == 1
+
+
+async def test_the_file_shrinks_when_segments_are_merged(tmp_path):
+    path = tmp_path / "spool.db"
+    async with open_spool(path) as spool:
+        for i in range(600):
+            await spool.append([("a", i * 50 + k, float(k)) for k in range(50)])
+        before = sum(await spool.database.room())
+        await spool.compaction.compact_once(everything=True)
+        _, spare = await spool.database.room()
+        assert spare == 0
+    assert path.stat().st_size < before / 3

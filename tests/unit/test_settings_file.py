@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from cloud_sync.ingest import settings as ingest_settings
-from cloud_sync.ingest.settings import Database, IngestSettings, Limits, Listen
+from cloud_sync.ingest.settings import Database, IngestSettings, Limits, Listen, Tls
 from cloud_sync.settings_file import SettingsFault, load
 
 PREFIX = "TIDEGATE_EXAMPLE_"
@@ -166,6 +166,6 @@ def test_the_example_configuration_shows_every_key_with_its_default(file):
 
     assert shown.count("\n") == text.count("\n")
     assert as_shipped == with_every_line
-    for model in (IngestSettings, Listen, Database, Limits):
+    for model in (IngestSettings, Listen, Tls, Database, Limits):
         for key in model.model_fields:
-            assert re.search(rf"^(# )?{key} = ?|^\[{key}\]", text, re.MULTILINE), key
+            assert re.search(rf"^(# +)?{key} = ?|^(# )?\[{key}\]", text, re.MULTILINE), key

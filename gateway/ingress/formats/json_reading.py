@@ -51,6 +51,8 @@ _parts = msgspec.json.Decoder(list[msgspec.Raw])
 def decode(payload: bytes) -> tuple[Sequence[JsonReading], list[Fault]]:
     """Readings and faults of one payload; times and ranges are not looked at here."""
     try:
+        if payload[:1] == b"{":
+            return (_one.decode(payload),), []
         if payload[:1] == b"[" or payload.lstrip()[:1] == b"[":
             return _many.decode(payload), []
         return (_one.decode(payload),), []
