@@ -4,10 +4,10 @@
 
 Everything runs on one machine and shares its cores: the gateway, the ingest service, PostgreSQL. In the
 same run the same rows enter an equal table by a bare asyncpg binary COPY, half of them before the drain and
-half after, so that what the machine does meanwhile is in both figures. COPY bodies are built before their clock
-runs, and every 50,000 rows are one transaction, as a batch is. Latencies are of single publishes, from when
-each was due until a query sees its row; the live lane is tuned for it (`flush_s = 0.02`), and with the default
-(1 s) they are printed above the result.
+half after, so that what the machine does meanwhile is in both figures. COPY bodies are built before their
+clock runs, and every 50,000 rows are one transaction, as a batch is. Latencies are of single publishes, from
+when each was due until a query sees its row; the live lane is tuned for it (`flush_s = 0.02`), and with the
+default (1 s) they are printed above the result.
 
 The last line is one flat JSON object. BENCH_READINGS and BENCH_LATENCY_S make it smaller.
 """

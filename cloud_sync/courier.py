@@ -172,7 +172,7 @@ class Courier:
     async def _carry(self, lane: Lane | None, claimed: BatchRange) -> int:
         office = self._office
         batch = await office.spool.load(claimed, self._name)
-        if batch is None or (batch.rows == 0 and not office.keeps_ledger):
+        if batch is None or (batch.rows == 0 and not (office.keeps_ledger and batch.refused)):
             await self._settle(lane, claimed, full=True)
             return 1
         parcel = await asyncio.get_running_loop().run_in_executor(None, office.destination.encode, batch)

@@ -18,7 +18,7 @@ LATEST_US = 9_223_372_036_854_775
 """2262-04-11, the latest such instant."""
 
 _NAME_MAX_BYTES = 1024
-_FLOAT32_MAX = float(np.finfo(np.float32).max)
+_FLOAT32_END = 2.0**128 - 2.0**103  # what is smaller rounds to a finite float32
 _INT32_MAX = (1 << 31) - 1
 _INT64_MAX = (1 << 63) - 1
 
@@ -67,7 +67,7 @@ class Gathering:
         if not EARLIEST_US <= reading.time_us <= LATEST_US:
             raise BadReading("time_out_of_range")
         for part in reading[3:6]:
-            if abs(part) > _FLOAT32_MAX:
+            if abs(part) >= _FLOAT32_END:
                 raise BadReading("number_out_of_range")
         seq = SEQ_ABSENT if reading.seq is None else reading.seq
         if not (0 <= reading.flags <= _INT32_MAX and SEQ_ABSENT <= seq <= _INT64_MAX):

@@ -30,7 +30,6 @@ if TYPE_CHECKING:
 __all__ = ["Shipper", "ShipperCounters", "Spool"]
 
 _log = logging.getLogger(__name__)
-_HOLD_S = 30.0
 _CLOSED_S = 5.0
 _LIVE_ASKS_S = 0.5
 _IDLE_S = 0.01
@@ -64,6 +63,7 @@ class Shipper:
         schedule_for: the backfill lane, or everything.
         urgent: asked before a lane is held up by the schedule; True lets it go.
         backoff: of retries.
+        hold_s: how often at most to ask again where a person is needed.
         clock_us: wall clock, microseconds since 1970.
         chance: from 0 to 1.
     """
@@ -86,6 +86,7 @@ class Shipper:
         schedule_for: Literal["backfill", "everything"] = "backfill",
         urgent: Callable[[], bool] = lambda: False,
         backoff: Backoff = Backoff(),  # noqa: B008 - as above
+        hold_s: float = 30.0,
         clock_us: Callable[[], int] = lambda: time.time_ns() // 1000,
         chance: Callable[[], float] = random.random,
     ) -> None:
@@ -97,6 +98,7 @@ class Shipper:
         self._schedule_for = schedule_for
         self._urgent = urgent
         self._backoff = backoff
+        self._hold_s = hold_s
         lanes: tuple[Lane | None, ...] = (None,) if in_order else (Lane.LIVE, Lane.BACKFILL)
         self._office = Office(
             spool,
@@ -162,10 +164,10 @@ class Shipper:
             return self._link_failed(courier, self._backoff.wait_s(self._attempt(), fault.retry_after_s))
         except Unauthorised as fault:
             self._failed(courier, "held", fault)
-            return self._link_failed(courier, max(_HOLD_S, self._backoff.wait_s(self._attempt())))
+            return self._link_failed(courier, max(self._hold_s, self._backoff.wait_s(self._attempt())))
         except (Refused, TooLarge) as fault:
             self._failed(courier, "held", fault)
-            return _HOLD_S
+            return self._hold_s
         finally:
             self._sending -= 1
             self._tell()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import TYPE_CHECKING
@@ -14,6 +13,7 @@ from cloud_sync.errors import DeliveryError, Refused, RetryLater, TooLarge
 from cloud_sync.records import Batch, BatchRange, Credit, Receipt
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from uuid import UUID
 
 Row = tuple[str, int, float]
@@ -90,7 +90,7 @@ class MemoryRegion:
         return parts[part]
 
     def _covered(self, wanted: BatchRange) -> bool:
-        """Whether all of a batch was applied, if in other pieces: larger, as when a size limit has come down."""
+        """Whether all of a batch was applied, if in larger pieces, as when a size limit has come down."""
         begin, end = Fraction(wanted.part - 1, wanted.parts), Fraction(wanted.part, wanted.parts)
         for (epoch, first, last), parts in self.ledger.items():
             if epoch != wanted.epoch:

@@ -89,7 +89,7 @@ async def earlier_receipt(connection: asyncpg.Connection[Any], batch: Batch) -> 
     if found is None or found["last_commit"] < wanted.first_commit:
         return None
     if (found["first_commit"], found["last_commit"]) == (wanted.first_commit, wanted.last_commit):
-        return "covered" if found["batches"] > 1 else await _earlier_part(connection, batch)
+        return await _earlier_part(connection, batch)
     if found["first_commit"] <= wanted.first_commit and wanted.last_commit <= found["last_commit"]:
         if found["parts"] == 1:
             return "covered"

@@ -34,6 +34,7 @@ from cloud_sync.ingest import openapi
 from cloud_sync.ingest.answers import Rejection, progress_answer, receipt_answer, rejection_of
 from cloud_sync.ingest.clients import PlainRequest, memory_of
 from cloud_sync.ingest.fairness import Fairness
+from cloud_sync.records import Receipt
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
@@ -43,7 +44,7 @@ if TYPE_CHECKING:
     from cloud_sync.ingest.intake import Body, Intake
     from cloud_sync.ingest.metrics import IngestMetrics
     from cloud_sync.ingest.turns import Turns
-    from cloud_sync.records import Batch, Readings, Receipt, Series
+    from cloud_sync.records import Batch, Readings, Series
 
 T = TypeVar("T")
 
@@ -197,7 +198,7 @@ class IngestApp:
             self._fairness.begin(time.monotonic(), self._turns.waiting)
             try:
                 result = await work()
-                applied = rows
+                applied = 0 if isinstance(result, Receipt) and result.applied_before else rows
             finally:
                 self._fairness.end(name, applied, time.monotonic())
         return result

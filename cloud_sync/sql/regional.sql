@@ -5,7 +5,7 @@ SELECT pg_advisory_xact_lock(hashtextextended($1, 7265));
 
 -- name: newest_range_up_to
 -- Ranges do not overlap, so the one that starts last at or before $4 is the only one that can reach into it.
-SELECT first_commit, last_commit, parts, batches
+SELECT first_commit, last_commit, parts
 FROM ingest_ledger
 WHERE gateway_id = $1 AND epoch = $2 AND class = $3 AND first_commit <= $4
 ORDER BY first_commit DESC

@@ -29,15 +29,17 @@ from gateway.spool.segments import Segments
 from gateway.spool.series import SeriesBook
 
 app = typer.Typer(add_completion=False, no_args_is_help=True)
-SpoolOption = Annotated[Path | None, typer.Option("--spool", help="The spool's file. Or name it by --config.")]
+SpoolOption = Annotated[
+    Path | None, typer.Option("--spool", help="The spool's file. Or name it by --config.")
+]
 
 
 @app.callback()
 def destination() -> None:
     """Destinations that a spool knows, and how far each is.
 
-    A destination that is taken out of the configuration keeps its progress: put back under the same name, it goes
-    on where it was. Until then nothing is kept in the spool for its sake.
+    A destination that is taken out of the configuration keeps its progress: put back under the same name, it
+    goes on where it was. Until then nothing is kept in the spool for its sake.
     """
 
 

@@ -19,6 +19,10 @@ if TYPE_CHECKING:
     from gateway.parts import Parts
 
 
+LARGEST_READING_BYTES = 200.0
+"""What a reading costs in a commit of its own; an almost empty file would seem to cost more."""
+
+
 class IngressStatus(msgspec.Struct):
     """What comes in."""
 
@@ -84,7 +88,7 @@ async def status_of(parts: Parts) -> Status:
     incoming_per_s = committer.rate.per_s(now)
     size_bytes = parts.database.size_bytes
     rows_ever = parts.segments.rows_ever(RecordClass.READING)
-    bytes_per_reading = size_bytes / rows_ever if rows_ever else 0.0
+    bytes_per_reading = min(size_bytes / rows_ever, LARGEST_READING_BYTES) if rows_ever else 0.0
     free_bytes = shutil.disk_usage(parts.database.path.parent).free
     growth_per_s = incoming_per_s * bytes_per_reading
     destinations = []

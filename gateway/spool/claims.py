@@ -12,12 +12,10 @@ batch lies inside one.
 from __future__ import annotations
 
 import json
-from itertools import takewhile
 from typing import TYPE_CHECKING, NamedTuple
 
-import numpy as np
-
 from cloud_sync.lanes import Lane, Wanted
+from cloud_sync.wire import PARTS_MAX
 from gateway.spool import ranges
 from gateway.spool.database import SQL
 from gateway.spool.ranges import Range
@@ -101,14 +99,17 @@ def _oldest(
     connection: sqlite3.Connection, queue: Queue, missing: Iterable[Range], max_rows: int
 ) -> Range | None:
     for gap in missing:
-        sizes = connection.execute(
-            SQL["segment_sizes_from"], (*span_of(queue.record_class, *gap), _LOOK_AHEAD)
-        ).fetchall()
-        if not sizes:
-            continue
-        total = np.cumsum([rows for _, _, rows in sizes])
-        fitting = max(1, sum(1 for _ in takewhile(lambda rows: rows <= max_rows, total)))
-        return Range(commit_of(sizes[0][0]), sizes[fitting - 1][1])
+        found, total = None, 0
+        span = (*span_of(queue.record_class, *gap), _LOOK_AHEAD)
+        for position, last_commit, rows in connection.execute(SQL["segment_sizes_from"], span):
+            total += rows
+            if found is None:
+                found = Range(commit_of(position), last_commit)
+            elif total > max_rows:
+                break
+            found = found._replace(last=last_commit)
+        if found is not None:
+            return found
     return None
 
 
@@ -137,12 +138,30 @@ def _newest(
         if segment is not back[0] and (rows > max_rows or abs(newest_us - segment.written_at_us) > BEHIND_US):
             break
         first = segment.first_commit
-    return Range(first, tail.last)
+    return Range(first, back[0].last_commit)
 
 
 def delivered_ranges(connection: sqlite3.Connection, queue: Queue) -> list[Range]:
     """What need not be sent any more, merged."""
     return [Range(*row) for row in connection.execute(SQL["delivered"], queue)]
+
+
+def fix(connection: sqlite3.Connection, queue: Queue, new: Range, wanted: Wanted) -> Claim:
+    """Open a batch, inside a transaction. A lane's that is far larger than wanted travels in parts."""
+    connection.execute(SQL["add_batch"], (*queue, *new, wanted.now_us))
+    rows = rows_between(connection, queue.record_class, new)
+    if wanted.lane is None or rows <= 2 * wanted.max_rows:
+        return Claim(new)
+    parts = 1 << min(rows // wanted.max_rows, rows // 2, PARTS_MAX // 2).bit_length()
+    for number in range(1, parts + 1):
+        keep_part(connection, queue, new.first, Part(number, parts))
+    return Claim(new, Part(1, parts))
+
+
+def rows_between(connection: sqlite3.Connection, record_class: RecordClass, commits: Range) -> int:
+    """Rows of a range of commits."""
+    span = (*span_of(record_class, *commits), commits.last - commits.first + 1)
+    return sum(rows for _, _, rows in connection.execute(SQL["segment_sizes_from"], span))
 
 
 def open_ranges(connection: sqlite3.Connection, queue: Queue) -> list[Range]:

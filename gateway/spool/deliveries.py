@@ -204,10 +204,7 @@ class Deliveries:
         queue = Queue(destination, claimed.record_class)
 
         def work(connection: sqlite3.Connection) -> bool:
-            span = span_of(claimed.record_class, claimed.first_commit, claimed.last_commit)
-            commits = claimed.last_commit - claimed.first_commit + 1
-            sizes = connection.execute(SQL["segment_sizes_from"], (*span, commits)).fetchall()
-            rows = sum(size for _, _, size in sizes)
+            rows = _rows_of(connection, claimed)
             held = claimed.rows_of_part(rows)
             if held.stop - held.start < 2 or 2 * claimed.parts > PARTS_MAX:  # noqa: PLR2004 - one row has no half
                 return False
@@ -263,8 +260,7 @@ class Deliveries:
         found = self._next(connection, queue, wanted)
         if found is None:
             return None
-        connection.execute(SQL["add_batch"], (*queue, *found, wanted.now_us))
-        return Claim(found)
+        return claims.fix(connection, queue, found, wanted)
 
     def _named(self, queue: Queue, claim: Claim) -> BatchRange:
         return BatchRange(
@@ -279,9 +275,7 @@ class Deliveries:
 
 def _rows_of(connection: sqlite3.Connection, batch: BatchRange) -> int:
     """Rows of the whole range."""
-    span = span_of(batch.record_class, batch.first_commit, batch.last_commit)
-    commits = batch.last_commit - batch.first_commit + 1
-    return sum(row[2] for row in connection.execute(SQL["segment_sizes_from"], (*span, commits)))
+    return claims.rows_between(connection, batch.record_class, Range(batch.first_commit, batch.last_commit))
 
 
 def _refused_items(

@@ -205,8 +205,8 @@ def newest_of(connection: sqlite3.Connection, record_class: RecordClass) -> _Cou
     row = connection.execute(SQL["newest_segment"], span_of(record_class)).fetchone()
     if row is None:
         return mark
-    _, last_commit, rows, rows_before = row
-    return max(mark, _Counter(last_commit, rows_before + rows))
+    position, last_commit, rows, rows_before = row
+    return max(mark, _Counter(max(last_commit, commit_of(position)), rows_before + rows))
 
 
 def _high_mark(connection: sqlite3.Connection, record_class: RecordClass) -> _Counter:

@@ -12,6 +12,7 @@ async def made(path):
         await spool.deliveries.register("old", "influxdb", now_us=NOW_US)
         await spool.deliveries.register("new", "file", now_us=NOW_US)
         claimed = await spool.deliveries.claim("old", now_us=NOW_US)
+        assert claimed is not None
         await spool.deliveries.settle("old", claimed)
 
 
@@ -28,7 +29,10 @@ async def test_destinations_are_listed_configured_or_not(tmp_path):
     path = tmp_path / "spool.db"
     await made(path)
     told = json.loads(run("destination", "list", "--config", config(tmp_path, path), "--json").stdout)
-    assert [(d["name"], d["configured"], d["backlog_readings"]) for d in told] == [("new", True, 5), ("old", False, 0)]
+    assert [(d["name"], d["configured"], d["backlog_readings"]) for d in told] == [
+        ("new", True, 5),
+        ("old", False, 0),
+    ]
     shown = run("destination", "list", "--spool", str(path))
     assert shown.returncode == 0
     assert "5 readings" in shown.stdout

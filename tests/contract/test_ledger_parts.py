@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import replace
 from datetime import timedelta
 from itertools import pairwise
@@ -88,6 +89,29 @@ async def test_a_part_sent_twice_gets_the_same_receipt_and_overlapping_parts_are
     with pytest.raises(RangeConflict):
         await sink.apply(part_of(batch(3, 9, content=other(1)), 2, 3))
     assert await fetch(region_dsn, "SELECT count(*) FROM reading") == 4
+
+
+async def test_rows_that_came_another_way_do_not_complete_a_range(sink):
+    whole = batch(3, 9)
+    await sink.apply(part_of(whole, 2, 3))
+    await sink.apply(batch(1, gateway_id="gw-2"))
+
+    with pytest.raises(RangeConflict):
+        await sink.apply(whole)
+
+    (known,) = await sink.progress("gw-1")
+    assert [r.complete for r in known.ranges] == [False]
+
+
+async def test_overlapping_ranges_sent_to_two_services_at_once_are_applied_by_one(region_dsn, sink):
+    second = TimescaleSink(region_dsn)
+    for start in range(1, 60, 6):
+        ranges = [batch(start + n, start + 3 + n, content=other(start + n)) for n in (0, 2)]
+        outcomes = await asyncio.gather(
+            sink.apply(ranges[0]), second.apply(ranges[1]), return_exceptions=True
+        )
+        assert sorted(type(each).__name__ for each in outcomes) == ["RangeConflict", "Receipt"]
+    await second.aclose()
 
 
 async def test_pieces_of_what_was_applied_whole_are_known_by_their_rows(region_dsn, sink):

@@ -230,6 +230,9 @@ class Spoken:
     def executemany(self, sql, rows):
         return self._connection.executemany(sql, rows)
 
+    def executescript(self, sql):
+        return list(self._connection.execute(sql))
+
     @property
     def in_transaction(self):
         return self._connection.in_transaction

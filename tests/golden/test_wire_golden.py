@@ -26,7 +26,12 @@ def as_json(batch: Batch) -> dict[str, Any]:
         return None if math.isnan(value) else float(value)
 
     columns = batch.readings
-    return {
+    part = (
+        {}
+        if batch.range.parts == 1
+        else {"part": [batch.range.part, batch.range.parts], "refused": batch.refused}
+    )
+    return part | {
         "gateway_id": batch.range.gateway_id,
         "epoch": str(batch.range.epoch),
         "class": batch.range.record_class.name.lower(),
@@ -50,7 +55,13 @@ def as_json(batch: Batch) -> dict[str, Any]:
 
 
 def test_the_frozen_batches_are_there():
-    assert [path.stem for path in FROZEN] == ["wire_v1_columns", "wire_v1_one_row", "wire_v1_small"]
+    assert [path.stem for path in FROZEN] == [
+        "wire_v1_all_refused",
+        "wire_v1_columns",
+        "wire_v1_one_row",
+        "wire_v1_part",
+        "wire_v1_small",
+    ]
 
 
 @pytest.mark.parametrize("path", FROZEN, ids=lambda path: path.stem)

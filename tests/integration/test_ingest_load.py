@@ -146,6 +146,9 @@ async def test_two_loads_at_once_store_everything_once(postgres_dsn, sink, tmp_p
 
     assert summed(await load(sink, tmp_path)) == (0, 1, 0, 0, 0, 0, 0)
     assert len(await stored_rows(postgres_dsn)) == 1200
+    noted = "SELECT lines, stored, duplicates, complete FROM loaded_file"
+    found = await sink.transact(lambda connection: connection.fetch(noted))
+    assert [tuple(row) for row in found] == [(1200, 1200, 0, True)]
 
 
 def test_the_command_loads_and_the_overview_tells_gateways(postgres_dsn, tmp_path):

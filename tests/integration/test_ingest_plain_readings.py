@@ -5,14 +5,20 @@ from __future__ import annotations
 import asyncio
 import gzip
 import json
+import tracemalloc
 from typing import Any
 
 import asyncpg
 import pytest
 import zstandard
 
+from cloud_sync.database.clients import AnswerMemory, Asked
+from cloud_sync.database.storing import Source
+from cloud_sync.destinations.timescaledb import TimescaleSink
 from cloud_sync.ingest import tokens
+from cloud_sync.ingest.decompression import TooMuch, decompressed
 from tests.ingest_service import running
+from tests.wire_examples import from_rows, series
 
 AT = 1_750_000_000
 LINES, NDJSON = "text/plain; charset=utf-8", "application/x-ndjson"
@@ -192,6 +198,39 @@ async def test_a_key_used_by_several_requests_at_once_stores_once(client, postgr
 
     assert answers == [(200, counted(1))] * 6
     assert len(await rows(postgres_dsn, "SELECT FROM reading")) == 1
+
+
+async def test_a_key_used_at_two_services_at_once_stores_once(postgres_dsn):
+    sinks = [TimescaleSink(postgres_dsn) for _ in range(2)]
+    await sinks[0].prepare()
+    for number in range(10):
+        asked = Asked("app", f"key {number}", bytes(32))
+
+        async def store(sink: TimescaleSink, at: int, asked: Asked) -> str:
+            content = from_rows((0, at, 1.0))
+            memory = AnswerMemory(asked, lambda receipt: f"{at}: {receipt.stored}")
+            return await sink.store(series(1), content, Source("app"), memory)
+
+        answers = await asyncio.gather(*(store(s, 2 * number + n, asked) for n, s in enumerate(sinks)))
+        assert len(set(answers)) == 1
+    assert len(await rows(postgres_dsn, "SELECT FROM reading")) == 10
+    for sink in sinks:
+        await sink.aclose()
+
+
+@pytest.mark.parametrize(
+    ("encoding", "pack"), [("gzip", gzip.compress), ("zstd", zstandard.compress)], ids=["gzip", "zstd"]
+)
+def test_a_bomb_takes_no_more_memory_than_its_bound(encoding, pack):
+    bomb = pack(bytes(64 << 20))
+    tracemalloc.start()
+    try:
+        with pytest.raises(TooMuch):
+            decompressed(bomb, encoding, max_bytes=100_000)
+        peak_bytes = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak_bytes < 4 << 20
 
 
 async def test_what_cannot_be_taken_at_all_is_refused(client, service):

@@ -106,10 +106,8 @@ async def test_the_role_in_the_document_is_enough_for_the_service_and_for_nothin
 
 async def as_the_role(dsn: str, folder: Path) -> None:
     config = write_config(folder, dsn)
-    gateway, client = (
-        tokens.add(folder / "tokens", name, scope)
-        for name, scope in (("gw-1", "batches"), ("app", "readings"))
-    )
+    gateway = tokens.add(folder / "tokens", "gw-1")
+    client = tokens.add(folder / "tokens", "app", "readings")
     files = folder / "files"
     files.mkdir()
     (files / "a.lp").write_bytes(b"t,sensor_id=f value=1 1000000000\nt,sensor_id=f value=2 1000000000\n")

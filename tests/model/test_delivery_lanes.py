@@ -1,4 +1,4 @@
-"""Lanes against a naive model: whatever the order of appends, answers, lost answers and crashes, once in effect."""
+"""Lanes against a naive model: any order of appends, answers, lost answers and crashes, once in effect."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import asyncio
 import shutil
 import tempfile
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
@@ -16,10 +17,12 @@ from cloud_sync.errors import DeliveryError, RetryLater, StoreFault
 from cloud_sync.lanes import Lane
 from cloud_sync.shipper import Shipper
 from gateway.spool.claims import BEHIND_US
-from gateway.spool.deliveries import Deliveries
 from gateway.spool.retention import Retention
 from tests.memory_region import LOST, MemoryRegion
 from tests.spools import NOW_US, OpenSpool, open_spool
+
+if TYPE_CHECKING:
+    from gateway.spool.deliveries import Deliveries
 
 LANES = st.sampled_from((Lane.LIVE, Lane.BACKFILL))
 NAMES = st.sampled_from(("one", "two"))
@@ -37,7 +40,9 @@ class LanesMachine(RuleBasedStateMachine):
         self.now_us = NOW_US
         self.commits: list[tuple[int, list]] = []
         self.bad: set = set()
-        self.regions = {name: MemoryRegion(name, is_bad=lambda row: row in self.bad) for name in ("one", "two")}
+        self.regions = {
+            name: MemoryRegion(name, is_bad=lambda row: row in self.bad) for name in ("one", "two")
+        }
         self.regions["two"].tells_rows = True
 
     @initialize()
@@ -133,7 +138,9 @@ class LanesMachine(RuleBasedStateMachine):
             region.outcomes.clear()
             region.most_rows = 10**9
             for _ in range(3000):
-                done = [self._run(self.couriers[name, lane].ship_once()) for lane in (Lane.LIVE, Lane.BACKFILL)]
+                done = [
+                    self._run(self.couriers[name, lane].ship_once()) for lane in (Lane.LIVE, Lane.BACKFILL)
+                ]
                 if not any(done):
                     break
             good = {row for _, rows in self.commits for row in rows} - self.bad
@@ -155,7 +162,9 @@ class LanesMachine(RuleBasedStateMachine):
         self.couriers = {}
         for name, region in self.regions.items():
             self._run(deliveries.register(name, "ingest", now_us=1))
-            office = Shipper(deliveries, region, keeps_ledger=True, max_batch_rows=20, chance=lambda: 0.0)._office
+            office = Shipper(
+                deliveries, region, keeps_ledger=True, max_batch_rows=20, chance=lambda: 0.0
+            )._office
             for lane in (Lane.LIVE, Lane.BACKFILL):
                 self.couriers[name, lane] = Courier(office, [lane])
 
@@ -164,7 +173,7 @@ def test_lanes_deliver_every_commit_once_whatever_happens():
     run_state_machine_as_test(
         LanesMachine,
         settings=settings(
-            max_examples=40,
+            max_examples=60,
             stateful_step_count=40,
             deadline=None,
             derandomize=True,

@@ -13,7 +13,7 @@ from cloud_sync.courier import Courier
 from cloud_sync.errors import Refused, RetryLater, TooLarge, Unauthorised
 from cloud_sync.evidence import UNEXPLAINED_ROWS_MAX
 from cloud_sync.lanes import Lane
-from cloud_sync.records import Credit
+from cloud_sync.records import BatchRange, Credit, RecordClass
 from cloud_sync.schedule import Schedule
 from cloud_sync.shipper import Shipper
 from gateway.spool.deliveries import FROM_NOW
@@ -25,7 +25,7 @@ SECOND_US = 1_000_000
 
 async def fill(spool, commits: int, rows: int = 10, *, at_s: float = 0.0, every_s: float = 1.0) -> list:
     """Commits of `rows` readings each, `every_s` apart; returns the readings."""
-    start = spool.segments.newest_commit(4)
+    start = spool.segments.newest_commit(RecordClass.READING)
     made = []
     for commit in range(start, start + commits):
         these = [(f"s{n % 7}", commit * 1000 + n, float(n)) for n in range(rows)]
@@ -63,7 +63,8 @@ async def test_after_an_outage_the_newest_goes_first_and_the_gap_is_filled_oldes
         live = [span for span in spans(region) if span[0] >= 18]
         gaps = [span for span in spans(region) if span[0] < 18]
         assert live == [(18, 20), (21, 22)]
-        assert gaps == sorted(gaps) and gaps[0][0] == 1
+        assert gaps == sorted(gaps)
+        assert gaps[0][0] == 1
         assert region.applied.total() == len(set(truth)) + 20
         assert set(region.applied.values()) == {1}
         assert (await spool.deliveries.backlog("region")).readings == 0
@@ -79,24 +80,30 @@ async def test_a_destination_that_keeps_up_gets_everything_in_order(tmp_path):
         assert spans(region) == [(n, n + 1) for n in range(1, 20, 2)]
 
 
+async def claimed(spool, lane: Lane, max_rows: int, *busy: BatchRange) -> BatchRange:
+    found = await spool.deliveries.claim("r", now_us=1, max_rows=max_rows, lane=lane, busy=busy)
+    assert found is not None
+    return found
+
+
 async def test_the_backfill_never_takes_what_live_is_about_to(tmp_path):
     async with open_spool(tmp_path / "spool.db") as spool:
         await fill(spool, 5)
-        claimed = await spool.deliveries.claim("r", now_us=1, max_rows=10, lane=Lane.BACKFILL)
-        assert claimed is None, "all of it is tail, until live has left a gap"
-        live = await spool.deliveries.claim("r", now_us=1, max_rows=10, lane=Lane.LIVE)
+        nothing = await spool.deliveries.claim("r", now_us=1, max_rows=10, lane=Lane.BACKFILL)
+        assert nothing is None, "all of it is tail, until live has left a gap"
+        live = await claimed(spool, Lane.LIVE, 10)
         assert (live.first_commit, live.last_commit) == (5, 5)
-        back = await spool.deliveries.claim("r", now_us=1, max_rows=20, lane=Lane.BACKFILL)
+        back = await claimed(spool, Lane.BACKFILL, 20)
         assert (back.first_commit, back.last_commit) == (1, 2)
-        more = await spool.deliveries.claim("r", now_us=1, max_rows=20, lane=Lane.BACKFILL, busy=[back])
+        more = await claimed(spool, Lane.BACKFILL, 20, back)
         assert (more.first_commit, more.last_commit) == (3, 4)
 
 
 async def test_open_batches_are_handed_out_again_each_to_its_lane_after_a_restart(tmp_path):
     async with open_spool(tmp_path / "spool.db") as spool:
         await fill(spool, 9)
-        live = await spool.deliveries.claim("r", now_us=1, max_rows=10, lane=Lane.LIVE)
-        back = await spool.deliveries.claim("r", now_us=1, max_rows=20, lane=Lane.BACKFILL)
+        live = await claimed(spool, Lane.LIVE, 10)
+        back = await claimed(spool, Lane.BACKFILL, 20)
     async with open_spool(tmp_path / "spool.db") as spool:
         await fill(spool, 3, at_s=9)
         assert await spool.deliveries.claim("r", now_us=2, max_rows=99, lane=Lane.LIVE) == live
@@ -159,7 +166,9 @@ async def test_a_search_for_bad_rows_survives_a_restart_at_any_request(tmp_path)
     assert set(region.applied) == set(truth) - bad
     assert set(region.applied.values()) == {1}
     async with open_spool(tmp_path / "spool.db") as spool:
-        count = await spool.database.read(lambda c: c.execute("SELECT count(*) FROM quarantine").fetchone()[0])
+        count = await spool.database.read(
+            lambda c: c.execute("SELECT count(*) FROM quarantine").fetchone()[0]
+        )
         assert count == 2
 
 
@@ -168,7 +177,7 @@ async def test_a_destination_that_refuses_everything_is_held_after_a_few_rows(tm
         await fill(spool, 10, rows=100)
         region = MemoryRegion(is_bad=lambda _: True)
         shipper = shipper_to(spool, region, max_batch_rows=5000)
-        waits = [await shipper.ship_or_wait() for _ in range(100)]
+        waits = [await shipper.ship_or_wait() or 0.0 for _ in range(100)]
         assert min(waits[-2:]) >= 30, "both lanes"
         assert shipper.counters.state == "held"
         assert shipper.counters.refused == UNEXPLAINED_ROWS_MAX
@@ -202,6 +211,19 @@ async def test_a_single_segment_that_is_too_large_travels_in_parts_and_the_size_
         assert len(region.sent) - before == 10, "asks for what was taken before"
 
 
+async def test_a_segment_far_larger_than_wanted_travels_in_parts_from_the_start(tmp_path):
+    async with open_spool(tmp_path / "spool.db") as spool:
+        truth = await fill(spool, 1, rows=1000)
+        region = MemoryRegion()
+        shipper = shipper_to(spool, region, max_batch_rows=100)
+        await drain(shipper)
+        assert set(region.applied) == set(truth)
+        assert set(region.applied.values()) == {1}
+        assert region.commits(spool.database.epoch) == [(1, 1)]
+        assert len(region.sent) == 16
+        assert region.sent[0].parts == 16
+
+
 async def test_a_single_row_that_is_too_large_is_held(tmp_path):
     async with open_spool(tmp_path / "spool.db") as spool:
         await fill(spool, 1, rows=1)
@@ -232,7 +254,7 @@ async def test_wrong_credentials_hold_and_are_told_once(tmp_path, caplog):
         region.outcomes.extend([Unauthorised("no such token")] * 3)
         shipper = shipper_to(spool, region)
         with caplog.at_level(logging.WARNING):
-            waits = [await shipper.ship_or_wait() for _ in range(3)]
+            waits = [await shipper.ship_or_wait() or 0.0 for _ in range(3)]
         assert min(waits) >= 30
         assert shipper.counters.state == "held"
         assert [r.levelname for r in caplog.records if "no such token" in r.getMessage()] == ["ERROR"]
@@ -246,7 +268,7 @@ async def test_a_spool_that_cannot_be_written_holds_delivery_and_does_not_end_it
         region = MemoryRegion()
         shipper = shipper_to(spool, region)
         await spool.database._writer.run(lambda c: c.execute("PRAGMA query_only = 1").fetchall())
-        assert await shipper.ship_or_wait() > 0
+        assert (await shipper.ship_or_wait() or 0.0) > 0
         assert shipper.counters.state == "waiting"
         assert "the spool" in shipper.counters.last_error
         await spool.database._writer.run(lambda c: c.execute("PRAGMA query_only = 0").fetchall())
@@ -264,7 +286,9 @@ async def test_a_segment_whose_pages_are_damaged_is_set_aside_and_the_rest_is_de
             truth.append(rows)
         await spool.database._writer.run(lambda c: c.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall())
         block = await spool.database.read(
-            lambda c: bytes(c.execute("SELECT block FROM segment ORDER BY position LIMIT 1 OFFSET 1").fetchone()[0])
+            lambda c: bytes(
+                c.execute("SELECT block FROM segment ORDER BY position LIMIT 1 OFFSET 1").fetchone()[0]
+            )
         )
         at = path.read_bytes().find(block[9000:9100])
         page = at // 4096 * 4096
@@ -288,21 +312,12 @@ async def test_settling_and_claiming_the_next_is_one_transaction(tmp_path):
         shipper = shipper_to(spool, region)
         await shipper.ship_once()
         courier = Courier(shipper._office, [Lane.BACKFILL])
-        changes = []
-        write = spool.database.write
-
-        async def counted(work):
-            changes.append(work)
-            return await write(work)
-
-        type(spool.database).write, original = (lambda _, work: counted(work)), type(spool.database).write
-        try:
-            write = original.__get__(spool.database)
-            for _ in range(5):
-                await courier.ship_once()
-        finally:
-            type(spool.database).write = original
-        assert len(changes) == 6, "one to claim the first, then one a batch"
+        told: list[str] = []
+        await spool.database._writer.run(lambda c: c.set_trace_callback(told.append))
+        for _ in range(5):
+            await courier.ship_once()
+        await spool.database._writer.run(lambda c: c.set_trace_callback(None))
+        assert told.count("COMMIT") == 6, "one to claim the first, then one a batch"
 
 
 async def test_a_new_destination_starts_where_it_was_told_and_an_old_one_keeps_its_progress(tmp_path):
@@ -313,7 +328,9 @@ async def test_a_new_destination_starts_where_it_was_told_and_an_old_one_keeps_i
         await deliveries.register("now", "file", now_us=NOW_US, since_us=FROM_NOW)
         await deliveries.register("some", "file", now_us=NOW_US, since_us=NOW_US + round(6.5 * SECOND_US))
         backlogs = {name: (await deliveries.backlog(name)).readings for name in ("all", "now", "some")}
-        assert backlogs == {"all": 100, "now": 0, "some": 40}, "whole segments: the one that holds the moment too"
+        assert backlogs == {"all": 100, "now": 0, "some": 40}, (
+            "whole segments: the one that holds the moment too"
+        )
         await deliveries.register("all", "file", now_us=NOW_US, since_us=FROM_NOW)
         assert (await deliveries.backlog("all")).readings == 100
         assert await deliveries.drop("now")
@@ -328,7 +345,7 @@ async def run_for(shipper: Shipper, until, within_s: float = 10.0) -> None:
     running = asyncio.create_task(shipper.run(stop))
     try:
         async with asyncio.timeout(within_s):
-            while not until():
+            while not until():  # noqa: ASYNC110 - any condition
                 await asyncio.sleep(0.01)
     finally:
         stop.set()
@@ -338,7 +355,8 @@ async def run_for(shipper: Shipper, until, within_s: float = 10.0) -> None:
 async def test_outside_its_windows_the_backlog_waits_and_live_goes_on_unless_it_is_urgent(tmp_path):
     async with open_spool(tmp_path / "spool.db") as spool:
         await fill(spool, 20)
-        region, urgent = MemoryRegion(), []
+        region = MemoryRegion()
+        urgent: list[bool] = []
         midnight_us = 86_400 * SECOND_US * 20_000
         shipper = shipper_to(
             spool,

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from cloud_sync import wire
 from cloud_sync.errors import FormatError
-from cloud_sync.records import DTYPES, Batch, Series
+from cloud_sync.records import DTYPES, Batch, Readings, Series
 from tests.wire_examples import EPOCH, batch, readings
 
 names = st.text(st.characters(exclude_characters="\0", codec="utf-8"), min_size=1, max_size=40)
@@ -64,9 +64,48 @@ def test_a_header_key_of_a_later_release_is_skipped():
     assert_same(wire.decode(with_header(wire.encode(sent), credits=[1, {"a": None}])), sent)
 
 
+@given(st.integers(1, wire.PARTS_MAX), st.integers(0, 5000), st.data())
+@settings(max_examples=60, deadline=None)
+def test_a_part_says_which_it_is_and_how_many_rows_were_refused(parts, refused, data):
+    whole = batch(3, 9)
+    part = data.draw(st.integers(1, parts))
+    sent = Batch(whole.range._replace(part=part, parts=parts), whole.series, whole.readings, refused)
+
+    arrived = wire.decode(wire.encode(sent))
+
+    assert_same(arrived, sent)
+    assert (arrived.range.part, arrived.range.parts, arrived.refused) == (part, parts, refused)
+
+
+def test_a_batch_of_which_every_row_was_refused_has_no_block():
+    whole = batch(3, 9)
+    sent = Batch(whole.range._replace(part=2, parts=2), (), Readings.none(), 12)
+
+    data = wire.encode(sent)
+
+    assert struct.unpack_from("<I", data, 12) == (0,)
+    assert (wire.decode(data).rows, wire.decode(data).refused, wire.decode(data).series) == (0, 12, ())
+
+
+def test_a_whole_batch_does_not_speak_of_parts():
+    data = wire.encode(batch())
+    header = zstandard.decompress(data[16 : 16 + struct.unpack_from("<I", data, 8)[0]])
+    assert b"part" not in header
+    assert b"refused" not in header
+
+
 @pytest.mark.parametrize(
     "changes",
     [
+        {"part": 0},
+        {"part": 2},
+        {"part": 3, "parts": 2},
+        {"parts": 0},
+        {"part": 1, "parts": wire.PARTS_MAX + 1},
+        {"part": -1, "parts": -1},
+        {"refused": -1},
+        {"refused": 2**31},
+        {"refused": 5, "rows": 0, "series": []},
         {"gateway_id": ""},
         {"gateway_id": "x" * 1025},
         {"gateway_id": 7},
