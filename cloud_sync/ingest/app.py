@@ -195,7 +195,7 @@ class IngestApp:
         """Do `work` when it is its turn, and learn from it how fast the database is."""
         applied = 0
         async with self._turns.turn(name, rows):
-            self._fairness.begin(time.monotonic(), self._turns.waiting)
+            self._fairness.begin(time.monotonic(), self._turns.crowd)
             try:
                 result = await work()
                 applied = 0 if isinstance(result, Receipt) and result.applied_before else rows

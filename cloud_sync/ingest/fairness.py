@@ -3,7 +3,7 @@
 The database's capacity is what was applied per second in which anything was being applied. A gateway
 without a backlog sends little and is never held back; what is left is divided evenly among those that would
 send more.
-A credit is given only after batches had to wait for one another, and asks for less than the capacity, so that
+A credit is given only after gateways had to wait for one another, and asks for less than the capacity, so that
 a queue that has formed gets shorter.
 """
 
@@ -41,7 +41,7 @@ class Fairness:
         self._crowded_until = 0.0
 
     def begin(self, at: float, waiting: int) -> None:
-        """A batch is being applied; `waiting` others are not yet."""
+        """A batch is being applied; `waiting` gateways would like to have one applied, and have none."""
         if self._since is None:
             self._since = at
         if self._in_progress == 0:

@@ -29,6 +29,11 @@ class Turns:
         return sum(map(len, self._queues.values()))
 
     @property
+    def crowd(self) -> int:
+        """Gateways that wait though nothing of theirs is being applied."""
+        return len(self._queues.keys() - self._served)
+
+    @property
     def waiting_rows(self) -> int:
         """Their rows."""
         return sum(rows for queue in self._queues.values() for _, rows in queue)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import ctypes
 import logging
 import signal
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated
 
@@ -16,6 +18,7 @@ from gateway import agent, settings
 from gateway.commands.failures import fail
 from gateway.spool.errors import SpoolError
 
+_M_ARENA_MAX = -8
 app = typer.Typer(add_completion=False)
 
 
@@ -36,10 +39,17 @@ def gateway(
         level=given.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s"
     )
     logging.getLogger("httpx").setLevel(logging.WARNING)
+    _one_heap()
     try:
         uvloop.run(_run(given))
     except* (SpoolError, OSError) as faults:
         fail("; ".join(str(fault) for fault in faults.exceptions))
+
+
+def _one_heap() -> None:
+    """Have all threads share one heap (mallopt(3)): it saves megabytes and costs no speed that was seen."""
+    with suppress(OSError, AttributeError):
+        ctypes.CDLL(None).mallopt(_M_ARENA_MAX, 1)
 
 
 async def _run(given: settings.GatewaySettings) -> None:

@@ -133,7 +133,23 @@ async def test_gateways_take_turns_and_one_of_them_cannot_take_every_place():
 
     assert max(at_once) == 2
     assert max(order.index(name) for name in "bcd") <= 5
-    assert turns.waiting == turns.waiting_rows == 0
+    assert turns.waiting == turns.waiting_rows == turns.crowd == 0
+
+
+async def test_batches_of_one_gateway_that_wait_for_each_other_are_no_crowd():
+    turns = Turns(1)
+    crowds: list[tuple[int, int]] = []
+
+    async def apply(name: str) -> None:
+        async with turns.turn(name, 10):
+            await asyncio.sleep(0)
+            crowds.append((turns.waiting, turns.crowd))
+
+    await asyncio.gather(apply("a"), apply("a"), apply("a"))
+    assert crowds == [(2, 0), (1, 0), (0, 0)]
+    crowds.clear()
+    await asyncio.gather(apply("a"), apply("a"), apply("b"))
+    assert crowds == [(2, 1), (1, 1), (0, 0)]
 
 
 async def test_a_request_that_gives_up_leaves_its_place_to_others():
