@@ -116,6 +116,7 @@ class Courier:
     def __init__(self, office: Office, lanes: Sequence[Lane | None]) -> None:
         self.lanes = tuple(lanes)
         self.carried: Lane | None = self.lanes[0]
+        self.carried_part = False
         self._office = office
         self._name = office.destination.name
         self._turn = 0
@@ -138,6 +139,7 @@ class Courier:
             if claimed is None:
                 continue
             self.carried = lane
+            self.carried_part = claimed.parts > 1
             self._turn = (self.lanes.index(lane) + 1) % len(self.lanes)
             try:
                 return await self._carry(lane, claimed)

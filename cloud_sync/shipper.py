@@ -80,7 +80,7 @@ class Shipper:
         max_batch_rows: int = 50_000,
         max_batch_bytes: int = 4 << 20,
         target_s: float = 1.0,
-        flush_s: float = 1.0,
+        flush_s: float = 0.8,
         max_bytes_per_s: float | None = None,
         schedule: Schedule = Schedule(),  # noqa: B008 - an immutable value
         schedule_for: Literal["backfill", "everything"] = "backfill",
@@ -217,7 +217,7 @@ class Shipper:
         self._tell()
         if not rows:
             return None
-        full = rows >= self._office.sizing[lane].rows // 2
+        full = courier.carried_part or rows >= self._office.sizing[lane].rows // 2
         if lane is Lane.LIVE and not full:
             self._live_due = time.monotonic() + self._flush_s
             return 0.0 if len(courier.lanes) > 1 else None

@@ -270,7 +270,7 @@ class _Destination(_Table):
     max_batch_rows: Annotated[int, Field(ge=1, le=1_000_000)] = 50_000
     max_batch_bytes: Annotated[int, Field(ge=4096)] = 4 << 20
     target_s: Seconds = 1
-    flush_s: Annotated[float, Field(ge=0)] = 1
+    flush_s: Annotated[float, Field(ge=0)] = 0.8
     timeout_s: Seconds = 30
     max_bytes_per_s: Count | None = None
     windows: list[Annotated[str, AfterValidator(_window)]] = []

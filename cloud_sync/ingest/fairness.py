@@ -3,8 +3,8 @@
 The database's capacity is what was applied per second in which anything was being applied. A gateway
 without a backlog sends little and is never held back; what is left is divided evenly among those that would
 send more.
-A credit is given only after gateways had to wait for one another, and asks for less than the capacity, so that
-a queue that has formed gets shorter.
+A credit is given only after gateways had to wait for one another, and asks for less than the capacity, so
+that a queue that has formed gets shorter.
 """
 
 from __future__ import annotations
