@@ -90,7 +90,11 @@ class Victoria:
         """(labels, time_ms, value) of every sample of these sensors."""
         httpx.get(f"{self.url}/internal/force_flush", timeout=20).raise_for_status()
         # a filter never asked before: answers to known ones come from a cache that is behind new series
-        params = {"match[]": f'{{sensor_id!="",asked!="{uuid4().hex}"}}', "start": "0", "reduce_mem_usage": "1"}
+        params = {
+            "match[]": f'{{sensor_id!="",asked!="{uuid4().hex}"}}',
+            "start": "0",
+            "reduce_mem_usage": "1",
+        }
         text = httpx.get(f"{self.url}/api/v1/export", params=params, timeout=20).raise_for_status().text
         return [
             (series["metric"], time_ms, value)
