@@ -1,0 +1,203 @@
+"""Settings of the gateway: `config/gateway.toml` shows every key with its default."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, Field, field_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from cloud_sync import settings_file
+from cloud_sync.destinations.http_client import tls_context
+from cloud_sync.settings_file import Fault, SettingsFault
+from gateway.ingress import credentials
+from gateway.ingress.tls import TlsFault, context_of
+from gateway.settings.destination import (
+    AnyDestination,
+    FileDestination,
+    HttpDestination,
+    InfluxDestination,
+    IngestDestination,
+)
+from gateway.settings.listen import Listen
+from gateway.settings.subscribe import Subscribe
+from gateway.settings.tables import Count, Name, Port, Seconds, Table
+
+__all__ = [
+    "AnyDestination",
+    "FileDestination",
+    "GatewaySettings",
+    "InfluxDestination",
+    "IngestDestination",
+    "Listen",
+    "Subscribe",
+    "load",
+    "read",
+    "secret_of",
+]
+
+ENV_PREFIX = "TIDEGATE_GATEWAY_"
+
+
+class Spool(Table):
+    """The durable store."""
+
+    path: Path = Field(description="the SQLite file, e.g. /var/lib/tidegate/spool.db")
+    commit_interval_ms: Annotated[float, Field(ge=0, le=60_000)] = 5
+    max_pending_bytes: Annotated[int, Field(ge=1 << 16)] = 32 << 20
+    max_series: Count = 200_000
+    max_bytes: Annotated[int, Field(ge=1 << 20)] | None = None
+    min_free_bytes: Annotated[int, Field(ge=0)] = 128 << 20
+    on_full: Literal["hold", "refuse"] = "hold"
+    keep_delivered_h: Annotated[float, Field(ge=0)] = 24
+
+
+class Host(Table):
+    """The gateway's own metrics as readings."""
+
+    enabled: bool = True
+    period_s: Annotated[float, Field(ge=0.1)] = 10
+
+
+class Ingress(Table):
+    """How readings enter."""
+
+    listen: Listen = Listen()
+    host: Host = Host()
+    subscribe: list[Subscribe] = Field(default_factory=list)
+
+    @field_validator("subscribe")
+    @classmethod
+    def _sessions_apart(cls, tables: list[Subscribe]) -> list[Subscribe]:
+        sessions = [(table.url, table.client_id) for table in tables]
+        if len(set(sessions)) < len(sessions):
+            raise ValueError(
+                "two tables with the same url need a client_id each, or they take turns at one session"
+            )
+        return tables
+
+
+class Status(Table):
+    """The gateway's own HTTP endpoint for people and probes."""
+
+    enabled: bool = True
+    host: str = "127.0.0.1"
+    port: Port = 8421
+
+
+class GatewaySettings(BaseSettings):
+    """Everything the gateway can be told."""
+
+    model_config = SettingsConfigDict(extra="forbid")
+
+    gateway_id: Name = Field(description="this gateway's name upstream, unique among gateways, e.g. barn-1")
+    spool: Spool = Field(description="a [spool] table with path")
+    ingress: Ingress = Ingress()
+    destinations: list[AnyDestination] = Field(default_factory=list)
+    status: Status = Status()
+    stop_within_s: Seconds = 20
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+
+    @field_validator("destinations")
+    @classmethod
+    def _named_apart(cls, destinations: list[AnyDestination]) -> list[AnyDestination]:
+        names = [d.name for d in destinations]
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            raise ValueError(f"two destinations are called {', '.join(twice)}; each needs a name of its own")
+        return destinations
+
+
+def load(path: Path) -> GatewaySettings:
+    """Settings from a file and the environment; paths in it are relative to the file's own folder.
+
+    Raises:
+        SettingsFault: with every fault, files that are missing or of no use included.
+    """
+    settings = read(path)
+    faults = _listen_faults(path, settings.ingress.listen)
+    for position, subscribe in enumerate(settings.ingress.subscribe):
+        if subscribe.password_file is not None:
+            key = f"ingress.subscribe[{position}].password_file"
+            faults += _secret_faults(path, key, subscribe.password_file)
+    for position, destination in enumerate(settings.destinations):
+        for key, value in _paths_of(destination):
+            if key in ("token_file", "password_file"):
+                faults += _secret_faults(path, f"destinations[{position}].{key}", value)
+        if isinstance(destination, HttpDestination):
+            faults += _tls_faults(path, f"destinations[{position}]", destination)
+    if faults:
+        raise SettingsFault(faults)
+    return settings
+
+
+def read(path: Path) -> GatewaySettings:
+    """The same without a look at the files that the settings name, for commands that make them.
+
+    Raises:
+        SettingsFault: with every fault of the settings themselves.
+    """
+    settings = settings_file.load(GatewaySettings, path, ENV_PREFIX)
+    folder = path.absolute().parent
+    for table in (
+        settings.spool,
+        settings.ingress.listen,
+        *settings.ingress.subscribe,
+        *settings.destinations,
+    ):
+        for key, value in _paths_of(table):
+            setattr(table, key, folder / value)
+    return settings
+
+
+def _paths_of(table: BaseModel) -> list[tuple[str, Path]]:
+    values: list[tuple[str, Any]] = [(key, getattr(table, key)) for key in type(table).model_fields]
+    return [(key, value) for key, value in values if isinstance(value, Path)]
+
+
+def _listen_faults(source: Path, listen: Listen) -> list[Fault]:
+    faults = []
+    if listen.tls_files is not None:
+        try:
+            context_of(listen.tls_files)
+        except TlsFault as fault:
+            key = next((name for name, path in _paths_of(listen) if path == fault.path), "tls_cert_file")
+            faults.append(Fault(str(source), f"ingress.listen.{key}", str(fault), ""))
+    if listen.passwords_file is not None:
+        try:
+            credentials.read(listen.passwords_file)
+        except credentials.CredentialsFault as fault:
+            faults.append(Fault(str(source), "ingress.listen.passwords_file", str(fault), ""))
+    return faults
+
+
+def _tls_faults(source: Path, place: str, destination: HttpDestination) -> list[Fault]:
+    """Whether each file can be used for what it is there for."""
+    faults = []
+    for key, given in (
+        ("ca_file", (destination.ca_file, None, None)),
+        ("cert_file", (None, destination.cert_file, destination.key_file)),
+    ):
+        if any(given):
+            try:
+                tls_context(*given)
+            except OSError as fault:
+                what = f"{next(filter(None, given))} cannot be used: {fault.strerror or fault}"
+                faults.append(Fault(str(source), f"{place}.{key}", what, "PEM, a key without a password"))
+    return faults
+
+
+def secret_of(path: Path) -> str:
+    """The secret a file holds: its first line. `load` has seen that it is there."""
+    return path.read_text(encoding="utf-8").partition("\n")[0].strip()
+
+
+def _secret_faults(source: Path, key: str, path: Path) -> list[Fault]:
+    try:
+        if secret_of(path):
+            return []
+        what = f"{path} is empty"
+    except (OSError, UnicodeDecodeError) as fault:
+        what = f"{path} cannot be read: {getattr(fault, 'strerror', None) or fault}"
+    return [Fault(str(source), key, what, "a file whose first line is the secret")]
