@@ -98,6 +98,8 @@ async def build(settings: GatewaySettings, database: Database) -> Parts:
         if host.enabled
         else None,
         committer=committer,
+        book=book,
+        appender=appender,
         database=database,
         segments=segments,
         compaction=Compaction(database, book, duplicates),

@@ -12,11 +12,13 @@ if TYPE_CHECKING:
     from gateway.ingress.listener import Listener
     from gateway.ingress.subscriber import Subscriber
     from gateway.settings import GatewaySettings
+    from gateway.spool.appender import Appender
     from gateway.spool.compaction import Compaction
     from gateway.spool.database import Database
     from gateway.spool.deliveries import Deliveries
     from gateway.spool.retention import Retention
     from gateway.spool.segments import Segments
+    from gateway.spool.series import SeriesBook
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +32,8 @@ class Parts:
     subscribers: tuple[Subscriber, ...]
     host: HostIngress | None
     committer: Committer
+    book: SeriesBook
+    appender: Appender
     database: Database
     segments: Segments
     compaction: Compaction

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from gateway.commands import spool_quarantine, spool_read
+from gateway.commands.asking import ask_gateway
 from gateway.commands.progress import bar
 from gateway.commands.spool_display import show_checked, show_info
 from gateway.commands.spool_options import (
@@ -21,6 +22,7 @@ from gateway.commands.spool_options import (
 )
 from gateway.operate import spool_check
 from gateway.operate.human import bytes_text, count_text
+from gateway.operate.spool_compact import Compacted
 from gateway.operate.spool_compact import compact as compact_spool
 from gateway.operate.spool_info import info_of
 from gateway.operate.terminal import shown
@@ -92,9 +94,9 @@ app.command()(spool_read.export)
 
 @app.command()
 def compact(spool: SpoolArgument = None, *, config: ConfigOption = None, as_json: JsonOption = False) -> None:
-    """Merge small segments into large ones and give free space back; the gateway must be stopped.
+    """Merge small segments into large ones and give free space back.
 
-    A running gateway does this by itself, little by little.
+    A running gateway does this by itself, little by little; named by --config it does it now.
 
     Exit codes: 0, or 2 when it cannot be done.
     """
@@ -104,9 +106,7 @@ def compact(spool: SpoolArgument = None, *, config: ConfigOption = None, as_json
             with bar("compacting") as watcher:
                 done = asyncio.run(compact_spool(which.path, watcher))
         except SpoolInUse as fault:
-            raise SpoolInUse(
-                f"{fault}. A running gateway compacts by itself; to have it done now, stop the gateway first"
-            ) from fault
+            done = ask_gateway(which, "/compact", {}, Compacted, fault)
         if as_json:
             print_json(done._asdict())
         else:

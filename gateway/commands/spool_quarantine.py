@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, NoReturn
 
 import typer
 
+from gateway.commands.asking import ask_gateway
 from gateway.commands.failures import fail
 from gateway.commands.progress import bar
 from gateway.commands.spool_options import (
@@ -28,6 +29,7 @@ from gateway.ingress.topics import TopicTemplate
 from gateway.operate import quarantine_items
 from gateway.operate.human import count_text
 from gateway.operate.moments import moment_text
+from gateway.operate.quarantine_retry import Retried
 from gateway.operate.quarantine_retry import retry as retry_items
 from gateway.operate.terminal import shown, shown_bytes
 from gateway.settings import Listen
@@ -173,7 +175,9 @@ def retry(
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Decode items again by the rules and the topic template of today; the gateway must be stopped.
+    """Decode items again by the rules and the topic template of today.
+
+    On the spool of a running gateway, name it by --config: the gateway itself does it.
 
     Where all of a payload makes readings they are stored, as of the time it came in, and the item is gone;
     other items stay as they are. Payloads of which only the first bytes were kept cannot be decoded.
@@ -195,10 +199,7 @@ def retry(
                     retry_items(which.path, wanted, template, max_series=max_series, watcher=watcher)
                 )
         except SpoolInUse as fault:
-            raise SpoolInUse(
-                f"{fault}. Readings enter a spool through its one writer: stop the gateway, retry, "
-                "start it again"
-            ) from fault
+            result = ask_gateway(which, "/quarantine/retry", {"numbers": wanted}, Retried, fault)
     if as_json:
         print_json(
             {

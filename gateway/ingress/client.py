@@ -82,7 +82,7 @@ class Client(asyncio.Protocol):
         counters: SubscribeCounters,
     ) -> None:
         self._loop = asyncio.get_running_loop()
-        self.name = settings.name
+        self.name = f"subscribe:{settings.name}"
         self.accepted: asyncio.Future[Connack] = self._loop.create_future()
         self.lost: asyncio.Future[BrokerFault] = self._loop.create_future()
         self.gone: asyncio.Future[None] = self._loop.create_future()

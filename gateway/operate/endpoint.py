@@ -13,12 +13,20 @@ from starlette.applications import Starlette
 from starlette.responses import Response
 from starlette.routing import Route
 
+from gateway.ingress.topics import TopicTemplate
+from gateway.operate.quarantine_retry import retry_within
+from gateway.operate.spool_compact import compact_within
 from gateway.operate.status import status_of
+from gateway.spool.errors import SpoolError
 
 if TYPE_CHECKING:
     from starlette.requests import Request
 
     from gateway.parts import Parts
+
+
+class _RetryRequest(msgspec.Struct):
+    numbers: list[int]
 
 
 class Endpoint:
@@ -31,6 +39,8 @@ class Endpoint:
                 Route("/status", self._status),
                 Route("/healthz", self._healthz),
                 Route("/readyz", self._readyz),
+                Route("/quarantine/retry", self._retry, methods=["POST"]),
+                Route("/compact", self._compact, methods=["POST"]),
             ]
         )
         self._server = uvicorn.Server(
@@ -59,6 +69,32 @@ class Endpoint:
     async def _status(self, _: Request) -> Response:
         return _json(await status_of(self._parts))
 
+    async def _retry(self, request: Request) -> Response:
+        """Decode quarantined publishes again: `{"numbers": [1, 2]}`."""
+        if not _is_json(request):
+            return _NOT_JSON
+        try:
+            asked = msgspec.json.decode(await request.body(), type=_RetryRequest)
+        except msgspec.DecodeError as fault:
+            return _json({"error": "malformed", "message": str(fault)}, 400)
+        parts = self._parts
+        template = TopicTemplate(parts.settings.ingress.listen.topic)
+        try:
+            result = await retry_within(parts.database, parts.appender, parts.book, template, asked.numbers)
+        except SpoolError as fault:
+            return _json({"error": "spool", "message": str(fault)}, 503)
+        return _json(result)
+
+    async def _compact(self, request: Request) -> Response:
+        """Merge what may be merged, now."""
+        if not _is_json(request):
+            return _NOT_JSON
+        try:
+            done = await compact_within(self._parts.database, self._parts.compaction)
+        except SpoolError as fault:
+            return _json({"error": "spool", "message": str(fault)}, 503)
+        return _json(done)
+
     async def _healthz(self, _: Request) -> Response:
         return _json({"status": "ok"})
 
@@ -85,5 +121,13 @@ def bound(host: str, port: int) -> socket.socket:
     return listener
 
 
+def _is_json(request: Request) -> bool:
+    """Whether a request says it is JSON: a web page of another origin cannot send that unasked."""
+    return request.headers.get("content-type", "").partition(";")[0] == "application/json"
+
+
 def _json(content: object, status: int = 200) -> Response:
     return Response(msgspec.json.encode(content), status, media_type="application/json")
+
+
+_NOT_JSON = _json({"error": "unsupported_media_type", "message": "application/json is expected"}, 415)

@@ -1,4 +1,4 @@
-"""Quarantined publishes decoded again by the rules of today, on a stopped spool.
+"""Quarantined publishes decoded again by the rules of today: on a stopped spool, or inside its gateway.
 
 An item is rehearsed first: only when all of its payload makes readings does it go through the committer, as
 if it came in again at the time it first did. What is still bad stays as it is, under its number. The readings
@@ -107,15 +107,35 @@ async def retry(
         pass  # refuses what is no spool, before a writer would make one of it
     database = await Database.open(path)
     try:
-        watcher.total(len(numbers))
-        bench = await _Bench.on(database, template, max_series)
-        for start in range(0, len(numbers), _AT_ONCE):
-            for number in numbers[start : start + _AT_ONCE]:
-                await bench.take(number)
-                watcher.advance()
-            await bench.store()
+        book = await SeriesBook.load(database, max_series)
+        segments = await Segments.load(database, book)
+        appender = Appender(database, segments, await Duplicates.load(database, book), book)
+        return await retry_within(database, appender, book, template, numbers, watcher=watcher)
     finally:
         await database.close()
+
+
+async def retry_within(
+    database: Database,
+    appender: Appender,
+    book: SeriesBook,
+    template: TopicTemplate,
+    numbers: Sequence[int],
+    *,
+    watcher: Watcher = Nobody(),  # noqa: B008 - it has no state
+) -> Retried:
+    """The same on the open spool of a running gateway, whose own appends go on between.
+
+    Raises:
+        SpoolFailed, SpoolFull: the spool cannot be written.
+    """
+    watcher.total(len(numbers))
+    bench = _Bench(database, appender, book, template)
+    for start in range(0, len(numbers), _AT_ONCE):
+        for number in numbers[start : start + _AT_ONCE]:
+            await bench.take(number)
+            watcher.advance()
+        await bench.store()
     return bench.result
 
 
@@ -132,13 +152,6 @@ class _Bench:
         self._real = Committer(appender, book, template, interval_s=0, clock_us=self._clock)
         self._taken: list[int] = []
         self.result = Retried()
-
-    @classmethod
-    async def on(cls, database: Database, template: TopicTemplate, max_series: int) -> _Bench:
-        book = await SeriesBook.load(database, max_series)
-        segments = await Segments.load(database, book)
-        appender = Appender(database, segments, await Duplicates.load(database, book), book)
-        return cls(database, appender, book, template)
 
     async def take(self, number: int) -> None:
         """Rehearse one item; keep it for `store` when all of it makes readings."""
@@ -187,7 +200,7 @@ class _Bench:
 
 def _why_not(item: Item) -> str | None:
     """Why an item cannot be decoded again at all, None when it can."""
-    if item.source not in _PUBLISHED:
+    if item.source.partition(":")[0] not in _PUBLISHED:
         return f"it was put aside by {item.source}, and is no publish"
     if item.is_cut:
         return f"only the first {len(item.payload)} of its {item.payload_bytes} bytes were kept"

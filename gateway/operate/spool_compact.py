@@ -1,4 +1,4 @@
-"""Compaction run to its end on a stopped spool, and the file given back what became free."""
+"""Compaction run to its end, on a stopped spool or inside its gateway, and free space given back."""
 
 from __future__ import annotations
 
@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     import sqlite3
     from pathlib import Path
 
-_RECLAIM_PAGES = 4096
+_RECLAIM_PAGES = 256
+_ROUNDS = 100_000  # each gets something done, or is the last; a gateway that appends may never be done
 
 
 class Compacted(NamedTuple):
@@ -57,19 +58,34 @@ async def compact(
     try:
         book = await SeriesBook.load(database, DEFAULT_MAX_SERIES)
         compaction = Compaction(database, book, await Duplicates.load(database, book))
-        before = now = await database.read(_standing)
-        watcher.total(before.fresh_commits)
-        while True:
-            merged = await compaction.compact_once(everything=True)
-            was, now = now, await database.read(_standing)
-            watcher.advance(was.fresh_commits - now.fresh_commits)
-            if merged == 0 and now.fresh_commits in (0, was.fresh_commits):
-                break
-        await _reclaim(database)
+        done = await compact_within(database, compaction, watcher)
     finally:
         await database.close()
     bytes_after = path.stat().st_size  # noqa: ASYNC240 - nothing else runs here
-    return Compacted(before.segments, now.segments, now.rows, bytes_before, bytes_after)
+    return done._replace(bytes_before=bytes_before, bytes_after=bytes_after)
+
+
+async def compact_within(
+    database: Database,
+    compaction: Compaction,
+    watcher: Watcher = Nobody(),  # noqa: B008 - it has no state
+) -> Compacted:
+    """The same on the open spool of a running gateway, which goes on appending meanwhile.
+
+    Raises:
+        SpoolFailed, SpoolFull: the spool cannot be written.
+    """
+    bytes_before = database.size_bytes
+    before = now = await database.read(_standing)
+    watcher.total(before.fresh_commits)
+    for _ in range(_ROUNDS):
+        merged = await compaction.compact_once(everything=True)
+        was, now = now, await database.read(_standing)
+        watcher.advance(max(0, was.fresh_commits - now.fresh_commits))
+        if merged == 0 and now.fresh_commits in (0, was.fresh_commits):
+            break
+    await _reclaim(database)
+    return Compacted(before.segments, now.segments, now.rows, bytes_before, database.size_bytes)
 
 
 async def _reclaim(database: Database) -> None:

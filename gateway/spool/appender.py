@@ -40,7 +40,7 @@ class Appended:
 
 
 class Appender:
-    """Appends groups of readings and quarantine rows to one spool, one group at a time."""
+    """Appends groups of readings and quarantine rows to one spool, one group at a time, whoever asks."""
 
     def __init__(
         self,
@@ -56,6 +56,7 @@ class Appender:
         self._book = book
         self._capacity = capacity
         self._room_until = 0.0
+        self._turn = asyncio.Lock()
 
     async def append(
         self, readings: Readings | None, items: Sequence[QuarantineItem], *, now_us: int
@@ -65,6 +66,12 @@ class Appender:
         Raises:
             SpoolFull, SpoolFailed: nothing was written; the same call may be made again.
         """
+        async with self._turn:
+            return await self._append(readings, items, now_us)
+
+    async def _append(
+        self, readings: Readings | None, items: Sequence[QuarantineItem], now_us: int
+    ) -> Appended:
         await self._require_room()
         if readings is None or readings.rows == 0:
             if items:

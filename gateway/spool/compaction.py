@@ -101,6 +101,7 @@ class Compaction:
         self._database = database
         self._book = book
         self._duplicates = duplicates
+        self._turn = asyncio.Lock()
 
     async def run(self, stop: asyncio.Event) -> None:
         """Compact until `stop` is set."""
@@ -121,9 +122,10 @@ class Compaction:
 
         Nothing is done while little has gathered, unless `everything` is asked for.
         """
-        gone = await self._index_fresh(everything=everything)
-        gone += await self._merge_small(everything=everything)
-        await self._give_back(everything=everything)
+        async with self._turn:
+            gone = await self._index_fresh(everything=everything)
+            gone += await self._merge_small(everything=everything)
+            await self._give_back(everything=everything)
         return gone
 
     async def _give_back(self, *, everything: bool) -> None:
