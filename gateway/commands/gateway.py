@@ -8,7 +8,7 @@ import logging
 import signal
 from contextlib import suppress
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 import uvloop
@@ -17,6 +17,9 @@ from cloud_sync.settings_file import SettingsFault
 from gateway import agent, settings
 from gateway.commands.failures import fail
 from gateway.spool.errors import SpoolError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 _M_ARENA_MAX = -8
 app = typer.Typer(add_completion=False)
@@ -40,10 +43,22 @@ def gateway(
     )
     logging.getLogger("httpx").setLevel(logging.WARNING)
     _one_heap()
+    told: list[str] = []
     try:
         uvloop.run(_run(given))
     except* (SpoolError, OSError) as faults:
-        fail("; ".join(str(fault) for fault in faults.exceptions))
+        told += map(str, _leaves(faults))
+    if told:  # not inside `except*`, which would wrap the exit in a group
+        fail("; ".join(told))
+
+
+def _leaves(group: BaseExceptionGroup[Exception]) -> Iterator[BaseException]:
+    """The faults in a group, however deep."""
+    for fault in group.exceptions:
+        if isinstance(fault, BaseExceptionGroup):
+            yield from _leaves(fault)
+        else:
+            yield fault
 
 
 def _one_heap() -> None:
