@@ -1,4 +1,4 @@
-"""The columnar codec: `Readings` to a checksummed block of bytes and back. Pure.
+"""The columnar codec: records of one class to a checksummed block of bytes and back. Pure.
 
 A block is what one spool segment stores and what a wire batch carries. Form (little-endian):
 
@@ -22,8 +22,10 @@ Encodings of a column:
     3 SMALL      for float32: a standalone pcodec file of rows int16 values, -32768 for NaN
     4 RUNS       for series: runs u32, then the distinct values and the run lengths, each as
                  encoding u8, payload bytes u32, payload (int32)
+    5 TEXTS      for texts: a zstd frame of a msgpack array of rows strings
 
-Rows are in canonical order (series, then time), so series is always runs and times rise within each.
+Column ids count from 1 within a class, in the order of its fields. Rows are in the canonical order of the
+class; of readings that is series, then time, so series is always runs and times rise within each.
 A column whose id is unknown is skipped; a known column that is missing is refused.
 """
 
@@ -33,11 +35,15 @@ import struct
 import zlib
 from typing import TYPE_CHECKING, Any
 
+import msgspec
 import numpy as np
+import zstandard
 from pcodec import ChunkConfig, standalone
 
 from cloud_sync.errors import FormatError
-from cloud_sync.records import DTYPES, Readings, RecordClass
+from cloud_sync.notices import Alerts, Declarations
+from cloud_sync.records import Readings, RecordClass, Records
+from cloud_sync.summaries import Rollups
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -53,12 +59,17 @@ _ENTRY = struct.Struct("<BBI")
 _SUB = struct.Struct("<BI")
 _CRC = struct.Struct("<I")
 
-_CONSTANT, _PLAIN, _PCO, _SMALL, _RUNS = range(5)
+_CONSTANT, _PLAIN, _PCO, _SMALL, _RUNS, _TEXTS = range(6)
 _PLAIN_BELOW_ROWS = 12
 _SMALL_NULL = -32768
 _SMALL_MAX = 32767
-_IDS = {name: number for number, name in enumerate(DTYPES, start=1)}
+_TEXT_MAX_BYTES = 1024
 _RUN_TYPE = np.dtype(np.int32)
+_decode_texts = msgspec.msgpack.Decoder(list[str]).decode
+KINDS: dict[RecordClass, type[Records]] = {
+    kind.record_class: kind for kind in (Alerts, Declarations, Rollups, Readings)
+}
+"""How the records of each class are held."""
 
 FRESH_LEVEL = 4
 """pcodec level for what a group commit writes: speed first, it will be merged."""
@@ -66,41 +77,65 @@ FINAL_LEVEL = 8
 """pcodec level for compacted segments and wire batches."""
 
 
-def encode(readings: Readings, *, level: int = FINAL_LEVEL) -> bytes:
-    """Encode at least one reading, already in canonical order, as a block."""
-    rows = readings.rows
+def encode(records: Records, *, level: int = FINAL_LEVEL) -> bytes:
+    """Encode at least one record, already in canonical order, as a block."""
+    rows = records.rows
     assert 0 < rows <= MAX_ROWS
     config = ChunkConfig(compression_level=level)
     directory, payloads = bytearray(), []
-    for name, number in _IDS.items():
-        column = getattr(readings, name)
-        encoding, payload = _pack_runs(column, config) if name == "series" else _pack(column, config)
+    for number, (name, dtype) in enumerate(records.columns.items(), start=1):
+        column = getattr(records, name)
+        if dtype.hasobject:
+            encoding, payload = _pack_texts(column)
+        elif name == "series":
+            encoding, payload = _pack_runs(column, config)
+        else:
+            encoding, payload = _pack(column, config)
         directory += _ENTRY.pack(number, encoding, len(payload))
         payloads.append(payload)
     head = _HEAD.pack(
         MAGIC,
         VERSION,
-        RecordClass.READING,
+        records.record_class,
         rows,
-        int(readings.time_us.min()),
-        int(readings.time_us.max()),
-        len(_IDS),
+        int(records.time_us.min()),
+        int(records.time_us.max()),
+        len(records.columns),
     )
     body = b"".join((head, directory, *payloads))
     return body + _CRC.pack(zlib.crc32(body))
 
 
 def decode(block: bytes | memoryview, *, max_rows: int = MAX_ROWS) -> Readings:
-    """Decode a block. Memory is bounded by `max_rows`, whatever the bytes claim.
+    """Decode a block of readings. Memory is bounded by `max_rows`, whatever the bytes claim.
 
     Raises:
         FormatError: with the reason; never anything else, whatever the bytes.
     """
-    return Readings(*decode_columns(block, tuple(DTYPES), max_rows=max_rows))
+    return Readings(*decode_columns(block, tuple(Readings.columns), max_rows=max_rows))
+
+
+def decode_records(
+    block: bytes | memoryview, record_class: RecordClass, *, max_rows: int = MAX_ROWS
+) -> Records:
+    """Decode a block of `record_class`, as `decode` does.
+
+    Raises:
+        FormatError: with the reason, also when the block is of another class.
+    """
+    kind = KINDS[record_class]
+    names = tuple(kind.columns)
+    return kind(
+        **dict(zip(names, decode_columns(block, names, record_class, max_rows=max_rows), strict=True))
+    )
 
 
 def decode_columns(
-    block: bytes | memoryview, names: Sequence[str], *, max_rows: int = MAX_ROWS
+    block: bytes | memoryview,
+    names: Sequence[str],
+    record_class: RecordClass = RecordClass.READING,
+    *,
+    max_rows: int = MAX_ROWS,
 ) -> list[NDArray[Any]]:
     """Only the columns `names` of a block, each of shape (rows,), in that order; checked as `decode` does.
 
@@ -110,7 +145,7 @@ def decode_columns(
     block = memoryview(block)
     if len(block) < _HEAD.size + _CRC.size:
         raise FormatError("truncated", f"a block of {len(block)} bytes is too short")
-    magic, version, record_class, rows, _, _, count = _HEAD.unpack_from(block)
+    magic, version, number_of_class, rows, _, _, count = _HEAD.unpack_from(block)
     if magic != MAGIC:
         raise FormatError("bad_magic", "not a column block")
     if version != VERSION:
@@ -119,22 +154,31 @@ def decode_columns(
         )
     if zlib.crc32(block[: -_CRC.size]) != _CRC.unpack_from(block, len(block) - _CRC.size)[0]:
         raise FormatError("bad_checksum", "the block's checksum does not match its bytes")
-    if record_class != RecordClass.READING:
-        raise FormatError("malformed", f"record class {record_class} is not known to this release")
+    if number_of_class != record_class:
+        wanted = record_class.name.lower()
+        raise FormatError("malformed", f"a block of record class {number_of_class}, not of {wanted}")
     if not 0 < rows <= max_rows:
         raise FormatError("too_large", f"a block of {rows} rows; at most {max_rows} are taken")
     payloads = _payloads(block, count)
+    types = KINDS[record_class].columns
+    numbers = {name: number for number, name in enumerate(types, start=1)}
     columns: list[NDArray[Any]] = []
     for name in names:
-        number = _IDS[name]
-        if number not in payloads:
+        if numbers[name] not in payloads:
             raise FormatError("malformed", f"the column {name} is missing")
-        encoding, payload = payloads[number]
-        if name == "series":
-            columns.append(_unpack_runs(encoding, payload, rows))
-        else:
-            columns.append(_unpack(encoding, payload, DTYPES[name], rows))
+        encoding, payload = payloads[numbers[name]]
+        columns.append(_unpack_column(name, types[name], encoding, payload, rows))
     return columns
+
+
+def _unpack_column(
+    name: str, dtype: np.dtype[Any], encoding: int, payload: memoryview, rows: int
+) -> NDArray[Any]:
+    if dtype.hasobject:
+        return _unpack_texts(encoding, payload, rows)
+    if name == "series":
+        return _unpack_runs(encoding, payload, rows)
+    return _unpack(encoding, payload, dtype, rows)
 
 
 def time_range_us(block: bytes | memoryview) -> tuple[int, int]:
@@ -193,6 +237,29 @@ def _pack_runs(column: NDArray[np.int32], config: ChunkConfig) -> tuple[int, byt
         encoding, payload = _pack(array, config)
         parts += (_SUB.pack(encoding, len(payload)), payload)
     return _RUNS, b"".join(parts)
+
+
+def _pack_texts(column: NDArray[np.object_]) -> tuple[int, bytes]:
+    return _TEXTS, zstandard.compress(msgspec.msgpack.encode(column.tolist()), 9)
+
+
+def _unpack_texts(encoding: int, payload: memoryview, rows: int) -> NDArray[np.object_]:
+    if encoding != _TEXTS:
+        raise FormatError("malformed", f"encoding {encoding} is none of texts")
+    most = rows * (_TEXT_MAX_BYTES + 5) + 5
+    try:
+        if not 0 <= zstandard.frame_content_size(payload) <= most:
+            raise FormatError("too_large", f"a column of {rows} texts may have {most} bytes")
+        texts = _decode_texts(zstandard.ZstdDecompressor().decompress(payload, max_output_size=most))
+    except (zstandard.ZstdError, msgspec.DecodeError, UnicodeDecodeError) as fault:
+        raise FormatError("malformed", f"a column of texts cannot be read: {fault}") from fault
+    if len(texts) != rows:
+        raise FormatError("malformed", f"a column of {len(texts)} texts for {rows} rows")
+    if any(len(text.encode()) > _TEXT_MAX_BYTES or "\0" in text for text in texts):
+        raise FormatError("malformed", "a text is too long or holds a NUL")
+    column = np.empty(rows, np.object_)
+    column[:] = texts
+    return column
 
 
 def _unpack(encoding: int, payload: memoryview, dtype: np.dtype[Any], rows: int) -> NDArray[Any]:

@@ -1,15 +1,16 @@
 """What travels: series, readings in columns, and the batch that carries them.
 
-A `Readings` is a run of readings held as parallel numpy arrays, one per column, all of shape (rows,).
-Its `series` column holds integers; what an integer names is said by whoever holds the columns: in the
-spool it is the spool's own series number, in a `Batch` it is the position in `Batch.series`.
+A `Readings` is a run of readings held as parallel numpy arrays, one per column, all of shape (rows,); the
+other record classes have the same shape (`cloud_sync.summaries`, `cloud_sync.notices`). A `series` column
+holds integers; what an integer names is said by whoever holds the columns: in the spool it is the spool's own
+series number, in a `Batch` it is the position in `Batch.series`.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from enum import IntEnum, IntFlag
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Self
 
 import numpy as np
 
@@ -48,6 +49,7 @@ class Flag(IntFlag):
     SPIKE = 128
     CLOCK_IN_DOUBT = 256
     RESTAMPED = 512
+    SUPPRESSED = 1024  # within its deadband: kept and rolled up here, not delivered
 
 
 class Series(NamedTuple):
@@ -58,8 +60,59 @@ class Series(NamedTuple):
     attributes: tuple[tuple[str, str], ...] = ()
 
 
+class Records:
+    """Records of one class as columns: what every class can do. Every array has shape (rows,).
+
+    Attributes:
+        record_class: which class.
+        columns: the type of each column, in the order of the fields; texts are of type object.
+        named: whether there is a column `series`.
+        order: names of the columns that rows are sorted by, first the one that counts most.
+        time_us: int64, microseconds since 1970 UTC.
+        series: int32, only where `named`.
+    """
+
+    __slots__ = ()
+    record_class: ClassVar[RecordClass]
+    columns: ClassVar[dict[str, np.dtype[Any]]]
+    named: ClassVar[bool] = True
+    order: ClassVar[tuple[str, ...]] = ("series", "time_us")
+    if TYPE_CHECKING:
+        time_us: NDArray[np.int64]
+        series: NDArray[np.int32]
+
+    @property
+    def rows(self) -> int:
+        """Number of records."""
+        return len(self.time_us)
+
+    def take(self, index: NDArray[np.intp] | NDArray[np.bool_]) -> Self:
+        """The records at `index` (integers or a mask), in that order."""
+        return type(self)(**{name: getattr(self, name)[index] for name in self.columns})
+
+    def in_order(self) -> Self:
+        """The same records in the canonical order of every encoded run; equal ones stay as they came."""
+        return self.take(np.lexsort([getattr(self, name) for name in reversed(self.order)]))
+
+    def with_series(self, series: NDArray[np.int32]) -> Self:
+        """The same records, their series renumbered."""
+        return type(self)(**{name: getattr(self, name) for name in self.columns} | {"series": series})
+
+    @classmethod
+    def none(cls) -> Self:
+        """No records."""
+        return cls(**{name: np.empty(0, dtype) for name, dtype in cls.columns.items()})
+
+    @classmethod
+    def concat(cls, parts: Sequence[Self]) -> Self:
+        """All records of `parts`, one after the other."""
+        if len(parts) == 1:
+            return parts[0]
+        return cls(**{name: np.concatenate([getattr(p, name) for p in parts]) for name in cls.columns})
+
+
 @dataclass(frozen=True, slots=True)
-class Readings:
+class Readings(Records):
     """Readings as columns. Every array has shape (rows,).
 
     Attributes:
@@ -73,6 +126,17 @@ class Readings:
         flags: int32, bits of `Flag`.
     """
 
+    record_class: ClassVar[RecordClass] = RecordClass.READING
+    columns: ClassVar[dict[str, np.dtype[Any]]] = {
+        "series": np.dtype(np.int32),
+        "time_us": np.dtype(np.int64),
+        "value": np.dtype(np.float64),
+        "quality": np.dtype(np.float32),
+        "battery_level": np.dtype(np.float32),
+        "signal_strength": np.dtype(np.float32),
+        "seq": np.dtype(np.int64),
+        "flags": np.dtype(np.int32),
+    }
     series: NDArray[np.int32]
     time_us: NDArray[np.int64]
     value: NDArray[np.float64]
@@ -82,46 +146,8 @@ class Readings:
     seq: NDArray[np.int64]
     flags: NDArray[np.int32]
 
-    @property
-    def rows(self) -> int:
-        """Number of readings."""
-        return len(self.time_us)
 
-    def take(self, index: NDArray[np.intp] | NDArray[np.bool_]) -> Readings:
-        """The readings at `index` (integers or a mask), in that order."""
-        return Readings(*(getattr(self, f.name)[index] for f in fields(self)))
-
-    def in_order(self) -> Readings:
-        """The same readings sorted by series, then time: the canonical order of every encoded run."""
-        return self.take(np.lexsort((self.time_us, self.series)))
-
-    def with_series(self, series: NDArray[np.int32]) -> Readings:
-        """The same readings, their series renumbered."""
-        return Readings(series, *(getattr(self, f.name) for f in fields(self)[1:]))
-
-    @staticmethod
-    def none() -> Readings:
-        """No readings."""
-        return Readings(*(np.empty(0, dtype) for dtype in DTYPES.values()))
-
-    @staticmethod
-    def concat(parts: Sequence[Readings]) -> Readings:
-        """All readings of `parts`, one after the other."""
-        if len(parts) == 1:
-            return parts[0]
-        return Readings(*(np.concatenate([getattr(p, f.name) for p in parts]) for f in fields(Readings)))
-
-
-DTYPES: dict[str, np.dtype[np.generic]] = {
-    "series": np.dtype(np.int32),
-    "time_us": np.dtype(np.int64),
-    "value": np.dtype(np.float64),
-    "quality": np.dtype(np.float32),
-    "battery_level": np.dtype(np.float32),
-    "signal_strength": np.dtype(np.float32),
-    "seq": np.dtype(np.int64),
-    "flags": np.dtype(np.int32),
-}
+DTYPES = Readings.columns
 """The type of each column of `Readings`, in the order of its fields."""
 
 
@@ -155,22 +181,30 @@ class BatchRange(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """A range with its readings, self-contained: `readings.series` indexes `series`, in canonical order.
+    """A range with its records, self-contained: their `series` indexes `series`, in canonical order.
 
     Attributes:
         refused: rows of the range (or of this part of it) left out because the destination refuses them.
-            There are no readings at all only when every row was refused.
+        withheld: rows left out because they are not for this destination, such as suppressed readings.
+            There are no records at all only when every row was refused or withheld.
     """
 
     range: BatchRange
     series: tuple[Series, ...]
-    readings: Readings
+    records: Records
     refused: int = 0
+    withheld: int = 0
 
     @property
     def rows(self) -> int:
-        """Number of readings."""
-        return self.readings.rows
+        """Number of records."""
+        return self.records.rows
+
+    @property
+    def readings(self) -> Readings:
+        """The records of a batch of readings."""
+        assert isinstance(self.records, Readings)
+        return self.records
 
 
 class Credit(NamedTuple):

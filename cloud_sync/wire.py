@@ -14,8 +14,9 @@ Form (little-endian):
 
 The header's keys: gateway_id str, epoch 16 bytes, class int, first int, last int, rows int,
 series list of [sensor_id, sensor_type, {attribute: text}]; part and parts int where the batch is a part of
-its range, refused int where rows were left out. Unknown keys are skipped. A batch all of whose rows were
-refused has no rows, no series and no block.
+its range, refused int where rows were refused and withheld int where rows are not for this destination.
+Unknown keys are skipped. A batch without any row, all of them refused or withheld, has no series
+and no block. Declarations name no series; the batch of a class that does has at least one.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ import zstandard
 
 from cloud_sync import columns
 from cloud_sync.errors import FormatError
-from cloud_sync.records import Batch, BatchRange, Readings, RecordClass, Series
+from cloud_sync.records import Batch, BatchRange, RecordClass, Records, Series
 
 VERSION = 1
 MAGIC = b"TGWB"
@@ -63,6 +64,7 @@ class _Header(msgspec.Struct, omit_defaults=True):
     part: int = 1
     parts: int = 1
     refused: int = 0
+    withheld: int = 0
 
 
 _header_encoder = msgspec.msgpack.Encoder()
@@ -70,8 +72,8 @@ _header_decoder = msgspec.msgpack.Decoder(_Header)
 
 
 def encode(batch: Batch) -> bytes:
-    """Encode a batch in canonical order, of at least one reading unless rows of it were refused."""
-    assert batch.rows or batch.refused
+    """Encode a batch in canonical order, of at least one record unless rows of it were left out."""
+    assert batch.rows or batch.refused or batch.withheld
     header = _Header(
         gateway_id=batch.range.gateway_id,
         epoch=batch.range.epoch.bytes,
@@ -83,9 +85,10 @@ def encode(batch: Batch) -> bytes:
         part=batch.range.part,
         parts=batch.range.parts,
         refused=batch.refused,
+        withheld=batch.withheld,
     )
     packed = zstandard.compress(_header_encoder.encode(header), _HEADER_LEVEL)
-    block = columns.encode(batch.readings) if batch.rows else b""
+    block = columns.encode(batch.records) if batch.rows else b""
     body = b"".join((_HEAD.pack(MAGIC, VERSION, len(packed), len(block)), packed, block))
     return body + _CRC.pack(zlib.crc32(body))
 
@@ -111,23 +114,28 @@ def decode(data: bytes, limits: WireLimits = WireLimits()) -> Batch:
     if zlib.crc32(view[: -_CRC.size]) != _CRC.unpack_from(view, len(view) - _CRC.size)[0]:
         raise FormatError("bad_checksum", "the batch's checksum does not match its bytes")
     header = _decode_header(view[_HEAD.size : _HEAD.size + header_bytes], limits.max_header_bytes)
-    readings = _readings(header, view[_HEAD.size + header_bytes : -_CRC.size], limits)
-    return Batch(_range(header), tuple(_series(*entry) for entry in header.series), readings, header.refused)
+    range_ = _range(header)
+    records = _records(header, range_.record_class, view[_HEAD.size + header_bytes : -_CRC.size], limits)
+    series = tuple(_series(*entry) for entry in header.series)
+    return Batch(range_, series, records, header.refused, header.withheld)
 
 
-def _readings(header: _Header, block: memoryview, limits: WireLimits) -> Readings:
-    if not 0 <= header.refused < _REFUSED_MAX:
-        raise FormatError("malformed", f"{header.refused} refused rows")
-    if header.rows == 0 and header.refused and not block and not header.series:
-        return Readings.none()
-    readings = columns.decode(block, max_rows=limits.max_rows)
-    if readings.rows != header.rows:
-        raise FormatError(
-            "malformed", f"the header says {header.rows} rows, the columns hold {readings.rows}"
-        )
-    if int(readings.series.min()) < 0 or int(readings.series.max()) >= len(header.series):
-        raise FormatError("malformed", "a reading names a series that the header does not")
-    return readings
+def _records(header: _Header, record_class: RecordClass, block: memoryview, limits: WireLimits) -> Records:
+    left_out = (header.refused, header.withheld)
+    if not all(0 <= rows < _REFUSED_MAX for rows in left_out):
+        raise FormatError("malformed", f"{header.refused} refused and {header.withheld} withheld rows")
+    if header.rows == 0 and any(left_out) and not block and not header.series:
+        return columns.KINDS[record_class].none()
+    records = columns.decode_records(block, record_class, max_rows=limits.max_rows)
+    if records.rows != header.rows:
+        raise FormatError("malformed", f"the header says {header.rows} rows, the columns hold {records.rows}")
+    if not records.named:
+        if header.series:
+            raise FormatError("malformed", "series in a batch whose records name none")
+        return records
+    if int(records.series.min()) < 0 or int(records.series.max()) >= len(header.series):
+        raise FormatError("malformed", "a record names a series that the header does not")
+    return records
 
 
 def _decode_header(packed: memoryview, max_bytes: int) -> _Header:

@@ -22,44 +22,51 @@ FROZEN = sorted(Path(__file__).parent.glob("wire_v*.tgwb"))
 def as_json(batch: Batch) -> dict[str, Any]:
     """A batch as its frozen JSON has it: values as hexadecimal floats, absent floats as null."""
 
-    def present(value: np.float32) -> float | None:
-        return None if math.isnan(value) else float(value)
+    def as_text(dtype: np.dtype[Any], value: Any) -> Any:
+        if dtype.hasobject:
+            return value
+        if dtype.kind == "i":
+            return int(value)
+        if math.isnan(value):
+            return None
+        return float(value).hex() if dtype.itemsize == 8 else float(value)
 
-    columns = batch.readings
     part = (
         {}
         if batch.range.parts == 1
         else {"part": [batch.range.part, batch.range.parts], "refused": batch.refused}
     )
-    return part | {
-        "gateway_id": batch.range.gateway_id,
-        "epoch": str(batch.range.epoch),
-        "class": batch.range.record_class.name.lower(),
-        "first": batch.range.first_commit,
-        "last": batch.range.last_commit,
-        "series": [[s.sensor_id, s.sensor_type, dict(s.attributes)] for s in batch.series],
-        "rows": [
-            [
-                int(columns.series[row]),
-                int(columns.time_us[row]),
-                float(columns.value[row]).hex(),
-                present(columns.quality[row]),
-                present(columns.battery_level[row]),
-                present(columns.signal_strength[row]),
-                int(columns.seq[row]),
-                int(columns.flags[row]),
-            ]
-            for row in range(batch.rows)
-        ],
-    }
+    withheld = {"withheld": batch.withheld} if batch.withheld else {}
+    return (
+        part
+        | withheld
+        | {
+            "gateway_id": batch.range.gateway_id,
+            "epoch": str(batch.range.epoch),
+            "class": batch.range.record_class.name.lower(),
+            "first": batch.range.first_commit,
+            "last": batch.range.last_commit,
+            "series": [[s.sensor_id, s.sensor_type, dict(s.attributes)] for s in batch.series],
+            "rows": [
+                [
+                    as_text(dtype, getattr(batch.records, name)[row])
+                    for name, dtype in batch.records.columns.items()
+                ]
+                for row in range(batch.rows)
+            ],
+        }
+    )
 
 
 def test_the_frozen_batches_are_there():
     assert [path.stem for path in FROZEN] == [
+        "wire_v1_alert",
         "wire_v1_all_refused",
         "wire_v1_columns",
+        "wire_v1_declaration",
         "wire_v1_one_row",
         "wire_v1_part",
+        "wire_v1_rollup",
         "wire_v1_small",
     ]
 

@@ -63,7 +63,7 @@ async def test_every_column_arrives_in_influxdb_as_it_was(influxd):
         "seq": np.array([0, -1, 2**53 + 1], np.int64),
         "flags": np.array([0, 0, 513], np.int32),
     }
-    await send(v1(influxd, database), replace(batch, readings=replace(batch.readings, **columns)))
+    await send(v1(influxd, database), replace(batch, records=replace(batch.readings, **columns)))
     common = {
         "measurement": "temperature",
         "sensor_id": "t-1",

@@ -16,8 +16,10 @@ from hypothesis import strategies as st
 
 from cloud_sync import wire
 from cloud_sync.errors import FormatError
-from cloud_sync.records import DTYPES, Batch, Readings, Series
+from cloud_sync.records import Batch, Readings, Records, Series
+from tests.summary_examples import alerts, declarations, rollups
 from tests.wire_examples import EPOCH, batch, readings
+from tests.wire_examples import series as example_series
 
 names = st.text(st.characters(exclude_characters="\0", codec="utf-8"), min_size=1, max_size=40)
 entries = st.builds(
@@ -30,8 +32,11 @@ entries = st.builds(
 
 def assert_same(one: Batch, other: Batch) -> None:
     assert (one.range, one.series) == (other.range, other.series)
-    for name in DTYPES:
-        assert getattr(one.readings, name).tobytes() == getattr(other.readings, name).tobytes(), name
+    assert (one.refused, one.withheld) == (other.refused, other.withheld)
+    for name, dtype in one.records.columns.items():
+        mine, theirs = getattr(one.records, name), getattr(other.records, name)
+        same = mine.tolist() == theirs.tolist() if dtype.hasobject else mine.tobytes() == theirs.tobytes()
+        assert same, name
 
 
 def with_header(data: bytes, **changes: Any) -> bytes:
@@ -41,6 +46,39 @@ def with_header(data: bytes, **changes: Any) -> bytes:
     packed = zstandard.compress(msgspec.msgpack.encode(header))
     body = data[:8] + struct.pack("<II", len(packed), block) + packed + data[16 + size : -4]
     return body + struct.pack("<I", zlib.crc32(body))
+
+
+def of_class(records: Records, named: tuple[Series, ...] = (), withheld: int = 0) -> Batch:
+    return Batch(batch().range._replace(record_class=records.record_class), named, records, 0, withheld)
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        of_class(rollups(), example_series()),
+        of_class(alerts(), example_series()),
+        of_class(declarations(), withheld=3),
+        of_class(rollups().none(), withheld=7),
+    ],
+    ids=["rollups", "alerts", "declarations", "nothing but withheld rows"],
+)
+def test_every_class_survives_the_wire(sent):
+    assert_same(wire.decode(wire.encode(sent)), sent)
+
+
+def test_a_block_of_another_class_than_the_header_says_is_refused():
+    data = wire.encode(of_class(rollups(), example_series()))
+
+    with pytest.raises(FormatError, match="a block of record class 3, not of alert"):
+        wire.decode(with_header(data, **{"class": 1}))
+
+
+def test_texts_that_promise_more_than_they_may_are_refused():
+    sent = alerts(1)
+    sent.detail[0] = "x" * 1025
+
+    with pytest.raises(FormatError, match="too long"):
+        wire.decode(wire.encode(of_class(sent, example_series())))
 
 
 @given(st.lists(entries, min_size=1, max_size=8), st.integers(1, 2**61), st.integers(0, 1000), st.uuids())
