@@ -72,7 +72,7 @@ def load(model: type[M], path: Path, env_prefix: str) -> M:
     Raises:
         SettingsFault: with every fault found; nothing else, whatever the file holds.
     """
-    table = _read(path)
+    table = table_of(path)
 
     class Bound(model):  # type: ignore[valid-type,misc]  # the model is a variable on purpose
         """The model with its two sources bound: environment over file."""
@@ -100,7 +100,12 @@ def load(model: type[M], path: Path, env_prefix: str) -> M:
     return settings
 
 
-def _read(path: Path) -> dict[str, Any]:
+def table_of(path: Path) -> dict[str, Any]:
+    """What a TOML file says, unchecked.
+
+    Raises:
+        SettingsFault: it cannot be read, or is no TOML.
+    """
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as fault:
@@ -162,18 +167,18 @@ def _place(
         level = inside
         fields = [m.model_fields[step] for m in inside if step in m.model_fields]
         if fields or position + 1 < len(loc):
-            inside = [found for field in fields for found in _models(field.annotation)]
+            inside = [found for field in fields for found in models_in(field.annotation)]
     return names, level
 
 
-def _models(annotation: Any) -> list[type[BaseModel]]:
+def models_in(annotation: Any) -> list[type[BaseModel]]:
     """Every settings model inside an annotation: through lists, dictionaries, unions and Annotated."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return [annotation]
     if get_origin(annotation) is Annotated:
-        return _models(get_args(annotation)[0])
+        return models_in(get_args(annotation)[0])
     if get_origin(annotation) is Union or get_args(annotation):
-        return [found for inner in get_args(annotation) for found in _models(inner)]
+        return [found for inner in get_args(annotation) for found in models_in(inner)]
     return []
 
 
@@ -189,8 +194,13 @@ def _tags(model: type[BaseModel]) -> set[str]:
 
 
 def _description(level: list[type[BaseModel]], name: str) -> str:
-    fields = [m.model_fields[name] for m in level if name in m.model_fields]
-    return next((field.description for field in fields if field.description), "")
+    """What a key is for, in one sentence, with an example where there is one."""
+    described = [m.model_fields[name] for m in level if name in m.model_fields]
+    field = next((found for found in described if found.description), None)
+    if field is None or field.description is None:
+        return ""
+    sentence = " ".join(field.description.split()).partition(". ")[0].removesuffix(".")
+    return sentence + (f", e.g. {field.examples[0]}" if field.examples else "")
 
 
 def _unknown_key(source: str, key: str, name: str, known: set[str]) -> Fault:

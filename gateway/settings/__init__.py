@@ -43,29 +43,50 @@ ENV_PREFIX = "TIDEGATE_GATEWAY_"
 class Spool(Table):
     """The durable store."""
 
-    path: Path = Field(description="the SQLite file, e.g. /var/lib/tidegate/spool.db")
+    path: Path = Field(examples=["/var/lib/tidegate/spool.db"])
+    """The SQLite file, on a local disk (not NFS). Its folder is made if need be."""
     commit_interval_ms: Annotated[float, Field(ge=0, le=60_000)] = 5
+    """At most one commit in so long. More saves flash, and delays acknowledgements by as much."""
     max_pending_bytes: Annotated[int, Field(ge=1 << 16)] = 32 << 20
+    """What may wait in memory for its commit. Beyond it sockets are not read, so that TCP pushes back."""
     max_series: Count = 200_000
-    max_bytes: Annotated[int, Field(ge=1 << 20)] | None = None
+    """How many series, each counted once per state of its attributes, may be known. Readings of more are
+    quarantined.
+    """
+    max_bytes: Annotated[int, Field(ge=1 << 20)] | None = Field(default=None, examples=[20_000_000_000])
+    """The largest the spool may become on disk; without it only the disk is the limit."""
     min_free_bytes: Annotated[int, Field(ge=0)] = 128 << 20
+    """What of the disk stays free for others."""
     on_full: Literal["hold", "refuse"] = "hold"
+    """When there is no room. "hold": withhold acknowledgements and stop reading, so that devices keep their
+    data and send it when room returns. "refuse": tell them "quota exceeded", upon which they forget it.
+    """
     keep_delivered_h: Annotated[float, Field(ge=0)] = 24
+    """How long readings stay after every destination has given its receipt. What is not delivered is kept,
+    however old.
+    """
 
 
 class Host(Table):
     """The gateway's own metrics as readings."""
 
     enabled: bool = True
+    """Whether processor, memory, disk, temperatures and network become readings of a sensor called like the
+    gateway.
+    """
     period_s: Annotated[float, Field(ge=0.1)] = 10
+    """How often they are read."""
 
 
 class Ingress(Table):
     """How readings enter."""
 
     listen: Listen = Listen()
+    """The gateway's own MQTT server."""
     host: Host = Host()
+    """The gateway's own metrics."""
     subscribe: list[Subscribe] = Field(default_factory=list)
+    """Existing MQTT 5 brokers to read, one table each."""
 
     @field_validator("subscribe")
     @classmethod
@@ -82,22 +103,34 @@ class Status(Table):
     """The gateway's own HTTP endpoint for people and probes."""
 
     enabled: bool = True
+    """Whether to serve it. `tidegate status` asks it."""
     host: str = "127.0.0.1"
+    """The address to serve it on; 127.0.0.1 is this machine only."""
     port: Port = 8421
+    """Its TCP port."""
 
 
 class GatewaySettings(BaseSettings):
     """Everything the gateway can be told."""
 
-    model_config = SettingsConfigDict(extra="forbid")
+    model_config = SettingsConfigDict(extra="forbid", use_attribute_docstrings=True)
 
-    gateway_id: Name = Field(description="this gateway's name upstream, unique among gateways, e.g. barn-1")
-    spool: Spool = Field(description="a [spool] table with path")
+    gateway_id: Name = Field(examples=["barn-1"])
+    """This gateway's name upstream, unique among all that deliver to the same place. Letters, digits, . _ -
+    It stays: what was delivered is remembered under this name.
+    """
+    spool: Spool
+    """A [spool] table: where readings are made durable before they are acknowledged."""
     ingress: Ingress = Ingress()
+    """How readings enter."""
     destinations: list[AnyDestination] = Field(default_factory=list)
+    """Where readings go, one table each. Each has a progress of its own, kept under its name."""
     status: Status = Status()
+    """The gateway's own HTTP endpoint."""
     stop_within_s: Seconds = 20
+    """How long an orderly stop may take. Keep it below TimeoutStopSec of the systemd unit."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
+    """The least that is logged."""
 
     @field_validator("destinations")
     @classmethod

@@ -40,17 +40,32 @@ def _zone(name: str) -> str:
 class Destination(Table):
     """What every kind of destination has."""
 
-    name: Name
+    name: Name = Field(examples=["regional"])
+    """What it is called here. Its progress is kept under this name."""
     start: Annotated[str, AfterValidator(_start)] = "oldest"
+    """What a destination gets that is new here: "oldest" for everything in the spool, "now" for nothing of
+    it, or a time with its offset, such as "2026-05-01T12:00:00Z".
+    """
     max_batch_rows: Annotated[int, Field(ge=1, le=1_000_000)] = 50_000
+    """Readings sent at once, at most."""
     max_batch_bytes: Annotated[int, Field(ge=4096)] = 4 << 20
+    """Bytes of one batch on the link, at most."""
     target_s: Seconds = 1
+    """How long one request of backlog should take: batches are sized by it."""
     flush_s: Annotated[float, Field(ge=0)] = 0.8
+    """How long readings may wait for company."""
     timeout_s: Seconds = 30
-    max_bytes_per_s: Count | None = None
+    """How long one answer may take."""
+    max_bytes_per_s: Count | None = Field(default=None, examples=[100_000])
+    """Budget of the link, all requests together; live readings go first. Without it there is no limit."""
     windows: list[Annotated[str, AfterValidator(_window)]] = []  # noqa: RUF012 - pydantic copies defaults
+    """When to send, in local time of time_zone: "Mon-Fri 22:00-06:00", "Sat,Sun 00:00-24:00", "12:30-13:30".
+    Without any: always.
+    """
     windows_for: Literal["backfill", "everything"] = "backfill"
+    """What waits for a window: "backfill", that is everything but the newest, or "everything"."""
     time_zone: Annotated[str, AfterValidator(_zone)] = "UTC"
+    """The IANA name of the zone that windows are in."""
 
     @property
     def since_us(self) -> int | None:
@@ -68,12 +83,18 @@ class Destination(Table):
 class HttpDestination(Destination):
     """What those over HTTP have besides."""
 
-    url: HttpUrl
+    url: HttpUrl = Field(examples=["https://region.example:8420"])
+    """Its http:// or https:// address."""
     concurrency: Annotated[int, Field(ge=1, le=16)] = 2
-    ca_file: Path | None = None
-    cert_file: Path | None = None
-    key_file: Path | None = None
-    proxy: HttpUrl | None = None
+    """Requests at a time: one for what is newest, the others for the backlog."""
+    ca_file: Path | None = Field(default=None, examples=["region-ca.pem"])
+    """PEM: trust these authorities instead of the system's."""
+    cert_file: Path | None = Field(default=None, examples=["gateway.pem"])
+    """PEM: this gateway's certificate, which tells the destination who it is."""
+    key_file: Path | None = Field(default=None, examples=["gateway.key"])
+    """PEM: the key of cert_file, without a password."""
+    proxy: HttpUrl | None = Field(default=None, examples=["http://proxy.example:3128"])
+    """An http:// or https:// proxy. Variables of the environment are not asked."""
 
     @model_validator(mode="after")
     def _identified(self) -> Self:
@@ -99,7 +120,11 @@ class IngestDestination(HttpDestination):
     """A Tidegate ingest service."""
 
     kind: Literal["ingest"]
-    token_file: Path | None = None
+    """A Tidegate ingest service, in front of TimescaleDB or PostgreSQL."""
+    token_file: Path | None = Field(default=None, examples=["regional.token"])
+    """A file whose first line is the token that `tidegate ingest token add` printed. A service that takes
+    client certificates needs none.
+    """
 
     @model_validator(mode="after")
     def _known_by(self) -> Self:
@@ -114,14 +139,23 @@ class InfluxDestination(HttpDestination):
     """An InfluxDB, or what speaks its write protocol."""
 
     kind: Literal["influxdb"]
+    """An InfluxDB, or what speaks its write protocol."""
     api: Literal["v1", "v2"] = "v2"
-    org: str | None = None
-    bucket: str | None = None
-    token_file: Path | None = None
-    database: str | None = None
-    retention_policy: str | None = None
-    username: str | None = None
-    password_file: Path | None = None
+    """ "v2" for InfluxDB 2 and 3, "v1" for InfluxDB 1."""
+    org: str | None = Field(default=None, examples=["farm"])
+    """The organisation (v2)."""
+    bucket: str | None = Field(default=None, examples=["sensors"])
+    """The bucket (v2)."""
+    token_file: Path | None = Field(default=None, examples=["cloud.token"])
+    """A file whose first line is the token (v2)."""
+    database: str | None = Field(default=None, examples=["sensors"])
+    """The database (v1)."""
+    retention_policy: str | None = Field(default=None, examples=["autogen"])
+    """The retention policy (v1); the database's default without it."""
+    username: str | None = Field(default=None, examples=["tidegate"])
+    """The user's name (v1), where it asks for one."""
+    password_file: Path | None = Field(default=None, examples=["cloud.password"])
+    """A file whose first line is the user's password (v1)."""
 
     @model_validator(mode="after")
     def _whole(self) -> Self:
@@ -138,12 +172,19 @@ class FileDestination(Destination):
     """Files of line protocol in a folder."""
 
     kind: Literal["file"]
-    directory: Path
+    """Files of line protocol in a folder, for data that leaves on a stick."""
+    directory: Path = Field(examples=["/media/stick/readings"])
+    """The folder to write to."""
     create: bool = True
+    """Whether to make the folder. With false a stick that is not mounted is waited for."""
     rotate_bytes: Count = 64 << 20
+    """A file gets its final name at this size."""
     rotate_s: Seconds = 3600
+    """A file gets its final name when its first reading is so old."""
     compress: bool = True
+    """Whether to write gzip."""
     min_free_bytes: Annotated[int, Field(ge=0)] = 64 << 20
+    """What of the disk stays free for others."""
 
 
 AnyDestination = Annotated[

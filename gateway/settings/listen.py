@@ -17,19 +17,51 @@ class Listen(Table):
     """The gateway's own MQTT server."""
 
     host: str = "127.0.0.1"
+    """The address to listen on; "0.0.0.0" is every IPv4 address of this machine. An address that others can
+    reach needs passwords or client certificates, or the word that everyone there may publish:
+    allow_anonymous = true.
+    """
     port: Port = 1883
+    """The TCP port: 1883 by convention, 8883 with TLS."""
     topic: str = "sensors/{sensor_id}/{sensor_type}"
+    """Which series a topic names. One level of the topic for each member in braces."""
     max_connections: Count = 10_500
+    """Connections beyond it are closed at once, or take the place of one that has said nothing yet."""
     max_packet_bytes: Annotated[int, Field(ge=128, le=268_435_455)] = 1 << 20
-    tls_cert_file: Path | None = None
-    tls_key_file: Path | None = None
-    client_ca_file: Path | None = None
-    client_crl_file: Path | None = None
+    """The largest packet taken."""
+    tls_cert_file: Path | None = Field(default=None, examples=["server.pem"])
+    """PEM: the server's certificate with those that lead to its authority. Files that change are read again
+    for new connections; those that are open go on.
+    """
+    tls_key_file: Path | None = Field(default=None, examples=["server.key"])
+    """PEM: its key, without a password."""
+    client_ca_file: Path | None = Field(default=None, examples=["devices-ca.pem"])
+    """PEM: devices show certificates of these authorities."""
+    client_crl_file: Path | None = Field(default=None, examples=["devices-crl.pem"])
+    """PEM: a certificate that this list names as revoked is turned away."""
     client_certificate: Literal["required", "optional"] = "required"
-    passwords_file: Path | None = None
-    identity: Literal["username", "cn", "san"] | None = None
-    publish_as: Literal["self", "any"] | None = None
-    allow_anonymous: bool | None = None
+    """ "required": no connection without a certificate; where there is a passwords_file, the password is
+    asked for too. "optional": a certificate, or the password. Needs identity = "cn" or "san".
+    """
+    passwords_file: Path | None = Field(default=None, examples=["passwords"])
+    """Names and hashed passwords. `tidegate device add NAME --config FILE` makes and changes it; a running
+    gateway notices at once.
+    """
+    identity: Literal["username", "cn", "san"] | None = Field(default=None, examples=["username"])
+    """Where a device's name comes from: "username", or its certificate's common name ("cn") or only DNS name
+    ("san"). Without it: the user name where there is a passwords_file, the common name otherwise.
+    """
+    publish_as: Literal["self", "any"] | None = Field(default=None, examples=["self"])
+    """ "self": a device publishes under its own name only, as sensor_id NAME or NAME:part. "any": under every
+    name. Without it: "self" as soon as there are passwords or client certificates.
+    """
+    allow_plain_passwords: bool = False
+    """Whether passwords may cross the network readable, without TLS, on an address that others can reach."""
+    allow_anonymous: bool | None = Field(default=None, examples=[False])
+    """Whether clients that show neither are admitted, to publish under any name that is not in
+    passwords_file. Without it: only where nothing is asked of anyone, which host = "127.0.0.1" allows and
+    others do not.
+    """
 
     @field_validator("topic")
     @classmethod
@@ -40,13 +72,7 @@ class Listen(Table):
     @model_validator(mode="after")
     def _is_guarded(self) -> Self:
         """Refuse what contradicts itself, and a door that is open without anyone having said so."""
-        faults = []
-        if (self.tls_cert_file is None) != (self.tls_key_file is None):
-            faults.append("tls_cert_file and tls_key_file go together")
-        if self.client_ca_file is not None and self.tls_cert_file is None:
-            faults.append("client_ca_file needs TLS: give tls_cert_file and tls_key_file")
-        if self.client_crl_file is not None and self.client_ca_file is None:
-            faults.append("client_crl_file revokes certificates of client_ca_file; give that too")
+        faults = self._faults_of_files()
         if self.named_by == "username":
             if self.passwords_file is None and (self.identity is not None or self.publish_as == "self"):
                 faults.append(
@@ -60,9 +86,31 @@ class Listen(Table):
         elif self.client_ca_file is None:
             faults.append(f"identity = {self.named_by!r} needs client_ca_file")
         faults += self._faults_of_anonymity()
+        faults += self._faults_of_plain_passwords()
         if faults:
             raise ValueError("; ".join(faults))
         return self
+
+    def _faults_of_files(self) -> list[str]:
+        faults = []
+        if (self.tls_cert_file is None) != (self.tls_key_file is None):
+            faults.append("tls_cert_file and tls_key_file go together")
+        if self.client_ca_file is not None and self.tls_cert_file is None:
+            faults.append("client_ca_file needs TLS: give tls_cert_file and tls_key_file")
+        if self.client_crl_file is not None and self.client_ca_file is None:
+            faults.append("client_crl_file revokes certificates of client_ca_file; give that too")
+        return faults
+
+    def _faults_of_plain_passwords(self) -> list[str]:
+        readable = self.passwords_file is not None and self.tls_cert_file is None and not self.is_loopback
+        if not readable or self.allow_plain_passwords:
+            return []
+        what = (
+            f"passwords would cross the network readable on {self.host or 'every address'}: give "
+            "tls_cert_file and tls_key_file; where the network itself is trusted, say so with "
+            "allow_plain_passwords = true"
+        )
+        return [what]
 
     def _faults_of_anonymity(self) -> list[str]:
         if self.allow_anonymous is False and not self.authenticates:

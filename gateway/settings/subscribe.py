@@ -14,24 +14,45 @@ from gateway.settings.tables import Name, Table
 class Subscribe(Table):
     """An existing broker that the gateway reads."""
 
-    url: str = Field(description="mqtt://HOST[:PORT] or mqtts://HOST[:PORT]")
-    filters: Annotated[list[str], Field(min_length=1)]
+    url: str = Field(examples=["mqtts://broker.example:8883"])
+    """mqtt://HOST[:PORT] or mqtts://HOST[:PORT]"""
+    filters: Annotated[list[str], Field(min_length=1)] = Field(
+        examples=[["sensors/#", "$share/gateways/plant/#"]]
+    )
+    """Topic filters to subscribe to. With $share/GROUP/ in front several gateways share the load."""
     unsubscribe: list[str] = Field(default_factory=list)
-    name: Name | None = None
-    client_id: str | None = None
+    """Filters of earlier times that the broker's session still has, to be taken off."""
+    name: Name | None = Field(default=None, examples=["broker.example"])
+    """What it is called in the status and in logs; its host without it."""
+    client_id: str | None = Field(default=None, examples=["tidegate-barn-1"])
+    """The session's name at the broker, its own for every table; tidegate-GATEWAY without it."""
     qos: Annotated[int, Field(ge=0, le=2)] = 1
+    """The quality of service to subscribe with. With 0 the broker keeps nothing while this gateway is away.
+    """
     retained: bool = False
-    username: str | None = None
-    password_file: Path | None = None
-    ca_file: Path | None = None
-    cert_file: Path | None = None
-    key_file: Path | None = None
-    server_name: str | None = None
+    """Whether messages that the broker retains are taken at the first subscription."""
+    username: str | None = Field(default=None, examples=["barn-1"])
+    """The user name to show."""
+    password_file: Path | None = Field(default=None, examples=["broker.password"])
+    """A file whose first line is the password."""
+    ca_file: Path | None = Field(default=None, examples=["broker-ca.pem"])
+    """PEM: trust these authorities instead of the system's."""
+    cert_file: Path | None = Field(default=None, examples=["gateway.pem"])
+    """PEM: this gateway's certificate."""
+    key_file: Path | None = Field(default=None, examples=["gateway.key"])
+    """PEM: the key of cert_file, without a password."""
+    server_name: str | None = Field(default=None, examples=["broker.example"])
+    """The name the broker's certificate is for, where it is not the address's."""
     receive_maximum: Annotated[int, Field(ge=1, le=65_535)] = 5_000
+    """Messages that may be on their way without an acknowledgement."""
     session_expiry_s: Annotated[int, Field(ge=0, le=4_294_967_295)] = 2_592_000
+    """How long the broker keeps the session, and what comes for it, while this gateway is away."""
     keep_alive_s: Annotated[int, Field(ge=0, le=65_535)] = 60
+    """The longest silence before the connection is tried; 0 for never."""
     max_packet_bytes: Annotated[int, Field(ge=256, le=268_435_455)] = 8 << 20
+    """The largest packet taken."""
     broker_reviewed: bool = False
+    """Whether the broker's own limits were looked at; then the warning at the start is left out."""
 
     @field_validator("url")
     @classmethod

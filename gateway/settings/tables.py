@@ -24,6 +24,6 @@ HttpUrl = Annotated[str, AfterValidator(_http_url)]
 
 
 class Table(BaseModel):
-    """A table of the file. Unknown keys are faults."""
+    """A table of the file. Unknown keys are faults; the docstring under a key is its description."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)

@@ -37,7 +37,7 @@ def config(tmp_path):
     path = tmp_path / "gateway.toml"
     path.write_text(
         'gateway_id = "g"\n[spool]\npath = "spool.db"\n'
-        '[ingress.listen]\nhost = "0.0.0.0"\npasswords_file = "passwords"\n'
+        '[ingress.listen]\nhost = "0.0.0.0"\npasswords_file = "passwords"\nallow_plain_passwords = true\n'
     )
     return path
 
