@@ -12,6 +12,7 @@ from cloud_sync import wire
 from cloud_sync.destinations.ingest_client import IngestClient
 from cloud_sync.destinations.timescaledb import TimescaleSink
 from cloud_sync.ingest import serve, tokens
+from cloud_sync.ingest.server import bind
 from cloud_sync.ingest.settings import IngestSettings
 
 if TYPE_CHECKING:
@@ -55,7 +56,7 @@ async def running(
         }
     )
     sink = TimescaleSink(dsn)
-    bound = serve.bind("127.0.0.1", 0)
+    bound = bind("127.0.0.1", 0)
     stop = asyncio.Event()
     task = asyncio.create_task(serve.serve(settings, sink, tokens.TokenFile(tokens_file), bound, stop))
     scheme = "http" if tls is None else "https"

@@ -9,66 +9,22 @@ Every function runs inside the transaction that holds the gateway's lock, except
 from __future__ import annotations
 
 from collections import defaultdict
-from fractions import Fraction
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any
 
+from cloud_sync import applied
+from cloud_sync.applied import AppliedRange, DeclaredLoss, PartEntry, Progress
 from cloud_sync.database import statements
-from cloud_sync.errors import Refused
 from cloud_sync.records import Batch, BatchRange, Receipt, RecordClass
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-    from datetime import datetime, timedelta
+    from datetime import timedelta
     from uuid import UUID
 
     import asyncpg
 
+    from cloud_sync.applied import Covered
+
 _SQL = statements.named("regional.sql")
-
-Covered = Literal["covered"]
-"""The range lies inside what was applied, but was applied in other pieces: only its rows can tell."""
-
-
-class RangeConflict(Refused):
-    """A range that cannot be applied: part of it was, or it was with other contents.
-
-    `reason` is range_overlap or range_mismatch.
-    """
-
-
-class AppliedRange(NamedTuple):
-    """Adjacent applied ranges of one gateway, epoch and class as one, and what became of their rows.
-
-    `complete` is False for a single range of which parts are still missing.
-    """
-
-    range: BatchRange
-    rows: int
-    stored: int
-    duplicates: int
-    conflicts: int
-    refused: int
-    complete: bool
-
-
-class DeclaredLoss(NamedTuple):
-    """Rows that a gateway gave up, why, and in which coarser form they survive ("" for none)."""
-
-    range: BatchRange
-    rows: int
-    reason: str
-    survives: str
-    declared_at: datetime
-
-
-class Progress(NamedTuple):
-    """What is known of one gateway; when it first and last delivered, by the database's clock."""
-
-    gateway_id: str
-    first_seen: datetime
-    last_seen: datetime
-    ranges: Sequence[AppliedRange]
-    declared: Sequence[DeclaredLoss]
 
 
 async def lock(connection: asyncpg.Connection[Any], gateway_id: str) -> None:
@@ -86,43 +42,16 @@ async def earlier_receipt(connection: asyncpg.Connection[Any], batch: Batch) -> 
     found = await connection.fetchrow(
         _SQL["newest_range_up_to"], wanted.gateway_id, wanted.epoch, wanted.record_class, wanted.last_commit
     )
-    if found is None or found["last_commit"] < wanted.first_commit:
+    if found is None:
         return None
-    if (found["first_commit"], found["last_commit"]) == (wanted.first_commit, wanted.last_commit):
-        return await _earlier_part(connection, batch)
-    if found["first_commit"] <= wanted.first_commit and wanted.last_commit <= found["last_commit"]:
-        if found["parts"] == 1:
-            return "covered"
-        raise RangeConflict(f"{wanted}: a longer range was applied in parts before", "range_overlap")
-    applied = f"{found['first_commit']}..{found['last_commit']}"
-    raise RangeConflict(f"{wanted}: {applied} was applied before", "range_overlap")
-
-
-async def _earlier_part(connection: asyncpg.Connection[Any], batch: Batch) -> Receipt | Covered | None:
-    """As `earlier_receipt`, for a range that was applied as a whole or in parts."""
-    wanted = batch.range
+    first, last = found["first_commit"], found["last_commit"]
+    known = applied.known_range(wanted, first, last, in_parts=found["parts"] > 1)
+    if known != "same":
+        return known
     entries = await connection.fetch(
         _SQL["entries_reaching_into_part"], *wanted[:4], wanted.part, wanted.parts
     )
-    if not entries:
-        return None
-    same = next((e for e in entries if (e["part"], e["parts"]) == (wanted.part, wanted.parts)), None)
-    if same is None:
-        if _covered(wanted, [(e["part"], e["parts"]) for e in entries]):
-            return "covered"
-        raise RangeConflict(f"{wanted}: was applied in other parts before", "range_overlap")
-    if (same["rows"], same["min_time_us"], same["max_time_us"]) != (batch.rows, *_time_range_us(batch)):
-        raise RangeConflict(f"{wanted}: was applied before with other readings", "range_mismatch")
-    return Receipt(same["rows"], same["stored"], same["duplicates"], same["conflicts"], applied_before=True)
-
-
-def _covered(wanted: BatchRange, entries: list[tuple[int, int]]) -> bool:
-    """Whether parts that do not overlap each other leave nothing of the wanted part out."""
-    begin, end = Fraction(wanted.part - 1, wanted.parts), Fraction(wanted.part, wanted.parts)
-    held = (
-        min(end, Fraction(part, parts)) - max(begin, Fraction(part - 1, parts)) for part, parts in entries
-    )
-    return sum(held) == end - begin
+    return applied.known_part(batch, [PartEntry(*(e[name] for name in PartEntry._fields)) for e in entries])
 
 
 async def enter(connection: asyncpg.Connection[Any], batch: Batch, receipt: Receipt) -> None:
@@ -135,7 +64,7 @@ async def enter(connection: asyncpg.Connection[Any], batch: Batch, receipt: Rece
         receipt.duplicates,
         receipt.conflicts,
         batch.refused,
-        *_time_range_us(batch),
+        *applied.time_range_us(batch),
     )
 
 
@@ -173,8 +102,3 @@ def _range_of(row: Any) -> BatchRange:
     return BatchRange(
         row["gateway_id"], row["epoch"], RecordClass(row["class"]), row["first_commit"], row["last_commit"]
     )
-
-
-def _time_range_us(batch: Batch) -> tuple[int | None, int | None]:
-    times = batch.readings.time_us
-    return (int(times.min()), int(times.max())) if len(times) else (None, None)

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 import asyncpg
 
 from cloud_sync import wire
+from cloud_sync.applied import RangeConflict
 from cloud_sync.database import copying, faults, ledger, schema, storing
 from cloud_sync.database.directory import SeriesDirectory, newest_times
 from cloud_sync.database.late import LateRows
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from cloud_sync.applied import Progress
     from cloud_sync.database.storing import Source
     from cloud_sync.records import Series
 
@@ -158,9 +160,7 @@ class TimescaleSink:
         await self._make_way(readings)
         return await self.transact(work)
 
-    async def progress(
-        self, gateway_id: str | None = None, epoch: UUID | None = None
-    ) -> list[ledger.Progress]:
+    async def progress(self, gateway_id: str | None = None, epoch: UUID | None = None) -> list[Progress]:
         """What has been applied of one gateway or of all, of one epoch or of all."""
         return await self.transact(lambda connection: ledger.progress(connection, gateway_id, epoch))
 
@@ -267,7 +267,7 @@ async def _recognised(
     """The answer to a batch whose range was applied in other pieces: its rows are there, or it is refused."""
     found = await storing.recognise(connection, batch.readings, series_no)
     if found is None:
-        raise ledger.RangeConflict(f"{batch.range}: was applied before with other readings", "range_overlap")
+        raise RangeConflict(f"{batch.range}: was applied before with other readings", "range_overlap")
     return found
 
 

@@ -4,7 +4,7 @@
 403  other_gateway, other_scope      408  body_too_slow      413  body_too_large      415  media_type
 409  range_overlap, range_mismatch
 422  every other code of Refused: the database cannot hold what the batch says
-503  busy, database_away, with Retry-After
+429  busy: too many requests of one caller      503  busy, database_away; both with Retry-After
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Any
 
 from starlette.responses import JSONResponse
 
-from cloud_sync.database.ledger import RangeConflict
+from cloud_sync.applied import RangeConflict
 
 if TYPE_CHECKING:
-    from cloud_sync.database.ledger import DeclaredLoss, Progress
+    from cloud_sync.applied import DeclaredLoss, Progress
     from cloud_sync.errors import DeliveryError
     from cloud_sync.records import BatchRange, Receipt
 

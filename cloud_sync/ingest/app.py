@@ -39,7 +39,7 @@ from cloud_sync.records import Receipt
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
 
-    from cloud_sync.database.ledger import Progress
+    from cloud_sync.applied import Progress
     from cloud_sync.ingest.callers import Callers
     from cloud_sync.ingest.intake import Body, Intake
     from cloud_sync.ingest.metrics import IngestMetrics

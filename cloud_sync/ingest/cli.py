@@ -20,8 +20,9 @@ from cloud_sync.errors import DeliveryError
 from cloud_sync.ingest import loading, overview, tokens, volumes
 from cloud_sync.ingest import settings as settings_of_ingest
 from cloud_sync.ingest.answers import progress_answer
-from cloud_sync.ingest.serve import CannotStartError, build_sink
+from cloud_sync.ingest.serve import build_sink
 from cloud_sync.ingest.serve import run as run_service
+from cloud_sync.ingest.server import CannotStartError
 from cloud_sync.settings_file import SettingsFault
 
 if TYPE_CHECKING:

@@ -61,13 +61,14 @@ class Intake:
             retry_after_s: what it is asked to wait when there is no room; the limits' own by default.
 
         Raises:
-            Rejection: 503 when too many are in progress.
+            Rejection: 503 when too many are in progress, 429 when too many of this caller's are.
         """
         wait_s = self.limits.retry_after_s if retry_after_s is None else retry_after_s
         if self.requests >= self.limits.requests:
             raise _busy(f"{self.requests} requests are in progress", wait_s)
         if self._of_caller[caller] >= self.limits.requests_each:
-            raise _busy(f"{self._of_caller[caller]} requests of {caller} are in progress", wait_s)
+            message = f"{self._of_caller[caller]} requests of {caller} are in progress"
+            raise Rejection(429, "busy", message, retry_after_s=wait_s)
         self.requests += 1
         self._of_caller[caller] += 1
         body = Body(self)

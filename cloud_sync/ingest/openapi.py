@@ -27,6 +27,7 @@ _FAULTS = {
     413: "Too large: send less at a time.",
     415: "The Content-Type or Content-Encoding is not taken.",
     422: "The database cannot hold what the body says, or the Idempotency-Key came with another body.",
+    429: "Too many requests of this caller are in progress. Repeat, not before Retry-After.",
     503: "No room now, or the database is away. Repeat, not before Retry-After.",
 }
 
@@ -176,7 +177,7 @@ def _responses(schema: dict[str, Any] | None, *faults: int) -> dict[str, Any]:
 
 
 def _fault(status: int) -> dict[str, Any]:
-    headers = {"Retry-After": {"schema": _INTEGER, "description": "seconds"}} if status == 503 else {}  # noqa: PLR2004 - HTTP
+    headers = {"Retry-After": {"schema": _INTEGER, "description": "seconds"}} if status in (429, 503) else {}
     content = {"application/json": {"schema": _ref("Fault")}}
     return {"description": _FAULTS[status], "headers": headers, "content": content}
 

@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from datetime import datetime
 
-    from cloud_sync.database.ledger import AppliedRange, DeclaredLoss, Progress
+    from cloud_sync.applied import AppliedRange, DeclaredLoss, Progress
 
 _GAPS_SHOWN = 5
 _MINUTE, _HOUR, _DAY = 60, 3600, 86_400

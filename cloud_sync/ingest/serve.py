@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import signal
-import socket
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
@@ -22,13 +20,14 @@ from cloud_sync.ingest.callers import Callers
 from cloud_sync.ingest.certificates import CertificateProtocol, server_context
 from cloud_sync.ingest.intake import Intake, IntakeLimits
 from cloud_sync.ingest.metrics import IngestMetrics
+from cloud_sync.ingest.server import CannotStartError, Server, bind
 from cloud_sync.ingest.tokens import TokenFile
 from cloud_sync.ingest.turns import Turns
 from cloud_sync.wire import WireLimits
 
 if TYPE_CHECKING:
+    import socket
     import ssl
-    from collections.abc import Iterator
     from pathlib import Path
 
     from cloud_sync.ingest.settings import Database, IngestSettings, Limits, Tls
@@ -37,18 +36,6 @@ _log = logging.getLogger(__name__)
 _FIRST_PAUSE_S = 0.5
 _LONGEST_PAUSE_S = 15.0
 _KEEP_ALIVE_S = 75
-
-
-class CannotStartError(Exception):
-    """The service cannot start as it is configured; the message is for a person."""
-
-
-class _Server(uvicorn.Server):
-    """uvicorn without its signal handlers: it would end the process by the signal instead of with 0."""
-
-    @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        yield
 
 
 def build_sink(database: Database, dsn: str) -> TimescaleSink:
@@ -89,28 +76,6 @@ async def run(path: Path) -> None:
         await sink.aclose()
 
 
-def bind(host: str, port: int) -> socket.socket:
-    """A listening socket.
-
-    Raises:
-        CannotStartError: the address is in use, or not ours.
-    """
-    try:
-        family, _, _, _, address = socket.getaddrinfo(
-            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-        )[0]
-        bound = socket.create_server(address[:2], family=family, backlog=1024)
-    except OSError as fault:
-        reason = fault.strerror or str(fault)
-        raise CannotStartError(
-            f"cannot listen on {host}:{port} (listen.host, listen.port): {reason}"
-        ) from fault
-    # Accepted connections inherit it. asyncio sets it by itself only where the socket's protocol number is
-    # given, and without it every answer waits 40 ms for the client's delayed acknowledgement.
-    bound.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    return bound
-
-
 async def serve(
     settings: IngestSettings,
     sink: TimescaleSink,
@@ -141,7 +106,7 @@ async def serve(
         timeout_keep_alive=_KEEP_ALIVE_S,
         timeout_graceful_shutdown=max(1, int(settings.stop_within_s)),
     )
-    server = _Server(config)
+    server = Server(config)
     too_new: ExceptionGroup[SchemaTooNewError] | None = None
     try:
         async with asyncio.TaskGroup() as tasks:

@@ -12,7 +12,7 @@ import asyncpg
 import pytest
 
 from cloud_sync import wire
-from cloud_sync.database.ledger import RangeConflict
+from cloud_sync.applied import RangeConflict
 from cloud_sync.destinations.timescaledb import TimescaleSink
 from cloud_sync.records import Batch, Readings, Receipt
 from tests.wire_examples import SECOND_US, START_US, batch, readings

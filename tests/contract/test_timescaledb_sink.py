@@ -13,8 +13,8 @@ import asyncpg
 import numpy as np
 import pytest
 
+from cloud_sync.applied import RangeConflict
 from cloud_sync.database import schema, statements
-from cloud_sync.database.ledger import RangeConflict
 from cloud_sync.destinations.timescaledb import TimescaleSink
 from cloud_sync.errors import Refused, RetryLater, Unauthorised
 from cloud_sync.records import SEQ_ABSENT, Batch, Readings, Receipt, RecordClass, Series

@@ -19,7 +19,8 @@ import zstandard
 from cloud_sync import wire
 from cloud_sync.destinations.ingest_client import IngestClient
 from cloud_sync.errors import Refused, RetryLater, TooLarge, Unauthorised
-from cloud_sync.ingest import serve, tokens
+from cloud_sync.ingest import tokens
+from cloud_sync.ingest.server import bind
 from cloud_sync.records import BatchRange, Receipt, RecordClass
 from tests.ingest_service import MEDIA, Service, running
 from tests.wire_examples import EPOCH, batch, from_rows, readings
@@ -219,7 +220,7 @@ async def test_a_body_of_another_kind_or_too_long_is_refused_while_it_arrives(se
 
 
 def test_answers_do_not_wait_for_the_clients_delayed_acknowledgement():
-    with serve.bind("127.0.0.1", 0) as bound, socket.create_connection(bound.getsockname()):
+    with bind("127.0.0.1", 0) as bound, socket.create_connection(bound.getsockname()):
         accepted, _ = bound.accept()
         with accepted:
             assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY) == 1
@@ -279,7 +280,7 @@ async def test_one_gateway_cannot_take_every_place(postgres_dsn, tmp_path):
             await asyncio.sleep(0.01)
 
         status, answer = await service.post(wire.encode(batch(4)))
-        assert (status, answer["error"]) == (503, "busy")
+        assert (status, answer["error"]) == (429, "busy")
         assert "of gw-1" in answer["message"]
         other = service.client(tokens.add(service.tokens_file, "gw-2"))
         sending = asyncio.create_task(other.send(other.encode(batch(1, gateway_id="gw-2"))))

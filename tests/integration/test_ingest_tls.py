@@ -13,6 +13,7 @@ import pytest
 from cloud_sync import wire
 from cloud_sync.ingest import serve
 from cloud_sync.ingest.certificates import names_of
+from cloud_sync.ingest.server import CannotStartError
 from cloud_sync.ingest.settings import Tls
 from tests.ingest_service import MEDIA, Service, running
 from tests.wire_examples import batch
@@ -133,7 +134,7 @@ def test_files_that_cannot_be_used_are_told_in_words(tmp_path, authority):
         {"cert_file": cert, "key_file": authority.folder / "ca.key"},
         {"cert_file": cert, "key_file": key, "client_ca_file": wrong},
     ):
-        with pytest.raises(serve.CannotStartError, match=r"cannot use the files of \[tls\]"):
+        with pytest.raises(CannotStartError, match=r"cannot use the files of \[tls\]"):
             serve.tls_context(Tls.model_validate(broken))
     with pytest.raises(ValueError, match="needs client_ca_file"):
         Tls.model_validate({"cert_file": cert, "key_file": key, "client_certificates": "required"})
