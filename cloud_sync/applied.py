@@ -122,7 +122,7 @@ def known_part(batch: Batch, entries: Sequence[PartEntry]) -> Receipt | Covered 
 
 def time_range_us(batch: Batch) -> tuple[int | None, int | None]:
     """The smallest and largest time of a batch, None each when it has no rows."""
-    times = batch.readings.time_us
+    times = batch.records.time_us
     return (int(times.min()), int(times.max())) if len(times) else (None, None)
 
 

@@ -27,10 +27,12 @@ from gateway.spool.quarantine import QuarantineItem
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from cloud_sync.records import Readings
     from gateway.ingress.formats.json_reading import JsonReading
     from gateway.ingress.intake import Acknowledger
     from gateway.ingress.packets import Publish
-    from gateway.spool.appender import Appended, Appender
+    from gateway.spool.appender import Appender
+    from gateway.spool.lots import Appended, Note
     from gateway.spool.series import SeriesBook
 
 _log = logging.getLogger(__name__)
@@ -41,6 +43,7 @@ _KNOWN_TOPICS_MAX = 200_000
 _ATTRIBUTE_STATES_MAX = 100
 
 _OVERHEAD_BYTES = 256  # what one waiting publish costs beside its payload
+_ROW_BYTES = 48  # of a reading in columns
 
 
 @dataclass(slots=True)
@@ -109,6 +112,7 @@ class Committer:
         self._topics: dict[bytes, _Topic] = {}
         self._group = Group()
         self._owed: list[tuple[Acknowledger, list[Publish]]] = []
+        self._promised: list[asyncio.Future[Appended]] = []
         self._wake = asyncio.Event()
         self._pressed = False
         self._pending_bytes = 0
@@ -132,6 +136,29 @@ class Committer:
         """Take one payload nobody waits for, such as the gateway's own metrics."""
         self._take(source, topic, payload, self._clock_us())
         self._grow(len(payload))
+
+    def bring(
+        self,
+        readings: Readings,
+        items: Sequence[QuarantineItem] = (),
+        note: Note | None = None,
+    ) -> asyncio.Future[Appended]:
+        """Take what one request brought, as a lot; the future tells what became of it once it is durable.
+
+        Args:
+            readings: in columns, their series by the spool's numbers; may be none.
+            items: bad input that came with them.
+            note: writes what is to be remembered of the lot, in the same transaction.
+
+        The lot is committed whether or not anyone waits. The future may raise SpoolFull: nothing was taken.
+        """
+        promised: asyncio.Future[Appended] = asyncio.get_running_loop().create_future()
+        promised.add_done_callback(_look_at)
+        self._group.add_lot(readings, note)
+        self._group.items += items
+        self._promised.append(promised)
+        self._grow(readings.rows * _ROW_BYTES + len(items) * _OVERHEAD_BYTES)
+        return promised
 
     async def run(self) -> None:
         """Commit groups until `finish` is called and nothing is left to commit."""
@@ -159,18 +186,25 @@ class Committer:
             await asyncio.sleep(self._interval_s - since_last_s)
         self._last_commit_at = time.monotonic()
         group, owed, pending = self._group, self._owed, self._pending_bytes
-        self._group, self._owed = Group(), []
+        promised = self._promised
+        self._group, self._owed, self._promised = Group(), [], []
         started = time.perf_counter()
         try:
             appended = await self._append(group)
-        except SpoolFull:
+        except SpoolFull as fault:
             for source, batch in owed:
                 source.refuse(batch, QUOTA_EXCEEDED)
                 self.counters.refused_publishes += len(batch)
+            for future in promised:
+                if not future.done():
+                    future.set_exception(fault)
             self._shrink(pending)
             return 0
         for source, batch in owed:
             source.acknowledge(batch)
+        for future, of_lot in zip(promised, appended.lots, strict=True):
+            if not future.done():  # its request was given up
+                future.set_result(of_lot)
         point("after_ack")
         self.counters.committed(
             group, appended, sum(len(batch) for _, batch in owed), time.perf_counter() - started
@@ -183,7 +217,10 @@ class Committer:
         while True:
             try:
                 appended = await self._appender.append(
-                    group.readings() if group.rows else None, group.items, now_us=self._clock_us()
+                    group.readings() if group.rows else None,
+                    group.items,
+                    now_us=self._clock_us(),
+                    lots=group.lots,
                 )
             except SpoolError as fault:
                 if not self.counters.holding_reason:
@@ -289,7 +326,7 @@ class Committer:
         )
 
     def _pending(self) -> bool:
-        return bool(self._group.rows or self._group.items or self._owed)
+        return bool(self._group.rows or self._group.items or self._owed or self._promised)
 
     def _grow(self, size: int) -> None:
         self._pending_bytes += size
@@ -303,6 +340,12 @@ class Committer:
         if self._pressed and self._pending_bytes <= self._max_pending_bytes // 2:
             self._pressed = False
             self.on_pressure(False)
+
+
+def _look_at(promised: asyncio.Future[Appended]) -> None:
+    """Retrieve what a future holds, so that one nobody waits for any more is not complained about."""
+    if not promised.cancelled():
+        promised.exception()
 
 
 def _text(value: object) -> str:

@@ -15,11 +15,13 @@ import numpy as np
 
 from cloud_sync.records import DTYPES, SEQ_ABSENT, Flag, Readings
 from gateway.ingress.instants import MICROSECONDS_FROM, MICROSECONDS_TO, BadInstant, instant_us
+from gateway.spool.lots import Lot
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from gateway.ingress.formats.json_reading import JsonReading
+    from gateway.spool.lots import Note
     from gateway.spool.quarantine import QuarantineItem
 
 _NAN = math.nan
@@ -38,16 +40,29 @@ class BadReading(ValueError):  # noqa: N818 - said of the input, not of the prog
 
 
 class Group:
-    """Readings of one group commit to be, each packed into a row of `_TABLE`: nothing else is kept of it."""
+    """Readings of one group commit to be, each packed into a row of `_TABLE`: nothing else is kept of it.
+
+    What comes in columns stays in columns, and comes first.
+    """
 
     def __init__(self) -> None:
         self.items: list[QuarantineItem] = []
+        self.lots: list[Lot] = []
+        self._columns: list[Readings] = []
+        self._columns_rows = 0
         self._packed = bytearray()
 
     @property
     def rows(self) -> int:
         """Readings gathered."""
-        return len(self._packed) // _TABLE.itemsize
+        return self._columns_rows + len(self._packed) // _TABLE.itemsize
+
+    def add_lot(self, readings: Readings, note: Note | None) -> None:
+        """Take readings in columns, in any number, as a lot of their own."""
+        start, self._columns_rows = self._columns_rows, self._columns_rows + readings.rows
+        self.lots.append(Lot(slice(start, self._columns_rows), note))
+        if readings.rows:
+            self._columns.append(readings)
 
     def add(self, series_no: int, reading: JsonReading, *, assigned_us: int) -> None:
         """Take one reading of a series; `assigned_us` stands in when the device sent no time.
@@ -96,6 +111,7 @@ class Group:
         return True
 
     def readings(self) -> Readings:
-        """What was gathered, as columns, in order of arrival."""
+        """What was gathered, as columns: the lots, then the others, each in order of arrival."""
         table = np.frombuffer(self._packed, _TABLE)
-        return Readings(*(table[name].astype(dtype) for name, dtype in DTYPES.items()))
+        packed = Readings(*(table[name].astype(dtype) for name, dtype in DTYPES.items()))
+        return Readings.concat([*self._columns, packed]) if self._columns else packed

@@ -19,10 +19,11 @@ from gateway.operate.quarantine_items import Item
 from gateway.operate.spool_file import opened
 from gateway.operate.spool_walk import SQL
 from gateway.operate.watcher import Nobody, Watcher
-from gateway.spool.appender import Appended, Appender
+from gateway.spool.appender import Appender
 from gateway.spool.database import Database
 from gateway.spool.duplicates import Duplicates
 from gateway.spool.errors import SpoolFailed
+from gateway.spool.lots import Appended
 from gateway.spool.segments import Segments
 from gateway.spool.series import DEFAULT_MAX_SERIES, SeriesBook
 
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 
     from cloud_sync.records import Readings
     from gateway.ingress.topics import TopicTemplate
+    from gateway.spool.lots import Lot
     from gateway.spool.quarantine import QuarantineItem
 
 _PUBLISHED = frozenset({"listen", "subscribe", "http", "host"})
@@ -74,6 +76,7 @@ class _Rehearsal(Appender):
         items: Sequence[QuarantineItem],
         *,
         now_us: int,  # noqa: ARG002 - the signature of what it stands in for
+        lots: Sequence[Lot] = (),  # noqa: ARG002 - as above
     ) -> Appended:
         self.rows, self.items = 0 if readings is None else readings.rows, items
         return Appended(self.rows, 0, 0)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import time
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
 import msgspec
@@ -12,6 +11,7 @@ import numpy as np
 
 from gateway.spool.capacity import Capacity
 from gateway.spool.crashpoints import point
+from gateway.spool.lots import Appended, notes_of, of_lots
 from gateway.spool.quarantine import QuarantineItem
 from gateway.spool.segments import Sealed, seal
 
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from cloud_sync.records import Readings
     from gateway.spool.database import Database
     from gateway.spool.duplicates import Duplicates, Screened
+    from gateway.spool.lots import Lot
     from gateway.spool.segments import Segments
     from gateway.spool.series import SeriesBook
 
@@ -28,15 +29,6 @@ _INLINE_ROWS = 4096
 _ROOM_HOLDS_S = 0.25  # room that was there is taken for granted so long
 
 T = TypeVar("T")
-
-
-@dataclass(frozen=True, slots=True)
-class Appended:
-    """What became of one group: `stored + duplicates + conflicts` is what was handed over."""
-
-    stored: int
-    duplicates: int
-    conflicts: int
 
 
 class Appender:
@@ -59,7 +51,12 @@ class Appender:
         self._turn = asyncio.Lock()
 
     async def append(
-        self, readings: Readings | None, items: Sequence[QuarantineItem], *, now_us: int
+        self,
+        readings: Readings | None,
+        items: Sequence[QuarantineItem],
+        *,
+        now_us: int,
+        lots: Sequence[Lot] = (),
     ) -> Appended:
         """Make a group durable. On return it is fsynced (promise 1).
 
@@ -67,29 +64,51 @@ class Appender:
             SpoolFull, SpoolFailed: nothing was written; the same call may be made again.
         """
         async with self._turn:
-            return await self._append(readings, items, now_us)
+            return await self._append(readings, items, now_us, lots)
+
+    async def recognise(self, readings: Readings) -> Appended | None:
+        """What readings are that are all in the spool already; None when one of them is not."""
+        if readings.rows == 0:
+            return Appended(0, 0, 0)
+        async with self._turn:
+            screened = await _offload(readings.rows, lambda: self._duplicates.screen(readings))
+            if screened.late.any():
+                await self._duplicates.resolve(screened)
+        if screened.keep.any():
+            return None
+        return Appended(0, screened.duplicates, int(screened.conflicting.sum()))
 
     async def _append(
-        self, readings: Readings | None, items: Sequence[QuarantineItem], now_us: int
+        self,
+        readings: Readings | None,
+        items: Sequence[QuarantineItem],
+        now_us: int,
+        lots: Sequence[Lot],
     ) -> Appended:
         await self._require_room()
         if readings is None or readings.rows == 0:
-            if items:
-                await self._segments.append((), items, now_us=now_us)
-            return Appended(0, 0, 0)
+            nothing = Appended(0, 0, 0)
+            by_lot = (nothing,) * len(lots)
+            if items or lots:
+                await self._segments.append((), items, now_us=now_us, notes=notes_of(lots, by_lot))
+            return Appended(0, 0, 0, by_lot)
         screened, sealed = await _offload(readings.rows, lambda: self._screen_and_seal(readings))
         if sealed is None:
             await self._duplicates.resolve(screened)
             sealed = await _offload(readings.rows, lambda: seal(screened.new))
         conflicts = screened.conflicts
+        by_lot = of_lots(screened, lots)
         point("before_append")
         positions = await self._segments.append(
-            sealed, [*items, *self._conflict_items(conflicts, now_us)], now_us=now_us
+            sealed,
+            [*items, *self._conflict_items(conflicts, now_us)],
+            now_us=now_us,
+            notes=notes_of(lots, by_lot),
         )
         for position, run in zip(positions, sealed, strict=True):
             self._duplicates.stored(position, run.readings)
         point("after_append")
-        return Appended(sum(run.rows for run in sealed), screened.duplicates, conflicts.rows)
+        return Appended(sum(run.rows for run in sealed), screened.duplicates, conflicts.rows, by_lot)
 
     async def _require_room(self) -> None:
         if time.monotonic() < self._room_until:

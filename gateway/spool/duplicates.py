@@ -58,10 +58,11 @@ class Screened(NamedTuple):
     """Readings in canonical order, with what can be said of them without the file; arrays of shape (rows,).
 
     `keep` is false for those that came twice, `conflicting` is true where the value differed from the first,
-    `late` is true for those that the file has to be asked about.
+    `late` is true for those that the file has to be asked about. `arrival` is where each was before.
     """
 
     readings: Readings
+    arrival: NDArray[np.intp]
     identity: NDArray[np.int32]
     keep: NDArray[np.bool_]
     conflicting: NDArray[np.bool_]
@@ -118,7 +119,7 @@ class Duplicates:
         conflicting = np.zeros(ordered.rows, np.bool_)
         _strike_repeats(identity, ordered, arrival, keep, conflicting)
         late = ordered.time_us <= self._marks[identity]
-        return Screened(ordered, identity, keep, conflicting, late)
+        return Screened(ordered, arrival, identity, keep, conflicting, late)
 
     async def resolve(self, screened: Screened) -> None:
         """Look every late reading up exactly; `keep` and `conflicting` say the rest afterwards."""

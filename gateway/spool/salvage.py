@@ -27,7 +27,19 @@ _SIDE_FILES = ("", "-wal", "-shm")
 _DAMAGED_CODES = frozenset({sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_FORMAT})
 _DAMAGED_WORDS = ("unsupported file format", "malformed", "no such table", "no such column", "no such index")
 _CHECKED_BELOW_BYTES = 256 << 20
-_COPIED = ("series", "series_mark", "destination", "delivered", "batch", "quarantine", "damaged", "meta")
+_COPIED = {
+    "series": 0,
+    "series_mark": 0,
+    "destination": 1,
+    "delivered": 3,
+    "batch": 3,
+    "received": 6,
+    "answered": 2,
+    "quarantine": 0,
+    "damaged": 0,
+    "meta": 1,
+}
+"""What is taken over, and how many columns at the front of a table are its key; 0 where that is the rowid."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,14 +148,13 @@ def _opened(aside: Path) -> sqlite3.Connection:
 def _rows(old: sqlite3.Connection, table: str) -> Iterator[tuple[Any, ...]]:
     """The rows of a table, from both ends towards whatever cannot be read between them."""
     seen: set[object] = set()
-    key = {"meta": "key", "destination": "name"}.get(table, "rowid")
-    if table in ("delivered", "batch"):
-        key = "destination, class, first_commit"
+    columns_of_key = _COPIED.get(table, 0)
+    key = [str(number + 1) for number in range(columns_of_key)] or ["rowid"]
     for order in ("ASC", "DESC"):
-        ordered = ", ".join(f"{column} {order}" for column in key.split(", "))
+        ordered = ", ".join(f"{column} {order}" for column in key)
         try:
             for row in old.execute(f"SELECT * FROM {table} ORDER BY {ordered}"):  # noqa: S608 - our own names
-                identity = row[:3] if "," in key else row[0]
+                identity = row[: columns_of_key or 1]
                 if identity in seen:
                     return
                 seen.add(identity)

@@ -19,7 +19,7 @@ from gateway.spool.series import write_series
 
 if TYPE_CHECKING:
     import sqlite3
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from gateway.spool.database import Database
     from gateway.spool.series import SeriesBook
@@ -101,11 +101,16 @@ class Segments:
         return self._counters[record_class].rows
 
     async def append(
-        self, sealed: Sequence[Sealed], items: Sequence[QuarantineItem], *, now_us: int
+        self,
+        sealed: Sequence[Sealed],
+        items: Sequence[QuarantineItem],
+        *,
+        now_us: int,
+        notes: Sequence[Callable[[sqlite3.Connection], None]] = (),
     ) -> list[int]:
         """One group commit: segments (mostly one) and quarantine rows, fsynced together (promise 1).
 
-        Returns the position of each new segment.
+        Returns the position of each new segment. `notes` write what else belongs to the group.
 
         Raises:
             SpoolFull, SpoolFailed: nothing was written; the same call may be made again.
@@ -117,6 +122,8 @@ class Segments:
                 write_series(connection, new_series)
             if items:
                 write_items(connection, items)
+            for note in notes:
+                note(connection)
             return self._insert(connection, sealed, now_us)
 
         self._counters, positions = await self._database.write(work)

@@ -27,11 +27,12 @@ from hypothesis.stateful import (
 )
 
 from cloud_sync.records import SEQ_ABSENT, Readings, RecordClass, Series
-from gateway.spool.appender import Appended, Appender
+from gateway.spool.appender import Appender
 from gateway.spool.compaction import Compaction
 from gateway.spool.database import Database
 from gateway.spool.deliveries import Deliveries
 from gateway.spool.duplicates import Duplicates
+from gateway.spool.lots import Appended
 from gateway.spool.retention import Retention
 from gateway.spool.segments import Segments, commit_of, span_of
 from gateway.spool.series import SeriesBook

@@ -86,6 +86,38 @@ CREATE TABLE part (
     PRIMARY KEY (destination, class, first_commit, parts, part)
 ) WITHOUT ROWID;
 
+-- What other gateways have delivered here: an entry a batch, old ones that lie side by side merged. Their times
+-- are null where every row was refused.
+CREATE TABLE received (
+    gateway_id   TEXT NOT NULL,
+    epoch        BLOB NOT NULL,  -- 16 bytes
+    class        INTEGER NOT NULL,
+    first_commit INTEGER NOT NULL,
+    parts        INTEGER NOT NULL,
+    part         INTEGER NOT NULL,
+    last_commit  INTEGER NOT NULL,
+    rows         INTEGER NOT NULL,
+    stored       INTEGER NOT NULL,
+    duplicates   INTEGER NOT NULL,
+    conflicts    INTEGER NOT NULL,
+    refused      INTEGER NOT NULL,
+    min_time_us  INTEGER,
+    max_time_us  INTEGER,
+    first_at_us  INTEGER NOT NULL,  -- when it came; the earliest and the latest of merged ones
+    last_at_us   INTEGER NOT NULL,
+    PRIMARY KEY (gateway_id, epoch, class, first_commit, parts, part)
+) WITHOUT ROWID;
+
+-- What a client was answered to a request with an Idempotency-Key.
+CREATE TABLE answered (
+    client         TEXT NOT NULL,
+    key            TEXT NOT NULL,
+    body_hash      BLOB NOT NULL,
+    answer         TEXT NOT NULL,
+    answered_at_us INTEGER NOT NULL,
+    PRIMARY KEY (client, key)
+) WITHOUT ROWID;
+
 CREATE TABLE quarantine (
     quarantine_no  INTEGER PRIMARY KEY AUTOINCREMENT,
     received_at_us INTEGER NOT NULL,

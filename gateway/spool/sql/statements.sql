@@ -160,6 +160,59 @@ DELETE FROM batch WHERE destination = ?;
 -- name: drop_parts_of
 DELETE FROM part WHERE destination = ?;
 
+-- name: received_up_to
+SELECT first_commit, last_commit, parts FROM received
+WHERE gateway_id = ? AND epoch = ? AND class = ? AND first_commit <= ?
+ORDER BY first_commit DESC LIMIT 1;
+
+-- name: received_parts_reaching_into
+SELECT part, parts, rows, stored, duplicates, conflicts, min_time_us, max_time_us FROM received
+WHERE gateway_id = ?1 AND epoch = ?2 AND class = ?3 AND first_commit = ?4
+  AND part * ?6 > (?5 - 1) * parts AND (part - 1) * ?6 < ?5 * parts;
+
+-- name: enter_received
+-- Whoever brings a range waits for whoever brings the same one, so that there is none yet.
+INSERT INTO received (gateway_id, epoch, class, first_commit, last_commit, part, parts, rows, stored, duplicates,
+                      conflicts, refused, min_time_us, max_time_us, first_at_us, last_at_us)
+VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING;
+
+-- name: received_count
+SELECT count(*) FROM received WHERE gateway_id = ? AND epoch = ? AND class = ?;
+
+-- name: received_newer_than_newest
+SELECT last_at_us FROM received WHERE gateway_id = ? AND epoch = ? AND class = ?
+ORDER BY last_at_us DESC LIMIT 1 OFFSET ?;
+
+-- name: received_of_class
+SELECT first_commit, last_commit, part, parts, rows, stored, duplicates, conflicts, refused, min_time_us,
+       max_time_us, first_at_us, last_at_us
+FROM received WHERE gateway_id = ? AND epoch = ? AND class = ? AND last_at_us <= ?
+ORDER BY first_commit, part;
+
+-- name: drop_received
+DELETE FROM received WHERE gateway_id = ? AND epoch = ? AND class = ? AND first_commit = ?;
+
+-- name: received_of
+SELECT epoch, class, first_commit, last_commit, part, parts, rows, stored, duplicates, conflicts, refused,
+       min_time_us, max_time_us, first_at_us, last_at_us
+FROM received WHERE gateway_id = ?1 AND (?2 IS NULL OR epoch = ?2)
+ORDER BY epoch, class, first_commit, part;
+
+-- name: gateways_received_from
+SELECT DISTINCT gateway_id FROM received ORDER BY gateway_id;
+
+-- name: earlier_answer
+SELECT body_hash, answer FROM answered WHERE client = ? AND key = ? AND answered_at_us > ?;
+
+-- name: keep_answer
+INSERT INTO answered (client, key, body_hash, answer, answered_at_us) VALUES (?, ?, ?, ?, ?)
+ON CONFLICT (client, key) DO UPDATE
+SET body_hash = excluded.body_hash, answer = excluded.answer, answered_at_us = excluded.answered_at_us;
+
+-- name: forget_answers
+DELETE FROM answered WHERE answered_at_us <= max(?, coalesce(
+    (SELECT answered_at_us FROM answered ORDER BY answered_at_us DESC LIMIT 1 OFFSET ?), 0));
+
 -- name: add_quarantine
 INSERT INTO quarantine (received_at_us, source, topic, reason, detail, payload, payload_bytes)
 VALUES (?, ?, ?, ?, ?, ?, ?);
