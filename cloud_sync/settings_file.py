@@ -23,6 +23,8 @@ from pydantic_settings import (
     SettingsError,
 )
 
+from cloud_sync.masking import masked_text
+
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
     from pathlib import Path
@@ -145,7 +147,7 @@ def _fault_of(error: dict[str, Any], model: type[BaseModel], path: Path, env_pre
     what = what[:1].lower() + what[1:]
     simple = isinstance(error["input"], str | int | float)
     if names and simple and not any(word in str(names[-1]).lower() for word in _SECRET_WORDS):
-        what = f"{str(error['input'])[:_SHOWN_CHARACTERS]!r}: {what}"
+        what = f"{masked_text(str(error['input']))[:_SHOWN_CHARACTERS]!r}: {what}"
     return Fault(source, key, what, "")
 
 

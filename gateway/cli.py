@@ -23,7 +23,7 @@ _GROUPS = {
     "spool": ("gateway.commands.spool", "Look into a spool: info, check, read, export, compact, quarantine."),
     "destination": ("gateway.commands.destination", "Destinations and their progress: list, drop."),
     "device": ("gateway.commands.device", "Passwords of devices: add, list, remove, check."),
-    "config": ("gateway.commands.config", "Check a configuration."),
+    "config": ("gateway.commands.config", "Write, check, show, explain and compare configurations."),
     "demo": ("gateway.commands.demo", "Show the whole path at work, through an outage and a kill."),
 }
 _EXTRAS = {"ingest": "ingest", "sim": "sim", "demo": "demo"}
