@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import version
 from typing import TYPE_CHECKING
 
+from gateway.checking import check_of
 from gateway.destinations import shipper_of
 from gateway.ingress.committer import Committer
 from gateway.ingress.host import HostIngress
@@ -71,6 +72,7 @@ async def build(settings: GatewaySettings, database: Database) -> Parts:
         refuse_when_full=settings.spool.on_full == "refuse",
         interval_s=settings.spool.commit_interval_ms / 1000,
         max_pending_bytes=settings.spool.max_pending_bytes,
+        check=check_of(settings, book),
     )
     listener = listener_of(listen, committer)
     subscribers = tuple(

@@ -13,6 +13,7 @@ import asyncio
 import logging
 import time
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, cast
 
 from cloud_sync.rates import Rate
@@ -39,6 +40,7 @@ _log = logging.getLogger(__name__)
 QUOTA_EXCEEDED = 0x97  # MQTT 5 section 3.4.2.1
 _RETRY_S = 1.0
 _MANY = 8  # readings in one payload that are worth taking column by column
+_INLINE_ROWS = 4096
 _KNOWN_TOPICS_MAX = 200_000
 _ATTRIBUTE_STATES_MAX = 100
 
@@ -99,6 +101,7 @@ class Committer:
         interval_s: float = 0.005,
         max_pending_bytes: int = 32 << 20,
         on_pressure: Callable[[bool], None] = lambda _: None,
+        check: Callable[[Readings, int], Readings] = lambda readings, _: readings,
         clock_us: Callable[[], int] = lambda: time.time_ns() // 1000,
     ) -> None:
         self._appender = appender
@@ -108,6 +111,7 @@ class Committer:
         self._interval_s = interval_s
         self._max_pending_bytes = max_pending_bytes
         self.on_pressure = on_pressure
+        self._check = check
         self._clock_us = clock_us
         self._topics: dict[bytes, _Topic] = {}
         self._group = Group()
@@ -213,11 +217,12 @@ class Committer:
         return appended.stored
 
     async def _append(self, group: Group) -> Appended:
-        """Append, for as long as it takes."""
+        """Check, then append for as long as it takes."""
+        readings = await self._checked(group) if group.rows else None
         while True:
             try:
                 appended = await self._appender.append(
-                    group.readings() if group.rows else None,
+                    readings,
                     group.items,
                     now_us=self._clock_us(),
                     lots=group.lots,
@@ -238,6 +243,14 @@ class Committer:
             _log.warning("the spool can be written again")
             self.counters.holding_since_us, self.counters.holding_reason = None, ""
         return appended
+
+    async def _checked(self, group: Group) -> Readings:
+        """The readings of a group with their flags: once a group, whatever the spool says of it."""
+        now_us = self._clock_us()
+        if group.rows <= _INLINE_ROWS:
+            return self._check(group.readings(), now_us)
+        work = partial(self._check, group.readings(), now_us)
+        return await asyncio.get_running_loop().run_in_executor(None, work)
 
     def _take(self, source: str, topic: bytes, payload: bytes, now_us: int) -> None:
         known = self._topics.get(topic) or self._learn(topic)

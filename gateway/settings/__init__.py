@@ -13,6 +13,7 @@ from cloud_sync.destinations.http_client import tls_context
 from cloud_sync.settings_file import Fault, SettingsFault
 from gateway.ingress import credentials
 from gateway.ingress.tls import TlsFault, context_of
+from gateway.settings.checks import CheckSettings
 from gateway.settings.destination import (
     AnyDestination,
     FileDestination,
@@ -123,6 +124,8 @@ class GatewaySettings(BaseSettings):
     """A [spool] table: where readings are made durable before they are acknowledged."""
     ingress: Ingress = Ingress()
     """How readings enter."""
+    checks: CheckSettings = CheckSettings()
+    """What is flagged as suspicious."""
     destinations: list[AnyDestination] = Field(default_factory=list)
     """Where readings go, one table each. Each has a progress of its own, kept under its name."""
     status: Status = Status()

@@ -15,6 +15,7 @@ from pydantic import BaseModel
 
 from gateway import settings
 from gateway.ingress import credentials
+from gateway.settings.checks import CheckRule
 from tests.certificates import Authority
 
 if TYPE_CHECKING:
@@ -78,7 +79,7 @@ def given_defaults(table: BaseModel, given: dict[str, Any], place: str) -> Itera
         value = getattr(table, key)
         if isinstance(value, BaseModel):
             yield from given_defaults(value, given.get(key, {}), f"{here}.")
-        elif key not in ("destinations", "subscribe") and key not in CHOSEN_BY_THE_SITE:
+        elif key not in ("destinations", "subscribe", "rule") and key not in CHOSEN_BY_THE_SITE:
             yield here, given.get(key), field.default
 
 
@@ -103,6 +104,8 @@ def test_the_example_shows_every_key_with_its_default(tmp_path: Path) -> None:
             *(k for k, f in settings.Subscribe.model_fields.items() if f.default is None),
         }
         shown += [s for s in given_defaults(subscribe, table, "") if s[0] not in free]
+    for table in given["checks"]["rule"]:
+        assert set(table) == set(CheckRule.model_fields)
     different = [(key, said, default) for key, said, default in shown if said != default]
     assert [key for key, _, default in different if default is not None] == ["old-cloud.api"]
     assert [key for key, said, _ in shown if said is None and "cloud" not in key] == []

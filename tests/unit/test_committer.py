@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+import numpy as np
 import pytest
 
+from cloud_sync.records import Flag, Readings
 from gateway.ingress import committer as committer_module
 from gateway.ingress.committer import Committer
 from gateway.ingress.packets import Publish
@@ -193,3 +196,28 @@ async def test_an_array_with_a_time_of_another_unit_in_it_is_read_right(tmp_path
         expected = [("a", t, 1.0) for t in times]
         expected += [("a", 1_700_000_001_000_000, 2.0), ("a", 1_700_000_002_500_000, 1.0)]
         assert await spool.contents() == sorted(expected)
+
+
+async def test_readings_are_stored_with_the_flags_the_check_gave_them_once_a_group(tmp_path, monkeypatch):
+    monkeypatch.setattr(committer_module, "_RETRY_S", 0.01)
+    times: list[int] = []
+
+    def check(readings: Readings, now_us: int) -> Readings:
+        times.append(now_us)
+        return dataclasses.replace(readings, flags=readings.flags | np.int32(Flag.SPIKE))
+
+    full = Capacity(min_free_bytes=1 << 62)
+    async with open_spool(tmp_path / "spool.db", capacity=full) as spool:
+        committer = committer_of(spool, check=check, clock_us=lambda: 1000)
+        committer.publishes(Device(), [publish(b'[{"value": 1}, {"value": 2, "ts": 7}]')])
+        committing = asyncio.create_task(committer.commit_once())
+        await asyncio.sleep(0.05)
+        object.__setattr__(full, "min_free_bytes", 0)
+        assert await committing == 2
+        assert times == [1000]
+        await spool.deliveries.register("x", "file", now_us=1)
+        claimed = await spool.deliveries.claim("x", now_us=1)
+        assert claimed is not None
+        batch = await spool.deliveries.load(claimed)
+        assert batch is not None
+        assert sorted(batch.readings.flags.tolist()) == [Flag.SPIKE, Flag.SPIKE | Flag.TIME_ASSIGNED]

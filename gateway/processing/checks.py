@@ -1,0 +1,457 @@
+"""Suspicious readings are kept and flagged: what a reading says of itself, and against its own series. Pure.
+
+Of a reading alone: its value against a range, its quality, battery level and signal strength against minima,
+its time against the gateway's clock. Against its series: `late`, older than the newest by more than a
+lateness; `stuck`, so many equal values over so long a time; `spike`, far from the median of those before it.
+
+`stuck` and `spike` look at a series in order of time: a reading that is not newer than the newest takes no
+part. A time ahead of the clock is in doubt and becomes no series' newest. State is some 250 bytes a series,
+whatever the number of readings, and begins anew with the program.
+
+A spike is further from the median than `spike_z` times the scale (1.4826 times the median absolute deviation,
+Hampel's identifier) and further than `spike_min`. Median and scale are those of the `HISTORY` readings before
+the latest multiple of `REFRESH`, so that they cost one look in `REFRESH` readings; a series with fewer has no
+spikes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import astuple, dataclass, fields, replace
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from cloud_sync.records import Flag, Readings
+from gateway.processing.patterns import Kinds, Pattern, by_weight, grown
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    from numpy.typing import NDArray
+
+HISTORY = 16
+REFRESH = 8
+_LONG = 64  # readings of one series in one group that are worth a look of its own
+_NEVER = -(1 << 62)
+_SHORT = 0xFFFF
+_SCALE = 1.4826
+_BITS = 8  # flags up to SPIKE are the bits of one byte
+_PLACE = {
+    flag: int(flag).bit_length() - 1
+    for flag in (
+        Flag.OUT_OF_RANGE,
+        Flag.LOW_QUALITY,
+        Flag.LOW_BATTERY,
+        Flag.WEAK_SIGNAL,
+        Flag.LATE,
+        Flag.STUCK,
+        Flag.SPIKE,
+    )
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What is ordinary for a series.
+
+    Attributes:
+        minimum, maximum: of the value, inclusive.
+        min_quality, min_battery_level, min_signal_strength: what is below is flagged; absent is not.
+        late_s: a reading is late when its series has one that is newer by more.
+        old_s: a reading is late when it is older than this on arrival.
+        stuck_readings, stuck_s: so many equal values in a row that span so long; 0 readings for never.
+        spike_z, spike_min: how far from the median, in scales and in the value's own unit; z 0 for never.
+    """
+
+    minimum: float = -np.inf
+    maximum: float = np.inf
+    min_quality: float = 80
+    min_battery_level: float = 10
+    min_signal_strength: float = -80
+    late_s: float = 30
+    old_s: float = 86_400
+    stuck_readings: int = 0
+    stuck_s: float = 3600
+    spike_z: float = 0
+    spike_min: float = 0
+
+
+LIMIT_NAMES = tuple(field.name for field in fields(Limits))
+
+
+class LimitRule(NamedTuple):
+    """What is different for some series: members of `Limits` by name."""
+
+    pattern: Pattern
+    limits: Mapping[str, float]
+
+
+DEFAULT_RULES = (
+    LimitRule(
+        Pattern("*", "temperature"),
+        {"minimum": -50, "maximum": 100, "stuck_readings": 60, "spike_z": 10, "spike_min": 5},
+    ),
+    LimitRule(Pattern("*", "humidity"), {"minimum": 0, "maximum": 100, "spike_z": 10, "spike_min": 20}),
+    LimitRule(
+        Pattern("*", "pressure"),
+        {"minimum": 800, "maximum": 1200, "stuck_readings": 60, "spike_z": 10, "spike_min": 10},
+    ),
+)
+"""Rules that apply beneath those of the configuration."""
+
+
+class Plausible(NamedTuple):
+    """Which device times can be true: not before, nor so far ahead of the clock."""
+
+    not_before_us: int = 946_684_800_000_000
+    max_ahead_us: int = 300_000_000
+
+
+class Checks:
+    """Sets the flags of whole groups; one for a gateway. Not for two threads at a time.
+
+    Args:
+        name_of: sensor_id and sensor_type of a series number.
+        identities: numbers to the number of their series' first attribute state, as `SeriesBook` does.
+    """
+
+    def __init__(
+        self,
+        name_of: Callable[[int], tuple[str, str]],
+        identities: Callable[[NDArray[np.int32]], NDArray[np.int32]],
+        *,
+        base: Limits = Limits(),
+        rules: Sequence[LimitRule] = DEFAULT_RULES,
+        plausible: Plausible = Plausible(),  # noqa: B008 - an immutable value
+    ) -> None:
+        self._identities = identities
+        self._plausible = plausible
+        ranked = by_weight([(rule.pattern, rule.limits) for rule in rules])
+
+        def limits_of(number: int) -> Limits:
+            name, found = name_of(number), base
+            for pattern, limits in ranked:
+                if pattern.matches(*name):
+                    found = replace(found, **limits)  # type: ignore[arg-type]  # their names are not looked at
+            return found
+
+        self._kinds = Kinds(limits_of)
+        self._table = _Table([])
+        self._newest_us = np.full(1024, _NEVER, np.int64)
+        self._runs = _Runs(1024)
+        self._histories = _Histories(1024)
+
+    def check(self, readings: Readings, now_us: int) -> Readings:
+        """The same readings with what is remarkable about them added to their flags.
+
+        Args:
+            readings: in order of arrival.
+            now_us: the gateway's clock.
+        """
+        if readings.rows == 0:
+            return readings
+        series = self._identities(readings.series)
+        kind = self._kinds.of(series)
+        if len(self._kinds.found) != len(self._table.maximum):
+            self._table = _Table(self._kinds.found)
+        table, value = self._table, readings.value
+        bits = np.zeros((_BITS, readings.rows), np.bool_)
+        outside = bits[0]
+        np.less(value, table.minimum[kind], out=outside)
+        outside |= value > table.maximum[kind]
+        np.less(readings.quality, table.min_quality[kind], out=bits[_PLACE[Flag.LOW_QUALITY]])
+        np.less(readings.battery_level, table.min_battery_level[kind], out=bits[_PLACE[Flag.LOW_BATTERY]])
+        np.less(readings.signal_strength, table.min_signal_strength[kind], out=bits[_PLACE[Flag.WEAK_SIGNAL]])
+        doubtful = self._against_series(series, kind, readings, now_us, bits)
+        flags = readings.flags | np.packbits(bits, axis=0, bitorder="little")[0]
+        if doubtful is not None:
+            flags[doubtful] |= int(Flag.CLOCK_IN_DOUBT)
+        return Readings(
+            readings.series,
+            readings.time_us,
+            value,
+            readings.quality,
+            readings.battery_level,
+            readings.signal_strength,
+            readings.seq,
+            flags,
+        )
+
+    def _against_series(
+        self,
+        series: NDArray[np.int32],
+        kind: NDArray[np.int16],
+        readings: Readings,
+        now_us: int,
+        bits: NDArray[np.bool_],
+    ) -> NDArray[np.bool_] | None:
+        """Set late, stuck and spike; which readings have times in doubt, None when none has."""
+        table, times = self._table, readings.time_us
+        limit_us = now_us + self._plausible.max_ahead_us
+        ahead = bool(times.max() > limit_us)
+        doubtful = None
+        if ahead or times.min() < self._plausible.not_before_us:
+            doubtful = (times > limit_us) | (times < self._plausible.not_before_us)
+        if self._newest_us.size <= (top := int(series.max())):
+            self._newest_us = grown(self._newest_us, top, _NEVER)
+            self._runs.grow(top)
+            self._histories.grow(top)
+        order = _by_series(series, self._histories.scratch)
+        if order is None:
+            rows: slice | NDArray[np.intp] = slice(None)
+            own, own_times, firsts = series, times, None
+        else:
+            rows = order
+            own, own_times = series[order], times[order]
+            firsts = np.empty(len(own), np.bool_)
+            firsts[0] = True
+            np.not_equal(own[1:], own[:-1], out=firsts[1:])
+        trusted = np.where(own_times > limit_us, _NEVER, own_times) if ahead else own_times
+        before = self._newest_us[own]
+        if firsts is not None:
+            before = _newest_before(trusted, firsts, before)
+        newest = np.maximum(before, trusted)
+        self._newest_us[own] = newest  # of several of one series the last is written last
+        kinds = kind[rows]
+        late = bits[_PLACE[Flag.LATE]]
+        late[rows] = (own_times < before - table.late_us[kinds]) | (own_times < now_us - table.old_us[kinds])
+        if table.watches:
+            part = np.flatnonzero((trusted > before) & table.watched[kinds])
+            if part.size:
+                chosen = part if order is None else order[part]
+                seen = _Seen(own[part], own_times[part], readings.value[chosen], kinds[part], firsts is None)
+                bits[_PLACE[Flag.STUCK]][chosen] = self._runs.see(seen, table)
+                bits[_PLACE[Flag.SPIKE]][chosen] = self._histories.see(seen, table)
+        return doubtful
+
+
+class _Seen(NamedTuple):
+    """Readings that are newer than what their series had, by series and then by time.
+
+    `single` says that no series comes twice.
+    """
+
+    series: NDArray[np.int32]
+    times: NDArray[np.int64]
+    value: NDArray[np.float64]
+    kind: NDArray[np.int16]
+    single: bool
+
+
+class _Table:
+    """Limits of every kind as columns."""
+
+    def __init__(self, kinds: list[Limits]) -> None:
+        rows: list[tuple[Any, ...]] = [astuple(kind) for kind in kinds]
+        columns = dict(zip(LIMIT_NAMES, zip(*rows, strict=True), strict=True)) if rows else {}
+        column = {name: np.array(columns.get(name, ()), np.float64) for name in LIMIT_NAMES}
+        self.minimum, self.maximum = column["minimum"], column["maximum"]
+        self.min_quality = column["min_quality"]
+        self.min_battery_level = column["min_battery_level"]
+        self.min_signal_strength = column["min_signal_strength"]
+        self.late_us, self.old_us, self.stuck_us = (
+            (np.minimum(column[name] * 1e6, 1e17)).astype(np.int64) for name in ("late_s", "old_s", "stuck_s")
+        )
+        self.stuck_readings = column["stuck_readings"].astype(np.int64)
+        self.spike_z, self.spike_min = column["spike_z"], column["spike_min"]
+        self.watched = (self.stuck_readings > 0) | (self.spike_z > 0)
+        self.watches = bool(self.watched.any())
+
+
+class _Runs:
+    """The run of equal values each series is in."""
+
+    def __init__(self, room: int) -> None:
+        self._value = np.full(room, np.nan)
+        self._count = np.zeros(room, np.int64)
+        self._since_us = np.zeros(room, np.int64)
+
+    def grow(self, number: int) -> None:
+        self._value = grown(self._value, number, np.nan)
+        self._count = grown(self._count, number, 0)
+        self._since_us = grown(self._since_us, number, 0)
+
+    def see(self, seen: _Seen, table: _Table) -> NDArray[np.bool_]:
+        """Which readings are stuck; shape (rows,)."""
+        series, times, value = seen.series, seen.times, seen.value
+        same = value == self._value[series]
+        if seen.single:
+            count = np.where(same, self._count[series] + 1, 1)
+            since_us = np.where(same, self._since_us[series], times)
+        else:
+            at = np.arange(len(series))
+            inner = series[1:] == series[:-1]
+            np.copyto(same[1:], value[1:] == value[:-1], where=inner)
+            begins = ~same
+            begins[0] = True
+            begins[1:] |= ~inner
+            begin = np.maximum.accumulate(np.where(begins, at, 0))
+            continued = same[begin]
+            count = at - begin + 1 + np.where(continued, self._count[series], 0)
+            since_us = np.where(continued, self._since_us[series], times[begin])
+        self._value[series] = value
+        self._count[series] = count
+        self._since_us[series] = since_us
+        wanted = table.stuck_readings[seen.kind]
+        stuck: NDArray[np.bool_] = (
+            (wanted > 0) & (count >= wanted) & (times - since_us >= table.stuck_us[seen.kind])
+        )
+        return stuck
+
+
+class _Histories:
+    """The latest values of each series in a ring, with the median and the distance that they make a spike."""
+
+    def __init__(self, room: int) -> None:
+        self._ring = np.zeros((room, HISTORY))
+        self._count = np.zeros(room, np.int64)
+        self._median = np.zeros(room)
+        self._reach = np.full(room, np.inf)
+        self.scratch = np.zeros(room, np.int64)
+
+    def grow(self, number: int) -> None:
+        self._ring = grown(self._ring, number, 0)
+        self._count = grown(self._count, number, 0)
+        self._median = grown(self._median, number, 0)
+        self._reach = grown(self._reach, number, np.inf)
+        self.scratch = grown(self.scratch, number, 0)
+
+    def see(self, seen: _Seen, table: _Table) -> NDArray[np.bool_]:
+        """Which readings are spikes; shape (rows,)."""
+        with np.errstate(over="ignore"):
+            if seen.single:
+                return self._see_once(seen.series, seen.value, seen.kind, table)
+            return self._see_many(seen, table)
+
+    def _see_once(
+        self,
+        series: NDArray[np.int32],
+        value: NDArray[np.float64],
+        kind: NDArray[np.int16],
+        table: _Table,
+    ) -> NDArray[np.bool_]:
+        spike: NDArray[np.bool_] = np.abs(value - self._median[series]) > self._reach[series]
+        count = self._count[series]
+        self._ring[series, count % HISTORY] = value
+        count += 1
+        self._count[series] = count
+        due = np.flatnonzero((count % REFRESH == 0) & (count >= HISTORY))
+        if due.size:
+            self._refresh(series[due], kind[due], table)
+        return spike
+
+    def _see_many(self, seen: _Seen, table: _Table) -> NDArray[np.bool_]:
+        """Readings of a series are judged up to its next refresh at once, then the next ones."""
+        series, value = seen.series, seen.value
+        spike = np.zeros(len(series), np.bool_)
+        at = np.arange(len(series))
+        begins = np.empty(len(series), np.bool_)
+        begins[0] = True
+        np.not_equal(series[1:], series[:-1], out=begins[1:])
+        rank = at - np.maximum.accumulate(np.where(begins, at, 0))
+        short = at
+        if rank.max() >= _LONG:
+            starts = np.flatnonzero(begins)
+            lengths = np.diff(starts, append=len(series))
+            for start, length in zip(starts[lengths > _LONG], lengths[lengths > _LONG], strict=True):
+                run = slice(start, start + length)
+                spike[run] = self._see_long(int(series[start]), value[run], int(seen.kind[start]), table)
+            short = np.flatnonzero(np.repeat(lengths <= _LONG, lengths))
+            if short.size == 0:
+                return spike
+            rank = rank[short]
+        own = series[short]
+        number = self._count[own] + rank
+        turn = number // REFRESH - self._count[own] // REFRESH
+        for now in range(int(turn.max()) + 1):
+            rows = np.flatnonzero(turn == now)
+            chosen, owner = short[rows], own[rows]
+            spike[chosen] = np.abs(value[chosen] - self._median[owner]) > self._reach[owner]
+            self._ring[owner, number[rows] % HISTORY] = value[chosen]
+            count = number[rows] + 1
+            self._count[owner] = count
+            due = np.flatnonzero((count % REFRESH == 0) & (count >= HISTORY))
+            if due.size:
+                self._refresh(owner[due], seen.kind[chosen[due]], table)
+        return spike
+
+    def _see_long(
+        self, series: int, value: NDArray[np.float64], kind: int, table: _Table
+    ) -> NDArray[np.bool_]:
+        """The same for many readings of one series."""
+        had = int(self._count[series])
+        kept = min(had, HISTORY)
+        known = np.concatenate([self._ring[series, np.arange(had - kept, had) % HISTORY], value])
+        total = had + len(value)
+        first = max(HISTORY, (had // REFRESH + 1) * REFRESH)
+        refreshed = np.arange(-(-first // REFRESH) * REFRESH, total + 1, REFRESH)
+        median, reach = np.array([self._median[series]]), np.array([self._reach[series]])
+        if refreshed.size:
+            windows = np.lib.stride_tricks.sliding_window_view(known, HISTORY)
+            newest = windows[refreshed - HISTORY - (had - kept)]
+            later, further = _bounds_of(newest, np.full(len(refreshed), kind), table)
+            median, reach = np.concatenate([median, later]), np.concatenate([reach, further])
+        judged = np.searchsorted(refreshed, np.arange(had, total), side="right")
+        spike: NDArray[np.bool_] = np.abs(value - median[judged]) > reach[judged]
+        self._median[series], self._reach[series] = median[-1], reach[-1]
+        left = known[-min(len(known), HISTORY) :]
+        self._ring[series, np.arange(total - len(left), total) % HISTORY] = left
+        self._count[series] = total
+        return spike
+
+    def _refresh(self, series: NDArray[np.int32], kind: NDArray[np.int16], table: _Table) -> None:
+        self._median[series], self._reach[series] = _bounds_of(self._ring[series], kind, table)
+
+
+def _bounds_of(
+    history: NDArray[np.float64], kind: NDArray[Any], table: _Table
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Median of each row of `history`, and how far from it a spike is."""
+    median = _median(history)
+    deviation = _median(np.abs(history - median[:, None]))
+    z = table.spike_z[kind]
+    reach = np.maximum(z * _SCALE * deviation, table.spike_min[kind])
+    return median, np.where(z > 0, reach, np.inf)
+
+
+def _median(rows: NDArray[np.float64]) -> NDArray[np.float64]:
+    middle = HISTORY // 2
+    parted = np.partition(rows, (middle - 1, middle), axis=1)
+    median: NDArray[np.float64] = parted[:, middle - 1] / 2 + parted[:, middle] / 2
+    return median
+
+
+def _by_series(series: NDArray[np.int32], scratch: NDArray[np.int64]) -> NDArray[np.intp] | None:
+    """The order that puts readings of one series together; None when each has one."""
+    if len(series) == 1:
+        return None
+    at = np.arange(len(series))
+    scratch[series] = at
+    if (scratch[series] == at).all():
+        return None
+    if series.max() <= _SHORT:
+        series = series.astype(np.uint16)  # numpy sorts those by radix
+    return np.argsort(series, kind="stable")
+
+
+def _newest_before(
+    times: NDArray[np.int64], firsts: NDArray[np.bool_], known: NDArray[np.int64]
+) -> NDArray[np.int64]:
+    """For each reading the newest time its series had before it.
+
+    Args:
+        times: by series.
+        firsts: where a series begins.
+        known: the newest its series had before the group.
+    """
+    before = np.empty_like(times)
+    before[1:] = times[:-1]
+    before[firsts] = _NEVER
+    if not (times >= before).all():
+        ranks = np.argsort(np.argsort(times, kind="stable"), kind="stable")
+        base = (np.cumsum(firsts) - 1) * len(times)
+        highest = np.maximum.accumulate(ranks + base) - base
+        by_rank = np.sort(times, kind="stable")
+        before[1:] = by_rank[highest[:-1]]
+        before[firsts] = _NEVER
+    return np.maximum(before, known)
