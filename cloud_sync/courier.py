@@ -27,6 +27,7 @@ from cloud_sync.errors import Refused, TooLarge
 from cloud_sync.evidence import BadRow, Evidence
 from cloud_sync.lanes import Lane, Wanted
 from cloud_sync.link import Link
+from cloud_sync.records import RecordClass
 from cloud_sync.sizing import SMALLEST_ROWS, Sizing
 
 if TYPE_CHECKING:
@@ -52,6 +53,7 @@ class Spool(Protocol):
         max_rows: int,
         lane: Lane | None = None,
         busy: Collection[BatchRange] = (),
+        urgent_only: bool = False,
     ) -> BatchRange | None:
         """Fix the next batch of a lane, durably; the same one until it is settled."""
         ...
@@ -89,6 +91,7 @@ class Office:
 
     Attributes:
         keeps_ledger: whether the destination notes ranges, and so is told of a batch with no row left in it.
+        urgent_only: whether a lane carries only what does not wait for a schedule, for now.
         sizing: by lane.
         busy: batches being carried.
         generation: counts the epochs that were given up here.
@@ -102,6 +105,7 @@ class Office:
     evidence: Evidence = field(default_factory=Evidence)
     counters: ShipperCounters = field(default_factory=ShipperCounters)
     keeps_ledger: bool = False
+    urgent_only: Callable[[Lane | None], bool] = lambda _: False
     busy: set[BatchRange] = field(default_factory=set)
     generation: int = 0
     claiming: asyncio.Lock = field(default_factory=asyncio.Lock)
@@ -117,6 +121,7 @@ class Courier:
         self.lanes = tuple(lanes)
         self.carried: Lane | None = self.lanes[0]
         self.carried_part = False
+        self.carried_class = RecordClass.READING
         self._office = office
         self._name = office.destination.name
         self._turn = 0
@@ -140,6 +145,7 @@ class Courier:
                 continue
             self.carried = lane
             self.carried_part = claimed.parts > 1
+            self.carried_class = claimed.record_class
             self._turn = (self.lanes.index(lane) + 1) % len(self.lanes)
             try:
                 return await self._carry(lane, claimed)
@@ -153,7 +159,7 @@ class Courier:
         sizing = office.sizing[lane]
         most = office.budget.max_rows_in(_BATCH_WITHIN_S, lane, sizing.bytes_per_row, office.clock())
         rows = min(sizing.rows, max(SMALLEST_ROWS, int(min(most, sizing.max_rows))))
-        return Wanted(lane, rows, office.clock_us(), frozenset(office.busy))
+        return Wanted(lane, rows, office.clock_us(), frozenset(office.busy), office.urgent_only(lane))
 
     async def _claim(self, lane: Lane | None) -> BatchRange | None:
         office = self._office
@@ -165,7 +171,12 @@ class Courier:
                 office.busy.discard(following[2])
             wanted = self.wanted(lane)
             claimed = await office.spool.claim(
-                self._name, now_us=wanted.now_us, max_rows=wanted.max_rows, lane=lane, busy=wanted.busy
+                self._name,
+                now_us=wanted.now_us,
+                max_rows=wanted.max_rows,
+                lane=lane,
+                busy=wanted.busy,
+                urgent_only=wanted.urgent_only,
             )
             if claimed is not None:
                 office.busy.add(claimed)
@@ -174,7 +185,9 @@ class Courier:
     async def _carry(self, lane: Lane | None, claimed: BatchRange) -> int:
         office = self._office
         batch = await office.spool.load(claimed, self._name)
-        if batch is None or (batch.rows == 0 and not (office.keeps_ledger and batch.refused)):
+        if batch is None or (
+            batch.rows == 0 and not (office.keeps_ledger and (batch.refused or batch.withheld))
+        ):
             await self._settle(lane, claimed, full=True)
             return 1
         parcel = await asyncio.get_running_loop().run_in_executor(None, office.destination.encode, batch)
@@ -195,7 +208,8 @@ class Courier:
         finally:
             office.budget.spend(lane, wire_bytes=parcel.wire_bytes, rows=batch.rows, at=office.clock())
         self._answered()
-        office.sizing[lane].took(batch.rows, parcel.wire_bytes, office.clock() - started)
+        if claimed.record_class is RecordClass.READING:
+            office.sizing[lane].took(batch.rows, parcel.wire_bytes, office.clock() - started)
         office.budget.grant(receipt.credit, office.clock())
         if batch.rows:
             office.evidence.taken()

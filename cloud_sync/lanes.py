@@ -31,9 +31,11 @@ class Wanted(NamedTuple):
         max_rows: readings at most, unless a single segment has more.
         now_us: wall clock, microseconds since 1970.
         busy: batches that other couriers are carrying at this moment.
+        urgent_only: only what does not wait for a schedule: alerts and declarations.
     """
 
     lane: Lane | None
     max_rows: int
     now_us: int
     busy: Collection[BatchRange] = ()
+    urgent_only: bool = False

@@ -187,6 +187,7 @@ class Batch:
         refused: rows of the range (or of this part of it) left out because the destination refuses them.
         withheld: rows left out because they are not for this destination, such as suppressed readings.
             There are no records at all only when every row was refused or withheld.
+        positions: where each record stands among all rows of the range, if known. Shape (rows,).
     """
 
     range: BatchRange
@@ -194,6 +195,7 @@ class Batch:
     records: Records
     refused: int = 0
     withheld: int = 0
+    positions: NDArray[np.intp] | None = field(default=None, compare=False)
 
     @property
     def rows(self) -> int:

@@ -19,6 +19,7 @@ from cloud_sync.counters import ShipperCounters
 from cloud_sync.courier import Courier, Office, Spool
 from cloud_sync.errors import DeliveryError, Refused, RetryLater, StoreFault, TooLarge, Unauthorised
 from cloud_sync.lanes import Lane
+from cloud_sync.records import RecordClass
 from cloud_sync.schedule import Schedule
 from cloud_sync.sizing import Sizing
 
@@ -61,7 +62,7 @@ class Shipper:
         max_bytes_per_s: budget of the link, None for no limit.
         schedule: when the lanes that it applies to may send.
         schedule_for: the backfill lane, or everything.
-        urgent: asked before a lane is held up by the schedule; True lets it go.
+        urgent: whether alerts and declarations go whatever the schedule says.
         backoff: of retries.
         hold_s: how often at most to ask again where a person is needed.
         clock_us: wall clock, microseconds since 1970.
@@ -84,7 +85,7 @@ class Shipper:
         max_bytes_per_s: float | None = None,
         schedule: Schedule = Schedule(),  # noqa: B008 - an immutable value
         schedule_for: Literal["backfill", "everything"] = "backfill",
-        urgent: Callable[[], bool] = lambda: False,
+        urgent: bool = True,
         backoff: Backoff = Backoff(),  # noqa: B008 - as above
         hold_s: float = 30.0,
         clock_us: Callable[[], int] = lambda: time.time_ns() // 1000,
@@ -113,6 +114,7 @@ class Shipper:
             },
             budget=Budget(max_bytes_per_s),
             keeps_ledger=keeps_ledger,
+            urgent_only=self._is_closed,
             clock_us=clock_us,
             chance=chance,
         )
@@ -190,8 +192,7 @@ class Shipper:
 
     def _lane_wait_s(self, lane: Lane | None, at: float) -> float:
         office, link = self._office, self._office.link
-        scheduled = self._schedule_for == "everything" or lane is not Lane.LIVE
-        if scheduled and not self._schedule.is_open(office.clock_us()) and not self._urgent():
+        if self._is_closed(lane) and (lane is Lane.BACKFILL or not self._urgent):
             return _CLOSED_S
         if link.is_down and at < link.retry_at:
             return min(_CLOSED_S, link.retry_at - at)
@@ -203,6 +204,11 @@ class Shipper:
             if at < link.backfill_from:
                 return min(_CLOSED_S, link.backfill_from - at)
         return min(_CLOSED_S, office.budget.wait_s(lane, at))
+
+    def _is_closed(self, lane: Lane | None) -> bool:
+        """Whether the schedule holds a lane up now."""
+        scheduled = self._schedule_for == "everything" or lane is not Lane.LIVE
+        return scheduled and not self._schedule.is_open(self._office.clock_us())
 
     def _went_well(self, courier: Courier, rows: int) -> float | None:
         lane = courier.carried
@@ -217,6 +223,8 @@ class Shipper:
         self._tell()
         if not rows:
             return None
+        if courier.carried_class is not RecordClass.READING:
+            return 0.0
         full = courier.carried_part or rows >= self._office.sizing[lane].rows // 2
         if lane is Lane.LIVE and not full:
             self._live_due = time.monotonic() + self._flush_s

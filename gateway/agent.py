@@ -87,7 +87,9 @@ async def build(settings: GatewaySettings, database: Database) -> Parts:
 
     committer.on_pressure = press
     for d in settings.destinations:
-        await deliveries.register(d.name, d.kind, now_us=time.time_ns() // 1000, since_us=d.since_us)
+        await deliveries.register(
+            d.name, d.kind, now_us=time.time_ns() // 1000, since_us=d.since_us, classes=d.classes
+        )
     return Parts(
         settings=settings,
         version=version("tidegate"),

@@ -69,6 +69,7 @@ def shipper_of(d: given.AnyDestination, spool: Spool) -> Shipper:
         max_bytes_per_s=d.max_bytes_per_s,
         schedule=d.schedule,
         schedule_for=d.windows_for,
+        urgent=d.urgent,
     )
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from cloud_sync import wire
 from cloud_sync.destinations import Parcel
 from cloud_sync.errors import DeliveryError, Refused, RetryLater, TooLarge
-from cloud_sync.records import Batch, BatchRange, Credit, Receipt
+from cloud_sync.records import Batch, BatchRange, Credit, Receipt, RecordClass
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -33,6 +33,7 @@ class MemoryRegion:
         tells_rows: whether a refusal says which rows.
         applied: how often each row was applied; once in effect means once each.
         sent: the batches in the order they came.
+        others: batches of other classes than readings, each range once.
     """
 
     name: str = "region"
@@ -45,6 +46,7 @@ class MemoryRegion:
     applied: Counter[Row] = field(default_factory=Counter)
     sent: list[BatchRange] = field(default_factory=list)
     rows_sent: int = 0
+    others: list[Batch] = field(default_factory=list)
     ledger: dict[tuple[UUID, int, int], dict[tuple[int, int], Receipt]] = field(default_factory=dict)
 
     def encode(self, batch: Batch) -> Parcel:
@@ -66,6 +68,10 @@ class MemoryRegion:
         return
 
     def _apply(self, batch: Batch) -> Receipt:
+        if batch.range.record_class is not RecordClass.READING:
+            if batch.range not in [other.range for other in self.others]:
+                self.others.append(batch)
+            return Receipt(batch.rows, batch.rows)
         if batch.rows > self.most_rows:
             raise TooLarge("too many rows")
         rows = rows_of(batch)

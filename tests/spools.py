@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from cloud_sync.records import Readings, Series
+from cloud_sync.records import Readings, RecordClass, Series
 from gateway.spool.appender import Appender
 from gateway.spool.capacity import Capacity
 from gateway.spool.compaction import Compaction
@@ -58,7 +58,7 @@ class OpenSpool:
         """Every reading in the spool, sorted, read back as a destination would."""
         found = []
         name = "contents"
-        await self.deliveries.register(name, "file", now_us=NOW_US)
+        await self.deliveries.register(name, "file", now_us=NOW_US, classes=[RecordClass.READING])
         while (claimed := await self.deliveries.claim(name, now_us=NOW_US)) is not None:
             batch = await self.deliveries.load(claimed)
             if batch is not None:

@@ -9,9 +9,17 @@ from typing import Annotated, Literal, Self
 from pydantic import AfterValidator, Field, model_validator
 
 from cloud_sync.destinations.http_client import HttpOptions, tls_context
+from cloud_sync.records import RecordClass
 from cloud_sync.schedule import Schedule, window_of, zone_of
 from gateway.settings.tables import Count, HttpUrl, Name, Seconds, Table
 from gateway.spool.deliveries import FROM_NOW
+
+RecordName = Literal["alerts", "rollups", "readings"]
+_CLASSES = {
+    "alerts": RecordClass.ALERT,
+    "rollups": RecordClass.ROLLUP,
+    "readings": RecordClass.READING,
+}
 
 
 def _start(text: str) -> str:
@@ -35,6 +43,12 @@ def _window(text: str) -> str:
 def _zone(name: str) -> str:
     zone_of(name)
     return name
+
+
+def _some(names: list[RecordName]) -> list[RecordName]:
+    if not names:
+        raise ValueError('must name at least one of "alerts", "rollups", "readings"')
+    return names
 
 
 class Destination(Table):
@@ -65,6 +79,8 @@ class Destination(Table):
     windows_for: Literal["backfill", "everything"] = "backfill"
     """What waits for a window: "backfill", that is everything but the newest, or "everything"."""
     time_zone: Annotated[str, AfterValidator(_zone)] = "UTC"
+    urgent: bool = True
+    send: Annotated[list[RecordName], AfterValidator(_some)] = ["alerts", "rollups", "readings"]  # noqa: RUF012 - as above
     """The IANA name of the zone that windows are in."""
 
     @property
@@ -73,6 +89,11 @@ class Destination(Table):
         if self.start in ("oldest", "now"):
             return None if self.start == "oldest" else FROM_NOW
         return round(datetime.fromisoformat(self.start).timestamp() * 1_000_000)
+
+    @property
+    def classes(self) -> frozenset[RecordClass]:
+        """What it is sent; what was given up is declared to all."""
+        return frozenset({RecordClass.DECLARATION, *(_CLASSES[name] for name in self.send)})
 
     @property
     def schedule(self) -> Schedule:
@@ -184,6 +205,19 @@ class FileDestination(Destination):
     compress: bool = True
     """Whether to write gzip."""
     min_free_bytes: Annotated[int, Field(ge=0)] = 64 << 20
+    send: Annotated[list[RecordName], AfterValidator(_some)] = ["readings"]  # noqa: RUF012 - as above
+
+    @model_validator(mode="after")
+    def _holds(self) -> Self:
+        if self.send != ["readings"]:
+            raise ValueError('send: files hold readings; only ["readings"] is possible')
+        return self
+
+    @property
+    def classes(self) -> frozenset[RecordClass]:
+        """Files hold readings."""
+        return frozenset({RecordClass.READING})
+
     """What of the disk stays free for others."""
 
 

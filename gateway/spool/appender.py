@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, TypeVar, cast
 
 import msgspec
 import numpy as np
@@ -106,7 +106,7 @@ class Appender:
             notes=notes_of(lots, by_lot),
         )
         for position, run in zip(positions, sealed, strict=True):
-            self._duplicates.stored(position, run.readings)
+            self._duplicates.stored(position, cast("Readings", run.records))
         point("after_append")
         return Appended(sum(run.rows for run in sealed), screened.duplicates, conflicts.rows, by_lot)
 

@@ -68,7 +68,9 @@ def open_claim(connection: sqlite3.Connection, queue: Queue, wanted: Wanted) -> 
         return None
     top = max((r.last for r in delivered_ranges(connection, queue)), default=0)
     live = open_[-1] if open_[-1].first > top else None
-    carried = {Range(b.first_commit, b.last_commit) for b in wanted.busy}
+    carried = {
+        Range(b.first_commit, b.last_commit) for b in wanted.busy if b.record_class is queue.record_class
+    }
     for candidate in reversed(open_) if wanted.lane is Lane.LIVE else open_:
         if candidate in carried:
             continue

@@ -20,8 +20,8 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from cloud_sync.errors import StoreFault
-from cloud_sync.lanes import Wanted
-from cloud_sync.records import Batch, BatchRange, RecordClass
+from cloud_sync.lanes import Lane, Wanted
+from cloud_sync.records import Batch, BatchRange, Readings, RecordClass
 from cloud_sync.wire import PARTS_MAX
 from gateway.spool import claims, ranges
 from gateway.spool.claims import Claim, Queue
@@ -38,10 +38,12 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Sequence
 
     from cloud_sync.evidence import BadRow
-    from cloud_sync.lanes import Lane
     from gateway.spool.series import SeriesBook
 
 DEFAULT_MAX_ROWS = 50_000
+URGENT = (RecordClass.ALERT, RecordClass.DECLARATION)
+"""Sent first, oldest first, by the lane that does not fill gaps."""
+_SUMMARY_ROWS = 10_000  # a rollup or an alert takes more bytes than a reading
 _ITEMS_A_BATCH = 1000
 FROM_NOW = 1 << 62
 """A `since_us` later than everything: a new destination gets nothing of what is there already."""
@@ -70,9 +72,16 @@ class Deliveries:
         self._segments = segments
         self._gateway_id = gateway_id
         self._loader = Loader(database, book)
+        self._classes: dict[str, frozenset[RecordClass]] = {}
 
     async def register(
-        self, destination: str, kind: str, *, now_us: int, since_us: int | None = None
+        self,
+        destination: str,
+        kind: str,
+        *,
+        now_us: int,
+        since_us: int | None = None,
+        classes: Collection[RecordClass] = tuple(RecordClass),
     ) -> None:
         """Make a destination known; one that was known keeps its progress, whatever `since_us` says.
 
@@ -82,23 +91,29 @@ class Deliveries:
             now_us: wall clock, microseconds since 1970.
             since_us: a new destination gets what was committed from then on, in whole segments; None for
                 everything that the spool holds, `FROM_NOW` for nothing of it.
+            classes: of records that it gets.
         """
+        self._classes[destination] = frozenset(classes)
 
         def work(connection: sqlite3.Connection) -> None:
             known = connection.execute(SQL["destination_known"], (destination,)).fetchone()
             connection.execute(SQL["add_destination"], (destination, kind, now_us))
             if known is not None or since_us is None:
                 return
-            queue = Queue(destination, RecordClass.READING)
-            last = self._segments.newest_commit(queue.record_class)
-            if since_us < FROM_NOW:
-                before = (*span_of(queue.record_class), since_us)
-                row = connection.execute(SQL["newest_written_before"], before).fetchone()
-                last = 0 if row is None else commit_of(row[0]) - 1
-            if last > 0:
-                claims.add_delivered(connection, queue, Range(1, last))
+            for record_class in RecordClass:
+                queue = Queue(destination, record_class)
+                last = self._last_before(connection, record_class, since_us)
+                if last > 0:
+                    claims.add_delivered(connection, queue, Range(1, last))
 
         await self._database.write(work)
+
+    def _last_before(self, connection: sqlite3.Connection, record_class: RecordClass, since_us: int) -> int:
+        """The last commit that a destination which starts at `since_us` does not get; 0 for none."""
+        if since_us >= FROM_NOW:
+            return self._segments.newest_commit(record_class)
+        row = connection.execute(SQL["newest_written_before"], (*span_of(record_class), since_us)).fetchone()
+        return 0 if row is None else commit_of(row[0]) - 1
 
     async def drop(self, destination: str) -> bool:
         """Forget a destination and its progress; False when it was not known."""
@@ -119,24 +134,36 @@ class Deliveries:
         max_rows: int = DEFAULT_MAX_ROWS,
         lane: Lane | None = None,
         busy: Collection[BatchRange] = (),
+        urgent_only: bool = False,
     ) -> BatchRange | None:
         """The batch to send next: an open one from before, else a new one; None when there is nothing.
 
-        Whole segments only; the first is taken even when it alone exceeds `max_rows`. Without a lane it is
-        the oldest gap; `gateway.spool.claims` says what the lanes take. Others carry the batches in `busy`.
+        Alerts first, then declarations, rollups, readings. Whole segments only; the first is taken even
+        when it alone exceeds `max_rows`. Without a lane it is the oldest gap; `gateway.spool.claims`
+        says what the lanes take. Others carry the batches in `busy`; `urgent_only` asks for alerts and
+        declarations.
         """
-        queue, wanted = Queue(destination, RecordClass.READING), Wanted(lane, max_rows, now_us, busy)
+        wanted = Wanted(lane, max_rows, now_us, busy, urgent_only)
 
-        def look(connection: sqlite3.Connection) -> Claim | Range | None:
-            open_ = claims.open_claim(connection, queue, wanted)
-            return open_ or self._next(connection, queue, wanted)
+        def look(connection: sqlite3.Connection) -> BatchRange | bool:
+            """An open batch, or whether there is something that a new one could be made of."""
+            for queue, of_class in self._turns(destination, wanted):
+                open_ = claims.open_claim(connection, queue, of_class)
+                if open_ is not None:
+                    return self._named(queue, open_)
+                if self._next(connection, queue, of_class) is not None:
+                    return True
+            return False
 
         with _faults_told():
             found = await self._database.read(look)
-            if isinstance(found, Range):
-                found = await self._database.write(lambda c: self._fix_next(c, queue, wanted))
-                point("after_claim")
-        return None if found is None else self._named(queue, found)
+            if isinstance(found, BatchRange):
+                return found
+            if not found:
+                return None
+            claimed = await self._database.write(lambda c: self._fix_first(c, destination, wanted))
+            point("after_claim")
+            return claimed
 
     async def load(self, claimed: BatchRange, destination: str | None = None) -> Batch | None:
         """The batch of a claimed range or part: self-contained, in canonical order, without refused rows.
@@ -160,14 +187,13 @@ class Deliveries:
         queue = Queue(destination, claimed.record_class)
         point("before_settle")
 
-        def work(connection: sqlite3.Connection) -> Claim | None:
+        def work(connection: sqlite3.Connection) -> BatchRange | None:
             if claims.close_part(connection, queue, claimed):
                 claims.add_delivered(connection, queue, Range(claimed.first_commit, claimed.last_commit))
-            return None if then is None else self._fix_next(connection, queue, then)
+            return None if then is None else self._fix_first(connection, destination, then)
 
         with _faults_told():
-            following = await self._database.write(work)
-        return None if following is None else self._named(queue, following)
+            return await self._database.write(work)
 
     async def renew_epoch(self) -> None:
         """Take a new epoch: a destination has ranges of this one that this spool does not know.
@@ -228,17 +254,21 @@ class Deliveries:
 
         def work(connection: sqlite3.Connection) -> None:
             part = part_of(connection, queue, batch.range)
-            held = batch.range.rows_of_part(_rows_of(connection, batch.range))
-            left = [row for row in range(held.start, held.stop) if row not in set(part.refused)]
+            if batch.positions is None:
+                held = batch.range.rows_of_part(_rows_of(connection, batch.range))
+                left = [row for row in range(held.start, held.stop) if row not in set(part.refused)]
+            else:
+                left = batch.positions.tolist()
             claims.refuse_rows(connection, queue, batch.range, [left[row.row] for row in bad])
             write_items(connection, items)
 
         with _faults_told():
             await self._database.write(work)
 
-    async def backlog(self, destination: str) -> Backlog:
-        """What `destination` lacks, in time that grows with its gaps, not with their size."""
-        record_class = RecordClass.READING
+    async def backlog(self, destination: str, record_class: RecordClass = RecordClass.READING) -> Backlog:
+        """What `destination` lacks of a class, in time that grows with its gaps, not with their size."""
+        if record_class not in self._classes.get(destination, RecordClass):
+            return Backlog(0, None)
         newest = self._segments.newest_commit(record_class)
         total = self._segments.rows_ever(record_class)
         return await self._database.read(lambda c: backlog_of(c, destination, record_class, newest, total))
@@ -252,15 +282,35 @@ class Deliveries:
             rows_ever=self._segments.rows_ever(queue.record_class),
         )
 
-    def _fix_next(self, connection: sqlite3.Connection, queue: Queue, wanted: Wanted) -> Claim | None:
+    def _turns(self, destination: str, wanted: Wanted) -> Iterator[tuple[Queue, Wanted]]:
+        """The classes that a lane takes from, the most urgent first, and what it wants of each."""
+        for record_class in sorted(self._classes.get(destination, RecordClass)):
+            queue = Queue(destination, record_class)
+            if self._segments.newest_commit(record_class) == 0:
+                continue
+            if record_class is RecordClass.READING:
+                if not wanted.urgent_only:
+                    yield queue, wanted
+                continue
+            of_class = wanted._replace(max_rows=min(wanted.max_rows, _SUMMARY_ROWS))
+            if record_class not in URGENT:
+                if not wanted.urgent_only:
+                    yield queue, of_class
+            elif wanted.lane is not Lane.BACKFILL:
+                yield queue, of_class._replace(lane=None)
+
+    def _fix_first(
+        self, connection: sqlite3.Connection, destination: str, wanted: Wanted
+    ) -> BatchRange | None:
         """Inside a transaction: an open batch, or a new one that is fixed by it."""
-        open_ = claims.open_claim(connection, queue, wanted)
-        if open_ is not None:
-            return open_
-        found = self._next(connection, queue, wanted)
-        if found is None:
-            return None
-        return claims.fix(connection, queue, found, wanted)
+        for queue, of_class in self._turns(destination, wanted):
+            open_ = claims.open_claim(connection, queue, of_class)
+            if open_ is not None:
+                return self._named(queue, open_)
+            found = self._next(connection, queue, of_class)
+            if found is not None:
+                return self._named(queue, claims.fix(connection, queue, found, of_class))
+        return None
 
     def _named(self, queue: Queue, claim: Claim) -> BatchRange:
         return BatchRange(
@@ -299,12 +349,22 @@ def _refused_items(
 
 
 def _refused_item(destination: str, batch: Batch, bad: BadRow, now_us: int) -> QuarantineItem:
-    readings, series = batch.readings, batch.series[int(batch.readings.series[bad.row])]
-    payload = {"value": float(readings.value[bad.row]), "ts": int(readings.time_us[bad.row])}
+    records = batch.records
+    payload = {
+        name: getattr(records, name)[bad.row : bad.row + 1].tolist()[0]
+        for name in records.columns
+        if name != "series"
+    }
+    topic = ""
+    if records.named:
+        series = batch.series[int(records.series[bad.row])]
+        topic = f"{series.sensor_id}/{series.sensor_type}"
+    if isinstance(records, Readings):
+        payload = {"value": payload["value"], "ts": payload["time_us"]}
     return QuarantineItem.of(
         received_at_us=now_us,
         source=destination,
-        topic=f"{series.sensor_id}/{series.sensor_type}",
+        topic=topic,
         reason=bad.reason,
         detail=bad.words,
         payload=msgspec.json.encode(payload),

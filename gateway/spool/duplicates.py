@@ -20,8 +20,9 @@ import numpy as np
 
 from cloud_sync import columns
 from cloud_sync.errors import FormatError
+from cloud_sync.records import RecordClass
 from gateway.spool.database import SQL
-from gateway.spool.segments import fresh_segments
+from gateway.spool.segments import fresh_segments, span_of
 
 if TYPE_CHECKING:
     import sqlite3
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
 _NEVER = np.iinfo(np.int64).min
 _CACHED_ROWS = 400_000
 _KEY_COLUMNS = ("series", "time_us", "value")
+_READINGS = span_of(RecordClass.READING)
 
 
 class Keys(NamedTuple):
@@ -156,7 +158,7 @@ class Duplicates:
         """Value by (series, time) of everything stored at these times and series; the first one counts."""
         first, last = int(times[0]), int(times[-1])
         positions = await self._database.read(
-            lambda c: [row[0] for row in c.execute(SQL["indexed_holding_times"], (last, first))]
+            lambda c: [row[0] for row in c.execute(SQL["indexed_holding_times"], (last, first, *_READINGS))]
         )
         positions += [
             s.position for s in self._fresh.values() if s.min_time_us <= last and s.max_time_us >= first

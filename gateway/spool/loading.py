@@ -16,7 +16,8 @@ import numpy as np
 
 from cloud_sync import columns
 from cloud_sync.errors import FormatError, StoreFault
-from cloud_sync.records import Batch, BatchRange, Readings
+from cloud_sync.notices import Declarations
+from cloud_sync.records import Batch, BatchRange, Flag, Readings
 from gateway.spool import claims
 from gateway.spool.claims import WHOLE, Part, Queue
 from gateway.spool.database import SQL
@@ -27,6 +28,9 @@ from gateway.spool.segments import commit_of, keep_high_mark, read_range, span_o
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from numpy.typing import NDArray
+
+    from cloud_sync.records import Records
     from gateway.spool.database import Database
     from gateway.spool.series import SeriesBook
 
@@ -50,7 +54,9 @@ class Loader:
         readable = []
         for position, block in blocks:
             try:
-                decoded = columns.decode(block if block is not None else await self._block_at(position))
+                decoded = columns.decode_records(
+                    block if block is not None else await self._block_at(position), claimed.record_class
+                )
             except FormatError as fault:
                 await self._set_aside(position, f"{fault.reason}: {fault}")
                 continue
@@ -59,7 +65,7 @@ class Loader:
                     raise
                 await self._set_aside(position, f"unreadable: {fault}", keep_block=False)
                 continue
-            if self._book.knows(decoded.series):
+            if not decoded.named or self._book.knows(decoded.series):
                 readable.append(decoded)
             else:
                 await self._set_aside(position, "unknown_series: it names a series that the spool does not")
@@ -68,7 +74,7 @@ class Loader:
         if not readable:
             return None
         return await asyncio.get_running_loop().run_in_executor(
-            None, self._assemble, claimed, readable, part.refused
+            None, self._assemble, claimed, readable, part.refused, destination
         )
 
     async def _block_at(self, position: int) -> bytes:
@@ -97,18 +103,19 @@ class Loader:
                 raise
             await self._database.write(note)  # its pages cannot even be freed: it stays, and is passed over
 
-    def _assemble(self, claimed: BatchRange, parts: list[Readings], refused: Sequence[int]) -> Batch:
-        merged = Readings.concat(parts)
+    def _assemble(
+        self, claimed: BatchRange, parts: list[Records], refused: Sequence[int], destination: str | None
+    ) -> Batch:
+        merged = parts[0].concat(parts)
+        if not merged.named:
+            return _part_of_batch(Batch(claimed, (), merged.in_order()), refused, destination)
         numbers, index = np.unique(merged.series, return_inverse=True)
         series = [self._book[int(number)] for number in numbers]
         order = sorted(range(len(series)), key=series.__getitem__)
         rank = np.empty(len(order), np.int32)
         rank[order] = np.arange(len(order), dtype=np.int32)
-        readings = merged.with_series(rank[index]).in_order()
-        batch = Batch(claimed, tuple(series[i] for i in order), readings)
-        if claimed.parts == 1 and not refused:
-            return batch
-        return _part_of_batch(batch, refused)
+        records = merged.with_series(rank[index]).in_order()
+        return _part_of_batch(Batch(claimed, tuple(series[i] for i in order), records), refused, destination)
 
 
 def _blocks(
@@ -138,20 +145,45 @@ def part_of(connection: sqlite3.Connection, queue: Queue, claimed: BatchRange) -
     return WHOLE
 
 
-def _part_of_batch(batch: Batch, refused: Sequence[int]) -> Batch:
-    """What of a whole batch its part holds, less the refused rows; only the series that are left."""
+def _part_of_batch(batch: Batch, refused: Sequence[int], destination: str | None) -> Batch:
+    """What of a whole batch its part holds, less the refused and the withheld rows; only the series left."""
+    wanted = _wanted_by(batch.records, destination)
+    if batch.range.parts == 1 and not refused and wanted is None:
+        return batch
     held = batch.range.rows_of_part(batch.rows)
     keep = np.zeros(batch.rows, np.bool_)
     keep[held] = True
     keep[list(refused)] = False
-    readings = batch.readings.take(keep)
-    used, index = np.unique(readings.series, return_inverse=True)
+    left = int(keep.sum())
+    if wanted is not None:
+        keep &= wanted
+    positions = np.flatnonzero(keep)
+    records, series = batch.records.take(positions), batch.series
+    if records.named:
+        used, index = np.unique(records.series, return_inverse=True)
+        records = records.with_series(index.astype(np.int32))
+        series = tuple(batch.series[number] for number in used)
     return Batch(
         batch.range,
-        tuple(batch.series[number] for number in used),
-        readings.with_series(index.astype(np.int32)),
-        refused=held.stop - held.start - readings.rows,
+        series,
+        records,
+        refused=held.stop - held.start - left,
+        withheld=left - records.rows,
+        positions=positions,
     )
+
+
+def _wanted_by(records: Records, destination: str | None) -> NDArray[np.bool_] | None:
+    """Which rows are for a destination; None for all of them."""
+    if destination is None:
+        return None
+    if isinstance(records, Readings):
+        wanted = (records.flags & Flag.SUPPRESSED) == 0
+    elif isinstance(records, Declarations):
+        wanted = np.array([name == destination for name in records.destination], np.bool_)
+    else:
+        return None
+    return None if wanted.all() else wanted
 
 
 def _is_damage(fault: SpoolError) -> bool:

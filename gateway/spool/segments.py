@@ -6,13 +6,14 @@ epoch, not even after its segment was pruned (`meta` keeps the highest number a 
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
 from cloud_sync import columns
-from cloud_sync.records import Readings, RecordClass
+from cloud_sync.records import RecordClass, Records
 from gateway.spool.database import SQL, value_of
 from gateway.spool.quarantine import QuarantineItem, write_items
 from gateway.spool.series import write_series
@@ -49,26 +50,26 @@ class Sealed:
     """An encoded run of records, ready to be appended."""
 
     record_class: RecordClass
-    readings: Readings
+    records: Records
     rows: int
     min_time_us: int
     max_time_us: int
     block: bytes
 
 
-def seal(readings: Readings, *, level: int = columns.FRESH_LEVEL) -> list[Sealed]:
-    """Encode readings in canonical order, in runs of at most `MAX_SEGMENT_ROWS`. Pure; takes milliseconds."""
-    if readings.rows <= MAX_SEGMENT_ROWS:
-        return [_sealed(readings, level)] if readings.rows else []
+def seal(records: Records, *, level: int = columns.FRESH_LEVEL) -> list[Sealed]:
+    """Encode records in canonical order, in runs of at most `MAX_SEGMENT_ROWS`. Pure; takes milliseconds."""
+    if records.rows <= MAX_SEGMENT_ROWS:
+        return [_sealed(records, level)] if records.rows else []
     return [
-        _sealed(readings.take(np.arange(start, min(start + MAX_SEGMENT_ROWS, readings.rows))), level)
-        for start in range(0, readings.rows, MAX_SEGMENT_ROWS)
+        _sealed(records.take(np.arange(start, min(start + MAX_SEGMENT_ROWS, records.rows))), level)
+        for start in range(0, records.rows, MAX_SEGMENT_ROWS)
     ]
 
 
-def _sealed(readings: Readings, level: int) -> Sealed:
-    block = columns.encode(readings, level=level)
-    return Sealed(RecordClass.READING, readings, readings.rows, *columns.time_range_us(block), block)
+def _sealed(records: Records, level: int) -> Sealed:
+    block = columns.encode(records, level=level)
+    return Sealed(records.record_class, records, records.rows, *columns.time_range_us(block), block)
 
 
 class _Counter(NamedTuple):
@@ -85,6 +86,7 @@ class Segments:
         self._database = database
         self._book = book
         self._counters = counters
+        self._turn = asyncio.Lock()
 
     @classmethod
     async def load(cls, database: Database, book: SeriesBook) -> Segments:
@@ -103,18 +105,29 @@ class Segments:
     async def append(
         self,
         sealed: Sequence[Sealed],
-        items: Sequence[QuarantineItem],
+        items: Sequence[QuarantineItem] = (),
         *,
         now_us: int,
         notes: Sequence[Callable[[sqlite3.Connection], None]] = (),
     ) -> list[int]:
         """One group commit: segments (mostly one) and quarantine rows, fsynced together (promise 1).
 
-        Returns the position of each new segment. `notes` write what else belongs to the group.
+        Only readings wait for compaction to be known to the index of times. `notes` write what else belongs
+        to the group, in the same transaction. Returns the position of each new segment.
 
         Raises:
             SpoolFull, SpoolFailed: nothing was written; the same call may be made again.
         """
+        async with self._turn:
+            return await self._append(sealed, items, now_us, notes)
+
+    async def _append(
+        self,
+        sealed: Sequence[Sealed],
+        items: Sequence[QuarantineItem],
+        now_us: int,
+        notes: Sequence[Callable[[sqlite3.Connection], None]],
+    ) -> list[int]:
         new_series = self._book.unsaved()
 
         def work(connection: sqlite3.Connection) -> tuple[dict[RecordClass, _Counter], list[int]]:
@@ -149,7 +162,7 @@ class Segments:
                     run.min_time_us,
                     run.max_time_us,
                     now_us,
-                    0,
+                    int(run.record_class is not RecordClass.READING),
                     run.block,
                 ),
             )

@@ -352,25 +352,21 @@ async def run_for(shipper: Shipper, until, within_s: float = 10.0) -> None:
         await running
 
 
-async def test_outside_its_windows_the_backlog_waits_and_live_goes_on_unless_it_is_urgent(tmp_path):
+async def test_outside_its_windows_the_backlog_waits_and_live_goes_on(tmp_path):
     async with open_spool(tmp_path / "spool.db") as spool:
         await fill(spool, 20)
         region = MemoryRegion()
-        urgent: list[bool] = []
         midnight_us = 86_400 * SECOND_US * 20_000
         shipper = shipper_to(
             spool,
             region,
             schedule=Schedule.of(["12:00-13:00"]),
             clock_us=lambda: midnight_us,
-            urgent=lambda: bool(urgent),
             flush_s=0.01,
         )
         await run_for(shipper, lambda: region.sent)
         await asyncio.sleep(0.1)
         assert spans(region) == [(18, 20)]
-        urgent.append(True)
-        await run_for(shipper, lambda: region.applied.total() == 200)
 
 
 async def test_a_credit_of_nothing_stops_the_backlog_and_not_live(tmp_path):

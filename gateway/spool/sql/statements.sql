@@ -46,7 +46,7 @@ DELETE FROM segment WHERE position = ?;
 
 -- name: indexed_holding_times
 SELECT position FROM segment INDEXED BY segment_times
-WHERE indexed = 1 AND min_time_us <= ? AND max_time_us >= ?;
+WHERE indexed = 1 AND min_time_us <= ? AND max_time_us >= ? AND position BETWEEN ? AND ?;
 
 -- name: marks
 SELECT series_no, newest_us FROM series_mark;
