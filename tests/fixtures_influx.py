@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import socket
 import subprocess
 import time
 from dataclasses import dataclass
@@ -17,6 +16,8 @@ from uuid import uuid4
 
 import httpx
 import pytest
+
+from tests.free_ports import free_port
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -135,14 +136,6 @@ def victoria(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Victoria]:
     url = f"http://127.0.0.1:{port}"
     with _running(command, folder / "log", f"{url}/health"):
         yield Victoria(url)
-
-
-def free_port() -> int:
-    """A TCP port of the loopback address that is free now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 def _number(text: str) -> float:

@@ -43,8 +43,8 @@ class Outcome(NamedTuple):
         records: to be appended durably, `series` being identities, none of them empty.
         state: keys of the table `processing_state` to write, or to delete where None; only what changed. They
             are written with the next durable transaction, the newest value of each key.
-        snapshot: more such keys, for state that is large: called only when a transaction is about to be written,
-            in an executor thread. If its outcome is accepted afterwards, what it gave is durable.
+        snapshot: more such keys, for state that is large: called only when a transaction is about to be
+            written, in an executor thread. If its outcome is accepted afterwards, what it gave is durable.
         also: more to be done inside that transaction.
         after: the state of the stage once this is accepted; its own business.
     """

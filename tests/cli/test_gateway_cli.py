@@ -17,6 +17,7 @@ import pytest
 from paho.mqtt import publish
 
 from gateway.cli import _GROUPS
+from tests.free_ports import free_port
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -39,12 +40,6 @@ def tidegate(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
 def environment() -> dict[str, str]:
     plain = {name: value for name, value in os.environ.items() if not name.startswith("TIDEGATE_")}
     return {**plain, "COLUMNS": "140"}
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 class Site:

@@ -17,7 +17,8 @@ import pytest
 from paho.mqtt import publish
 
 from gateway.spool.quarantine import QuarantineItem
-from tests.programs import ROOT, Program, free_port, run
+from tests.free_ports import free_port
+from tests.programs import ROOT, Program, run
 from tests.spools import NOW_US, open_spool
 
 _ESCAPE = "\x1b[2J"
