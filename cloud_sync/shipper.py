@@ -19,6 +19,7 @@ from cloud_sync.counters import ShipperCounters
 from cloud_sync.courier import Courier, Office, Spool
 from cloud_sync.errors import DeliveryError, Refused, RetryLater, StoreFault, TooLarge, Unauthorised
 from cloud_sync.lanes import Lane
+from cloud_sync.progress import Stage
 from cloud_sync.records import RecordClass
 from cloud_sync.schedule import Schedule
 from cloud_sync.sizing import Sizing
@@ -35,6 +36,7 @@ _CLOSED_S = 5.0
 _LIVE_ASKS_S = 0.5
 _IDLE_S = 0.01
 _LIVE_TARGET_S = 0.5
+_STEP_WITHIN_S = 1800.0  # a large batch on a very slow link; every request has a timeout of its own
 
 
 class _Trouble(NamedTuple):
@@ -123,12 +125,21 @@ class Shipper:
         if concurrency > 1 and not in_order:
             back = [Courier(self._office, [Lane.BACKFILL]) for _ in range(concurrency - 1)]
             self._couriers = [Courier(self._office, [Lane.LIVE]), *back]
+        self._stages = {
+            courier: Stage(f"shipper {self.name}" + (f", courier {number}" if number else ""))
+            for number, courier in enumerate(self._couriers)
+        }
         self._troubles: dict[Courier, _Trouble] = {}
         self._sending = 0
         self._store_attempts = 0
         self._live_due = 0.0
         self._live_asks = False
         self.counters = self._office.counters
+
+    @property
+    def stages(self) -> tuple[Stage, ...]:
+        """The progress of every courier."""
+        return tuple(self._stages.values())
 
     async def aclose(self) -> None:
         """Release the destination's connections."""
@@ -176,14 +187,18 @@ class Shipper:
         return self._went_well(courier, rows)
 
     async def _run(self, courier: Courier, stop: asyncio.Event) -> None:
+        stage = self._stages[courier]
         while not stop.is_set():
+            stage.works(within_s=_STEP_WITHIN_S)
             started = time.monotonic()
             lanes, wait_s = self._open_lanes(courier, started)
             if lanes:
                 shipped = await self.ship_or_wait(courier, lanes)
                 idle_s = max(_IDLE_S, started + self._flush_s - time.monotonic())
                 wait_s = idle_s if shipped is None else shipped
+            stage.works(within_s=wait_s + _STEP_WITHIN_S)
             await _sleep_unless(stop, wait_s)
+        stage.rests()
 
     def _open_lanes(self, courier: Courier, at: float) -> tuple[list[Lane | None], float]:
         """The lanes of a courier that may go now, and how long to wait when none may."""

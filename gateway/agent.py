@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import version
 from typing import TYPE_CHECKING
 
+from cloud_sync.watchdog import Watchdog, period_of
 from gateway.checking import check_of
 from gateway.destinations import shipper_of
 from gateway.ingress.committer import Committer
@@ -19,7 +20,7 @@ from gateway.ingress.host import HostIngress
 from gateway.ingress.topics import TopicTemplate
 from gateway.listening import listener_of
 from gateway.operate.endpoint import Endpoint
-from gateway.operate.service import notify
+from gateway.operate.service_text import service_text
 from gateway.parts import Parts
 from gateway.spool.appender import Appender
 from gateway.spool.capacity import Capacity
@@ -48,12 +49,22 @@ async def run(settings: GatewaySettings, stop: asyncio.Event) -> None:
         OSError: an address cannot be bound.
     """
     asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(_ENCODERS, "encoder"))
-    database = await Database.open(settings.spool.path)
+    running: list[Parts] = []
+    watchdog = Watchdog(
+        lambda: (stage for parts in running for stage in parts.stages()),
+        lambda: service_text(running[0]),
+        period_s=period_of(),
+    )
+    watching = asyncio.create_task(watchdog.run(), name="watchdog")
     try:
-        parts = await build(settings, database)
-        await _run_parts(parts, stop)
+        database = await Database.open(settings.spool.path)
+        try:
+            running.append(await build(settings, database))
+            await _run_parts(running[0], stop, watchdog)
+        finally:
+            await database.close()
     finally:
-        await database.close()
+        watching.cancel()
 
 
 async def build(settings: GatewaySettings, database: Database) -> Parts:
@@ -118,7 +129,7 @@ async def build(settings: GatewaySettings, database: Database) -> Parts:
     )
 
 
-async def _run_parts(parts: Parts, stop: asyncio.Event) -> None:
+async def _run_parts(parts: Parts, stop: asyncio.Event, watchdog: Watchdog) -> None:
     endpoint = Endpoint(parts) if parts.settings.status.enabled else None
     stop_input, stop_output = asyncio.Event(), asyncio.Event()
     if endpoint is not None:
@@ -135,16 +146,20 @@ async def _run_parts(parts: Parts, stop: asyncio.Event) -> None:
                 stages.create_task(shipper.run(stop_output), name=f"shipper {shipper.name}")
                 for shipper in parts.shippers
             ]
-            stages.create_task(parts.compaction.run(stop_output), name="compaction")
-            stages.create_task(parts.retention.run(stop_output), name="retention")
+            upkeep = [
+                stages.create_task(parts.compaction.run(stop_output), name="compaction"),
+                stages.create_task(parts.retention.run(stop_output), name="retention"),
+            ]
             _announce(parts)
+            watchdog.ready()
             await stop.wait()
             deadline = asyncio.get_running_loop().time() + parts.settings.stop_within_s
-            notify("STOPPING=1")
+            watchdog.stopping()
             _log.info("stopping")
             stop_input.set()
             stop_output.set()
             await _stop_in_order(parts, deadline, committing, shipping)
+            await _by(deadline, upkeep, "its step undone")
     finally:
         await parts.listener.close()
         for subscriber in parts.subscribers:
@@ -197,4 +212,3 @@ def _announce(parts: Parts) -> None:
         parts.settings.spool.path,
         ", ".join(s.name for s in parts.shippers) or "none",
     )
-    notify(f"READY=1\nSTATUS=listening on {listen.host}:{parts.listener.port}")

@@ -6,6 +6,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from cloud_sync.progress import Stage
     from cloud_sync.shipper import Shipper
     from gateway.ingress.committer import Committer
     from gateway.ingress.host import HostIngress
@@ -40,3 +43,14 @@ class Parts:
     retention: Retention
     deliveries: Deliveries
     shippers: tuple[Shipper, ...]
+
+    def stages(self) -> Iterator[Stage]:
+        """The progress of everything that runs, in the order the data flows: health and watchdog ask it."""
+        yield from (subscriber.stage for subscriber in self.subscribers)
+        if self.host is not None:
+            yield self.host.stage
+        yield self.committer.stage
+        for shipper in self.shippers:
+            yield from shipper.stages
+        yield self.compaction.stage
+        yield self.retention.stage

@@ -23,6 +23,7 @@ from cloud_sync.ingest.answers import progress_answer
 from cloud_sync.ingest.serve import build_sink
 from cloud_sync.ingest.serve import run as run_service
 from cloud_sync.ingest.server import CannotStartError
+from cloud_sync.restarts import Restarts
 from cloud_sync.settings_file import SettingsFault
 
 if TYPE_CHECKING:
@@ -68,6 +69,7 @@ def default(context: typer.Context, config: OptionalConfig = None) -> None:
 @app.command()
 def serve(config: Config) -> None:
     """Take batches until SIGTERM, then finish the requests accepted."""
+    Restarts().begin()
     with _told():
         asyncio.run(run_service(config))
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import uvicorn
 
+from cloud_sync import logs
 from cloud_sync.database.schema import Policies, SchemaTooNewError
 from cloud_sync.destinations.timescaledb import TimescaleSink
 from cloud_sync.errors import DeliveryError
@@ -23,6 +24,7 @@ from cloud_sync.ingest.metrics import IngestMetrics
 from cloud_sync.ingest.server import CannotStartError, Server, bind
 from cloud_sync.ingest.tokens import TokenFile
 from cloud_sync.ingest.turns import Turns
+from cloud_sync.watchdog import Watchdog, period_of
 from cloud_sync.wire import WireLimits
 
 if TYPE_CHECKING:
@@ -60,7 +62,7 @@ async def run(path: Path) -> None:
         SettingsFault, TokensFault, CannotStartError: one message each, for a person.
     """
     settings = settings_of_ingest.load(path)
-    logging.basicConfig(level=settings.log_level.upper(), format="%(levelname)s %(name)s: %(message)s")
+    logs.set_up(settings.log_level, settings.log_format)
     tokens = TokenFile(settings.tokens_file)
     if tokens.refresh() == 0:
         _log.warning("%s has no token: every batch will be refused", settings.tokens_file)
@@ -107,13 +109,17 @@ async def serve(
         timeout_graceful_shutdown=max(1, int(settings.stop_within_s)),
     )
     server = Server(config)
+    watchdog = Watchdog(
+        lambda: [turns.stage], lambda: f"listening; {turns.waiting} batches wait", period_s=period_of()
+    )
     too_new: ExceptionGroup[SchemaTooNewError] | None = None
     try:
         async with asyncio.TaskGroup() as tasks:
             serving = tasks.create_task(server.serve(sockets=[bound]), name="http")
             helping = [
                 tasks.create_task(keep_preparing(sink), name="prepare-database"),
-                tasks.create_task(_stop(server, stop, bound), name="stop"),
+                tasks.create_task(_stop(server, stop, bound, watchdog), name="stop"),
+                tasks.create_task(watchdog.run(), name="watchdog"),
                 tasks.create_task(upkeep.keep_up(sink, settings.database), name="upkeep"),
             ]
             await serving
@@ -139,7 +145,9 @@ async def keep_preparing(sink: TimescaleSink) -> None:
         pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
 
 
-async def _stop(server: uvicorn.Server, stop: asyncio.Event, bound: socket.socket) -> None:
+async def _stop(
+    server: uvicorn.Server, stop: asyncio.Event, bound: socket.socket, watchdog: Watchdog
+) -> None:
     """Say that the service is ready, then pass a stop on to it."""
     while not server.started:  # noqa: ASYNC110 - uvicorn tells it by an attribute only
         await asyncio.sleep(0.01)
@@ -147,7 +155,9 @@ async def _stop(server: uvicorn.Server, stop: asyncio.Event, bound: socket.socke
     shown = f"[{host}]" if ":" in host else host
     scheme = "https" if server.config.is_ssl else "http"
     print(f"tidegate ingest: listening on {scheme}://{shown}:{port}", flush=True)  # noqa: T201 - promised to scripts
+    watchdog.ready()
     await stop.wait()
+    watchdog.stopping()
     server.should_exit = True
 
 

@@ -94,6 +94,7 @@ class IngestSettings(BaseSettings):
     limits: Limits = Limits()
     stop_within_s: Seconds = 25
     log_level: Literal["debug", "info", "warning", "error"] = "info"
+    log_format: Literal["auto", "text", "json"] = "auto"
 
 
 def load(path: Path) -> IngestSettings:

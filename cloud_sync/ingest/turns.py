@@ -11,8 +11,12 @@ from collections import OrderedDict, deque
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
+from cloud_sync.progress import Stage
+
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
+
+_TURN_WITHIN_S = 1800.0  # every statement has a timeout of its own
 
 
 class Turns:
@@ -21,6 +25,7 @@ class Turns:
     def __init__(self, places: int) -> None:
         self._free = places
         self._served: set[str] = set()
+        self.stage = Stage("applying batches")
         self._queues: OrderedDict[str, deque[tuple[asyncio.Future[None], int]]] = OrderedDict()
 
     @property
@@ -71,11 +76,16 @@ class Turns:
                 continue
             self._free -= 1
             self._served.add(name)
+            self.stage.works(within_s=_TURN_WITHIN_S)
             mine.set_result(None)
 
     def _leave(self, name: str) -> None:
         self._free += 1
         self._served.discard(name)
+        if self._served:
+            self.stage.works(within_s=_TURN_WITHIN_S)
+        else:
+            self.stage.rests()
         self._serve()
 
     def _give_up(self, name: str, mine: asyncio.Future[None]) -> None:

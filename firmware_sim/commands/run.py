@@ -26,6 +26,7 @@ from firmware_sim.display import Progress, one_line
 from firmware_sim.errors import SimError
 from firmware_sim.fleet import Fleet
 from firmware_sim.scenarios import Group, Scenario, read_scenario
+from firmware_sim.service import Service
 from firmware_sim.truth import TruthWriter
 
 
@@ -102,12 +103,18 @@ def run(
             fleet = Fleet(plan, radio, record, seed=chosen, boot=boot)
             allow_open_files(fleet.size * 4 + 100)
 
+            service = Service()
+
+            def tell(shown: Fleet) -> None:
+                progress.show(shown.progress())
+                service.tell(one_line(shown.progress()))
+
             async def produce(stop: asyncio.Event) -> None:
                 await fleet.run(
                     stop,
                     drain_timeout_s=drain_timeout,
                     connect_timeout_s=connect_timeout,
-                    show=lambda f: progress.show(f.progress()),
+                    show=tell,
                 )
 
             run_until_signal(produce)

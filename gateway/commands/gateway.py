@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import ctypes
-import logging
+import faulthandler
 import signal
 from contextlib import suppress
 from pathlib import Path
@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 import uvloop
 
+from cloud_sync import logs
+from cloud_sync.restarts import Restarts
 from cloud_sync.settings_file import SettingsFault
 from gateway import agent, settings
 from gateway.commands.failures import fail
@@ -34,14 +36,13 @@ def gateway(
     Takes readings over MQTT, acknowledges each once it is fsynced in the spool, and delivers to every
     destination of the configuration.
     """
+    Restarts().begin()
     try:
         given = settings.load(config)
     except SettingsFault as fault:
         fail(str(fault))
-    logging.basicConfig(
-        level=given.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s"
-    )
-    logging.getLogger("httpx").setLevel(logging.WARNING)
+    logs.set_up(given.log_level, given.log_format)
+    faulthandler.enable()  # systemd's watchdog ends a process that hangs with SIGABRT: say where it hung
     _one_heap()
     told: list[str] = []
     try:

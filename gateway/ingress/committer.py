@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, cast
 
+from cloud_sync.progress import Stage
 from cloud_sync.rates import Rate
 from cloud_sync.records import ATTRIBUTE_NAMES, Series
 from gateway.ingress.formats import json_reading
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 QUOTA_EXCEEDED = 0x97  # MQTT 5 section 3.4.2.1
 _RETRY_S = 1.0
+_COMMIT_WITHIN_S = 120.0  # storage that needs longer is taken for dead
 _MANY = 8  # readings in one payload that are worth taking column by column
 _INLINE_ROWS = 4096
 _KNOWN_TOPICS_MAX = 200_000
@@ -123,6 +125,7 @@ class Committer:
         self._finishing = False
         self._last_commit_at = 0.0
         self.counters = CommitterCounters()
+        self.stage = Stage("committer")
 
     def publishes(self, source: Acknowledger, batch: list[Publish]) -> None:
         """Take all publishes of one read of a connection. Never blocks, never raises for their content."""
@@ -167,9 +170,12 @@ class Committer:
     async def run(self) -> None:
         """Commit groups until `finish` is called and nothing is left to commit."""
         while True:
+            if not self._wake.is_set():
+                self.stage.rests()
             await self._wake.wait()
             await self.commit_once()
             if self._finishing and not self._pending():
+                self.stage.rests()
                 return
 
     def finish(self) -> None:
@@ -185,6 +191,7 @@ class Committer:
         self._wake.clear()
         if not self._pending():
             return 0
+        self.stage.works(within_s=self._interval_s + _COMMIT_WITHIN_S)
         since_last_s = time.monotonic() - self._last_commit_at
         if since_last_s < self._interval_s:
             await asyncio.sleep(self._interval_s - since_last_s)
@@ -220,6 +227,7 @@ class Committer:
         """Check, then append for as long as it takes."""
         readings = await self._checked(group) if group.rows else None
         while True:
+            self.stage.works(within_s=_RETRY_S + _COMMIT_WITHIN_S)
             try:
                 appended = await self._appender.append(
                     readings,

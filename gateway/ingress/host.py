@@ -17,12 +17,15 @@ from typing import TYPE_CHECKING
 import msgspec
 import psutil
 
+from cloud_sync.progress import Stage
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
     from gateway.ingress.committer import Committer
 
+_SAMPLE_WITHIN_S = 60.0
 _UNSAFE = re.compile(r"[^A-Za-z0-9_.-]+")
 
 
@@ -54,16 +57,19 @@ class HostIngress:
         self._disk = disk
         self._period_s = period_s
         self._seq = 0
+        self.stage = Stage("host ingress")
 
     async def run(self, stop: asyncio.Event) -> None:
         """Sample until `stop` is set."""
         while not stop.is_set():
+            self.stage.works(within_s=self._period_s + _SAMPLE_WITHIN_S)
             self.sample_once(time.time_ns() // 1000)
             try:
                 async with asyncio.timeout(self._period_s):
                     await stop.wait()
             except TimeoutError:
                 continue
+        self.stage.rests()
 
     def sample_once(self, now_us: int) -> None:
         """Offer one sample of every metric, all stamped `now_us`."""

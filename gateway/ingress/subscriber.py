@@ -15,6 +15,7 @@ from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Final
 
 from cloud_sync.backoff import Backoff
+from cloud_sync.progress import Stage
 from gateway.ingress.broker import STOCK_MOSQUITTO, BrokerFault, Granted, concerns
 from gateway.ingress.client import Client
 from gateway.ingress.exchanges import Exchanges
@@ -32,6 +33,7 @@ _log = logging.getLogger(__name__)
 
 _TICK_S: Final = 1.0
 _LINGER_S: Final = 2.0
+_STEP_WITHIN_S: Final = 120.0
 _STEADY_S: Final = 10.0
 """A connection that lasted so long was a good one: the next failure is the first of a new row."""
 _RESUBSCRIBE_S: Final = 300.0
@@ -63,6 +65,7 @@ class Subscriber:
     ) -> None:
         self.settings = settings
         self.counters = SubscribeCounters()
+        self.stage = Stage(f"subscriber {settings.name}")
         self.had_session = had_session
         self.intake = intake
         self._backoff = backoff
@@ -90,6 +93,7 @@ class Subscriber:
             attending.cancel()
             stopping.cancel()
             outcome, _ = await asyncio.gather(attending, stopping, return_exceptions=True)
+            self.stage.rests()
         if isinstance(outcome, Exception):
             raise outcome
 
@@ -131,6 +135,7 @@ class Subscriber:
             client.pause()
         resubscribe_at_s = self._since_s + _RESUBSCRIBE_S
         while not client.lost.done():
+            self.stage.works(within_s=_STEP_WITHIN_S)
             await asyncio.wait({client.lost}, timeout=min(_TICK_S, client.keep_alive_s / 8 or _TICK_S))
             now_s = _now_s()
             client.tick(now_s)
@@ -143,6 +148,7 @@ class Subscriber:
     async def _attend(self) -> None:
         attempt = 0
         while True:
+            self.stage.works(within_s=self.settings.connect_timeout_s + _STEP_WITHIN_S)
             fault = await self.attend_once()
             if self._stopping:
                 return
@@ -151,6 +157,7 @@ class Subscriber:
             wait_s = (self._slowly if fault.for_a_person else self._backoff).wait_s(attempt)
             self._note(fault, attempt, wait_s)
             self.counters.state = "waiting"
+            self.stage.works(within_s=wait_s + _STEP_WITHIN_S)
             await asyncio.sleep(wait_s)
 
     def _note(self, fault: BrokerFault, attempt: int, wait_s: float) -> None:

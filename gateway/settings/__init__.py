@@ -134,6 +134,8 @@ class GatewaySettings(BaseSettings):
     """How long an orderly stop may take. Keep it below TimeoutStopSec of the systemd unit."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     """The least that is logged."""
+    log_format: Literal["auto", "text", "json"] = "auto"
+    """How it is logged: text, JSON, or text that fits systemd's journal where it leads there."""
 
     @field_validator("destinations")
     @classmethod

@@ -19,6 +19,7 @@ import numpy as np
 
 from cloud_sync import columns
 from cloud_sync.errors import FormatError
+from cloud_sync.progress import Stage
 from cloud_sync.records import Readings, RecordClass
 from gateway.spool.crashpoints import point
 from gateway.spool.database import SQL, value_of
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 _PAUSE_S = 1.0
+_STEP_WITHIN_S = 600.0
 _FRESH_SEGMENTS = 512
 _FRESH_ROWS = 2 * MAX_SEGMENT_ROWS
 _SMALL_ROWS = MAX_SEGMENT_ROWS // 2
@@ -102,10 +104,12 @@ class Compaction:
         self._book = book
         self._duplicates = duplicates
         self._turn = asyncio.Lock()
+        self.stage = Stage("compaction")
 
     async def run(self, stop: asyncio.Event) -> None:
         """Compact until `stop` is set."""
         while not stop.is_set():
+            self.stage.works(within_s=_STEP_WITHIN_S)
             try:
                 merged = await self.compact_once()
             except SpoolError as fault:
@@ -116,6 +120,7 @@ class Compaction:
                     await stop.wait()
             except TimeoutError:
                 continue
+        self.stage.rests()
 
     async def compact_once(self, *, everything: bool = False) -> int:
         """One pass over what has gathered; returns how many segments were merged away.
@@ -135,6 +140,7 @@ class Compaction:
             before, (_, spare) = spare, await self._database.room()
             if spare in (0, before):
                 return
+            self.stage.works(within_s=_STEP_WITHIN_S)
             await self._database.reclaim(_FREE_PAGES)
             if not everything:
                 return
@@ -179,6 +185,7 @@ class Compaction:
 
     async def _replace(self, run: list[Stored]) -> bool:
         """Put one segment in the place of a run; False when the bounds have moved, and nothing was done."""
+        self.stage.works(within_s=_STEP_WITHIN_S)
         blocks = await self._database.read(
             lambda c: [row[0] for s in run if (row := c.execute(SQL["block_at"], (s.position,)).fetchone())]
         )

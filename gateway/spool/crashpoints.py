@@ -1,15 +1,18 @@
 """Named points at which a test may have the process killed, to see that nothing acknowledged is lost.
 
 `TIDEGATE_CRASH_AT=name` or `name:n` sends SIGKILL when the point is passed for the n-th time (default 1).
-Without the variable a point does nothing.
+`TIDEGATE_HANG_AT` takes the same and has the thread that passes the point stay there for ever.
+Without the variables a point does nothing.
 """
 
 from __future__ import annotations
 
 import os
 import signal
+import time
 
-_name, _, _count = os.environ.pop("TIDEGATE_CRASH_AT", "").partition(":")
+_hang = os.environ.pop("TIDEGATE_HANG_AT", "")
+_name, _, _count = (os.environ.pop("TIDEGATE_CRASH_AT", "") or _hang).partition(":")
 _left = int(_count or 1)
 
 
@@ -19,5 +22,8 @@ def point(name: str) -> None:
     if name != _name:
         return
     _left -= 1
-    if _left <= 0:
-        os.kill(os.getpid(), signal.SIGKILL)
+    if _left > 0:
+        return
+    while _hang:
+        time.sleep(3600)
+    os.kill(os.getpid(), signal.SIGKILL)

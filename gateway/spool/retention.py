@@ -10,6 +10,7 @@ import logging
 import time
 from typing import TYPE_CHECKING
 
+from cloud_sync.progress import Stage
 from cloud_sync.records import RecordClass
 from gateway.spool.capacity import Capacity
 from gateway.spool.crashpoints import point
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 _PAUSE_S = 5.0
+_STEP_WITHIN_S = 600.0
 _AT_ONCE = 500
 _FREE_PAGES = 256  # as many as are given back in about two milliseconds
 
@@ -44,10 +46,12 @@ class Retention:
         self._capacity = capacity
         self._destinations = tuple(destinations)
         self._keep_s = keep_s
+        self.stage = Stage("retention")
 
     async def run(self, stop: asyncio.Event) -> None:
         """Prune until `stop` is set."""
         while not stop.is_set():
+            self.stage.works(within_s=_STEP_WITHIN_S)
             try:
                 more = await self.prune_once(time.time_ns() // 1000) == _AT_ONCE
             except SpoolError as fault:
@@ -58,6 +62,7 @@ class Retention:
                     await stop.wait()
             except TimeoutError:
                 continue
+        self.stage.rests()
 
     async def prune_once(self, now_us: int) -> int:
         """Delete at most some hundred segments; returns how many. Without destinations none is delivered."""
