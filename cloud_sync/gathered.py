@@ -7,15 +7,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from cloud_sync.instants import EARLIEST_US, LATEST_US
 from cloud_sync.records import SEQ_ABSENT, Readings, Series
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-
-EARLIEST_US = -9_223_372_036_854_775
-"""1677-09-21, the earliest instant that fits nanoseconds in 64 bits, as every tier can store."""
-LATEST_US = 9_223_372_036_854_775
-"""2262-04-11, the latest such instant."""
 
 _NAME_MAX_BYTES = 1024
 _FLOAT32_END = 2.0**128 - 2.0**103  # what is smaller rounds to a finite float32

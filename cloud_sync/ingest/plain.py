@@ -11,12 +11,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
 import msgspec
 
 from cloud_sync.gathered import BadReading, Gathering, Reading
+from cloud_sync.instants import BadInstant, InstantOutOfRange, instant_us
 from cloud_sync.line_protocol_reader import LineReader
 from cloud_sync.records import ATTRIBUTE_NAMES, Flag, Readings, Series
 
@@ -26,9 +26,6 @@ if TYPE_CHECKING:
 JSON, NDJSON, LINES = "application/json", "application/x-ndjson", "text/plain"
 MEDIA_TYPES = (JSON, NDJSON, "application/ndjson", LINES)
 
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-_MICROSECOND = timedelta(microseconds=1)
-_UNITS = ((10**11, 1_000_000, 1), (10**14, 1_000, 1), (10**17, 1, 1))
 _UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 
 
@@ -164,16 +161,9 @@ def _from_line(line: bytes, lines: LineReader) -> Reading | BadReading | None:
 
 
 def _instant_us(ts: float | str) -> int:
-    """Microseconds since 1970 UTC."""
-    if isinstance(ts, str):
-        try:
-            at = datetime.fromisoformat(ts)
-        except ValueError:
-            raise BadReading("bad_time") from None
-        if at.tzinfo is None:
-            raise BadReading("bad_time")
-        return (at - _EPOCH) // _MICROSECOND
-    if not math.isfinite(ts):
-        raise BadReading("bad_time")
-    times, divided = next(((t, d) for below, t, d in _UNITS if abs(ts) < below), (1, 1000))
-    return int(ts) * times // divided if ts == int(ts) else round(ts * times / divided)
+    try:
+        return instant_us(ts)
+    except InstantOutOfRange:
+        raise BadReading("time_out_of_range") from None
+    except BadInstant:
+        raise BadReading("bad_time") from None

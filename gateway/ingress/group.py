@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from cloud_sync.instants import MICROSECONDS_FROM, MICROSECONDS_TO, BadInstant, instant_us
 from cloud_sync.records import DTYPES, SEQ_ABSENT, Flag, Readings
-from gateway.ingress.instants import MICROSECONDS_FROM, MICROSECONDS_TO, BadInstant, instant_us
 from gateway.spool.lots import Lot
 
 if TYPE_CHECKING:

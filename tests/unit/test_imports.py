@@ -14,6 +14,7 @@ PACKAGES = ("gateway", "cloud_sync", "firmware_sim")
 PURE = (
     "cloud_sync.backoff",
     "cloud_sync.columns",
+    "cloud_sync.instants",
     "cloud_sync.line_protocol",
     "cloud_sync.records",
     "cloud_sync.verdicts",
@@ -23,7 +24,6 @@ PURE = (
     "gateway.ingress.encoder",
     "gateway.ingress.formats.json_reading",
     "gateway.ingress.group",
-    "gateway.ingress.instants",
     "gateway.ingress.packets",
     "gateway.ingress.parser",
     "gateway.ingress.properties",

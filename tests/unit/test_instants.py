@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from gateway.ingress.instants import BadInstant, instant_us
+from cloud_sync.instants import BadInstant, instant_us
 
 
 @pytest.mark.parametrize(

@@ -31,11 +31,15 @@ class BadInstant(ValueError):  # noqa: N818 - said of the input, not of the prog
     """A time that names no instant; the message says why."""
 
 
+class InstantOutOfRange(BadInstant):
+    """An instant that the tiers cannot store."""
+
+
 def instant_us(ts: float | str) -> int:
     """Microseconds since 1970 UTC of a number (unit by size) or an RFC 3339 text with its offset."""
     at = _from_text(ts) if isinstance(ts, str) else _from_number(ts)
     if not EARLIEST_US <= at <= LATEST_US:
-        raise BadInstant(f"{ts!r} lies outside 1677..2262")
+        raise InstantOutOfRange(f"{ts!r} lies outside 1677..2262")
     return at
 
 
