@@ -12,7 +12,13 @@ Older instants are written as RFC 3339 text, which says its unit.
 from __future__ import annotations
 
 import math
+import re
 from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from datetime import tzinfo
 
 EARLIEST_US = -9_223_372_036_854_775
 """1677-09-21: the earliest instant that fits nanoseconds in 64 bits, as every tier can store."""
@@ -25,6 +31,16 @@ MICROSECONDS_FROM, MICROSECONDS_TO = 10**14, 10**17
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
 _SECONDS_BELOW = 10**11
+_UNITS: Mapping[str, tuple[int, int]] = {
+    "s": (1_000_000, 1),
+    "ms": (1_000, 1),
+    "us": (1, 1),
+    "ns": (1, 1_000),
+}
+_DECIMAL = re.compile(r"[+-]?\d{1,30}(\.\d{0,30})?")
+
+TIME_UNITS = ("auto", *_UNITS)
+"""How a device counts: "auto" is by the number's size, or RFC 3339 text."""
 
 
 class BadInstant(ValueError):  # noqa: N818 - said of the input, not of the program
@@ -37,9 +53,39 @@ class InstantOutOfRange(BadInstant):
 
 def instant_us(ts: float | str) -> int:
     """Microseconds since 1970 UTC of a number (unit by size) or an RFC 3339 text with its offset."""
-    at = _from_text(ts) if isinstance(ts, str) else _from_number(ts)
+    return _checked(_from_text(ts) if isinstance(ts, str) else _from_number(ts), ts)
+
+
+def instant_in(ts: object, unit: str, zone: tzinfo | None = None) -> int:
+    """Microseconds since 1970 UTC of what a payload says, in one of `TIME_UNITS`; numbers may be text.
+
+    Args:
+        ts: a number, a text, or something that is no time.
+        unit: of numbers; text that is no number is RFC 3339 whatever the unit.
+        zone: where clocks show what text without an offset says; without it such text is a fault.
+
+    Raises:
+        BadInstant: it names no instant that can be stored.
+    """
+    if isinstance(ts, bool) or not isinstance(ts, (int, float, str)):
+        raise BadInstant(f"expected a time, found {type(ts).__name__}")
+    if isinstance(ts, str):
+        if _DECIMAL.fullmatch(ts) is None:
+            return _checked(_from_text(ts, zone), ts)
+        ts = float(ts) if "." in ts else int(ts)
+    if unit == "auto":
+        return instant_us(ts)
+    times, divided = _UNITS[unit]
+    if isinstance(ts, int):
+        return _checked(ts * times // divided, ts)
+    if not math.isfinite(ts):
+        raise BadInstant(f"{ts!r} is no instant")
+    return _checked(round(ts * times / divided), ts)
+
+
+def _checked(at: int, ts: float | str) -> int:
     if not EARLIEST_US <= at <= LATEST_US:
-        raise InstantOutOfRange(f"{ts!r} lies outside 1677..2262")
+        raise InstantOutOfRange(f"{ts!r:.64} lies outside 1677..2262")
     return at
 
 
@@ -65,11 +111,13 @@ def _from_fraction(ts: float) -> int:
     return round(ts * 1e3) if size < MICROSECONDS_FROM else round(ts)
 
 
-def _from_text(ts: str) -> int:
+def _from_text(ts: str, zone: tzinfo | None = None) -> int:
     try:
         at = datetime.fromisoformat(ts)
     except ValueError:
         raise BadInstant(f"{ts[:64]!r} is not RFC 3339 (such as 2026-05-01T12:00:00Z)") from None
+    if at.tzinfo is None and zone is not None:
+        at = at.replace(tzinfo=zone)
     if at.tzinfo is None:
         raise BadInstant(f"{ts[:64]!r} has no offset from UTC (end it with Z or +hh:mm)")
     return (at - _EPOCH) // _MICROSECOND
