@@ -17,7 +17,6 @@ from gateway.checking import check_of
 from gateway.destinations import shipper_of
 from gateway.ingress.committer import Committer
 from gateway.ingress.host import HostIngress
-from gateway.ingress.topics import TopicTemplate
 from gateway.listening import listener_of
 from gateway.operate.endpoint import Endpoint
 from gateway.operate.service_text import service_text
@@ -79,13 +78,13 @@ async def build(settings: GatewaySettings, database: Database) -> Parts:
     committer = Committer(
         appender,
         book,
-        TopicTemplate(listen.topic),
+        settings.ingress.rules,
         refuse_when_full=settings.spool.on_full == "refuse",
         interval_s=settings.spool.commit_interval_ms / 1000,
         max_pending_bytes=settings.spool.max_pending_bytes,
         check=check_of(settings, book),
     )
-    listener = listener_of(listen, committer)
+    listener = listener_of(listen, committer, settings.ingress.rules)
     subscribers = tuple(
         subscriber_of(table, settings.gateway_id, committer) for table in settings.ingress.subscribe
     )
@@ -107,9 +106,7 @@ async def build(settings: GatewaySettings, database: Database) -> Parts:
         started_at=time.monotonic(),
         listener=listener,
         subscribers=subscribers,
-        host=HostIngress(
-            committer, settings.gateway_id, listen.topic, settings.spool.path.parent, period_s=host.period_s
-        )
+        host=HostIngress(committer, settings.gateway_id, settings.spool.path.parent, period_s=host.period_s)
         if host.enabled
         else None,
         committer=committer,

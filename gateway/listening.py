@@ -15,12 +15,13 @@ from gateway.ingress.topics import TopicTemplate
 if TYPE_CHECKING:
     from gateway.ingress.admission import Authenticator
     from gateway.ingress.intake import Intake
+    from gateway.ingress.topics import Naming
     from gateway.settings import Listen
 
 _log = logging.getLogger(__name__)
 
 
-def listener_of(listen: Listen, intake: Intake) -> Listener:
+def listener_of(listen: Listen, intake: Intake, naming: Naming | None = None) -> Listener:
     """Make the listener; nothing is bound yet. Raises the soft limit of open files to what it needs.
 
     Raises:
@@ -43,12 +44,12 @@ def listener_of(listen: Listen, intake: Intake) -> Listener:
             ssl=None if files is None else Certificates(files).context,
         ),
         intake,
-        authenticator_of(listen),
+        authenticator_of(listen, naming),
     )
 
 
-def authenticator_of(listen: Listen) -> Authenticator:
-    """Who decides on every CONNECT.
+def authenticator_of(listen: Listen, naming: Naming | None = None) -> Authenticator:
+    """Who decides on every CONNECT; `naming` knows whose readings topics carry, if `listen.topic` does not.
 
     Raises:
         CredentialsFault: the password file cannot be used.
@@ -61,4 +62,4 @@ def authenticator_of(listen: Listen) -> Authenticator:
         publish_as_self=listen.own_only,
         both=listen.passwords_file is not None and listen.client_certificate == "required",
     )
-    return Doorkeeper(policy, TopicTemplate(listen.topic), listen.passwords_file)
+    return Doorkeeper(policy, naming or TopicTemplate(listen.topic), listen.passwords_file)

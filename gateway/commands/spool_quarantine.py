@@ -25,6 +25,7 @@ from gateway.commands.spool_options import (
     spool_errors,
     table,
 )
+from gateway.ingress.formats.rules import Rules
 from gateway.ingress.topics import TopicTemplate
 from gateway.operate import quarantine_items
 from gateway.operate.human import count_text
@@ -32,7 +33,7 @@ from gateway.operate.moments import moment_text
 from gateway.operate.quarantine_retry import Retried
 from gateway.operate.quarantine_retry import retry as retry_items
 from gateway.operate.terminal import shown, shown_bytes
-from gateway.settings import Listen
+from gateway.settings import Ingress
 from gateway.spool.errors import SpoolInUse
 from gateway.spool.series import DEFAULT_MAX_SERIES
 
@@ -185,9 +186,9 @@ def retry(
     Exit codes: 0 when every item became readings; 1 when some stay; 2 when it cannot be done.
     """
     which, numbers = _targets(targets, config)
-    listen = Listen() if which.settings is None else which.settings.ingress.listen
+    ingress = Ingress() if which.settings is None else which.settings.ingress
     try:
-        template = TopicTemplate(topic or listen.topic)
+        rules = Rules(TopicTemplate(topic), ingress.rules.rules) if topic else ingress.rules
     except ValueError as fault:
         fail(f"--topic: {fault}")
     max_series = DEFAULT_MAX_SERIES if which.settings is None else which.settings.spool.max_series
@@ -196,7 +197,7 @@ def retry(
         try:
             with bar("decoding again") as watcher:
                 result = asyncio.run(
-                    retry_items(which.path, wanted, template, max_series=max_series, watcher=watcher)
+                    retry_items(which.path, wanted, rules, max_series=max_series, watcher=watcher)
                 )
         except SpoolInUse as fault:
             result = ask_gateway(which, "/quarantine/retry", {"numbers": wanted}, Retried, fault)

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Container
 
     from gateway.ingress.packets import Publish
-    from gateway.ingress.topics import TopicTemplate
+    from gateway.ingress.topics import Naming
 
 _TOPICS_MAX: Final = 1000
 
@@ -27,6 +27,7 @@ class Identity:
     Attributes:
         name: who it is.
         may_publish: asked once per connection and topic (bytes, a valid topic name); None allows every topic.
+        owns: asked about each sensor_id that a payload names by itself; None allows every one.
         scope: whose client identifiers are meant: the same one in another scope is another client, so that
             nobody takes over the session of somebody else.
         stands: asked about once a second; False (the device was removed, say) ends the connection.
@@ -36,6 +37,7 @@ class Identity:
     may_publish: Callable[[bytes], bool] | None = None
     scope: str = ""
     stands: Callable[[], bool] | None = None
+    owns: Callable[[str], bool] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,22 +89,38 @@ def owner_of(sensor_id: str) -> str:
     return sensor_id.partition(":")[0]
 
 
-def own_topics(name: str, template: TopicTemplate) -> Callable[[bytes], bool]:
-    """The rule "only as itself": topics of the template whose sensor_id belongs to the device `name`."""
+def owned_by(name: str) -> Callable[[str], bool]:
+    """The rule "only as itself", for sensor_ids."""
+    return lambda sensor_id: owner_of(sensor_id) == name
+
+
+def owned_by_none_of(devices: Callable[[], Container[str]]) -> Callable[[str], bool]:
+    """The rule "as nobody in particular", for sensor_ids: all but those of the devices known at the time."""
+    return lambda sensor_id: owner_of(sensor_id) not in devices()
+
+
+def own_topics(name: str, naming: Naming) -> Callable[[bytes], bool]:
+    """The rule "only as itself": topics whose sensor_id belongs to the device `name`.
+
+    Topics whose payloads name their sensors are open to everyone: there each reading is asked about.
+    """
 
     def rule(topic: bytes) -> bool:
-        series = template.match(topic.decode("utf-8", "replace"))
-        return series is not None and owner_of(series.sensor_id) == name
+        text = topic.decode("utf-8", "replace")
+        sensor_id = naming.sensor_id_in(text)
+        if naming.leaves_owner_open(text):
+            return True
+        return sensor_id is not None and owner_of(sensor_id) == name
 
     return rule
 
 
-def not_owned_by(devices: Callable[[], Container[str]], template: TopicTemplate) -> Callable[[bytes], bool]:
+def not_owned_by(devices: Callable[[], Container[str]], naming: Naming) -> Callable[[bytes], bool]:
     """The rule "as nobody in particular": every topic but those of the devices known at the time."""
 
     def rule(topic: bytes) -> bool:
-        series = template.match(topic.decode("utf-8", "replace"))
-        return series is None or owner_of(series.sensor_id) not in devices()
+        sensor_id = naming.sensor_id_in(topic.decode("utf-8", "replace"))
+        return sensor_id is None or owner_of(sensor_id) not in devices()
 
     return rule
 

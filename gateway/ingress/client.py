@@ -47,7 +47,7 @@ from gateway.ingress.parser import Parser
 from gateway.ingress.properties import broken
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from gateway.ingress.exchanges import Exchanges
     from gateway.ingress.intake import Intake
@@ -61,7 +61,7 @@ _TIDY_BYTES: Final = 1 << 16
 
 
 class Client(asyncio.Protocol):
-    """Implements `Acknowledger`.
+    """Implements `Acknowledger`; who may publish what is the broker's to say.
 
     Attributes:
         name: the settings' name, for whoever labels what it handed over.
@@ -72,6 +72,8 @@ class Client(asyncio.Protocol):
         keep_alive_s: in force; the broker's wish replaces our own.
         closing: nothing is written or taken any more.
     """
+
+    owns: Callable[[str], bool] | None = None
 
     def __init__(
         self,

@@ -14,14 +14,16 @@ import logging
 import time
 from dataclasses import dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, NamedTuple, Protocol, cast
 
 from cloud_sync.progress import Stage
 from cloud_sync.rates import Rate
 from cloud_sync.records import ATTRIBUTE_NAMES, Series
 from gateway.ingress.formats import json_reading
+from gateway.ingress.formats.measurement import Fault, bounded
+from gateway.ingress.formats.rules import Rules
 from gateway.ingress.group import BadReading, Group
-from gateway.ingress.topics import SeriesName, TopicTemplate, fault_in
+from gateway.ingress.topics import fault_in
 from gateway.spool.crashpoints import point
 from gateway.spool.errors import SpoolError, SpoolFull
 from gateway.spool.quarantine import QuarantineItem
@@ -31,8 +33,11 @@ if TYPE_CHECKING:
 
     from cloud_sync.records import Readings
     from gateway.ingress.formats.json_reading import JsonReading
+    from gateway.ingress.formats.measurement import Decoded, Measurement
+    from gateway.ingress.formats.shapes import Decoder
     from gateway.ingress.intake import Acknowledger
     from gateway.ingress.packets import Publish
+    from gateway.ingress.topics import SeriesName, TopicTemplate
     from gateway.spool.appender import Appender
     from gateway.spool.lots import Appended, Note
     from gateway.spool.series import SeriesBook
@@ -81,13 +86,34 @@ class CommitterCounters:
 
 @dataclass(slots=True)
 class _Topic:
-    """What is known of one topic: its series, by the attributes last seen with it."""
+    """What is known of one topic (or of one name in payloads): its series, by the attributes seen with it.
+
+    `decode` is of topics that carry anything but readings of one series in the default shape.
+    """
 
     text: str
     name: SeriesName | None
+    decode: Decoder | None = None
     fault: tuple[str, str] | None = None
     numbers: dict[tuple[str | None, ...], int] = field(default_factory=dict)
     last_assigned_us: int = 0
+
+
+class _Source(Protocol):
+    """What the committer asks of where a publish came from; see `Acknowledger`."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def owns(self) -> Callable[[str], bool] | None: ...
+
+
+class _Insider(NamedTuple):
+    """The gateway itself as a source."""
+
+    name: str
+    owns: None = None
 
 
 class Committer:
@@ -97,7 +123,7 @@ class Committer:
         self,
         appender: Appender,
         book: SeriesBook,
-        template: TopicTemplate,
+        template: TopicTemplate | Rules,
         *,
         refuse_when_full: bool = False,
         interval_s: float = 0.005,
@@ -109,13 +135,14 @@ class Committer:
         self._appender = appender
         self._refuse_when_full = refuse_when_full
         self._book = book
-        self._template = template
+        self._rules = template if isinstance(template, Rules) else Rules(template)
         self._interval_s = interval_s
         self._max_pending_bytes = max_pending_bytes
         self.on_pressure = on_pressure
         self._check = check
         self._clock_us = clock_us
         self._topics: dict[bytes, _Topic] = {}
+        self._names: dict[SeriesName, _Topic] = {}
         self._group = Group()
         self._owed: list[tuple[Acknowledger, list[Publish]]] = []
         self._promised: list[asyncio.Future[Appended]] = []
@@ -134,14 +161,14 @@ class Committer:
         for publish in batch:
             payload, publish.payload = publish.payload, b""  # what waits for the commit is its identifier
             size += len(payload) + _OVERHEAD_BYTES
-            self._take(source.name, publish.topic, payload, now_us)
+            self._take(source, publish.topic, payload, now_us)
         self.counters.publishes += len(batch)
         self._owed.append((source, batch))
         self._grow(size)
 
     def offer(self, source: str, topic: bytes, payload: bytes) -> None:
-        """Take one payload nobody waits for, such as the gateway's own metrics."""
-        self._take(source, topic, payload, self._clock_us())
+        """Take one payload nobody waits for, such as one that comes out of the quarantine."""
+        self._take(_Insider(source), topic, payload, self._clock_us())
         self._grow(len(payload))
 
     def bring(
@@ -166,6 +193,11 @@ class Committer:
         self._promised.append(promised)
         self._grow(readings.rows * _ROW_BYTES + len(items) * _OVERHEAD_BYTES)
         return promised
+
+    def measured(self, source: str, measurements: Sequence[Measurement]) -> None:
+        """Take measurements nobody waits for, such as the gateway's own metrics."""
+        self._take_measurements(_Insider(source), "", (measurements, []), b"", self._clock_us())
+        self._grow(len(measurements) * _OVERHEAD_BYTES)
 
     async def run(self) -> None:
         """Commit groups until `finish` is called and nothing is left to commit."""
@@ -260,17 +292,49 @@ class Committer:
         work = partial(self._check, group.readings(), now_us)
         return await asyncio.get_running_loop().run_in_executor(None, work)
 
-    def _take(self, source: str, topic: bytes, payload: bytes, now_us: int) -> None:
+    def _take(self, source: _Source, topic: bytes, payload: bytes, now_us: int) -> None:
         known = self._topics.get(topic) or self._learn(topic)
-        if known.fault is not None:
-            self._quarantine(source, known.text, known.fault, payload, now_us)
+        if known.decode is not None:
+            self._take_measurements(source, known.text, known.decode(payload, now_us), payload, now_us)
             return
         readings, faults = json_reading.decode(payload)
         if len(readings) < _MANY or not self._take_many(known, readings):
             for reading in readings:
                 self._take_one(source, known, reading, payload, now_us)
-        for bad in faults:
-            self._quarantine(source, known.text, (bad.reason, bad.detail), bad.part, now_us)
+        if faults:
+            self._quarantine(source, known.text, bounded(faults, payload), now_us)
+
+    def _take_measurements(
+        self, source: _Source, topic: str, decoded: Decoded, payload: bytes, now_us: int
+    ) -> None:
+        """Take readings that bring the names of their series along, and quarantine what is none."""
+        measurements, faults = decoded
+        untaken: list[Fault] = []
+        for measurement in measurements:
+            try:
+                self._take_measurement(source.owns, measurement, now_us)
+            except BadReading as fault:
+                detail = f"{measurement.name.sensor_id} {measurement.name.sensor_type}: {fault}"
+                untaken.append(Fault(fault.reason, detail, payload))
+        if faults or untaken:
+            self._quarantine(source, topic, [*faults, *bounded(untaken, payload)], now_us)
+
+    def _take_measurement(
+        self, owns: Callable[[str], bool] | None, measurement: Measurement, now_us: int
+    ) -> None:
+        name = measurement.name
+        known = self._names.get(name) or self._learn_name(name)
+        if known.fault is not None:
+            raise BadReading(*known.fault)
+        if owns is not None and not owns(name.sensor_id):
+            raise BadReading("not_its_own", f"{name.sensor_id!r} is not this device's to publish as")
+        number = self._number(known, measurement)
+        if measurement.time_us is None:
+            assigned_us = max(now_us, known.last_assigned_us + 1)
+            self._group.take(number, measurement, assigned_us=assigned_us)
+            known.last_assigned_us = assigned_us
+        else:
+            self._group.take(number, measurement, assigned_us=now_us)
 
     def _take_many(self, known: _Topic, readings: Sequence[JsonReading]) -> bool:
         """Take an array the fast way; False when it has to be taken one by one."""
@@ -279,7 +343,7 @@ class Committer:
         return None not in numbers and self._group.extend(cast("list[int]", numbers), readings)
 
     def _take_one(
-        self, source: str, known: _Topic, reading: JsonReading, payload: bytes, now_us: int
+        self, source: _Source, known: _Topic, reading: JsonReading, payload: bytes, now_us: int
     ) -> None:
         try:
             if reading.ts is None:
@@ -289,21 +353,33 @@ class Committer:
             else:
                 self._group.add(self._number(known, reading), reading, assigned_us=now_us)
         except BadReading as fault:
-            self._quarantine(source, known.text, (fault.reason, str(fault)), payload, now_us)
+            self._quarantine(source, known.text, [Fault(fault.reason, str(fault), payload)], now_us)
 
     def _learn(self, topic: bytes) -> _Topic:
         text = topic.decode("utf-8", "backslashreplace")
-        name = self._template.match(text)
-        known = _Topic(text, name)
-        if name is None:
-            known.fault = ("unknown_topic", f"the topic does not fit {self._template.template!r}")
-        elif (detail := fault_in(name)) is not None:
-            known.fault = ("bad_series_name", detail)
+        decode = self._rules.decoder_for(text)
+        name = None
+        if decode is None:
+            name = self._rules.template.match(text)
+            detail = f"the topic does not fit {self._rules.template.template!r}"
+            if name is None:
+                decode = _always("unknown_topic", detail)
+            elif (fault := fault_in(name)) is not None:
+                decode = _always("bad_series_name", fault)
+        known = _Topic(text, name, decode)
         if len(self._topics) < _KNOWN_TOPICS_MAX:
             self._topics[topic] = known
         return known
 
-    def _number(self, known: _Topic, reading: JsonReading) -> int:
+    def _learn_name(self, name: SeriesName) -> _Topic:
+        known = _Topic("", name)
+        if (detail := fault_in(name)) is not None:
+            known.fault = ("bad_name", detail)
+        if len(self._names) < _KNOWN_TOPICS_MAX:
+            self._names[name] = known
+        return known
+
+    def _number(self, known: _Topic, reading: JsonReading | Measurement) -> int:
         attributes = (reading.location, reading.manufacturer, reading.firmware_version, reading.unit)
         number = known.numbers.get(attributes)
         if number is None:
@@ -332,19 +408,18 @@ class Committer:
             )
         return number
 
-    def _quarantine(
-        self, source: str, topic: str, fault: tuple[str, str], payload: bytes, now_us: int
-    ) -> None:
-        self._group.items.append(
+    def _quarantine(self, source: _Source, topic: str, faults: Sequence[Fault], now_us: int) -> None:
+        self._group.items += [
             QuarantineItem.of(
                 received_at_us=now_us,
-                source=source,
+                source=source.name,
                 topic=topic,
-                reason=fault[0],
-                detail=fault[1],
-                payload=payload,
+                reason=fault.reason,
+                detail=fault.detail,
+                payload=fault.part,
             )
-        )
+            for fault in faults
+        ]
 
     def _pending(self) -> bool:
         return bool(self._group.rows or self._group.items or self._owed or self._promised)
@@ -367,6 +442,11 @@ def _look_at(promised: asyncio.Future[Appended]) -> None:
     """Retrieve what a future holds, so that one nobody waits for any more is not complained about."""
     if not promised.cancelled():
         promised.exception()
+
+
+def _always(reason: str, detail: str) -> Decoder:
+    """Of topics whose payloads cannot be read, whatever they hold."""
+    return lambda payload, _: ((), [Fault(reason, detail, payload)])
 
 
 def _text(value: object) -> str:

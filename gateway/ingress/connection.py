@@ -55,7 +55,7 @@ from gateway.ingress.sessions import Session
 from gateway.ingress.terms import Terms, refusal_of, refusing_connack, subscription_codes, terms_of
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from gateway.ingress.listener import Listener
 
@@ -138,6 +138,11 @@ class Connection(Link):
             self._intake.publishes(self, [publish])
 
     # What the committer calls
+
+    @property
+    def owns(self) -> Callable[[str], bool] | None:
+        """Which sensor_ids payloads may name."""
+        return None if self._identity is None else self._identity.owns
 
     def acknowledge(self, publishes: Sequence[Publish]) -> None:
         """Write PUBACK and PUBREC for durable publishes, in order, in one write."""

@@ -26,7 +26,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Final, Literal
 
-from gateway.ingress.admission import Identity, Refusal, not_owned_by, own_topics
+from gateway.ingress.admission import Identity, Refusal, not_owned_by, own_topics, owned_by, owned_by_none_of
 from gateway.ingress.buckets import Buckets
 from gateway.ingress.changing_file import ChangingFile
 from gateway.ingress.credentials import (
@@ -45,7 +45,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from gateway.ingress.admission import Certificate
-    from gateway.ingress.topics import TopicTemplate
+    from gateway.ingress.topics import Naming
 
 _log = logging.getLogger(__name__)
 _PER_NAME: Final = (5, 0.1)
@@ -82,13 +82,13 @@ class Doorkeeper:
     def __init__(
         self,
         policy: Policy,
-        template: TopicTemplate,
+        naming: Naming,
         passwords_file: Path | None = None,
         *,
         clock_s: Callable[[], float] = time.monotonic,
     ) -> None:
         self._policy = policy
-        self._template = template
+        self._naming = naming
         self._clock_s = clock_s
         self._passwords: ChangingFile[dict[str, PasswordHash]] | None = None
         if passwords_file is not None:
@@ -136,13 +136,15 @@ class Doorkeeper:
             return Refusal()
         if self._passwords is None:
             return Identity(client_id)
-        return Identity(client_id, not_owned_by(self._devices, self._template))
+        rule = not_owned_by(self._devices, self._naming)
+        return Identity(client_id, rule, owns=owned_by_none_of(self._devices))
 
     def _identity(self, name: str) -> Identity:
-        rule = own_topics(name, self._template) if self._policy.publish_as_self else None
+        rule = own_topics(name, self._naming) if self._policy.publish_as_self else None
         stored = self._devices().get(name)
         stands = None if stored is None else (lambda: self._devices().get(name) == stored)
-        return Identity(name, rule, scope=name, stands=stands)
+        owns = owned_by(name) if self._policy.publish_as_self else None
+        return Identity(name, rule, scope=name, stands=stands, owns=owns)
 
     def _devices(self) -> Mapping[str, PasswordHash]:
         return {} if self._passwords is None else self._passwords.current(self._clock_s())

@@ -13,7 +13,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from cloud_sync.instants import MICROSECONDS_FROM, MICROSECONDS_TO, BadInstant, instant_us
+from cloud_sync.instants import (
+    EARLIEST_US,
+    LATEST_US,
+    MICROSECONDS_FROM,
+    MICROSECONDS_TO,
+    BadInstant,
+    instant_us,
+)
 from cloud_sync.records import DTYPES, SEQ_ABSENT, Flag, Readings
 from gateway.spool.lots import Lot
 
@@ -21,6 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from gateway.ingress.formats.json_reading import JsonReading
+    from gateway.ingress.formats.measurement import Measurement
     from gateway.spool.lots import Note
     from gateway.spool.quarantine import QuarantineItem
 
@@ -90,6 +98,34 @@ class Group:
             _NAN if reading.signal_strength is None else reading.signal_strength,
             flags,
         )
+
+    def take(self, series_no: int, measurement: Measurement, *, assigned_us: int) -> None:
+        """Take one reading whose time is known to be in microseconds, or absent.
+
+        Raises:
+            BadReading: it is beyond what can be stored; nothing was taken.
+        """
+        m, flags = measurement, measurement.flags
+        time_us = m.time_us
+        if time_us is None:
+            time_us, flags = assigned_us, flags | _TIME_ASSIGNED
+        elif not EARLIEST_US <= time_us <= LATEST_US:
+            raise BadReading("bad_time", "the time lies outside 1677..2262")
+        if not math.isfinite(m.value):
+            raise BadReading("bad_value", f"{m.value!r} is no value")
+        try:
+            self._packed += _pack(
+                time_us,
+                m.value,
+                SEQ_ABSENT if m.seq is None else m.seq,
+                series_no,
+                _NAN if m.quality is None else m.quality,
+                _NAN if m.battery_level is None else m.battery_level,
+                _NAN if m.signal_strength is None else m.signal_strength,
+                flags,
+            )
+        except (StructError, OverflowError) as fault:
+            raise BadReading("bad_value", f"a companion is beyond what can be stored: {fault}") from None
 
     def extend(self, series_nos: Sequence[int], readings: Sequence[JsonReading]) -> bool:
         """Take many readings at once, when each has all its members and a time in microseconds.

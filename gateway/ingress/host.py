@@ -14,10 +14,11 @@ import re
 import time
 from typing import TYPE_CHECKING
 
-import msgspec
 import psutil
 
 from cloud_sync.progress import Stage
+from gateway.ingress.formats.measurement import Measurement
+from gateway.ingress.topics import SeriesName
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -48,12 +49,9 @@ def sample(disk: Path) -> Iterator[tuple[str, float, str]]:
 class HostIngress:
     """Offers a sample to the committer every `period_s`."""
 
-    def __init__(
-        self, committer: Committer, gateway_id: str, template: str, disk: Path, *, period_s: float
-    ) -> None:
+    def __init__(self, committer: Committer, gateway_id: str, disk: Path, *, period_s: float) -> None:
         self._committer = committer
         self._gateway_id = gateway_id
-        self._template = template
         self._disk = disk
         self._period_s = period_s
         self._seq = 0
@@ -74,7 +72,11 @@ class HostIngress:
     def sample_once(self, now_us: int) -> None:
         """Offer one sample of every metric, all stamped `now_us`."""
         self._seq += 1
+        measured = []
         for sensor_type, value, unit in sample(self._disk):
-            topic = self._template.format(sensor_id=self._gateway_id, sensor_type=sensor_type)
-            payload = {"value": value, "ts": now_us, "unit": unit, "seq": self._seq}
-            self._committer.offer("host", topic.encode(), msgspec.json.encode(payload))
+            measured.append(
+                Measurement(
+                    SeriesName(self._gateway_id, sensor_type), value, now_us, unit=unit, seq=self._seq
+                )
+            )
+        self._committer.measured("host", measured)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from gateway.ingress.packets import Publish
 
@@ -29,10 +29,16 @@ class Intake(Protocol):
 class Acknowledger(Protocol):
     """Where publishes came from. Both methods are safe to call after the connection has gone.
 
-    `name` is what quarantine rows call it: `listen`, or a broker's name.
+    `name` is what quarantine rows call it: `listen`, or a broker's name. `owns` is asked about each sensor_id
+    that a payload names by itself; None allows every one.
     """
 
     name: str
+
+    @property
+    def owns(self) -> Callable[[str], bool] | None:
+        """Which sensor_ids payloads may name."""
+        ...
 
     def acknowledge(self, publishes: Sequence[Publish]) -> None:
         """Say that these are durable: PUBACK and PUBREC, in order, in one write. QoS 0 is passed over."""

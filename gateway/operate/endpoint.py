@@ -13,7 +13,6 @@ from starlette.applications import Starlette
 from starlette.responses import Response
 from starlette.routing import Route
 
-from gateway.ingress.topics import TopicTemplate
 from gateway.operate.quarantine_retry import retry_within
 from gateway.operate.spool_compact import compact_within
 from gateway.operate.status import status_of
@@ -78,9 +77,9 @@ class Endpoint:
         except msgspec.DecodeError as fault:
             return _json({"error": "malformed", "message": str(fault)}, 400)
         parts = self._parts
-        template = TopicTemplate(parts.settings.ingress.listen.topic)
+        rules = parts.settings.ingress.rules
         try:
-            result = await retry_within(parts.database, parts.appender, parts.book, template, asked.numbers)
+            result = await retry_within(parts.database, parts.appender, parts.book, rules, asked.numbers)
         except SpoolError as fault:
             return _json({"error": "spool", "message": str(fault)}, 503)
         return _json(result)

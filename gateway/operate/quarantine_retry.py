@@ -12,8 +12,7 @@ import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-import msgspec
-
+from cloud_sync.records import Flag
 from gateway.ingress.committer import Committer
 from gateway.operate.quarantine_items import Item
 from gateway.operate.spool_file import opened
@@ -32,12 +31,14 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from cloud_sync.records import Readings
+    from gateway.ingress.formats.rules import Rules
     from gateway.ingress.topics import TopicTemplate
     from gateway.spool.lots import Lot
     from gateway.spool.quarantine import QuarantineItem
 
 _PUBLISHED = frozenset({"listen", "subscribe", "http", "host"})
 _NOTHING_STORED = frozenset({"unknown_topic", "bad_series_name", "not_json", "bad_reading"})
+"""Reasons of items whose payload is all that was bad: none of it was stored when it came in."""
 _AT_ONCE = 500
 _COMMIT_WITHIN_S = 60.0
 
@@ -64,11 +65,12 @@ class _Rehearsal(Appender):
 
     def __init__(self) -> None:
         self.rows = 0
+        self.untimed = False
         self.items: Sequence[QuarantineItem] = ()
 
     def forget(self) -> None:
         """Be as if nothing had been given."""
-        self.rows, self.items = 0, ()
+        self.rows, self.untimed, self.items = 0, False, ()
 
     async def append(
         self,
@@ -78,7 +80,9 @@ class _Rehearsal(Appender):
         now_us: int,  # noqa: ARG002 - the signature of what it stands in for
         lots: Sequence[Lot] = (),  # noqa: ARG002 - as above
     ) -> Appended:
-        self.rows, self.items = 0 if readings is None else readings.rows, items
+        self.items = items
+        if readings is not None:
+            self.rows, self.untimed = readings.rows, bool((readings.flags & Flag.TIME_ASSIGNED).any())
         return Appended(self.rows, 0, 0)
 
 
@@ -95,7 +99,7 @@ class _Clock:
 async def retry(
     path: Path,
     numbers: Sequence[int],
-    template: TopicTemplate,
+    template: TopicTemplate | Rules,
     *,
     max_series: int = DEFAULT_MAX_SERIES,
     watcher: Watcher = Nobody(),  # noqa: B008 - it has no state
@@ -122,7 +126,7 @@ async def retry_within(
     database: Database,
     appender: Appender,
     book: SeriesBook,
-    template: TopicTemplate,
+    template: TopicTemplate | Rules,
     numbers: Sequence[int],
     *,
     watcher: Watcher = Nobody(),  # noqa: B008 - it has no state
@@ -146,7 +150,7 @@ class _Bench:
     """Two committers on one spool: one to rehearse with, one that stores."""
 
     def __init__(
-        self, database: Database, appender: Appender, book: SeriesBook, template: TopicTemplate
+        self, database: Database, appender: Appender, book: SeriesBook, template: TopicTemplate | Rules
     ) -> None:
         self._database = database
         self._clock = _Clock()
@@ -192,13 +196,19 @@ class _Bench:
 
     async def _rehearse(self, item: Item) -> str | None:
         """Why the payload does not make readings by the rules of today, None when all of it does."""
-        self._rehearsal.forget()
+        rehearsal = self._rehearsal
+        rehearsal.forget()
         self._trial.offer(item.source, item.topic.encode(), item.payload)
         await self._trial.commit_once()
-        if self._rehearsal.items:
-            still = self._rehearsal.items[0]
-            return f"still bad: {still.reason}: {still.detail}"
-        return None if self._rehearsal.rows else "it holds no reading"
+        together = rehearsal.rows + len(rehearsal.items)
+        if item.reason not in _NOTHING_STORED and rehearsal.untimed and together > 1:
+            return (
+                "other readings of the same payload were stored with the time they came in; "
+                "storing them again would double them"
+            )
+        if rehearsal.items:
+            return f"still bad: {rehearsal.items[0].reason}: {rehearsal.items[0].detail}"
+        return None if rehearsal.rows else "it holds no reading"
 
 
 def _why_not(item: Item) -> str | None:
@@ -207,22 +217,4 @@ def _why_not(item: Item) -> str | None:
         return f"it was put aside by {item.source}, and is no publish"
     if item.is_cut:
         return f"only the first {len(item.payload)} of its {item.payload_bytes} bytes were kept"
-    if item.reason not in _NOTHING_STORED and _some_without_time(item.payload):
-        return (
-            "other readings of the same payload were stored with the time they came in; "
-            "storing them again would double them"
-        )
     return None
-
-
-def _some_without_time(payload: bytes) -> bool:
-    """Whether a payload is an array of several readings of which one has no time of its own."""
-    try:
-        members = msgspec.json.decode(payload)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        return False
-    return (
-        isinstance(members, list)
-        and len(members) > 1
-        and any(isinstance(member, dict) and member.get("ts") is None for member in members)
-    )

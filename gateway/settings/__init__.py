@@ -12,7 +12,9 @@ from cloud_sync import settings_file
 from cloud_sync.destinations.http_client import tls_context
 from cloud_sync.settings_file import Fault, SettingsFault
 from gateway.ingress import credentials
+from gateway.ingress.formats.rules import Rules
 from gateway.ingress.tls import TlsFault, context_of
+from gateway.ingress.topics import TopicTemplate
 from gateway.settings.checks import CheckSettings
 from gateway.settings.destination import (
     AnyDestination,
@@ -22,6 +24,7 @@ from gateway.settings.destination import (
     IngestDestination,
 )
 from gateway.settings.listen import Listen
+from gateway.settings.rule import IngressRule
 from gateway.settings.subscribe import Subscribe
 from gateway.settings.tables import Count, Name, Port, Seconds, Table
 
@@ -31,6 +34,8 @@ __all__ = [
     "GatewaySettings",
     "InfluxDestination",
     "IngestDestination",
+    "Ingress",
+    "IngressRule",
     "Listen",
     "Subscribe",
     "load",
@@ -88,6 +93,13 @@ class Ingress(Table):
     """The gateway's own metrics."""
     subscribe: list[Subscribe] = Field(default_factory=list)
     """Existing MQTT 5 brokers to read, one table each."""
+    rule: list[IngressRule] = Field(default_factory=list)
+    """Payload shapes by topic; the first that fits counts. Where none does: JSON readings on listen.topic."""
+
+    @property
+    def rules(self) -> Rules:
+        """Every rule, with the listener's topic for what fits none."""
+        return Rules(TopicTemplate(self.listen.topic), [rule for table in self.rule for rule in table.rules])
 
     @field_validator("subscribe")
     @classmethod

@@ -19,7 +19,7 @@ from gateway.spool.capacity import Capacity
 from tests.spools import OpenSpool, open_spool
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
 TEMPLATE = TopicTemplate("sensors/{sensor_id}/{sensor_type}")
 
@@ -29,6 +29,7 @@ class Device:
     """Stands where a connection would."""
 
     name: str = "listen"
+    owns: Callable[[str], bool] | None = None
     acknowledged: list[Publish] = field(default_factory=list)
     refused: list[tuple[Publish, int]] = field(default_factory=list)
 

@@ -100,24 +100,27 @@ class RecordReader:
         many = len(records) > 1
         for position, record in enumerate(records):
             try:
-                self._read(record, out, faults)
+                walk = self._read(record)
+                out += walk.out
+                faults += walk.faults
             except NotDecodable as fault:
                 where = f"member {position}: " if many else ""
                 part = self._part(record) if type(record) is dict else msgspec.json.encode(record)
                 faults.append(Fault(fault.reason, f"{where}{fault}", part))
         return out, faults
 
-    def _read(self, record: Any, out: list[Measurement], faults: list[Fault]) -> None:
+    def _read(self, record: Any) -> _Walk:
         if type(record) is not dict:
             raise NotDecodable("bad_reading", f"expected an object, found {type(record).__name__}")
-        before = len(out) + len(faults)
         plans = self._book.only or self._book.of(tuple(_name(record, name) for name in self._book.names))
         time_us = None if self._time is None else self._time_of(record, *self._time)
         beside = self._companions_of(record) if self._companions else _NONE
-        _Walk(self, record, plans, (time_us, *beside), out, faults).members(record, "", 0)
-        if len(out) + len(faults) == before:
+        walk = _Walk(self, record, plans, (time_us, *beside))
+        walk.members(record, "", 0)
+        if not walk.out and not walk.faults:
             what = ", ".join(list(record)[:8]) or "no members"
             raise NotDecodable("no_measurement", f"no member makes a reading under this rule: {what}")
+        return walk
 
     def fault(self, reason: str, detail: str, record: dict[str, Any], path: str) -> Fault:
         """A fault of one member; its part is the record with that member alone, and what goes with it."""
@@ -151,17 +154,10 @@ class _Walk:
 
     __slots__ = ("beside", "faults", "out", "plans", "reader", "record")
 
-    def __init__(
-        self,
-        reader: RecordReader,
-        record: dict[str, Any],
-        plans: Plans,
-        beside: _Beside,
-        out: list[Measurement],
-        faults: list[Fault],
-    ) -> None:
+    def __init__(self, reader: RecordReader, record: dict[str, Any], plans: Plans, beside: _Beside) -> None:
         self.reader, self.record, self.plans, self.beside = reader, record, plans, beside
-        self.out, self.faults = out, faults
+        self.out: list[Measurement] = []
+        self.faults: list[Fault] = []
 
     def members(self, members: Mapping[str, Any], prefix: str, depth: int) -> None:
         """Take the members whose paths begin with `prefix`."""

@@ -2,14 +2,17 @@
 
 Members: value (required: a finite number, or true/false as 1/0), ts, quality, battery_level,
 signal_strength, seq, location, manufacturer, firmware_version, unit. Others are skipped.
-A bad member of an array costs that member, not its neighbours.
+A bad member of an array costs that member, not its neighbours. A payload may be compressed by gzip or zstd.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Final
 
 import msgspec
+
+from gateway.ingress.formats import compressed
+from gateway.ingress.formats.measurement import Fault
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -17,6 +20,7 @@ if TYPE_CHECKING:
 
 Single = Annotated[float, msgspec.Meta(ge=-3.4e38, le=3.4e38)]
 """A number that fits single precision."""
+EXPANDED_MAX_BYTES: Final = 8 << 20
 Seq = Annotated[int, msgspec.Meta(ge=0, le=(1 << 63) - 1)]
 
 
@@ -35,14 +39,6 @@ class JsonReading(msgspec.Struct, gc=False):
     unit: str | None = None
 
 
-class Fault(msgspec.Struct):
-    """A payload, or a member of one, that is no reading. `part` is its own bytes."""
-
-    reason: str
-    detail: str
-    part: bytes
-
-
 _one = msgspec.json.Decoder(JsonReading)
 _many = msgspec.json.Decoder(list[JsonReading])
 _parts = msgspec.json.Decoder(list[msgspec.Raw])
@@ -53,15 +49,25 @@ def decode(payload: bytes) -> tuple[Sequence[JsonReading], list[Fault]]:
     try:
         if payload[:1] == b"{":
             return (_one.decode(payload),), []
-        if payload[:1] == b"[" or payload.lstrip()[:1] == b"[":
-            return _many.decode(payload), []
-        return (_one.decode(payload),), []
+        return (_many.decode(payload) if payload.lstrip()[:1] == b"[" else (_one.decode(payload),)), []
     except msgspec.ValidationError as fault:
-        if payload.lstrip()[:1] != b"[":
-            return (), [Fault("bad_reading", str(fault), payload)]
+        if payload.lstrip()[:1] == b"[":
+            return _each(payload)
+        return (), [Fault("bad_reading", str(fault), payload)]
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as fault:
+        if payload[:2] in compressed.BEGINNINGS:
+            return _expanded(payload)
         return (), [Fault("not_json", str(fault) or type(fault).__name__, payload)]
-    return _each(payload)
+
+
+def _expanded(payload: bytes) -> tuple[Sequence[JsonReading], list[Fault]]:
+    try:
+        expanded = compressed.expanded(payload, EXPANDED_MAX_BYTES)
+    except compressed.CannotExpand as fault:
+        return (), [Fault(fault.reason, str(fault), payload)]
+    if expanded[:2] in compressed.BEGINNINGS:
+        return (), [Fault("bad_compression", "compressed twice, or not what its first bytes say", payload)]
+    return decode(expanded)
 
 
 def _each(payload: bytes) -> tuple[list[JsonReading], list[Fault]]:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 class Rules:
-    """What a gateway is told about topics: its template, and rules that go before it."""
+    """What a gateway is told about topics: its template, and rules that go before it. A `Naming`."""
 
     def __init__(self, template: TopicTemplate, rules: Sequence[Rule] = ()) -> None:
         self.template = template
@@ -35,19 +35,13 @@ class Rules:
         return None if rule is None else shapes.decoder_of(rule, topic)
 
     def sensor_id_in(self, topic: str) -> str | None:
-        """The sensor_id that a topic alone names.
-
-        None when it names none: it fits nothing, or its payloads name their devices (`names_in_payload`).
-        """
+        """The sensor_id that the topic alone names, None when it names none."""
         rule = self.rule_for(topic)
         if rule is None:
-            series = self.template.match(topic)
-            return None if series is None else series.sensor_id
+            return self.template.sensor_id_in(topic)
         return rule.sensor_id.filled(rule.names_of(topic) or {}).text
 
-    def names_in_payload(self, topic: str) -> bool:
-        """Whether what a payload carries, not its topic, says whose readings these are."""
+    def leaves_owner_open(self, topic: str) -> bool:
+        """Whether a rule is for this topic that takes the sensor_id from payloads, or takes nothing."""
         rule = self.rule_for(topic)
-        if rule is None or rule.format == "ignore":
-            return False
-        return rule.sensor_id.filled(rule.names_of(topic) or {}).text is None
+        return rule is not None and (rule.format == "ignore" or self.sensor_id_in(topic) is None)
