@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from gateway.processing.checks import Checks
+from gateway.processing.deadband import Deadband
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -13,15 +14,25 @@ if TYPE_CHECKING:
     from gateway.settings import GatewaySettings
     from gateway.spool.series import SeriesBook
 
+    Check = Callable[[Readings, int], Readings]
 
-def check_of(settings: GatewaySettings, book: SeriesBook) -> Callable[[Readings, int], Readings]:
+
+def check_of(settings: GatewaySettings, book: SeriesBook) -> Check:
     """The committer's check: sets the flags of a group, given its readings and the gateway's clock."""
-    if not settings.checks.enabled:
-        return lambda readings, _: readings
-    return Checks(
-        lambda number: book[number][:2],
-        book.identities,
-        base=settings.checks.base,
-        rules=settings.checks.rules,
-        plausible=settings.checks.plausible,
-    ).check
+
+    def name_of(number: int) -> tuple[str, str]:
+        return book[number][:2]
+
+    check: Check = lambda readings, _: readings  # noqa: E731 - as short as it says
+    if settings.checks.enabled:
+        check = Checks(
+            name_of,
+            book.identities,
+            base=settings.checks.base,
+            rules=settings.checks.rules,
+            plausible=settings.checks.plausible,
+        ).check
+    if not settings.report_by_exception:
+        return check
+    mark = Deadband(name_of, book.identities, [r.compiled() for r in settings.report_by_exception]).mark
+    return lambda readings, now_us: mark(check(readings, now_us))

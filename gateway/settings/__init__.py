@@ -16,6 +16,7 @@ from gateway.ingress.formats.rules import Rules
 from gateway.ingress.tls import TlsFault, context_of
 from gateway.ingress.topics import TopicTemplate
 from gateway.settings.checks import CheckSettings
+from gateway.settings.deadband import DeadbandRule  # noqa: TC001 - pydantic reads the annotations
 from gateway.settings.destination import (
     AnyDestination,
     FileDestination,
@@ -138,6 +139,10 @@ class GatewaySettings(BaseSettings):
     """How readings enter."""
     checks: CheckSettings = CheckSettings()
     """What is flagged as suspicious."""
+    report_by_exception: list[DeadbandRule] = Field(default_factory=list)
+    """Series of which only what changes is delivered, one table each; of several the one whose pattern says
+    most is in force.
+    """
     destinations: list[AnyDestination] = Field(default_factory=list)
     """Where readings go, one table each. Each has a progress of its own, kept under its name."""
     status: Status = Status()

@@ -16,6 +16,7 @@ from pydantic import BaseModel
 from gateway import settings
 from gateway.ingress import credentials
 from gateway.settings.checks import CheckRule
+from gateway.settings.deadband import DeadbandRule
 from tests.certificates import Authority
 
 if TYPE_CHECKING:
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 EXAMPLE = Path(__file__).parents[2] / "config" / "gateway.toml"
 A_SETTING = re.compile(r"^#(?=\[|[a-z_]+ = )", re.MULTILINE)
 CHOSEN_BY_THE_SITE = {"gateway_id", "path", "name", "kind", "url", "directory", "token_file", "password_file"}
+LISTS = {"destinations", "subscribe", "rule", "report_by_exception"}
 
 MINIMAL = 'gateway_id = "g"\n[spool]\npath = "spool.db"\n'
 
@@ -79,7 +81,10 @@ def given_defaults(table: BaseModel, given: dict[str, Any], place: str) -> Itera
         value = getattr(table, key)
         if isinstance(value, BaseModel):
             yield from given_defaults(value, given.get(key, {}), f"{here}.")
-        elif key not in ("destinations", "subscribe", "rule") and key not in CHOSEN_BY_THE_SITE:
+        elif (
+            key not in ("destinations", "subscribe", "rule", "report_by_exception")
+            and key not in CHOSEN_BY_THE_SITE
+        ):
             yield here, given.get(key), field.default
 
 
@@ -106,6 +111,7 @@ def test_the_example_shows_every_key_with_its_default(tmp_path: Path) -> None:
         shown += [s for s in given_defaults(subscribe, table, "") if s[0] not in free]
     for table in given["checks"]["rule"]:
         assert set(table) == set(CheckRule.model_fields)
+    assert set(given["report_by_exception"][0]) == set(DeadbandRule.model_fields)
     different = [(key, said, default) for key, said, default in shown if said != default]
     assert [key for key, _, default in different if default is not None] == ["old-cloud.api"]
     assert [key for key, said, _ in shown if said is None and "cloud" not in key] == []

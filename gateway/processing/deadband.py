@@ -1,0 +1,164 @@
+"""Report by exception: a reading close to the last one reported is kept here and not delivered. Pure.
+
+A reading of a series with a deadband is suppressed when it is newer than the newest of its series, within the
+band around the last reported value, has the same flags as that one, and came less than `max_silence_s` after
+it. Everything else is reported: the first after a start, what is late, what has a time in doubt.
+
+State is some 30 bytes a series, whatever the number of readings; after a start nothing is "last reported".
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+from cloud_sync.records import Flag, Readings
+from gateway.processing.patterns import Kinds, Pattern, by_weight, grown
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from numpy.typing import NDArray
+
+_NEVER = -(1 << 62)
+_LONG = 64  # readings of one series in one group that are taken one by one
+_IN_DOUBT = int(Flag.CLOCK_IN_DOUBT)
+_SUPPRESSED = np.int32(Flag.SUPPRESSED)
+
+
+class Band(NamedTuple):
+    """How close is close: within `absolute`, or within `percent` of the last reported value.
+
+    Attributes:
+        absolute: in the unit of the value.
+        percent: of the last reported value.
+        max_silence_us: a reading so long after the last reported one is reported whatever its value.
+    """
+
+    absolute: float
+    percent: float
+    max_silence_us: int
+
+
+class BandRule(NamedTuple):
+    """The deadband of some series."""
+
+    pattern: Pattern
+    band: Band
+
+
+_NONE = Band(-1.0, 0.0, 0)
+
+
+class Deadband:
+    """Marks whole groups; one for a gateway. Not for two threads at a time.
+
+    Args:
+        name_of: sensor_id and sensor_type of a series number.
+        identities: numbers to the number of their series' first attribute state, as `SeriesBook` does.
+    """
+
+    def __init__(
+        self,
+        name_of: Callable[[int], tuple[str, str]],
+        identities: Callable[[NDArray[np.int32]], NDArray[np.int32]],
+        rules: Sequence[BandRule],
+    ) -> None:
+        self._identities = identities
+        ranked = by_weight([(rule.pattern, rule.band) for rule in rules])
+
+        def band_of(number: int) -> Band:
+            name = name_of(number)
+            return next((band for pattern, band in reversed(ranked) if pattern.matches(*name)), _NONE)
+
+        self._kinds = Kinds(band_of, [_NONE])
+        self._value = np.zeros(1024)
+        self._flags = np.zeros(1024, np.int32)
+        self._reported_us = np.full(1024, _NEVER, np.int64)
+        self._newest_us = np.full(1024, _NEVER, np.int64)
+
+    def mark(self, readings: Readings) -> Readings:
+        """The same readings, those within their deadband flagged SUPPRESSED. They are in order of arrival."""
+        series = self._identities(readings.series)
+        kind = self._kinds.of(series)
+        rows = np.flatnonzero((kind > 0) & (readings.flags & _IN_DOUBT == 0))
+        if rows.size == 0:
+            return readings
+        if (top := int(series.max())) >= len(self._value):
+            self._value, self._flags = grown(self._value, top, 0), grown(self._flags, top, 0)
+            self._reported_us = grown(self._reported_us, top, _NEVER)
+            self._newest_us = grown(self._newest_us, top, _NEVER)
+        rows = rows[np.argsort(series[rows], kind="stable")]
+        suppressed = self._suppressed(readings, series[rows], kind[rows], rows)
+        if not suppressed.size:
+            return readings
+        flags = readings.flags.copy()
+        flags[suppressed] |= _SUPPRESSED
+        return Readings(
+            readings.series,
+            readings.time_us,
+            readings.value,
+            readings.quality,
+            readings.battery_level,
+            readings.signal_strength,
+            readings.seq,
+            flags,
+        )
+
+    def _suppressed(
+        self, readings: Readings, series: NDArray[np.int32], kind: NDArray[np.int16], rows: NDArray[np.intp]
+    ) -> NDArray[np.intp]:
+        """Which of `rows`, that are together by series, are within their deadband."""
+        starts = np.flatnonzero(np.concatenate(([True], series[1:] != series[:-1])))
+        lengths = np.diff(starts, append=len(series))
+        found = []
+        bands = np.array(self._kinds.found)
+        for length in range(int(min(lengths.max(), _LONG))):
+            at = starts[(lengths > length) & (lengths <= _LONG)] + length
+            own, index = series[at], rows[at]
+            absolute, percent, silence_us = bands[kind[at]].T
+            value, times, flags = readings.value[index], readings.time_us[index], readings.flags[index]
+            last = self._value[own]
+            with np.errstate(over="ignore"):
+                near = np.abs(value - last) <= np.maximum(absolute, percent / 100 * np.abs(last))
+            newer = times > self._newest_us[own]
+            near &= (times - self._reported_us[own] < silence_us) & (flags == self._flags[own])
+            self._newest_us[own[newer]] = times[newer]
+            report = newer & ~near
+            said = own[report]
+            self._value[said], self._flags[said] = value[report], flags[report]
+            self._reported_us[said] = times[report]
+            found.append(index[newer & near])
+        for start, length in zip(starts[lengths > _LONG], lengths[lengths > _LONG], strict=True):
+            index = rows[start : start + length]
+            band = self._kinds.found[int(kind[start])]
+            found.append(index[self._of_one(int(series[start]), readings, index, band)])
+        return np.concatenate(found)
+
+    def _of_one(self, series: int, readings: Readings, rows: NDArray[np.intp], band: Band) -> list[bool]:
+        """The same for many readings of one series."""
+        last, known = float(self._value[series]), int(self._flags[series])
+        reported_us, newest_us = int(self._reported_us[series]), int(self._newest_us[series])
+        found = []
+        for value, time_us, flags in zip(
+            readings.value[rows].tolist(),
+            readings.time_us[rows].tolist(),
+            readings.flags[rows].tolist(),
+            strict=True,
+        ):
+            newer = time_us > newest_us
+            near = (
+                newer
+                and abs(value - last) <= max(band.absolute, band.percent / 100 * abs(last))
+                and time_us - reported_us < band.max_silence_us
+                and flags == known
+            )
+            found.append(near)
+            if newer:
+                newest_us = time_us
+                if not near:
+                    last, known, reported_us = value, flags, time_us
+        self._value[series], self._flags[series] = last, known
+        self._reported_us[series], self._newest_us[series] = reported_us, newest_us
+        return found
