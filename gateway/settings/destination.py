@@ -79,9 +79,11 @@ class Destination(Table):
     windows_for: Literal["backfill", "everything"] = "backfill"
     """What waits for a window: "backfill", that is everything but the newest, or "everything"."""
     time_zone: Annotated[str, AfterValidator(_zone)] = "UTC"
-    urgent: bool = True
-    send: Annotated[list[RecordName], AfterValidator(_some)] = ["alerts", "rollups", "readings"]  # noqa: RUF012 - as above
     """The IANA name of the zone that windows are in."""
+    urgent: bool = True
+    """Whether an alert is sent at once, without waiting for a window or the budget of the link."""
+    send: Annotated[list[RecordName], AfterValidator(_some)] = ["alerts", "rollups", "readings"]  # noqa: RUF012 - as above
+    """What it is sent; what was given up is declared to every destination."""
 
     @property
     def since_us(self) -> int | None:
@@ -205,7 +207,9 @@ class FileDestination(Destination):
     compress: bool = True
     """Whether to write gzip."""
     min_free_bytes: Annotated[int, Field(ge=0)] = 64 << 20
+    """What of the disk stays free for others."""
     send: Annotated[list[RecordName], AfterValidator(_some)] = ["readings"]  # noqa: RUF012 - as above
+    """What it is sent: files hold readings."""
 
     @model_validator(mode="after")
     def _holds(self) -> Self:
@@ -217,8 +221,6 @@ class FileDestination(Destination):
     def classes(self) -> frozenset[RecordClass]:
         """Files hold readings."""
         return frozenset({RecordClass.READING})
-
-    """What of the disk stays free for others."""
 
 
 AnyDestination = Annotated[
