@@ -1,0 +1,208 @@
+"""Summaries of readings by window, and the merging of summaries. Pure; works on whole columns.
+
+Mean and M2 are merged as by Chan, Golub and LeVeque (1983), any number of parts at once. Against a
+computation from all readings at once the mean differs by at most `MEAN_ERROR` of the largest magnitude, M2
+by at most `M2_ERROR` of count times the square of it, for the thousands of parts that a day may come in;
+everything else is exact.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from cloud_sync.records import Flag
+from cloud_sync.summaries import Rollups
+from gateway.processing.windows import keys_of, start_of, starts_of
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from cloud_sync.records import Readings
+
+    Int64s = NDArray[np.int64]
+    Floats = NDArray[np.float64]
+
+MEAN_ERROR = 1e-12
+M2_ERROR = 1e-11
+_LARGEST = np.finfo(np.float64).max
+_COUNT_MAX = np.iinfo(np.int32).max
+
+
+def summarise(readings: Readings, window_s: int) -> Rollups:
+    """One summary, of revision 0, for each series and window with readings; in order of series and start."""
+    if not readings.rows:
+        return Rollups.none()
+    keys = keys_of(readings.series, readings.time_us, window_s)
+    order = np.lexsort((readings.time_us, keys))
+    keys, flags = keys[order], readings.flags[order]
+    groups = np.flatnonzero(np.concatenate(([True], keys[1:] != keys[:-1])))
+    excluded = (flags & Flag.OUT_OF_RANGE) != 0
+    marked = (flags & ~np.int32(Flag.SUPPRESSED)) != 0
+    held_back = (flags & (Flag.SUPPRESSED | Flag.OUT_OF_RANGE)) == Flag.SUPPRESSED
+    summaries = _of_counted(readings.value[order], readings.time_us[order], ~excluded, groups)
+    return Rollups(
+        series=readings.series[order[groups]],
+        time_us=start_of(keys[groups], window_s),
+        window_s=np.full(len(groups), window_s, np.int32),
+        revision=np.zeros(len(groups), np.int32),
+        **_typed(summaries, start_of(keys[groups], window_s)),
+        flagged=_sums(marked, groups),
+        excluded=_sums(excluded, groups),
+        suppressed=_sums(held_back, groups),
+    )
+
+
+def _of_counted(
+    value: Floats, time_us: Int64s, counted: NDArray[np.bool_], groups: NDArray[np.intp]
+) -> dict[str, NDArray[Any]]:
+    """Count to last of each group's counted rows, which are in order of time."""
+    rows = len(value)
+    sizes = np.diff(groups, append=rows)
+    count = np.add.reduceat(counted.astype(np.int64), groups)
+    mean = _means(np.where(counted, value, 0.0), count, groups, sizes)
+    with np.errstate(over="ignore", invalid="ignore"):
+        off = np.where(counted, value - np.repeat(mean, sizes), 0.0)
+        astray = np.add.reduceat(off, groups) / np.maximum(count, 1)  # what rounding has left in the mean
+        m2 = np.add.reduceat(off * off, groups) - count * astray * astray
+        mean = np.where(np.isfinite(astray), mean + astray, mean)
+        m2 = np.where(np.isnan(m2), _LARGEST, np.clip(m2, 0.0, _LARGEST))
+    at = np.arange(rows)
+    first = np.minimum.reduceat(np.where(counted, at, rows - 1), groups)
+    last = np.maximum.reduceat(np.where(counted, at, 0), groups)
+    return {
+        "count": count,
+        "mean": mean,
+        "m2": m2,
+        "minimum": np.minimum.reduceat(np.where(counted, value, np.inf), groups),
+        "maximum": np.maximum.reduceat(np.where(counted, value, -np.inf), groups),
+        "first": value[first],
+        "first_at_us": time_us[first],
+        "last": value[last],
+        "last_at_us": time_us[last],
+    }
+
+
+def _means(weighed: Floats, weight: Int64s, groups: NDArray[np.intp], sizes: NDArray[np.intp]) -> Floats:
+    """Sum of each group's values, divided by its weight; also where the sum alone would overflow."""
+    divisor = np.maximum(weight, 1)
+    with np.errstate(over="ignore", invalid="ignore"):
+        mean = np.add.reduceat(weighed, groups) / divisor
+        if not np.isfinite(mean).all():
+            mean = np.add.reduceat(weighed / np.repeat(divisor, sizes), groups)
+    return np.asarray(mean, np.float64)
+
+
+def merged(parts: Rollups, window_s: int) -> Rollups:
+    """Summaries of disjoint readings brought together: one for each series and window of `window_s`.
+
+    `parts` are of windows of this length or of a shorter one that divides it. The revision is the highest.
+    """
+    if not parts.rows:
+        return parts
+    keys = keys_of(parts.series, parts.time_us, window_s)
+    order = np.argsort(keys, kind="stable")
+    keys = keys[order]
+    begins = np.concatenate(([True], keys[1:] != keys[:-1]))
+    if begins.all():
+        alone = parts.take(order)
+        return _at_window(alone, window_s)
+    several = np.flatnonzero(~begins | ~np.append(begins[1:], True))
+    single = np.flatnonzero(begins & np.append(begins[1:], True))
+    groups = np.flatnonzero(begins[several])
+    joined = _joined(parts.take(order[several]), groups, window_s)
+    both = Rollups.concat([_at_window(parts.take(order[single]), window_s), joined])
+    return both.take(np.argsort(np.concatenate([keys[single], keys[several][groups]]), kind="stable"))
+
+
+def _at_window(parts: Rollups, window_s: int) -> Rollups:
+    """The same summaries said of the window of `window_s` that each lies in."""
+    if (parts.window_s == window_s).all():
+        return parts
+    given = {name: getattr(parts, name) for name in parts.columns}
+    start = starts_of(parts.time_us, window_s)
+    empty = parts.count == 0
+    given["time_us"] = start
+    given["window_s"] = np.full(parts.rows, window_s, np.int32)
+    given["first_at_us"] = np.where(empty, start, parts.first_at_us)
+    given["last_at_us"] = np.where(empty, start, parts.last_at_us)
+    return Rollups(**given)
+
+
+def _joined(parts: Rollups, groups: NDArray[np.intp], window_s: int) -> Rollups:
+    """Each group of rows as one."""
+    sizes = np.diff(groups, append=parts.rows)
+    some = parts.count > 0
+    weight = parts.count.astype(np.int64)
+    count = np.add.reduceat(weight, groups)
+    mean = _merged_means(np.where(some, parts.mean, 0.0), weight, count, groups, sizes)
+    with np.errstate(over="ignore", invalid="ignore"):
+        off = np.where(some, parts.mean - np.repeat(mean, sizes), 0.0)
+        m2 = np.add.reduceat(np.where(some, parts.m2, 0.0) + weight * off * off, groups)
+    at = np.arange(parts.rows)
+    ends = np.iinfo(np.int64)
+    earliest = np.where(some, parts.first_at_us, ends.max)
+    latest = np.where(some, parts.last_at_us, ends.min)
+    first_at = np.minimum.reduceat(earliest, groups)
+    last_at = np.maximum.reduceat(latest, groups)
+    first = np.minimum.reduceat(np.where(earliest == np.repeat(first_at, sizes), at, parts.rows - 1), groups)
+    last = np.maximum.reduceat(np.where(latest == np.repeat(last_at, sizes), at, 0), groups)
+    start = starts_of(parts.time_us[groups], window_s)
+    summaries = {
+        "count": count,
+        "mean": mean,
+        "m2": np.where(np.isnan(m2), _LARGEST, np.minimum(m2, _LARGEST)),
+        "minimum": np.minimum.reduceat(np.where(some, parts.minimum, np.inf), groups),
+        "maximum": np.maximum.reduceat(np.where(some, parts.maximum, -np.inf), groups),
+        "first": parts.first[first],
+        "first_at_us": first_at,
+        "last": parts.last[last],
+        "last_at_us": last_at,
+    }
+    return Rollups(
+        series=parts.series[groups],
+        time_us=start,
+        window_s=np.full(len(groups), window_s, np.int32),
+        revision=np.maximum.reduceat(parts.revision, groups),
+        **_typed(summaries, start),
+        flagged=_sums(parts.flagged, groups),
+        excluded=_sums(parts.excluded, groups),
+        suppressed=_sums(parts.suppressed, groups),
+    )
+
+
+def _merged_means(
+    mean: Floats, weight: Int64s, count: Int64s, groups: NDArray[np.intp], sizes: NDArray[np.intp]
+) -> Floats:
+    """Weighted means, taken from each group's first: parts that agree give what they agree on exactly."""
+    heaviest = np.maximum.reduceat(weight, groups)
+    at = np.arange(len(weight))
+    chosen = np.minimum.reduceat(np.where(weight == np.repeat(heaviest, sizes), at, len(weight) - 1), groups)
+    base = mean[chosen]
+    share = weight / np.repeat(np.maximum(count, 1), sizes)
+    with np.errstate(over="ignore", invalid="ignore"):
+        result = base + np.add.reduceat(
+            np.where(weight > 0, mean - np.repeat(base, sizes), 0.0) * share, groups
+        )
+        if not np.isfinite(result).all():
+            result = np.add.reduceat(mean * share, groups)
+    return np.asarray(result, np.float64)
+
+
+def _typed(summaries: dict[str, NDArray[Any]], start: Int64s) -> dict[str, NDArray[Any]]:
+    """The summaries with their types; those of no counted reading say NaN, at their window's start."""
+    count = np.minimum(summaries["count"], _COUNT_MAX)
+    empty = count == 0
+    given = {}
+    for name, dtype in Rollups.columns.items():
+        if name in summaries:
+            absent = start if name.endswith("_at_us") else np.nan
+            column = count if name == "count" else np.where(empty, absent, summaries[name])
+            given[name] = column.astype(dtype)
+    return given
+
+
+def _sums(column: NDArray[Any], groups: NDArray[np.intp]) -> NDArray[np.int32]:
+    total = np.add.reduceat(column.astype(np.int64), groups)
+    return np.minimum(total, _COUNT_MAX).astype(np.int32)
