@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 
 PORTS = {"mqtt": 1883, "mqtts": 8883}
 CONNECT_TIMEOUT_S = 5.0
+PROTOCOLS = {"5": aiomqtt.ProtocolVersion.V5, "3.1.1": aiomqtt.ProtocolVersion.V311}
 
 _quiet = logging.getLogger(__name__)  # paho reports each lost connection as an error; `closed` says it too
 _quiet.setLevel(logging.CRITICAL)
@@ -83,7 +84,7 @@ def parse_broker(url: str, *, ca_file: Path | None = None) -> Broker:
 
 
 class Link(aiomqtt.Client):
-    """One MQTT 5 connection. Enter it to connect; `closed` returns when it is gone.
+    """One MQTT connection. Enter it to connect; `closed` returns when it is gone.
 
     Attributes:
         receive_maximum: how many QoS 1 and 2 publishes the server takes unacknowledged.
@@ -96,6 +97,8 @@ class Link(aiomqtt.Client):
         device: str,
         keepalive_s: int,
         on_ack: Callable[[int, int], None],
+        mqtt: str = "5",
+        will: bool = False,
     ) -> None:
         def fill(text: str | None) -> str | None:
             return None if text is None else text.replace("{device}", device)
@@ -106,7 +109,8 @@ class Link(aiomqtt.Client):
             identifier=device,
             username=fill(broker.username),
             password=fill(broker.password),
-            protocol=aiomqtt.ProtocolVersion.V5,
+            protocol=PROTOCOLS[mqtt],
+            will=aiomqtt.Will(f"sensors/{device}/connected", b'{"value": 0}', qos=1) if will else None,
             keepalive=keepalive_s,
             timeout=CONNECT_TIMEOUT_S,
             tls_context=broker.tls,
@@ -127,6 +131,16 @@ class Link(aiomqtt.Client):
         await asyncio.wait({self._disconnected})
         fault = self._disconnected.exception()
         return str(fault) if fault else "closed"
+
+    def drop(self, why: str) -> None:
+        """Lose the connection without a word to the server; `closed` returns `why`."""
+        if not self._disconnected.done():
+            self._disconnected.set_exception(aiomqtt.MqttError(why))
+        self.release()
+
+    def leave(self) -> None:
+        """Send DISCONNECT and close."""
+        self._client.disconnect()
 
     def release(self) -> None:
         """Close the socket if it is still open. Nothing is sent."""

@@ -3,7 +3,7 @@
 Invariant: a publish is in the ring from `offer` until its acknowledgement or until the ring is full and it
 is the oldest. When a connection ends, what it left unacknowledged goes back to the front of the ring in its
 order and is sent first, unchanged, on the next one. A publish the gateway refuses (a reason code of 128 or
-more) is forgotten, as MQTT 5 says, and recorded as refused.
+more) is forgotten, as MQTT 5 says, and recorded as refused. A restart that loses the memory empties the ring.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import aiomqtt
 
@@ -21,17 +21,10 @@ if TYPE_CHECKING:
     import random
     from collections.abc import Callable
 
+    from firmware_sim.firmware import Publish
+
 REFUSED = 128
 """MQTT 5 reason codes from here on are failures."""
-
-
-class Publish(NamedTuple):
-    """One PUBLISH and the rows of the truth record it carries (none for a malformed one)."""
-
-    topic: str
-    payload: bytes
-    first_row: int
-    rows: int
 
 
 @dataclass(slots=True)
@@ -43,7 +36,10 @@ class Counters:
     acknowledged: int = 0
     refused: int = 0
     overrun: int = 0
+    forgotten: int = 0
     malformed_publishes: int = 0
+    reboots: int = 0
+    attacks: int = 0
     publishes_sent: int = 0
     publishes_resent: int = 0
     reconnects: int = 0
@@ -53,13 +49,20 @@ class Counters:
 
 @dataclass(slots=True)
 class Radio:
-    """How devices talk: shared by all of a fleet."""
+    """How devices talk: shared by all of a group.
+
+    Attributes:
+        mqtt: version of the protocol, "5" or "3.1.1".
+        will: whether the server is to publish the value 0 for `connected` when a connection is lost.
+    """
 
     broker: Broker
     qos: int = 1
     window: int = 20
     ring_publishes: int = 10_000
     keepalive_s: int = 30
+    mqtt: str = "5"
+    will: bool = False
     backoff_base_s: float = 0.25
     backoff_cap_s: float = 5.0
     counters: Counters = field(default_factory=Counters)
@@ -95,6 +98,8 @@ class Device:
         self._in_flight: dict[int, Publish] = {}
         self._link: Link | None = None
         self._answered = False
+        self._on = asyncio.Event()
+        self._on.set()
 
     @property
     def outstanding(self) -> int:
@@ -109,6 +114,34 @@ class Device:
         self._ring.append((publish, False))
         self._pump()
 
+    @property
+    def on(self) -> bool:
+        """Whether its radio is on and its network there."""
+        return self._on.is_set()
+
+    def switch(self, *, on: bool, politely: bool = False) -> None:
+        """Switch the radio on or off; off is a lost network, or politely with a DISCONNECT."""
+        if on:
+            self._on.set()
+            return
+        self._on.clear()
+        if self._link is not None:
+            if politely:
+                self._link.leave()
+            else:
+                self._link.drop("its network is away")
+
+    def restart(self, *, forget: bool) -> None:
+        """Lose the connection, and with `forget` everything that is not acknowledged."""
+        self._radio.counters.reboots += 1
+        if forget:
+            lost = sum(publish.rows for publish, _ in self._ring)
+            self._radio.counters.forgotten += lost + sum(p.rows for p in self._in_flight.values())
+            self._ring.clear()
+            self._in_flight.clear()
+        if self._link is not None:
+            self._link.drop("it restarted")
+
     async def run(self, *, start_after_s: float = 0.0) -> None:
         """Stay connected until cancelled: connect, send, wait for the end, back off, again."""
         await asyncio.sleep(start_after_s)
@@ -116,11 +149,14 @@ class Device:
         connected_before = False
         while True:
             self._answered = False
+            await self._on.wait()
             link = Link(
                 self._radio.broker,
                 device=self.device_id,
                 keepalive_s=self._radio.keepalive_s,
                 on_ack=self._settle,
+                mqtt=self._radio.mqtt,
+                will=self._radio.will,
             )
             try:
                 async with link:
@@ -143,6 +179,8 @@ class Device:
 
     async def _serve(self, link: Link) -> None:
         counters = self._radio.counters
+        if not self._on.is_set():
+            return
         counters.devices_connected += 1
         self._link = link
         try:

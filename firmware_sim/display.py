@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from rich.console import Console
 from rich.live import Live
@@ -28,6 +28,11 @@ _ROWS = (
     ("publishes_resent", "publishes sent again after a connection was lost"),
     ("refused", "readings the server refused for good"),
     ("overrun", "readings lost to a full ring buffer"),
+    ("forgotten", "readings lost with a device's memory"),
+    ("malformed_publishes", "spoilt publishes sent beside them"),
+    ("reboots", "restarts of devices"),
+    ("attacks", "attacks by hostile devices"),
+    ("behind_s", "seconds that sampling is behind"),
     ("reconnects", "connections made again"),
 )
 
@@ -66,10 +71,11 @@ class Progress:
         table.add_column("count", justify="right")
         table.add_column("of")
         for name, meaning in _ROWS:
-            if counters[name] or name in {"produced", "published", "acknowledged"}:
+            if counters.get(name) or name in {"produced", "published", "acknowledged"}:
                 table.add_row(f"{counters[name]:,}", meaning)
-        if counters["last_fault"]:
-            table.caption = f"last fault: {counters['last_fault']}"
+        captions = [f"{name} is down" for name in cast("list[str]", counters.get("services_down", []))]
+        captions += [f"last fault: {counters['last_fault']}"] if counters["last_fault"] else []
+        table.caption = "; ".join(captions) or None
         return table
 
 

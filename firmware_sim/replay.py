@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from firmware_sim.device import Device, Publish, Radio
+from firmware_sim.device import Device, Radio
 from firmware_sim.errors import SimError
+from firmware_sim.firmware import Publish
 from firmware_sim.recordings import Recorded, Tally, read_recording
 from firmware_sim.truth import ATTRIBUTES, SEQ_ABSENT
 

@@ -5,6 +5,8 @@ Form on disk, in one folder, three append-only files for each run:
     RUN.series.jsonl    line 1: {"form": 1, "run": RUN, ...whatever describes the run}
                         then one line per series state, numbered from 0 in order:
                         {"sensor_id": S, "sensor_type": T, "attributes": {"unit": U, ...}}
+                        and one for each start of a device, which says from which reading on it holds:
+                        {"device": D, "boot_id": B, "first_row": N}
     RUN.produced.bin    one record of 40 bytes per reading, little-endian, numbered from 0 in order:
                         series state i32, time in us since 1970 i64, value f64, quality f32,
                         battery level f32, signal strength f32, seq i64   (NaN and -1: absent)
@@ -102,6 +104,11 @@ class TruthWriter:
             line = {"sensor_id": state.sensor_id, "sensor_type": state.sensor_type, "attributes": named}
             self._write(self._series, json.dumps(line).encode() + b"\n")
         return number
+
+    def booted(self, device: str, boot_id: str) -> None:
+        """Write down that a device has started: with `seq` its readings are told apart for ever."""
+        line = {"device": device, "boot_id": boot_id, "first_row": self._rows}
+        self._write(self._series, json.dumps(line).encode() + b"\n")
 
     def produce(  # noqa: PLR0917 - a record's fields in their order, on the hot path
         self,
@@ -245,6 +252,8 @@ def _read_states(path: Path) -> list[State]:
     states = []
     for line in lines[1:]:
         entry = json.loads(line)
+        if "device" in entry:
+            continue
         attributes = tuple(entry["attributes"].get(name) for name in ATTRIBUTES)
         states.append(State(entry["sensor_id"], entry["sensor_type"], attributes))
     return states

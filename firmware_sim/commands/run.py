@@ -3,6 +3,9 @@
 import asyncio
 import json
 import secrets
+import signal
+import threading
+import time
 from pathlib import Path
 from typing import Annotated
 
@@ -10,6 +13,7 @@ import msgspec
 import typer
 
 from firmware_sim.broker import parse_broker
+from firmware_sim.cells import CellError, parse_time_us
 from firmware_sim.commands.options import (
     BrokerOption,
     CaOption,
@@ -20,11 +24,19 @@ from firmware_sim.commands.options import (
     ReadingsOption,
     TruthOption,
 )
-from firmware_sim.commands.running import allow_open_files, errors_in_words, new_run_name, run_until_signal
+from firmware_sim.commands.running import (
+    allow_open_files,
+    errors_in_words,
+    new_run_name,
+    run_until_signal,
+    steps,
+)
 from firmware_sim.device import Radio
 from firmware_sim.display import Progress, one_line
 from firmware_sim.errors import SimError
 from firmware_sim.fleet import Fleet
+from firmware_sim.load import Load, encode_ahead
+from firmware_sim.outages import parse_service
 from firmware_sim.scenarios import Group, Scenario, read_scenario
 from firmware_sim.service import Service
 from firmware_sim.truth import TruthWriter
@@ -38,12 +50,36 @@ def run(
         int | None, typer.Option(min=1, max=10_000, help="Number of devices. Default: 20.")
     ] = None,
     rate: Annotated[
-        float | None, typer.Option(help="Readings per second of the whole fleet. Default: 10.")
+        str | None,
+        typer.Option(help="Readings per second of the whole fleet, or max. Default: 10."),
     ] = None,
+    readings: Annotated[
+        int, typer.Option(min=1, help="With --rate max: how many are encoded before it starts.")
+    ] = 500_000,
     seconds: Annotated[
-        float | None, typer.Option(min=0, help="How long to produce; 0: until stopped. Default: 60.")
+        float | None,
+        typer.Option(
+            min=0,
+            help="How long to produce; 0: until stopped. A scenario with a span is played faster or slower. "
+            "Default: 60.",
+        ),
     ] = None,
-    seed: Annotated[int | None, typer.Option(help="The same seed makes the same fleet.")] = None,
+    seed: Annotated[
+        int | None, typer.Option(help="The same seed makes the same fleet; with --start the same readings.")
+    ] = None,
+    start: Annotated[
+        str,
+        typer.Option(
+            help="Simulated time of the start, like 2026-05-01T12:00Z. Default: so that it ends now."
+        ),
+    ] = "",
+    service: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="A service that the scenario's outages take away: NAME=PID, paused meanwhile, or "
+            "NAME=COMMAND, run with `down` and `up`."
+        ),
+    ] = None,
     readings_per_publish: ReadingsOption = None,
     qos: QosOption = None,
     scenario: Annotated[Path | None, typer.Option(help="A fleet in TOML; options win over it.")] = None,
@@ -67,8 +103,9 @@ def run(
     """
     with errors_in_words():
         plan = read_scenario(scenario) if scenario else Scenario()
+        per_s = parse_rate(rate)
         wanted = {
-            "rate": rate,
+            "rate": per_s,
             "seconds": seconds,
             "seed": seed,
             "readings_per_publish": readings_per_publish,
@@ -79,11 +116,10 @@ def run(
             raise SimError(
                 "--devices and --scenario exclude each other: the scenario says which devices there are"
             )
-        if rate is not None and not 0 < rate < float("inf"):
-            raise SimError(f"--rate {rate}: expected a number of readings per second above 0")
         plan = msgspec.structs.replace(
             plan, **{key: value for key, value in wanted.items() if value is not None}
         )
+        services = [parse_service(text) for text in service or ()]
         radio = Radio(
             parse_broker(broker, ca_file=ca_file),
             qos=plan.qos,
@@ -91,36 +127,93 @@ def run(
             ring_publishes=ring,
             keepalive_s=keepalive,
         )
-        boot = new_run_name()
         chosen = plan.seed if plan.seed is not None else secrets.randbelow(1 << 31)
+        start_us = start_of(start, plan)
         about = {
             "command": "run",
             "seed": chosen,
+            "start_us": start_us,
             "scenario": msgspec.to_builtins(plan),
             "broker": str(radio.broker),
         }
-        with TruthWriter(truth, boot, about) as record, Progress("sim run", quiet=quiet) as progress:
-            fleet = Fleet(plan, radio, record, seed=chosen, boot=boot)
-            allow_open_files(fleet.size * 4 + 100)
+        with (
+            TruthWriter(truth, new_run_name(), about) as record,
+            Progress("sim run", quiet=quiet) as progress,
+        ):
+            if rate == "max":
+                allow_open_files(sum(group.devices for group in plan.groups) + 100)
+                with steps(quiet=quiet) as step:
+                    publishes = encode_ahead(
+                        plan,
+                        record,
+                        seed=chosen,
+                        start_us=start_us,
+                        readings=readings,
+                        encoded=lambda done: step(f"encoding: {done:,} of {readings:,} readings"),
+                    )
+                radio.counters.produced = record.rows
+                load = Load(publishes, radio.broker, record, radio.counters, window=window)
+                asyncio.run(at_full_rate(load, progress, seconds or 0.0, connect_timeout or 10.0))
+                outcome = load.progress()
+            else:
+                fleet = Fleet(plan, radio, record, seed=chosen, start_us=start_us, services=services)
+                allow_open_files(fleet.size * 2 + 100)
 
-            service = Service()
+                own = Service()
 
-            def tell(shown: Fleet) -> None:
-                progress.show(shown.progress())
-                service.tell(one_line(shown.progress()))
+                def tell(shown: Fleet) -> None:
+                    progress.show(shown.progress())
+                    own.tell(one_line(shown.progress()))
 
-            async def produce(stop: asyncio.Event) -> None:
-                await fleet.run(
-                    stop,
-                    drain_timeout_s=drain_timeout,
-                    connect_timeout_s=connect_timeout,
-                    show=tell,
-                )
+                async def produce(stop: asyncio.Event) -> None:
+                    await fleet.run(
+                        stop,
+                        drain_timeout_s=drain_timeout,
+                        connect_timeout_s=connect_timeout,
+                        show=tell,
+                    )
 
-            run_until_signal(produce)
-        outcome = fleet.progress()
+                run_until_signal(produce)
+                outcome = fleet.progress()
         typer.echo(
-            json.dumps({**outcome, "seed": chosen})
+            json.dumps({**outcome, "seed": chosen, "start_us": start_us})
             if as_json
             else f"sim run: {one_line(outcome)} seed={chosen}"
         )
+
+
+async def at_full_rate(load: Load, progress: Progress, seconds: float, connect_timeout_s: float) -> None:
+    """Run a load in a thread, showing where it is; SIGINT and SIGTERM end it."""
+    stop = threading.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, stop.set)
+    work = asyncio.ensure_future(
+        asyncio.to_thread(load.run, stop, seconds=seconds, connect_timeout_s=connect_timeout_s)
+    )
+    while not (await asyncio.wait({work}, timeout=1.0))[0]:
+        progress.show(load.progress())
+    await work
+
+
+def parse_rate(text: str | None) -> float | None:
+    """Readings per second, or None for the scenario's own, which max goes by as well."""
+    if text is None or text == "max":
+        return None
+    try:
+        rate = float(text)
+    except ValueError:
+        rate = 0.0
+    if not 0 < rate < float("inf"):
+        raise SimError(f"--rate {text}: expected a number of readings per second above 0, or max")
+    return rate
+
+
+def start_of(text: str, plan: Scenario) -> int:
+    """Simulated time of the start in microseconds: as said, or so that the run ends now."""
+    if text:
+        try:
+            return parse_time_us(text, "auto")[0]
+        except CellError as fault:
+            raise SimError(f"--start: {fault}") from fault
+    return time.time_ns() // 1000 - int(plan.seconds * (plan.speed - 1) * 1e6)

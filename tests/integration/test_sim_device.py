@@ -17,7 +17,8 @@ from typing import Any
 import pytest
 
 from firmware_sim.broker import Broker
-from firmware_sim.device import Device, Publish, Radio
+from firmware_sim.device import Device, Radio
+from firmware_sim.firmware import Publish
 
 CONNACK = b"\x20\x03\x00\x00\x00"
 TIMEOUT_S = 20

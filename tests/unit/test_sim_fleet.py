@@ -12,8 +12,8 @@ from firmware_sim.broker import parse_broker
 from firmware_sim.device import backoff_s
 from firmware_sim.errors import SimError
 from firmware_sim.faults import Fault, SensorState, distort
-from firmware_sim.fleet import sample_publish
-from firmware_sim.scenarios import FaultEntry, Group, Scenario, plan_devices, read_scenario
+from firmware_sim.planning import plan_devices
+from firmware_sim.scenarios import FaultEntry, Group, Scenario, read_scenario
 from firmware_sim.truth import TruthWriter, load
 from firmware_sim.waveforms import WAVEFORMS, make_site
 
@@ -37,16 +37,23 @@ def test_a_year_of_every_waveform_stays_in_its_range_and_moves(kind):
     assert low <= min(values) < max(values) <= high
 
 
+def only_device(start_us=NOW_US, seed=1, **group):
+    (plan,) = plan_devices(Scenario(groups=(Group(**group),)), seed=seed, start_us=start_us)
+    return plan.firmware
+
+
 def test_payloads_say_what_the_record_says_and_times_rise(tmp_path):
-    (plan,) = plan_devices(Scenario(groups=(Group(types=("humidity",)),)), seed=1, boot="b")
-    (sensor,) = plan.sensors
+    device = only_device(types=("humidity",))
+    (sensor,) = device.sensors
     with TruthWriter(tmp_path, "a", {}) as writer:
         taken = [
-            sample_publish(plan, sensor, writer, now_us=NOW_US, readings=3, spacing_us=1000, up_s=0)
-            for _ in range(2)
+            device.publish(
+                sensor, writer, at_s=at, now_us=NOW_US + at * 1_000_000, readings=3, spacing_us=1000
+            )
+            for at in (0, 1)
         ]
     truth = load(tmp_path)
-    publishes = [publish for publish in taken if publish]
+    publishes = [publish for happened in taken for publish in happened.publishes]
     sent = [reading for publish in publishes for reading in json.loads(publish.payload)]
     assert [p.topic for p in publishes] == ["sensors/sim-0001/humidity"] * 2
     assert [(p.first_row, p.rows) for p in publishes] == [(0, 3), (3, 3)]
@@ -54,7 +61,7 @@ def test_payloads_say_what_the_record_says_and_times_rise(tmp_path):
     assert [reading["value"] for reading in sent] == truth.produced["value"].tolist()
     assert [reading["seq"] for reading in sent] == list(range(1, 7))
     assert all(later["ts"] > earlier["ts"] for earlier, later in pairwise(sent))
-    assert {reading["boot_id"] for reading in sent} == {plan.boot_id}
+    assert {reading["boot_id"] for reading in sent} == {device.boot_id}
     assert tuple(sent[0][n] for n in ("unit", "location", "manufacturer", "firmware_version")) == (
         truth.states[0].attributes
     )
@@ -64,9 +71,10 @@ def test_the_same_seed_makes_the_same_fleet_and_another_does_not():
     scenario = Scenario(groups=(Group(devices=5),))
 
     def fleet(seed):
+        plans = plan_devices(scenario, seed, start_us=NOW_US)
         return [
-            (p.device_id, p.battery_level, [s.state for s in p.sensors])
-            for p in plan_devices(scenario, seed, boot="b")
+            (p.firmware.device_id, p.firmware.battery_level, [s.state for s in p.firmware.sensors])
+            for p in plans
         ]
 
     assert fleet(1) == fleet(1)
@@ -83,12 +91,12 @@ def test_faults_drop_spike_and_stick():
 
 
 def test_a_sensor_that_only_drops_out_publishes_nothing(tmp_path):
-    group = Group(types=("humidity",), faults=(FaultEntry("dropout", 1.0),))
-    (plan,) = plan_devices(Scenario(groups=(group,)), seed=1, boot="b")
+    device = only_device(types=("humidity",), faults=(FaultEntry("dropout", 1.0),))
     with TruthWriter(tmp_path, "a", {}) as writer:
-        assert (
-            sample_publish(plan, plan.sensors[0], writer, now_us=1, readings=2, spacing_us=1, up_s=0) is None
+        happened = device.publish(
+            device.sensors[0], writer, at_s=0, now_us=NOW_US, readings=2, spacing_us=1000
         )
+    assert happened.publishes == []
     assert load(tmp_path).rows == 0
 
 
@@ -100,6 +108,14 @@ def test_a_sensor_that_only_drops_out_publishes_nothing(tmp_path):
         ("[[groups]]\nname = 'a/b'", r"\$.groups\[0\].name"),
         ("[[groups]]\ntypes = ['light']", "unknown type 'light'; known: temperature"),
         ("[[groups]]\n[[groups]]", "two groups have the same name"),
+        (
+            "[[groups]]\nfaults = [{kind = 'spike'}]",
+            "group sim: fault spike: it needs a probability, or a time",
+        ),
+        ("[[groups]]\nfaults = [{kind = 'spike', at = '2 hours'}]", "'2 hours': expected a duration"),
+        ("[[groups]]\ntopic = 'a/{sensor}'", "group sim: topic 'a/{sensor}'"),
+        ("[[groups]]\nsleep = {every = 60, awake = 60}", "sleep: awake must be less than every"),
+        ("[[groups]]\n[[outages]]\ngroups = ['x']\nat = 0\nlasts = 1", r"outages\[0\]: no group is called x"),
         ("groups = []", r"at least one \[\[groups\]\]"),
         ("rate =", "scenario"),
     ],
@@ -116,7 +132,7 @@ def test_shipped_scenarios_are_read(pytestconfig):
     paths = sorted((pytestconfig.rootpath / "config" / "scenarios").glob("*.toml"))
     assert paths
     for path in paths:
-        assert plan_devices(read_scenario(path), seed=1, boot="b")
+        assert plan_devices(read_scenario(path), seed=1, start_us=NOW_US)
 
 
 @pytest.mark.parametrize("url", ["http://h", "mqtt://", "mqtt://h:x", "mqtt://h/path", "127.0.0.1:1883"])
