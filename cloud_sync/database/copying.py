@@ -28,6 +28,7 @@ SMALLEST_TIME_US = -210_866_803_200_000_000
 
 LARGEST_TIME_US = 9_223_371_331_199_999_999
 """The last microsecond a hypertable can hold, at the end of the year 294246, counted from 1970."""
+TIMES_US = (SMALLEST_TIME_US, LARGEST_TIME_US)
 
 _POSTGRES_EPOCH_US = 946_684_800_000_000
 _HEADER = b"PGCOPY\n\xff\r\n\0" + bytes(8)

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from cloud_sync.database import statements
+from cloud_sync.records import Readings
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     import asyncpg
     from numpy.typing import NDArray
 
-    from cloud_sync.records import Readings, Series
+    from cloud_sync.records import Records, Series
 
 _SQL = statements.named("regional.sql")
 _SENSOR_ATTRIBUTES = ("location", "manufacturer", "firmware_version", "boot_id")
@@ -140,11 +141,15 @@ class SeriesDirectory:
             await connection.execute(_SQL["update_series"], list(units), moments, names)
 
 
-def newest_times(readings: Readings, series: int) -> NDArray[np.int64]:
-    """The newest time, microseconds since 1970, of each of `series` positions; the smallest int64 if none."""
+def newest_times(records: Records, series: int) -> NDArray[np.int64]:
+    """The newest time, microseconds since 1970, of each of `series` positions; the smallest int64 if none.
+
+    Only readings speak of attributes as they were at a time.
+    """
     newest = np.full(series, _NEVER_US, np.int64)
-    if readings.rows == 0:
+    if records.rows == 0 or not isinstance(records, Readings):
         return newest
+    readings = records
     starts = np.flatnonzero(np.diff(readings.series, prepend=readings.series[0] - 1))
     np.maximum.at(newest, readings.series[starts], np.maximum.reduceat(readings.time_us, starts))
     return newest

@@ -115,12 +115,18 @@ async def _timescale(connection: asyncpg.Connection[Any], notes: list[str]) -> s
 
 
 async def _make_hypertable(connection: asyncpg.Connection[Any], policies: Policies, notes: list[str]) -> None:
-    if await connection.fetchval(_SQL["is_hypertable"]):
-        return
-    await connection.execute(_SQL["make_hypertable"], policies.chunk)
+    if not await connection.fetchval(_SQL["is_hypertable"]):
+        await connection.execute(_SQL["make_hypertable"], policies.chunk)
+        await _compress(connection, "enable_compression", notes)
+    if not await connection.fetchval(_SQL["is_rollup_hypertable"]):
+        await connection.execute(_SQL["make_rollup_hypertable"])
+        await _compress(connection, "enable_rollup_compression", notes)
+
+
+async def _compress(connection: asyncpg.Connection[Any], statement: str, notes: list[str]) -> None:
     try:
         async with connection.transaction():
-            await connection.execute(_SQL["enable_compression"])
+            await connection.execute(_SQL[statement])
     except asyncpg.FeatureNotSupportedError as fault:
         notes.append(f"this TimescaleDB does not compress: {fault}")
 

@@ -9,13 +9,14 @@ from __future__ import annotations
 import asyncio
 import functools
 import logging
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import asyncpg
 
 from cloud_sync import wire
 from cloud_sync.applied import RangeConflict
-from cloud_sync.database import copying, faults, ledger, schema, storing
+from cloud_sync.database import copying, faults, ledger, schema, storing, summaries
 from cloud_sync.database.directory import SeriesDirectory, newest_times
 from cloud_sync.database.late import LateRows
 from cloud_sync.destinations import Parcel
@@ -127,7 +128,8 @@ class TimescaleSink:
             RetryLater, Unauthorised: nothing was settled; applying the batch again is safe.
         """
         _check(batch)
-        await self._make_way(batch.readings)
+        if isinstance(batch.records, Readings):
+            await self._make_way(batch.records)
         return await self.transact(functools.partial(self._apply_once, batch=batch))
 
     async def store(
@@ -244,27 +246,37 @@ class TimescaleSink:
         self._directory.forget()
 
     async def _apply_once(self, connection: asyncpg.Connection[Any], batch: Batch) -> Receipt:
-        readings = batch.readings
-        source = storing.Source(batch.range.gateway_id, batch.range.epoch, batch.range.first_commit)
         async with connection.transaction():
             await ledger.lock(connection, batch.range.gateway_id)
             earlier = await ledger.earlier_receipt(connection, batch)
             if isinstance(earlier, Receipt):
                 return earlier
-            newest_us = newest_times(readings, len(batch.series))
+            newest_us = newest_times(batch.records, len(batch.series))
             resolved = await self._directory.resolve(connection, batch.series, newest_us)
             if earlier == "covered":
                 return await _recognised(connection, batch, resolved.series_no)
-            receipt = await storing.store(connection, readings, resolved.series_no, source)
+            receipt = await _stored(connection, batch, resolved.series_no)
             await ledger.enter(connection, batch, receipt)
         self._directory.remember(resolved)
         return receipt
 
 
+async def _stored(connection: asyncpg.Connection[Any], batch: Batch, series_no: NDArray[np.int32]) -> Receipt:
+    if not isinstance(batch.records, Readings):
+        return await summaries.store(connection, batch, series_no)
+    source = storing.Source(batch.range.gateway_id, batch.range.epoch, batch.range.first_commit)
+    return await storing.store(connection, batch.records, series_no, source)
+
+
 async def _recognised(
     connection: asyncpg.Connection[Any], batch: Batch, series_no: NDArray[np.int32]
 ) -> Receipt:
-    """The answer to a batch whose range was applied in other pieces: its rows are there, or it is refused."""
+    """The answer to a batch whose range was applied in other pieces: its rows are there, or it is refused.
+
+    What is no reading may be stored again.
+    """
+    if not isinstance(batch.records, Readings):
+        return replace(await summaries.store(connection, batch, series_no), applied_before=True)
     found = await storing.recognise(connection, batch.readings, series_no)
     if found is None:
         raise RangeConflict(f"{batch.range}: was applied before with other readings", "range_overlap")
@@ -273,14 +285,15 @@ async def _recognised(
 
 def _check(batch: Batch) -> None:
     """Refuse what no database of this schema can hold."""
-    if batch.range.record_class is not RecordClass.READING:
-        raise Refused(f"{batch.range}: this release stores readings only", "unsupported_class")
-    times = batch.readings.time_us
-    if not len(times):
-        return
-    for time_us in (int(times.min()), int(times.max())):
-        if not copying.SMALLEST_TIME_US <= time_us <= copying.LARGEST_TIME_US:
-            raise Refused(f"{batch.range}: a time of {time_us} us cannot be stored", "time_out_of_range")
+    readings = batch.range.record_class is RecordClass.READING
+    earliest, latest = copying.TIMES_US if readings else summaries.TIMES_US
+    for name in batch.records.columns:
+        if batch.rows == 0 or not name.endswith("_us"):
+            continue
+        times = getattr(batch.records, name)
+        for time_us in (int(times.min()), int(times.max())):
+            if not earliest <= time_us <= latest:
+                raise Refused(f"{batch.range}: a time of {time_us} us cannot be stored", "time_out_of_range")
 
 
 def _report(state: schema.Schema) -> None:

@@ -59,6 +59,10 @@ class Database(_Table):
     chunk_hours: Positive = 24
     compress_after_days: Positive | None = 7
     retention_days: Positive | None = None
+    rollup_retention_days: dict[Annotated[int, Field(ge=1)], Positive] = Field(
+        {},
+        description="days to keep rollups of a window, by its length in seconds; else for ever",
+    )
     merge_ledger_after_days: Positive | None = 7
 
     @model_validator(mode="after")

@@ -1,4 +1,4 @@
-"""What the service tidies now and then: old entries of the ledger, old answers. Any replica may do it."""
+"""What the service tidies now and then: the ledger, old answers, old rollups. Any replica may do it."""
 
 from __future__ import annotations
 
@@ -6,9 +6,11 @@ import asyncio
 import logging
 import random
 from datetime import timedelta
+from functools import partial
 from typing import TYPE_CHECKING
 
 from cloud_sync.database.clients import forget_answers
+from cloud_sync.database.summaries import forget_rollups
 from cloud_sync.errors import DeliveryError
 
 if TYPE_CHECKING:
@@ -30,7 +32,9 @@ async def keep_up(sink: TimescaleSink, database: Database) -> None:
 
 
 async def tidy_once(sink: TimescaleSink, database: Database) -> None:
-    """Merge the ledger's old entries and drop old answers."""
+    """Merge the ledger's old entries, drop old answers and rollups."""
     if database.merge_ledger_after_days is not None:
         await sink.merge_ledger(timedelta(days=database.merge_ledger_after_days))
     await sink.transact(forget_answers)
+    for window_s, days in database.rollup_retention_days.items():
+        await sink.transact(partial(forget_rollups, window_s=window_s, older_than=timedelta(days=days)))

@@ -223,3 +223,55 @@ SELECT open_chunk($1::text::regclass);
 
 -- name: drop_staging
 DROP TABLE reading_staging;
+
+-- name: gateway_no
+WITH new AS (
+    INSERT INTO gateway (gateway_id) VALUES ($1) ON CONFLICT (gateway_id) DO NOTHING RETURNING gateway_no
+)
+SELECT gateway_no FROM new UNION ALL SELECT gateway_no FROM gateway WHERE gateway_id = $1 LIMIT 1;
+
+-- name: make_rollup_staging
+CREATE TEMPORARY TABLE rollup_staging (
+    series_no int4, window_s int4, time timestamptz, revision int4, count int4, mean float8, m2 float8,
+    minimum float8, maximum float8, first float8, first_at timestamptz, last float8, last_at timestamptz,
+    flagged int4, excluded int4, suppressed int4
+) ON COMMIT DROP;
+
+-- name: store_rollups
+INSERT INTO rollup AS r (series_no, window_s, time, gateway_no, revision, count, mean, m2, minimum, maximum, first,
+                         first_at, last, last_at, flagged, excluded, suppressed)
+SELECT DISTINCT ON (series_no, window_s, time)
+       series_no, window_s, time, $1::int4, revision, count, mean, m2, minimum, maximum, first, first_at, last,
+       last_at, flagged, excluded, suppressed
+FROM rollup_staging
+ORDER BY series_no, window_s, time, revision DESC
+ON CONFLICT (series_no, window_s, time, gateway_no) DO UPDATE
+SET revision = excluded.revision, count = excluded.count, mean = excluded.mean, m2 = excluded.m2,
+    minimum = excluded.minimum, maximum = excluded.maximum, first = excluded.first,
+    first_at = excluded.first_at, last = excluded.last, last_at = excluded.last_at,
+    flagged = excluded.flagged, excluded = excluded.excluded, suppressed = excluded.suppressed
+WHERE r.revision < excluded.revision;
+
+-- name: drop_rollup_staging
+DROP TABLE rollup_staging;
+
+-- name: store_alerts
+INSERT INTO alert (series_no, rule, time, state, severity, value, threshold, count, detail, gateway_no)
+SELECT n.series_no, n.rule, n.time, n.state, n.severity, n.value, n.threshold, n.count, n.detail, $1::int4
+FROM unnest($2::int4[], $3::text[], $4::timestamptz[], $5::int2[], $6::int2[], $7::float8[], $8::float8[],
+            $9::int4[], $10::text[])
+     AS n (series_no, rule, time, state, severity, value, threshold, count, detail)
+ON CONFLICT DO NOTHING;
+
+-- name: store_declarations
+INSERT INTO declared_loss (gateway_id, epoch, class, first_commit, last_commit, rows, reason, survives, declared_at,
+                           from_time, to_time)
+SELECT $1::text, $2::uuid, n.class, n.first_commit, n.last_commit, n.rows, n.reason, n.survives, n.declared_at,
+       n.from_time, n.to_time
+FROM unnest($3::int2[], $4::int8[], $5::int8[], $6::int8[], $7::text[], $8::text[], $9::timestamptz[],
+            $10::timestamptz[], $11::timestamptz[])
+     AS n (class, first_commit, last_commit, rows, reason, survives, declared_at, from_time, to_time)
+ON CONFLICT DO NOTHING;
+
+-- name: forget_rollups
+DELETE FROM rollup WHERE window_s = $1 AND time < now() - $2::interval;

@@ -39,6 +39,18 @@ SELECT create_hypertable('reading', 'time', chunk_time_interval => $1::interval,
 SELECT EXISTS (SELECT FROM timescaledb_information.hypertables
                WHERE hypertable_schema = current_schema() AND hypertable_name = 'reading');
 
+-- name: make_rollup_hypertable
+SELECT create_hypertable('rollup', 'time', chunk_time_interval => interval '7 days',
+                         create_default_indexes => false, if_not_exists => true, migrate_data => true);
+
+-- name: is_rollup_hypertable
+SELECT EXISTS (SELECT FROM timescaledb_information.hypertables
+               WHERE hypertable_schema = current_schema() AND hypertable_name = 'rollup');
+
+-- name: enable_rollup_compression
+ALTER TABLE rollup SET (timescaledb.compress, timescaledb.compress_segmentby = 'series_no, window_s, gateway_no',
+                        timescaledb.compress_orderby = 'time');
+
 -- name: enable_compression
 ALTER TABLE reading SET (timescaledb.compress, timescaledb.compress_segmentby = 'series_no',
                          timescaledb.compress_orderby = 'time');

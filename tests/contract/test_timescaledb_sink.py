@@ -17,7 +17,7 @@ from cloud_sync.applied import RangeConflict
 from cloud_sync.database import schema, statements
 from cloud_sync.destinations.timescaledb import TimescaleSink
 from cloud_sync.errors import Refused, RetryLater, Unauthorised
-from cloud_sync.records import SEQ_ABSENT, Batch, Readings, Receipt, RecordClass, Series
+from cloud_sync.records import SEQ_ABSENT, Batch, Readings, Receipt, Series
 from tests.wire_examples import EPOCH, SECOND_US, START_US, batch, from_rows, readings, series
 
 ROWS = """
@@ -285,11 +285,6 @@ async def test_what_a_database_cannot_hold_is_refused_and_nothing_is_written(reg
             await sink.apply(batch(content=from_rows((0, 0, 1.0), (0, time_us, 1.0))))
         assert refused.value.reason == "time_out_of_range"
 
-    rollup = replace(batch(), range=batch().range._replace(record_class=RecordClass.ROLLUP))
-    with pytest.raises(Refused) as refused:
-        await sink.apply(rollup)
-    assert refused.value.reason == "unsupported_class"
-
     random_name = np.random.default_rng(1).integers(0x4E00, 0x9FFF, 1024)
     unindexable = Series("".join(map(chr, random_name)), "t")
     with pytest.raises(Refused) as refused:
@@ -360,7 +355,7 @@ async def test_on_timescaledb_readings_are_a_hypertable_with_the_policies_asked_
 
     by_default = await jobs(schema.Policies())
     assert set(by_default) == {"policy_compression"}
-    assert await value(timescale_dsn, "SELECT count(*) FROM timescaledb_information.hypertables") == 1
+    assert await value(timescale_dsn, "SELECT count(*) FROM timescaledb_information.hypertables") == 2
     with_retention = await jobs(schema.Policies(drop_after=timedelta(days=30)))
     assert set(with_retention) == {"policy_compression", "policy_retention"}
     assert "30 days" in str(with_retention["policy_retention"])
