@@ -21,6 +21,7 @@ from gateway.listening import listener_of
 from gateway.operate.endpoint import Endpoint
 from gateway.operate.service_text import service_text
 from gateway.parts import Parts
+from gateway.serving import http_of
 from gateway.spool.appender import Appender
 from gateway.spool.capacity import Capacity
 from gateway.spool.compaction import Compaction
@@ -33,7 +34,6 @@ from gateway.spool.series import SeriesBook
 from gateway.subscribing import subscriber_of
 
 if TYPE_CHECKING:
-    from gateway.ingress.intake import Gate
     from gateway.settings import GatewaySettings
 
 _log = logging.getLogger(__name__)
@@ -89,18 +89,11 @@ async def build(settings: GatewaySettings, database: Database) -> Parts:
         subscriber_of(table, settings.gateway_id, committer) for table in settings.ingress.subscribe
     )
 
-    gates: tuple[Gate, ...] = (listener, *subscribers)
-
-    def press(pressed: bool) -> None:  # noqa: FBT001 - the committer's callback
-        for gate in gates:
-            gate.pause() if pressed else gate.resume()
-
-    committer.on_pressure = press
     for d in settings.destinations:
         await deliveries.register(
             d.name, d.kind, now_us=time.time_ns() // 1000, since_us=d.since_us, classes=d.classes
         )
-    return Parts(
+    parts = Parts(
         settings=settings,
         version=version("tidegate"),
         started_at=time.monotonic(),
@@ -109,6 +102,7 @@ async def build(settings: GatewaySettings, database: Database) -> Parts:
         host=HostIngress(committer, settings.gateway_id, settings.spool.path.parent, period_s=host.period_s)
         if host.enabled
         else None,
+        http=http_of(settings, database, committer, appender, book),
         committer=committer,
         book=book,
         appender=appender,
@@ -125,6 +119,13 @@ async def build(settings: GatewaySettings, database: Database) -> Parts:
         shippers=tuple(shipper_of(d, deliveries) for d in settings.destinations),
     )
 
+    def press(pressed: bool) -> None:  # noqa: FBT001 - the committer's callback
+        for gate in parts.gates:
+            gate.pause() if pressed else gate.resume()
+
+    committer.on_pressure = press
+    return parts
+
 
 async def _run_parts(parts: Parts, stop: asyncio.Event, watchdog: Watchdog) -> None:
     endpoint = Endpoint(parts) if parts.settings.status.enabled else None
@@ -135,6 +136,8 @@ async def _run_parts(parts: Parts, stop: asyncio.Event, watchdog: Watchdog) -> N
         async with asyncio.TaskGroup() as stages:
             committing = stages.create_task(parts.committer.run(), name="committer")
             await parts.listener.start()
+            if parts.http is not None:
+                await parts.http.start()
             for subscriber in parts.subscribers:
                 stages.create_task(subscriber.run(stop_input), name=f"subscriber {subscriber.settings.name}")
             if parts.host is not None:
@@ -159,6 +162,8 @@ async def _run_parts(parts: Parts, stop: asyncio.Event, watchdog: Watchdog) -> N
             await _by(deadline, upkeep, "its step undone")
     finally:
         await parts.listener.close()
+        if parts.http is not None:
+            await parts.http.close()
         for subscriber in parts.subscribers:
             await subscriber.close()
         for shipper in parts.shippers:
@@ -174,14 +179,15 @@ async def _stop_in_order(
     shipping: list[asyncio.Task[None]],
 ) -> None:
     """Stop reading, commit and acknowledge what was read, then let batches on their way come to an end."""
-    gates: tuple[Gate, ...] = (parts.listener, *parts.subscribers)
-    for gate in gates:
+    for gate in parts.gates:
         gate.stop_reading()
     parts.committer.finish()
     await _by(
         deadline, [committing], "readings that were not acknowledged; their devices will send them again"
     )
     await parts.listener.close()
+    if parts.http is not None:
+        await parts.http.close()
     for subscriber in parts.subscribers:
         await subscriber.close()
     await _by(deadline, shipping, "a batch without its receipt; it will be sent again")

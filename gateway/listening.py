@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from gateway.ingress.intake import Intake
     from gateway.ingress.topics import Naming
     from gateway.settings import Listen
+    from gateway.settings.door import Door
 
 _log = logging.getLogger(__name__)
 
@@ -44,22 +45,22 @@ def listener_of(listen: Listen, intake: Intake, naming: Naming | None = None) ->
             ssl=None if files is None else Certificates(files).context,
         ),
         intake,
-        authenticator_of(listen, naming),
+        authenticator_of(listen, naming or TopicTemplate(listen.topic)),
     )
 
 
-def authenticator_of(listen: Listen, naming: Naming | None = None) -> Authenticator:
-    """Who decides on every CONNECT; `naming` knows whose readings topics carry, if `listen.topic` does not.
+def authenticator_of(door: Door, naming: Naming) -> Authenticator:
+    """Who decides on everyone that comes to a door; `naming` knows whose readings topics carry.
 
     Raises:
         CredentialsFault: the password file cannot be used.
     """
-    if not listen.authenticates:
+    if not door.authenticates:
         return Anonymous()
     policy = Policy(
-        identity=listen.named_by,
-        allow_anonymous=listen.admits_anonymous,
-        publish_as_self=listen.own_only,
-        both=listen.passwords_file is not None and listen.client_certificate == "required",
+        identity=door.named_by,
+        allow_anonymous=door.admits_anonymous,
+        publish_as_self=door.own_only,
+        both=door.passwords_file is not None and door.client_certificate == "required",
     )
-    return Doorkeeper(policy, naming or TopicTemplate(listen.topic), listen.passwords_file)
+    return Doorkeeper(policy, naming, door.passwords_file)

@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     from cloud_sync.shipper import Shipper
     from gateway.ingress.committer import Committer
     from gateway.ingress.host import HostIngress
+    from gateway.ingress.http.server import HttpIngress
+    from gateway.ingress.intake import Gate
     from gateway.ingress.listener import Listener
     from gateway.ingress.subscriber import Subscriber
     from gateway.settings import GatewaySettings
@@ -34,6 +36,7 @@ class Parts:
     listener: Listener
     subscribers: tuple[Subscriber, ...]
     host: HostIngress | None
+    http: HttpIngress | None
     committer: Committer
     book: SeriesBook
     appender: Appender
@@ -54,3 +57,8 @@ class Parts:
             yield from shipper.stages
         yield self.compaction.stage
         yield self.retention.stage
+
+    @property
+    def gates(self) -> tuple[Gate, ...]:
+        """The ways in that can be told to read no further."""
+        return (self.listener, *self.subscribers, *(() if self.http is None else (self.http,)))

@@ -8,8 +8,6 @@ import json
 import time
 from typing import TYPE_CHECKING
 
-import msgspec
-
 from cloud_sync.database.clients import AnswerMemory, Asked
 from cloud_sync.ingest import plain
 from cloud_sync.ingest.answers import Rejection
@@ -23,7 +21,7 @@ if TYPE_CHECKING:
 
     from cloud_sync.ingest.intake import Body
     from cloud_sync.ingest.plain import Plain
-    from cloud_sync.records import Receipt
+    from cloud_sync.records import Receipt, Series
 
 _KEY_MAX_CHARACTERS = 255
 _REJECTED_SHOWN = 1000
@@ -51,8 +49,15 @@ class PlainRequest:
         if len(self.key) > _KEY_MAX_CHARACTERS or not self.key.isprintable():
             raise Rejection(400, "bad_key", f"an Idempotency-Key has up to {_KEY_MAX_CHARACTERS} characters")
 
-    def parse(self, body: bytes, *, max_rows: int) -> Plain:
-        """The readings of the decompressed body.
+    def parse(
+        self,
+        body: bytes,
+        *,
+        max_rows: int,
+        stamps: plain.Stamps | None = None,
+        fault_of: Callable[[Series], str | None] = lambda _: None,
+    ) -> Plain:
+        """The readings of the decompressed body, as `plain.parse` says.
 
         Raises:
             Rejection: 400 or 413.
@@ -64,6 +69,8 @@ class PlainRequest:
                 now_us=time.time_ns() // 1000,
                 max_rows=max_rows,
                 precision=self.precision,
+                stamps=stamps,
+                fault_of=fault_of,
             )
         except plain.NotPlain as fault:
             raise Rejection(400 if fault.reason == "not_json" else 413, fault.reason, str(fault)) from fault
@@ -96,13 +103,18 @@ def memory_of(asked: Asked, parsed: Plain, count: Callable[[Receipt], None]) -> 
 
     def worded(receipt: Receipt) -> str:
         count(receipt)
-        answer = {
-            "stored": receipt.stored,
-            "duplicates": receipt.duplicates,
-            "conflicts": receipt.conflicts,
-            "rejected": msgspec.to_builtins(parsed.rejected[:_REJECTED_SHOWN]),
-        }
-        more = len(parsed.rejected) - _REJECTED_SHOWN
-        return json.dumps(answer | ({"rejected_more": more} if more > 0 else {}))
+        return answer_to(parsed, receipt.stored, receipt.duplicates, receipt.conflicts)
 
     return AnswerMemory(asked, worded)
+
+
+def answer_to(parsed: Plain, stored: int, duplicates: int, conflicts: int) -> str:
+    """The answer to plain readings as JSON, with the first of those that were not taken."""
+    answer = {
+        "stored": stored,
+        "duplicates": duplicates,
+        "conflicts": conflicts,
+        "rejected": [{"index": bad.index, "reason": bad.reason} for bad in parsed.rejected[:_REJECTED_SHOWN]],
+    }
+    more = len(parsed.rejected) - _REJECTED_SHOWN
+    return json.dumps(answer | ({"rejected_more": more} if more > 0 else {}))

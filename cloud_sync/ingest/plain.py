@@ -15,17 +15,18 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from cloud_sync.gathered import BadReading, Gathering, Reading
+from cloud_sync.gathered import BadReading, Gathering, Reading, check_series
 from cloud_sync.instants import BadInstant, InstantOutOfRange, instant_us
 from cloud_sync.line_protocol_reader import LineReader
 from cloud_sync.records import ATTRIBUTE_NAMES, Flag, Readings, Series
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
 JSON, NDJSON, LINES = "application/json", "application/x-ndjson", "text/plain"
 MEDIA_TYPES = (JSON, NDJSON, "application/ndjson", LINES)
 
+_STAMPED_MAX = 200_000
 _UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 
 
@@ -37,11 +38,28 @@ class NotPlain(Exception):  # noqa: N818 - said of the input, not of the program
         self.reason = reason
 
 
-class Bad(msgspec.Struct):
-    """One that is no reading: its position in the body (or its line), from 0, and why."""
+@dataclass(frozen=True, slots=True)
+class Bad:
+    """One that is no reading: its position in the body (or its line), from 0, why, and its bytes."""
 
     index: int
     reason: str
+    part: bytes | msgspec.Raw
+
+
+class Stamps:
+    """Times for readings that come without one: that of receipt, and rising within each series."""
+
+    def __init__(self) -> None:
+        self._last: dict[tuple[str, str], int] = {}
+
+    def stamp(self, series: Series, now_us: int) -> int:
+        """A time for one reading, microseconds since 1970 UTC."""
+        if len(self._last) > _STAMPED_MAX:
+            self._last.clear()
+        name = series[:2]
+        at_us = self._last[name] = max(now_us, self._last.get(name, now_us - 1) + 1)
+        return at_us
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +90,16 @@ _one = msgspec.json.Decoder(_PlainReading)
 _parts = msgspec.json.Decoder(list[msgspec.Raw])
 
 
-def parse(body: bytes, media_type: str, *, now_us: int, max_rows: int, precision: str = "ns") -> Plain:
+def parse(
+    body: bytes,
+    media_type: str,
+    *,
+    now_us: int,
+    max_rows: int,
+    precision: str = "ns",
+    stamps: Stamps | None = None,
+    fault_of: Callable[[Series], str | None] = lambda _: None,
+) -> Plain:
     """The readings of a body.
 
     Args:
@@ -81,38 +108,53 @@ def parse(body: bytes, media_type: str, *, now_us: int, max_rows: int, precision
         now_us: for readings without a time, which get `Flag.TIME_ASSIGNED`.
         max_rows: of the body, bad ones counted too.
         precision: of line protocol's timestamps.
+        stamps: who remembers the times given to readings without one; nobody beyond this body by default.
+        fault_of: why readings of a series are not taken here, machine-readable; None takes them.
 
     Raises:
         NotPlain: nothing of it can be taken.
     """
-    gathering, rejected = Gathering(), []
-    for index, read in enumerate(_each(body, media_type, LineReader(precision))):
+    gathering, rejected, stamps = Gathering(), [], stamps or Stamps()
+    faults: dict[Series, str | None] = {}
+    for index, (part, read) in enumerate(_each(body, media_type, LineReader(precision))):
         if index >= max_rows:
             raise NotPlain("too_many_rows", f"a request may have {max_rows} readings")
         if isinstance(read, Reading):
             try:
-                gathering.add(read if read.time_us is not None else _timed(read, now_us))
-            except BadReading as fault:
-                read = fault  # noqa: PLW2901 - it turned out to be none
+                if read.series not in faults:
+                    check_series(read.series)
+                    faults[read.series] = fault_of(read.series)
+                _require_none(faults[read.series])
+                gathering.add(read if read.time_us is not None else _timed(read, stamps, now_us))
+            except BadReading as bad:
+                read = bad  # noqa: PLW2901 - it turned out to be none
         if isinstance(read, BadReading):
-            rejected.append(Bad(index, str(read)))
+            rejected.append(Bad(index, str(read), part))
     return Plain(*gathering.take(), rejected)
 
 
-def _timed(reading: Reading, now_us: int) -> Reading:
-    return reading._replace(time_us=now_us, flags=reading.flags | Flag.TIME_ASSIGNED)
+def _require_none(fault: str | None) -> None:
+    if fault is not None:
+        raise BadReading(fault)
 
 
-def _each(body: bytes, media_type: str, lines: LineReader) -> Iterator[Reading | BadReading | None]:
-    """Each reading, or why it is none; None for a line that holds nothing."""
+def _timed(reading: Reading, stamps: Stamps, now_us: int) -> Reading:
+    at_us = stamps.stamp(reading.series, now_us)
+    return reading._replace(time_us=at_us, flags=reading.flags | Flag.TIME_ASSIGNED)
+
+
+def _each(
+    body: bytes, media_type: str, lines: LineReader
+) -> Iterator[tuple[bytes | msgspec.Raw, Reading | BadReading | None]]:
+    """Each reading with its bytes, or why it is none; None for a line that holds nothing."""
     if media_type == JSON:
-        yield from (_from_json(part) for part in _members(body))
+        yield from ((part, _from_json(part)) for part in _members(body))
         return
     for line in body.split(b"\n"):
         if media_type == LINES:
-            yield _from_line(line, lines)
+            yield line, _from_line(line, lines)
         else:
-            yield _from_json(line) if line.strip() else None
+            yield line, _from_json(line) if line.strip() else None
 
 
 def _members(body: bytes) -> Sequence[bytes | msgspec.Raw]:

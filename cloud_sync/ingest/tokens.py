@@ -104,10 +104,11 @@ def revoke(path: Path, name: str) -> int:
 
 
 class TokenFile:
-    """The tokens of a running service, read again when the file changes."""
+    """The tokens of a running service, read again when the file changes; `made_by` is the command to name."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, made_by: str = "tidegate ingest token add GATEWAY") -> None:
         self._path = path
+        self._made_by = made_by
         self._stamp: tuple[int, int, int] | None = None
         self._entries: list[Entry] = []
 
@@ -120,7 +121,7 @@ class TokenFile:
         try:
             status = self._path.stat()
         except OSError as fault:
-            hint = "; `tidegate ingest token add GATEWAY` makes it"
+            hint = f"; `{self._made_by}` makes it"
             raise TokensFault(f"{self._path}: cannot be read: {fault.strerror}{hint}") from fault
         stamp = (status.st_mtime_ns, status.st_size, status.st_ino)
         if stamp != self._stamp:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from cloud_sync.ingest import tokens
 from cloud_sync.settings_file import SettingsFault
 from gateway import settings
 from gateway.commands.failures import fail
@@ -63,6 +64,40 @@ def add(  # noqa: PLR0917 - typer reads the parameters as options
         print_json({"name": name, "passwords_file": str(path), "password": None if given else password})
     elif given is None:
         typer.echo(password)
+
+
+@app.command()
+def token(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="A gateway's gateway_id, or a client's name.")],
+    config: Annotated[
+        Path | None,
+        typer.Option("--config", "-c", help="The gateway's TOML file, which names ingress.http.tokens_file."),
+    ] = None,
+    tokens_file: Annotated[
+        Path | None, typer.Option("--tokens-file", help="The file itself, instead of --config.")
+    ] = None,
+    scope: Annotated[
+        str,
+        typer.Option(
+            help="batches: the gateway NAME delivers here. readings: a client sends readings under its name. "
+            "view: someone reads what every gateway has delivered."
+        ),
+    ] = "batches",
+    revoke: Annotated[bool, typer.Option("--revoke", help="Take away every token of NAME instead.")] = False,  # noqa: FBT002 - typer's way to say a flag
+) -> None:
+    """Give a gateway or client a token for the HTTP ingress, and print it. It cannot be shown again."""
+    path = _tokens_file(config, tokens_file)
+    known = next((s for s in tokens.SCOPES if s == scope), None)
+    if known is None:
+        fail(f"--scope: {scope!r}; expected one of {', '.join(tokens.SCOPES)}")
+    try:
+        if not revoke:
+            typer.echo(tokens.add(path, name, known))
+        elif not tokens.revoke(path, name):
+            typer.echo(f"tidegate: {name} has no token in {path}", err=True)
+            raise typer.Exit(EXIT_FOUND)
+    except tokens.TokensFault as fault:
+        fail(str(fault))
 
 
 @app.command("list")
@@ -145,6 +180,23 @@ def _file(config: Path | None, passwords_file: Path | None) -> Path:
         fail(str(fault))
     if path is None:
         fail(f'{config}: give ingress.listen.passwords_file first, such as passwords_file = "passwords"')
+    return path
+
+
+def _tokens_file(config: Path | None, tokens_file: Path | None) -> Path:
+    if (config is None) == (tokens_file is None):
+        fail(
+            "name the file of tokens: --config FILE or --tokens-file FILE" + (", not both" if config else "")
+        )
+    if tokens_file is not None:
+        return tokens_file
+    assert config is not None
+    try:
+        path = settings.read(config).ingress.http.tokens_file
+    except SettingsFault as fault:
+        fail(str(fault))
+    if path is None:
+        fail(f'{config}: give ingress.http.tokens_file first, such as tokens_file = "http-tokens"')
     return path
 
 

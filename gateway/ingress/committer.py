@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol, cast
 
 from cloud_sync.progress import Stage
 from cloud_sync.rates import Rate
-from cloud_sync.records import ATTRIBUTE_NAMES, Series
+from cloud_sync.records import ATTRIBUTE_NAMES, Readings, Series
 from gateway.ingress.formats import json_reading
 from gateway.ingress.formats.measurement import Fault, bounded
 from gateway.ingress.formats.rules import Rules
@@ -31,7 +31,6 @@ from gateway.spool.quarantine import QuarantineItem
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from cloud_sync.records import Readings
     from gateway.ingress.formats.json_reading import JsonReading
     from gateway.ingress.formats.measurement import Decoded, Measurement
     from gateway.ingress.formats.shapes import Decoder
@@ -176,6 +175,8 @@ class Committer:
         readings: Readings,
         items: Sequence[QuarantineItem] = (),
         note: Note | None = None,
+        *,
+        checked: bool = False,
     ) -> asyncio.Future[Appended]:
         """Take what one request brought, as a lot; the future tells what became of it once it is durable.
 
@@ -183,12 +184,13 @@ class Committer:
             readings: in columns, their series by the spool's numbers; may be none.
             items: bad input that came with them.
             note: writes what is to be remembered of the lot, in the same transaction.
+            checked: whether their flags are set already, by the gateway they come from.
 
         The lot is committed whether or not anyone waits. The future may raise SpoolFull: nothing was taken.
         """
         promised: asyncio.Future[Appended] = asyncio.get_running_loop().create_future()
         promised.add_done_callback(_look_at)
-        self._group.add_lot(readings, note)
+        self._group.add_lot(readings, note, checked=checked)
         self._group.items += items
         self._promised.append(promised)
         self._grow(readings.rows * _ROW_BYTES + len(items) * _OVERHEAD_BYTES)
@@ -257,7 +259,7 @@ class Committer:
 
     async def _append(self, group: Group) -> Appended:
         """Check, then append for as long as it takes."""
-        readings = await self._checked(group) if group.rows else None
+        readings, lots = await self._checked(group) if group.rows else None, group.lots()
         while True:
             self.stage.works(within_s=_RETRY_S + _COMMIT_WITHIN_S)
             try:
@@ -265,7 +267,7 @@ class Committer:
                     readings,
                     group.items,
                     now_us=self._clock_us(),
-                    lots=group.lots,
+                    lots=lots,
                 )
             except SpoolError as fault:
                 if not self.counters.holding_reason:
@@ -286,11 +288,15 @@ class Committer:
 
     async def _checked(self, group: Group) -> Readings:
         """The readings of a group with their flags: once a group, whatever the spool says of it."""
-        now_us = self._clock_us()
-        if group.rows <= _INLINE_ROWS:
-            return self._check(group.readings(), now_us)
-        work = partial(self._check, group.readings(), now_us)
-        return await asyncio.get_running_loop().run_in_executor(None, work)
+        elsewhere, here = group.checked(), group.unchecked()
+        if not here.rows:
+            return elsewhere
+        work = partial(self._check, here, self._clock_us())
+        if here.rows <= _INLINE_ROWS:
+            here = work()
+        else:
+            here = await asyncio.get_running_loop().run_in_executor(None, work)
+        return Readings.concat([elsewhere, here]) if elsewhere.rows else here
 
     def _take(self, source: _Source, topic: bytes, payload: bytes, now_us: int) -> None:
         known = self._topics.get(topic) or self._learn(topic)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from struct import Struct
 from struct import error as StructError  # noqa: N812 - `error` says too little
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -47,30 +47,43 @@ class BadReading(ValueError):  # noqa: N818 - said of the input, not of the prog
         self.reason = reason
 
 
+class _GroupedLot(NamedTuple):
+    readings: Readings
+    note: Note | None
+    checked: bool
+
+
 class Group:
     """Readings of one group commit to be, each packed into a row of `_TABLE`: nothing else is kept of it.
 
-    What comes in columns stays in columns, and comes first.
+    Lots come in columns and stay so. They come first, and among them those that have been checked elsewhere.
     """
 
     def __init__(self) -> None:
         self.items: list[QuarantineItem] = []
-        self.lots: list[Lot] = []
-        self._columns: list[Readings] = []
-        self._columns_rows = 0
+        self._lots: list[_GroupedLot] = []
+        self._lot_rows = 0
         self._packed = bytearray()
 
     @property
     def rows(self) -> int:
         """Readings gathered."""
-        return self._columns_rows + len(self._packed) // _TABLE.itemsize
+        return self._lot_rows + len(self._packed) // _TABLE.itemsize
 
-    def add_lot(self, readings: Readings, note: Note | None) -> None:
+    def add_lot(self, readings: Readings, note: Note | None, *, checked: bool) -> None:
         """Take readings in columns, in any number, as a lot of their own."""
-        start, self._columns_rows = self._columns_rows, self._columns_rows + readings.rows
-        self.lots.append(Lot(slice(start, self._columns_rows), note))
-        if readings.rows:
-            self._columns.append(readings)
+        self._lots.append(_GroupedLot(readings, note, checked))
+        self._lot_rows += readings.rows
+
+    def lots(self) -> list[Lot]:
+        """The lots in the order they were added, each with its rows among all readings."""
+        at = {True: 0, False: sum(lot.readings.rows for lot in self._lots if lot.checked)}
+        found = []
+        for lot in self._lots:
+            start = at[lot.checked]
+            at[lot.checked] += lot.readings.rows
+            found.append(Lot(slice(start, at[lot.checked]), lot.note))
+        return found
 
     def add(self, series_no: int, reading: JsonReading, *, assigned_us: int) -> None:
         """Take one reading of a series; `assigned_us` stands in when the device sent no time.
@@ -146,8 +159,13 @@ class Group:
         self._packed += packed
         return True
 
-    def readings(self) -> Readings:
-        """What was gathered, as columns: the lots, then the others, each in order of arrival."""
+    def checked(self) -> Readings:
+        """The readings that have been checked elsewhere: the first ones of the group."""
+        return Readings.concat([lot.readings for lot in self._lots if lot.checked] or [Readings.none()])
+
+    def unchecked(self) -> Readings:
+        """All others as columns: lots, then single ones, each in order of arrival."""
         table = np.frombuffer(self._packed, _TABLE)
         packed = Readings(*(table[name].astype(dtype) for name, dtype in DTYPES.items()))
-        return Readings.concat([*self._columns, packed]) if self._columns else packed
+        lots = [lot.readings for lot in self._lots if not lot.checked]
+        return Readings.concat([*lots, packed]) if lots else packed

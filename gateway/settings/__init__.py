@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BaseModel, Field, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from cloud_sync import settings_file
 from cloud_sync.destinations.http_client import tls_context
+from cloud_sync.ingest.tokens import TokenFile, TokensFault
 from cloud_sync.settings_file import Fault, SettingsFault
 from gateway.ingress import credentials
 from gateway.ingress.formats.rules import Rules
@@ -24,6 +25,7 @@ from gateway.settings.destination import (
     InfluxDestination,
     IngestDestination,
 )
+from gateway.settings.http import Http
 from gateway.settings.listen import Listen
 from gateway.settings.rule import IngressRule
 from gateway.settings.subscribe import Subscribe
@@ -33,6 +35,7 @@ __all__ = [
     "AnyDestination",
     "FileDestination",
     "GatewaySettings",
+    "Http",
     "InfluxDestination",
     "IngestDestination",
     "Ingress",
@@ -43,6 +46,9 @@ __all__ = [
     "read",
     "secret_of",
 ]
+
+if TYPE_CHECKING:
+    from gateway.settings.door import Door
 
 ENV_PREFIX = "TIDEGATE_GATEWAY_"
 
@@ -92,6 +98,8 @@ class Ingress(Table):
     """The gateway's own MQTT server."""
     host: Host = Host()
     """The gateway's own metrics."""
+    http: Http = Http()
+    """The gateway's own HTTP server for readings."""
     subscribe: list[Subscribe] = Field(default_factory=list)
     """Existing MQTT 5 brokers to read, one table each."""
     rule: list[IngressRule] = Field(default_factory=list)
@@ -171,7 +179,8 @@ def load(path: Path) -> GatewaySettings:
         SettingsFault: with every fault, files that are missing or of no use included.
     """
     settings = read(path)
-    faults = _listen_faults(path, settings.ingress.listen)
+    faults = _door_faults(path, "ingress.listen", settings.ingress.listen)
+    faults += _door_faults(path, "ingress.http", settings.ingress.http)
     for position, subscribe in enumerate(settings.ingress.subscribe):
         if subscribe.password_file is not None:
             key = f"ingress.subscribe[{position}].password_file"
@@ -198,6 +207,7 @@ def read(path: Path) -> GatewaySettings:
     for table in (
         settings.spool,
         settings.ingress.listen,
+        settings.ingress.http,
         *settings.ingress.subscribe,
         *settings.destinations,
     ):
@@ -211,19 +221,24 @@ def _paths_of(table: BaseModel) -> list[tuple[str, Path]]:
     return [(key, value) for key, value in values if isinstance(value, Path)]
 
 
-def _listen_faults(source: Path, listen: Listen) -> list[Fault]:
+def _door_faults(source: Path, table: str, door: Door) -> list[Fault]:
     faults = []
-    if listen.tls_files is not None:
+    if door.tls_files is not None:
         try:
-            context_of(listen.tls_files)
+            context_of(door.tls_files)
         except TlsFault as fault:
-            key = next((name for name, path in _paths_of(listen) if path == fault.path), "tls_cert_file")
-            faults.append(Fault(str(source), f"ingress.listen.{key}", str(fault), ""))
-    if listen.passwords_file is not None:
+            key = next((name for name, path in _paths_of(door) if path == fault.path), "tls_cert_file")
+            faults.append(Fault(str(source), f"{table}.{key}", str(fault), ""))
+    if door.passwords_file is not None:
         try:
-            credentials.read(listen.passwords_file)
+            credentials.read(door.passwords_file)
         except credentials.CredentialsFault as fault:
-            faults.append(Fault(str(source), "ingress.listen.passwords_file", str(fault), ""))
+            faults.append(Fault(str(source), f"{table}.passwords_file", str(fault), ""))
+    if isinstance(door, Http) and door.tokens_file is not None:
+        try:
+            TokenFile(door.tokens_file, f"tidegate device token NAME --config {source}").refresh()
+        except TokensFault as fault:
+            faults.append(Fault(str(source), f"{table}.tokens_file", str(fault), ""))
     return faults
 
 

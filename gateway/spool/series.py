@@ -34,6 +34,7 @@ class SeriesBook:
         self._unsaved: dict[int, Series] = {}
         self._next = 1
         self._first_states: dict[tuple[str, str], int] = {}
+        self._states: dict[tuple[str, str], tuple[int, int]] = {}
         self._identities = np.zeros(1024, np.int32)
 
     @classmethod
@@ -63,6 +64,21 @@ class SeriesBook:
             self._unsaved[number] = series
         return number
 
+    def has(self, series: Series) -> bool:
+        """Whether this state of a series has a number."""
+        return series in self._numbers
+
+    def number_within(self, series: Series, states_max: int) -> int | None:
+        """The number of `series`; once it has had so many states of its attributes, that of the newest one.
+
+        So a sender whose attributes change without end (a position written as location) cannot fill the book.
+        """
+        if series not in self._numbers:
+            states, newest = self._states.get(series[:2], (0, 0))
+            if states >= states_max:
+                return newest
+        return self.number_of(series)
+
     def identities(self, numbers: NDArray[np.int32]) -> NDArray[np.int32]:
         """For each number, that of the first attribute state of its series: what a series is known by."""
         known = np.where((numbers >= 0) & (numbers < len(self._identities)), numbers, 0)
@@ -83,7 +99,9 @@ class SeriesBook:
         self._next = max(self._next, number + 1)
         if number >= len(self._identities):
             self._identities = np.concatenate([self._identities, np.zeros(number + 1, np.int32)])
-        identity = self._first_states.setdefault((series.sensor_id, series.sensor_type), number)
+        name = series[:2]
+        identity = self._first_states.setdefault(name, number)
+        self._states[name] = (self._states.get(name, (0, 0))[0] + 1, number)
         self._identities[number] = identity
 
 

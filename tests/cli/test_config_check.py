@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from pydantic import BaseModel
 
+from cloud_sync.ingest import tokens
 from gateway import settings
 from gateway.ingress import credentials
 from gateway.settings.checks import CheckRule
@@ -71,6 +72,7 @@ def spoken_example(folder: Path) -> Path:
     authority.issue("server", "localhost")
     authority.revocations().rename(folder / "devices-crl.pem")
     credentials.add(folder / "passwords", "pump-1")
+    tokens.add(folder / "http-tokens", "hut-1")
     return written(folder, A_SETTING.sub("", EXAMPLE.read_text()))
 
 

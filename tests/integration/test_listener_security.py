@@ -26,6 +26,7 @@ from gateway.ingress.packets import (
     TopicTable,
 )
 from gateway.ingress.parser import Parser
+from gateway.ingress.topics import TopicTemplate
 from gateway.listening import authenticator_of, listener_of
 from gateway.settings import Listen
 from tests.certificates import Authority
@@ -508,6 +509,7 @@ def test_wrong_passwords_from_many_addresses_do_not_hold_up_publishes(passwords)
 
 
 def test_an_anonymous_listener_asks_nothing(tmp_path):
-    assert type(authenticator_of(Listen())).__name__ == "Anonymous"
+    template = TopicTemplate(Listen().topic)
+    assert type(authenticator_of(Listen(), template)).__name__ == "Anonymous"
     (tmp_path / "p").touch()
-    assert type(authenticator_of(Listen(passwords_file=tmp_path / "p"))).__name__ == "Doorkeeper"
+    assert type(authenticator_of(Listen(passwords_file=tmp_path / "p"), template)).__name__ == "Doorkeeper"

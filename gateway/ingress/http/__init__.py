@@ -1,0 +1,1 @@
+"""The `http` ingress: readings and batches over HTTP, answered after the commit."""

@@ -1,0 +1,121 @@
+"""A gateway with its `http` ingress, running in the test's own event loop: no processes, a real spool."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import httpx
+
+from cloud_sync import wire
+from cloud_sync.destinations.ingest_client import IngestClient
+from cloud_sync.ingest import tokens
+from gateway import agent
+from gateway.settings import GatewaySettings
+from gateway.spool.database import Database
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable
+    from pathlib import Path
+
+    from gateway.parts import Parts
+
+MEDIA = {"Content-Type": wire.MEDIA_TYPE}
+JSON = "application/json"
+
+
+@dataclass
+class HttpGateway:
+    """A running gateway, its address, and a client without credentials."""
+
+    parts: Parts
+    url: str
+    http: httpx.AsyncClient
+    tokens_file: Path
+
+    def bearer(self, name: str, scope: Any = "batches") -> dict[str, str]:
+        return {"Authorization": f"Bearer {tokens.add(self.tokens_file, name, scope)}"}
+
+    def client(self, name: str) -> IngestClient:
+        return IngestClient("up", self.url, tokens.add(self.tokens_file, name))
+
+    async def batch(self, data: bytes, headers: dict[str, str]) -> tuple[int, dict[str, Any]]:
+        answer = await self.http.post("/v1/batches", content=data, headers=MEDIA | headers)
+        return answer.status_code, answer.json()
+
+    async def readings(
+        self, body: Any, headers: dict[str, str], kind: str = JSON, query: str = ""
+    ) -> tuple[int, dict[str, Any]]:
+        content = body if isinstance(body, bytes) else json.dumps(body).encode()
+        answer = await self.http.post(
+            f"/v1/readings{query}", content=content, headers={"Content-Type": kind} | headers
+        )
+        return answer.status_code, answer.json()
+
+    async def rows(self) -> list[tuple[str, str, int, float, int]]:
+        """sensor_id, sensor_type, time_us, value and flags of every reading in the spool, sorted."""
+        found = []
+        deliveries = self.parts.deliveries
+        await deliveries.register("rows", "file", now_us=1)
+        while (claimed := await deliveries.claim("rows", now_us=1)) is not None:
+            batch = await deliveries.load(claimed)
+            assert batch is not None
+            r = batch.readings
+            columns = (c.tolist() for c in (r.series, r.time_us, r.value, r.flags))
+            found += [(*batch.series[number][:2], *rest) for number, *rest in zip(*columns, strict=True)]
+            await deliveries.settle("rows", claimed)
+        await deliveries.drop("rows")
+        return sorted(found)
+
+    async def quarantined(self) -> list[tuple[str, str, str, bytes]]:
+        query = "SELECT source, topic, reason, payload FROM quarantine ORDER BY quarantine_no"
+        return await self.parts.database.read(lambda c: c.execute(query).fetchall())
+
+
+def _prepared(folder: Path) -> Path:
+    folder.mkdir(exist_ok=True)
+    (folder / "tokens").touch()
+    return folder / "tokens"
+
+
+async def until(true: Callable[[], bool], within_s: float = 10) -> None:
+    async with asyncio.timeout(within_s):
+        while not true():  # noqa: ASYNC110 - what is waited for sets no event
+            await asyncio.sleep(0.01)
+
+
+@asynccontextmanager
+async def http_gateway(
+    folder: Path, *, gateway_id: str = "gw-1", spool: dict[str, Any] | None = None, **http: Any
+) -> AsyncIterator[HttpGateway]:
+    """A gateway on a free port until the block ends; with a tokens file unless it is given as None."""
+    tokens_file = _prepared(folder)
+    given = {"enabled": True, "port": 0, "tokens_file": tokens_file} | http
+    settings = GatewaySettings.model_validate(
+        {
+            "gateway_id": gateway_id,
+            "spool": {"path": folder / "spool.db", "min_free_bytes": 0, "commit_interval_ms": 0}
+            | (spool or {}),
+            "ingress": {"http": given, "host": {"enabled": False}},
+            "stop_within_s": 5,
+        }
+    )
+    database = await Database.open(settings.spool.path)
+    try:
+        parts = await agent.build(settings, database)
+        assert parts.http is not None
+        committing = asyncio.create_task(parts.committer.run())
+        await parts.http.start()
+        scheme = "http" if parts.settings.ingress.http.tls_files is None else "https"
+        url = f"{scheme}://127.0.0.1:{parts.http.port}"
+        async with httpx.AsyncClient(base_url=url, timeout=20, trust_env=False) as client:
+            yield HttpGateway(parts, url, client, tokens_file)
+        parts.http.stop_reading()
+        parts.committer.finish()
+        await committing
+        await parts.http.close()
+    finally:
+        await database.close()
