@@ -24,6 +24,7 @@ _GROUPS = {
     "destination": ("gateway.commands.destination", "Destinations and their progress: list, drop."),
     "device": ("gateway.commands.device", "Passwords of devices: add, list, remove, check."),
     "config": ("gateway.commands.config", "Write, check, show, explain and compare configurations."),
+    "doctor": ("gateway.commands.doctor", "Look for what is wrong with this gateway, and say what to do."),
     "demo": ("gateway.commands.demo", "Show the whole path at work, through an outage and a kill."),
 }
 _EXTRAS = {"ingest": "ingest", "sim": "sim", "demo": "demo"}

@@ -16,6 +16,7 @@ import asyncio
 import logging
 import time
 from dataclasses import replace
+from importlib.metadata import version
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 from uuid import UUID
 
@@ -50,6 +51,7 @@ T = TypeVar("T")
 
 _log = logging.getLogger(__name__)
 _DISCONNECTED = 499
+_VERSION = version("tidegate")
 
 
 class Sink(Protocol):
@@ -160,7 +162,8 @@ class IngestApp:
         except ValueError as fault:
             raise Rejection(400, "bad_epoch", "epoch is no UUID") from fault
         known = await self._sink.progress(gateway_id, epoch)
-        return JSONResponse(progress_answer(gateway_id, known[0] if known else None))
+        answer = progress_answer(gateway_id, known[0] if known else None)
+        return JSONResponse(answer, headers={"Tidegate-Version": _VERSION})
 
     async def tell_openapi(self, _request: Request) -> Response:
         """Answer with the description of these requests."""

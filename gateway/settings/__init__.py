@@ -36,6 +36,7 @@ __all__ = [
     "FileDestination",
     "GatewaySettings",
     "Http",
+    "HttpDestination",
     "InfluxDestination",
     "IngestDestination",
     "Ingress",
@@ -104,6 +105,12 @@ class Ingress(Table):
     """Existing MQTT 5 brokers to read, one table each."""
     rule: list[IngressRule] = Field(default_factory=list)
     """Payload shapes by topic; the first that fits counts. Where none does: JSON readings on listen.topic."""
+
+    @property
+    def doors(self) -> dict[str, Door]:
+        """Where devices connect, by the path of the table; those that are closed are left out."""
+        doors: dict[str, Door] = {"ingress.listen": self.listen}
+        return {**doors, "ingress.http": self.http} if self.http.enabled else doors
 
     @property
     def rules(self) -> Rules:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import ipaddress
 from pathlib import Path  # noqa: TC003 - pydantic reads the annotations
 from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
 from gateway.ingress.tls import TlsFiles
-from gateway.settings.tables import Table
+from gateway.settings.tables import Table, is_loopback
 
 
 class Door(Table):
@@ -131,10 +130,7 @@ class Door(Table):
     @property
     def is_loopback(self) -> bool:
         """Whether only this machine can connect."""
-        try:
-            return ipaddress.ip_address(self.host).is_loopback
-        except ValueError:
-            return self.host == "localhost"
+        return is_loopback(self.host)
 
     @property
     def admits_anonymous(self) -> bool:

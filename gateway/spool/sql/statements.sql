@@ -228,3 +228,6 @@ SELECT reason, count(*), max(received_at_us) FROM quarantine GROUP BY reason ORD
 
 -- name: write_nothing
 DELETE FROM meta WHERE key = '';
+
+-- name: newest_written
+SELECT written_at_us FROM segment ORDER BY position DESC LIMIT 1;
