@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -28,6 +29,7 @@ app.command()(config_init.init)
 
 EXIT_DIFFERENT = 1
 _TIMEOUT_S = 5.0
+_BRACKETS = re.compile(r"\[[^\]]*\]|\{[^}]*\}")
 _FileArgument = Annotated[Path | None, typer.Argument(help="The gateway's TOML file.")]
 _ConfigOption = Annotated[Path | None, typer.Option("--config", "-c", help="The same, as an option.")]
 
@@ -198,8 +200,8 @@ def _matching(keys: list[Key], asked: str) -> list[Key]:
 
 
 def _plainly(path: str) -> str:
-    """A path without what is in brackets, and without the brackets."""
-    return "".join(part.partition("[")[0] for part in path.replace("]", "]\0").split("\0"))
+    """A path without brackets and what is in them."""
+    return _BRACKETS.sub("", path)
 
 
 def _explained(key: Key) -> str:

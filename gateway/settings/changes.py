@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
 _ABSENT: Final = object()
-_PLACE = re.compile(r"\[[^\]]*\]")
+_PLACE = re.compile(r"\[[^\]]*\]|\{[^}]*\}")
 
 RELOADED: Final = (
     "destinations",

@@ -113,7 +113,7 @@ def _leaves(
             yield from _leaves(entry, f"{key}[{name}]", (*steps, position))
     elif isinstance(value, dict) and value and all(isinstance(entry, BaseModel) for entry in value.values()):
         for name, entry in value.items():
-            yield from _leaves(entry, f"{key}.{name}", (*steps, name))
+            yield from _leaves(entry, f"{key}{{{name}}}", (*steps, name))
     else:
         yield key, steps, plain(value)
 

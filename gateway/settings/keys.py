@@ -1,7 +1,7 @@
 """The keys of the configuration as a person meets them, read off the settings models. Pure.
 
-A key's path is dotted, with `[]` after a list of tables: `ingress.listen.port`, `destinations[].url`. The
-tables of one list may differ by kind; then a key has an entry for each kind that words it differently.
+A key's path is dotted, with `[]` after a list of tables and `{}` after tables by name: `ingress.listen.port`,
+`destinations[].url`, `ingress.rule[].members{}.unit`. The tables of one list may differ by kind; then a key has an entry for each kind that words it differently.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ class Key:
     @property
     def name(self) -> str:
         """Its last part, which is what the file says."""
-        return self.path.rpartition(".")[2].removesuffix("[]")
+        return self.path.rpartition(".")[2].removesuffix("[]").removesuffix("{}")
 
     @property
     def table(self) -> str:
@@ -89,9 +89,9 @@ def _walk(model: type[BaseModel], prefix: str, kinds: tuple[str, ...]) -> Iterat
         if not inner:
             yield key
             continue
-        steps: dict[Any, str] = {list: "[]", tuple: "[]", dict: ".NAME"}
+        steps: dict[Any, str] = {list: "[]", tuple: "[]", dict: "{}"}
         step = steps.get(get_origin(field.annotation), "")
-        what = {"[]": "list of tables", ".NAME": "named tables"}.get(step, "table")
+        what = {"[]": "list of tables", "{}": "named tables"}.get(step, "table")
         yield replace(key, path=key.path + step, type=what, allowed="", default=None, example=None)
         for table in inner:
             yield from _walk(table, f"{key.path}{step}.", kind_of(table) if len(inner) > 1 else kinds)

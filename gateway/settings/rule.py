@@ -18,9 +18,9 @@ if TYPE_CHECKING:
 class Member(Table):
     """`[ingress.rule.members."PATH"]`: what one member of a payload becomes."""
 
-    name: str | None = None
+    name: str | None = Field(default=None, examples=["temperature"])
     """What it is called in place of its path."""
-    unit: str | None = None
+    unit: str | None = Field(default=None, examples=["degC"])
     """Its unit (of a rule: of every member that has none of its own)."""
     scale: Annotated[float, Field(allow_inf_nan=False)] = 1.0
     """What the number is multiplied by."""
@@ -39,9 +39,9 @@ class IngressRule(Table):
     """The payload's shape: reading, ndjson, fields, number, csv, senml, line_protocol, sparkplug_b. Or
     ignore: it acknowledges and takes nothing.
     """
-    sensor_id: str | None = None
+    sensor_id: str | None = Field(default=None, examples=["{sensor_id}"])
     """How the sensor is called: text with names in braces, of topic levels or members of the payload."""
-    sensor_type: str | None = None
+    sensor_type: str | None = Field(default=None, examples=["{member}"])
     """How what it measures is called, in the same way; {member} is the member's path."""
     include: list[str] = Field(default_factory=list)
     """Members to take, by dotted path; * stands for any text. Without any: every member that is a number."""
@@ -53,7 +53,7 @@ class IngressRule(Table):
     """Where the payload has quality, battery_level, signal_strength, seq, location, manufacturer or
     firmware_version.
     """
-    unit: str | None = None
+    unit: str | None = Field(default=None, examples=["degC"])
     """Its unit (of a rule: of every member that has none of its own)."""
     scale: Annotated[float, Field(allow_inf_nan=False)] = 1.0
     """What the number is multiplied by."""
@@ -61,11 +61,11 @@ class IngressRule(Table):
     """What is added after that."""
     values: dict[str, Annotated[float, Field(allow_inf_nan=False)]] = Field(default_factory=dict)
     """What texts stand for, such as {ON = 1, OFF = 0}; "true" and "false" are booleans."""
-    time: str | None = None
+    time: str | None = Field(default=None, examples=["timestamp"])
     """The member with the time. Without it readings get the time they came in, and say so."""
     time_unit: Literal["auto", "s", "ms", "us", "ns"] = "auto"
     """What a time that is a number counts; "auto" goes by its size (line protocol: ns)."""
-    time_zone: str | None = None
+    time_zone: str | None = Field(default=None, examples=["Europe/Berlin"])
     """Where the clock is that writes times as text without an offset, such as "Europe/Berlin" or "UTC"."""
     columns: list[str] = Field(default_factory=list)
     """Of csv: what each column is called; "" leaves one out."""

@@ -51,17 +51,17 @@ def _table(
             field = model.model_fields[name]
             inner = models_in(field.annotation)
             default = None if field.is_required() else field.get_default(call_default_factory=True)
-            yield from _inner(key, inner, f"{prefix}{name}", chosen.get(name), default)
+            yield from _inner(key, inner, f"{prefix}{name}", chosen.get(name), default, spoken=spoken)
 
 
 def _inner(
-    key: Key, models: Sequence[type[BaseModel]], path: str, chosen: Any, default: Any
+    key: Key, models: Sequence[type[BaseModel]], path: str, chosen: Any, default: Any, *, spoken: bool
 ) -> Iterator[str]:
-    yield from ("", _RULE, *_comment(key.description), "")
+    yield from ("", *([_RULE] if spoken else ()), *_comment(key.description), "")
     if key.type == "table":
-        lines = list(_table(models[0], f"{path}.", chosen or {}, ()))
+        lines = list(_table(models[0], f"{path}.", chosen or {}, (), spoken=spoken))
         if lines and lines[0]:
-            yield f"[{path}]"
+            yield f"{'' if spoken else '#'}[{path}]"
         yield from lines
         return
     named = key.type == "named tables"
@@ -71,9 +71,9 @@ def _inner(
         yield f"[{path}.{name}]" if named else f"[[{path}]]"
         yield from _table(model, f"{path}.", values, kind_of(model))
         yield ""
-    spoken = {values.get("kind") for values in (chosen.values() if named else chosen)} if chosen else set()
+    there = {values.get("kind") for values in (chosen.values() if named else chosen)} if chosen else set()
     for model in models:
-        if chosen and (not kind_of(model) or set(kind_of(model)) & spoken):
+        if chosen and (not kind_of(model) or set(kind_of(model)) & there):
             continue
         examples = _defaults(default, named=named) or [("NAME", {})]
         for name, values in examples:
