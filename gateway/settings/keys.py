@@ -1,7 +1,8 @@
 """The keys of the configuration as a person meets them, read off the settings models. Pure.
 
 A key's path is dotted, with `[]` after a list of tables and `{}` after tables by name: `ingress.listen.port`,
-`destinations[].url`, `ingress.rule[].members{}.unit`. The tables of one list may differ by kind; then a key has an entry for each kind that words it differently.
+`destinations[].url`, `ingress.rule[].members{}.unit`. The tables of one list may differ by kind; then a key
+has an entry for each kind that words it differently.
 """
 
 from __future__ import annotations

@@ -88,7 +88,11 @@ def test_init_writes_every_key_there_is_and_show_reads_each_of_them_back(tmp_pat
     for key in KEYS:
         if key.is_table:
             continue
-        places = [place for place in read if re.sub(r"\{[^}]*\}", "{}", re.sub(r"\[[^]]*\]", "[]", place)) == key.path]
+        places = [
+            place
+            for place in read
+            if re.sub(r"\{[^}]*\}", "{}", re.sub(r"\[[^]]*\]", "[]", place)) == key.path
+        ]
         expected = {str(path)}
         if not places or {read[p][1] for p in places} - expected:
             missing.append(key.path)
