@@ -19,6 +19,7 @@ from gateway.ingress.committer import Committer
 from gateway.ingress.host import HostIngress
 from gateway.listening import listener_of
 from gateway.operate.endpoint import Endpoint
+from gateway.operate.observer import Observer
 from gateway.operate.service_text import service_text
 from gateway.parts import Parts
 from gateway.serving import http_of
@@ -105,7 +106,9 @@ async def build(settings: GatewaySettings, database: Database) -> Parts:
         http=http_of(settings, database, committer, appender, book),
         committer=committer,
         book=book,
+        duplicates=duplicates,
         appender=appender,
+        capacity=capacity,
         database=database,
         segments=segments,
         compaction=Compaction(database, book, duplicates),
@@ -128,7 +131,8 @@ async def build(settings: GatewaySettings, database: Database) -> Parts:
 
 
 async def _run_parts(parts: Parts, stop: asyncio.Event, watchdog: Watchdog) -> None:
-    endpoint = Endpoint(parts) if parts.settings.status.enabled else None
+    observer = Observer(parts)
+    endpoint = Endpoint(parts, observer) if parts.settings.status.enabled else None
     stop_input, stop_output = asyncio.Event(), asyncio.Event()
     if endpoint is not None:
         await endpoint.start()
@@ -149,6 +153,7 @@ async def _run_parts(parts: Parts, stop: asyncio.Event, watchdog: Watchdog) -> N
             upkeep = [
                 stages.create_task(parts.compaction.run(stop_output), name="compaction"),
                 stages.create_task(parts.retention.run(stop_output), name="retention"),
+                stages.create_task(observer.run(stop_output), name="observer"),
             ]
             _announce(parts)
             watchdog.ready()

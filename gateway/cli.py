@@ -23,6 +23,10 @@ _GROUPS = {
     "spool": ("gateway.commands.spool", "Look into a spool: info, check, read, export, compact, quarantine."),
     "destination": ("gateway.commands.destination", "Destinations and their progress: list, drop."),
     "device": ("gateway.commands.device", "Passwords of devices: add, list, remove, check."),
+    "token": (
+        "gateway.commands.token",
+        "Tokens for the status page from elsewhere: add, list, remove.",
+    ),
     "config": ("gateway.commands.config", "Write, check, show, explain and compare configurations."),
     "doctor": ("gateway.commands.doctor", "Look for what is wrong with this gateway, and say what to do."),
     "demo": ("gateway.commands.demo", "Show the whole path at work, through an outage and a kill."),

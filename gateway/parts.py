@@ -18,9 +18,11 @@ if TYPE_CHECKING:
     from gateway.ingress.subscriber import Subscriber
     from gateway.settings import GatewaySettings
     from gateway.spool.appender import Appender
+    from gateway.spool.capacity import Capacity
     from gateway.spool.compaction import Compaction
     from gateway.spool.database import Database
     from gateway.spool.deliveries import Deliveries
+    from gateway.spool.duplicates import Duplicates
     from gateway.spool.retention import Retention
     from gateway.spool.segments import Segments
     from gateway.spool.series import SeriesBook
@@ -39,7 +41,9 @@ class Parts:
     http: HttpIngress | None
     committer: Committer
     book: SeriesBook
+    duplicates: Duplicates
     appender: Appender
+    capacity: Capacity
     database: Database
     segments: Segments
     compaction: Compaction

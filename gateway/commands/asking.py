@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, TypeVar
 import httpx
 import msgspec
 
+from gateway.operate.own_endpoint import own_client, own_url
 from gateway.spool.errors import SpoolInUse
 
 if TYPE_CHECKING:
@@ -27,9 +28,10 @@ def ask_gateway(which: Named, path: str, body: object, answer: type[T], fault: S
             f"{fault}. Only the gateway writes to its spool: name it by --config, with [status] enabled, "
             "so that it can be asked, or stop the gateway first"
         ) from fault
-    url = f"http://{which.settings.status.host}:{which.settings.status.port}{path}"
+    url = own_url(which.settings.status) + path
     try:
-        reply = httpx.post(url, json=body, timeout=_WITHIN_S, trust_env=False).raise_for_status()
+        with own_client(_WITHIN_S) as client:
+            reply = client.post(url, json=body).raise_for_status()
         return msgspec.json.decode(reply.content, type=answer)
     except (httpx.HTTPError, httpx.InvalidURL, msgspec.DecodeError) as unanswered:
         raise SpoolInUse(f"{fault}, and does not answer at {url}: {unanswered}") from unanswered

@@ -17,6 +17,7 @@ from gateway import settings
 from gateway.commands.failures import fail
 from gateway.operate.human import bytes_text, count_text, seconds_text
 from gateway.operate.offline import status_of_stopped
+from gateway.operate.own_endpoint import own_client, own_url
 from gateway.operate.status import Status
 from gateway.spool.errors import SpoolError
 
@@ -38,7 +39,7 @@ def status(
     """
     if config is None and url is None:
         fail("name the gateway: --config FILE, or --url http://127.0.0.1:8421")
-    document = _from_url(url) if url is not None else None
+    document = _asked(url) if url is not None else None
     if document is None and config is not None:
         document = _from_config(config)
     if document is None:
@@ -49,9 +50,14 @@ def status(
         _show(document)
 
 
-def _from_url(url: str) -> Status | None:
+def _asked(url: str) -> Status | None:
+    with httpx.Client(timeout=_TIMEOUT_S, trust_env=False) as client:
+        return _from_url(url, client)
+
+
+def _from_url(url: str, client: httpx.Client) -> Status | None:
     try:
-        answer = httpx.get(f"{url.rstrip('/')}/status", timeout=_TIMEOUT_S, trust_env=False)
+        answer = client.get(f"{url.rstrip('/')}/status")
         return msgspec.json.decode(answer.content, type=Status)
     except (httpx.HTTPError, httpx.InvalidURL, msgspec.DecodeError):
         return None
@@ -63,7 +69,8 @@ def _from_config(config: Path) -> Status:
     except SettingsFault as fault:
         fail(str(fault))
     if given.status.enabled:
-        document = _from_url(f"http://{given.status.host}:{given.status.port}")
+        with own_client(_TIMEOUT_S) as client:
+            document = _from_url(own_url(given.status), client)
         if document is not None and document.gateway_id == given.gateway_id:
             return document
     try:

@@ -1,27 +1,41 @@
-"""The gateway's own HTTP endpoint: /status, /healthz, /readyz. Loopback by default."""
+"""The gateway's own HTTP endpoint: the status page, /status, /healthz, /readyz. Loopback by default.
+
+This machine may ask for everything; others look with a token (`visitors`) and change nothing.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 import socket
+import time
 from typing import TYPE_CHECKING
 
 import msgspec
 import uvicorn
 from starlette.applications import Starlette
-from starlette.responses import Response
 from starlette.routing import Route
 
+from cloud_sync.progress import late_of
+from gateway.ingress.tls import Certificates, context_of
+from gateway.operate.answers import SAFE, bounded_body, json_answer, refusal
+from gateway.operate.page import Page
 from gateway.operate.quarantine_retry import retry_within
 from gateway.operate.spool_compact import compact_within
-from gateway.operate.status import status_of
+from gateway.operate.visitors import Visitors, is_local
 from gateway.spool.errors import SpoolError
 
 if TYPE_CHECKING:
-    from starlette.requests import Request
+    import ssl
 
+    from starlette.requests import Request
+    from starlette.responses import Response
+
+    from gateway.ingress.tls import TlsFiles
+    from gateway.operate.observer import Observer
     from gateway.parts import Parts
+
+_RETRY_BYTES = 1 << 20
 
 
 class _RetryRequest(msgspec.Struct):
@@ -31,10 +45,15 @@ class _RetryRequest(msgspec.Struct):
 class Endpoint:
     """Serves one gateway's parts."""
 
-    def __init__(self, parts: Parts) -> None:
+    def __init__(self, parts: Parts, observer: Observer) -> None:
         self._parts = parts
+        self._observer = observer
+        settings = parts.settings.status
+        self._visitors = Visitors(settings.tokens_file, f"tidegate-{parts.settings.gateway_id}")
+        self._page = Page(parts, self._visitors)
         app = Starlette(
             routes=[
+                *self._page.routes(),
                 Route("/status", self._status),
                 Route("/healthz", self._healthz),
                 Route("/readyz", self._readyz),
@@ -42,9 +61,18 @@ class Endpoint:
                 Route("/compact", self._compact, methods=["POST"]),
             ]
         )
+        context = None if settings.tls_files is None else _context(settings.tls_files)
         self._server = uvicorn.Server(
             uvicorn.Config(
-                app, log_config=None, access_log=False, lifespan="off", timeout_graceful_shutdown=1
+                app,
+                log_config=None,
+                access_log=False,
+                lifespan="off",
+                server_header=False,
+                proxy_headers=False,  # whoever says so could pass for this machine
+                headers=list(SAFE.items()),
+                ssl_context_factory=None if context is None else lambda _config, _default: context,
+                timeout_graceful_shutdown=1,
             )
         )
         self._server.capture_signals = contextlib.nullcontext  # type: ignore[method-assign,assignment]  # the program handles signals itself
@@ -64,44 +92,58 @@ class Endpoint:
         self._server.should_exit = True
         if self._serving is not None:
             await self._serving
+        self._page.close()
 
-    async def _status(self, _: Request) -> Response:
-        return _json(await status_of(self._parts))
+    async def _status(self, request: Request) -> Response:
+        if not self._visitors.may_look(request):
+            return refusal()
+        try:
+            return json_answer(await self._observer.status())
+        except SpoolError as fault:
+            return json_answer({"error": "spool", "message": str(fault)}, 503)
 
     async def _retry(self, request: Request) -> Response:
         """Decode quarantined publishes again: `{"numbers": [1, 2]}`."""
-        if not _is_json(request):
-            return _NOT_JSON
+        if (unfit := _unfit(request)) is not None:
+            return unfit
+        body = await bounded_body(request, _RETRY_BYTES)
+        if body is None:
+            return json_answer({"error": "too_large", "message": f"at most {_RETRY_BYTES} bytes"}, 413)
         try:
-            asked = msgspec.json.decode(await request.body(), type=_RetryRequest)
+            asked = msgspec.json.decode(body, type=_RetryRequest)
         except msgspec.DecodeError as fault:
-            return _json({"error": "malformed", "message": str(fault)}, 400)
+            return json_answer({"error": "malformed", "message": str(fault)}, 400)
         parts = self._parts
         rules = parts.settings.ingress.rules
         try:
             result = await retry_within(parts.database, parts.appender, parts.book, rules, asked.numbers)
         except SpoolError as fault:
-            return _json({"error": "spool", "message": str(fault)}, 503)
-        return _json(result)
+            return json_answer({"error": "spool", "message": str(fault)}, 503)
+        return json_answer(result)
 
     async def _compact(self, request: Request) -> Response:
         """Merge what may be merged, now."""
-        if not _is_json(request):
-            return _NOT_JSON
+        if (unfit := _unfit(request)) is not None:
+            return unfit
         try:
             done = await compact_within(self._parts.database, self._parts.compaction)
         except SpoolError as fault:
-            return _json({"error": "spool", "message": str(fault)}, 503)
-        return _json(done)
+            return json_answer({"error": "spool", "message": str(fault)}, 503)
+        return json_answer(done)
 
-    async def _healthz(self, _: Request) -> Response:
-        return _json({"status": "ok"})
+    async def _healthz(self, request: Request) -> Response:
+        """Whether every stage makes progress, or rests because there is nothing to do."""
+        late = late_of(self._parts.stages())
+        stages = {"stages": list(map(str, late))} if self._visitors.may_look(request) else {}
+        return json_answer({"status": "stuck", **stages}, 503) if late else json_answer({"status": "ok"})
 
-    async def _readyz(self, _: Request) -> Response:
-        holding = self._parts.committer.counters.holding_reason
-        if holding:
-            return _json({"status": "holding", "reason": holding}, 503)
-        return _json({"status": "ok"})
+    async def _readyz(self, request: Request) -> Response:
+        """Whether publishes are taken and will be acknowledged."""
+        reason = self._parts.committer.counters.holding_reason
+        if not reason:
+            return json_answer({"status": "ok"})
+        reasons = {"reason": reason} if self._visitors.may_look(request) else {}
+        return json_answer({"status": "holding", **reasons}, 503)
 
 
 def bound(host: str, port: int) -> socket.socket:
@@ -120,13 +162,25 @@ def bound(host: str, port: int) -> socket.socket:
     return listener
 
 
-def _is_json(request: Request) -> bool:
-    """Whether a request says it is JSON: a web page of another origin cannot send that unasked."""
-    return request.headers.get("content-type", "").partition(";")[0] == "application/json"
+def _unfit(request: Request) -> Response | None:
+    """What is answered to a request that may change nothing here."""
+    if not is_local(request):
+        return json_answer({"error": "not_here", "message": "only this machine itself may ask for it"}, 403)
+    if request.headers.get("content-type", "").partition(";")[0] != "application/json":
+        # a web page of another origin cannot send that unasked
+        return json_answer(
+            {"error": "unsupported_media_type", "message": "application/json is expected"}, 415
+        )
+    return None
 
 
-def _json(content: object, status: int = 200) -> Response:
-    return Response(msgspec.json.encode(content), status, media_type="application/json")
+def _context(files: TlsFiles) -> ssl.SSLContext:
+    """A context that serves each new connection with the certificate as it is then."""
+    certificates = Certificates(files)
+    context = context_of(files)
 
+    def renew(connection: ssl.SSLObject | ssl.SSLSocket, _name: str, _context: ssl.SSLContext) -> None:
+        connection.context = certificates.context(time.monotonic())
 
-_NOT_JSON = _json({"error": "unsupported_media_type", "message": "application/json is expected"}, 415)
+    context.sni_callback = renew
+    return context

@@ -9,6 +9,9 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING
 
 from cloud_sync.records import RecordClass
+from gateway.operate.quarantine_summary import quarantine_of
+from gateway.operate.remarks import remarks_of
+from gateway.operate.spool_walk import kept_rows
 from gateway.operate.status import DestinationStatus, IngressStatus, SpoolStatus, Status
 from gateway.spool.database import SQL, file_size_bytes, open_read_only, value_of
 from gateway.spool.deliveries import backlog_of
@@ -28,6 +31,9 @@ def status_of_stopped(settings: GatewaySettings) -> Status:
     path = settings.spool.path
     size_bytes = file_size_bytes(path)
     with closing(open_read_only(path)) as connection:
+        kept = kept_rows(connection)
+        damaged = connection.execute(SQL["damaged_totals"]).fetchone()[1]
+        quarantine = quarantine_of(connection)
         commit, rows_ever = newest_of(connection, RecordClass.READING)
         epoch = value_of(connection.execute(SQL["meta"], ("epoch",)).fetchone(), "")
         destinations = []
@@ -47,12 +53,12 @@ def status_of_stopped(settings: GatewaySettings) -> Status:
                     wire_bytes=0,
                     last_receipt_at_us=None,
                     backlog_readings=backlog.readings,
-                    backlog_bytes=round(backlog.readings * size_bytes / rows_ever) if rows_ever else 0,
+                    backlog_bytes=round(backlog.readings * size_bytes / kept) if kept else 0,
                     backlog_oldest_s=None if oldest_us is None else max(0.0, (now_us - oldest_us) / 1e6),
                     drain_s=0.0 if backlog.readings == 0 else None,
                 )
             )
-    return Status(
+    document = Status(
         gateway_id=settings.gateway_id,
         version=version("tidegate"),
         running=False,
@@ -67,6 +73,11 @@ def status_of_stopped(settings: GatewaySettings) -> Status:
             size_bytes=size_bytes,
             free_bytes=shutil.disk_usage(path.parent).free,
             room_days=None,
+            readings_kept=kept,
+            damaged_readings=damaged,
         ),
         destinations=destinations,
+        quarantine=quarantine,
     )
+    document.remarks = remarks_of(document)
+    return document

@@ -13,8 +13,18 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from cloud_sync.records import RecordClass
+from gateway.operate.devices import DevicesStatus  # noqa: TC001 - msgspec reads the annotations
+from gateway.operate.quarantine_summary import QuarantineStatus  # noqa: TC001 - msgspec reads the annotations
+from gateway.operate.recent import RecentStatus  # noqa: TC001 - msgspec reads the annotations
+from gateway.operate.records_summary import AlertsStatus, LossesStatus  # noqa: TC001 - msgspec reads the annotations
+from gateway.operate.remarks import Remark  # noqa: TC001 - msgspec reads the annotations
+from gateway.operate.spool_walk import kept_rows
+from gateway.operate.wear import WearStatus  # noqa: TC001 - msgspec reads the annotations
+from gateway.spool.database import SQL
 
 if TYPE_CHECKING:
+    import sqlite3
+
     from cloud_sync.shipper import ShipperCounters
     from gateway.parts import Parts
 
@@ -38,7 +48,12 @@ class IngressStatus(msgspec.Struct):
 
 
 class SpoolStatus(msgspec.Struct):
-    """What is kept."""
+    """What is kept.
+
+    Attributes:
+        room_bytes: what may still be written, within the disk, `min_free_bytes` and `max_bytes`.
+        room_days: until that is full at the present rate, if nothing were delivered.
+    """
 
     path: str
     epoch: str
@@ -47,6 +62,9 @@ class SpoolStatus(msgspec.Struct):
     size_bytes: int
     free_bytes: int
     room_days: float | None
+    room_bytes: int = 0
+    readings_kept: int = 0
+    damaged_readings: int = 0
 
 
 class DestinationStatus(msgspec.Struct):
@@ -79,18 +97,30 @@ class Status(msgspec.Struct):
     ingress: IngressStatus
     spool: SpoolStatus
     destinations: list[DestinationStatus]
+    remarks: list[Remark] = []
+    devices: DevicesStatus | None = None
+    quarantine: QuarantineStatus | None = None
+    losses: LossesStatus | None = None
+    alerts: AlertsStatus | None = None
+    wear: WearStatus | None = None
+    recent: RecentStatus | None = None
 
 
-async def status_of(parts: Parts) -> Status:
-    """The status of a running gateway."""
+async def status_of(parts: Parts, *, usual_per_s: float | None = None) -> Status:
+    """The status of a running gateway: what its parts themselves say.
+
+    `usual_per_s`, readings a second over a longer time, tells the room left better than the present rate.
+    """
     now_us, now = time.time_ns() // 1000, time.monotonic()
     committer = parts.committer.counters
     incoming_per_s = committer.rate.per_s(now)
     size_bytes = parts.database.size_bytes
     rows_ever = parts.segments.rows_ever(RecordClass.READING)
-    bytes_per_reading = min(size_bytes / rows_ever, LARGEST_READING_BYTES) if rows_ever else 0.0
+    kept, damaged = await parts.database.read(_kept_and_damaged)
+    room_bytes = await parts.capacity.room_bytes(parts.database)
+    bytes_per_reading = min(size_bytes / kept, LARGEST_READING_BYTES) if kept else 0.0
     free_bytes = shutil.disk_usage(parts.database.path.parent).free
-    growth_per_s = incoming_per_s * bytes_per_reading
+    growth_per_s = (incoming_per_s if usual_per_s is None else usual_per_s) * bytes_per_reading
     destinations = []
     for shipper in parts.shippers:
         backlog = await parts.deliveries.backlog(shipper.name)
@@ -115,6 +145,9 @@ async def status_of(parts: Parts) -> Status:
                 drain_s=drain_s(backlog.readings, shipper.counters, incoming_per_s, now),
             )
         )
+    if destinations:  # what is delivered makes room when it is needed
+        delivered = kept - min(kept, max(d.backlog_readings for d in destinations))
+        room_bytes += round(delivered * bytes_per_reading)
     return Status(
         gateway_id=parts.settings.gateway_id,
         version=parts.version,
@@ -139,10 +172,19 @@ async def status_of(parts: Parts) -> Status:
             newest_commit=parts.segments.newest_commit(RecordClass.READING),
             size_bytes=size_bytes,
             free_bytes=free_bytes,
-            room_days=free_bytes / growth_per_s / 86400 if growth_per_s > 0 else None,
+            room_days=room_bytes / growth_per_s / 86400 if growth_per_s > 0 else None,
+            room_bytes=room_bytes,
+            readings_kept=kept,
+            damaged_readings=damaged,
         ),
         destinations=destinations,
     )
+
+
+def _kept_and_damaged(connection: sqlite3.Connection) -> tuple[int, int]:
+    """Readings in the spool, and readings in damaged segments that were set aside."""
+    damaged = connection.execute(SQL["damaged_totals"]).fetchone()
+    return kept_rows(connection), damaged[1]
 
 
 def drain_s(backlog: int, counters: ShipperCounters, incoming_per_s: float, now: float) -> float | None:

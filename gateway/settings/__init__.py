@@ -28,8 +28,9 @@ from gateway.settings.destination import (
 from gateway.settings.http import Http
 from gateway.settings.listen import Listen
 from gateway.settings.rule import IngressRule
+from gateway.settings.status import Status
 from gateway.settings.subscribe import Subscribe
-from gateway.settings.tables import Count, Name, Port, Seconds, Table
+from gateway.settings.tables import Count, Name, Seconds, Table
 
 __all__ = [
     "AnyDestination",
@@ -79,6 +80,10 @@ class Spool(Table):
     """How long readings stay after every destination has given its receipt. What is not delivered is kept,
     however old.
     """
+    flash_endurance_tb: Annotated[float, Field(gt=0)] | None = Field(default=None, examples=[100])
+    """What may still be written to the disk the spool is on: its endurance as the maker states it (TBW), less
+    what has been written. With it the status page says how many years that lasts.
+    """
 
 
 class Host(Table):
@@ -126,17 +131,6 @@ class Ingress(Table):
                 "two tables with the same url need a client_id each, or they take turns at one session"
             )
         return tables
-
-
-class Status(Table):
-    """The gateway's own HTTP endpoint for people and probes."""
-
-    enabled: bool = True
-    """Whether to serve it. `tidegate status` asks it."""
-    host: str = "127.0.0.1"
-    """The address to serve it on; 127.0.0.1 is this machine only."""
-    port: Port = 8421
-    """Its TCP port."""
 
 
 class GatewaySettings(BaseSettings):
@@ -188,6 +182,7 @@ def load(path: Path) -> GatewaySettings:
     settings = read(path)
     faults = _door_faults(path, "ingress.listen", settings.ingress.listen)
     faults += _door_faults(path, "ingress.http", settings.ingress.http)
+    faults += _status_faults(path, settings.status)
     for position, subscribe in enumerate(settings.ingress.subscribe):
         if subscribe.password_file is not None:
             key = f"ingress.subscribe[{position}].password_file"
@@ -213,6 +208,7 @@ def read(path: Path) -> GatewaySettings:
     folder = path.absolute().parent
     for table in (
         settings.spool,
+        settings.status,
         settings.ingress.listen,
         settings.ingress.http,
         *settings.ingress.subscribe,
@@ -246,6 +242,22 @@ def _door_faults(source: Path, table: str, door: Door) -> list[Fault]:
             TokenFile(door.tokens_file, f"tidegate device token NAME --config {source}").refresh()
         except TokensFault as fault:
             faults.append(Fault(str(source), f"{table}.tokens_file", str(fault), ""))
+    return faults
+
+
+def _status_faults(source: Path, status: Status) -> list[Fault]:
+    faults = []
+    if status.tls_files is not None:
+        try:
+            context_of(status.tls_files)
+        except TlsFault as fault:
+            key = next((name for name, path in _paths_of(status) if path == fault.path), "tls_cert_file")
+            faults.append(Fault(str(source), f"status.{key}", str(fault), ""))
+    if status.tokens_file is not None:
+        try:
+            TokenFile(status.tokens_file, f"tidegate token add NAME --config {source}").refresh()
+        except TokensFault as fault:
+            faults.append(Fault(str(source), "status.tokens_file", str(fault), ""))
     return faults
 
 

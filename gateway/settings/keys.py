@@ -27,6 +27,7 @@ _UNITS: Final = {
     "_bytes": "bytes",
     "_rows": "rows",
     "_days": "days",
+    "_tb": "terabytes",
     "_h": "hours",
     "_ms": "milliseconds",
     "_s": "seconds",

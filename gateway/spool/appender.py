@@ -12,6 +12,7 @@ import numpy as np
 from gateway.spool.capacity import Capacity
 from gateway.spool.crashpoints import point
 from gateway.spool.lots import Appended, notes_of, of_lots
+from gateway.spool.presence import Presence
 from gateway.spool.quarantine import QuarantineItem
 from gateway.spool.segments import Sealed, seal
 
@@ -47,6 +48,7 @@ class Appender:
         self._duplicates = duplicates
         self._book = book
         self._capacity = capacity
+        self.presence = Presence(book)
         self._room_until = 0.0
         self._turn = asyncio.Lock()
 
@@ -108,6 +110,7 @@ class Appender:
         for position, run in zip(positions, sealed, strict=True):
             self._duplicates.stored(position, cast("Readings", run.records))
         point("after_append")
+        self.presence.note(screened.identity, now_us)
         return Appended(sum(run.rows for run in sealed), screened.duplicates, conflicts.rows, by_lot)
 
     async def _require_room(self) -> None:

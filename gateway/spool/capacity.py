@@ -22,6 +22,14 @@ class Capacity:
     max_bytes: int | None = None
     min_free_bytes: int = 0
 
+    async def room_bytes(self, database: Database) -> int:
+        """Bytes that may still be used, never below zero."""
+        used, spare = await database.room()
+        room = shutil.disk_usage(database.path.parent).free + spare - self.min_free_bytes
+        if self.max_bytes is not None:
+            room = min(room, self.max_bytes - used)
+        return max(0, room)
+
     async def require(self, database: Database) -> None:
         """Do nothing while there is room.
 

@@ -152,6 +152,10 @@ class Duplicates:
             self._fresh.pop(position, None)
             self._forget(position)
 
+    def newest_us(self) -> NDArray[np.int64]:
+        """The newest time by series (number of its first attribute state); the smallest int64 without any."""
+        return self._marks
+
     async def _stored_at(
         self, times: NDArray[np.int64], series: NDArray[np.int32]
     ) -> dict[tuple[int, int], float]:

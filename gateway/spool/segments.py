@@ -80,13 +80,18 @@ class _Counter(NamedTuple):
 
 
 class Segments:
-    """The writing side: knows the next commit number of every class."""
+    """The writing side: knows the next commit number of every class.
+
+    Attributes:
+        appended_bytes: of blocks appended since start.
+    """
 
     def __init__(self, database: Database, book: SeriesBook, counters: dict[RecordClass, _Counter]) -> None:
         self._database = database
         self._book = book
         self._counters = counters
         self._turn = asyncio.Lock()
+        self.appended_bytes = 0
 
     @classmethod
     async def load(cls, database: Database, book: SeriesBook) -> Segments:
@@ -141,6 +146,7 @@ class Segments:
 
         self._counters, positions = await self._database.write(work)
         self._book.saved(new_series)
+        self.appended_bytes += sum(len(run.block) for run in sealed)
         return positions
 
     def _insert(

@@ -84,6 +84,14 @@ class SeriesBook:
         known = np.where((numbers >= 0) & (numbers < len(self._identities)), numbers, 0)
         return self._identities[known]
 
+    def identity_of(self, number: int) -> int:
+        """The same for one number."""
+        return int(self._identities[number])
+
+    def after(self, number: int) -> list[tuple[int, Series]]:
+        """The series with a larger number than this, in rising order."""
+        return [(n, self._series[n]) for n in range(number + 1, self._next) if n in self._series]
+
     def unsaved(self) -> list[tuple[int, Series]]:
         """What the file does not know yet."""
         return list(self._unsaved.items())

@@ -73,6 +73,7 @@ def spoken_example(folder: Path) -> Path:
     authority.revocations().rename(folder / "devices-crl.pem")
     credentials.add(folder / "passwords", "pump-1")
     tokens.add(folder / "http-tokens", "hut-1")
+    tokens.add(folder / "status.tokens", "anna", "view")
     return written(folder, A_SETTING.sub("", EXAMPLE.read_text()))
 
 

@@ -42,3 +42,6 @@ DELETE FROM quarantine WHERE quarantine_no = ?;
 
 -- name: overlong_quarantine
 SELECT quarantine_no FROM quarantine WHERE length(payload) > payload_bytes ORDER BY quarantine_no LIMIT 100;
+
+-- name: quarantine_ever
+SELECT seq FROM sqlite_sequence WHERE name = 'quarantine';
