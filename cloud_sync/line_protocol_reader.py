@@ -55,13 +55,13 @@ class LineReader:
         line = line.strip(" \r\n")
         if not line or line.startswith("#"):
             return None
-        key, fields, time = _parts(line)
+        key, fields, time = parts_of(line)
         series = self._keys.get(key)
         if series is None:
             if len(self._keys) >= _KEYS_REMEMBERED:
                 self._keys.clear()
             series = self._keys[key] = _series(key)
-        found = _fields(fields)
+        found = fields_of(fields)
         if "value" not in found:
             raise BadReading("no_value")
         try:
@@ -71,15 +71,19 @@ class LineReader:
         return Reading(
             series,
             time_us,
-            _number(found["value"], "bad_value"),
-            **{name: _number(found[name], f"bad_{name}") for name in _FLOAT_FIELDS if name in found},
-            seq=_whole(found["seq"], "bad_seq") if "seq" in found else None,
-            flags=_whole(found["flags"], "bad_flags") if "flags" in found else 0,
+            number_of(found["value"], "bad_value"),
+            **{name: number_of(found[name], f"bad_{name}") for name in _FLOAT_FIELDS if name in found},
+            seq=whole_of(found["seq"], "bad_seq") if "seq" in found else None,
+            flags=whole_of(found["flags"], "bad_flags") if "flags" in found else 0,
         )
 
 
-def _parts(line: str) -> tuple[str, str, str | None]:
-    """Key, fields and time of a line."""
+def parts_of(line: str) -> tuple[str, str, str | None]:
+    """Key, fields and time of a line, each as it stands there.
+
+    Raises:
+        BadReading: not_line_protocol.
+    """
     if "\\" not in line and '"' not in line:
         words = line.split(" ")
     else:
@@ -93,7 +97,12 @@ def _parts(line: str) -> tuple[str, str, str | None]:
     return words[0], words[1], words[2] if len(words) > 2 else None  # noqa: PLR2004 - key, fields, time
 
 
-def _series(key: str) -> Series:
+def key_of(key: str) -> tuple[str, dict[str, str]]:
+    """Measurement and tags of a key.
+
+    Raises:
+        BadReading: not_line_protocol.
+    """
     measurement, *tags = _COMMA.split(key) if "\\" in key else key.split(",")
     pairs = {}
     for tag in tags:
@@ -101,17 +110,27 @@ def _series(key: str) -> Series:
         if not value:
             raise BadReading("not_line_protocol")
         pairs[_unescaped(name)] = _unescaped(value[0])
+    return _unescaped(measurement), pairs
+
+
+def _series(key: str) -> Series:
+    measurement, pairs = key_of(key)
     if "sensor_id" not in pairs:
         raise BadReading("no_sensor_id")
     attributes = tuple((name, pairs[name]) for name in sorted(ATTRIBUTE_NAMES) if pairs.get(name))
-    return Series(pairs["sensor_id"], _unescaped(measurement), attributes)
+    return Series(pairs["sensor_id"], measurement, attributes)
 
 
 def _unescaped(text: str) -> str:
     return _ESCAPED.sub(r"\1", text)
 
 
-def _fields(text: str) -> dict[str, str]:
+def fields_of(text: str) -> dict[str, str]:
+    """The fields of a line by name, their values as they stand there.
+
+    Raises:
+        BadReading: not_line_protocol.
+    """
     if "\\" not in text and '"' not in text:
         pairs = [pair.partition("=") for pair in text.split(",")]
         if all(name and separator and value for name, separator, value in pairs):
@@ -127,7 +146,12 @@ def _fields(text: str) -> dict[str, str]:
     return found
 
 
-def _number(text: str, reason: str) -> float:
+def number_of(text: str, reason: str) -> float:
+    """The number of a field's value; booleans are 1 and 0.
+
+    Raises:
+        BadReading: with `reason`.
+    """
     if text in _TRUE or text in _FALSE:
         return float(text in _TRUE)
     if "_" in text:
@@ -141,8 +165,13 @@ def _number(text: str, reason: str) -> float:
     return number
 
 
-def _whole(text: str, reason: str) -> int:
-    number = _number(text, reason)
+def whole_of(text: str, reason: str) -> int:
+    """The whole number of a field's value.
+
+    Raises:
+        BadReading: with `reason`.
+    """
+    number = number_of(text, reason)
     if _INTEGER.fullmatch(text):
         return int(text[:-1])
     if not number.is_integer():

@@ -212,11 +212,10 @@ def _companion(name: str, path: str, value: Any, *, text_counts: bool) -> float 
     except (ValueError, OverflowError):
         number = math.nan
     if name == "seq":
-        if not number.is_integer() or not 0 <= number <= _SEQ_MAX:
+        whole = int(value) if number.is_integer() else -1
+        if not 0 <= whole <= _SEQ_MAX:
             raise NotDecodable("bad_reading", f"{path}: expected a whole number from 0 for seq")
-        whole = int(value)
-        if whole <= _SEQ_MAX:
-            return whole
+        return whole
     if not abs(number) <= _SINGLE_MAX:
         raise NotDecodable("bad_reading", f"{path}: expected a number for {name}, found {value!r:.64}")
     return number

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 _PLANS_MAX: Final = 10_000
 _DEVICES_MAX: Final = 10_000
 _SHOWN: Final = 64
-_NUMBER = re.compile(r"\s*[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?\s*")
+_NUMBER = re.compile(r"\s*[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?\s*", re.ASCII)
 
 
 class Plan(NamedTuple):

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from gateway.ingress.formats import compressed, csv_line, fields, named_reading, number
+from gateway.ingress.formats import compressed, csv_line, fields, lines, named_reading, number, senml
 from gateway.ingress.formats.measurement import Fault, bounded
 
 if TYPE_CHECKING:
@@ -26,6 +26,8 @@ _DECODERS: Mapping[str, Callable[[Rule, Mapping[str, str]], Decoder]] = {
     "fields": fields.decoder,
     "number": number.decoder,
     "csv": csv_line.decoder,
+    "senml": senml.decoder,
+    "line_protocol": lines.decoder,
 }
 
 
