@@ -1,0 +1,444 @@
+"""The stage that raises alerts: judges what a step brings by the rules, and keeps the course of each alert.
+
+Readings are judged in the order in which they were committed, by their own times; one flagged late, or older
+than `stale_us`, is no finding, and one whose time is in doubt counts as of now. Rollups are judged when their
+window closes, not when a revision comes. Silence is judged by the arrival of readings at the gateway, in time
+during which the gateway was at work: neither a step of the clock nor a pause of the gateway makes anybody
+silent. Every series that the spool knows is expected.
+
+What changes is an `Alerts` record, in one transaction with the state and with what is to be told. The state
+is one blob, key "alerts/courses": a version byte, then MessagePack. It holds only what is not ordinary.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass, field
+from functools import partial
+from typing import TYPE_CHECKING, NamedTuple
+
+import msgspec
+import numpy as np
+
+from cloud_sync.notices import Alerts, AlertState, Severity
+from cloud_sync.records import Flag
+from gateway.processing.alert_course import NEVER, Change, Course, advance, is_cooling, is_over, recovered
+from gateway.processing.alert_rules import (
+    RATE,
+    SILENCE,
+    Level,
+    Rule,
+    quantity_of_readings,
+    quantity_of_rollups,
+)
+from gateway.processing.alert_words import detail_of
+from gateway.processing.patterns import Kinds, Pattern, grown
+from gateway.processing.steps import Outcome
+
+if TYPE_CHECKING:
+    import sqlite3
+    from collections.abc import Callable, Iterator, Mapping, Sequence
+
+    from numpy.typing import NDArray
+
+    from gateway.processing.steps import Step
+
+_log = logging.getLogger(__name__)
+STATE_KEY = "alerts/courses"
+_VERSION = 1
+_TICK_MAX_US = 30_000_000  # more between two steps is a pause or a step of the clock
+_FORGET_AFTER_US = 86_400_000_000
+_NOT_SEEN = -1
+_IN_DOUBT, _LATE = np.int32(Flag.CLOCK_IN_DOUBT), np.int32(Flag.LATE)
+
+Key = tuple[int, int]
+"""Which alert: the place of its rule, and the series."""
+
+
+class Event(NamedTuple):
+    """A change of one alert. `rule` may be one that is no longer configured."""
+
+    rule: Rule
+    series: int
+    change: Change
+    threshold: float
+    detail: str
+
+
+class _Kept(NamedTuple):
+    """One course on disk."""
+
+    rule: str
+    severity: int
+    series: int
+    course: Course
+
+
+class _State(msgspec.Struct, array_like=True):
+    """The durable state. `rates` has series, time and value of the readings that the next rate begins at."""
+
+    kept: list[_Kept]
+    rates: list[tuple[int, int, float]]
+
+
+class _Points(NamedTuple):
+    """The newest reading of some series; each of shape (series,)."""
+
+    series: NDArray[np.int32]
+    times: NDArray[np.int64]
+    values: NDArray[np.float64]
+
+
+class _Findings(NamedTuple):
+    """What a rule looks at; those of a series are in order of arrival. Each of shape (rows,)."""
+
+    series: NDArray[np.int32]
+    times: NDArray[np.int64]
+    quantity: NDArray[np.float64]
+    chosen: NDArray[np.bool_]
+
+
+@dataclass(slots=True)
+class _After:
+    """What accepting a step changes."""
+
+    awake_us: int
+    now_us: int
+    courses: dict[Key, Course | None] = field(default_factory=dict)
+    seen: NDArray[np.int32] = field(default_factory=lambda: np.empty(0, np.int32))
+    rates: list[_Points] = field(default_factory=list)
+    events: list[Event] = field(default_factory=list)
+    saved: bool = False
+
+
+class AlertStage:
+    """Implements `Stage`.
+
+    Args:
+        rules: those in force.
+        name_of: sensor_id and sensor_type of a series number.
+        expected: every series the spool knows, as identities.
+        tell: puts what channels are to be told into the outbox, within the transaction.
+        stale_us: readings and rollups older than this are not judged.
+    """
+
+    name = "alerts"
+
+    def __init__(
+        self,
+        rules: Sequence[Rule],
+        name_of: Callable[[int], tuple[str, str]],
+        expected: Callable[[], NDArray[np.int32]],
+        tell: Callable[[sqlite3.Connection, Sequence[Event], int], None],
+        *,
+        stale_us: int = 3_600_000_000,
+    ) -> None:
+        self.rules = tuple(rules)
+        self._name_of, self._expected, self._tell = name_of, expected, tell
+        self._stale_us = stale_us
+        self._kinds = Kinds(lambda number: tuple(rule.is_for(*name_of(number)) for rule in rules))
+        self._courses: dict[Key, Course] = {}
+        self._orphans: list[_Kept] = []
+        self._watched = [np.zeros(1024, np.bool_) for _ in rules]
+        self._firing = [np.zeros(1024, np.bool_) for _ in rules]
+        self._arrived_us = np.full(1024, _NOT_SEEN, np.int64)
+        self._rate_from_us = np.full(1024, NEVER, np.int64)
+        self._rate_from = np.zeros(1024)
+        self._awake_us = 0
+        self._now_us: int | None = None
+        self._unsaved = False
+        self._places = {rule.name: place for place, rule in enumerate(rules)}
+        self.fired = self.recovered = 0
+
+    @property
+    def firing(self) -> dict[Severity, int]:
+        """How many alerts are firing, by severity."""
+        found: dict[Severity, int] = {}
+        for (place, _), course in list(self._courses.items()):
+            if course.is_firing:
+                severity = self.rules[place].severity
+                found[severity] = found.get(severity, 0) + 1
+        return found
+
+    def load(self, state: Mapping[str, bytes]) -> None:
+        """Take up the durable state. What is of a rule that is gone recovers in the first step."""
+        blob = state.get(STATE_KEY, b"")
+        if not blob:
+            return
+        try:
+            read = msgspec.msgpack.decode(blob[1:], type=_State) if blob[0] == _VERSION else None
+        except msgspec.DecodeError:
+            read = None
+        if read is None:
+            _log.warning("the state of alerts is of no known version and begins anew")
+            return
+        for kept in read.kept:
+            place = self._places.get(kept.rule)
+            if place is not None:
+                self._set((place, kept.series), kept.course)
+            elif kept.course.is_firing:
+                self._orphans.append(kept)
+        for series, time_us, value in read.rates:
+            self._grow(series)
+            self._rate_from_us[series], self._rate_from[series] = time_us, value
+
+    def step(self, step: Step) -> Outcome:
+        """What this step changes of the alerts. Changes nothing here, but for room in arrays."""
+        passed_us = 0 if self._now_us is None else step.now_us - self._now_us
+        if not 0 <= passed_us <= _TICK_MAX_US:
+            passed_us = 0
+        after = _After(self._awake_us + passed_us, step.now_us)
+        self._grow(int(max(step.readings.series.max(initial=0), step.rollups.series.max(initial=0))))
+        if self._now_us is None:
+            self._expect(after)
+        self._judge_readings(step, after)
+        self._judge_rollups(step, after)
+        self._judge_silence(step, after)
+        self._forget(after)
+        changed = bool(after.courses or after.events or after.rates)
+        also = None
+        if after.events:
+            also = partial(self._told, after)
+        return Outcome(
+            records=(_records(after.events),) if after.events else (),
+            snapshot=partial(self._snapshot, after) if changed or self._unsaved else None,
+            also=also,
+            after=after,
+        )
+
+    def accept(self, outcome: Outcome) -> None:
+        """Take over what a step changed."""
+        after = outcome.after
+        assert isinstance(after, _After)
+        for key, course in after.courses.items():
+            self._set(key, course)
+        for points in after.rates:
+            self._rate_from_us[points.series] = points.times
+            self._rate_from[points.series] = points.values
+        self._arrived_us[after.seen] = after.awake_us
+        if self._now_us is None:
+            self._orphans = []
+        self._awake_us, self._now_us = after.awake_us, after.now_us
+        self._unsaved = not after.saved and outcome.snapshot is not None
+        for event in after.events:
+            if event.change.state is AlertState.FIRING:
+                self.fired += 1
+            else:
+                self.recovered += 1
+
+    def _told(self, after: _After, connection: sqlite3.Connection) -> None:
+        self._tell(connection, after.events, after.now_us)
+
+    def _expect(self, after: _After) -> None:
+        """In the first step every series of the spool is expected, and alerts of rules that are gone end."""
+        known = self._expected()
+        if known.size:
+            self._grow(int(known.max()))
+            self._arrived_us[known] = np.maximum(self._arrived_us[known], 0)
+        for kept in self._orphans:
+            _, change = recovered(kept.course, after.now_us, np.nan)
+            gone = Rule(kept.rule, Pattern("*", "*"), "", severity=Severity(kept.severity))
+            after.events.append(
+                Event(gone, kept.series, change, np.nan, "the rule is no longer in the configuration")
+            )
+
+    def _judge_readings(self, step: Step, after: _After) -> None:
+        readings = step.readings
+        if readings.rows == 0:
+            return
+        after.seen = np.unique(readings.series)
+        times = readings.time_us
+        usable = readings.flags & _LATE == 0
+        if (in_doubt := readings.flags & _IN_DOUBT != 0).any():
+            times = np.where(in_doubt, step.now_us, times)
+        if step.clock_trusted and times.min() < step.now_us - self._stale_us:
+            usable &= times >= step.now_us - self._stale_us
+        applies = self._applies(readings.series)
+        for place, rule in enumerate(self.rules):
+            if rule.on == SILENCE or rule.of_rollups or not applies[place].any():
+                continue
+            chosen = applies[place] & usable
+            if rule.on == RATE:
+                points = _Points(readings.series[chosen], times[chosen], readings.value[chosen])
+                self._judge_rates(place, points, after)
+                continue
+            quantity = quantity_of_readings(rule, readings)
+            findings = _Findings(readings.series, times, quantity, chosen & ~np.isnan(quantity))
+            self._judge(place, findings, after)
+
+    def _judge_rates(self, place: int, points: _Points, after: _After) -> None:
+        if points.series.size == 0:
+            return
+        order = np.argsort(points.series, kind="stable")
+        series, times, values = points.series[order], points.times[order], points.values[order]
+        firsts = np.concatenate(([True], series[1:] != series[:-1]))
+        before_us = np.where(firsts, self._rate_from_us[series], np.concatenate((times[:1], times[:-1])))
+        before = np.where(firsts, self._rate_from[series], np.concatenate((values[:1], values[:-1])))
+        passed = times - before_us
+        usable = (before_us != NEVER) & (passed > 0)
+        with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
+            rate = (values - before) / passed * 60e6
+        lasts = np.concatenate((firsts[1:], [True]))
+        after.rates.append(_Points(series[lasts], times[lasts], values[lasts]))
+        self._judge(place, _Findings(series, times, rate, usable), after)
+
+    def _judge_rollups(self, step: Step, after: _After) -> None:
+        rollups = step.rollups
+        if rollups.rows == 0:
+            return
+        ends_us = rollups.time_us + rollups.window_s.astype(np.int64) * 1_000_000
+        first = rollups.revision == 1
+        if step.clock_trusted:
+            first &= ends_us >= step.now_us - self._stale_us
+        applies = self._applies(rollups.series)
+        for place, rule in enumerate(self.rules):
+            if rule.of_rollups:
+                quantity = quantity_of_rollups(rule, rollups)
+                chosen = applies[place] & first & (rollups.window_s == rule.window_s) & ~np.isnan(quantity)
+                order = np.lexsort((ends_us, rollups.series))
+                found = _Findings(rollups.series[order], ends_us[order], quantity[order], chosen[order])
+                self._judge(place, found, after)
+
+    def _judge(self, place: int, findings: _Findings, after: _After) -> None:
+        """Judge findings by one rule."""
+        rule = self.rules[place]
+        series, times, quantity, chosen = findings
+        level = rule.levels(quantity)
+        broken = chosen & (level == Level.BROKEN)
+        watched = self._watched[place][series]
+        if broken.any():
+            also = np.zeros(len(self._arrived_us), np.bool_)
+            also[series[broken]] = True
+            watched |= also[series]
+        rows = np.flatnonzero(chosen & watched)
+        if rows.size == 0:
+            return
+        rows = rows[np.argsort(series[rows], kind="stable")]
+        owner, level = series[rows], level[rows]
+        starts = np.flatnonzero(
+            np.concatenate(([True], (owner[1:] != owner[:-1]) | (level[1:] != level[:-1])))
+        ).tolist()
+        for start, stop in zip(starts, [*starts[1:], len(rows)], strict=True):
+            at = rows[start:stop]
+            key = (place, int(owner[start]))
+            course = after.courses.get(key) or self._courses.get(key) or Course()
+            course, changes = advance(rule, course, Level(int(level[start])), times[at], quantity[at])
+            after.courses[key] = course
+            for change in changes:
+                after.events.append(self._event(rule, key[1], change))
+
+    def _judge_silence(self, step: Step, after: _After) -> None:
+        now = np.array([step.now_us])
+        for place, rule in enumerate(self.rules):
+            if rule.on != SILENCE:
+                continue
+            for number in after.seen[self._watched[place][after.seen]].tolist():
+                self._end_silence(place, number, after)
+            limit_us = int(rule.above * 1e6) + rule.for_us
+            silent = (self._arrived_us != _NOT_SEEN) & (after.awake_us - self._arrived_us > limit_us)
+            silent[after.seen] = False
+            if not rule.repeat_us:
+                silent &= ~self._firing[place]
+            numbers = np.flatnonzero(silent).astype(np.int32)
+            for number in numbers[self._applies(numbers)[place]].tolist() if numbers.size else ():
+                course = self._courses.get((place, number), Course())
+                if course.is_firing:
+                    if step.now_us < course.told_us + rule.repeat_us:
+                        continue
+                elif is_cooling(rule, course, step.now_us):
+                    continue
+                silent_s = (after.awake_us - self._arrived_us[number]) / 1e6
+                course, changes = advance(
+                    rule._replace(for_us=0), course, Level.BROKEN, now, np.array([silent_s])
+                )
+                after.courses[place, number] = course
+                after.events += [self._event(rule, number, change) for change in changes]
+
+    def _end_silence(self, place: int, number: int, after: _After) -> None:
+        key, rule = (place, number), self.rules[place]
+        course = self._courses[key]
+        if course.is_firing:
+            fired_us = course.fired_us
+            course, change = recovered(course, after.now_us, (after.now_us - fired_us) / 1e6)
+            after.courses[key] = course
+            after.events.append(self._event(rule, number, change))
+
+    def _forget(self, after: _After) -> None:
+        """Drop courses that are over: those that this step touched, and one in a while the others."""
+        for key, course in after.courses.items():
+            assert course is not None
+            if course == Course():
+                after.courses[key] = None
+        minute = 60_000_000
+        if self._now_us is not None and after.now_us // minute != self._now_us // minute:
+            forgotten_us = after.now_us - _FORGET_AFTER_US
+            for key, course in self._courses.items():
+                if key not in after.courses and is_over(self.rules[key[0]], course, forgotten_us):
+                    after.courses[key] = None
+
+    def _event(self, rule: Rule, series: int, change: Change) -> Event:
+        threshold = rule.limit_for(change.value)
+        detail = detail_of(rule, change, threshold)
+        if rule.on == SILENCE:
+            change = change._replace(value=float("nan"))
+        return Event(rule, series, change, threshold, detail)
+
+    def _applies(self, series: NDArray[np.int32]) -> NDArray[np.bool_]:
+        """For each rule, which of these series it is for; shape (rules, rows)."""
+        kind = self._kinds.of(series)
+        table = np.array(self._kinds.found, np.bool_).reshape(len(self._kinds.found), len(self.rules))
+        applies: NDArray[np.bool_] = table.T[:, kind]
+        return applies
+
+    def _set(self, key: Key, course: Course | None) -> None:
+        place, series = key
+        self._grow(series)
+        self._watched[place][series] = course is not None
+        self._firing[place][series] = course is not None and course.is_firing
+        if course is None:
+            self._courses.pop(key, None)
+        else:
+            self._courses[key] = course
+
+    def _grow(self, number: int) -> None:
+        if number >= len(self._arrived_us):
+            self._arrived_us = grown(self._arrived_us, number, _NOT_SEEN)
+            self._rate_from_us = grown(self._rate_from_us, number, NEVER)
+            self._rate_from = grown(self._rate_from, number, 0)
+            self._watched = [grown(watched, number, False) for watched in self._watched]
+            self._firing = [grown(firing, number, False) for firing in self._firing]
+
+    def _snapshot(self, after: _After) -> dict[str, bytes | None]:
+        courses: dict[Key, Course | None] = {**self._courses, **after.courses}
+        kept = [
+            _Kept(self.rules[place].name, self.rules[place].severity, series, course)
+            for (place, series), course in courses.items()
+            if course is not None
+        ]
+        after.saved = True
+        blob = msgspec.msgpack.encode(_State(kept, list(self._rates(after))))
+        return {STATE_KEY: bytes([_VERSION]) + blob}
+
+    def _rates(self, after: _After) -> Iterator[tuple[int, int, float]]:
+        times, values = self._rate_from_us, self._rate_from
+        if after.rates:
+            times, values = times.copy(), values.copy()
+        for points in after.rates:
+            times[points.series], values[points.series] = points.times, points.values
+        for series in np.flatnonzero(times != NEVER).tolist():
+            yield series, int(times[series]), float(values[series])
+
+
+def _records(events: list[Event]) -> Alerts:
+    changes = [event.change for event in events]
+    return Alerts(
+        series=np.array([event.series for event in events], np.int32),
+        time_us=np.array([change.at_us for change in changes], np.int64),
+        state=np.array([change.state for change in changes], np.int32),
+        severity=np.array([event.rule.severity for event in events], np.int32),
+        value=np.array([change.value for change in changes], np.float64),
+        threshold=np.array([event.threshold for event in events], np.float64),
+        count=np.array([min(change.findings, 0x7FFFFFFF) for change in changes], np.int32),
+        rule=np.array([event.rule.name for event in events], np.object_),
+        detail=np.array([event.detail for event in events], np.object_),
+    ).in_order()
