@@ -9,8 +9,9 @@ import numpy as np
 
 from cloud_sync.records import Readings
 from cloud_sync.summaries import Rollups
-from gateway.processing.roller import Prior, Roller
+from gateway.processing.roller import Roller
 from gateway.processing.steps import Step
+from gateway.spool.stored_rollups import Prior
 from tests.rolled import Row, readings_of
 
 if TYPE_CHECKING:

@@ -26,21 +26,11 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from gateway.spool.stored_rollups import Prior
+
 _log = logging.getLogger(__name__)
 _NEWEST = "roller/newest"
 _RUNS_AT_LEAST = 50_000
-
-
-class Prior(NamedTuple):
-    """Stored revisions that were looked for.
-
-    Attributes:
-        found: the newest revision of each window that is stored; any order.
-        gone_before_us: windows that begin earlier may have been stored and pruned since.
-    """
-
-    found: Rollups
-    gone_before_us: int
 
 
 class Stored(Protocol):

@@ -24,6 +24,7 @@ from cloud_sync.records import Readings, RecordClass
 from gateway.spool.crashpoints import point
 from gateway.spool.database import SQL, value_of
 from gateway.spool.errors import SpoolError
+from gateway.spool.processed import NO_LIMIT, processed_through
 from gateway.spool.ranges import Range
 from gateway.spool.segments import MAX_SEGMENT_ROWS, Stored, fresh_segments, span_of
 
@@ -52,10 +53,12 @@ class Bounds:
     Attributes:
         cuts: commits at which a destination's progress or an open batch begins, or begins to be lacking.
         open: ranges of open batches.
+        through: the last commit that may be merged; processing has not been over what is newer.
     """
 
     cuts: frozenset[int]
     open: tuple[Range, ...]
+    through: int = NO_LIMIT
 
     @classmethod
     def read(cls, connection: sqlite3.Connection) -> Bounds:
@@ -64,7 +67,7 @@ class Bounds:
         open_ = tuple(Range(*row) for row in connection.execute(SQL["open_everywhere"], reading))
         delivered = [Range(*row) for row in connection.execute(SQL["delivered_everywhere"], reading)]
         edges = {edge for r in (*open_, *delivered) for edge in (r.first, r.last + 1)}
-        return cls(frozenset(edges), open_)
+        return cls(frozenset(edges), open_, processed_through(connection))
 
     def is_open(self, segment: Stored) -> bool:
         """Whether an open batch covers a segment."""
@@ -73,6 +76,8 @@ class Bounds:
     def allow(self, run: Sequence[Stored]) -> bool:
         """Whether these contiguous segments may become one."""
         first, last = run[0].first_commit, run[-1].last_commit
+        if last > self.through:
+            return False
         return not any(first < cut <= last for cut in self.cuts) and not any(map(self.is_open, run))
 
 
@@ -149,6 +154,7 @@ class Compaction:
         segments, bounds = await self._database.read(
             lambda c: (fresh_segments(c, 4 * _FRESH_SEGMENTS), Bounds.read(c))
         )
+        segments = [s for s in segments if s.last_commit <= bounds.through]
         enough = len(segments) >= _FRESH_SEGMENTS or sum(s.rows for s in segments) >= _FRESH_ROWS
         if not segments or not (enough or everything):
             return 0

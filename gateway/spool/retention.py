@@ -1,6 +1,7 @@
 """What leaves the spool: readings that every destination has given a receipt for, after a while.
 
-Nothing undelivered is ever pruned here. Pages that become free are given back to the file system.
+Nothing undelivered is ever pruned here, nor what processing has not been over yet. Pages that become free are
+given back to the file system.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from gateway.spool.capacity import Capacity
 from gateway.spool.crashpoints import point
 from gateway.spool.database import SQL
 from gateway.spool.errors import SpoolError, SpoolFull
+from gateway.spool.processed import processed_through
 from gateway.spool.segments import commit_of, keep_high_mark, position_of, span_of
 
 if TYPE_CHECKING:
@@ -98,6 +100,7 @@ class Retention:
             _delivered_through(connection, destination, RecordClass.READING)
             for destination in self._destinations
         )
+        through = min(through, processed_through(connection))
         span = (position_of(RecordClass.READING, 0), position_of(RecordClass.READING, through))
         doomed = []
         for position, last_commit, written_at_us in connection.execute(

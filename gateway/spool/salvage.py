@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from cloud_sync import columns
 from cloud_sync.errors import FormatError
+from cloud_sync.records import RecordClass
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -35,6 +36,7 @@ _COPIED = {
     "batch": 3,
     "received": 6,
     "answered": 2,
+    "processing_state": 1,
     "quarantine": 0,
     "damaged": 0,
     "meta": 1,
@@ -166,10 +168,12 @@ def _rows(old: sqlite3.Connection, table: str) -> Iterator[tuple[Any, ...]]:
 
 def _is_whole(row: tuple[Any, ...], known: set[int]) -> bool:
     try:
-        (series,) = columns.decode_columns(row[-1], ("series",))
-    except (FormatError, TypeError):
+        record_class = RecordClass(row[0] >> 56)
+        names = ("series",) if columns.KINDS[record_class].named else ("time_us",)
+        (column,) = columns.decode_columns(row[-1], names, record_class)
+    except (FormatError, TypeError, ValueError):
         return False
-    return len(series) == row[2] and known.issuperset(series.tolist())
+    return len(column) == row[2] and (names != ("series",) or known.issuperset(column.tolist()))
 
 
 def _marks(row: tuple[Any, ...]) -> str:

@@ -118,6 +118,13 @@ CREATE TABLE answered (
     PRIMARY KEY (client, key)
 ) WITHOUT ROWID;
 
+-- What processing has to remember, written in one transaction with what it has made of the readings: how far it
+-- has come ('follower/progress', a commit of readings, as text), and the state of each stage under its name.
+CREATE TABLE processing_state (
+    key   TEXT PRIMARY KEY,
+    value BLOB NOT NULL
+);
+
 CREATE TABLE quarantine (
     quarantine_no  INTEGER PRIMARY KEY AUTOINCREMENT,
     received_at_us INTEGER NOT NULL,

@@ -231,3 +231,25 @@ DELETE FROM meta WHERE key = '';
 
 -- name: newest_written
 SELECT written_at_us FROM segment ORDER BY position DESC LIMIT 1;
+-- name: processing_state
+SELECT key, value FROM processing_state;
+
+-- name: set_processing_state
+INSERT INTO processing_state (key, value) VALUES (?, ?) ON CONFLICT (key) DO UPDATE SET value = excluded.value;
+
+-- name: delete_processing_state
+DELETE FROM processing_state WHERE key = ?;
+
+-- name: processed_through
+SELECT CAST(value AS INTEGER) FROM processing_state WHERE key = 'follower/progress';
+
+-- name: segments_with_blocks
+SELECT position, last_commit, rows, written_at_us, block FROM segment WHERE position BETWEEN ? AND ?
+ORDER BY position;
+
+-- name: indexed_between_times
+SELECT position, last_commit FROM segment INDEXED BY segment_times
+WHERE indexed = 1 AND min_time_us <= ? AND max_time_us >= ? AND position BETWEEN ? AND ?;
+
+-- name: last_set_aside
+SELECT max(set_aside_at_us) FROM damaged WHERE position BETWEEN ? AND ?;

@@ -1,0 +1,282 @@
+"""The follower: reads what was committed, in commit order, and hands it to the stages of processing.
+
+A step that gives records is durable in one transaction: the records, what the stages have to remember, and
+how far the commits were read (promise 9). Steps that give nothing are remembered only in memory until the
+next checkpoint; after a kill their readings are read again, and come to the same. Reading, the stages and
+encoding run in a thread of their own; what is waited for here is the writer.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
+
+from cloud_sync.progress import Stage as Progress
+from cloud_sync.records import RecordClass
+from cloud_sync.summaries import Rollups
+from gateway.processing.steps import Outcome, Step
+from gateway.spool.crashpoints import point
+from gateway.spool.errors import SpoolError
+from gateway.spool.processed import PROGRESS, read_state, write_state
+from gateway.spool.segments import seal
+
+if TYPE_CHECKING:
+    import sqlite3
+    from collections.abc import Callable, Sequence
+
+    from gateway.processing.commit_log import Chunk, CommitLog
+    from gateway.processing.steps import Stage
+    from gateway.spool.database import Database
+    from gateway.spool.segments import Sealed, Segments
+
+T = TypeVar("T")
+
+_log = logging.getLogger(__name__)
+_TICK_S = 1.0
+_RETRY_S = 1.0
+_STEP_WITHIN_S = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class FollowTerms:
+    """How processing follows.
+
+    Attributes:
+        interval_s: it looks at new commits at most so often.
+        checkpoint_s: what it has to remember is written at least so often while something changes.
+        chunk_rows: readings that are taken at once, rounded up to whole segments.
+    """
+
+    interval_s: float = 0.5
+    checkpoint_s: float = 30.0
+    chunk_rows: int = 50_000
+
+
+@dataclass(slots=True)
+class FollowerCounters:
+    """What has happened since start; `lag_s` is the age of the oldest commit not read yet."""
+
+    steps: int = 0
+    readings: int = 0
+    transactions: int = 0
+    damaged_rows: int = 0
+    lag_s: float = 0.0
+    last_error: str = ""
+
+
+class _Made(NamedTuple):
+    """What a step has come to, not accepted yet."""
+
+    chunk: Chunk
+    outcomes: tuple[Outcome, ...]
+
+
+class Follower:
+    """Follows one spool. `follow_once` is the step that tests call, `run` the loop.
+
+    The log, and whatever the stages read by themselves, belong to its thread.
+    """
+
+    def __init__(
+        self,
+        database: Database,
+        segments: Segments,
+        log: CommitLog,
+        stages: Sequence[Stage],
+        terms: FollowTerms = FollowTerms(),
+        *,
+        clock_us: Callable[[], int] = lambda: time.time_ns() // 1000,
+        clock_trusted: Callable[[], bool] = lambda: True,
+    ) -> None:
+        self._database = database
+        self._segments = segments
+        self._stages = tuple(stages)
+        self._terms = terms
+        self._clock_us = clock_us
+        self._clock_trusted = clock_trusted
+        self._log = log
+        self._thread = ThreadPoolExecutor(1, "processing")
+        self._wake = asyncio.Event()
+        self._finishing = False
+        self._remembered: dict[str, bytes | None] = {}
+        self._durable_at = 0.0
+        self._durable_progress = 0
+        self.progress = 0
+        self.counters = FollowerCounters()
+        self.stage = Progress("processing")
+
+    @property
+    def lag_commits(self) -> int:
+        """Commits of readings that have not been looked at."""
+        return max(0, self._segments.newest_commit(RecordClass.READING) - self.progress)
+
+    async def load(self) -> None:
+        """Take up where the spool says that processing was.
+
+        Raises:
+            SpoolError: the spool cannot be read or written.
+        """
+        state = await self._database.read(read_state)
+        progress = state.pop(PROGRESS, None)
+        if progress is None:
+            summarised = self._segments.newest_commit(RecordClass.ROLLUP) > 0
+            self.progress = self._segments.newest_commit(RecordClass.READING) if summarised else 0
+            if summarised:
+                _log.error("how far processing was is lost: it goes on with what comes in from now on")
+            state = {}
+        else:
+            self.progress = int(progress)
+        for stage in self._stages:
+            own = {key: value for key, value in state.items() if key.startswith(f"{stage.name}/")}
+            stage.load(own)
+        self._durable_progress = self.progress
+        self._durable_at = time.monotonic()
+        if progress is None:
+            await self._database.write(lambda c: write_state(c, {PROGRESS: _as_text(self.progress)}))
+
+    def wake(self) -> None:
+        """Something was committed."""
+        self._wake.set()
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """Follow until `stop` is set, then to the newest commit and a last checkpoint."""
+        watching = asyncio.create_task(self._finish_after(stop), name="processing stop")
+        try:
+            while not self._finishing:
+                rows = await self._follow(durable=False)
+                if rows < self._terms.chunk_rows and not self._finishing:
+                    await self._pause()
+            while await self._follow(durable=True) and self.lag_commits:
+                continue
+        finally:
+            watching.cancel()
+            self.stage.rests()
+
+    async def follow_once(self, *, durable: bool = False) -> int:
+        """One step over the next chunk of readings, or over time alone; returns how many readings it took.
+
+        Raises:
+            SpoolError: nothing of the step has happened; the same one may be made again.
+        """
+        newest = self._segments.newest_commit(RecordClass.READING)
+        made = await self._in_thread(self._make)
+        if made.chunk.last_commit == 0:  # what there was is read, or set aside, or pruned
+            made = made._replace(chunk=made.chunk._replace(last_commit=newest))
+        await self._settle(made, durable=durable)
+        self._count(made.chunk)
+        return made.chunk.readings.rows
+
+    async def aclose(self) -> None:
+        """Close its connection and its thread."""
+        await self._in_thread(self._log.close)
+        self._thread.shutdown(wait=False)
+
+    async def _follow(self, *, durable: bool) -> int:
+        """One step; how many readings it took, 0 when the spool cannot be used."""
+        self.stage.works(_STEP_WITHIN_S)
+        try:
+            rows = await self.follow_once(durable=durable)
+        except SpoolError as fault:
+            if not self.counters.last_error:
+                _log.warning("processing waits: %s", fault)
+            self.counters.last_error = str(fault)
+            if not self._finishing:
+                await asyncio.sleep(_RETRY_S)
+            return 0
+        self.counters.last_error = ""
+        return rows
+
+    async def _pause(self) -> None:
+        """Until something was committed, but not too soon; at most a tick."""
+        self.stage.works(_STEP_WITHIN_S)
+        began = time.monotonic()
+        try:
+            async with asyncio.timeout(_TICK_S):
+                await self._wake.wait()
+        except TimeoutError:
+            return
+        self._wake.clear()
+        left_s = self._terms.interval_s - (time.monotonic() - began)
+        if left_s > 0 and not self._finishing:
+            await asyncio.sleep(left_s)
+
+    async def _finish_after(self, stop: asyncio.Event) -> None:
+        await stop.wait()
+        self._finishing = True
+        self._wake.set()
+
+    def _make(self) -> _Made:
+        """Read a chunk and ask every stage; in the thread."""
+        chunk = self._log.read(self.progress, self._terms.chunk_rows)
+        step = Step(chunk.readings, now_us=self._clock_us(), clock_trusted=self._clock_trusted())
+        outcomes = []
+        for stage in self._stages:
+            outcome = stage.step(step)
+            outcomes.append(outcome)
+            closed = [records for records in outcome.records if isinstance(records, Rollups)]
+            if closed:
+                step = step._replace(rollups=Rollups.concat([step.rollups, *closed]))
+        return _Made(chunk, tuple(outcomes))
+
+    async def _settle(self, made: _Made, *, durable: bool) -> None:
+        """Make a step durable if need be, then let it be so."""
+        through = max(self.progress, made.chunk.last_commit)
+        remembered = dict(self._remembered)
+        for outcome in made.outcomes:
+            remembered |= outcome.state
+        moved = bool(remembered) or through != self._durable_progress
+        late = time.monotonic() - self._durable_at >= self._terms.checkpoint_s
+        if any(outcome.records or outcome.also for outcome in made.outcomes) or (moved and (durable or late)):
+            sealed, snapshots = await self._in_thread(lambda: _encoded(made.outcomes))
+            changes = {**remembered, **snapshots, PROGRESS: _as_text(through)}
+            await self._append(made, sealed, changes)
+            remembered = {}
+            self._durable_at, self._durable_progress = time.monotonic(), through
+            self.counters.transactions += 1
+        for stage, outcome in zip(self._stages, made.outcomes, strict=True):
+            stage.accept(outcome)
+        self._remembered = remembered
+        self.progress = through
+
+    async def _append(self, made: _Made, sealed: Sequence[Sealed], changes: dict[str, bytes | None]) -> None:
+        def note(connection: sqlite3.Connection) -> None:
+            write_state(connection, changes)
+            for outcome in made.outcomes:
+                if outcome.also is not None:
+                    outcome.also(connection)
+            point("in_processing")
+
+        point("before_processing")
+        await self._segments.append(sealed, now_us=self._clock_us(), notes=[note])
+        point("after_processing")
+
+    def _count(self, chunk: Chunk) -> None:
+        self.counters.steps += 1
+        self.counters.readings += chunk.readings.rows
+        self.counters.damaged_rows += chunk.damaged_rows
+        behind = self.lag_commits > 0 and chunk.written_at_us is not None
+        age_us = self._clock_us() - (chunk.written_at_us or 0)
+        self.counters.lag_s = max(0.0, age_us / 1e6) if behind else 0.0
+
+    async def _in_thread(self, work: Callable[[], T]) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._thread, work)
+
+
+def _encoded(outcomes: Sequence[Outcome]) -> tuple[list[Sealed], dict[str, bytes | None]]:
+    """The records of a step as segments, and the large state of its stages."""
+    sealed: list[Sealed] = []
+    snapshots: dict[str, bytes | None] = {}
+    for outcome in outcomes:
+        for records in outcome.records:
+            sealed += seal(records)
+        if outcome.snapshot is not None:
+            snapshots |= outcome.snapshot()
+    return sealed, snapshots
+
+
+def _as_text(commit: int) -> bytes:
+    return str(commit).encode()
