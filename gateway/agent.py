@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from cloud_sync.watchdog import Watchdog, period_of
 from gateway.checking import check_of
 from gateway.destinations import shipper_of
+from gateway.following import follower_of
 from gateway.ingress.committer import Committer
 from gateway.ingress.host import HostIngress
 from gateway.listening import listener_of
@@ -90,6 +91,8 @@ async def build(settings: GatewaySettings, database: Database) -> Parts:
         subscriber_of(table, settings.gateway_id, committer) for table in settings.ingress.subscribe
     )
 
+    follower, roller = await follower_of(settings, database, segments, book)
+    committer.on_commit = follower.wake
     for d in settings.destinations:
         await deliveries.register(
             d.name, d.kind, now_us=time.time_ns() // 1000, since_us=d.since_us, classes=d.classes
@@ -111,6 +114,8 @@ async def build(settings: GatewaySettings, database: Database) -> Parts:
         capacity=capacity,
         database=database,
         segments=segments,
+        follower=follower,
+        roller=roller,
         compaction=Compaction(database, book, duplicates),
         retention=Retention(
             database,
@@ -133,7 +138,7 @@ async def build(settings: GatewaySettings, database: Database) -> Parts:
 async def _run_parts(parts: Parts, stop: asyncio.Event, watchdog: Watchdog) -> None:
     observer = Observer(parts)
     endpoint = Endpoint(parts, observer) if parts.settings.status.enabled else None
-    stop_input, stop_output = asyncio.Event(), asyncio.Event()
+    stop_input, stop_processing, stop_output = asyncio.Event(), asyncio.Event(), asyncio.Event()
     if endpoint is not None:
         await endpoint.start()
     try:
@@ -146,6 +151,7 @@ async def _run_parts(parts: Parts, stop: asyncio.Event, watchdog: Watchdog) -> N
                 stages.create_task(subscriber.run(stop_input), name=f"subscriber {subscriber.settings.name}")
             if parts.host is not None:
                 stages.create_task(parts.host.run(stop_input), name="host ingress")
+            following = stages.create_task(parts.follower.run(stop_processing), name="processing")
             shipping = [
                 stages.create_task(shipper.run(stop_output), name=f"shipper {shipper.name}")
                 for shipper in parts.shippers
@@ -164,6 +170,8 @@ async def _run_parts(parts: Parts, stop: asyncio.Event, watchdog: Watchdog) -> N
             stop_input.set()
             stop_output.set()
             await _stop_in_order(parts, deadline, committing, shipping)
+            stop_processing.set()
+            await _by(deadline, [following], "commits that it reads at the next start")
             await _by(deadline, upkeep, "its step undone")
     finally:
         await parts.listener.close()
@@ -173,6 +181,7 @@ async def _run_parts(parts: Parts, stop: asyncio.Event, watchdog: Watchdog) -> N
             await subscriber.close()
         for shipper in parts.shippers:
             await shipper.aclose()
+        await parts.follower.aclose()
         if endpoint is not None:
             await endpoint.stop()
 

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from gateway.ingress.intake import Gate
     from gateway.ingress.listener import Listener
     from gateway.ingress.subscriber import Subscriber
+    from gateway.processing.follower import Follower
+    from gateway.processing.roller import Roller
     from gateway.settings import GatewaySettings
     from gateway.spool.appender import Appender
     from gateway.spool.capacity import Capacity
@@ -46,6 +48,8 @@ class Parts:
     capacity: Capacity
     database: Database
     segments: Segments
+    follower: Follower
+    roller: Roller | None
     compaction: Compaction
     retention: Retention
     deliveries: Deliveries
@@ -57,6 +61,7 @@ class Parts:
         if self.host is not None:
             yield self.host.stage
         yield self.committer.stage
+        yield self.follower.stage
         for shipper in self.shippers:
             yield from shipper.stages
         yield self.compaction.stage

@@ -100,6 +100,20 @@ def _show(document: Status) -> None:
         f"{bytes_text(spool.free_bytes)} free{room}",
         highlight=False,
     )
+    if document.processing is not None:
+        rolled = document.processing
+        behind = (
+            f", {count_text(rolled.lag_commits)} commits and {seconds_text(rolled.lag_s)} behind"
+            if rolled.lag_s > 1
+            else ""
+        )
+        console.print(
+            f"rolled  {count_text(rolled.rollups)} rollups since start, {count_text(rolled.revisions)} of "
+            f"them revisions; {count_text(rolled.windows_open)} windows open{behind}",
+            highlight=False,
+        )
+        if rolled.last_error:
+            console.print(f"[red]processing waits: {rolled.last_error}[/red]", highlight=False)
     table = Table(box=None, pad_edge=False)
     for heading in (
         "destination",

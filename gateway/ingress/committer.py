@@ -138,6 +138,7 @@ class Committer:
         self._interval_s = interval_s
         self._max_pending_bytes = max_pending_bytes
         self.on_pressure = on_pressure
+        self.on_commit: Callable[[], None] = lambda: None
         self._check = check
         self._clock_us = clock_us
         self._topics: dict[bytes, _Topic] = {}
@@ -255,6 +256,7 @@ class Committer:
             group, appended, sum(len(batch) for _, batch in owed), time.perf_counter() - started
         )
         self._shrink(pending)
+        self.on_commit()
         return appended.stored
 
     async def _append(self, group: Group) -> Appended:

@@ -14,6 +14,7 @@ import msgspec
 
 from cloud_sync.records import RecordClass
 from gateway.operate.devices import DevicesStatus  # noqa: TC001 - msgspec reads the annotations
+from gateway.operate.processing_status import ProcessingStatus, processing_of
 from gateway.operate.quarantine_summary import QuarantineStatus  # noqa: TC001 - msgspec reads the annotations
 from gateway.operate.recent import RecentStatus  # noqa: TC001 - msgspec reads the annotations
 from gateway.operate.records_summary import AlertsStatus, LossesStatus  # noqa: TC001 - msgspec reads the annotations
@@ -104,6 +105,7 @@ class Status(msgspec.Struct):
     alerts: AlertsStatus | None = None
     wear: WearStatus | None = None
     recent: RecentStatus | None = None
+    processing: ProcessingStatus | None = None
 
 
 async def status_of(parts: Parts, *, usual_per_s: float | None = None) -> Status:
@@ -178,6 +180,7 @@ async def status_of(parts: Parts, *, usual_per_s: float | None = None) -> Status
             damaged_readings=damaged,
         ),
         destinations=destinations,
+        processing=processing_of(parts.follower, parts.roller),
     )
 
 

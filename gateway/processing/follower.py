@@ -39,6 +39,7 @@ _log = logging.getLogger(__name__)
 _TICK_S = 1.0
 _RETRY_S = 1.0
 _STEP_WITHIN_S = 60.0
+_LAST_STEPS = 20  # what is left after so many is read at the next start
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,15 +144,16 @@ class Follower:
         self._wake.set()
 
     async def run(self, stop: asyncio.Event) -> None:
-        """Follow until `stop` is set, then to the newest commit and a last checkpoint."""
+        """Follow until `stop` is set, then to the newest commit if it is not far, with a last checkpoint."""
         watching = asyncio.create_task(self._finish_after(stop), name="processing stop")
         try:
             while not self._finishing:
                 rows = await self._follow(durable=False)
                 if rows < self._terms.chunk_rows and not self._finishing:
                     await self._pause()
-            while await self._follow(durable=True) and self.lag_commits:
-                continue
+            for _ in range(_LAST_STEPS):
+                if not await self._follow(durable=True) or not self.lag_commits:
+                    break
         finally:
             watching.cancel()
             self.stage.rests()

@@ -27,6 +27,7 @@ from gateway.settings.destination import (
 )
 from gateway.settings.http import Http
 from gateway.settings.listen import Listen
+from gateway.settings.rollups import Processing, RollupSettings
 from gateway.settings.rule import IngressRule
 from gateway.settings.status import Status
 from gateway.settings.subscribe import Subscribe
@@ -152,6 +153,10 @@ class GatewaySettings(BaseSettings):
     """Series of which only what changes is delivered, one table each; of several the one whose pattern says
     most is in force.
     """
+    processing: Processing = Processing()
+    """How processing follows the commits."""
+    rollups: RollupSettings = RollupSettings()
+    """How readings are summarised."""
     destinations: list[AnyDestination] = Field(default_factory=list)
     """Where readings go, one table each. Each has a progress of its own, kept under its name."""
     status: Status = Status()

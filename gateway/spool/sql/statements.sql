@@ -231,6 +231,7 @@ DELETE FROM meta WHERE key = '';
 
 -- name: newest_written
 SELECT written_at_us FROM segment ORDER BY position DESC LIMIT 1;
+
 -- name: processing_state
 SELECT key, value FROM processing_state;
 

@@ -1,0 +1,37 @@
+"""What follows the commits, as the settings want it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from gateway.processing.commit_log import CommitLog
+from gateway.processing.follower import Follower
+from gateway.processing.roller import Roller
+from gateway.spool.database import open_read_only
+from gateway.spool.stored_rollups import StoredRollups
+
+if TYPE_CHECKING:
+    from gateway.processing.steps import Stage
+    from gateway.settings import GatewaySettings
+    from gateway.spool.database import Database
+    from gateway.spool.segments import Segments
+    from gateway.spool.series import SeriesBook
+
+
+async def follower_of(
+    settings: GatewaySettings, database: Database, segments: Segments, book: SeriesBook
+) -> tuple[Follower, Roller | None]:
+    """The follower of an open spool with its stages, where it left off; and the one among them that rolls up.
+
+    Raises:
+        SpoolError: the spool cannot be read or written.
+    """
+    connection = open_read_only(database.path)  # of the follower's own thread
+    stages: list[Stage] = []
+    roller = None
+    if settings.rollups.enabled:
+        roller = Roller(StoredRollups(connection), settings.rollups.terms)
+        stages.append(roller)
+    follower = Follower(database, segments, CommitLog(connection, book), stages, settings.processing.terms)
+    await follower.load()
+    return follower, roller
