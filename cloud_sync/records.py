@@ -50,6 +50,7 @@ class Flag(IntFlag):
     CLOCK_IN_DOUBT = 256
     RESTAMPED = 512
     SUPPRESSED = 1024  # within its deadband: kept and rolled up here, not delivered
+    PROCESSED = 2048  # rolled up and watched by the gateway it came from; in a spool only, never delivered
 
 
 class Series(NamedTuple):

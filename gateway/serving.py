@@ -47,7 +47,9 @@ def http_of(
         ),
         intake=Intake(_limits(http)),
         committer=committer,
-        batches=BatchIntake(committer, appender, book, ReceivedRanges(database)),
+        batches=BatchIntake(
+            committer, appender, book, ReceivedRanges(database), process=http.process_batches
+        ),
         readings=ReadingIntake(committer, book, Answers(database), max_rows=http.max_plain_rows),
         limits=WireLimits(max_rows=http.max_batch_rows),
         answer_within_s=http.answer_within_s,

@@ -13,6 +13,7 @@ import httpx
 from cloud_sync import wire
 from cloud_sync.destinations.ingest_client import IngestClient
 from cloud_sync.ingest import tokens
+from cloud_sync.records import Batch, Readings
 from gateway import agent
 from gateway.settings import GatewaySettings
 from gateway.spool.database import Database
@@ -55,19 +56,27 @@ class HttpGateway:
         )
         return answer.status_code, answer.json()
 
+    async def batches(self) -> list[Batch]:
+        """Everything in the spool as a new destination gets it, the most urgent class first."""
+        found = []
+        deliveries = self.parts.deliveries
+        await deliveries.register("all", "ingest", now_us=1)
+        while (claimed := await deliveries.claim("all", now_us=1)) is not None:
+            loaded = await deliveries.load(claimed, "all")
+            assert loaded is not None
+            found.append(loaded)
+            await deliveries.settle("all", claimed)
+        await deliveries.drop("all")
+        return found
+
     async def rows(self) -> list[tuple[str, str, int, float, int]]:
         """sensor_id, sensor_type, time_us, value and flags of every reading in the spool, sorted."""
         found = []
-        deliveries = self.parts.deliveries
-        await deliveries.register("rows", "file", now_us=1)
-        while (claimed := await deliveries.claim("rows", now_us=1)) is not None:
-            batch = await deliveries.load(claimed)
-            assert batch is not None
-            r = batch.readings
-            columns = (c.tolist() for c in (r.series, r.time_us, r.value, r.flags))
-            found += [(*batch.series[number][:2], *rest) for number, *rest in zip(*columns, strict=True)]
-            await deliveries.settle("rows", claimed)
-        await deliveries.drop("rows")
+        for batch in await self.batches():
+            if isinstance(batch.records, Readings):
+                r = batch.records
+                columns = (c.tolist() for c in (r.series, r.time_us, r.value, r.flags))
+                found += [(*batch.series[n][:2], *rest) for n, *rest in zip(*columns, strict=True)]
         return sorted(found)
 
     async def quarantined(self) -> list[tuple[str, str, str, bytes]]:

@@ -6,7 +6,7 @@ from uuid import UUID
 
 import numpy as np
 
-from cloud_sync.records import SEQ_ABSENT, Batch, BatchRange, Readings, RecordClass, Series
+from cloud_sync.records import SEQ_ABSENT, Batch, BatchRange, Readings, Records, Series
 
 EPOCH = UUID("0190c1a2-0000-7000-8000-000000000001")
 START_US = 1_750_000_000_000_000
@@ -63,11 +63,12 @@ def batch(
     *,
     gateway_id: str = "gw-1",
     epoch: UUID = EPOCH,
-    content: Readings | None = None,
+    content: Records | None = None,
     of: tuple[Series, ...] | None = None,
 ) -> Batch:
     """A batch of commits first..last."""
     content = readings() if content is None else content
-    of = series(int(content.series.max()) + 1) if of is None else of
-    range_ = BatchRange(gateway_id, epoch, RecordClass.READING, first, first if last is None else last)
+    if of is None:
+        of = series(int(content.series.max()) + 1) if content.named else ()
+    range_ = BatchRange(gateway_id, epoch, content.record_class, first, first if last is None else last)
     return Batch(range_, of, content)

@@ -39,6 +39,10 @@ class Http(Door):
     """Readings in one such body."""
     max_batch_rows: Count = 200_000
     """Records in one batch of another gateway."""
+    process_batches: bool = False
+    """Whether readings in batches of other gateways are rolled up and watched for alerts here as well. They
+    do that themselves; it is for those that send readings only.
+    """
     max_buffered_bytes: _Bytes = 64 << 20
     """What all bodies together may hold in memory; more are asked to come back (503)."""
     body_idle_s: Seconds = 30

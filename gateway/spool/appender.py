@@ -17,9 +17,10 @@ from gateway.spool.quarantine import QuarantineItem
 from gateway.spool.segments import Sealed, seal
 
 if TYPE_CHECKING:
+    import sqlite3
     from collections.abc import Callable, Iterator, Sequence
 
-    from cloud_sync.records import Readings
+    from cloud_sync.records import Readings, Records
     from gateway.spool.database import Database
     from gateway.spool.duplicates import Duplicates, Screened
     from gateway.spool.lots import Lot
@@ -67,6 +68,18 @@ class Appender:
         """
         async with self._turn:
             return await self._append(readings, items, now_us, lots)
+
+    async def pass_on(
+        self, records: Records, note: Callable[[sqlite3.Connection], None], *, now_us: int
+    ) -> None:
+        """Make records of another class durable as they are, with what `note` writes: fsynced on return.
+
+        Raises:
+            SpoolFull, SpoolFailed: nothing was written; the same call may be made again.
+        """
+        await self._require_room()
+        sealed = await _offload(records.rows, lambda: seal(records))
+        await self._segments.append(sealed, now_us=now_us, notes=[note])
 
     async def recognise(self, readings: Readings) -> Appended | None:
         """What readings are that are all in the spool already; None when one of them is not."""

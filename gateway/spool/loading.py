@@ -10,6 +10,7 @@ import asyncio
 import logging
 import sqlite3
 import time
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 _CLASS_SHIFT = 56
+_KEPT_HERE = np.int32(Flag.PROCESSED)
 
 
 class Loader:
@@ -107,6 +109,8 @@ class Loader:
         self, claimed: BatchRange, parts: list[Records], refused: Sequence[int], destination: str | None
     ) -> Batch:
         merged = parts[0].concat(parts)
+        if isinstance(merged, Readings):
+            merged = replace(merged, flags=merged.flags & ~_KEPT_HERE)
         if not merged.named:
             return _part_of_batch(Batch(claimed, (), merged.in_order()), refused, destination)
         numbers, index = np.unique(merged.series, return_inverse=True)

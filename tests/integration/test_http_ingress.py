@@ -11,13 +11,15 @@ from typing import Any
 import pytest
 import zstandard
 
-from cloud_sync import wire
+from cloud_sync import columns, wire
 from cloud_sync.errors import RetryLater
-from cloud_sync.records import Flag, Receipt
+from cloud_sync.records import Batch, Flag, Receipt, RecordClass
 from gateway.ingress import credentials
 from gateway.ingress.http import protocol
+from gateway.spool.segments import read_range
 from tests.batches import batch_of
 from tests.http_gateway import JSON, HttpGateway, http_gateway, until
+from tests.summary_examples import alerts, declarations, rollups
 from tests.wire_examples import batch, readings
 
 AT = 1_750_000_000
@@ -251,6 +253,49 @@ async def test_flags_and_attributes_of_a_batch_are_kept_and_not_judged_again(gat
     assert (await gateway.batch(wire.encode(sent), gateway.bearer("low")))[0] == 200
     assert [row[4] for row in await gateway.rows()] == [0, Flag.SPIKE, Flag.RESTAMPED]
     assert gateway.parts.book[1].attributes == (("unit", "C"),)
+
+
+async def test_rollups_and_alerts_are_passed_on_and_a_loss_is_told_as_an_alert(gateway: HttpGateway):
+    low = gateway.client("low")
+    sent = {kind: batch(1, gateway_id="low", content=kind()) for kind in (rollups, alerts, declarations)}
+    for one in sent.values():
+        first = await low.send(low.encode(one))
+        assert (first.rows, first.stored) == (one.rows, one.rows)
+        assert (await low.send(low.encode(one))).applied_before
+    await low.aclose()
+    passed = await gateway.batches()
+    assert {b.range.gateway_id for b in passed} == {"gw-1"}
+    assert [b.range.record_class for b in passed] == [RecordClass.ALERT, RecordClass.ROLLUP]
+    (rolled,) = [b for b in passed if b.range.record_class is RecordClass.ROLLUP]
+    assert named(rolled) == named(sent[rollups])
+    (alarms,) = [b for b in passed if b.range.record_class is RecordClass.ALERT]
+    told = [row for row in named(alarms) if row[0][:2] == ("low", "declared_loss")]
+    assert [row for row in named(alarms) if row not in told] == named(sent[alerts])
+    assert [dict(row[1])["value"] for row in told] == [100.0, 100.0]
+    assert "commits 1..10) were given up: max_bytes; left as rollup 60 s" in dict(told[0][1])["detail"]
+
+
+def named(one: Batch) -> list[tuple[Any, ...]]:
+    """Records as (series, members), NaN as a word so that it equals itself."""
+    columns = {name: getattr(one.records, name).tolist() for name in one.records.columns}
+    numbers = columns.pop("series")
+    rows = zip(*columns.values(), strict=True)
+    return sorted(
+        (one.series[n], tuple((k, "nan" if v != v else v) for k, v in zip(columns, row, strict=True)))  # noqa: PLR0124 - only NaN differs from itself
+        for n, row in zip(numbers, rows, strict=True)
+    )
+
+
+async def test_readings_of_another_gateway_are_marked_as_processed_in_the_spool_only(tmp_path):
+    for process, kept in ((False, Flag.PROCESSED), (True, 0)):
+        async with http_gateway(tmp_path / f"gw-{process}", process_batches=process) as gateway:
+            low = gateway.client("low")
+            await low.send(low.encode(batch(1, gateway_id="low", content=readings(5))))
+            await low.aclose()
+            database = gateway.parts.database
+            ((_, block),) = await database.read(lambda c: read_range(c, RecordClass.READING, 1, 1))
+            assert set((columns.decode(block).flags & Flag.PROCESSED).tolist()) == {kept}
+            assert not any(row[4] & Flag.PROCESSED for row in await gateway.rows())
 
 
 async def test_a_gateway_does_not_take_its_own_batches_nor_those_of_another_token(gateway: HttpGateway):

@@ -1,30 +1,46 @@
 """Batches of other gateways into the spool: each range at most once (promise 4), in columns.
 
-What a gateway passes on is told upstream as its own: the readings keep their series, times, values and flags,
-and get commits of this gateway (docs/decisions/023-chained-gateways.md).
+What a gateway passes on it tells upstream as its own: records keep their series, times and contents, and get
+commits of this gateway. Readings were checked, rolled up and watched by the gateway that took them in, so
+that none of it is done again here; its rollups and alerts are passed on beside them. What it declares lost is
+told as an alert, because commits of another gateway mean nothing under this one's name
+(docs/decisions/023-chained-gateways.md).
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
-from typing import TYPE_CHECKING
+from dataclasses import replace
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, TypeVar
 from weakref import WeakValueDictionary
 
 import numpy as np
 
 from cloud_sync.applied import RangeConflict
-from cloud_sync.errors import Refused, RetryLater
-from cloud_sync.records import Readings, Receipt, RecordClass
+from cloud_sync.errors import RetryLater
+from cloud_sync.notices import Alerts, AlertState, Declarations, Severity
+from cloud_sync.records import Flag, Readings, Receipt, RecordClass, Records, Series
+from gateway.spool.lots import Appended
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from cloud_sync.records import Batch
     from gateway.ingress.committer import Committer
     from gateway.spool.appender import Appender
+    from gateway.spool.lots import Note
     from gateway.spool.received import ReceivedRanges
     from gateway.spool.series import SeriesBook
+
+
+R = TypeVar("R", bound=Records)
+
+LOSS = "declared_loss"
+"""The rule of alerts that stand for what another gateway gave up, and the sensor_type of their series."""
+
+_PROCESSED = np.int32(Flag.PROCESSED)
 
 
 def _now_us() -> int:
@@ -32,7 +48,16 @@ def _now_us() -> int:
 
 
 class BatchIntake:
-    """Takes batches, one of a gateway at a time."""
+    """Takes batches, one of a gateway at a time.
+
+    Args:
+        committer: where readings go.
+        appender: where other records go.
+        book: of series.
+        ledger: of what was taken.
+        process: whether readings are rolled up and watched here all the same.
+        clock_us: wall clock, microseconds since 1970.
+    """
 
     def __init__(
         self,
@@ -41,64 +66,122 @@ class BatchIntake:
         book: SeriesBook,
         ledger: ReceivedRanges,
         *,
+        process: bool = False,
         clock_us: Callable[[], int] = _now_us,
     ) -> None:
         self._committer = committer
         self._appender = appender
         self._book = book
         self.ledger = ledger
+        self._process = process
         self._clock_us = clock_us
         self._turns: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
 
     async def take(self, batch: Batch) -> Receipt:
         """Make a batch durable, or find that it was taken before.
 
-        A batch that was handed to the committer is committed even when whoever waits here is cancelled, and
-        the next batch of its gateway waits for that.
+        What was handed over is committed even when whoever waits here is cancelled, and the next batch of its
+        gateway waits for that.
 
         Raises:
             RangeConflict: part of the range was taken, or all of it with other contents.
-            Refused: records of a class that is not taken.
             RetryLater: there is no room for its series.
             SpoolError: nothing was taken.
         """
-        if batch.range.record_class is not RecordClass.READING:
-            what = batch.range.record_class.name.lower()
-            raise Refused(f"{batch.range}: {what} records are not passed on", "unsupported_class")
         turn = self._turns.setdefault(batch.range.gateway_id, asyncio.Lock())
         await turn.acquire()
         try:
-            earlier = await self.ledger.earlier(batch)
-            if isinstance(earlier, Receipt):
-                turn.release()
-                return earlier
-            readings = self._renumbered(batch)
-            if earlier == "covered":
-                receipt = await self._recognised(batch, readings)
-                turn.release()
-                return receipt
-            note = self.ledger.note(batch, self._clock_us())
-            promised = self._committer.bring(readings, note=note, checked=True)
+            begun = await self._begin(batch)
         except BaseException:
             turn.release()
             raise
-        promised.add_done_callback(lambda _: turn.release())
-        taken = await asyncio.shield(promised)
+        if isinstance(begun, Receipt):
+            turn.release()
+            return begun
+
+        def end(done: asyncio.Future[Appended]) -> None:
+            turn.release()
+            if not done.cancelled():
+                done.exception()  # looked at, in case nobody waits for it any more
+
+        begun.add_done_callback(end)
+        taken = await asyncio.shield(begun)
         return Receipt(batch.rows, taken.stored, taken.duplicates, taken.conflicts)
 
-    def _renumbered(self, batch: Batch) -> Readings:
-        """The batch's readings, their series by the spool's numbers."""
-        numbers = [self._book.number_of(series) for series in batch.series]
+    async def _begin(self, batch: Batch) -> Receipt | asyncio.Future[Appended]:
+        """The receipt of a batch that was taken before, or what will tell of one that is new."""
+        earlier = await self.ledger.earlier(batch)
+        if isinstance(earlier, Receipt):
+            return earlier
+        note = self.ledger.note(batch, self._clock_us())
+        if isinstance(batch.records, Readings):
+            readings = self._renumbered(batch.records, batch.series)
+            if earlier == "covered":
+                return await self._recognised(batch, readings)
+            if not self._process:
+                readings = replace(readings, flags=readings.flags | _PROCESSED)
+            return self._committer.bring(readings, note=note, checked=True)
+        if earlier == "covered":
+            raise _was_applied(batch)
+        records, series = batch.records, batch.series
+        if isinstance(records, Declarations):
+            records, series = as_alerts(records, batch.range.gateway_id)
+        own = self._renumbered(records, series).in_order()
+        return asyncio.ensure_future(self._pass_on(own, note, batch.rows))
+
+    async def _pass_on(self, records: Records, note: Note, rows: int) -> Appended:
+        taken = Appended(rows, 0, 0)
+        await self._appender.pass_on(records, lambda c: note(c, taken), now_us=self._clock_us())
+        return taken
+
+    def _renumbered(self, records: R, series: Sequence[Series]) -> R:
+        """Records by the spool's numbers of their series."""
+        numbers = [self._book.number_of(one) for one in series]
         if None in numbers:
             known = len(self._book)
             raise RetryLater(f"the spool already knows {known} series (spool.max_series)")
-        readings = batch.readings
-        return readings.with_series(np.array(numbers, np.int32)[readings.series]) if batch.rows else readings
+        return records.with_series(np.array(numbers, np.int32)[records.series]) if records.rows else records
 
     async def _recognised(self, batch: Batch, readings: Readings) -> Receipt:
         """The answer to a batch whose range was taken in other pieces: its rows are there, or it is a no."""
         found = await self._appender.recognise(readings)
         if found is None:
-            message = f"{batch.range}: was applied before with other readings"
-            raise RangeConflict(message, "range_overlap")
+            raise _was_applied(batch)
         return Receipt(batch.rows, 0, found.duplicates, found.conflicts, applied_before=True)
+
+
+def as_alerts(declared: Declarations, gateway_id: str) -> tuple[Alerts, tuple[Series, ...]]:
+    """What a gateway gave up, as alerts of a series called like it; one a row, in their order."""
+    rows = declared.rows
+    details = np.empty(rows, np.object_)
+    details[:] = [_told(declared, row) for row in range(rows)]
+    alerts = Alerts(
+        series=np.zeros(rows, np.int32),
+        time_us=declared.time_us,
+        state=np.full(rows, AlertState.FIRING, np.int32),
+        severity=np.full(rows, Severity.WARNING, np.int32),
+        value=declared.lost.astype(np.float64),
+        threshold=np.zeros(rows),
+        count=np.ones(rows, np.int32),
+        rule=np.full(rows, LOSS, np.object_),
+        detail=details,
+    )
+    return alerts, (Series(gateway_id, LOSS),) if rows else ()
+
+
+def _told(declared: Declarations, row: int) -> str:
+    of_class = RecordClass(int(declared.of_class[row])).name.lower()
+    first, last = (
+        datetime.fromtimestamp(int(at_us[row]) / 1e6, UTC).isoformat(timespec="seconds")
+        for at_us in (declared.from_us, declared.to_us)
+    )
+    survives = f"; left as {declared.survives[row]}" if declared.survives[row] else ""
+    commits = f"commits {declared.first_commit[row]}..{declared.last_commit[row]}"
+    return (
+        f"{declared.lost[row]} {of_class} records of {first} to {last} ({commits}) were given up: "
+        f"{declared.reason[row]}{survives}"
+    )
+
+
+def _was_applied(batch: Batch) -> RangeConflict:
+    return RangeConflict(f"{batch.range}: was applied before with other records", "range_overlap")
