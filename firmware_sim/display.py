@@ -104,9 +104,12 @@ def describe(differences: Differences, notes: list[str]) -> str:
         lines.append(f"{kind}: {total:,}" + (f", the first {EXAMPLES}:" if total > EXAMPLES else ":"))
         lines += [f"  {text}" for text in texts]
     d = differences
+    if d.flagged:
+        lines.append("flagged: " + ", ".join(f"{name} {count:,}" for name, count in d.flagged.items()))
     lines.append(
         f"verify: {'ok' if d.clean else 'FAILED'} acknowledged={d.acknowledged} stored={d.stored} "
         f"lost={d.lost} duplicated={d.duplicated} altered={d.altered} unknown={d.unknown} "
+        f"waiting={d.waiting} quarantined={d.quarantined} declared={d.declared} late={d.late} "
         f"early={d.early} produced={d.produced} repeated={d.repeated} "
         f"refused={d.refused} rewritten={d.rewritten} foreign={d.foreign}"
     )

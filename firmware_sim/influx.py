@@ -94,8 +94,8 @@ def _as_stored(series: _Series, number: int, state: int) -> NDArray[Any]:
     rows["series"], rows["state"] = number, state
     columns = dict(zip(series.columns, zip(*series.values, strict=True), strict=True))
     rows["time_us"] = np.array(columns["time"], np.int64)
-    for name in NUMBERS:
+    for name in (*NUMBERS, "flags"):
         given = columns.get(name, (None,) * len(rows))
-        absent: float = SEQ_ABSENT if name == "seq" else np.nan
+        absent: float = {"seq": SEQ_ABSENT, "flags": 0}.get(name, np.nan)
         rows[name] = [absent if cell is None else cell for cell in given]
     return rows

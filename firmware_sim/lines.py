@@ -38,6 +38,7 @@ _KEY_END = re.compile(r"(?<!\\) ")
 _COMMA = re.compile(r"(?<!\\),")
 _EQUALS = re.compile(r"(?<!\\)=")
 _ESCAPED = re.compile(r"\\([,= ])")
+_WHOLE = ("series", "state", "time_us", "seq", "flags")
 _FLOATS = ("value", "quality", "battery_level", "signal_strength")
 
 
@@ -80,7 +81,7 @@ class Gatherer:
         self._known: dict[str, tuple[int, int]] = {}
         self._precision = precision
         self._numbers = {name: array("d") for name in _FLOATS}
-        self._whole = {name: array("q") for name in ("series", "state", "time_us", "seq")}
+        self._whole = {name: array("q") for name in _WHOLE}
         self.foreign = 0
         self.unread = 0
 
@@ -102,13 +103,14 @@ class Gatherer:
             values = dict(pair.split("=", 1) for pair in fields.split(","))
             numbers = [float(values.get(name, "nan")) for name in _FLOATS]
             seq = int(values["seq"].removesuffix("i")) if "seq" in values else SEQ_ABSENT
+            flags = int(values["flags"].removesuffix("i")) if "flags" in values else 0
             time_us = self._time_us(int(stamp))
         except (ValueError, OverflowError):
             self.unread += 1
             return
         for name, number in zip(_FLOATS, numbers, strict=True):
             self._numbers[name].append(number)
-        for name, whole in zip(("series", "state", "time_us", "seq"), (*found, time_us, seq), strict=True):
+        for name, whole in zip(_WHOLE, (*found, time_us, seq, flags), strict=True):
             self._whole[name].append(whole)
 
     def stored(self, notes: list[str]) -> Stored:

@@ -1,4 +1,4 @@
-"""Which column of a recorded CSV file means what. Pure but for reading the first rows.
+"""Which column of a recorded file means what. Pure but for reading the first rows.
 
 Two shapes: long, where one column holds the value (and perhaps one its type), and wide, where each column of
 numbers is a series of its own named after the column. What options leave open is found out from the header
@@ -10,11 +10,12 @@ from __future__ import annotations
 import csv
 import gzip
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import IO, TYPE_CHECKING
 
 from firmware_sim.cells import CellError, is_missing, parse_number, parse_time_us
+from firmware_sim.converted import converted, is_line_protocol
 from firmware_sim.errors import SimError
 from firmware_sim.truth import ATTRIBUTES
 
@@ -122,6 +123,17 @@ def find_mapping(path: Path, options: Options) -> Mapping:
     Raises:
         SimError: the file cannot be read, or a column that is needed is not there.
     """
+    if is_line_protocol(path):
+        options = replace(
+            options,
+            time_columns=("time",),
+            time_format="ns" if options.time_format == "auto" else options.time_format,
+            sensor_column="" if options.sensor_id else "sensor_id",
+            type_column="" if options.sensor_type else "sensor_type",
+            value_column="value",
+        )
+    if converted(path) is not None:
+        options = replace(options, delimiter=",", decimal=".", skip_lines=0, header=True)
     with open_recording(path, options) as file:
         first = _skip_to_header(file, options)
         delimiter = options.delimiter or max(DELIMITERS, key=first.count)
@@ -317,7 +329,10 @@ def describe_mapping(path: Path, mapping: Mapping) -> str:
 
 
 def open_recording(path: Path, options: Options) -> IO[str]:
-    """The text of a file, plain or gzipped."""
+    """The text of a file, plain or gzipped; Parquet and line protocol as CSV."""
+    text = converted(path)
+    if text is not None:
+        return text
     try:
         if path.suffix == ".gz":
             return gzip.open(path, "rt", encoding=options.encoding, newline="")

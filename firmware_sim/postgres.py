@@ -14,7 +14,7 @@ import asyncpg
 import numpy as np
 
 from firmware_sim.errors import SimError
-from firmware_sim.truth import ATTRIBUTES
+from firmware_sim.truth import ATTRIBUTES, State
 from firmware_sim.verify import NUMBERS, STORED, Stored
 
 if TYPE_CHECKING:
@@ -29,14 +29,22 @@ _POSTGRES_EPOCH_US = 946_684_800_000_000  # 2000-01-01
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _COPY_HEAD = b"PGCOPY\n\xff\r\n\x00"
 _COPY_HEAD_BYTES = 19
-_ABSENT = {"seq": "-1"}
+_ABSENT = {"seq": "-1", "flags": "0"}
 _CONNECT_TIMEOUT_S = 10.0
+_READING = 4
+_IS_REGION = "SELECT to_regclass('ingest_ledger') IS NOT NULL"
+_DECLARED = f"""
+    SELECT gateway_id || ': ' || reason || CASE survives WHEN '' THEN '' ELSE ', ' || survives || ' survives'
+    END
+           AS who, sum(rows)::int8 AS rows
+    FROM declared_loss WHERE class = {_READING} GROUP BY 1 ORDER BY 1"""  # noqa: S608 - a number of ours
 _SQL_TYPES = {
     "value": ("float8", ">f8"),
     "quality": ("float4", ">f4"),
     "battery_level": ("float4", ">f4"),
     "signal_strength": ("float4", ">f4"),
     "seq": ("int8", ">i8"),
+    "flags": ("int4", ">i4"),
 }
 
 
@@ -73,32 +81,61 @@ async def _fetch(connection: Any, table: str, truth: Truth, on_rows: Callable[[i
         raise SimError(f"--table {table}: has no column {', '.join(missing)}")
     compared = tuple(name for name in NUMBERS if name in columns)
     attributes = ATTRIBUTES if columns.issuperset(ATTRIBUTES) else ()
+    extra = ("flags",) if "flags" in columns else ()
+    newest = bool(attributes) and await connection.fetchval(_IS_REGION)
     notes = [f"{table} has no {name}: it is not compared" for name in NUMBERS if name not in columns]
     if not attributes:
         notes.append(f"{table} does not have all of {', '.join(ATTRIBUTES)}: attributes are not compared")
     if not truth.rows:
         return Stored(np.empty(0, STORED), notes=notes)
-    arguments = _arguments(truth, attributes)
+    states = _states(truth, attributes, newest=newest)
+    arguments = _arguments(truth, states, attributes)
     parts: list[NDArray[Any]] = []
-    reader = _CopyReader(_wire_dtype(compared))
+    reader = _CopyReader(_wire_dtype((*compared, *extra)))
     total = 0
 
     async def take(chunk: bytes) -> None:
         nonlocal total
         rows = reader.feed(chunk)
         if len(rows):
-            parts.append(_as_stored(rows, compared))
+            parts.append(_as_stored(rows, (*compared, *extra)))
             total += len(rows)
             on_rows(total)
 
     await connection.copy_from_query(
-        _query(relation, compared, attributes), *arguments, output=take, format="binary"
+        _query(relation, (*compared, *extra), attributes), *arguments, output=take, format="binary"
     )
     rows = np.concatenate(parts) if parts else np.empty(0, STORED)
     ours = rows[rows["series"] >= 0]
     return Stored(
-        ours, foreign=len(rows) - len(ours), compared=compared, attributes=bool(attributes), notes=notes
+        ours,
+        foreign=len(rows) - len(ours),
+        compared=compared,
+        attributes=bool(attributes),
+        states=tuple(states),
+        newest=newest,
+        flags=bool(extra),
+        notes=notes,
     )
+
+
+async def fetch_declared(dsn: str) -> dict[str, int]:
+    """Readings that gateways have declared as given up, by who, why and what survives; {} without that table.
+
+    Raises:
+        SimError: the database cannot be reached.
+    """
+    try:
+        connection = await asyncpg.connect(dsn, timeout=_CONNECT_TIMEOUT_S)
+    except (OSError, TimeoutError, ValueError, asyncpg.PostgresError, asyncpg.InterfaceError) as fault:
+        raise SimError(f"--postgres: cannot connect: {str(fault) or type(fault).__name__}") from fault
+    try:
+        found = await connection.fetch(_DECLARED)
+    except asyncpg.UndefinedTableError:
+        return {}
+    finally:
+        await connection.close()
+    return {row["who"]: row["rows"] for row in found}
 
 
 def _query(relation: str, compared: tuple[str, ...], attributes: tuple[str, ...]) -> str:
@@ -127,23 +164,44 @@ def _query(relation: str, compared: tuple[str, ...], attributes: tuple[str, ...]
         WHERE d.time >= ${end}::timestamptz AND d.time <= ${end + 1}::timestamptz"""  # noqa: S608 - as above
 
 
-def _arguments(truth: Truth, attributes: tuple[str, ...]) -> list[Any]:
+def _states(truth: Truth, attributes: tuple[str, ...], *, newest: bool) -> list[State]:
+    """The states to look for: those produced, and where only the newest attributes of a sensor are kept,
+    every one of its attributes with every one of its types.
+    """
+    states = list(truth.states)
+    if not attributes or not newest:
+        return states
+    of_sensor: dict[str, dict[tuple[str | None, ...], None]] = {}
+    units: dict[tuple[str, str], dict[str | None, None]] = {}
+    for state in truth.states:
+        of_sensor.setdefault(state.sensor_id, {})[state.attributes[1:]] = None
+        units.setdefault(state[:2], {})[state.attributes[0]] = None
+    known = set(states)
+    for (sensor_id, sensor_type), named in units.items():
+        for unit in named:
+            for rest in of_sensor[sensor_id]:
+                state = State(sensor_id, sensor_type, (unit, *rest))
+                if state not in known:
+                    known.add(state)
+                    states.append(state)
+    return states
+
+
+def _arguments(truth: Truth, states: list[State], attributes: tuple[str, ...]) -> list[Any]:
     """The query's arguments. Without attributes each series has one state, its first."""
-    states: dict[tuple[int, tuple[str, ...]], int] = {}
-    for number, state in enumerate(truth.states):
-        key = (
-            int(truth.state_series[number]),
-            tuple(value or "" for value in state.attributes[: len(attributes)]),
-        )
-        states.setdefault(key, number)
+    series_of = {name: number for number, name in enumerate(truth.names)}
+    numbers: dict[tuple[int, tuple[str, ...]], int] = {}
+    for number, state in enumerate(states):
+        key = (series_of[state[:2]], tuple(value or "" for value in state.attributes[: len(attributes)]))
+        numbers.setdefault(key, number)
     times = truth.produced["time_us"]
     return [
         list(range(len(truth.names))),
         [sensor_id for sensor_id, _ in truth.names],
         [sensor_type for _, sensor_type in truth.names],
-        [series for series, _ in states],
-        list(states.values()),
-        *([values[i] for _, values in states] for i in range(len(attributes))),
+        [series for series, _ in numbers],
+        list(numbers.values()),
+        *([values[i] for _, values in numbers] for i in range(len(attributes))),
         *(_EPOCH + timedelta(microseconds=int(t)) for t in (times.min(), times.max())),
     ]
 

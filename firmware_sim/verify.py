@@ -3,11 +3,15 @@
 A reading is identified by its series and time. For each identity the first reading produced counts: a later
 one with the same identity is a repetition, which the gateway leaves out on purpose.
 
-    lost        acknowledged, not stored
-    duplicated  stored more than once (where the store keeps what is written twice)
-    altered     stored with another value, quality, ... or with other attributes
-    unknown     stored for a series of ours, never produced
-    early       stored although no acknowledgement arrived: fine, the acknowledgement was lost on its way
+    lost         acknowledged, not stored, and nobody says why
+    waiting      acknowledged, not stored, but still in the gateway's spool
+    quarantined  acknowledged, not stored, kept in the gateway's quarantine
+    declared     acknowledged, not stored, and declared as given up: as many as the declarations speak of
+    duplicated   stored more than once (where the store keeps what is written twice)
+    altered      stored with another value, quality, ... or with other attributes
+    unknown      stored for a series of ours, never produced
+    early        stored although no acknowledgement arrived: fine, the acknowledgement was lost on its way
+    flagged      stored with flags, by flag; `late` is one of them
 """
 
 from __future__ import annotations
@@ -17,12 +21,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from firmware_sim.truth import State
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from numpy.typing import NDArray
 
-    from firmware_sim.truth import State, Truth
+    from firmware_sim.truth import Truth
 
 EXAMPLES = 5
 NUMBERS = ("value", "quality", "battery_level", "signal_strength", "seq")
@@ -38,9 +44,25 @@ STORED = np.dtype(
         ("battery_level", "<f4"),
         ("signal_strength", "<f4"),
         ("seq", "<i8"),
+        ("flags", "<i4"),
     ]
 )
-"""A stored row: `series` indexes `Truth.names`, `state` indexes `Truth.states` or is -1 for none of them."""
+"""A stored row: `series` indexes `Truth.names`, `state` indexes `Stored.states` or is -1 for none of them."""
+
+FLAGS = (
+    "out_of_range",
+    "low_quality",
+    "low_battery",
+    "weak_signal",
+    "time_assigned",
+    "late",
+    "stuck",
+    "spike",
+    "clock_in_doubt",
+    "restamped",
+    "suppressed",
+)
+"""Names of the bits of a stored row's flags, from the lowest (docs/wire-format.md)."""
 
 
 @dataclass(slots=True)
@@ -52,6 +74,9 @@ class Stored:
         foreign: how many rows belonged to other series.
         compared: which of `NUMBERS` the store has.
         attributes: whether the store's attributes are all there to be compared.
+        states: what `state` of its rows means; None: `Truth.states`.
+        newest: the store shows for every row the newest attributes of its sensor, not those it came with.
+        flags: whether the store has them.
         idempotent: writing the same point twice is one point there, so equal copies are not duplicates.
         notes: what a person should know about this store.
     """
@@ -60,8 +85,26 @@ class Stored:
     foreign: int = 0
     compared: tuple[str, ...] = NUMBERS
     attributes: bool = True
+    states: tuple[State, ...] | None = None
+    newest: bool = False
+    flags: bool = True
     idempotent: bool = False
     notes: list[str] = field(default_factory=list)
+
+
+@dataclass(slots=True)
+class Witness:
+    """What else is known of readings that a store does not have.
+
+    Attributes:
+        waiting: `STORED` records of readings that are in the gateway's spool.
+        quarantined: the same of what is in its quarantine; only series and time count.
+        declared: readings declared as given up, by who, why and what survives.
+    """
+
+    waiting: NDArray[Any] = field(default_factory=lambda: np.empty(0, STORED))
+    quarantined: NDArray[Any] = field(default_factory=lambda: np.empty(0, STORED))
+    declared: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,18 +124,31 @@ class Differences:
     early: int
     foreign: int
     rewritten: int
+    waiting: int
+    quarantined: int
+    declared: int
+    flagged: dict[str, int]
     examples: dict[str, list[str]]
 
     @property
     def clean(self) -> bool:
-        """Nothing lost, duplicated or altered."""
-        return self.lost == self.duplicated == self.altered == 0
+        """Every acknowledged reading is stored once and unchanged, or declared as given up."""
+        return not (self.lost or self.duplicated or self.altered or self.waiting or self.quarantined)
+
+    @property
+    def late(self) -> int:
+        """Readings stored with the flag `late`."""
+        return self.flagged.get("late", 0)
 
 
-def compare(truth: Truth, stored: Stored) -> Differences:
+def compare(truth: Truth, stored: Stored, witness: Witness | None = None) -> Differences:
     """Compare every reading of the truth with every stored row of its series."""
     rows = stored.rows
-    truth_keys, stored_keys = _keys(truth.series, truth.produced["time_us"], rows["series"], rows["time_us"])
+    witness = witness or Witness()
+    others = (rows, witness.waiting, witness.quarantined)
+    truth_keys, stored_keys, waiting_keys, quarantined_keys = _keys(
+        (truth.series, truth.produced["time_us"]), *((part["series"], part["time_us"]) for part in others)
+    )
     truth_order = np.argsort(truth_keys, kind="stable")
     first = truth_order[_starts(truth_keys[truth_order])]
     wanted = truth_keys[first]
@@ -107,7 +163,11 @@ def compare(truth: Truth, stored: Stored) -> Differences:
     _, known = _locate(stored_keys[found], wanted)
 
     same, reasons = _same(truth, stored, first[present], found[at[present]])
-    lost = acknowledged & ~present
+    missing = acknowledged & ~present
+    waiting = missing & np.isin(wanted, waiting_keys)
+    quarantined = missing & ~waiting & np.isin(wanted, quarantined_keys)
+    lost = missing & ~waiting & ~quarantined
+    declared = min(int(lost.sum()), sum(witness.declared.values()))
     early = present & ~acknowledged
     extra = copies.copy()
     rewritten = 0
@@ -116,7 +176,12 @@ def compare(truth: Truth, stored: Stored) -> Differences:
         rewritten = int(copies[equal].sum())
         extra[equal] = 0
     examples = {
-        "lost": _words_truth(truth, first[lost]),
+        "lost": _words_truth(truth, first[lost]) if declared < int(lost.sum()) else [],
+        "waiting": _words_truth(truth, first[waiting]),
+        "quarantined": _words_truth(truth, first[quarantined]),
+        "declared": [f"{rows_of:,} by {who}" for who, rows_of in witness.declared.items()]
+        if declared
+        else [],
         "duplicated": [
             f"{text}: {n + 1} rows"
             for text, n in zip(_words_stored(truth, rows, found[extra > 0]), extra[extra > 0], strict=False)
@@ -138,35 +203,39 @@ def compare(truth: Truth, stored: Stored) -> Differences:
         refused=int(refused.sum()),
         stored=len(rows),
         matched=int(same.sum()),
-        lost=int(lost.sum()),
+        lost=int(lost.sum()) - declared,
         duplicated=int(extra.sum()),
         altered=int((~same).sum()),
         unknown=int((~known).sum()),
         early=int(early.sum()),
         foreign=stored.foreign,
         rewritten=rewritten,
+        waiting=int(waiting.sum()),
+        quarantined=int(quarantined.sum()),
+        declared=declared,
+        flagged=_flagged(rows["flags"][found]),
         examples={kind: texts for kind, texts in examples.items() if texts},
     )
 
 
-def _keys(
-    series_a: NDArray[np.int32],
-    time_a: NDArray[np.int64],
-    series_b: NDArray[np.int32],
-    time_b: NDArray[np.int64],
-) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """One int64 per (series, time), the same for the same pair on both sides."""
-    times = np.concatenate((time_a, time_b)).astype(np.int64)
-    series = np.concatenate((series_a, series_b)).astype(np.int64)
+def _flagged(flags: NDArray[np.int32]) -> dict[str, int]:
+    counts = {name: int(np.count_nonzero(flags & 1 << bit)) for bit, name in enumerate(FLAGS)}
+    return {name: count for name, count in counts.items() if count}
+
+
+def _keys(*pairs: tuple[NDArray[np.int32], NDArray[np.int64]]) -> list[NDArray[np.int64]]:
+    """One int64 per (series, time), the same for the same pair in every part."""
+    times = np.concatenate([time_us for _, time_us in pairs]).astype(np.int64)
+    series = np.concatenate([number for number, _ in pairs]).astype(np.int64)
     if not len(times):
-        return times, times.copy()
+        return [times.copy() for _ in pairs]
     span = int(times.max()) - int(times.min()) + 1
     if span * (int(series.max()) + 1) < 1 << 63:
         keys = series * span + (times - times.min())
     else:
         distinct, rank = np.unique(times, return_inverse=True)
         keys = series * len(distinct) + rank
-    return keys[: len(time_a)], keys[len(time_a) :]
+    return np.split(keys, np.cumsum([len(number) for number, _ in pairs])[:-1])
 
 
 def _starts(sorted_keys: NDArray[np.int64]) -> NDArray[np.intp]:
@@ -201,8 +270,52 @@ def _same(
     for name in stored.compared:
         same &= _agree(truth.produced[name][ours], stored.rows[name][theirs])
     if stored.attributes:
-        same &= truth.produced["state"][ours] == stored.rows["state"][theirs]
+        same &= _expected_states(truth, stored, ours) == stored.rows["state"][theirs]
     return same, stored.compared
+
+
+def _expected_states(truth: Truth, stored: Stored, ours: NDArray[np.intp]) -> NDArray[np.int32]:
+    """The state each of these readings should show, numbered as in the store.
+
+    `ours` are all readings that are there: the newest of a sensor among them decides where only the newest
+    is kept.
+    """
+    produced = truth.produced
+    if not stored.newest:
+        as_sent: NDArray[np.int32] = produced["state"][ours]
+        return as_sent
+    states = stored.states or truth.states
+    numbers = {state: number for number, state in enumerate(states)}
+    order = ours[np.argsort(produced["time_us"][ours], kind="stable")]
+    last = dict(zip(produced["state"][order].tolist(), produced["time_us"][order].tolist(), strict=True))
+    shown: dict[str, tuple[str | None, ...]] = {}
+    units: dict[tuple[str, str], str | None] = {}
+    for state_number, _ in sorted(last.items(), key=lambda item: item[1]):
+        state = truth.states[state_number]
+        if any(state.attributes[1:]) or state.sensor_id not in shown:
+            shown[state.sensor_id] = state.attributes[1:]
+        units[state[:2]] = state.attributes[0]
+    expected = np.array(
+        [
+            numbers.get(name_of(sensor_id, sensor_type, units, shown), -2)
+            if (sensor_id, sensor_type) in units
+            else -2
+            for sensor_id, sensor_type in truth.names
+        ],
+        np.int32,
+    )
+    of_series: NDArray[np.int32] = expected[truth.series[ours]]
+    return of_series
+
+
+def name_of(
+    sensor_id: str,
+    sensor_type: str,
+    units: dict[tuple[str, str], str | None],
+    shown: dict[str, tuple[str | None, ...]],
+) -> State:
+    """A series with its own unit and its sensor's attributes."""
+    return State(sensor_id, sensor_type, (units[sensor_id, sensor_type], *shown[sensor_id]))
 
 
 def _agree(a: NDArray[Any], b: NDArray[Any]) -> NDArray[np.bool_]:
@@ -259,11 +372,11 @@ def _explain(
             for name in names
             if not _agree(np.array([mine[name]]), np.array([other[name]]))[0]
         ]
-        if stored.attributes and mine["state"] != other["state"]:
-            parts.append(_explain_attributes(truth.states, int(mine["state"]), int(other["state"])))
+        if stored.attributes and (mine["state"] != other["state"] or not parts):
+            states = stored.states or truth.states
+            sent = truth.states[int(mine["state"])].attributes
+            shown = (
+                states[other["state"]].attributes if other["state"] >= 0 else "none that was ever produced"
+            )
+            parts.append(f"attributes {sent} were stored as {shown}")
         yield "; ".join(parts)
-
-
-def _explain_attributes(states: tuple[State, ...], mine: int, other: int) -> str:
-    stored = states[other].attributes if other >= 0 else "none that was ever produced"
-    return f"attributes {states[mine].attributes} were stored as {stored}"

@@ -18,9 +18,10 @@ from firmware_sim.display import Progress, describe_replay
 from firmware_sim.errors import SimError
 from firmware_sim.mapping import Mapping, Options, describe_mapping, find_mapping
 from firmware_sim.recordings import Tally, read_recording
-from firmware_sim.replay import MAX_OUTSTANDING, Pace, Replay, find_shift_us
+from firmware_sim.replay import MAX_OUTSTANDING, Pace, Replay, find_extent
 from firmware_sim.truth import State, TruthWriter, find_repeats
 from firmware_sim.verify import time_words
+from firmware_sim.windows import duration_s
 
 _COLUMNS = "What the columns mean"
 _FORM = "Form of the file"
@@ -29,7 +30,11 @@ _PREVIEW_READINGS = 5
 
 def replay(
     files: Annotated[
-        list[Path], typer.Argument(help="CSV files, plain or .gz, with a header.", metavar="FILE...")
+        list[Path],
+        typer.Argument(
+            help="CSV with a header, Parquet (.parquet) or line protocol (.lp); CSV and .lp plain or .gz.",
+            metavar="FILE...",
+        ),
     ],
     *,
     truth: Annotated[
@@ -96,6 +101,12 @@ def replay(
             help="Move all times alike so that the last is now (at --speed 1: the first).",
         ),
     ] = False,
+    shift: Annotated[
+        str, typer.Option(help="Move all times by so much: 7d, -90m, 3600 (seconds), in addition.")
+    ] = "",
+    loop: Annotated[
+        int, typer.Option(min=0, help="Send it so many times, each later than the last; 0: until stopped.")
+    ] = 1,
     speed: Annotated[
         str, typer.Option(help="1: as fast as recorded; 10: ten times as fast; max: as fast as it goes.")
     ] = "max",
@@ -119,7 +130,9 @@ def replay(
     as_json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
-    """Send recorded readings from CSV files, value for value and time for time.
+    """Send recorded readings from CSV, Parquet or line protocol files, value for value and time for time.
+
+    Several files are sent at once, each over a connection of its own.
 
     What the columns mean is found out from their names (time, timestamp, ts, date; sensor, sensor_id,
     device; type, sensor_type, metric; value; quality, unit, location and more) where no option says it.
@@ -168,11 +181,14 @@ def replay(
             ring_publishes=10 * MAX_OUTSTANDING,
             keepalive_s=keepalive,
         )
-        shift_us = 0
-        if shift_to_now:
+        shift_us, period_us = parse_shift(shift), 0
+        if shift_to_now or loop != 1:
             with steps(quiet=quiet) as step:
                 step("reading the times")
-                shift_us = find_shift_us(recordings, now_us=time.time_ns() // 1000, speed=pace_speed)
+                extent = find_extent(recordings)
+                period_us = extent.period_us
+            if shift_to_now:
+                shift_us += extent.shift_us(now_us=time.time_ns() // 1000, speed=pace_speed)
         name = new_run_name()
         about = {"command": "replay", "files": [str(path) for path in files], "shift_us": shift_us}
         with TruthWriter(truth, name, about) as record, Progress("sim replay", quiet=quiet) as progress:
@@ -181,7 +197,7 @@ def replay(
                 record,
                 radio,
                 f"replay-{name[-4:]}",
-                Pace(pace_speed, shift_us),
+                Pace(pace_speed, shift_us, loop, period_us),
                 readings_per_publish,
             )
 
@@ -236,6 +252,16 @@ def parse_speed(text: str) -> float:
     return speed
 
 
+def parse_shift(text: str) -> int:
+    """Microseconds of a duration that may have a sign; "" is none."""
+    try:
+        bare = text.strip().lstrip("+-")
+        seconds = duration_s(float(bare) if bare.replace(".", "", 1).isdigit() else bare) if bare else 0.0
+    except ValueError as fault:
+        raise SimError(f"--shift {text}: {fault}") from fault
+    return round(seconds * 1e6) * (-1 if text.strip().startswith("-") else 1)
+
+
 def preview(path: Path, mapping: Mapping) -> str:
     """The mapping of a file and its first readings."""
     tally = Tally()
@@ -255,6 +281,7 @@ def summarise(work: Replay, repeats: tuple[int, list[tuple[State, int]]], shift_
     return {
         "rows": tally.rows,
         "readings": tally.readings,
+        "loops": work.loops_begun,
         "sent": counters.produced,
         "acknowledged": counters.acknowledged,
         "refused": counters.refused,

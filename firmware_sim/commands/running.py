@@ -12,7 +12,15 @@ from typing import TYPE_CHECKING, NoReturn
 
 import typer
 from rich.console import Console
-from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    SpinnerColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 
 from firmware_sim.commands.options import EXIT_USAGE
 from firmware_sim.errors import SimError
@@ -58,6 +66,30 @@ def steps(*, quiet: bool) -> Iterator[Callable[[str], None]]:
     with Progress(*columns, console=console, transient=True) as bar:
         task = bar.add_task("starting", total=None)
         yield lambda text: bar.update(task, description=text)
+
+
+@contextlib.contextmanager
+def bar(*, quiet: bool) -> Iterator[Callable[[str, int, int], None]]:
+    """A progress bar; calling what it gives says what is being done, how much of it is done, of how much
+    (0: no idea).
+    """
+    console = Console(stderr=True)
+    if quiet or not console.is_terminal:
+        yield lambda _text, _done, _total: None
+        return
+    columns = (
+        SpinnerColumn(),
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=console, transient=True) as shown:
+        task = shown.add_task("starting", total=None)
+        yield lambda text, done, total: shown.update(
+            task, description=text, completed=done, total=total or None
+        )
 
 
 @contextlib.contextmanager

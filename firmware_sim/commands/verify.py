@@ -10,13 +10,13 @@ from typing import Annotated, NoReturn
 import typer
 
 from firmware_sim import influx as influxdb
-from firmware_sim import lines
+from firmware_sim import lines, spools, tables
 from firmware_sim.commands.options import EXIT_DIFFERENT, JsonOption, QuietOption
-from firmware_sim.commands.running import errors_in_words, steps
+from firmware_sim.commands.running import bar, errors_in_words
 from firmware_sim.display import describe
 from firmware_sim.errors import SimError
 from firmware_sim.truth import Truth, load
-from firmware_sim.verify import Differences, Stored, compare
+from firmware_sim.verify import Differences, Stored, Witness, compare
 
 _STORES = "Where the readings were stored"
 
@@ -36,7 +36,11 @@ def verify(
         ),
     ] = "sensor_data",
     files: Annotated[
-        Path | None, typer.Option(help="Folder with line protocol, *.lp or *.lp.gz.", rich_help_panel=_STORES)
+        Path | None,
+        typer.Option(
+            help="Folder with line protocol (*.lp) or exports (*.parquet, *.csv, *.jsonl), also *.gz.",
+            rich_help_panel=_STORES,
+        ),
     ] = None,
     precision: Annotated[
         str, typer.Option(help="Unit of the times in the files: ns, us, ms or s.", rich_help_panel=_STORES)
@@ -46,37 +50,60 @@ def verify(
         typer.Option(help="URL of an InfluxDB, read by its v1 API.", metavar="URL", rich_help_panel=_STORES),
     ] = None,
     database: Annotated[str, typer.Option(help="Database there.", rich_help_panel=_STORES)] = "tidegate",
+    spool: Annotated[
+        Path | None,
+        typer.Option(
+            help="A gateway's spool: the store itself, or, beside another store, what tells of readings that "
+            "still wait or are in quarantine.",
+            metavar="FILE",
+            rich_help_panel=_STORES,
+        ),
+    ] = None,
     as_json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
     """Compare every acknowledged reading with what a store holds, one by one.
 
-    Exit code 0 when nothing is lost, duplicated or altered; 1 when something is; 2 when it cannot
-    be compared.
+    Every difference is explained: lost, duplicated or altered, waiting in the gateway's spool, in its
+    quarantine, declared as given up; what was stored late or flagged is told as well.
+
+    Exit code 0 when everything acknowledged is stored once and unchanged, or declared; 1 when not; 2 when it
+    cannot be compared.
     """
     with errors_in_words():
-        if [postgres, files, influx].count(None) != 2:  # noqa: PLR2004 - all but one
+        stores = [store for store in (postgres, files, influx) if store is not None]
+        if len(stores) > 1 or not (stores or spool):
             raise SimError(
-                "say where the readings were stored: one of --postgres DSN, --files DIR, --influx URL"
+                "say where the readings were stored: "
+                "one of --postgres DSN, --files DIR, --influx URL, --spool FILE"
             )
         if precision not in lines.PRECISIONS:
             raise SimError(f"--precision {precision}: expected one of {', '.join(lines.PRECISIONS)}")
-        with steps(quiet=quiet) as step:
-            step("reading the record of the truth")
+        with bar(quiet=quiet) as step:
+            step("reading the record of the truth", 0, 0)
             record = load(truth)
-            step(f"{record.rows:,} readings were produced; reading what was stored")
 
             def on_rows(rows: int) -> None:
-                step(f"{record.rows:,} readings were produced; {rows:,} rows read")
+                step("reading what was stored", rows, record.rows)
 
+            on_rows(0)
+            witness = Witness()
             if postgres is not None:
                 stored = _fetch_postgres(postgres, table, record, on_rows)
+                witness.declared = _fetch_declared(postgres)
             elif files is not None:
-                stored = lines.read_files(files, record, precision=precision, on_rows=on_rows)
+                stored = _read_files(files, record, precision, on_rows)
+            elif influx is not None:
+                stored = influxdb.fetch(influx, database, record, on_rows=on_rows)
             else:
-                stored = influxdb.fetch(str(influx), database, record, on_rows=on_rows)
-            step(f"comparing {record.rows:,} readings with {len(stored.rows):,} rows")
-            differences = compare(record, stored)
+                assert spool is not None
+                stored = spools.read_spool(spool, record, on_rows=on_rows)
+            if spool is not None:
+                witness.quarantined = spools.read_quarantine(spool, record)
+                if stores:
+                    witness.waiting = spools.read_spool(spool, record, on_rows=on_rows).rows
+            step(f"comparing with {len(stored.rows):,} rows", record.rows, record.rows)
+            differences = compare(record, stored, witness)
         _report(differences, stored.notes, as_json=as_json)
 
 
@@ -86,9 +113,26 @@ def _fetch_postgres(dsn: str, table: str, record: Truth, on_rows: Callable[[int]
     return asyncio.run(postgres.fetch(dsn, table, record, on_rows=on_rows))
 
 
+def _fetch_declared(dsn: str) -> dict[str, int]:
+    from firmware_sim import postgres  # noqa: PLC0415 - as above
+
+    return asyncio.run(postgres.fetch_declared(dsn))
+
+
+def _read_files(folder: Path, record: Truth, precision: str, on_rows: Callable[[int], None]) -> Stored:
+    exports = tables.find_tables(folder)
+    if exports:
+        return tables.read_tables(exports, record, on_rows=on_rows)
+    return lines.read_files(folder, record, precision=precision, on_rows=on_rows)
+
+
 def _report(differences: Differences, notes: list[str], *, as_json: bool) -> NoReturn:
     if as_json:
-        typer.echo(json.dumps({"ok": differences.clean, **asdict(differences), "notes": notes}))
+        typer.echo(
+            json.dumps(
+                {"ok": differences.clean, **asdict(differences), "late": differences.late, "notes": notes}
+            )
+        )
     else:
         typer.echo(describe(differences, notes))
     raise typer.Exit(0 if differences.clean else EXIT_DIFFERENT)

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from firmware_sim.truth import PRODUCED, State, Truth
-from firmware_sim.verify import STORED, Stored, compare
+from firmware_sim.verify import STORED, Stored, Witness, compare
 
 STATES = (
     State("s1", "temperature", ("degC", "hall", "m", "1.0")),
@@ -176,3 +176,66 @@ def test_counts_are_those_of_a_comparison_by_hand(produced, acknowledged, stored
     assert found.unknown == len(there.keys() - first.keys())
     assert found.duplicated == sum(len(copies) - 1 for copies in there.values())
     assert found.altered == sum(there[key][0] != first[key] for key in first.keys() & there.keys())
+
+
+def test_a_missing_reading_is_explained_by_the_spool_the_quarantine_or_a_declaration():
+    truth = truth_of([(0, n, 1.0) for n in range(10)])
+    stored = stored_of(truth, range(3))
+    witness = Witness(stored_of(truth, [2, 3, 4]).rows, stored_of(truth, [4, 5]).rows)
+    found = compare(truth, stored, witness)
+    assert (found.lost, found.waiting, found.quarantined, found.declared) == (4, 2, 1, 0)
+    assert "seq 3" in found.examples["waiting"][0]
+    assert "seq 5" in found.examples["quarantined"][0]
+    assert not found.clean
+
+
+def test_declarations_explain_as_many_lost_readings_as_they_speak_of():
+    truth = truth_of([(0, n, 1.0) for n in range(10)])
+    stored = stored_of(truth, range(4))
+    enough = compare(truth, stored, Witness(declared={"g: full, rollup 60 s survives": 9}))
+    assert (enough.lost, enough.declared, enough.clean) == (0, 6, True)
+    assert enough.examples == {"declared": ["9 by g: full, rollup 60 s survives"]}
+    too_few = compare(truth, stored, Witness(declared={"g: full": 5}))
+    assert (too_few.lost, too_few.declared, too_few.clean) == (1, 5, False)
+    assert too_few.examples["lost"]
+    assert compare(truth, stored_of(truth), Witness(declared={"g: full": 5})).declared == 0
+
+
+def test_flags_are_counted_by_name():
+    truth = truth_of(ROWS)
+    stored = stored_of(truth)
+    stored.rows["flags"] = [0, 32, 32 | 128, 0, 1]
+    found = compare(truth, stored)
+    assert found.flagged == {"out_of_range": 1, "late": 2, "spike": 1}
+    assert (found.late, found.clean) == (2, True)
+
+
+def test_where_only_the_newest_attributes_are_kept_all_rows_must_show_those():
+    truth = truth_of(ROWS)
+    assert compare(truth, stored_of(truth, newest=True)).altered == 2  # the first state is the older one
+    stored = stored_of(truth, newest=True)
+    stored.rows["state"][[0, 2]] = 1
+    assert compare(truth, stored).clean
+    stored.rows["state"][0] = -1
+    found = compare(truth, stored)
+    assert found.altered == 1
+    assert "attributes" in found.examples["altered"][0]
+
+
+def test_a_sensor_whose_newest_attributes_came_with_another_type_shows_them_with_all():
+    states = (*STATES, State("s1", "pressure", ("hPa", "yard", "m", "2.0")))
+    produced = truth_of([(0, 0, 1.0), (3, 5, 2.0)]).produced
+    truth = Truth(
+        (*NAMES, ("s1", "pressure")),
+        states,
+        np.array([0, 0, 1, 2], np.int32),
+        produced,
+        np.ones(2, bool),
+        np.zeros(2, bool),
+    )
+    stored = stored_of(
+        truth, newest=True, states=(*states, State("s1", "temperature", ("degC", "yard", "m", "2.0")))
+    )
+    assert compare(truth, stored).altered == 1
+    stored.rows["state"][0] = 4
+    assert compare(truth, stored).clean
