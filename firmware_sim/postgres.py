@@ -31,6 +31,12 @@ _COPY_HEAD = b"PGCOPY\n\xff\r\n\x00"
 _COPY_HEAD_BYTES = 19
 _ABSENT = {"seq": "-1", "flags": "0"}
 _CONNECT_TIMEOUT_S = 10.0
+_PLANNING = (
+    "SET LOCAL enable_nestloop = off",
+    "SET LOCAL enable_mergejoin = off",
+    "SET LOCAL work_mem = '64MB'",
+)
+"""Every row is looked up once: a hash is right however few rows the planner expects."""
 _READING = 4
 _IS_REGION = "SELECT to_regclass('ingest_ledger') IS NOT NULL"
 _DECLARED = f"""
@@ -65,7 +71,10 @@ async def fetch(dsn: str, table: str, truth: Truth, *, on_rows: Callable[[int], 
     except (OSError, TimeoutError, ValueError, asyncpg.PostgresError, asyncpg.InterfaceError) as fault:
         raise SimError(f"--postgres: cannot connect: {str(fault) or type(fault).__name__}") from fault
     try:
-        return await _fetch(connection, table, truth, on_rows)
+        async with connection.transaction(readonly=True):
+            for setting in _PLANNING:
+                await connection.execute(setting)
+            return await _fetch(connection, table, truth, on_rows)
     except asyncpg.PostgresError as fault:
         raise SimError(f"--postgres: {table}: {fault}") from fault
     finally:

@@ -15,7 +15,8 @@ Form on disk, in one folder, three append-only files for each run:
 
 A reading is in the record before it is sent, so nothing stored can be missing from it. Acknowledgements
 are written at each flush: a simulator killed in between knows of too few acknowledgements, never of too many.
-A torn last line or record is ignored by the reader. `progress.json` beside them is rewritten whole.
+A torn last line or record is ignored by the reader. `progress.json` beside them is rewritten whole. A large
+run that has ended is packed (`packing`): RUN.produced.pack stands for RUN.produced.bin then.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
 import numpy as np
 
 from firmware_sim.errors import SimError
+from firmware_sim.packing import merge_acks, pack_records, unpack_records
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -41,6 +43,7 @@ FORM = 1
 SEQ_ABSENT = -1
 ATTRIBUTES = ("unit", "location", "manufacturer", "firmware_version")
 REFUSED = 128
+PACK_FROM_ROWS = 500_000
 
 PRODUCED = np.dtype(
     [
@@ -77,7 +80,7 @@ class TruthWriter:
             self._acks = (folder / f"{run}.acks.bin").open("xb", buffering=0)
         except OSError as fault:
             raise SimError(f"--truth {folder}: cannot record there: {fault}") from fault
-        self.folder = folder
+        self.folder, self._run = folder, run
         self._states: dict[State, int] = {}
         self._rows = 0
         self._pending_produced = bytearray()
@@ -145,17 +148,28 @@ class TruthWriter:
         beside.replace(self.folder / "progress.json")
 
     def close(self) -> None:
-        """Flush, fsync and close."""
+        """Flush, fsync and close; a large run is packed."""
         self.flush()
         for file in (self._series, self._produced, self._acks):
             os.fsync(file.fileno())
             file.close()
+        if self._rows >= PACK_FROM_ROWS:
+            pack(self.folder, self._run)
 
     @staticmethod
     def _write(file: BinaryIO | Any, data: bytes) -> None:
         rest = memoryview(data)
         while rest:
             rest = rest[file.write(rest) :]
+
+
+def pack(folder: Path, run: str) -> None:
+    """Pack a run that has ended. A crash meanwhile leaves either form, or both, which are the same."""
+    acks = folder / f"{run}.acks.bin"
+    beside = folder / f"{run}.acks.packing"
+    merge_acks(_read_records(acks, ACKS)).tofile(beside)
+    beside.replace(acks)
+    pack_records(folder / f"{run}.produced.bin", folder / f"{run}.produced.pack", PRODUCED)
 
 
 @dataclass(frozen=True, slots=True)
@@ -206,7 +220,7 @@ def load(folder: Path) -> Truth:
     for path in runs:
         run = path.name.removesuffix(".series.jsonl")
         local = np.array([numbers.setdefault(s, len(numbers)) for s in _read_states(path)], np.int32)
-        rows = _read_records(folder / f"{run}.produced.bin", PRODUCED)
+        rows = _read_produced(folder, run)
         if len(rows) and (len(local) == 0 or int(rows["state"].max()) >= len(local)):
             raise SimError(f"{path}: fewer series than {run}.produced.bin speaks of; the record is damaged")
         rows["state"] = local[rows["state"]] if len(rows) else rows["state"]
@@ -233,7 +247,7 @@ def load(folder: Path) -> Truth:
 def find_repeats(folder: Path, run: str) -> tuple[int, list[tuple[State, int]]]:
     """How many readings of a run repeat a series and time of an earlier one, and the first few."""
     states = _read_states(folder / f"{run}.series.jsonl")
-    rows = _read_records(folder / f"{run}.produced.bin", PRODUCED)
+    rows = _read_produced(folder, run)
     names: dict[tuple[str, str], int] = {}
     series = np.array([names.setdefault(s[:2], len(names)) for s in states], np.int32)[rows["state"]]
     order = np.lexsort((rows["time_us"], series))
@@ -257,6 +271,13 @@ def _read_states(path: Path) -> list[State]:
         attributes = tuple(entry["attributes"].get(name) for name in ATTRIBUTES)
         states.append(State(entry["sensor_id"], entry["sensor_type"], attributes))
     return states
+
+
+def _read_produced(folder: Path, run: str) -> NDArray[Any]:
+    packed = folder / f"{run}.produced.pack"
+    if packed.exists():
+        return unpack_records(packed, PRODUCED)
+    return _read_records(folder / f"{run}.produced.bin", PRODUCED)
 
 
 def _read_records(path: Path, dtype: np.dtype[Any]) -> NDArray[Any]:

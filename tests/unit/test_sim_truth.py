@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from firmware_sim.errors import SimError
-from firmware_sim.truth import SEQ_ABSENT, State, TruthWriter, find_repeats, load
+from firmware_sim.truth import SEQ_ABSENT, State, TruthWriter, find_repeats, load, pack
 
 HALL = State("s1", "temperature", ("degC", "hall", None, "1.0"))
 ROOF = State("s1", "temperature", ("degC", "roof", None, "1.1"))
@@ -94,6 +94,30 @@ def test_repeats_of_a_run_are_found_over_series_states(tmp_path):
     count, examples = find_repeats(tmp_path, "a")
     assert count == 2
     assert examples == [(ROOF, 10), (HALL, 10)]
+
+
+def test_a_packed_run_is_the_same_and_smaller(tmp_path):
+    rows = [(HALL if n % 3 else WET, 10**15 + n * 1_000_000, 20 + n % 7 / 10) for n in range(20_000)]
+    acks = [(n, 2, 0) for n in range(0, 10_000, 2)] + [(12_000, 5, 0x97), (12_005, 5, 0)]
+    write_run(tmp_path, "a", rows, acks)
+    before, size = load(tmp_path), sum(p.stat().st_size for p in tmp_path.iterdir())
+    pack(tmp_path, "a")
+    after = load(tmp_path)
+    assert after.produced.tobytes() == before.produced.tobytes()
+    assert (after.acknowledged == before.acknowledged).all()
+    assert (after.refused == before.refused).all()
+    assert after.acknowledged.sum() == 10_005
+    assert sum(p.stat().st_size for p in tmp_path.iterdir()) < size / 8
+    assert find_repeats(tmp_path, "a") == (0, [])
+
+
+def test_a_packed_run_that_is_cut_short_is_named(tmp_path):
+    write_run(tmp_path, "a", [(HALL, 10, 1.0)])
+    pack(tmp_path, "a")
+    path = tmp_path / "a.produced.pack"
+    path.write_bytes(path.read_bytes()[:-3])
+    with pytest.raises(SimError, match=r"a\.produced\.pack: it is cut short"):
+        load(tmp_path)
 
 
 def test_progress_is_replaced_whole(tmp_path):
