@@ -29,6 +29,8 @@ _GROUPS = {
     ),
     "config": ("gateway.commands.config", "Write, check, show, explain and compare configurations."),
     "doctor": ("gateway.commands.doctor", "Look for what is wrong with this gateway, and say what to do."),
+    "install": ("gateway.commands.install", "Set this machine up: program, service, configuration."),
+    "uninstall": ("gateway.commands.uninstall", "Remove the program and its services; the spool stays."),
     "demo": ("gateway.commands.demo", "Show the whole path at work, through an outage and a kill."),
 }
 _EXTRAS = {"ingest": "ingest", "sim": "sim", "demo": "demo"}

@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, SecretStr, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from cloud_sync import settings_file
+from cloud_sync.handed_over import handed_over
 from cloud_sync.settings_file import Fault, SettingsFault
 
 ENV_PREFIX = "TIDEGATE_INGEST_"
@@ -110,7 +111,7 @@ def load(path: Path) -> IngestSettings:
     settings = settings_file.load(IngestSettings, path, ENV_PREFIX)
     settings.tokens_file = path.parent / settings.tokens_file
     if settings.database.dsn_file is not None:
-        settings.database.dsn_file = path.parent / settings.database.dsn_file
+        settings.database.dsn_file = handed_over(path.parent / settings.database.dsn_file)
     if settings.tls is not None:
         tls = settings.tls
         tls.cert_file, tls.key_file = path.parent / tls.cert_file, path.parent / tls.key_file

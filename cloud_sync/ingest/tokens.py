@@ -9,11 +9,13 @@ file at its next request.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import hmac
 import os
 import re
 import secrets
+import stat
 from typing import TYPE_CHECKING, Literal, NamedTuple, get_args
 
 if TYPE_CHECKING:
@@ -149,13 +151,20 @@ def _line_of(entry: Entry) -> str:
 
 
 def _write(path: Path, entries: list[Entry]) -> None:
-    """Replace the file as a whole, readable by its owner only. Comments of a person are not kept."""
+    """Replace the file as a whole, for the owner it had or its folder has.
+
+    A folder that passes its group on has the group read it. Comments of a person are not kept.
+    """
     text = _HEADING + "".join(map(_line_of, entries))
     draft = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        with os.fdopen(
-            os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w", encoding="utf-8"
-        ) as file:
+        like = (path if path.exists() else path.parent).stat()
+        shared = like.st_mode & (stat.S_ISGID if stat.S_ISDIR(like.st_mode) else stat.S_IRGRP)
+        opened = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600)
+        with os.fdopen(opened, "w", encoding="utf-8") as file:
+            with contextlib.suppress(PermissionError):  # only root gives files away, and only it needs to
+                os.fchown(opened, like.st_uid, like.st_gid)
+            os.fchmod(opened, 0o640 if shared else 0o600)
             file.write(text)
             file.flush()
             os.fsync(file.fileno())

@@ -10,6 +10,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from cloud_sync import settings_file
 from cloud_sync.destinations.http_client import tls_context
+from cloud_sync.handed_over import handed_over
 from cloud_sync.ingest.tokens import TokenFile, TokensFault
 from cloud_sync.settings_file import Fault, SettingsFault
 from gateway.ingress import credentials
@@ -220,7 +221,8 @@ def read(path: Path) -> GatewaySettings:
         *settings.destinations,
     ):
         for key, value in _paths_of(table):
-            setattr(table, key, folder / value)
+            is_secret = key in ("token_file", "password_file")
+            setattr(table, key, handed_over(folder / value) if is_secret else folder / value)
     return settings
 
 

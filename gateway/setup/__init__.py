@@ -1,0 +1,1 @@
+"""Setting a machine up: a plan of steps that can be shown before any of it is done."""
