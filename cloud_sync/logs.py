@@ -41,7 +41,8 @@ def set_up(level: str, form: Form = "auto", stream: TextIO | None = None) -> Non
     handler.setFormatter(Lines(form, journal=leads_to_journal(stream or sys.stderr)))
     handler.addFilter(Repeats())
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
-    logging.getLogger("httpx").setLevel(logging.WARNING)
+    for talkative in ("httpx", "uvicorn.error"):
+        logging.getLogger(talkative).setLevel(logging.WARNING)
 
 
 def leads_to_journal(stream: TextIO, environ: Mapping[str, str] = os.environ) -> bool:

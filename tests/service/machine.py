@@ -22,10 +22,11 @@ _OWN = ("passwd", "group", "shadow", "nsswitch.conf", "ld.so.cache", "os-release
 
 
 class Machine:
-    """One container; `root` is its file system seen from here."""
+    """One container; `root` is its file system seen from here, `said` what its set-up printed."""
 
     def __init__(self, folder: Path) -> None:
         self.root = folder / "root"
+        self.said = ""
         self._upper = folder / "usr"
         self._log = folder / "console.log"
         self._nspawn: subprocess.Popen[bytes] | None = None
