@@ -51,6 +51,7 @@ class Flag(IntFlag):
     RESTAMPED = 512
     SUPPRESSED = 1024  # within its deadband: kept and rolled up here, not delivered
     PROCESSED = 2048  # rolled up and watched by the gateway it came from; in a spool only, never delivered
+    HISTORICAL = 4096  # the device says that it sends it late, from a store of its own
 
 
 class Series(NamedTuple):

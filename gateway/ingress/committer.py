@@ -134,7 +134,7 @@ class Committer:
         self._appender = appender
         self._refuse_when_full = refuse_when_full
         self._book = book
-        self._rules = template if isinstance(template, Rules) else Rules(template)
+        self.rules = template if isinstance(template, Rules) else Rules(template)
         self._interval_s = interval_s
         self._max_pending_bytes = max_pending_bytes
         self.on_pressure = on_pressure
@@ -365,11 +365,11 @@ class Committer:
 
     def _learn(self, topic: bytes) -> _Topic:
         text = topic.decode("utf-8", "backslashreplace")
-        decode = self._rules.decoder_for(text)
+        decode = self.rules.decoder_for(text)
         name = None
         if decode is None:
-            name = self._rules.template.match(text)
-            detail = f"the topic does not fit {self._rules.template.template!r}"
+            name = self.rules.template.match(text)
+            detail = f"the topic does not fit {self.rules.template.template!r}"
             if name is None:
                 decode = _always("unknown_topic", detail)
             elif (fault := fault_in(name)) is not None:

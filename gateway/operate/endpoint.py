@@ -17,6 +17,7 @@ from starlette.applications import Starlette
 from starlette.routing import Route
 
 from cloud_sync.progress import late_of
+from gateway.ingress.formats.rules import Rules
 from gateway.ingress.tls import Certificates, context_of
 from gateway.operate.answers import SAFE, bounded_body, json_answer, refusal
 from gateway.operate.page import Page
@@ -114,7 +115,8 @@ class Endpoint:
         except msgspec.DecodeError as fault:
             return json_answer({"error": "malformed", "message": str(fault)}, 400)
         parts = self._parts
-        rules = parts.settings.ingress.rules
+        told = parts.committer.rules
+        rules = Rules(told.template, told.rules, told.births.replayed())
         try:
             result = await retry_within(parts.database, parts.appender, parts.book, rules, asked.numbers)
         except SpoolError as fault:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Annotated, Literal, Self
 from zoneinfo import ZoneInfo
 
@@ -77,6 +78,10 @@ class IngressRule(Table):
 
     @model_validator(mode="after")
     def _makes_sense(self) -> Self:
+        if self.format == "sparkplug_b" and find_spec("google.protobuf") is None:
+            raise ValueError(
+                'format "sparkplug_b" needs protobuf, which is not installed: tidegate[sparkplug]'
+            )
         self._rules = (self._made(),)
         return self
 
@@ -114,3 +119,10 @@ class IngressRule(Table):
             raise ValueError(
                 f"time_zone = {self.time_zone!r} is not known; allowed: names such as Europe/Berlin or UTC"
             ) from None
+
+
+def _has_protobuf() -> bool:
+    try:
+        return find_spec("google.protobuf") is not None
+    except ModuleNotFoundError:
+        return False

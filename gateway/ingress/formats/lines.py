@@ -36,7 +36,7 @@ _FIELDS_MAX: Final = 1_000
 _BESIDE: Final = ("quality", "battery_level", "signal_strength")
 _SINGLE_MAX: Final = 3.4e38
 _SEQ_MAX: Final = (1 << 63) - 1
-_FLAGS: Final = sum(Flag)
+_FLAGS: Final = sum(Flag) & ~(Flag.SUPPRESSED | Flag.PROCESSED)  # which are the gateway's own to set
 _ABSENT: Final = (None, None, None, None, 0)
 _Beside = tuple[float | None, float | None, float | None, int | None, int]
 

@@ -7,7 +7,8 @@ templates may use beside the levels of the topic:
     fields, csv       member: the dotted path (or column) measured; any other path: that member's text
     senml             base: the base name; member: the name after it
     line_protocol     member: measurement, then .field unless it is `value`; any other: that tag's text
-    sparkplug_b       group, node, device; member: the metric's name
+    sparkplug_b       group, node, device ("" of the node itself), source: node or node:device;
+                      member: the metric's name
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ COMPANIONS: Final = (
 """What may go with every reading of a payload, in the order of `Measurement`."""
 MAX_PAYLOAD_BYTES: Final = 8 << 20
 
-_SENSOR_ID: Final = {"senml": "{base}", "sparkplug_b": "{group}.{node}:{device}"}
+_SENSOR_ID: Final = {"senml": "{base}", "sparkplug_b": "{group}.{source}"}
 _OF_PAYLOAD: Final[dict[str, frozenset[str] | None]] = {
     "reading": frozenset({"sensor_id", "sensor_type"}),
     "ndjson": frozenset({"sensor_id", "sensor_type"}),
@@ -47,7 +48,7 @@ _OF_PAYLOAD: Final[dict[str, frozenset[str] | None]] = {
     "csv": None,
     "senml": frozenset({"base", "member"}),
     "line_protocol": None,
-    "sparkplug_b": frozenset({"group", "node", "device", "member"}),
+    "sparkplug_b": frozenset({"group", "node", "device", "source", "member"}),
     "ignore": frozenset(),
 }
 _RECORDS: Final = ("fields", "csv")

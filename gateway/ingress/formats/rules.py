@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from gateway.ingress.formats import shapes
+from gateway.ingress.formats.births import Births
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -19,11 +20,17 @@ if TYPE_CHECKING:
 
 
 class Rules:
-    """What a gateway is told about topics: its template, and rules that go before it. A `Naming`."""
+    """What a gateway is told about topics: its template, and rules that go before it. A `Naming`.
 
-    def __init__(self, template: TopicTemplate, rules: Sequence[Rule] = ()) -> None:
+    `births` is what Sparkplug's nodes said of themselves on the topics decoded here.
+    """
+
+    def __init__(
+        self, template: TopicTemplate, rules: Sequence[Rule] = (), births: Births | None = None
+    ) -> None:
         self.template = template
         self.rules = tuple(rules)
+        self.births = Births() if births is None else births
 
     def rule_for(self, topic: str) -> Rule | None:
         """The first rule for a topic; None when the template is for it."""
@@ -32,7 +39,7 @@ class Rules:
     def decoder_for(self, topic: str) -> Decoder | None:
         """What decodes the payloads of a topic; None when the template is for it."""
         rule = self.rule_for(topic)
-        return None if rule is None else shapes.decoder_of(rule, topic)
+        return None if rule is None else shapes.decoder_of(rule, topic, self.births)
 
     def sensor_id_in(self, topic: str) -> str | None:
         """The sensor_id that the topic alone names, None when it names none."""

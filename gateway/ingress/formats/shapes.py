@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from gateway.ingress.formats import compressed, csv_line, fields, lines, named_reading, number, senml
+from gateway.ingress.formats.births import Births
 from gateway.ingress.formats.measurement import Fault, bounded
 
 if TYPE_CHECKING:
@@ -31,14 +32,22 @@ _DECODERS: Mapping[str, Callable[[Rule, Mapping[str, str]], Decoder]] = {
 }
 
 
-def decoder_of(rule: Rule, topic: str) -> Decoder | None:
-    """The decoder of a topic's payloads; None when the rule is not for this topic."""
+def decoder_of(rule: Rule, topic: str, births: Births | None = None) -> Decoder | None:
+    """The decoder of a topic's payloads; None when the rule is not for this topic.
+
+    `births` holds what Sparkplug's nodes said of themselves, on other topics than this one.
+    """
     levels = rule.names_of(topic)
     if levels is None:
         return None
     if rule.format == "ignore":
         return _nothing
-    inner = _DECODERS[rule.format](rule, levels)
+    if rule.format == "sparkplug_b":
+        from gateway.ingress.formats import sparkplug  # noqa: PLC0415 - needs an extra
+
+        inner = sparkplug.decoder(rule, levels, topic, Births() if births is None else births)
+    else:
+        inner = _DECODERS[rule.format](rule, levels)
     max_bytes = rule.max_payload_bytes
 
     def decode(payload: bytes, now_us: int) -> Decoded:
@@ -53,13 +62,13 @@ def decoder_of(rule: Rule, topic: str) -> Decoder | None:
     return decode
 
 
-def decode(payload: bytes, topic: str, rule: Rule, *, now_us: int) -> Decoded:
+def decode(payload: bytes, topic: str, rule: Rule, *, now_us: int, births: Births | None = None) -> Decoded:
     """What one payload on one topic becomes under a rule.
 
     Raises:
         ValueError: the rule is not for this topic.
     """
-    decoder = decoder_of(rule, topic)
+    decoder = decoder_of(rule, topic, births)
     if decoder is None:
         raise ValueError(f"{topic!r} does not fit {rule.topic.pattern!r}")
     return decoder(payload, now_us)
