@@ -4,7 +4,7 @@ set -u
 cd "$(dirname "$0")/.."
 
 missing=""
-for pair in mosquitto:mosquitto mosquitto_pub:mosquitto-clients influxd:influxdb victoria-metrics:victoria-metrics openssl:openssl systemd-nspawn:systemd-container; do
+for pair in mosquitto:mosquitto mosquitto_pub:mosquitto-clients influxd:influxdb victoria-metrics:victoria-metrics openssl:openssl systemd-nspawn:systemd-container prometheus:prometheus chromium:chromium; do
     tool=${pair%%:*} package=${pair#*:}
     command -v "$tool" >/dev/null 2>&1 || [ -x "/usr/sbin/$tool" ] || missing="$missing $package"
 done

@@ -35,6 +35,7 @@ from cloud_sync.ingest import openapi
 from cloud_sync.ingest.answers import Rejection, progress_answer, receipt_answer, rejection_of
 from cloud_sync.ingest.clients import PlainRequest, memory_of
 from cloud_sync.ingest.fairness import Fairness
+from cloud_sync.progress import late_of
 from cloud_sync.records import Receipt
 
 if TYPE_CHECKING:
@@ -170,7 +171,10 @@ class IngestApp:
         return JSONResponse(openapi.description())
 
     async def tell_health(self, _request: Request) -> Response:
-        """Answer that the process lives."""
+        """Answer whether what waits for the database gets its turn, however slowly."""
+        late = late_of([self._turns.stage])
+        if late:
+            return JSONResponse({"status": "stuck", "stages": list(map(str, late))}, 503)
         return JSONResponse({"status": "ok"})
 
     async def tell_readiness(self, _request: Request) -> Response:

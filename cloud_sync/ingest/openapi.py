@@ -63,7 +63,9 @@ def description() -> dict[str, Any]:
                 }
             },
             "/openapi.json": {"get": _open("This document.", {"type": "object"})},
-            "/healthz": {"get": _open("The process answers.", _object({"status": _TEXT}))},
+            "/healthz": {
+                "get": _open("Batches get their turn; 503 when they hang.", _object({"status": _TEXT}), 503)
+            },
             "/readyz": {
                 "get": _open("A batch could be applied now; 503 when not.", _object({"status": _TEXT}), 503)
             },

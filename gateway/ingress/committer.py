@@ -69,6 +69,7 @@ class CommitterCounters:
     holding_since_us: int | None = None
     holding_reason: str = ""
     commit_s: float = 0.0
+    commits_s: float = 0.0
     rate: Rate = field(default_factory=Rate)
 
     def committed(self, group: Group, appended: Appended, publishes: int, commit_s: float) -> None:
@@ -80,6 +81,7 @@ class CommitterCounters:
         self.conflicts += appended.conflicts
         self.quarantined += len(group.items) + appended.conflicts
         self.commit_s = commit_s
+        self.commits_s += commit_s
         self.rate.add(appended.stored, time.monotonic())
 
 

@@ -13,13 +13,16 @@ from typing import TYPE_CHECKING
 
 import msgspec
 import uvicorn
+from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.applications import Starlette
+from starlette.responses import Response
 from starlette.routing import Route
 
 from cloud_sync.progress import late_of
 from gateway.ingress.formats.rules import Rules
 from gateway.ingress.tls import Certificates, context_of
 from gateway.operate.answers import SAFE, bounded_body, json_answer, refusal
+from gateway.operate.metrics import GatewayMetrics
 from gateway.operate.page import Page
 from gateway.operate.quarantine_retry import retry_within
 from gateway.operate.spool_compact import compact_within
@@ -30,7 +33,6 @@ if TYPE_CHECKING:
     import ssl
 
     from starlette.requests import Request
-    from starlette.responses import Response
 
     from gateway.ingress.tls import TlsFiles
     from gateway.operate.observer import Observer
@@ -52,10 +54,12 @@ class Endpoint:
         settings = parts.settings.status
         self._visitors = Visitors(settings.tokens_file, f"tidegate-{parts.settings.gateway_id}")
         self._page = Page(parts, self._visitors)
+        self._metrics = GatewayMetrics(parts)
         app = Starlette(
             routes=[
                 *self._page.routes(),
                 Route("/status", self._status),
+                Route("/metrics", self._tell_metrics),
                 Route("/healthz", self._healthz),
                 Route("/readyz", self._readyz),
                 Route("/quarantine/retry", self._retry, methods=["POST"]),
@@ -102,6 +106,15 @@ class Endpoint:
             return json_answer(await self._observer.status())
         except SpoolError as fault:
             return json_answer({"error": "spool", "message": str(fault)}, 503)
+
+    async def _tell_metrics(self, request: Request) -> Response:
+        if not self._visitors.may_look(request):
+            return refusal()
+        try:
+            page = self._metrics.page(await self._observer.status())
+        except SpoolError as fault:
+            return json_answer({"error": "spool", "message": str(fault)}, 503)
+        return Response(page, media_type=CONTENT_TYPE_LATEST)
 
     async def _retry(self, request: Request) -> Response:
         """Decode quarantined publishes again: `{"numbers": [1, 2]}`."""

@@ -32,6 +32,7 @@ class WearStatus(msgspec.Struct):
         amplification: bytes written by this gateway for each byte of readings as they were encoded.
         endurance_bytes: what may still be written, as configured.
         years_left: until then, at the disk's present rate (the gateway's own, where the disk's is not known).
+        written_bytes, disk_written_bytes: since the process, and the machine, started.
     """
 
     disk: str | None
@@ -41,6 +42,8 @@ class WearStatus(msgspec.Struct):
     amplification: float | None
     endurance_bytes: float | None
     years_left: float | None
+    written_bytes: int | None = None
+    disk_written_bytes: int | None = None
 
 
 class Written(NamedTuple):
@@ -99,6 +102,8 @@ def wear_between(
         amplification=process / encoded if process is not None and encoded > 0 and enough else None,
         endurance_bytes=endurance_bytes,
         years_left=years_left,
+        written_bytes=now.by_process,
+        disk_written_bytes=now.by_machine,
     )
 
 
