@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import version
 from typing import TYPE_CHECKING
 
+from cloud_sync.records import RecordClass
 from cloud_sync.watchdog import Watchdog, period_of
 from gateway.checking import check_of
 from gateway.destinations import shipper_of
@@ -30,6 +31,7 @@ from gateway.spool.compaction import Compaction
 from gateway.spool.database import Database
 from gateway.spool.deliveries import Deliveries
 from gateway.spool.duplicates import Duplicates
+from gateway.spool.giving_up import GivingUp
 from gateway.spool.retention import Retention
 from gateway.spool.segments import Segments
 from gateway.spool.series import SeriesBook
@@ -91,6 +93,8 @@ async def build(settings: GatewaySettings, database: Database) -> Parts:
         subscriber_of(table, settings.gateway_id, committer) for table in settings.ingress.subscribe
     )
 
+    if settings.spool.max_bytes is not None:
+        await database.limit_log(min(16 << 20, settings.spool.max_bytes // 8))
     follower, roller = await follower_of(settings, database, segments, book)
     committer.on_commit = follower.wake
     for d in settings.destinations:
@@ -119,9 +123,10 @@ async def build(settings: GatewaySettings, database: Database) -> Parts:
         compaction=Compaction(database, book, duplicates),
         retention=Retention(
             database,
-            [d.name for d in settings.destinations],
+            [d.name for d in settings.destinations if RecordClass.READING in d.classes],
             keep_s=settings.spool.keep_delivered_h * 3600,
             capacity=capacity,
+            giving_up=_giving_up(settings, database, segments, capacity),
         ),
         deliveries=deliveries,
         shippers=tuple(shipper_of(d, deliveries) for d in settings.destinations),
@@ -133,6 +138,24 @@ async def build(settings: GatewaySettings, database: Database) -> Parts:
 
     committer.on_pressure = press
     return parts
+
+
+def _giving_up(
+    settings: GatewaySettings, database: Database, segments: Segments, capacity: Capacity
+) -> GivingUp:
+    """What goes when there is no room, or too old; within no limits nothing but damage is declared."""
+    spool = settings.spool
+    return GivingUp(
+        database,
+        segments,
+        capacity=capacity if spool.give_up else Capacity(),
+        wanted_by={
+            record_class: [d.name for d in settings.destinations if record_class in d.classes]
+            for record_class in RecordClass
+        },
+        windows_s=settings.rollups.windows_s if settings.rollups.enabled else (),
+        max_age_s=None if spool.max_age_d is None else spool.max_age_d * 86_400,
+    )
 
 
 async def _run_parts(parts: Parts, stop: asyncio.Event, watchdog: Watchdog) -> None:

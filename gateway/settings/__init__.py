@@ -78,9 +78,15 @@ class Spool(Table):
     """When there is no room. "hold": withhold acknowledgements and stop reading, so that devices keep their
     data and send it when room returns. "refuse": tell them "quota exceeded", upon which they forget it.
     """
+    give_up: bool = True
+    """Whether the oldest readings that are not delivered make way for new ones when there is no room, their
+    rollups being kept; what went is declared. Without it a spool without room takes nothing more.
+    """
+    max_age_d: Annotated[float, Field(gt=0)] | None = Field(default=None, examples=[60])
+    """Readings older than that go, delivered or not, and are declared. Without it age does not matter."""
     keep_delivered_h: Annotated[float, Field(ge=0)] = 24
-    """How long readings stay after every destination has given its receipt. What is not delivered is kept,
-    however old.
+    """How long readings stay after every destination has given its receipt. What is not delivered is kept
+    for as long as there is room (`give_up`, `max_age_d`).
     """
     flash_endurance_tb: Annotated[float, Field(gt=0)] | None = Field(default=None, examples=[100])
     """What may still be written to the disk the spool is on: its endurance as the maker states it (TBW), less

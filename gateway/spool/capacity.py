@@ -30,6 +30,17 @@ class Capacity:
             room = min(room, self.max_bytes - used)
         return max(0, room)
 
+    async def excess_bytes(self, database: Database) -> int:
+        """How far a spool is beyond nine tenths of its cap, or below eleven tenths of the floor; 0 or more.
+
+        Readings are taken until the limits themselves; what is between is room for rollups, alerts and
+        declarations, and time to give something up.
+        """
+        used, spare = await database.room()
+        over = 0 if self.max_bytes is None else used - self.max_bytes * 9 // 10
+        free = shutil.disk_usage(database.path.parent).free
+        return max(0, over, self.min_free_bytes * 11 // 10 - free - spare)
+
     async def require(self, database: Database) -> None:
         """Do nothing while there is room.
 

@@ -15,17 +15,18 @@ import json
 from typing import TYPE_CHECKING, NamedTuple
 
 from cloud_sync.lanes import Lane, Wanted
+from cloud_sync.records import RecordClass
 from cloud_sync.wire import PARTS_MAX
 from gateway.spool import ranges
 from gateway.spool.database import SQL
 from gateway.spool.ranges import Range
-from gateway.spool.segments import Stored, commit_of, span_of
+from gateway.spool.segments import CLASS_SHIFT, Stored, commit_of, span_of
 
 if TYPE_CHECKING:
     import sqlite3
     from collections.abc import Collection, Iterable
 
-    from cloud_sync.records import BatchRange, RecordClass
+    from cloud_sync.records import BatchRange
 
 BEHIND_US = 2_000_000
 """The live lane leaves a gap rather than be further behind, in microseconds of what was committed."""
@@ -146,6 +147,17 @@ def _newest(
 def delivered_ranges(connection: sqlite3.Connection, queue: Queue) -> list[Range]:
     """What need not be sent any more, merged."""
     return [Range(*row) for row in connection.execute(SQL["delivered"], queue)]
+
+
+def lacking(connection: sqlite3.Connection, position: int) -> list[str]:
+    """The destinations that have no receipt for the segment at `position`."""
+    record_class, commit = RecordClass(position >> CLASS_SHIFT), commit_of(position)
+    found = []
+    for name, *_ in connection.execute(SQL["destinations"]).fetchall():
+        delivered = delivered_ranges(connection, Queue(name, record_class))
+        if not any(r.first <= commit <= r.last for r in delivered):
+            found.append(name)
+    return found
 
 
 def fix(connection: sqlite3.Connection, queue: Queue, new: Range, wanted: Wanted) -> Claim:

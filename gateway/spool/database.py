@@ -143,6 +143,16 @@ class Database:
         except sqlite3.Error as fault:
             raise _mapped(self.path, fault) from fault
 
+    async def limit_log(self, max_bytes: int) -> None:
+        """Keep the write-ahead log near `max_bytes`, for a spool that may not become large itself."""
+        pages = max(1, max_bytes // 2 // 4096)
+
+        def work(connection: sqlite3.Connection) -> None:
+            connection.execute(f"PRAGMA journal_size_limit = {max_bytes}")
+            connection.execute(f"PRAGMA wal_autocheckpoint = {pages}")
+
+        await self._writer.run(work)
+
     async def room(self) -> tuple[int, int]:
         """Bytes in use, write-ahead log included, and bytes inside the file that are free for use."""
 

@@ -120,7 +120,13 @@ class Deliveries:
 
         def work(connection: sqlite3.Connection) -> bool:
             known = connection.execute(SQL["destination_known"], (destination,)).fetchone()
-            for name in ("drop_destination", "drop_delivered_of", "drop_batches_of", "drop_parts_of"):
+            for name in (
+                "drop_destination",
+                "drop_delivered_of",
+                "drop_batches_of",
+                "drop_parts_of",
+                "drop_losses_of",
+            ):
                 connection.execute(SQL[name], (destination,))
             return known is not None
 

@@ -7,6 +7,7 @@ else goes on (promise 10). The batches it was a part of travel whole again: thei
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 import sqlite3
 import time
@@ -24,7 +25,7 @@ from gateway.spool.claims import WHOLE, Part, Queue
 from gateway.spool.database import SQL
 from gateway.spool.errors import SpoolError, SpoolFailed
 from gateway.spool.salvage import is_damage
-from gateway.spool.segments import commit_of, keep_high_mark, read_range, span_of
+from gateway.spool.segments import CLASS_SHIFT, commit_of, keep_high_mark, read_range, span_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -36,7 +37,6 @@ if TYPE_CHECKING:
     from gateway.spool.series import SeriesBook
 
 _log = logging.getLogger(__name__)
-_CLASS_SHIFT = 56
 _KEPT_HERE = np.int32(Flag.PROCESSED)
 
 
@@ -89,8 +89,9 @@ class Loader:
 
         def note(connection: sqlite3.Connection) -> None:
             keep_high_mark(connection, position)
-            connection.execute(SQL["set_aside"], (now_us, reason, position))
-            connection.execute(SQL["travel_whole_around"], (position >> _CLASS_SHIFT, commit_of(position)))
+            lacking = json.dumps(claims.lacking(connection, position))
+            connection.execute(SQL["set_aside"], (now_us, reason, lacking, position))
+            connection.execute(SQL["travel_whole_around"], (position >> CLASS_SHIFT, commit_of(position)))
 
         def work(connection: sqlite3.Connection) -> None:
             note(connection)

@@ -16,7 +16,7 @@ from cloud_sync.records import RecordClass
 from gateway.spool.capacity import Capacity
 from gateway.spool.crashpoints import point
 from gateway.spool.database import SQL
-from gateway.spool.errors import SpoolError, SpoolFull
+from gateway.spool.errors import SpoolError
 from gateway.spool.processed import processed_through
 from gateway.spool.segments import commit_of, keep_high_mark, position_of, span_of
 
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from gateway.spool.database import Database
+    from gateway.spool.giving_up import GivingUp
 
 _log = logging.getLogger(__name__)
 _PAUSE_S = 5.0
@@ -43,11 +44,13 @@ class Retention:
         *,
         keep_s: float,
         capacity: Capacity = Capacity(),  # noqa: B008 - an immutable value
+        giving_up: GivingUp | None = None,
     ) -> None:
         self._database = database
         self._capacity = capacity
         self._destinations = tuple(destinations)
         self._keep_s = keep_s
+        self._giving_up = giving_up
         self.stage = Stage("retention")
 
     async def run(self, stop: asyncio.Event) -> None:
@@ -55,7 +58,7 @@ class Retention:
         while not stop.is_set():
             self.stage.works(within_s=_STEP_WITHIN_S)
             try:
-                more = await self.prune_once(time.time_ns() // 1000) == _AT_ONCE
+                more = await self.make_room_once(time.time_ns() // 1000)
             except SpoolError as fault:
                 _log.warning("nothing was pruned: %s", fault)
                 more = False
@@ -65,6 +68,13 @@ class Retention:
             except TimeoutError:
                 continue
         self.stage.rests()
+
+    async def make_room_once(self, now_us: int) -> bool:
+        """Prune, and where that was not enough give something up; whether there is more to do at once."""
+        pruned = await self.prune_once(now_us)
+        if pruned == _AT_ONCE or self._giving_up is None:
+            return pruned == _AT_ONCE
+        return await self._giving_up.give_up_once(now_us) > 0
 
     async def prune_once(self, now_us: int) -> int:
         """Delete at most some hundred segments; returns how many. Without destinations none is delivered."""
@@ -88,11 +98,7 @@ class Retention:
         return gone
 
     async def _is_full(self) -> bool:
-        try:
-            await self._capacity.require(self._database)
-        except SpoolFull:
-            return True
-        return False
+        return await self._capacity.excess_bytes(self._database) > 0
 
     def _doomed(self, connection: sqlite3.Connection, before_us: int) -> list[tuple[int, int]]:
         """Position and last commit of the oldest segments, up to the first that must stay."""

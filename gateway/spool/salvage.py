@@ -37,6 +37,7 @@ _COPIED = {
     "received": 6,
     "answered": 2,
     "processing_state": 1,
+    "loss": 3,
     "quarantine": 0,
     "damaged": 0,
     "meta": 1,

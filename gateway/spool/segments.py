@@ -25,14 +25,14 @@ if TYPE_CHECKING:
     from gateway.spool.database import Database
     from gateway.spool.series import SeriesBook
 
-_CLASS_SHIFT = 56
-_COMMIT_MASK = (1 << _CLASS_SHIFT) - 1
+CLASS_SHIFT = 56
+_COMMIT_MASK = (1 << CLASS_SHIFT) - 1
 MAX_SEGMENT_ROWS = 65_536
 
 
 def position_of(record_class: RecordClass, commit: int) -> int:
     """The key of the segment that starts at `commit`."""
-    return record_class << _CLASS_SHIFT | commit
+    return record_class << CLASS_SHIFT | commit
 
 
 def commit_of(position: int) -> int:
@@ -216,7 +216,7 @@ def high_mark_key(record_class: RecordClass) -> str:
 
 def keep_high_mark(connection: sqlite3.Connection, position: int) -> None:
     """Remember the commit of a segment that is about to be taken away; inside the same transaction."""
-    record_class = RecordClass(position >> _CLASS_SHIFT)
+    record_class = RecordClass(position >> CLASS_SHIFT)
     row = connection.execute(SQL["segment_end"], (position,)).fetchone()
     if row is None:
         return  # somebody else has taken it away meanwhile

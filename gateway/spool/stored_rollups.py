@@ -27,8 +27,15 @@ _ROLLUPS = span_of(RecordClass.ROLLUP)
 _CACHED_ROWS = 100_000
 _CLUSTER_US = 3_600_000_000
 _AHEAD_US = 300_000_000
+_GONE = "rollups_given_up_us"
 UNKNOWN_US = 1 << 62
 """Windows of any time may be gone."""
+
+
+def note_gone(connection: sqlite3.Connection, newest_us: int) -> None:
+    """Remember that rollups of windows that begin up to then were given up; inside a transaction."""
+    known = int(value_of(connection.execute(SQL["meta"], (_GONE,)).fetchone(), newest_us))
+    connection.execute(SQL["set_meta"], (_GONE, str(max(known, newest_us))))
 
 
 class Prior(NamedTuple):
@@ -91,6 +98,9 @@ class StoredRollups:
         position, _, written_at_us, _ = oldest
         if commit_of(position) > 1:
             gone_us = max(gone_us, written_at_us)
+        given_up_us = value_of(self._connection.execute(SQL["meta"], (_GONE,)).fetchone())
+        if given_up_us is not None:
+            gone_us = max(gone_us, int(given_up_us) + 1)
         return gone_us + _AHEAD_US
 
     def _decoded(self, position: int, last_commit: int) -> Rollups:

@@ -45,8 +45,27 @@ CREATE TABLE damaged (
     rows           INTEGER NOT NULL,
     set_aside_at_us INTEGER NOT NULL,
     reason         TEXT NOT NULL,
-    block          BLOB
+    block          BLOB,
+    min_time_us    INTEGER NOT NULL,
+    max_time_us    INTEGER NOT NULL,
+    lacking        TEXT NOT NULL  -- JSON array: destinations that did not have it, until that is declared
 );
+
+-- What left the spool before a destination had it; '' stands for the destination of a gateway without any.
+-- Losses that follow one another for one reason are one row.
+CREATE TABLE loss (
+    destination    TEXT NOT NULL,
+    class          INTEGER NOT NULL,
+    first_commit   INTEGER NOT NULL,
+    last_commit    INTEGER NOT NULL,
+    rows           INTEGER NOT NULL,
+    from_us        INTEGER NOT NULL,
+    to_us          INTEGER NOT NULL,
+    reason         TEXT NOT NULL,
+    survives       TEXT NOT NULL,  -- the coarser form that is left, '' for none
+    declared_at_us INTEGER NOT NULL,
+    PRIMARY KEY (destination, class, first_commit)
+) WITHOUT ROWID;
 
 CREATE TABLE destination (
     name       TEXT PRIMARY KEY,

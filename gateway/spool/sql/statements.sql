@@ -56,8 +56,37 @@ INSERT INTO series_mark (series_no, newest_us) VALUES (?, ?)
 ON CONFLICT (series_no) DO UPDATE SET newest_us = max(newest_us, excluded.newest_us);
 
 -- name: set_aside
-INSERT INTO damaged (position, last_commit, rows, set_aside_at_us, reason)
-SELECT position, last_commit, rows, ?, ? FROM segment WHERE position = ?;
+INSERT INTO damaged (position, last_commit, rows, set_aside_at_us, reason, min_time_us, max_time_us, lacking)
+SELECT position, last_commit, rows, ?, ?, min_time_us, max_time_us, ? FROM segment WHERE position = ?;
+
+-- name: damage_to_declare
+SELECT position, last_commit, rows, min_time_us, max_time_us, lacking FROM damaged WHERE lacking <> '[]';
+
+-- name: damage_declared
+UPDATE damaged SET lacking = '[]' WHERE position = ?;
+
+-- name: grow_loss
+UPDATE loss SET last_commit = ?, rows = rows + ?, from_us = min(from_us, ?), to_us = max(to_us, ?), declared_at_us = ?
+WHERE destination = ? AND class = ? AND last_commit = ? AND reason = ? AND survives = ?;
+
+-- name: add_loss
+INSERT INTO loss (destination, class, first_commit, last_commit, rows, from_us, to_us, reason, survives, declared_at_us)
+VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?);
+
+-- name: loss_totals
+SELECT destination, class, reason, survives, sum(rows), min(from_us), max(to_us), max(declared_at_us) FROM loss
+GROUP BY destination, class, reason, survives ORDER BY destination, class, reason;
+
+-- name: drop_losses_of
+DELETE FROM loss WHERE destination = ?;
+
+-- name: segments_with_sizes
+SELECT position, last_commit, rows, rows_before, min_time_us, max_time_us, written_at_us, length(block) FROM segment
+WHERE position BETWEEN ? AND ? ORDER BY position LIMIT ?;
+
+-- name: segments_and_blocks
+SELECT position, last_commit, rows, rows_before, min_time_us, max_time_us, written_at_us, block FROM segment
+WHERE position BETWEEN ? AND ? ORDER BY position LIMIT ?;
 
 -- name: keep_damaged_block
 UPDATE damaged SET block = (SELECT block FROM segment WHERE segment.position = damaged.position)
