@@ -11,7 +11,7 @@ DEMO_SECONDS ?= 60
 BENCHES := ingress spool delivery
 export DEMO_SECONDS KEEP
 
-.PHONY: help demo test bench lint types check-tests torture clean prepare
+.PHONY: help demo test bench lint types check-tests torture soak clean prepare
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 14
@@ -39,6 +39,9 @@ check-tests: $(VENV)/.installed-dev
 torture: prepare ## longer forms of the attacks: TORTURE=n multiplies them
 	TORTURE=$(or $(TORTURE),5) TIDEGATE_FUZZ_SECONDS=$(or $(TIDEGATE_FUZZ_SECONDS),120) $(BIN)/python -m pytest --timeout 3600 \
 		tests/crash tests/model tests/unit/test_packets_fuzz.py $(PYTEST_ARGS)
+
+soak: prepare ## everything at once with random faults: HOURS=n, SEED=n, RATE=readings/s; report in .build/soak
+	@$(BIN)/python -m tests.soak --hours $(or $(HOURS),1) $(if $(SEED),--seed $(SEED)) $(if $(RATE),--rate $(RATE))
 
 prepare: $(VENV)/.installed-dev ## install the servers the tests talk to, where allowed
 	@sh tests/prepare.sh

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 START_WITHIN_S = 30
 
-_INFLUXD_CONFIG = """
+INFLUXD_CONFIG = """
 reporting-disabled = true
 bind-address = "127.0.0.1:{rpc}"
 [meta]
@@ -148,7 +148,7 @@ def _influxd(folder: Path, *, auth: bool) -> Iterator[Influxd]:
     port = free_port()
     config = folder / "influxdb.conf"
     config.write_text(
-        _INFLUXD_CONFIG.format(folder=folder, rpc=free_port(), http=port, auth=str(auth).lower())
+        INFLUXD_CONFIG.format(folder=folder, rpc=free_port(), http=port, auth=str(auth).lower())
     )
     url = f"http://127.0.0.1:{port}"
     with _running([binary, "-config", str(config)], folder / "log", f"{url}/ping"):
