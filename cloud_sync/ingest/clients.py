@@ -15,7 +15,7 @@ from cloud_sync.ingest.decompression import ENCODINGS, CannotDecompress, TooMuch
 from cloud_sync.line_protocol_reader import PRECISIONS
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from starlette.requests import Request
 
@@ -34,10 +34,10 @@ class PlainRequest:
         Rejection: 415 or 400, for what no body could mend.
     """
 
-    def __init__(self, request: Request) -> None:
+    def __init__(self, request: Request, media_types: Sequence[str] = plain.MEDIA_TYPES) -> None:
         self.media_type = request.headers.get("Content-Type", "").partition(";")[0].strip().lower()
-        if self.media_type not in plain.MEDIA_TYPES:
-            expected = ", ".join(plain.MEDIA_TYPES)
+        if self.media_type not in media_types:
+            expected = ", ".join(media_types)
             raise Rejection(415, "media_type", f"expected {expected}, not {self.media_type or 'nothing'}")
         self.encoding = request.headers.get("Content-Encoding", "identity").strip().lower()
         if self.encoding not in ENCODINGS:
@@ -114,7 +114,12 @@ def answer_to(parsed: Plain, stored: int, duplicates: int, conflicts: int) -> st
         "stored": stored,
         "duplicates": duplicates,
         "conflicts": conflicts,
-        "rejected": [{"index": bad.index, "reason": bad.reason} for bad in parsed.rejected[:_REJECTED_SHOWN]],
+        "rejected": [_told(bad) for bad in parsed.rejected[:_REJECTED_SHOWN]],
     }
     more = len(parsed.rejected) - _REJECTED_SHOWN
     return json.dumps(answer | ({"rejected_more": more} if more > 0 else {}))
+
+
+def _told(bad: plain.Bad) -> dict[str, int | str]:
+    index = {} if bad.index is None else {"index": bad.index}
+    return {**index, "reason": bad.reason, **({"detail": bad.detail} if bad.detail else {})}

@@ -40,11 +40,19 @@ class NotPlain(Exception):  # noqa: N818 - said of the input, not of the program
 
 @dataclass(frozen=True, slots=True)
 class Bad:
-    """One that is no reading: its position in the body (or its line), from 0, why, and its bytes."""
+    """One that is no reading.
 
-    index: int
+    Attributes:
+        index: its position in the body (or its line), from 0; None where `detail` tells it.
+        reason: machine-readable.
+        part: its bytes.
+        detail: more in words, "" for nothing more.
+    """
+
+    index: int | None
     reason: str
     part: bytes | msgspec.Raw
+    detail: str = ""
 
 
 class Stamps:

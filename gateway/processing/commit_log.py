@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple, Self
 
 from cloud_sync import columns
 from cloud_sync.errors import FormatError
-from cloud_sync.records import Readings, RecordClass
+from cloud_sync.records import Flag, Readings, RecordClass
 from gateway.spool.database import SQL, open_read_only
 from gateway.spool.errors import SpoolFailed
 from gateway.spool.segments import commit_of, span_of
@@ -82,7 +82,10 @@ class CommitLog:
         return Chunk(readings, last_commit, damaged_rows, written_at_us)
 
     def _identified(self, readings: Readings) -> Readings:
-        """The readings of series that the book knows, by the identity of each."""
+        """The readings by the identity of each series, without those that were processed elsewhere."""
+        elsewhere = (readings.flags & Flag.PROCESSED) != 0
+        if elsewhere.any():
+            readings = readings.take(~elsewhere)
         identities = self._book.identities(readings.series)
         if identities.all():
             return readings.with_series(identities)

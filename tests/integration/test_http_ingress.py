@@ -6,8 +6,10 @@ import asyncio
 import base64
 import gzip
 import json
+from contextlib import closing
 from typing import Any
 
+import cbor2
 import pytest
 import zstandard
 
@@ -16,6 +18,7 @@ from cloud_sync.errors import RetryLater
 from cloud_sync.records import Batch, Flag, Receipt, RecordClass
 from gateway.ingress import credentials
 from gateway.ingress.http import protocol
+from gateway.processing.commit_log import CommitLog
 from gateway.spool.segments import read_range
 from tests.batches import batch_of
 from tests.http_gateway import JSON, HttpGateway, http_gateway, until
@@ -75,6 +78,33 @@ async def test_every_shape_is_stored_the_same_and_once(gateway: HttpGateway):
         ("s-3", "temperature", at, 21.5),
         ("s-4", "temperature", at, 21.5),
     ]
+
+
+async def test_senml_packs_are_readings_too(gateway: HttpGateway):
+    app = gateway.bearer("app", "readings")
+    pack = [
+        {"bn": "urn:dev:ow:10e2", "n": "temp", "u": "Cel", "bt": AT, "v": 20.5},
+        {"n": "door", "vb": True, "t": 1},
+    ]
+    senml = "application/senml+json"
+    assert await gateway.readings(pack, app, senml) == counted(2)
+    assert await gateway.readings(pack, app, senml) == counted(duplicates=2)
+    assert await gateway.readings(cbor2.dumps(pack), app, "application/senml+cbor") == counted(duplicates=2)
+    assert [row[1:4] for row in await gateway.rows()] == [
+        ("door", (AT + 1) * 1_000_000, 1.0),
+        ("temp", AT * 1_000_000, 20.5),
+    ]
+    status, answer = await gateway.readings([{"n": "urn:dev:ow:1:t", "v": "warm"}, *pack], app, senml)
+    assert (status, answer["duplicates"]) == (200, 2)
+    assert answer["rejected"][0]["reason"] == "bad_record"
+    assert "record 0" in answer["rejected"][0]["detail"]
+    assert (await gateway.readings(b"{", app, senml))[1]["error"] == "not_senml"
+
+
+async def test_one_bad_request_does_not_fill_the_quarantine(gateway: HttpGateway):
+    status, answer = await gateway.readings([{}] * 5000, gateway.bearer("app", "readings"))
+    assert (status, len(answer["rejected"]), answer["rejected_more"]) == (200, 1000, 4000)
+    assert len(await gateway.quarantined()) == 100
 
 
 async def test_bad_readings_are_quarantined_and_their_neighbours_stored(gateway: HttpGateway):
@@ -296,6 +326,8 @@ async def test_readings_of_another_gateway_are_marked_as_processed_in_the_spool_
             ((_, block),) = await database.read(lambda c: read_range(c, RecordClass.READING, 1, 1))
             assert set((columns.decode(block).flags & Flag.PROCESSED).tolist()) == {kept}
             assert not any(row[4] & Flag.PROCESSED for row in await gateway.rows())
+            with closing(CommitLog.open(database.path, gateway.parts.book)) as log:
+                assert log.read(0, 100).readings.rows == (5 if process else 0)
 
 
 async def test_a_gateway_does_not_take_its_own_batches_nor_those_of_another_token(gateway: HttpGateway):

@@ -1,6 +1,6 @@
 """The requests of the `http` ingress. An answer comes after the commit, or says that there was none.
 
-POST /v1/readings         plain readings: JSON, NDJSON, line protocol
+POST /v1/readings         plain readings: JSON, NDJSON, line protocol, SenML
 POST /v1/batches          a wire batch of another gateway; the answer is its receipt
 GET  /v1/gateways         what has been taken of every gateway that delivers here
 GET  /v1/gateways/{id}    of one; ?epoch=UUID for one epoch
@@ -29,6 +29,7 @@ from cloud_sync.applied import RangeConflict
 from cloud_sync.errors import FormatError, Refused, RetryLater
 from cloud_sync.ingest.answers import Rejection, progress_answer, receipt_answer
 from cloud_sync.ingest.clients import PlainRequest
+from gateway.ingress.http.readings import MEDIA_TYPES
 from gateway.spool.errors import SpoolError
 
 if TYPE_CHECKING:
@@ -100,7 +101,7 @@ class HttpApp:
     async def take_readings(self, request: Request) -> Response:
         """Store plain readings and answer with what became of them."""
         caller = await self._callers.of(request, "readings")
-        plain = PlainRequest(request)
+        plain = PlainRequest(request, MEDIA_TYPES)
         self._require_open()
         with self._intake.admitted(caller.name) as body:
             raw = await self._read(request, body)

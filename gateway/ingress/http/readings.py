@@ -1,4 +1,4 @@
-"""Plain readings over HTTP into the spool: JSON, NDJSON or line protocol, stored once by series and time.
+"""Plain readings over HTTP into the spool: JSON, NDJSON, line protocol or SenML, once by series and time.
 
 What is no reading goes to quarantine by itself, its neighbours are stored; a reading under another device's
 name is neither, because a stranger could fill the quarantine. With an Idempotency-Key a request that comes
@@ -16,9 +16,11 @@ from weakref import WeakValueDictionary
 import numpy as np
 
 from cloud_sync.errors import RetryLater
+from cloud_sync.ingest import plain
 from cloud_sync.ingest.answers import Rejection
 from cloud_sync.ingest.clients import answer_to
-from cloud_sync.ingest.plain import LINES, Stamps
+from cloud_sync.ingest.plain import LINES, NotPlain, Stamps
+from gateway.ingress.http import senml_body
 from gateway.ingress.topics import SeriesName, fault_in
 from gateway.spool.answered import Asked
 from gateway.spool.quarantine import QuarantineItem
@@ -35,7 +37,9 @@ if TYPE_CHECKING:
     from gateway.spool.lots import Appended
     from gateway.spool.series import SeriesBook
 
+MEDIA_TYPES = (*plain.MEDIA_TYPES, *senml_body.MEDIA_TYPES)
 _INLINE_BYTES = 8192
+_ITEMS_MAX = 100
 _ATTRIBUTE_STATES_MAX = 100
 _STRANGE = frozenset({"other_device"})
 _EXPECTED = {
@@ -135,7 +139,19 @@ class ReadingIntake:
             return None
 
         def parse() -> Plain:
-            return request.parse(data, max_rows=self._max_rows, stamps=self._stamps, fault_of=fault_of)
+            if request.media_type not in senml_body.MEDIA_TYPES:
+                return request.parse(data, max_rows=self._max_rows, stamps=self._stamps, fault_of=fault_of)
+            try:
+                return senml_body.parse(
+                    data,
+                    now_us=self._clock_us(),
+                    max_rows=self._max_rows,
+                    stamps=self._stamps,
+                    fault_of=fault_of,
+                )
+            except NotPlain as fault:
+                status = 413 if fault.reason == "too_many_rows" else 400
+                raise Rejection(status, fault.reason, str(fault)) from fault
 
         parsed = parse() if len(data) <= _INLINE_BYTES else await asyncio.to_thread(parse)
         if not parsed.readings.rows and parsed.rejected and {b.reason for b in parsed.rejected} <= _STRANGE:
@@ -165,18 +181,23 @@ class ReadingIntake:
 
 
 def _items(request: PlainRequest, parsed: Plain, caller: Caller, now_us: int) -> Iterator[QuarantineItem]:
-    """A quarantine item for each that is no reading; its topic is what it was said to be, for a retry."""
+    """A quarantine item for each that is no reading; its topic is what it was said to be, for a retry.
+
+    Of very many the last one stands for the rest: one request must not push all else out of the quarantine.
+    """
     kind = f"{LINES}; precision={request.precision}" if request.media_type == LINES else request.media_type
-    for bad in parsed.rejected:
-        if bad.reason not in _STRANGE:
-            yield QuarantineItem.of(
-                received_at_us=now_us,
-                source="http",
-                topic=kind,
-                reason=bad.reason,
-                detail=f"{_EXPECTED.get(bad.reason, bad.reason)} (position {bad.index}, from {caller.name})",
-                payload=bytes(bad.part),
-            )
+    kept = [bad for bad in parsed.rejected if bad.reason not in _STRANGE]
+    for number, bad in enumerate(kept[:_ITEMS_MAX], start=1):
+        where = bad.detail or f"position {bad.index}"
+        more = f"; {len(kept) - number} more of this request" if number == _ITEMS_MAX < len(kept) else ""
+        yield QuarantineItem.of(
+            received_at_us=now_us,
+            source="http",
+            topic=kind,
+            reason=bad.reason,
+            detail=f"{_EXPECTED.get(bad.reason, bad.reason)} ({where}, from {caller.name}{more})",
+            payload=bytes(bad.part),
+        )
 
 
 def _same(asked: Asked, body_hash: bytes, answer: str) -> str:
