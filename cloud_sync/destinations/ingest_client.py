@@ -17,7 +17,7 @@ import msgspec
 from cloud_sync import verdicts, wire
 from cloud_sync.destinations import Parcel
 from cloud_sync.destinations.http_client import HttpOptions, http_client
-from cloud_sync.errors import RetryLater
+from cloud_sync.errors import Refused, RetryLater
 from cloud_sync.records import Batch, BatchRange, Credit, Receipt, RecordClass
 
 if TYPE_CHECKING:
@@ -67,6 +67,7 @@ class _ProgressAnswer(msgspec.Struct):
 class _FaultAnswer(msgspec.Struct):
     error: str = ""
     message: str = ""
+    rows: list[int] = []
 
 
 class IngestClient:
@@ -182,6 +183,8 @@ class IngestClient:
             now_s=self._wall_clock(),
             reason=words.error,
         )
+        if isinstance(fault_found, Refused) and fault_found.of_rows and words.rows:
+            raise Refused(str(fault_found), fault_found.reason, rows=words.rows)
         if fault_found is not None:
             raise fault_found
         return bytes(body), verdicts.wait_of(response.headers.get("Retry-After"), now_s=self._wall_clock())
@@ -223,7 +226,7 @@ def _fault_words(body: bytes) -> _FaultAnswer:
         words = msgspec.json.decode(body, type=_FaultAnswer)
     except _UNREADABLE:
         return _FaultAnswer(message=_shown(body))
-    return _FaultAnswer(words.error[:_SHOWN_CHARACTERS], words.message[:_SHOWN_CHARACTERS])
+    return _FaultAnswer(words.error[:_SHOWN_CHARACTERS], words.message[:_SHOWN_CHARACTERS], words.rows)
 
 
 def _shown(body: bytes) -> str:

@@ -13,6 +13,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import asyncpg
+import numpy as np
 
 from cloud_sync import wire
 from cloud_sync.applied import RangeConflict
@@ -28,7 +29,6 @@ if TYPE_CHECKING:
     from datetime import timedelta
     from uuid import UUID
 
-    import numpy as np
     from numpy.typing import NDArray
 
     from cloud_sync.applied import Progress
@@ -284,16 +284,21 @@ async def _recognised(
 
 
 def _check(batch: Batch) -> None:
-    """Refuse what no database of this schema can hold."""
+    """Refuse what no database of this schema can hold, naming the rows."""
     readings = batch.range.record_class is RecordClass.READING
     earliest, latest = copying.TIMES_US if readings else summaries.TIMES_US
+    bad = np.zeros(batch.rows, np.bool_)
+    example = 0
     for name in batch.records.columns:
-        if batch.rows == 0 or not name.endswith("_us"):
-            continue
-        times = getattr(batch.records, name)
-        for time_us in (int(times.min()), int(times.max())):
-            if not earliest <= time_us <= latest:
-                raise Refused(f"{batch.range}: a time of {time_us} us cannot be stored", "time_out_of_range")
+        if batch.rows and name.endswith("_us"):
+            times = getattr(batch.records, name)
+            outside = (times < earliest) | (times > latest)
+            if outside.any():
+                bad |= outside
+                example = int(times[outside.argmax()])
+    if bad.any():
+        what = f"{batch.range}: a time of {example} us cannot be stored"
+        raise Refused(what, "time_out_of_range", rows=np.flatnonzero(bad).tolist())
 
 
 def _report(state: schema.Schema) -> None:

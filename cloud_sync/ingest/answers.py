@@ -1,4 +1,4 @@
-"""What the service answers: JSON in every case, `{"error", "message"}` when it is no. Pure.
+"""What the service answers: JSON in every case, `{"error", "message"}` when it is no, perhaps `rows`. Pure.
 
 400  a code of FormatError: the bytes are no batch      401  no_token, unknown_token
 403  other_gateway, other_scope      408  body_too_slow      413  body_too_large      415  media_type
@@ -15,11 +15,17 @@ from typing import TYPE_CHECKING, Any
 from starlette.responses import JSONResponse
 
 from cloud_sync.applied import RangeConflict
+from cloud_sync.errors import Refused
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from cloud_sync.applied import DeclaredLoss, Progress
     from cloud_sync.errors import DeliveryError
     from cloud_sync.records import BatchRange, Receipt
+
+ROWS_TOLD = 5000
+"""Bad rows that an answer names; a sender finds more in the answer to the rest."""
 
 _SUMS = ("rows", "stored", "duplicates", "conflicts", "refused")
 
@@ -34,6 +40,7 @@ class Rejection(Exception):  # noqa: N818 - an answer, raised where it is decide
         retry_after_s: what the sender is asked to wait.
         hang_up: do not wait for the rest of the body. Otherwise it is read and thrown away, so that a sender
             that reads only when it has written gets its answer instead of a reset connection.
+        rows: of a batch, the positions of those to blame; the first ones where there are very many.
     """
 
     def __init__(
@@ -44,8 +51,10 @@ class Rejection(Exception):  # noqa: N818 - an answer, raised where it is decide
         *,
         retry_after_s: int | None = None,
         hang_up: bool = False,
+        rows: Sequence[int] = (),
     ) -> None:
         super().__init__(message)
+        self.rows = rows
         self.status = status
         self.error = error
         self.retry_after_s = retry_after_s
@@ -58,16 +67,16 @@ class Rejection(Exception):  # noqa: N818 - an answer, raised where it is decide
             headers["Connection"] = "close"
         if self.status == 401:  # noqa: PLR2004 - RFC 9110 section 15.5.2
             headers["WWW-Authenticate"] = "Bearer"
-        return JSONResponse({"error": self.error, "message": str(self)}, self.status, headers)
+        rows = {"rows": list(self.rows[:ROWS_TOLD])} if self.rows else {}
+        return JSONResponse({"error": self.error, "message": str(self), **rows}, self.status, headers)
 
 
 def rejection_of(fault: DeliveryError, retry_after_s: int) -> Rejection:
     """How a fault of the sink is told to a gateway. The database's refusal of *our* credentials is ours."""
     if isinstance(fault, RangeConflict):
         return Rejection(409, fault.reason, str(fault))
-    reason = getattr(fault, "reason", None)
-    if reason is not None:
-        return Rejection(422, reason, str(fault))
+    if isinstance(fault, Refused):
+        return Rejection(422, fault.reason, str(fault), rows=fault.rows)
     return Rejection(503, "database_away", str(fault), retry_after_s=retry_after_s)
 
 

@@ -109,7 +109,7 @@ def _schemas() -> dict[str, Any]:
     }
     number = {"type": "number"}
     return {
-        "Fault": _object({"error": _TEXT, "message": _TEXT}),
+        "Fault": _object({"error": _TEXT, "message": _TEXT}, rows={"type": "array", "items": _INTEGER}),
         "Receipt": _object(
             receipt, part=_INTEGER, parts=_INTEGER, credit=_object({"rows_per_s": number, "valid_s": number})
         ),

@@ -22,7 +22,9 @@ from cloud_sync.errors import Refused, RetryLater, TooLarge, Unauthorised
 from cloud_sync.ingest import tokens
 from cloud_sync.ingest.server import bind
 from cloud_sync.records import BatchRange, Receipt, RecordClass
+from cloud_sync.shipper import Shipper
 from tests.ingest_service import MEDIA, Service, running
+from tests.spools import open_spool
 from tests.wire_examples import EPOCH, batch, from_rows, readings
 
 if TYPE_CHECKING:
@@ -176,18 +178,36 @@ async def test_ranges_that_conflict_and_data_that_cannot_be_held_have_their_own_
 
     overlap = await service.post(wire.encode(batch(5, 6)))
     mismatch = await service.post(wire.encode(batch(1, 5, content=readings(11))))
-    early = await service.post(wire.encode(batch(9, content=from_rows((0, -(2**63), 1.0)))))
+    early = await service.post(wire.encode(batch(9, content=from_rows((0, -(2**63), 1.0), (0, 5, 1.0)))))
 
     assert [(status, answer["error"]) for status, answer in (overlap, mismatch, early)] == [
         (409, "range_overlap"),
         (409, "range_mismatch"),
         (422, "time_out_of_range"),
     ]
+    assert early[1]["rows"] == [0]
     client = service.client()
     with pytest.raises(Refused) as refused:
         await client.send(client.encode(batch(5, 6)))
     assert refused.value.reason == "range_overlap"
     await client.aclose()
+
+
+async def test_rows_that_the_region_names_go_to_quarantine_after_one_answer(service, postgres_dsn, tmp_path):
+    rows = [(f"s{n}", -(2**63) if n in (3, 70) else n, float(n)) for n in range(100)]
+    async with open_spool(tmp_path / "spool.db") as spool:
+        await spool.append(rows)
+        client = service.client(tokens.add(service.tokens_file, "gateway-1"))
+        shipper = Shipper(spool.deliveries, client, kind="ingest", keeps_ledger=True)
+        while await shipper.ship_once():
+            pass
+        query = "SELECT topic, reason FROM quarantine ORDER BY topic"
+        kept = await spool.database.read(lambda c: c.execute(query).fetchall())
+        await client.aclose()
+    assert kept == [("s3/t", "time_out_of_range"), ("s70/t", "time_out_of_range")]
+    assert await count(postgres_dsn, "reading") == 98
+    metrics = (await service.http.get("/metrics")).text
+    assert 'rejections_total{error="time_out_of_range"} 1.0' in metrics
 
 
 async def test_a_body_of_another_kind_or_too_long_is_refused_while_it_arrives(service):
