@@ -20,6 +20,7 @@ from gateway.operate.recent import RecentStatus  # noqa: TC001 - msgspec reads t
 from gateway.operate.records_summary import AlertsStatus, LossesStatus  # noqa: TC001 - msgspec reads the annotations
 from gateway.operate.remarks import Remark  # noqa: TC001 - msgspec reads the annotations
 from gateway.operate.spool_walk import kept_rows
+from gateway.operate.ways_in import WaysIn, ways_in
 from gateway.operate.wear import WearStatus  # noqa: TC001 - msgspec reads the annotations
 from gateway.spool.database import SQL
 
@@ -68,8 +69,23 @@ class SpoolStatus(msgspec.Struct):
     damaged_readings: int = 0
 
 
+class LaneStatus(msgspec.Struct):
+    """What one lane of a destination has delivered since start."""
+
+    batches: int
+    rows: int
+    wire_bytes: int
+    delivered_per_s: float
+
+
 class DestinationStatus(msgspec.Struct):
-    """How one destination is doing."""
+    """How one destination is doing.
+
+    Attributes:
+        refused: rows it refused since start, which went to quarantine.
+        failures: attempts since start that came to nothing.
+        lanes: by name: live, backfill, or "in order".
+    """
 
     name: str
     kind: str
@@ -85,6 +101,9 @@ class DestinationStatus(msgspec.Struct):
     backlog_bytes: int
     backlog_oldest_s: float | None
     drain_s: float | None
+    refused: int = 0
+    failures: int = 0
+    lanes: dict[str, LaneStatus] = {}
 
 
 class Status(msgspec.Struct):
@@ -106,6 +125,7 @@ class Status(msgspec.Struct):
     wear: WearStatus | None = None
     recent: RecentStatus | None = None
     processing: ProcessingStatus | None = None
+    ways_in: WaysIn | None = None
 
 
 async def status_of(parts: Parts, *, usual_per_s: float | None = None) -> Status:
@@ -145,6 +165,12 @@ async def status_of(parts: Parts, *, usual_per_s: float | None = None) -> Status
                 backlog_bytes=round(backlog.readings * bytes_per_reading),
                 backlog_oldest_s=oldest_s,
                 drain_s=drain_s(backlog.readings, shipper.counters, incoming_per_s, now),
+                refused=shipper.counters.refused,
+                failures=shipper.counters.failures,
+                lanes={
+                    name: LaneStatus(lane.batches, lane.rows, lane.wire_bytes, lane.delivered.per_s(now))
+                    for name, lane in shipper.counters.lanes.items()
+                },
             )
         )
     if destinations:  # what is delivered makes room when it is needed
@@ -181,6 +207,7 @@ async def status_of(parts: Parts, *, usual_per_s: float | None = None) -> Status
         ),
         destinations=destinations,
         processing=processing_of(parts.follower, parts.roller),
+        ways_in=ways_in(parts),
     )
 
 

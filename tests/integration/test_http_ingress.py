@@ -18,6 +18,7 @@ from cloud_sync.errors import RetryLater
 from cloud_sync.records import Batch, Flag, Receipt, RecordClass
 from gateway.ingress import credentials
 from gateway.ingress.http import protocol
+from gateway.operate.status import status_of
 from gateway.processing.commit_log import CommitLog
 from gateway.spool.segments import read_range
 from tests.batches import batch_of
@@ -193,8 +194,11 @@ async def test_what_is_too_large_or_not_understood_is_refused_with_its_code(tmp_
             (403, "other_scope"),
         ]
         assert await gateway.rows() == []
-        assert gateway.parts.http is not None
-        assert gateway.parts.http.counters.rejections["body_too_large"] == 2
+        status = (await status_of(gateway.parts)).ways_in
+        assert status is not None
+        assert status.http is not None
+        assert (status.http.requests, status.http.rejections["body_too_large"]) == (10, 2)
+        assert (status.listen.connections, status.subscribe) == (0, [])
 
 
 async def test_a_client_brings_readings_of_its_own_name_only(tmp_path):
