@@ -8,7 +8,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --only-binary=:all: --constraint constraints.txt
 DEMO_SECONDS ?= 60
-BENCHES := ingress spool delivery
+BENCHES := ingress spool delivery formats
 export DEMO_SECONDS KEEP
 
 .PHONY: help demo test bench lint types check-tests torture soak clean prepare
@@ -21,7 +21,7 @@ demo: $(VENV)/.installed-demo ## run the whole path once, through an outage and 
 
 test: prepare lint types check-tests ## lint, types and every test against real servers
 
-bench: $(VENV)/.installed-dev ## measure: NAME=ingress, spool or delivery, BENCH_SECONDS=n (docs/benchmarks.md)
+bench: $(VENV)/.installed-dev ## measure: NAME=ingress, spool, delivery or formats, BENCH_SECONDS=n (docs/benchmarks.md)
 	@for name in $(or $(NAME),$(BENCHES)); do \
 		$(BIN)/python -m benchmarks.$$name $(if $(BENCH_SECONDS),--seconds $(BENCH_SECONDS)) $(BENCH_ARGS) || exit 1; \
 	done
