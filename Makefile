@@ -47,7 +47,7 @@ prepare: $(VENV)/.installed-dev ## install the servers the tests talk to, where 
 	@sh tests/prepare.sh
 
 clean: ## remove what was installed and built here
-	rm -rf $(VENV) .build .mypy_cache .ruff_cache .pytest_cache .hypothesis tests/pglite/node_modules
+	rm -rf $(VENV) .build .mypy_cache .ruff_cache .pytest_cache .hypothesis tests/pglite/node_modules tests/axe/node_modules
 
 $(VENV)/bin/python:
 	@test -n "$(PYTHON)" || { echo "tidegate needs Python 3.11 or later; none was found on PATH (set PYTHON=...)"; exit 2; }

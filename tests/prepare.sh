@@ -29,12 +29,15 @@ if [ -n "$missing" ]; then
 fi
 
 if command -v npm >/dev/null 2>&1; then
-    if [ ! -e tests/pglite/node_modules/.package-lock.json ] ||
-        [ tests/pglite/package-lock.json -nt tests/pglite/node_modules/.package-lock.json ]; then
-        echo "tests: installing PGlite (PostgreSQL with TimescaleDB for Node) into tests/pglite/node_modules"
-        # Node has certificates of its own; this machine's also know its mirrors and proxies
-        system=/etc/ssl/certs/ca-certificates.crt
-        [ -n "${NODE_EXTRA_CA_CERTS:-}" ] || [ ! -e "$system" ] || export NODE_EXTRA_CA_CERTS="$system"
-        npm ci --prefix tests/pglite --no-audit --no-fund --loglevel error || echo "tests: PGlite could not be installed"
-    fi
+    # Node has certificates of its own; this machine's also know its mirrors and proxies
+    system=/etc/ssl/certs/ca-certificates.crt
+    [ -n "${NODE_EXTRA_CA_CERTS:-}" ] || [ ! -e "$system" ] || export NODE_EXTRA_CA_CERTS="$system"
+    for pair in "pglite:PGlite (PostgreSQL with TimescaleDB for Node)" "axe:axe-core (rules of accessibility)"; do
+        folder=tests/${pair%%:*} what=${pair#*:}
+        if [ ! -e "$folder/node_modules/.package-lock.json" ] ||
+            [ "$folder/package-lock.json" -nt "$folder/node_modules/.package-lock.json" ]; then
+            echo "tests: installing $what into $folder/node_modules"
+            npm ci --prefix "$folder" --no-audit --no-fund --loglevel error || echo "tests: $what could not be installed"
+        fi
+    done
 fi

@@ -36,6 +36,7 @@ def remarks_of(status: Status) -> list[Remark]:
         *_of_destinations(status),
         *_of_room(status),
         *_of_records(status),
+        *_of_processing(status),
         *_of_wear(status),
     ]
     if all(remark.severity == "note" for remark in found):
@@ -62,8 +63,6 @@ def _of_input(status: Status) -> Iterator[Remark]:
             yield Remark("warning", f"Nothing is heard: {who} been silent for more than {long}.")
         else:
             yield Remark("note", f"{who} been silent for more than {long}.")
-    elif devices is not None and devices.known == 0:
-        yield Remark("note", "No device has sent a reading yet.")
 
 
 def _of_destinations(status: Status) -> Iterator[Remark]:
@@ -113,6 +112,11 @@ def _of_records(status: Status) -> Iterator[Remark]:
             yield Remark("note", f"{_counted(quarantine.items, 'item is', 'items are')} in quarantine.")
 
 
+def _of_processing(status: Status) -> Iterator[Remark]:
+    if status.processing is not None and status.processing.last_error:
+        yield Remark("warning", f"Rollups and alerts wait: {status.processing.last_error}")
+
+
 def _of_wear(status: Status) -> Iterator[Remark]:
     wear = status.wear
     if wear is not None and wear.years_left is not None and wear.years_left < _WEAR_LOW_YEARS:
@@ -123,6 +127,8 @@ def _of_wear(status: Status) -> Iterator[Remark]:
 
 
 def _all_is_well(status: Status) -> str:
+    if not status.spool.readings_ever:
+        return "All is well. No device has sent a reading yet."
     if not status.destinations:
         return "All is well: everything that came in is kept here."
     if all(map(_is_current, status.destinations)):

@@ -3,7 +3,7 @@
 
 import { series } from "./series.js";
 import { spark } from "./chart.js";
-import { bytes, count, duration, moment, secondTime, years } from "./words.js";
+import { allShown, bytes, count, duration, moment, secondTime, years } from "./words.js";
 
 const EVERY_MS = 2000, PATIENCE_MS = 6000;
 const HOUR_SLOTS = 181;
@@ -70,7 +70,7 @@ function showInput(s) {
   const most = Math.max(0, ...rates), minutes = Math.round((rates.length - 1) * (s.recent?.step_s ?? 0) / 60);
   say(byId("rate-caption"), rates.length > 1 ? `${minutes >= 60 ? "last hour" : `last ${Math.max(1, minutes)} min`}, at most ${count(most)} per second` : "the last hour grows here");
   figures(byId("in"), [
-    d && ["Devices heard", `${count(d.heard)} of ${count(d.known)}`, `within ${duration(d.silent_after_s)}`],
+    d && ["Devices heard", d.known ? `${count(d.heard)} of ${count(d.known)}` : "none yet", `within ${duration(d.silent_after_s)}`],
     ["Connections", count(i.connections)],
     ["Publishes acknowledged", count(i.acknowledged), i.publishes > i.acknowledged ? `${count(i.publishes - i.acknowledged)} not yet` : "none outstanding"],
     ["Readings since start", count(i.readings), i.duplicates ? `${count(i.duplicates)} came twice, kept once` : "none came twice"],
@@ -113,7 +113,7 @@ function showDestinations(s) {
 }
 
 function showKept(s) {
-  const k = s.spool, w = s.wear;
+  const k = s.spool, w = s.wear, p = s.processing;
   const total = k.size_bytes + k.free_bytes;
   const reserved = Math.max(0, k.free_bytes - k.room_bytes);
   part("bar", [k.size_bytes, k.room_bytes, k.free_bytes], () => {
@@ -137,6 +137,7 @@ function showKept(s) {
     w && w.amplification !== null && ["Amplification", `${w.amplification.toFixed(w.amplification < 10 ? 1 : 0)} ×`, "written for each byte of readings"],
     w && w.years_left !== null ? ["Flash lasts", years(w.years_left), `of ${bytes(w.endurance_bytes)} to write`, w.years_left < 2 ? "warning" : undefined]
       : w && ["Flash lasts", "–", w.endurance_bytes === null ? "if its endurance is configured" : "not known yet"],
+    p && p.rollups ? ["Rollups made", count(p.rollups), p.lag_s > 10 ? `${duration(p.lag_s)} behind` : "up to date", p.lag_s > 300 ? "warning" : undefined] : null,
     k.damaged_readings ? ["Damaged", count(k.damaged_readings), "readings set aside", "warning"] : null,
   ]);
 }
@@ -188,7 +189,7 @@ async function ask() {
     const answer = await fetch("/status", { signal: AbortSignal.timeout(PATIENCE_MS), cache: "no-store" });
     if (answer.status === 401) return location.reload();
     if (!answer.ok) throw new Error(String(answer.status));
-    show(await answer.json());
+    show(allShown(await answer.json()));
     failures = 0;
     live("live", `Live, ${secondTime(last.at_us)}`);
   } catch {

@@ -2,7 +2,7 @@
 // slider under the chart that reads it out step by step.
 
 import { chart, spanOf, words } from "./chart.js";
-import { count, dayOf, value } from "./words.js";
+import { count, dayOf, shown, value } from "./words.js";
 
 const DAY_US = 86_400_000_000, EVERY_MS = 30_000;
 const byId = (id) => document.getElementById(id);
@@ -17,7 +17,7 @@ export function series(element) {
   const input = byId("pick"), list = byId("picks"), area = byId("chart");
   let named = [], active = -1, chosen = null, daysBack = 0, asked = 0, data = null, typed = 0;
 
-  const label = (s) => `${s.sensor_id} / ${s.sensor_type}`;
+  const label = (s) => shown(`${s.sensor_id} / ${s.sensor_type}`);
 
   function open(isOpen) {
     list.hidden = !isOpen;
@@ -41,7 +41,7 @@ export function series(element) {
     if (turn !== typed) return;
     named = found.series;
     list.replaceChildren(...named.map((s, i) => {
-      const option = element("li", { id: `pick-${i}`, role: "option", "aria-selected": "false" }, `${s.sensor_id} `, element("small", {}, s.sensor_type + (s.unit ? `, ${s.unit}` : "")));
+      const option = element("li", { id: `pick-${i}`, role: "option", "aria-selected": "false" }, `${shown(s.sensor_id)} `, element("small", {}, shown(s.sensor_type + (s.unit ? `, ${s.unit}` : ""))));
       option.addEventListener("pointerdown", (event) => { event.preventDefault(); choose(s); });
       return option;
     }));
@@ -116,7 +116,7 @@ export function series(element) {
     if (turn !== asked) return;
     if (!found.readings) return blank(daysBack === 0 ? "No readings in the last 24 hours." : "No readings of this day are kept here.");
     const before = data?.at_us[area.querySelector("input")?.valueAsNumber];
-    data = found;
+    data = { ...found, unit: shown(found.unit) };
     draw(quiet && document.activeElement === area.querySelector("input") ? before : undefined);
   }
 

@@ -8,6 +8,19 @@ const date = new Intl.DateTimeFormat(undefined, { weekday: "short", day: "numeri
 
 const threeDigits = (x) => String(Number(x.toPrecision(3)));
 
+// Text of strangers: what is not printable in it (control and direction characters) is shown as an escape.
+export function shown(text) {
+  return text.replace(/[\p{C}\u2028\u2029]/gu, (c) => `\\u${c.codePointAt(0).toString(16).padStart(4, "0")}`);
+}
+
+// The same for every text of a document.
+export function allShown(given) {
+  if (typeof given === "string") return shown(given);
+  if (Array.isArray(given)) return given.map(allShown);
+  if (given && typeof given === "object") return Object.fromEntries(Object.entries(given).map(([k, v]) => [k, allShown(v)]));
+  return given;
+}
+
 export function count(n) {
   for (const [size, unit, suffix] of [[1e9, 1e9, " G"], [1e6, 1e6, " M"], [1e5, 1e3, " k"]]) {
     if (Math.abs(n) >= size) return threeDigits(n / unit) + suffix;
