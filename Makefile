@@ -11,7 +11,7 @@ DEMO_SECONDS ?= 60
 BENCHES := ingress spool delivery formats
 export DEMO_SECONDS KEEP
 
-.PHONY: help demo test bench lint types check-tests torture soak clean prepare
+.PHONY: help demo test bench lint types check-tests torture soak wheels deb clean prepare
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 14
@@ -45,6 +45,12 @@ soak: prepare ## everything at once with random faults: HOURS=n, SEED=n, RATE=re
 
 prepare: $(VENV)/.installed-dev ## install the servers the tests talk to, where allowed
 	@sh tests/prepare.sh
+
+wheels: ## gather the wheels that `tidegate install --wheels .build/wheels` needs, for the Python in $PYTHON
+	@PYTHON=$(PYTHON) packaging/wheels.sh .build/wheels '[ingest]' && echo "tidegate: .build/wheels"
+
+deb: ## build dist/tidegate_VERSION_ARCHITECTURE.deb for this Debian's own Python
+	@packaging/deb.sh dist
 
 clean: ## remove what was installed and built here
 	rm -rf $(VENV) .build .mypy_cache .ruff_cache .pytest_cache .hypothesis tests/pglite/node_modules tests/axe/node_modules

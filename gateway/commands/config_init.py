@@ -122,7 +122,7 @@ def _chosen(site: Site, gateway_id: str, spool: Path, url: str, broker: str) -> 
         "token_file": "secrets/cloud.token",
     }
     stick = {"name": "stick", "kind": "file", "directory": _STICK, "create": False}
-    files = {"name": "files", "kind": "file", "directory": "readings", "compress": False}
+    files = {"name": "files", "kind": "file", "directory": str(spool.parent / "readings"), "compress": False}
     reading = {
         "url": broker,
         "filters": ["sensors/#"],
