@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from cloud_sync.records import RecordClass
 from cloud_sync.watchdog import Watchdog, period_of
+from gateway.alerting import desks_of
 from gateway.checking import check_of
 from gateway.destinations import shipper_of
 from gateway.following import follower_of
@@ -95,7 +96,7 @@ async def build(settings: GatewaySettings, database: Database) -> Parts:
 
     if settings.spool.max_bytes is not None:
         await database.limit_log(min(16 << 20, settings.spool.max_bytes // 8))
-    follower, roller = await follower_of(settings, database, segments, book)
+    follower, roller, alerts = await follower_of(settings, database, segments, book)
     committer.on_commit = follower.wake
     for d in settings.destinations:
         await deliveries.register(
@@ -120,6 +121,8 @@ async def build(settings: GatewaySettings, database: Database) -> Parts:
         segments=segments,
         follower=follower,
         roller=roller,
+        alerts=alerts,
+        desks=await desks_of(settings, database),
         compaction=Compaction(database, book, duplicates),
         retention=Retention(
             database,
@@ -179,6 +182,10 @@ async def _run_parts(parts: Parts, stop: asyncio.Event, watchdog: Watchdog) -> N
                 stages.create_task(shipper.run(stop_output), name=f"shipper {shipper.name}")
                 for shipper in parts.shippers
             ]
+            telling = [
+                stages.create_task(desk.run(stop_output), name=f"channel {desk.channel.name}")
+                for desk in parts.desks
+            ]
             upkeep = [
                 stages.create_task(parts.compaction.run(stop_output), name="compaction"),
                 stages.create_task(parts.retention.run(stop_output), name="retention"),
@@ -195,6 +202,7 @@ async def _run_parts(parts: Parts, stop: asyncio.Event, watchdog: Watchdog) -> N
             await _stop_in_order(parts, deadline, committing, shipping)
             stop_processing.set()
             await _by(deadline, [following], "commits that it reads at the next start")
+            await _by(deadline, telling, "a message that may be told twice")
             await _by(deadline, upkeep, "its step undone")
     finally:
         await parts.listener.close()
@@ -204,6 +212,8 @@ async def _run_parts(parts: Parts, stop: asyncio.Event, watchdog: Watchdog) -> N
             await subscriber.close()
         for shipper in parts.shippers:
             await shipper.aclose()
+        for desk in parts.desks:
+            await desk.aclose()
         await parts.follower.aclose()
         if endpoint is not None:
             await endpoint.stop()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from gateway.alerting import alert_stage_of
 from gateway.processing.commit_log import CommitLog
 from gateway.processing.follower import Follower
 from gateway.processing.roller import Roller
@@ -11,6 +12,7 @@ from gateway.spool.database import open_read_only
 from gateway.spool.stored_rollups import StoredRollups
 
 if TYPE_CHECKING:
+    from gateway.processing.alerts import AlertStage
     from gateway.processing.steps import Stage
     from gateway.settings import GatewaySettings
     from gateway.spool.database import Database
@@ -20,8 +22,9 @@ if TYPE_CHECKING:
 
 async def follower_of(
     settings: GatewaySettings, database: Database, segments: Segments, book: SeriesBook
-) -> tuple[Follower, Roller | None]:
-    """The follower of an open spool with its stages, where it left off; and the one among them that rolls up.
+) -> tuple[Follower, Roller | None, AlertStage | None]:
+    """The follower of an open spool with its stages, where it left off; and those among them that roll up and
+    raise alerts.
 
     Raises:
         SpoolError: the spool cannot be read or written.
@@ -32,6 +35,9 @@ async def follower_of(
     if settings.rollups.enabled:
         roller = Roller(StoredRollups(connection), settings.rollups.terms)
         stages.append(roller)
+    alerts = alert_stage_of(settings, book)
+    if alerts is not None:
+        stages.append(alerts)
     follower = Follower(database, segments, CommitLog(connection, book), stages, settings.processing.terms)
     await follower.load()
-    return follower, roller
+    return follower, roller, alerts

@@ -16,7 +16,9 @@ if TYPE_CHECKING:
     from gateway.ingress.intake import Gate
     from gateway.ingress.listener import Listener
     from gateway.ingress.subscriber import Subscriber
+    from gateway.processing.alerts import AlertStage
     from gateway.processing.follower import Follower
+    from gateway.processing.notify import ChannelDesk
     from gateway.processing.roller import Roller
     from gateway.settings import GatewaySettings
     from gateway.spool.appender import Appender
@@ -50,6 +52,8 @@ class Parts:
     segments: Segments
     follower: Follower
     roller: Roller | None
+    alerts: AlertStage | None
+    desks: tuple[ChannelDesk, ...]
     compaction: Compaction
     retention: Retention
     deliveries: Deliveries
@@ -62,6 +66,7 @@ class Parts:
             yield self.host.stage
         yield self.committer.stage
         yield self.follower.stage
+        yield from (desk.stage for desk in self.desks)
         for shipper in self.shippers:
             yield from shipper.stages
         yield self.compaction.stage

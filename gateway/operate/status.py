@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from cloud_sync.records import RecordClass
+from gateway.operate.alerts_status import ChannelStatus, alerts_of, channels_of
 from gateway.operate.devices import DevicesStatus  # noqa: TC001 - msgspec reads the annotations
 from gateway.operate.processing_status import ProcessingStatus, processing_of
 from gateway.operate.quarantine_summary import QuarantineStatus  # noqa: TC001 - msgspec reads the annotations
@@ -22,6 +23,7 @@ from gateway.operate.remarks import Remark  # noqa: TC001 - msgspec reads the an
 from gateway.operate.spool_walk import kept_rows
 from gateway.operate.ways_in import WaysIn, ways_in
 from gateway.operate.wear import WearStatus  # noqa: TC001 - msgspec reads the annotations
+from gateway.spool import outbox
 from gateway.spool.database import SQL
 
 if TYPE_CHECKING:
@@ -126,6 +128,7 @@ class Status(msgspec.Struct):
     recent: RecentStatus | None = None
     processing: ProcessingStatus | None = None
     ways_in: WaysIn | None = None
+    channels: list[ChannelStatus] = []
 
 
 async def status_of(parts: Parts, *, usual_per_s: float | None = None) -> Status:
@@ -140,6 +143,7 @@ async def status_of(parts: Parts, *, usual_per_s: float | None = None) -> Status
     rows_ever = parts.segments.rows_ever(RecordClass.READING)
     kept, damaged = await parts.database.read(_kept_and_damaged)
     room_bytes = await parts.capacity.room_bytes(parts.database)
+    waiting, _ = await parts.database.read(outbox.totals)
     bytes_per_reading = min(size_bytes / kept, LARGEST_READING_BYTES) if kept else 0.0
     free_bytes = shutil.disk_usage(parts.database.path.parent).free
     growth_per_s = (incoming_per_s if usual_per_s is None else usual_per_s) * bytes_per_reading
@@ -208,6 +212,8 @@ async def status_of(parts: Parts, *, usual_per_s: float | None = None) -> Status
         destinations=destinations,
         processing=processing_of(parts.follower, parts.roller),
         ways_in=ways_in(parts),
+        alerts=alerts_of(parts.alerts, parts.book),
+        channels=channels_of(parts.desks, waiting),
     )
 
 

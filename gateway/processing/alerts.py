@@ -13,6 +13,7 @@ is one blob, key "alerts/courses": a version byte, then MessagePack. It holds on
 from __future__ import annotations
 
 import logging
+from collections import deque
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
@@ -49,6 +50,7 @@ _VERSION = 1
 _TICK_MAX_US = 30_000_000  # more between two steps is a pause or a step of the clock
 _FORGET_AFTER_US = 86_400_000_000
 _NOT_SEEN = -1
+_RECENT = 50
 _IN_DOUBT, _LATE = np.int32(Flag.CLOCK_IN_DOUBT), np.int32(Flag.LATE)
 
 Key = tuple[int, int]
@@ -149,6 +151,7 @@ class AlertStage:
         self._unsaved = False
         self._places = {rule.name: place for place, rule in enumerate(rules)}
         self.fired = self.recovered = 0
+        self.recent: deque[Event] = deque(maxlen=_RECENT)
 
     @property
     def firing(self) -> dict[Severity, int]:
@@ -159,6 +162,15 @@ class AlertStage:
                 severity = self.rules[place].severity
                 found[severity] = found.get(severity, 0) + 1
         return found
+
+    def firing_alerts(self, most: int) -> list[tuple[Rule, int, int]]:
+        """Alerts that fire, the latest first: rule, series, since when."""
+        found = [
+            (self.rules[place], series, course.fired_us)
+            for (place, series), course in list(self._courses.items())
+            if course.is_firing
+        ]
+        return sorted(found, key=lambda alert: -alert[2])[:most]
 
     def load(self, state: Mapping[str, bytes]) -> None:
         """Take up the durable state. What is of a rule that is gone recovers in the first step."""
@@ -220,6 +232,7 @@ class AlertStage:
             self._orphans = []
         self._awake_us, self._now_us = after.awake_us, after.now_us
         self._unsaved = not after.saved and outcome.snapshot is not None
+        self.recent.extend(after.events)
         for event in after.events:
             if event.change.state is AlertState.FIRING:
                 self.fired += 1

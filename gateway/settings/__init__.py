@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, Field, field_validator
+from pydantic import BaseModel, Field, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from cloud_sync import settings_file
@@ -17,6 +17,7 @@ from gateway.ingress import credentials
 from gateway.ingress.formats.rules import Rules
 from gateway.ingress.tls import TlsFault, context_of
 from gateway.ingress.topics import TopicTemplate
+from gateway.settings.alerts import AlertSettings, AnyChannel
 from gateway.settings.checks import CheckSettings
 from gateway.settings.deadband import DeadbandRule  # noqa: TC001 - pydantic reads the annotations
 from gateway.settings.destination import (
@@ -32,7 +33,7 @@ from gateway.settings.rollups import Processing, RollupSettings
 from gateway.settings.rule import IngressRule
 from gateway.settings.status import Status
 from gateway.settings.subscribe import Subscribe
-from gateway.settings.tables import Count, Name, Seconds, Table
+from gateway.settings.tables import Count, Name, Seconds, Table, is_http_url
 
 __all__ = [
     "AnyDestination",
@@ -164,6 +165,8 @@ class GatewaySettings(BaseSettings):
     """How processing follows the commits."""
     rollups: RollupSettings = RollupSettings()
     """How readings are summarised."""
+    alerts: AlertSettings = AlertSettings()
+    """What raises an alert, and who is told."""
     destinations: list[AnyDestination] = Field(default_factory=list)
     """Where readings go, one table each. Each has a progress of its own, kept under its name."""
     status: Status = Status()
@@ -174,6 +177,17 @@ class GatewaySettings(BaseSettings):
     """The least that is logged."""
     log_format: Literal["auto", "text", "json"] = "auto"
     """How it is logged: text, JSON, or text that fits systemd's journal where it leads there."""
+
+    @model_validator(mode="after")
+    def _rules_see_windows(self) -> Self:
+        windows_s = self.rollups.windows_s if self.rollups.enabled else []
+        for rule in self.alerts.rule:
+            if rule.on.startswith("rollup.") and rule.window_s not in windows_s:
+                raise ValueError(
+                    f"alerts.rule {rule.name}: there are no rollups of {rule.window_s} s; "
+                    f"allowed for window_s: {', '.join(map(str, windows_s)) or 'none, rollups are off'}"
+                )
+        return self
 
     @field_validator("destinations")
     @classmethod
@@ -199,6 +213,8 @@ def load(path: Path) -> GatewaySettings:
         if subscribe.password_file is not None:
             key = f"ingress.subscribe[{position}].password_file"
             faults += _secret_faults(path, key, subscribe.password_file)
+    for position, channel in enumerate(settings.alerts.channel):
+        faults += _channel_faults(path, f"alerts.channel[{position}]", channel)
     for position, destination in enumerate(settings.destinations):
         for key, value in _paths_of(destination):
             if key in ("token_file", "password_file"):
@@ -225,6 +241,7 @@ def read(path: Path) -> GatewaySettings:
         settings.ingress.http,
         *settings.ingress.subscribe,
         *settings.destinations,
+        *settings.alerts.channel,
     ):
         for key, value in _paths_of(table):
             is_secret = key in ("token_file", "password_file")
@@ -271,6 +288,25 @@ def _status_faults(source: Path, status: Status) -> list[Fault]:
             TokenFile(status.tokens_file, f"tidegate token add NAME --config {source}").refresh()
         except TokensFault as fault:
             faults.append(Fault(str(source), "status.tokens_file", str(fault), ""))
+    return faults
+
+
+def _channel_faults(source: Path, place: str, channel: AnyChannel) -> list[Fault]:
+    """Whether the files of a channel can be used; an address in a file is checked like one in the table."""
+    faults = []
+    for key, value in _paths_of(channel):
+        if key == "ca_file":
+            try:
+                tls_context(value)
+            except OSError as fault:
+                what = f"{value} cannot be used: {fault.strerror or fault}"
+                faults.append(Fault(str(source), f"{place}.{key}", what, "PEM"))
+            continue
+        found = _secret_faults(source, f"{place}.{key}", value)
+        if key == "url_file" and not found and not is_http_url(secret_of(value)):
+            allowed = "an http:// or https:// address with a host"
+            found = [Fault(str(source), f"{place}.{key}", f"{value} holds no address", allowed)]
+        faults += found
     return faults
 
 

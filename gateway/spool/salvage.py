@@ -38,6 +38,7 @@ _COPIED = {
     "answered": 2,
     "processing_state": 1,
     "loss": 3,
+    "outbox": 0,
     "quarantine": 0,
     "damaged": 0,
     "meta": 1,

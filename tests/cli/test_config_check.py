@@ -16,6 +16,7 @@ from pydantic import BaseModel
 from cloud_sync.ingest import tokens
 from gateway import settings
 from gateway.ingress import credentials
+from gateway.settings.alerts import AlertRule, MailSettings, WebhookSettings
 from gateway.settings.checks import CheckRule
 from gateway.settings.deadband import DeadbandRule
 from tests.certificates import Authority
@@ -26,7 +27,15 @@ if TYPE_CHECKING:
 EXAMPLE = Path(__file__).parents[2] / "config" / "gateway.toml"
 A_SETTING = re.compile(r"^#(?=\[|[a-z_]+ = )", re.MULTILINE)
 CHOSEN_BY_THE_SITE = {"gateway_id", "path", "name", "kind", "url", "directory", "token_file", "password_file"}
-LISTS = {"destinations", "subscribe", "rule", "report_by_exception"}
+SECRETS = (
+    "regional.token",
+    "cloud.token",
+    "old-cloud.password",
+    "broker.password",
+    "ops.token",
+    "mail.password",
+)
+LISTS = {"destinations", "subscribe", "rule", "report_by_exception", "channel"}
 
 MINIMAL = 'gateway_id = "g"\n[spool]\npath = "spool.db"\n'
 
@@ -65,8 +74,9 @@ def told(outcome: subprocess.CompletedProcess[str]) -> list[str]:
 
 def spoken_example(folder: Path) -> Path:
     """The example with every key that it shows in force, and the secrets it names."""
-    for secret in ("regional.token", "cloud.token", "old-cloud.password", "broker.password"):
+    for secret in SECRETS:
         (folder / secret).write_text("a secret\n")
+    (folder / "ops.url").write_text("https://chat.example/hooks/a-secret\n")
     Authority(folder, "region-ca").issue("gateway", "barn-1")
     authority = Authority(folder, "devices-ca")
     authority.issue("server", "localhost")
@@ -84,10 +94,7 @@ def given_defaults(table: BaseModel, given: dict[str, Any], place: str) -> Itera
         value = getattr(table, key)
         if isinstance(value, BaseModel):
             yield from given_defaults(value, given.get(key, {}), f"{here}.")
-        elif (
-            key not in ("destinations", "subscribe", "rule", "report_by_exception")
-            and key not in CHOSEN_BY_THE_SITE
-        ):
+        elif key not in LISTS and key not in CHOSEN_BY_THE_SITE:
             yield here, given.get(key), field.default
 
 
@@ -115,6 +122,10 @@ def test_the_example_shows_every_key_with_its_default(tmp_path: Path) -> None:
     for table in given["checks"]["rule"]:
         assert set(table) == set(CheckRule.model_fields)
     assert set(given["report_by_exception"][0]) == set(DeadbandRule.model_fields)
+    assert set(given["alerts"]["rule"][0]) == set(AlertRule.model_fields)
+    webhook, mail = given["alerts"]["channel"]
+    assert set(webhook) == set(WebhookSettings.model_fields)
+    assert set(mail) == set(MailSettings.model_fields)
     different = [(key, said, default) for key, said, default in shown if said != default]
     assert [key for key, _, default in different if default is not None] == ["old-cloud.api"]
     assert [key for key, said, _ in shown if said is None and "cloud" not in key] == []
@@ -230,3 +241,61 @@ def test_a_secret_written_where_a_file_is_expected_is_not_repeated(tmp_path: Pat
     faults = told(check(path))
     assert any("destinations[0].token: unknown key; did you mean 'token_file'?" in fault for fault in faults)
     assert not any("s3cr3t" in fault for fault in faults)
+
+
+@pytest.mark.parametrize(
+    ("table", "words"),
+    [
+        (
+            "[[checks.rule]]\nseries = 'temperature'",
+            "checks.rule[0].series: 'temperature': must be SENSOR_ID/SENSOR_TYPE",
+        ),
+        (
+            "[[checks.rule]]\nseries = '*/t'\nminimum = 2\nmaximum = 1",
+            "checks.rule[0]: minimum is above maximum",
+        ),
+        ("[checks]\nlate_s = -1", "checks.late_s: "),
+        ("[checks]\nnot_before = '2000'", "checks.not_before: '2000': must be a time with its offset"),
+        ("[[report_by_exception]]\nseries = '*/t'", "report_by_exception[0]: needs absolute or percent"),
+        (
+            "[[alerts.rule]]\nname = 'a'\non = 'humidity'\nabove = 1",
+            "alerts.rule[0].on: 'humidity': nothing that",
+        ),
+        ("[[alerts.rule]]\nname = 'a'", "alerts.rule[0]: needs above, below or both"),
+        ("[[alerts.rule]]\nname = 'a'\nabove = 1\nbelow = 2", "alerts.rule[0]: above is less than below"),
+        ("[[alerts.rule]]\nname = 'a'\non = 'silence'\nbelow = 2", "alerts.rule[0]: silence needs above"),
+        ("[[alerts.rule]]\nname = 'a'\non = 'flag.late'\nabove = 2", "alerts.rule[0]: a flag is set or not"),
+        (
+            "[[alerts.rule]]\nname = 'a'\non = 'rollup.mean'\nabove = 2\nwindow_s = 61",
+            "there are no rollups of 61 s; allowed for window_s: 60, 300",
+        ),
+        (
+            "[[alerts.rule]]\nname = 'a'\nabove = 2\nchannels = ['ops']",
+            "rule a: there is no channel ops; allowed: log",
+        ),
+        (
+            "[[alerts.channel]]\nname = 'ops'\nkind = 'webhook'\nurl = 'chat.example/hook'",
+            "alerts.channel[0].url: 'chat.example/hook': must be an http:// or https:// address",
+        ),
+        ("[[alerts.channel]]\nname = 'ops'\nkind = 'webhook'", "alerts.channel[0]: needs url or url_file"),
+        (
+            "[[alerts.channel]]\nname = 'ops'\nkind = 'webhook'\nurl_file = 'bad.url'",
+            "bad.url holds no address; allowed: an http:// or https:// address",
+        ),
+        (
+            "[[alerts.channel]]\nname = 'm'\nkind = 'email'\nhost = 'h'\nsender = 'a@b'\nto = ['nobody']",
+            "alerts.channel[0].to[0]: 'nobody': must be an e-mail address",
+        ),
+        (
+            "[[alerts.channel]]\nname = 'log'\nkind = 'webhook'\nurl = 'http://h'",
+            "alerts: two channels are called log",
+        ),
+    ],
+)
+def test_a_fault_of_checks_and_alerts_is_told_with_what_is_allowed(
+    tmp_path: Path, table: str, words: str
+) -> None:
+    (tmp_path / "bad.url").write_text("s3cret.example/hook\n")
+    (fault,) = told(check(written(tmp_path, f"{MINIMAL}{table}\n")))
+    assert words in fault
+    assert "s3cret" not in fault

@@ -144,6 +144,14 @@ CREATE TABLE processing_state (
     value BLOB NOT NULL
 );
 
+-- What people are still to be told of alerts, by channel.
+CREATE TABLE outbox (
+    outbox_no    INTEGER PRIMARY KEY AUTOINCREMENT,
+    channel      TEXT NOT NULL,
+    queued_at_us INTEGER NOT NULL,
+    notice       BLOB NOT NULL  -- JSON: gateway/spool/outbox.py
+);
+
 CREATE TABLE quarantine (
     quarantine_no  INTEGER PRIMARY KEY AUTOINCREMENT,
     received_at_us INTEGER NOT NULL,

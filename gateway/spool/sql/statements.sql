@@ -283,3 +283,25 @@ WHERE indexed = 1 AND min_time_us <= ? AND max_time_us >= ? AND position BETWEEN
 
 -- name: last_set_aside
 SELECT max(set_aside_at_us) FROM damaged WHERE position BETWEEN ? AND ?;
+
+-- name: add_outbox
+INSERT INTO outbox (channel, queued_at_us, notice) VALUES (?, ?, ?);
+
+-- name: cap_outbox
+DELETE FROM outbox WHERE channel = ? AND outbox_no <= (
+    SELECT outbox_no FROM outbox WHERE channel = ? ORDER BY outbox_no DESC LIMIT 1 OFFSET ?);
+
+-- name: outbox_of
+SELECT outbox_no, queued_at_us, notice FROM outbox WHERE channel = ? ORDER BY outbox_no;
+
+-- name: delete_outbox
+DELETE FROM outbox WHERE outbox_no = ?;
+
+-- name: outbox_channels
+SELECT DISTINCT channel FROM outbox;
+
+-- name: drop_outbox_of
+DELETE FROM outbox WHERE channel = ?;
+
+-- name: outbox_totals
+SELECT channel, count(*) FROM outbox GROUP BY channel;
