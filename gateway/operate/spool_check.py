@@ -14,7 +14,7 @@ import numpy as np
 
 from cloud_sync import columns
 from cloud_sync.errors import FormatError
-from cloud_sync.records import RecordClass
+from cloud_sync.records import Readings, RecordClass
 from gateway.operate.spool_file import opened
 from gateway.operate.spool_progress import check_progress
 from gateway.operate.spool_walk import SQL, Walk, kept_rows
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from cloud_sync.records import Records
     from gateway.operate.spool_walk import Head
 
 PROBLEMS_KEPT = 1000
@@ -167,11 +168,16 @@ def _check_class(
             result.add(f"segment at {position}", "its position names no class of records")
     walk = Walk(connection, path, record_class)
     next_commit, next_rows = _pruned_through(connection, record_class)
+    gone_through = 0
+    if record_class is RecordClass.ROLLUP:  # those of short windows are given up before the others
+        gone_through, next_commit, next_rows = next_commit - 1, 1, 0
     for head in walk:
         result.segments += 1
         result.rows += head.rows
         if not walk.overlaps(head):
             next_commit, next_rows = _past_set_aside(connection, head, next_commit, next_rows)
+            if next_commit < head.first_commit <= gone_through + 1:
+                next_commit, next_rows = head.first_commit, head.rows_before
             _check_place(head, next_commit, next_rows, result)
         elif head.rows_before + head.rows < next_rows:
             result.add(
@@ -181,7 +187,7 @@ def _check_class(
             result.add(str(head), "its commits were those of a segment that was set aside (promise 2)")
         next_commit = max(head.first_commit, head.last_commit) + 1
         next_rows = head.rows_before + head.rows
-        if known is not None and record_class is RecordClass.READING:
+        if known is not None:
             known = _check_block(connection, walk, head, known, result)
         watcher.advance(head.rows)
 
@@ -239,14 +245,14 @@ def _check_block(
         result.add(str(head), f"SQLite cannot read its block: {fault}")
         return known
     try:
-        readings = columns.decode(block, max_rows=MAX_ROWS)
+        records = columns.decode_records(block, head.record_class, max_rows=MAX_ROWS)
     except FormatError as fault:
         result.add(str(head), f"{fault} ({fault.reason})")
         return known
     result.decoded_segments += 1
-    if readings.rows != head.rows:
-        result.add(str(head), f"its block holds {readings.rows} rows, its row says {head.rows}")
-    times = int(readings.time_us.min()), int(readings.time_us.max())
+    if records.rows != head.rows:
+        result.add(str(head), f"its block holds {records.rows} rows, its row says {head.rows}")
+    times = int(records.time_us.min()), int(records.time_us.max())
     if times != (head.min_time_us, head.max_time_us):
         result.add(
             str(head),
@@ -254,16 +260,21 @@ def _check_block(
         )
     if times != columns.time_range_us(block):
         result.add(str(head), "the head of its block gives other times than its rows have")
-    same_series = np.diff(readings.series) == 0
-    if (np.diff(readings.series) < 0).any() or (np.diff(readings.time_us)[same_series] < 0).any():
-        result.add(str(head), "its rows are not in order of series and time")
-    if not np.isfinite(readings.value).all():
+    if not _in_order(records):
+        result.add(str(head), f"its rows are not in order of {' and '.join(records.order)}")
+    if isinstance(records, Readings) and not np.isfinite(records.value).all():
         result.add(str(head), "it holds a value that is no finite number")
-    if (lost := _unknown_series(readings.series, known)).size:
+    if records.named and (lost := _unknown_series(records.series, known)).size:
         known = _check_series(connection, Checked(""))  # a live gateway has added some since
-        if (lost := _unknown_series(readings.series, known)).size:
+        if (lost := _unknown_series(records.series, known)).size:
             result.add(str(head), f"it names series that the spool does not know, such as {lost[0]}")
     return known
+
+
+def _in_order(records: Records) -> bool:
+    """Whether rows are in the canonical order of their class."""
+    order = np.lexsort([getattr(records, name) for name in reversed(records.order)])
+    return bool((order == np.arange(records.rows)).all())
 
 
 def _unknown_series(series: NDArray[np.int32], known: NDArray[np.bool_]) -> NDArray[np.int32]:

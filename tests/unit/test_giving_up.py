@@ -10,6 +10,7 @@ import pytest
 from cloud_sync.notices import Declarations
 from cloud_sync.records import RecordClass, Series
 from cloud_sync.shipper import Shipper
+from gateway.operate.spool_check import check
 from gateway.spool import losses
 from gateway.spool.capacity import Capacity
 from gateway.spool.giving_up import GivingUp
@@ -192,6 +193,7 @@ async def test_after_the_readings_the_shortest_windows_go_and_the_longest_never(
             ("READING", "rollup 60 s", 2 * ROWS),
         ]
         assert await kept(spool, RecordClass.ROLLUP) == [(3, 3), (6, 6), (9, 9)]
+    assert check(tmp_path / "spool.db").problems == []
 
 
 async def test_readings_older_than_their_greatest_age_go_whatever_room_there_is(tmp_path):

@@ -117,7 +117,7 @@ _BATCH = "INSERT INTO batch VALUES ('region', 4, {}, {}, 0)"
             "the segment 6..7 lies across its edge",
         ),
         (
-            f"INSERT INTO damaged VALUES ({at(3)}, 3, 10, 0, 'bad_checksum', NULL)",
+            f"INSERT INTO damaged VALUES ({at(3)}, 3, 10, 0, 'bad_checksum', NULL, 0, 0, '[]')",
             "reading segment 3: its commits were those of a segment that was set aside",
         ),
         ("INSERT INTO delivered VALUES ('region', 9, 1, 1)", "9 is no class of records"),
