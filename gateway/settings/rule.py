@@ -9,6 +9,7 @@ from zoneinfo import ZoneInfo
 from pydantic import Field, PrivateAttr, model_validator
 
 from gateway.ingress.formats import rule as formats
+from gateway.ingress.formats.presets import Preset, rules_of
 from gateway.ingress.formats.rule import Format  # noqa: TC001 - pydantic reads the annotations
 from gateway.settings.tables import Table
 
@@ -34,9 +35,13 @@ class Member(Table):
 class IngressRule(Table):
     """One rule for a set of topics. The first whose topic fits counts."""
 
-    topic: str = Field(examples=["zigbee2mqtt/{sensor_id}"])
+    preset: Preset | None = None
+    """Rules for a kind of device, in place of topic and format; docs/presets.md has them."""
+    base: str | None = None
+    """Of a preset: what its topics begin with, where it is not as usual."""
+    topic: str | None = Field(None, examples=["zigbee2mqtt/{sensor_id}"])
     """A topic filter (with + and #) whose levels may have names: {sensor_id}; {rest#} is all that follow."""
-    format: Format = Field(examples=["fields"])
+    format: Format | None = Field(None, examples=["fields"])
     """The payload's shape: reading, ndjson, fields, number, csv, senml, line_protocol, sparkplug_b. Or
     ignore: it acknowledges and takes nothing.
     """
@@ -68,6 +73,10 @@ class IngressRule(Table):
     """What a time that is a number counts; "auto" goes by its size (line protocol: ns)."""
     time_zone: str | None = Field(default=None, examples=["Europe/Berlin"])
     """Where the clock is that writes times as text without an offset, such as "Europe/Berlin" or "UTC"."""
+    root: str | None = None
+    """Of fields: the path of the member that holds the measurements; their paths begin there."""
+    may_be_empty: bool = False
+    """Of fields and number: whether a payload without any reading is as it should be."""
     columns: list[str] = Field(default_factory=list)
     """Of csv: what each column is called; "" leaves one out."""
     separator: Annotated[str, Field(min_length=1, max_length=1)] = ","
@@ -82,7 +91,17 @@ class IngressRule(Table):
             raise ValueError(
                 'format "sparkplug_b" needs protobuf, which is not installed: tidegate[sparkplug]'
             )
-        self._rules = (self._made(),)
+        if self.preset is not None:
+            others = sorted(self.model_fields_set - {"preset", "base", "time_zone"})
+            if others:
+                raise ValueError(f"preset goes with base and time_zone alone, not with {', '.join(others)}")
+            self._rules = rules_of(self.preset, self.base, self._zone())
+        elif self.topic is None or self.format is None:
+            raise ValueError("a rule needs topic and format, or preset")
+        elif self.base is not None:
+            raise ValueError("base goes with preset")
+        else:
+            self._rules = (self._made(self.topic, self.format),)
         return self
 
     @property
@@ -90,10 +109,10 @@ class IngressRule(Table):
         """The rules that it stands for, in order."""
         return self._rules
 
-    def _made(self) -> formats.Rule:
+    def _made(self, topic: str, format_: Format) -> formats.Rule:
         return formats.rule_of(
-            self.topic,
-            self.format,
+            topic,
+            format_,
             sensor_id=self.sensor_id,
             sensor_type=self.sensor_type,
             unit=self.unit,
@@ -107,6 +126,8 @@ class IngressRule(Table):
             time=self.time,
             time_unit=self.time_unit,
             time_zone=self._zone(),
+            root=self.root,
+            may_be_empty=self.may_be_empty,
             columns=tuple(self.columns),
             separator=self.separator,
             max_payload_bytes=self.max_payload_bytes,

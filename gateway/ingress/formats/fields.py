@@ -81,6 +81,7 @@ class RecordReader:
         part: Callable[[dict[str, Any]], bytes] = msgspec.json.encode,
     ) -> None:
         self._rule = rule
+        self._root = rule.root
         self._book = PlanBook(rule, levels)
         self.text_counts = text_counts
         self._part = part
@@ -116,8 +117,10 @@ class RecordReader:
         time_us = None if self._time is None else self._time_of(record, *self._time)
         beside = self._companions_of(record) if self._companions else _NONE
         walk = _Walk(self, record, plans, (time_us, *beside))
-        walk.members(record, "", 0)
-        if not walk.out and not walk.faults:
+        inner = _found(record, self._root) if self._root else record
+        if type(inner) is dict:
+            walk.members(inner, "", 0)
+        if not walk.out and not walk.faults and not self._rule.may_be_empty:
             what = ", ".join(list(record)[:8]) or "no members"
             raise NotDecodable("no_measurement", f"no member makes a reading under this rule: {what}")
         return walk
@@ -125,7 +128,7 @@ class RecordReader:
     def fault(self, reason: str, detail: str, record: dict[str, Any], path: str) -> Fault:
         """A fault of one member; its part is the record with that member alone, and what goes with it."""
         part: dict[str, Any] = {}
-        for keys in (tuple(path.split(".")), *(keys for _, keys in self._beside)):
+        for keys in ((*self._root, *path.split(".")), *(keys for _, keys in self._beside)):
             value = _found(record, keys)
             if value is not _UNKNOWN:
                 _put(part, keys, value)

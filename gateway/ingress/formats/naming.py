@@ -1,7 +1,8 @@
 """Names in topics and payloads: topic patterns, and the templates that make a sensor_id of them. Pure.
 
 A topic pattern is an MQTT topic filter in which a level may be named: `tele/{device}/SENSOR`. `{name}` stands
-for one level as `+` does, `{name#}` for all that follow as `#` does, with "/" written as ".".
+for one level as `+` does, `{name#}` for all that follow as `#` does, with "/" written as ".". Neither stands
+for a level that begins with "$", by which brokers and Homie mark what is no data.
 
 A template is text with names in braces: `{device}:{member}`. A name is a level of the topic, else something
 of the payload: what, is said by the shape.
@@ -40,7 +41,7 @@ class TopicPattern:
                         f"level {level!r} stands for all that follow, so it must be the last one"
                     )
                 head = "/".join(parts)
-                group = f"(?P<{named[1]}>.*)" if named else ".*"
+                group = f"(?P<{named[1]}>[^$].*)" if named else ".*"
                 if named:
                     names.append(named[1])
                     parts = [f"{head}/{group}" if head else group]
@@ -48,7 +49,7 @@ class TopicPattern:
                     parts = [f"{head}(?:/{group})?" if head else group]
             elif named:
                 names.append(named[1])
-                parts.append(f"(?P<{named[1]}>[^/]+)")
+                parts.append(f"(?P<{named[1]}>[^/$][^/]*)")
             elif level == "+":
                 parts.append("[^/]*")
             elif any(sign in level for sign in "+#{}\0"):

@@ -22,6 +22,7 @@ def decoder(rule: Rule, levels: Mapping[str, str]) -> Callable[[bytes, int], Dec
     assert plans is not None
     plan = plans.of("value")
     assert plan is not None
+    may_be_empty = rule.may_be_empty
     plan = plan._replace(values={**_WORDS, **plan.values})
 
     def decode(payload: bytes, now_us: int) -> Decoded:  # noqa: ARG001 - of every decoder
@@ -31,7 +32,7 @@ def decoder(rule: Rule, levels: Mapping[str, str]) -> Callable[[bytes, int], Dec
         except UnicodeDecodeError:
             return (), [Fault("not_utf8", "expected a number as text", payload)]
         except NotDecodable as fault:
-            return (), [fault.fault(payload)]
+            return (), [] if may_be_empty else [fault.fault(payload)]
         assert number is not None
         return (Measurement(plan.name, number, unit=plan.unit),), []
 

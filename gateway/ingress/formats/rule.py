@@ -90,6 +90,8 @@ class Rule:
     time: str | None
     time_unit: str
     time_zone: tzinfo | None
+    root: tuple[str, ...]
+    may_be_empty: bool
     columns: tuple[str, ...]
     separator: str
     max_payload_bytes: int
@@ -116,6 +118,8 @@ def rule_of(
     time: str | None = None,
     time_unit: str = "auto",
     time_zone: tzinfo | None = None,
+    root: str | None = None,
+    may_be_empty: bool = False,
     columns: tuple[str, ...] = (),
     separator: str = ",",
     max_payload_bytes: int = MAX_PAYLOAD_BYTES,
@@ -139,6 +143,8 @@ def rule_of(
         time: the path of the time; without it, or where it is absent, the time of receipt counts.
         time_unit: one of `cloud_sync.instants.TIME_UNITS`, of line protocol's timestamps too ("auto": ns).
         time_zone: of times that are text without an offset.
+        root: of fields, the path of the member that holds the measurements; their paths begin there.
+        may_be_empty: of fields and number, whether a payload without any reading is as it should be.
         columns: of csv, in order; an empty name skips the column.
         separator: of csv, one character.
         max_payload_bytes: when a payload is decompressed.
@@ -167,6 +173,8 @@ def rule_of(
         time=time,
         time_unit=time_unit,
         time_zone=time_zone,
+        root=() if root is None else tuple(root.split(".")),
+        may_be_empty=may_be_empty,
         columns=tuple(columns),
         separator=separator,
         max_payload_bytes=max_payload_bytes,
@@ -203,12 +211,21 @@ def _check(rule: Rule) -> None:
     unknown = sorted(set(rule.companions) - set(COMPANIONS))
     if unknown:
         raise ValueError(f"companions: {unknown[0]!r} is none of {', '.join(COMPANIONS)}")
-    if rule.format not in _RECORDS and (rule.companions or rule.time):
-        raise ValueError(f"time and companions are for {' and '.join(_RECORDS)}; {rule.format} says its own")
-    if rule.format not in _MANY and (rule.include or rule.exclude or rule.members):
-        raise ValueError(f"include, exclude and members are for {', '.join(_MANY)}")
+    _check_members(rule)
     if rule.format == "csv":
         named = {rule.time, *rule.companions.values()} - {None}
         absent = sorted(str(name) for name in named - set(rule.columns))
         if absent:
             raise ValueError(f"{absent[0]!r} is not one of the columns")
+
+
+def _check_members(rule: Rule) -> None:
+    """Refuse what only formats with members know."""
+    if rule.format not in _RECORDS and (rule.companions or rule.time):
+        raise ValueError(f"time and companions are for {' and '.join(_RECORDS)}; {rule.format} says its own")
+    if rule.format != "fields" and rule.root:
+        raise ValueError('root is for format "fields"')
+    if rule.format not in ("fields", "number") and rule.may_be_empty:
+        raise ValueError('may_be_empty is for formats "fields" and "number"')
+    if rule.format not in _MANY and (rule.include or rule.exclude or rule.members):
+        raise ValueError(f"include, exclude and members are for {', '.join(_MANY)}")
