@@ -182,6 +182,7 @@ def retry(
 
     Where all of a payload makes readings they are stored, as of the time it came in, and the item is gone;
     other items stay as they are. Payloads of which only the first bytes were kept cannot be decoded.
+    Readings that a destination refused are sent to it once more.
 
     Exit codes: 0 when every item became readings; 1 when some stay; 2 when it cannot be done.
     """
@@ -208,6 +209,7 @@ def retry(
                 "stored": result.stored,
                 "duplicates": result.duplicates,
                 "conflicts": result.conflicts,
+                "sent_again": result.sent_again,
                 "left": [{"quarantine_no": number, "why": why} for number, why in result.left],
             }
         )
@@ -217,9 +219,12 @@ def retry(
         if len(result.left) > _LEFT_SHOWN:
             typer.echo(f"... and {count_text(len(result.left) - _LEFT_SHOWN)} more stay")
         typer.echo(
-            f"{count_text(result.items)} items became readings: {count_text(result.stored)} stored, "
-            f"{count_text(result.duplicates)} known already, {count_text(result.conflicts)} in conflict"
+            f"{count_text(result.items - result.sent_again)} items became readings: "
+            f"{count_text(result.stored)} stored, {count_text(result.duplicates)} known already, "
+            f"{count_text(result.conflicts)} in conflict"
         )
+        if result.sent_again:
+            typer.echo(f"{count_text(result.sent_again)} refused readings go to their destination again")
     if result.left:
         raise typer.Exit(EXIT_FOUND)
 

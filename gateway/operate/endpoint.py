@@ -131,7 +131,9 @@ class Endpoint:
         told = parts.committer.rules
         rules = Rules(told.template, told.rules, told.births.replayed())
         try:
-            result = await retry_within(parts.database, parts.appender, parts.book, rules, asked.numbers)
+            result = await retry_within(
+                parts.database, parts.segments, parts.appender, parts.book, rules, asked.numbers
+            )
         except SpoolError as fault:
             return json_answer({"error": "spool", "message": str(fault)}, 503)
         return json_answer(result)

@@ -1,8 +1,9 @@
-"""Quarantined publishes decoded again by the rules of today: on a stopped spool, or inside its gateway.
+"""Quarantined input taken in again by the rules of today: on a stopped spool, or inside its gateway.
 
 An item is rehearsed first: only when all of its payload makes readings does it go through the committer, as
 if it came in again at the time it first did. What is still bad stays as it is, under its number. The readings
-are fsynced before the item is dropped; a crash between the two is met by the duplicate check.
+are fsynced before the item is dropped; a crash between the two is met by the duplicate check. A row that a
+destination refused is sent to it once more (`refused_rows`).
 """
 
 from __future__ import annotations
@@ -12,9 +13,14 @@ import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+import numpy as np
+
+from cloud_sync.ingest.plain import NotPlain, Stamps
 from cloud_sync.records import Flag
 from gateway.ingress.committer import Committer
+from gateway.ingress.http.readings import parse_kept
 from gateway.operate.quarantine_items import Item
+from gateway.operate.refused_rows import RefusedRows
 from gateway.operate.spool_file import opened
 from gateway.operate.spool_walk import SQL
 from gateway.operate.watcher import Nobody, Watcher
@@ -51,6 +57,7 @@ class Retried:
         items: how many made readings and left the quarantine.
         stored, duplicates, conflicts: what those readings were to the spool.
         left: number of each item that stays, with the reason in words.
+        sent_again: readings that go once more to the destinations that refused them.
     """
 
     items: int = 0
@@ -58,6 +65,7 @@ class Retried:
     duplicates: int = 0
     conflicts: int = 0
     left: list[tuple[int, str]] = field(default_factory=list)
+    sent_again: int = 0
 
 
 class _Rehearsal(Appender):
@@ -117,13 +125,14 @@ async def retry(
         book = await SeriesBook.load(database, max_series)
         segments = await Segments.load(database, book)
         appender = Appender(database, segments, await Duplicates.load(database, book), book)
-        return await retry_within(database, appender, book, template, numbers, watcher=watcher)
+        return await retry_within(database, segments, appender, book, template, numbers, watcher=watcher)
     finally:
         await database.close()
 
 
-async def retry_within(
+async def retry_within(  # noqa: PLR0917 - the parts of one spool
     database: Database,
+    segments: Segments,
     appender: Appender,
     book: SeriesBook,
     template: TopicTemplate | Rules,
@@ -137,7 +146,7 @@ async def retry_within(
         SpoolFailed, SpoolFull: the spool cannot be written.
     """
     watcher.total(len(numbers))
-    bench = _Bench(database, appender, book, template)
+    bench = _Bench(database, segments, appender, book, template)
     for start in range(0, len(numbers), _AT_ONCE):
         for number in numbers[start : start + _AT_ONCE]:
             await bench.take(number)
@@ -150,9 +159,17 @@ class _Bench:
     """Two committers on one spool: one to rehearse with, one that stores."""
 
     def __init__(
-        self, database: Database, appender: Appender, book: SeriesBook, template: TopicTemplate | Rules
+        self,
+        database: Database,
+        segments: Segments,
+        appender: Appender,
+        book: SeriesBook,
+        template: TopicTemplate | Rules,
     ) -> None:
         self._database = database
+        self._book = book
+        self._refused = RefusedRows(database, segments, book)
+        self._stamps = Stamps()
         self._clock = _Clock()
         self._rehearsal = _Rehearsal()
         self._trial = Committer(self._rehearsal, book, template, interval_s=0, clock_us=self._clock)
@@ -168,16 +185,16 @@ class _Bench:
             return
         item = Item(*row)
         self._clock.at_us = item.received_at_us
-        why = _why_not(item) or await self._rehearse(item)
-        if why is None:
-            self._real.offer(item.source, item.topic.encode(), item.payload)
-            self._taken.append(number)
-        else:
-            self.result.left.append((number, why))
+        why = await self._take_in(item)
         self._clock.at_us = None
+        if why is not None:
+            self.result.left.append((number, why))
 
     async def store(self) -> None:
         """Commit what was taken, then drop its items."""
+        sent = await self._refused.send(time.time_ns() // 1000)
+        self.result.sent_again += sent
+        self.result.items += sent
         if not self._taken:
             return
         try:
@@ -194,6 +211,34 @@ class _Bench:
         result.conflicts = counters.conflicts
         self._taken = []
 
+    async def _take_in(self, item: Item) -> str | None:
+        """Keep an item for `store`; or why it stays."""
+        if item.is_cut:
+            return f"only the first {len(item.payload)} of its {item.payload_bytes} bytes were kept"
+        if item.source.partition(":")[0] not in _PUBLISHED:
+            return await self._refused.take(item)
+        why = self._take_plain(item) if item.source == "http" else await self._rehearse(item)
+        if why is None:
+            if item.source != "http":
+                self._real.offer(item.source, item.topic.encode(), item.payload)
+            self._taken.append(item.quarantine_no)
+        return why
+
+    def _take_plain(self, item: Item) -> str | None:
+        """Take what came over HTTP: a reading, or the part of a pack; why not, None when it is taken."""
+        try:
+            parsed = parse_kept(item.topic, item.payload, now_us=item.received_at_us, stamps=self._stamps)
+        except NotPlain as fault:
+            return f"still bad: {fault.reason}: {fault}"
+        if parsed.rejected:
+            return f"still bad: {parsed.rejected[0].reason}"
+        numbers = [self._book.number_of(series) for series in parsed.series]
+        if not numbers or None in numbers:
+            return "the spool knows as many series as it may" if numbers else "it holds no reading"
+        readings = parsed.readings
+        self._real.bring(readings.with_series(np.array(numbers, np.int32)[readings.series]))
+        return None
+
     async def _rehearse(self, item: Item) -> str | None:
         """Why the payload does not make readings by the rules of today, None when all of it does."""
         rehearsal = self._rehearsal
@@ -209,12 +254,3 @@ class _Bench:
         if rehearsal.items:
             return f"still bad: {rehearsal.items[0].reason}: {rehearsal.items[0].detail}"
         return None if rehearsal.rows else "it holds no reading"
-
-
-def _why_not(item: Item) -> str | None:
-    """Why an item cannot be decoded again at all, None when it can."""
-    if item.source.partition(":")[0] not in _PUBLISHED:
-        return f"it was put aside by {item.source}, and is no publish"
-    if item.is_cut:
-        return f"only the first {len(item.payload)} of its {item.payload_bytes} bytes were kept"
-    return None

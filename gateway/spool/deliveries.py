@@ -15,13 +15,13 @@ from __future__ import annotations
 
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from cloud_sync.errors import StoreFault
 from cloud_sync.lanes import Lane, Wanted
-from cloud_sync.records import Batch, BatchRange, Readings, RecordClass
+from cloud_sync.records import SEQ_ABSENT, Batch, BatchRange, Readings, RecordClass
 from cloud_sync.wire import PARTS_MAX
 from gateway.spool import claims, ranges
 from gateway.spool.claims import Claim, Queue
@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Sequence
 
     from cloud_sync.evidence import BadRow
+    from cloud_sync.records import Series
     from gateway.spool.series import SeriesBook
 
 DEFAULT_MAX_ROWS = 50_000
@@ -365,8 +366,8 @@ def _refused_item(destination: str, batch: Batch, bad: BadRow, now_us: int) -> Q
     if records.named:
         series = batch.series[int(records.series[bad.row])]
         topic = f"{series.sensor_id}/{series.sensor_type}"
-    if isinstance(records, Readings):
-        payload = {"value": payload["value"], "ts": payload["time_us"]}
+        if isinstance(records, Readings):
+            payload = _as_reading(payload, series)
     return QuarantineItem.of(
         received_at_us=now_us,
         source=destination,
@@ -375,6 +376,16 @@ def _refused_item(destination: str, batch: Batch, bad: BadRow, now_us: int) -> Q
         detail=bad.words,
         payload=msgspec.json.encode(payload),
     )
+
+
+def _as_reading(columns: dict[str, Any], series: Series) -> dict[str, Any]:
+    """A reading with all it has, so that it can be sent again; `ts` counts microseconds."""
+    present = {name: value for name, value in columns.items() if value == value}  # noqa: PLR0124 - NaN is absent
+    told = {"value": present.pop("value"), "ts": present.pop("time_us")}
+    if present["seq"] == SEQ_ABSENT:
+        del present["seq"]
+    told |= {"sensor_id": series.sensor_id, "sensor_type": series.sensor_type}
+    return told | present | dict(series.attributes)
 
 
 def backlog_of(

@@ -40,6 +40,7 @@ if TYPE_CHECKING:
 MEDIA_TYPES = (*plain.MEDIA_TYPES, *senml_body.MEDIA_TYPES)
 _INLINE_BYTES = 8192
 _ITEMS_MAX = 100
+_PARTS_MAX = 100_000
 _ATTRIBUTE_STATES_MAX = 100
 _STRANGE = frozenset({"other_device"})
 _EXPECTED = {
@@ -128,9 +129,7 @@ class ReadingIntake:
 
         def fault_of(series: Series) -> str | None:
             nonlocal new
-            if fault_in(SeriesName(*series[:2])) is not None:
-                return "bad_series_name"
-            if (fault := caller.fault_of(series)) is not None:
+            if (fault := _name_fault(series) or caller.fault_of(series)) is not None:
                 return fault
             if not self._book.has(series):
                 new += 1
@@ -198,6 +197,32 @@ def _items(request: PlainRequest, parsed: Plain, caller: Caller, now_us: int) ->
             detail=f"{_EXPECTED.get(bad.reason, bad.reason)} ({where}, from {caller.name}{more})",
             payload=bytes(bad.part),
         )
+
+
+def parse_kept(kind: str, payload: bytes, *, now_us: int, stamps: Stamps) -> Plain:
+    """The readings of a quarantine item of source `http`: its topic is `kind`.
+
+    Raises:
+        NotPlain: nothing of it can be taken.
+    """
+    media_type, _, precision = kind.partition("; precision=")
+    if media_type in senml_body.MEDIA_TYPES:
+        return senml_body.parse(
+            payload, now_us=now_us, max_rows=_PARTS_MAX, stamps=stamps, fault_of=_name_fault
+        )
+    return plain.parse(
+        payload,
+        media_type,
+        now_us=now_us,
+        max_rows=_PARTS_MAX,
+        precision=precision or "ns",
+        stamps=stamps,
+        fault_of=_name_fault,
+    )
+
+
+def _name_fault(series: Series) -> str | None:
+    return None if fault_in(SeriesName(*series[:2])) is None else "bad_series_name"
 
 
 def _same(asked: Asked, body_hash: bytes, answer: str) -> str:
