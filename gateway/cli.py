@@ -20,6 +20,7 @@ _GROUPS = {
     "ingest": ("cloud_sync.ingest.cli", "Run the regional ingest service; manage its tokens."),
     "sim": ("firmware_sim.cli", "Simulate a fleet, replay recordings, verify what arrived."),
     "status": ("gateway.commands.status", "Show what comes in, what is kept and what is still to deliver."),
+    "query": ("gateway.commands.query", "Show what one series was: a table, a chart, CSV or JSON."),
     "spool": ("gateway.commands.spool", "Look into a spool: info, check, read, export, compact, quarantine."),
     "destination": ("gateway.commands.destination", "Destinations and their progress: list, drop."),
     "device": ("gateway.commands.device", "Passwords of devices: add, list, remove, check."),

@@ -39,3 +39,24 @@ def moment_text(at_us: int) -> str:
         return f"{_EPOCH + timedelta(seconds=at_us // 1_000_000):%Y-%m-%d %H:%M:%S}Z"
     except OverflowError:
         return f"{at_us} us"
+
+
+def iso_text(at_us: int) -> str:
+    """Microseconds since 1970 as `2026-05-01T12:00:00Z`, with the fraction there is."""
+    try:
+        return (_EPOCH + timedelta(microseconds=at_us)).replace(tzinfo=None).isoformat() + "Z"
+    except OverflowError:
+        return f"{at_us} us"
+
+
+def duration_s(text: str) -> int:
+    """Whole seconds of `30s`, `1m`, `5min`, `1h`, `1d`.
+
+    Raises:
+        ValueError: the text is none of these; the message says what is allowed.
+    """
+    given = _AGO.fullmatch(text.strip())
+    seconds = float(given[1]) * _UNIT_S[given[2]] if given else 0.0
+    if seconds < 1 or seconds != int(seconds):
+        raise ValueError(f"{text!r} is no length of time; write whole seconds, such as 30s, 1m, 5min, 1h, 1d")
+    return int(seconds)

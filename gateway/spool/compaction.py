@@ -1,7 +1,8 @@
 """Compaction: merges small segments into large ones, in the background, paced.
 
 Two passes. The first goes over the fresh segments in commit order, once: those between two boundaries
-become one, and all become known to the index of times. The second merges what the first left small.
+become one, and all become known to the index of times. The second merges what the first left small, and
+rollups, which are in the index from the beginning.
 
 A boundary is where some destination's progress or an open batch begins or ends; no merged segment crosses
 one, and segments of an open batch are left as they are (promise 3). Commit numbers and rows stay what they
@@ -20,18 +21,19 @@ import numpy as np
 from cloud_sync import columns
 from cloud_sync.errors import FormatError
 from cloud_sync.progress import Stage
-from cloud_sync.records import Readings, RecordClass
+from cloud_sync.records import RecordClass
 from gateway.spool.crashpoints import point
 from gateway.spool.database import SQL, value_of
 from gateway.spool.errors import SpoolError
 from gateway.spool.processed import NO_LIMIT, processed_through
 from gateway.spool.ranges import Range
-from gateway.spool.segments import MAX_SEGMENT_ROWS, Stored, fresh_segments, span_of
+from gateway.spool.segments import MAX_SEGMENT_ROWS, Stored, class_of, fresh_segments, span_of
 
 if TYPE_CHECKING:
     import sqlite3
     from collections.abc import Sequence
 
+    from cloud_sync.records import Records
     from gateway.spool.database import Database
     from gateway.spool.duplicates import Duplicates
     from gateway.spool.series import SeriesBook
@@ -61,13 +63,14 @@ class Bounds:
     through: int = NO_LIMIT
 
     @classmethod
-    def read(cls, connection: sqlite3.Connection) -> Bounds:
-        """The bounds as they are now."""
-        reading = (RecordClass.READING,)
-        open_ = tuple(Range(*row) for row in connection.execute(SQL["open_everywhere"], reading))
-        delivered = [Range(*row) for row in connection.execute(SQL["delivered_everywhere"], reading)]
+    def read(cls, connection: sqlite3.Connection, record_class: RecordClass = RecordClass.READING) -> Bounds:
+        """The bounds of a class as they are now."""
+        of_class = (record_class,)
+        open_ = tuple(Range(*row) for row in connection.execute(SQL["open_everywhere"], of_class))
+        delivered = [Range(*row) for row in connection.execute(SQL["delivered_everywhere"], of_class)]
         edges = {edge for r in (*open_, *delivered) for edge in (r.first, r.last + 1)}
-        return cls(frozenset(edges), open_, processed_through(connection))
+        through = processed_through(connection) if record_class is RecordClass.READING else NO_LIMIT
+        return cls(frozenset(edges), open_, through)
 
     def is_open(self, segment: Stored) -> bool:
         """Whether an open batch covers a segment."""
@@ -134,7 +137,8 @@ class Compaction:
         """
         async with self._turn:
             gone = await self._index_fresh(everything=everything)
-            gone += await self._merge_small(everything=everything)
+            for record_class in (RecordClass.READING, RecordClass.ROLLUP):
+                gone += await self._merge_small(record_class, everything=everything)
             await self._give_back(everything=everything)
         return gone
 
@@ -165,12 +169,12 @@ class Compaction:
             gone += len(run) - 1
         return gone
 
-    async def _merge_small(self, *, everything: bool) -> int:
+    async def _merge_small(self, record_class: RecordClass, *, everything: bool) -> int:
         def look(connection: sqlite3.Connection) -> tuple[list[Stored], Bounds]:
-            low, high = span_of(RecordClass.READING)
+            low, high = span_of(record_class)
             newest = value_of(connection.execute(SQL["newest_indexed"], (low, high)).fetchone())
             if newest is None:
-                return [], Bounds.read(connection)
+                return [], Bounds.read(connection, record_class)
             back = connection.execute(SQL["segments_back_from"], (low, newest, _LOOK_BACK))
             small: list[Stored] = []
             for row in back:
@@ -178,7 +182,7 @@ class Compaction:
                 if segment.rows > _SMALL_ROWS:
                     break
                 small.append(segment)
-            return small[::-1], Bounds.read(connection)
+            return small[::-1], Bounds.read(connection, record_class)
 
         small, bounds = await self._database.read(look)
         if sum(s.rows for s in small) < MAX_SEGMENT_ROWS and len(small) < _LOOK_BACK and not everything:
@@ -197,19 +201,24 @@ class Compaction:
         )
         if len(blocks) < len(run):
             return False  # some were pruned meanwhile
+        record_class = class_of(run[0].position)
         try:
-            block, readings = await asyncio.get_running_loop().run_in_executor(
-                None, _merge, blocks, self._book
+            block, records = await asyncio.get_running_loop().run_in_executor(
+                None, _merge, blocks, record_class, self._book
             )
         except FormatError as fault:
             _log.warning("commits %d..%d are not merged: %s", run[0].first_commit, run[-1].last_commit, fault)
             await self._database.write(lambda c: c.executemany(SQL["mark_indexed"], _keys(run)))
             self._duplicates.indexed(s.position for s in run)
             return True
-        marks = _newest_by_series(self._book.identities(readings.series), readings.time_us)
+        marks = []
+        if record_class is RecordClass.READING:
+            marks = _newest_by_series(self._book.identities(records.series), records.time_us)
 
         def work(connection: sqlite3.Connection) -> bool:
-            if not _still_there(connection, run) or (len(run) > 1 and not Bounds.read(connection).allow(run)):
+            if not _still_there(connection, run):
+                return False
+            if len(run) > 1 and not Bounds.read(connection, record_class).allow(run):
                 return False
             connection.executemany(SQL["raise_mark"], marks)
             if len(run) == 1:
@@ -226,13 +235,14 @@ class Compaction:
         return True
 
 
-def _merge(blocks: list[bytes], book: SeriesBook) -> tuple[bytes, Readings]:
-    readings = Readings.concat([columns.decode(block) for block in blocks]).in_order()
-    if not book.knows(readings.series):
+def _merge(blocks: list[bytes], record_class: RecordClass, book: SeriesBook) -> tuple[bytes, Records]:
+    parts = [columns.decode_records(block, record_class) for block in blocks]
+    records = parts[0].concat(parts).in_order()
+    if not book.knows(records.series):
         raise FormatError("unknown_series", "a segment names a series that the spool does not")
     if len(blocks) == 1:
-        return blocks[0], readings
-    return columns.encode(readings, level=columns.FINAL_LEVEL), readings
+        return blocks[0], records
+    return columns.encode(records, level=columns.FINAL_LEVEL), records
 
 
 def _still_there(connection: sqlite3.Connection, run: list[Stored]) -> bool:

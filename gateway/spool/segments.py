@@ -35,6 +35,11 @@ def position_of(record_class: RecordClass, commit: int) -> int:
     return record_class << CLASS_SHIFT | commit
 
 
+def class_of(position: int) -> RecordClass:
+    """The class of the segment at `position`."""
+    return RecordClass(position >> CLASS_SHIFT)
+
+
 def commit_of(position: int) -> int:
     """The first commit of the segment at `position`."""
     return position & _COMMIT_MASK

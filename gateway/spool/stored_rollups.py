@@ -74,7 +74,7 @@ class StoredRollups:
         found = []
         for first_us, last_us in _clusters(wanted.time_us):
             span = (last_us, first_us, *_ROLLUPS)
-            for position, last_commit in self._connection.execute(
+            for position, last_commit, _ in self._connection.execute(
                 SQL["indexed_between_times"], span
             ).fetchall():
                 try:
