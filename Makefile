@@ -8,10 +8,10 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --only-binary=:all: --constraint constraints.txt
 DEMO_SECONDS ?= 60
-BENCHES := ingress spool delivery formats
+RIVAL := thingsboard-gateway==3.8.5
 export DEMO_SECONDS KEEP
 
-.PHONY: help demo test bench lint types check-tests torture soak wheels deb clean prepare
+.PHONY: help demo test bench lint types check-tests torture soak rivals wheels deb clean prepare
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 14
@@ -21,8 +21,9 @@ demo: $(VENV)/.installed-demo ## run the whole path once, through an outage and 
 
 test: prepare lint types check-tests ## lint, types and every test against real servers
 
-bench: $(VENV)/.installed-dev ## measure: NAME=ingress, spool, delivery or formats, BENCH_SECONDS=n (docs/benchmarks.md)
-	@for name in $(or $(NAME),$(BENCHES)); do \
+bench: $(VENV)/.installed-bench rivals ## measure everything, write benchmarks/report.md; or NAME=ingress, spool, ... (docs/benchmarks.md)
+	@[ -n "$(NAME)" ] || exec $(BIN)/python -m benchmarks.report $(BENCH_ARGS)
+	@for name in $(NAME); do \
 		$(BIN)/python -m benchmarks.$$name $(if $(BENCH_SECONDS),--seconds $(BENCH_SECONDS)) $(BENCH_ARGS) || exit 1; \
 	done
 
@@ -42,6 +43,11 @@ torture: prepare ## longer forms of the attacks: TORTURE=n multiplies them
 
 soak: prepare ## everything at once with random faults: HOURS=n, SEED=n, RATE=readings/s; report in .build/soak
 	@$(BIN)/python -m tests.soak --hours $(or $(HOURS),1) $(if $(SEED),--seed $(SEED)) $(if $(RATE),--rate $(RATE))
+
+rivals: $(VENV)/.installed-bench
+	@[ -d .build/rivals/thingsboard_gateway ] || \
+		$(BIN)/python -m pip --disable-pip-version-check install --quiet --only-binary=:all: --no-deps \
+			--target .build/rivals $(RIVAL) || echo "tidegate: $(RIVAL) cannot be had; the benchmark goes on without it"
 
 prepare: $(VENV)/.installed-dev ## install the servers the tests talk to, where allowed
 	@sh tests/prepare.sh

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING
 
@@ -14,6 +16,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 Number = float | int | str | None
+LABELS_VARIABLE = "BENCH_LABELS_FILE"
+"""Names a file that gets what each key means, for the report."""
 
 _console = Console(highlight=False, width=118)
 
@@ -35,6 +39,7 @@ class Figures:
         for column in self._table.columns[1:4]:
             column.justify = "right"
         self._keys: dict[str, Number] = {}
+        self._labels: dict[str, dict[str, str]] = {}
 
     def __getitem__(self, key: str) -> Number:
         return self._keys[key]
@@ -43,6 +48,7 @@ class Figures:
         self, key: str, values: Sequence[float], what: str, goal: str = "", *, low_is_good: bool = False
     ) -> None:
         """A figure that was taken several times."""
+        self._labels[key] = {"what": what, "goal": goal}
         best, worst = (min(values), max(values)) if low_is_good else (max(values), min(values))
         self._keys[key] = _rounded(median(values))
         if len(values) > 1:
@@ -51,6 +57,7 @@ class Figures:
 
     def one(self, key: str, value: float | None, what: str, goal: str = "") -> None:
         """A figure that was taken once; None where it could not be."""
+        self._labels[key] = {"what": what, "goal": goal}
         self._keys[key] = None if value is None else _rounded(value)
         self._table.add_row(what, "not taken" if value is None else _text(value), "", "", goal)
 
@@ -61,6 +68,8 @@ class Figures:
     def show(self) -> None:
         """Print the table, then the object as the last line."""
         _console.print(self._table)
+        if LABELS_VARIABLE in os.environ:
+            Path(os.environ[LABELS_VARIABLE]).write_text(json.dumps(self._labels), encoding="utf-8")
         print(json.dumps(self._keys), flush=True)
 
 

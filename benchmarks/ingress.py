@@ -22,6 +22,7 @@ from benchmarks import processes, traffic
 from benchmarks.figures import Figures, say
 from benchmarks.load import Order, Outcome
 from cloud_sync import columns
+from cloud_sync.records import RecordClass
 from gateway.ingress.formats import json_reading
 from gateway.ingress.packets import V5, TopicTable
 from gateway.ingress.parser import Parser
@@ -33,6 +34,9 @@ WINDOW = 50
 PACED_PER_S = 10_000
 READINGS_PER_PUBLISH = 50
 _RECEIVED = 60_000
+_READING_BLOCKS = (
+    f"SELECT block FROM segment WHERE position >> 56 = {int(RecordClass.READING)} ORDER BY position"
+)
 _GENERATOR_LIMIT = 0.85
 
 
@@ -82,7 +86,7 @@ def stored(spool: Path) -> tuple[int, int]:
     """Readings in a spool, every block decoded, and the sum of their seq."""
     readings = seq_sum = 0
     with closing(open_read_only(spool)) as connection:
-        for (block,) in connection.execute("SELECT block FROM segment ORDER BY position"):
+        for (block,) in connection.execute(_READING_BLOCKS):
             (seq,) = columns.decode_columns(block, ("seq",))
             readings += len(seq)
             seq_sum += int(seq.sum())
