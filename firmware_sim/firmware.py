@@ -167,13 +167,14 @@ class Firmware:
     def _sample(
         self, sensor: Sensor, truth: TruthWriter, *, at_s: float, now_us: int, readings: int, spacing_us: int
     ) -> Publish | None:
-        state = truth.state(sensor.state)
+        whole = says_measures(self.shape)
+        said = sensor.state if whole else sensor.state._replace(attributes=_only_unit(sensor.state))
+        state = truth.state(said)
         waveform, unit = WAVEFORMS[sensor.state.sensor_type]
         _, location, manufacturer, firmware_version = sensor.state.attributes
         rng = self.rng
         first_row = truth.rows
         samples = []
-        whole = says_measures(self.shape)
         for back in range(readings - 1, -1, -1):
             true_us = now_us - back * spacing_us - rng.randrange(_JITTER_US)
             time_us = self._clock_us(at_s, true_us)
@@ -258,3 +259,8 @@ class Firmware:
         kept = [publish for _, publish in self._kept_back]
         self._kept_back.clear()
         return kept
+
+
+def _only_unit(state: State) -> tuple[str | None, ...]:
+    """The attributes of a shape that carries no others."""
+    return (state.attributes[0], *(None for _ in state.attributes[1:]))

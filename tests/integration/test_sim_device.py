@@ -32,6 +32,7 @@ class StubServer:
         self.taken = []
         self.acknowledged = []
         self.connects = 0
+        self.kinds = set()
         self.most_unanswered = 0
         self.connack: bytes | None = CONNACK
         self.answer: Any = lambda _: 0
@@ -56,6 +57,7 @@ class StubServer:
         with contextlib.suppress(asyncio.IncompleteReadError, ConnectionError):
             while True:
                 kind, body = await self._packet(reader)
+                self.kinds.add(kind)
                 if kind == 1:
                     self.connects += 1
                     if self.connack is None:
@@ -274,3 +276,44 @@ async def test_servers_that_never_answer_leave_no_sockets_behind(server, monkeyp
         finally:
             gc.enable()
     assert after <= before + 2
+
+
+async def test_a_device_whose_network_is_away_keeps_everything_and_sends_it_when_it_is_back(server):
+    recorder = Recorder()
+    async with running(server, recorder) as (device, counters):
+        await until(lambda: counters.devices_connected == 1)
+        device.switch(on=False)
+        await until(lambda: counters.devices_connected == 0)
+        for publish in publishes(5):
+            device.offer(publish)
+        await asyncio.sleep(0.3)
+        assert (server.taken, device.outstanding, server.connects) == ([], 5, 1)
+        device.switch(on=True)
+        await until(lambda: device.outstanding == 0)
+    assert len(recorder.acknowledged) == 5
+
+
+async def test_a_device_that_goes_to_sleep_says_goodbye(server):
+    async with running(server, Recorder()) as (device, counters):
+        await until(lambda: counters.devices_connected == 1)
+        device.switch(on=False, politely=True)
+        await until(lambda: 14 in server.kinds)
+        await until(lambda: counters.devices_connected == 0)
+
+
+async def test_a_restart_keeps_what_is_in_flash_and_forgets_what_is_in_memory(server):
+    server.answer = lambda _: None
+    recorder = Recorder()
+    async with running(server, recorder, window=2) as (device, counters):
+        for publish in publishes(6):
+            device.offer(publish)
+        await until(lambda: len(server.taken) == 2)
+        device.restart(forget=False)
+        assert (device.outstanding, counters.reboots, counters.forgotten) == (6, 1, 0)
+        await until(lambda: server.connects >= 2)
+        device.restart(forget=True)
+        assert (device.outstanding, counters.reboots, counters.forgotten) == (0, 2, 6)
+        server.answer = lambda _: 0
+        device.offer(publishes(7)[6])
+        await until(lambda: recorder.settled)
+    assert recorder.acknowledged == [publishes(7)[6].payload]
