@@ -73,6 +73,14 @@ async def end(site: SoakSite, watch: Watch, report: Report, say: Callable[[str],
     status = await site.status()
     if status is None or any(d["backlog_readings"] for d in status["destinations"]):
         watch.break_(f"a backlog is left at the end: {status and status['destinations']}")
+    else:
+        ever = status["spool"]["readings_ever"]
+        rows, stored, there = await site.ledger()
+        if (rows, stored) != (ever, there):
+            watch.break_(
+                f"the status counts {ever} readings ever; the region has applied {rows}, stored {stored}; "
+                f"{there} rows are there"
+            )
     for name, part in (("gateway", site.gateway), ("ingest service", site.ingest)):
         code = await asyncio.to_thread(part.stop, 60)
         if code:

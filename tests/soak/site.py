@@ -14,6 +14,7 @@ import sys
 import warnings
 from typing import TYPE_CHECKING, Any
 
+import asyncpg
 import httpx
 
 from tests.fixtures_influx import INFLUXD_CONFIG, Influxd
@@ -150,6 +151,18 @@ class SoakSite:
             return None
         found: dict[str, Any] | None = answer.json() if answer.is_success else None
         return found
+
+    async def ledger(self) -> tuple[int, int, int]:
+        """What the region says: readings of all applied ranges, those stored of them, rows that are there."""
+        connection = await asyncpg.connect(self.postgres.dsn())
+        try:
+            rows, stored = await connection.fetchrow(
+                "SELECT coalesce(sum(rows), 0)::int8, coalesce(sum(stored), 0)::int8"
+                " FROM ingest_ledger WHERE class = 4"
+            )
+            return rows, stored, await connection.fetchval("SELECT count(*) FROM reading")
+        finally:
+            await connection.close()
 
     def progress(self) -> dict[str, Any]:
         """The fleet's own counters."""
