@@ -43,13 +43,18 @@ class AppliedRange(NamedTuple):
 
 
 class DeclaredLoss(NamedTuple):
-    """Rows that a gateway gave up, why, and in which coarser form they survive ("" for none)."""
+    """Rows that a gateway gave up, why, and in which coarser form they survive ("" for none).
+
+    `from_time` and `to_time` are the earliest and the latest time among them, None where that is not known.
+    """
 
     range: BatchRange
     rows: int
     reason: str
     survives: str
     declared_at: datetime
+    from_time: datetime | None = None
+    to_time: datetime | None = None
 
 
 class Progress(NamedTuple):

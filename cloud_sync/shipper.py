@@ -82,7 +82,7 @@ class Shipper:
         keeps_ledger: bool = False,
         max_batch_rows: int = 50_000,
         max_batch_bytes: int = 4 << 20,
-        target_s: float = 1.0,
+        target_s: float = 0.5,
         flush_s: float = 0.8,
         max_bytes_per_s: float | None = None,
         schedule: Schedule = Schedule(),  # noqa: B008 - an immutable value

@@ -24,7 +24,7 @@ class Sizing:
 
     max_rows: int
     max_bytes: int = 4 << 20
-    target_s: float = 1.0
+    target_s: float = 0.5
     bytes_per_row: float = 0.0
     _rows: float = field(init=False)
     _ceiling: float = field(init=False)

@@ -93,7 +93,7 @@ async def progress(
         ranges[row["gateway_id"]].append(AppliedRange(_range_of(row), *counts))
     declared: dict[str, list[DeclaredLoss]] = defaultdict(list)
     for row in losses:
-        words = (row[name] for name in ("rows", "reason", "survives", "declared_at"))
+        words = (row[name] for name in ("rows", "reason", "survives", "declared_at", "from_time", "to_time"))
         declared[row["gateway_id"]].append(DeclaredLoss(_range_of(row), *words))
     return [Progress(name, first, last, ranges[name], declared[name]) for name, first, last in seen]
 

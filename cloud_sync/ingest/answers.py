@@ -136,6 +136,8 @@ def _loss(loss: DeclaredLoss) -> dict[str, Any]:
         "reason": loss.reason,
         "survives": loss.survives,
         "declared_at": loss.declared_at.isoformat(),
+        "from_time": loss.from_time.isoformat() if loss.from_time else None,
+        "to_time": loss.to_time.isoformat() if loss.to_time else None,
     }
 
 

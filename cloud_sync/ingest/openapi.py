@@ -100,6 +100,8 @@ def _schemas() -> dict[str, Any]:
         "reason": _TEXT,
         "survives": _TEXT,
         "declared_at": _MOMENT,
+        "from_time": _MOMENT,
+        "to_time": _MOMENT,
     }
     receipt = {
         "status": {"type": "string", "enum": ["applied", "duplicate"]},

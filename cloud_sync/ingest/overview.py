@@ -25,8 +25,8 @@ def lines(known: Sequence[Progress], *, now: datetime) -> Iterator[str]:
         yield f"{each.gateway_id}  last seen {seen}  {readings:,} readings"
         for (_, epoch, record_class), group in groupby(each.ranges, key=lambda applied: applied.range[:3]):
             yield f"  {record_class.name.lower()} of epoch {epoch.hex[:8]}: {_coverage(list(group))}"
-        for loss in each.declared:
-            yield f"  declared: {_declared(loss)}"
+        for reason, losses in groupby(sorted(each.declared, key=_reason), key=_reason):
+            yield f"  declared: {_declared(reason, list(losses))}"
 
 
 def _coverage(islands: list[AppliedRange]) -> str:
@@ -48,10 +48,21 @@ def _coverage(islands: list[AppliedRange]) -> str:
     return "; ".join(parts)
 
 
-def _declared(loss: DeclaredLoss) -> str:
-    survives = f", left as {loss.survives}" if loss.survives else ""
-    first, last = loss.range.first_commit, loss.range.last_commit
-    return f"{loss.rows:,} rows of {first}..{last} given up: {loss.reason}{survives}"
+def _reason(loss: DeclaredLoss) -> tuple[str, str, str]:
+    """What losses have in common that are told in one line."""
+    return loss.range.record_class.name.lower(), loss.reason, loss.survives
+
+
+def _declared(reason: tuple[str, str, str], losses: list[DeclaredLoss]) -> str:
+    record_class, why, survives = reason
+    rows = sum(loss.rows for loss in losses)
+    first = min(loss.range.first_commit for loss in losses)
+    last = max(loss.range.last_commit for loss in losses)
+    begins = [loss.from_time for loss in losses if loss.from_time]
+    ends = [loss.to_time for loss in losses if loss.to_time]
+    times = f", of {min(begins):%Y-%m-%d %H:%M} to {max(ends):%Y-%m-%d %H:%M} UTC" if begins and ends else ""
+    left = f", left as {survives}" if survives else ""
+    return f"{rows:,} {record_class} rows within {first}..{last} given up: {why}{times}{left}"
 
 
 def _ago(seconds: float) -> str:

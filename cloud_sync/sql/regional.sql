@@ -62,7 +62,7 @@ GROUP BY gateway_id, epoch, class, island
 ORDER BY gateway_id, epoch, class, min(first_commit);
 
 -- name: declared_losses
-SELECT gateway_id, epoch, class, first_commit, last_commit, rows, reason, survives, declared_at
+SELECT gateway_id, epoch, class, first_commit, last_commit, rows, reason, survives, declared_at, from_time, to_time
 FROM declared_loss
 WHERE ($1::text IS NULL OR gateway_id = $1) AND ($2::uuid IS NULL OR epoch = $2)
 ORDER BY gateway_id, epoch, class, first_commit;

@@ -64,7 +64,7 @@ class Destination(Table):
     """Readings sent at once, at most."""
     max_batch_bytes: Annotated[int, Field(ge=4096)] = 4 << 20
     """Bytes of one batch on the link, at most."""
-    target_s: Seconds = 1
+    target_s: Seconds = 0.5
     """How long one request of backlog should take: batches are sized by it."""
     flush_s: Annotated[float, Field(ge=0)] = 0.8
     """How long readings may wait for company."""

@@ -176,7 +176,7 @@ def test_the_command_loads_and_the_overview_tells_gateways(postgres_dsn, tmp_pat
         r"barn-1  last seen \d+ s ago  48 readings\n"
         r"  reading of epoch 0190c1a2: complete through 2; newest 9, 1 gap: 3..8; 1 range in part; "
         r"36 duplicates; 4 refused\n"
-        r"  declared: 70 rows of 3..4 given up: over the cap, left as rollup 60 s\n"
+        r"  declared: 70 reading rows within 3..4 given up: over the cap, left as rollup 60 s\n"
         r"gw-2  last seen \d+ s ago  12 readings\n  reading of epoch 0190c1a2: complete through 1; .*\n",
         shown,
     )
