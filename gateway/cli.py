@@ -30,6 +30,7 @@ _GROUPS = {
     ),
     "config": ("gateway.commands.config", "Write, check, show, explain and compare configurations."),
     "decode": ("gateway.commands.decode", "Show what a payload would become, and under which rule."),
+    "learn": ("gateway.commands.learn", "Listen for a while and propose rules for what is published."),
     "doctor": ("gateway.commands.doctor", "Look for what is wrong with this gateway, and say what to do."),
     "install": ("gateway.commands.install", "Set this machine up: program, service, configuration."),
     "uninstall": ("gateway.commands.uninstall", "Remove the program and its services; the spool stays."),
