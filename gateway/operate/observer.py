@@ -12,8 +12,10 @@ import time
 from typing import TYPE_CHECKING
 
 from gateway.operate.devices import devices_of
+from gateway.operate.losses_summary import losses_of
 from gateway.operate.quarantine_summary import QuarantineStatus, quarantine_of
 from gateway.operate.recent import Recent
+from gateway.operate.records_summary import LossesStatus
 from gateway.operate.remarks import remarks_of
 from gateway.operate.status import status_of
 from gateway.operate.wear import Wear
@@ -26,7 +28,7 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 _EVERY_S = 5.0
 _FRESH_S = 0.5
-_QUARANTINE_FRESH_S = 5.0
+_RECORDS_FRESH_S = 5.0
 _USUAL_SAMPLES = 15
 
 
@@ -42,7 +44,8 @@ class Observer:
         self._document: Status | None = None
         self._document_at_s = float("-inf")
         self._quarantine = QuarantineStatus(0, 0, [])
-        self._quarantine_at_s = float("-inf")
+        self._losses = LossesStatus(0, 0, [])
+        self._records_at_s = float("-inf")
 
     async def run(self, stop: asyncio.Event) -> None:
         """Observe until `stop` is set."""
@@ -89,11 +92,13 @@ class Observer:
         document = await status_of(
             parts, usual_per_s=sum(rates) / len(rates) if len(rates) >= _USUAL_SAMPLES else None
         )
-        if now_s - self._quarantine_at_s >= _QUARANTINE_FRESH_S:
+        if now_s - self._records_at_s >= _RECORDS_FRESH_S:
             self._quarantine = await parts.database.read(quarantine_of)
-            self._quarantine_at_s = now_s
+            self._losses = await parts.database.read(losses_of)
+            self._records_at_s = now_s
         document.recent = recent
         document.quarantine = self._quarantine
+        document.losses = self._losses
         document.devices = devices_of(
             parts.appender.presence.heard(parts.duplicates, document.at_us),
             document.at_us,

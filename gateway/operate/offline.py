@@ -9,16 +9,22 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING
 
 from cloud_sync.records import RecordClass
+from gateway.operate.losses_summary import losses_of
 from gateway.operate.quarantine_summary import quarantine_of
 from gateway.operate.remarks import remarks_of
+from gateway.operate.series_chart import Chart, SeriesName, Steps, chart_of
 from gateway.operate.spool_walk import kept_rows
 from gateway.operate.status import DestinationStatus, IngressStatus, SpoolStatus, Status
 from gateway.spool.database import SQL, file_size_bytes, open_read_only, value_of
 from gateway.spool.deliveries import backlog_of
 from gateway.spool.segments import newest_of
+from gateway.spool.series import all_series
 
 if TYPE_CHECKING:
     from gateway.settings import GatewaySettings
+
+_DAY_US = 86_400_000_000
+_STEPS = 288
 
 
 def status_of_stopped(settings: GatewaySettings) -> Status:
@@ -33,7 +39,7 @@ def status_of_stopped(settings: GatewaySettings) -> Status:
     with closing(open_read_only(path)) as connection:
         kept = kept_rows(connection)
         damaged = connection.execute(SQL["damaged_totals"]).fetchone()[1]
-        quarantine = quarantine_of(connection)
+        quarantine, losses = quarantine_of(connection), losses_of(connection)
         commit, rows_ever = newest_of(connection, RecordClass.READING)
         epoch = value_of(connection.execute(SQL["meta"], ("epoch",)).fetchone(), "")
         destinations = []
@@ -78,6 +84,29 @@ def status_of_stopped(settings: GatewaySettings) -> Status:
         ),
         destinations=destinations,
         quarantine=quarantine,
+        losses=losses,
     )
     document.remarks = remarks_of(document)
     return document
+
+
+def chart_of_stopped(settings: GatewaySettings, series: str) -> Chart | None:
+    """The last day of a series SENSOR/TYPE; None when the spool does not know it.
+
+    Raises:
+        SpoolError: there is no spool, or it cannot be read.
+    """
+    path = settings.spool.path
+    sensor_id, _, sensor_type = series.partition("/")
+    with closing(open_read_only(path)) as connection:
+        states = [
+            (n, s)
+            for n, s in all_series(connection)
+            if (s.sensor_id, s.sensor_type) == (sensor_id, sensor_type)
+        ]
+    if not states:
+        return None
+    name = SeriesName(sensor_id, sensor_type, dict(states[-1][1].attributes).get("unit", ""))
+    until_us = time.time_ns() // 1000
+    steps = Steps(until_us - _DAY_US, until_us, _STEPS)
+    return chart_of(path, name, [number for number, _ in states], steps)

@@ -6,18 +6,29 @@ import msgspec
 
 
 class Loss(msgspec.Struct):
-    """One entry of the loss ledger: what left the spool undelivered, why, and what remains of it."""
+    """What one destination lost of one class of records for one reason.
+
+    Attributes:
+        destination: "" where there is none and the records were only kept here.
+        what: the class: reading, rollup.
+        reason: machine-readable: no_room, max_age, damaged.
+        remains: the coarser form that is left, "" for none.
+        from_us, to_us: earliest and latest time among the records.
+        declared_at_us: when the newest of them was declared.
+    """
 
     declared_at_us: int
     destination: str
     what: str
-    readings: int
+    records: int
     reason: str
     remains: str
+    from_us: int
+    to_us: int
 
 
 class LossesStatus(msgspec.Struct):
-    """The loss ledger: readings given up in all, and the newest entries."""
+    """The loss ledger: readings given up in all (once for each destination), and the newest losses."""
 
     entries: int
     readings: int

@@ -17,6 +17,7 @@ Severity = Literal["critical", "warning", "note", "good"]
 _ORDER: tuple[Severity, ...] = ("critical", "warning", "note", "good")
 _ROOM_SHORT_DAYS, _ROOM_LOW_DAYS = 1.0, 7.0
 _WEAR_LOW_YEARS = 2.0
+_WEAR_SEEN_S = 3600.0
 _BACKLOG_OLD_S = 300.0
 _RECENT_S = 86_400.0
 _DAY_S = 86_400
@@ -98,8 +99,13 @@ def _of_records(status: Status) -> Iterator[Remark]:
     if alerts is not None and alerts.firing:
         severity: Severity = "critical" if alerts.critical else "warning"
         yield Remark(severity, f"{_counted(alerts.firing, 'alert is', 'alerts are')} firing.")
-    if losses is not None and losses.readings:
-        yield Remark("warning", f"{_counted(losses.readings, 'reading was', 'readings were')} given up.")
+    if losses is not None and losses.newest:
+        lately = status.at_us - losses.newest[0].declared_at_us < _RECENT_S * 1e6
+        yield Remark(
+            "warning" if lately else "note",
+            f"{_counted(losses.readings, 'reading was', 'readings were')} given up and declared"
+            f"{'' if lately else ', none of them in the last 24 hours'}.",
+        )
     if status.spool.damaged_readings:
         yield Remark(
             "warning",
@@ -119,7 +125,9 @@ def _of_processing(status: Status) -> Iterator[Remark]:
 
 def _of_wear(status: Status) -> Iterator[Remark]:
     wear = status.wear
-    if wear is not None and wear.years_left is not None and wear.years_left < _WEAR_LOW_YEARS:
+    if wear is None or wear.years_left is None or wear.observed_s < _WEAR_SEEN_S:
+        return
+    if wear.years_left < _WEAR_LOW_YEARS:
         left = seconds_text(wear.years_left * 365 * _DAY_S)
         yield Remark(
             "warning", f"At this rate the flash lasts another {left}: raise spool.commit_interval_ms."

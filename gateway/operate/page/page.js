@@ -150,8 +150,8 @@ function showRecords(s) {
       moment(x.since_us, s.at_us)]))]);
   const l = s.losses;
   part("losses", l, () => !l || !l.entries ? empty("Nothing was given up: what came in is delivered, or still here.")
-    : [table(Object.assign([["What"], ["Readings", "number"], ["When", "number"]], { label: "Declared losses" }), l.newest.map((x) => [
-      [x.what, small([x.reason, x.destination, x.remains].filter(Boolean).join(" · "))], count(x.readings), moment(x.declared_at_us, s.at_us)]))]);
+    : [table(Object.assign([["What"], ["Records", "number"], ["Declared", "number"]], { label: "Declared losses" }), l.newest.map((x) => [
+      [`${x.what === "reading" ? "readings" : `${x.what}s`}${x.destination ? ` for ${x.destination}` : ""}`, small(`${x.reason.replaceAll("_", " ")}; ${x.remains ? `what remains: ${x.remains}` : "nothing remains"}; of ${moment(x.from_us, s.at_us)} to ${moment(x.to_us, s.at_us)}`)], count(x.records), moment(x.declared_at_us, s.at_us)]))]);
   const q = s.quarantine;
   part("quarantine", [q, moment(s.at_us, s.at_us)], () => !q || !q.items ? empty(q?.ever ? "Empty now. What was in it has been dealt with." : "Empty: nothing that came in was unreadable.")
     : [table(Object.assign([["Reason"], ["Items", "number"], ["Newest", "number"]], { label: "Quarantine by reason" }), q.reasons.map((x) => [
