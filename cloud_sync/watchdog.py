@@ -70,6 +70,16 @@ class Watchdog:
         self._steady_at = time.monotonic() + STEADY_S
         self._tell(f"READY=1\nSTATUS={_line(self._text())}")
 
+    def reloading(self) -> None:
+        """The program takes over another configuration; `ready` says when it has (sd_notify(3))."""
+        self._tell(f"RELOADING=1\nMONOTONIC_USEC={time.monotonic_ns() // 1000}")
+
+    def starting_again(self) -> None:
+        """The program stops in order, to begin anew in the same process."""
+        self.phase = "stopping"
+        self._restarts.succeeded()
+        self.reloading()
+
     def stopping(self) -> None:
         """The program has been told to stop."""
         self.phase = "stopping"

@@ -12,7 +12,6 @@ from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import version
 from typing import TYPE_CHECKING
 
-from cloud_sync.records import RecordClass
 from cloud_sync.watchdog import Watchdog, period_of
 from gateway.alerting import desks_of
 from gateway.checking import check_of
@@ -20,33 +19,37 @@ from gateway.destinations import shipper_of
 from gateway.following import follower_of
 from gateway.ingress.committer import Committer
 from gateway.ingress.host import HostIngress
+from gateway.keeping import giving_up_of, limit_log, pruned_for
 from gateway.listening import listener_of
 from gateway.operate.endpoint import Endpoint
+from gateway.operate.expiry import ExpiryWatch
 from gateway.operate.observer import Observer
 from gateway.operate.service_text import service_text
 from gateway.parts import Parts
+from gateway.reloading import Reloader
 from gateway.serving import http_of
+from gateway.shipping import Shipping, register
 from gateway.spool.appender import Appender
 from gateway.spool.capacity import Capacity
 from gateway.spool.compaction import Compaction
 from gateway.spool.database import Database
 from gateway.spool.deliveries import Deliveries
 from gateway.spool.duplicates import Duplicates
-from gateway.spool.giving_up import GivingUp
 from gateway.spool.retention import Retention
 from gateway.spool.segments import Segments
 from gateway.spool.series import SeriesBook
 from gateway.subscribing import subscriber_of
 
 if TYPE_CHECKING:
+    from gateway.orders import Orders
     from gateway.settings import GatewaySettings
 
 _log = logging.getLogger(__name__)
 _ENCODERS = 2
 
 
-async def run(settings: GatewaySettings, stop: asyncio.Event) -> None:
-    """Run a gateway until `stop` is set, then stop it within `settings.stop_within_s`.
+async def run(settings: GatewaySettings, orders: Orders) -> None:
+    """Run a gateway until it is told to stop, then stop it within `settings.stop_within_s`.
 
     Raises:
         SpoolError: the spool cannot be used.
@@ -64,7 +67,8 @@ async def run(settings: GatewaySettings, stop: asyncio.Event) -> None:
         database = await Database.open(settings.spool.path)
         try:
             running.append(await build(settings, database))
-            await _run_parts(running[0], stop, watchdog)
+            running[0].in_force.path = str(orders.config or "")
+            await _run_parts(running[0], orders, watchdog)
         finally:
             await database.close()
     finally:
@@ -94,14 +98,11 @@ async def build(settings: GatewaySettings, database: Database) -> Parts:
         subscriber_of(table, settings.gateway_id, committer) for table in settings.ingress.subscribe
     )
 
-    if settings.spool.max_bytes is not None:
-        await database.limit_log(min(16 << 20, settings.spool.max_bytes // 8))
+    await limit_log(database, settings.spool.max_bytes)
     follower, roller, alerts = await follower_of(settings, database, segments, book)
     committer.on_commit = follower.wake
     for d in settings.destinations:
-        await deliveries.register(
-            d.name, d.kind, now_us=time.time_ns() // 1000, since_us=d.since_us, classes=d.classes
-        )
+        await register(deliveries, d)
     parts = Parts(
         settings=settings,
         version=version("tidegate"),
@@ -126,10 +127,10 @@ async def build(settings: GatewaySettings, database: Database) -> Parts:
         compaction=Compaction(database, book, duplicates),
         retention=Retention(
             database,
-            [d.name for d in settings.destinations if RecordClass.READING in d.classes],
+            pruned_for(settings.destinations),
             keep_s=settings.spool.keep_delivered_h * 3600,
             capacity=capacity,
-            giving_up=_giving_up(settings, database, segments, capacity),
+            giving_up=giving_up_of(settings, database, segments, capacity),
         ),
         deliveries=deliveries,
         shippers=tuple(shipper_of(d, deliveries) for d in settings.destinations),
@@ -143,28 +144,12 @@ async def build(settings: GatewaySettings, database: Database) -> Parts:
     return parts
 
 
-def _giving_up(
-    settings: GatewaySettings, database: Database, segments: Segments, capacity: Capacity
-) -> GivingUp:
-    """What goes when there is no room, or too old; within no limits nothing but damage is declared."""
-    spool = settings.spool
-    return GivingUp(
-        database,
-        segments,
-        capacity=capacity if spool.give_up else Capacity(),
-        wanted_by={
-            record_class: [d.name for d in settings.destinations if record_class in d.classes]
-            for record_class in RecordClass
-        },
-        windows_s=settings.rollups.windows_s if settings.rollups.enabled else (),
-        max_age_s=None if spool.max_age_d is None else spool.max_age_d * 86_400,
-    )
-
-
-async def _run_parts(parts: Parts, stop: asyncio.Event, watchdog: Watchdog) -> None:
+async def _run_parts(parts: Parts, orders: Orders, watchdog: Watchdog) -> None:
     observer = Observer(parts)
     endpoint = Endpoint(parts, observer) if parts.settings.status.enabled else None
     stop_input, stop_processing, stop_output = asyncio.Event(), asyncio.Event(), asyncio.Event()
+    shipping = Shipping(parts)
+    parts.in_force.taken([])
     if endpoint is not None:
         await endpoint.start()
     try:
@@ -178,10 +163,8 @@ async def _run_parts(parts: Parts, stop: asyncio.Event, watchdog: Watchdog) -> N
             if parts.host is not None:
                 stages.create_task(parts.host.run(stop_input), name="host ingress")
             following = stages.create_task(parts.follower.run(stop_processing), name="processing")
-            shipping = [
-                stages.create_task(shipper.run(stop_output), name=f"shipper {shipper.name}")
-                for shipper in parts.shippers
-            ]
+            shipping.start(stages)
+            reloading = stages.create_task(Reloader(parts, shipping, orders, watchdog).run(), name="reloader")
             telling = [
                 stages.create_task(desk.run(stop_output), name=f"channel {desk.channel.name}")
                 for desk in parts.desks
@@ -190,16 +173,18 @@ async def _run_parts(parts: Parts, stop: asyncio.Event, watchdog: Watchdog) -> N
                 stages.create_task(parts.compaction.run(stop_output), name="compaction"),
                 stages.create_task(parts.retention.run(stop_output), name="retention"),
                 stages.create_task(observer.run(stop_output), name="observer"),
+                stages.create_task(ExpiryWatch(lambda: parts.settings).run(stop_output), name="expiry"),
             ]
             _announce(parts)
             watchdog.ready()
-            await stop.wait()
+            await orders.stop.wait()
             deadline = asyncio.get_running_loop().time() + parts.settings.stop_within_s
-            watchdog.stopping()
-            _log.info("stopping")
+            watchdog.starting_again() if orders.again else watchdog.stopping()
+            _log.info("stopping, to start again" if orders.again else "stopping")
+            await _by(deadline, [reloading], "the configuration as it was")
             stop_input.set()
             stop_output.set()
-            await _stop_in_order(parts, deadline, committing, shipping)
+            await _stop_in_order(parts, deadline, committing, shipping.stop())
             stop_processing.set()
             await _by(deadline, [following], "commits that it reads at the next start")
             await _by(deadline, telling, "a message that may be told twice")

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
+
+from gateway.operate.in_force import InForce
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -32,9 +34,12 @@ if TYPE_CHECKING:
     from gateway.spool.series import SeriesBook
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Parts:
-    """Everything a gateway consists of, in the order the data flows. `started_at` is monotonic seconds."""
+    """Everything a gateway consists of, in the order the data flows. `started_at` is monotonic seconds.
+
+    `settings` and `shippers` change when the configuration is reloaded; everything else is there for good.
+    """
 
     settings: GatewaySettings
     version: str
@@ -58,6 +63,7 @@ class Parts:
     retention: Retention
     deliveries: Deliveries
     shippers: tuple[Shipper, ...]
+    in_force: InForce = field(default_factory=InForce)
 
     def stages(self) -> Iterator[Stage]:
         """The progress of everything that runs, in the order the data flows: health and watchdog ask it."""

@@ -13,9 +13,10 @@ import typer
 
 from cloud_sync.settings_file import SettingsFault
 from gateway import settings
-from gateway.commands import config_init
+from gateway.commands import config_apply, config_init
 from gateway.commands.failures import fail
 from gateway.commands.spool_options import JsonOption, console, print_json, table
+from gateway.operate.own_endpoint import own_client, own_url
 from gateway.operate.terminal import shown
 from gateway.settings.changes import changes, restart_reason
 from gateway.settings.effective import DEFAULT, effective, flat, masked
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 
 app = typer.Typer(add_completion=False, no_args_is_help=True)
 app.command()(config_init.init)
+app.command()(config_apply.apply)
 
 EXIT_DIFFERENT = 1
 _TIMEOUT_S = 5.0
@@ -165,9 +167,10 @@ def running_values(given: settings.GatewaySettings) -> dict[str, Any]:
     """What the gateway that serves this configuration's status endpoint has in force, masked."""
     if not given.status.enabled:
         fail("the running gateway cannot be asked: [status] is not enabled")
-    url = f"http://{given.status.host}:{given.status.port}/config"
+    url = f"{own_url(given.status)}/config"
     try:
-        answer = httpx.get(url, timeout=_TIMEOUT_S, trust_env=False).raise_for_status()
+        with own_client(_TIMEOUT_S) as client:
+            answer = client.get(url).raise_for_status()
         values: dict[str, Any] = msgspec.json.decode(answer.content, type=dict[str, Any])["values"]
     except (httpx.HTTPError, httpx.InvalidURL, msgspec.DecodeError, KeyError) as fault:
         fail(f"no gateway says at {url} what it has in force: {fault}")

@@ -141,7 +141,7 @@ class Committer:
         self._max_pending_bytes = max_pending_bytes
         self.on_pressure = on_pressure
         self.on_commit: Callable[[], None] = lambda: None
-        self._check = check
+        self.check = check
         self._clock_us = clock_us
         self._topics: dict[bytes, _Topic] = {}
         self._names: dict[SeriesName, _Topic] = {}
@@ -155,6 +155,12 @@ class Committer:
         self._last_commit_at = 0.0
         self.counters = CommitterCounters()
         self.stage = Stage("committer")
+
+    def retune(self, *, interval_s: float, max_pending_bytes: int, refuse_when_full: bool) -> None:
+        """Go on with other limits, from the next commit on."""
+        self._interval_s = interval_s
+        self._max_pending_bytes = max_pending_bytes
+        self._refuse_when_full = refuse_when_full
 
     def publishes(self, source: Acknowledger, batch: list[Publish]) -> None:
         """Take all publishes of one read of a connection. Never blocks, never raises for their content."""
@@ -295,7 +301,7 @@ class Committer:
         elsewhere, here = group.checked(), group.unchecked()
         if not here.rows:
             return elsewhere
-        work = partial(self._check, here, self._clock_us())
+        work = partial(self.check, here, self._clock_us())
         if here.rows <= _INLINE_ROWS:
             here = work()
         else:

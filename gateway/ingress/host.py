@@ -53,17 +53,17 @@ class HostIngress:
         self._committer = committer
         self._gateway_id = gateway_id
         self._disk = disk
-        self._period_s = period_s
+        self.period_s = period_s
         self._seq = 0
         self.stage = Stage("host ingress")
 
     async def run(self, stop: asyncio.Event) -> None:
         """Sample until `stop` is set."""
         while not stop.is_set():
-            self.stage.works(within_s=self._period_s + _SAMPLE_WITHIN_S)
+            self.stage.works(within_s=self.period_s + _SAMPLE_WITHIN_S)
             self.sample_once(time.time_ns() // 1000)
             try:
-                async with asyncio.timeout(self._period_s):
+                async with asyncio.timeout(self.period_s):
                     await stop.wait()
             except TimeoutError:
                 continue

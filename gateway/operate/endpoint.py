@@ -22,6 +22,7 @@ from cloud_sync.progress import late_of
 from gateway.ingress.formats.rules import Rules
 from gateway.ingress.tls import Certificates, context_of
 from gateway.operate.answers import SAFE, bounded_body, json_answer, refusal
+from gateway.operate.in_force import document_of
 from gateway.operate.metrics import GatewayMetrics
 from gateway.operate.page import Page
 from gateway.operate.quarantine_retry import retry_within
@@ -60,6 +61,7 @@ class Endpoint:
                 *self._page.routes(),
                 Route("/status", self._status),
                 Route("/metrics", self._tell_metrics),
+                Route("/config", self._config),
                 Route("/healthz", self._healthz),
                 Route("/readyz", self._readyz),
                 Route("/quarantine/retry", self._retry, methods=["POST"]),
@@ -115,6 +117,12 @@ class Endpoint:
         except SpoolError as fault:
             return json_answer({"error": "spool", "message": str(fault)}, 503)
         return Response(page, media_type=CONTENT_TYPE_LATEST)
+
+    async def _config(self, request: Request) -> Response:
+        """What is in force, secrets masked, and what became of the newest reload."""
+        if not self._visitors.may_look(request):
+            return refusal()
+        return json_answer(document_of(self._parts.settings, self._parts.in_force))
 
     async def _retry(self, request: Request) -> Response:
         """Decode quarantined publishes again: `{"numbers": [1, 2]}`."""

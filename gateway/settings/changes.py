@@ -15,13 +15,17 @@ _ABSENT: Final = object()
 _PLACE = re.compile(r"\[[^\]]*\]|\{[^}]*\}")
 
 RELOADED: Final = (
+    "checks",
     "destinations",
-    "ingress.host",
+    "ingress.host.period_s",
     "ingress.listen.max_connections",
     "ingress.listen.max_packet_bytes",
     "log_level",
+    "report_by_exception",
     "spool.commit_interval_ms",
+    "spool.give_up",
     "spool.keep_delivered_h",
+    "spool.max_age_d",
     "spool.max_bytes",
     "spool.max_pending_bytes",
     "spool.max_series",

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from gateway.spool.database import Database
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Capacity:
     """Limits in bytes; `max_bytes` None means as much as the floor allows.
 
@@ -40,6 +40,10 @@ class Capacity:
         over = 0 if self.max_bytes is None else used - self.max_bytes * 9 // 10
         free = shutil.disk_usage(database.path.parent).free
         return max(0, over, self.min_free_bytes * 11 // 10 - free - spare)
+
+    def retune(self, max_bytes: int | None, min_free_bytes: int) -> None:
+        """Go on with other limits, for everyone who shares these."""
+        self.max_bytes, self.min_free_bytes = max_bytes, min_free_bytes
 
     async def require(self, database: Database) -> None:
         """Do nothing while there is room.

@@ -48,9 +48,9 @@ class Retention:
     ) -> None:
         self._database = database
         self._capacity = capacity
-        self._destinations = tuple(destinations)
-        self._keep_s = keep_s
-        self._giving_up = giving_up
+        self.destinations = tuple(destinations)
+        self.keep_s = keep_s
+        self.giving_up = giving_up
         self.stage = Stage("retention")
 
     async def run(self, stop: asyncio.Event) -> None:
@@ -72,15 +72,15 @@ class Retention:
     async def make_room_once(self, now_us: int) -> bool:
         """Prune, and where that was not enough give something up; whether there is more to do at once."""
         pruned = await self.prune_once(now_us)
-        if pruned == _AT_ONCE or self._giving_up is None:
+        if pruned == _AT_ONCE or self.giving_up is None:
             return pruned == _AT_ONCE
-        return await self._giving_up.give_up_once(now_us) > 0
+        return await self.giving_up.give_up_once(now_us) > 0
 
     async def prune_once(self, now_us: int) -> int:
         """Delete at most some hundred segments; returns how many. Without destinations none is delivered."""
-        if not self._destinations:
+        if not self.destinations:
             return 0
-        keep_s = 0.0 if await self._is_full() else self._keep_s
+        keep_s = 0.0 if await self._is_full() else self.keep_s
         before_us = now_us - round(keep_s * 1e6)
         if not await self._database.read(lambda c: self._doomed(c, before_us)):
             return 0
@@ -104,7 +104,7 @@ class Retention:
         """Position and last commit of the oldest segments, up to the first that must stay."""
         through = min(
             _delivered_through(connection, destination, RecordClass.READING)
-            for destination in self._destinations
+            for destination in self.destinations
         )
         through = min(through, processed_through(connection))
         span = (position_of(RecordClass.READING, 0), position_of(RecordClass.READING, through))

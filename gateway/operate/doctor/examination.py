@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import time
 from contextlib import closing
@@ -33,7 +34,7 @@ async def examine(config: Path, *, online: bool = True) -> list[Finding]:
         SettingsFault: the settings themselves cannot be used; files they name may be of no use.
     """
     settings = given.read(config)
-    running = await network.running_gateway(settings)
+    running = await asyncio.to_thread(network.running_gateway, settings)
     mountinfo = _text(_PROC / "self" / "mountinfo")
     newest_s = _newest_commit_s(settings.spool.path)
     found = [

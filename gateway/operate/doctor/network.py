@@ -13,6 +13,7 @@ import msgspec
 
 from gateway.ingress.subscription import address_of
 from gateway.operate.doctor.finding import Finding, fault, ok
+from gateway.operate.own_endpoint import own_client, own_url
 from gateway.settings import HttpDestination
 
 if TYPE_CHECKING:
@@ -27,14 +28,14 @@ class _Who(msgspec.Struct):
     gateway_id: str = ""
 
 
-async def running_gateway(settings: GatewaySettings) -> str | None:
+def running_gateway(settings: GatewaySettings) -> str | None:
     """The name of the gateway that answers at the status endpoint; None when none does."""
     if not settings.status.enabled:
         return None
-    url = f"http://{_reachable(settings.status.host)}:{settings.status.port}/status"
     try:
-        async with httpx.AsyncClient(timeout=_ANSWER_S, trust_env=False) as client:
-            return msgspec.json.decode((await client.get(url)).content, type=_Who).gateway_id or None
+        with own_client(_ANSWER_S) as client:
+            answer = client.get(f"{own_url(settings.status)}/status")
+        return msgspec.json.decode(answer.content, type=_Who).gateway_id or None
     except (httpx.HTTPError, httpx.InvalidURL, msgspec.DecodeError, OSError):
         return None
 
@@ -106,9 +107,3 @@ async def check_name(host: str, whose: str) -> Finding:
     except (OSError, UnicodeError) as reason:
         return fault("name", host, f"{whose}: {getattr(reason, 'strerror', None) or reason}", advice)
     return ok("name", host, f"{whose}: {found[0][4][0]}")
-
-
-def _reachable(host: str) -> str:
-    """An address to ask at, where the gateway listens on all of them."""
-    named = {"": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "[::1]"}  # noqa: S104 - compared, not bound
-    return named.get(host, f"[{host}]" if ":" in host else host)
