@@ -25,6 +25,9 @@ if TYPE_CHECKING:
     from typer.testing import Result
 
 A_SETTING = re.compile(r"^#(?=\[|[a-z_]+ = )", re.MULTILINE)
+STANDS_ALONE = {"preset", "base"}
+"""Keys of a rule for payloads that exclude every other one."""
+ALONE = re.compile(rf"^({'|'.join(STANDS_ALONE)}) = .*$", re.MULTILINE)
 KEYS = keys_of(settings.GatewaySettings)
 SITES = ("barn", "broker", "cloud", "stick", "trial")
 SECRET = "s3cr3t-0f-th3-s1te"
@@ -82,7 +85,7 @@ def test_what_init_writes_is_a_configuration_but_for_files_that_only_the_site_ha
 def test_init_writes_every_key_there_is_and_show_reads_each_of_them_back(tmp_path: Path) -> None:
     path = tmp_path / "gateway.toml"
     config("init", path, "--site", "trial")
-    path.write_text(A_SETTING.sub("", path.read_text()))
+    path.write_text(ALONE.sub("", A_SETTING.sub("", path.read_text())))
     read = values(path)
     missing = []
     for key in KEYS:
@@ -94,7 +97,7 @@ def test_init_writes_every_key_there_is_and_show_reads_each_of_them_back(tmp_pat
             if re.sub(r"\{[^}]*\}", "{}", re.sub(r"\[[^]]*\]", "[]", place)) == key.path
         ]
         expected = {str(path)}
-        if not places or {read[p][1] for p in places} - expected:
+        if key.name not in STANDS_ALONE and (not places or {read[p][1] for p in places} - expected):
             missing.append(key.path)
     assert missing == []
     table = tomllib.loads(path.read_text())
