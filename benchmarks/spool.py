@@ -141,7 +141,7 @@ def opening(folder: Path, figures: Figures, sizes_gb: list[int], seconds: float)
         say(f"built {size_gb} GB, {rows:,} readings, in {time.perf_counter() - began:.0f} s")
         filling.forget_cached(path)
         account = Account(next_first=10**6)
-        opened_s, peak_mb = _opened(folder, path, account, seconds)
+        opened_s, peak_mb = opened(folder, path, account, seconds)
         largest = size_gb == max(sizes_gb)
         key = "open_s_1gb" if size_gb == 1 else "open_s"
         figures.one(key, opened_s, f"start of the agent on {size_gb} GB to its first PUBACK, s", "<= 1")
@@ -162,17 +162,18 @@ def opening(folder: Path, figures: Figures, sizes_gb: list[int], seconds: float)
         figures.one("open_s", None, "start of the agent on 10 GB to its first PUBACK, s", "<= 1")
 
 
-def _opened(folder: Path, path: Path, account: Account, seconds: float) -> tuple[float, float]:
+def opened(folder: Path, path: Path, account: Account, seconds: float) -> tuple[float, float]:
     """Seconds from the start of the program to the first PUBACK; the agent's highest memory under load."""
     began = time.perf_counter()
     with processes.gateway(folder, spool=path.name) as (pid, port):
-        _publish_one(port)
+        publish_one(port)
         took_s = time.perf_counter() - began
         load(port, account, seconds=seconds, paced_per_s=10_000.0)
         return took_s, processes.rss_mb(pid, peak=True)
 
 
-def _publish_one(port: int) -> None:
+def publish_one(port: int) -> None:
+    """Publish one reading and wait for its PUBACK."""
     topic, payload = b"sensors/first/temperature", b'{"value":1.5}'
     publish = b"\x32%c\x00%c%b\x00\x01\x00%b" % (len(topic) + len(payload) + 5, len(topic), topic, payload)
     with socket.create_connection(("127.0.0.1", port), timeout=30) as connection:

@@ -86,7 +86,13 @@ def run(*command: str | Path, says: str = "") -> Step:
 def _run(words: Sequence[str]) -> None:
     try:
         done = subprocess.run(  # noqa: S603 - the plan's own words
-            words, capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL, env=_environment()
+            words,
+            capture_output=True,
+            text=True,
+            check=False,
+            stdin=subprocess.DEVNULL,
+            env=_environment(),
+            cwd="/",
         )
     except OSError as fault:
         raise SetupFault(f"{words[0]}: {fault.strerror or fault}") from fault
