@@ -44,6 +44,7 @@ def destination_of(d: given.AnyDestination) -> Destination:
             return FileDestination(
                 d.name,
                 d.directory,
+                form=d.format,
                 compress=d.compress,
                 create=d.create,
                 rotate_bytes=d.rotate_bytes,

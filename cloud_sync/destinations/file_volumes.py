@@ -6,6 +6,7 @@ when it is large or old enough. EPOCH is the first 8 hex digits:
     GATEWAY-EPOCH-CLASS.open.lp.gz           being written; may end in a batch that is cut short
     GATEWAY-EPOCH-CLASS.open.index           one JSON line per batch that is wholly in the open file
     GATEWAY-EPOCH-CLASS-FIRST-LAST.lp.gz     final: never changes; holds commits between FIRST and LAST
+    GATEWAY-EPOCH-CLASS.open.batches         the same where final files are .parquet (see kept_batches.py)
     manifest.jsonl                           one JSON line per final file: what it holds, bytes, SHA-256
     .lock                                    held by the process that writes here
 
@@ -28,6 +29,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, BinaryIO
 from urllib.parse import quote
 
+from cloud_sync.destinations import kept_batches
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
@@ -35,7 +38,9 @@ if TYPE_CHECKING:
     from cloud_sync.records import BatchRange
 
 MANIFEST = "manifest.jsonl"
-SUFFIXES = (".lp", ".lp.gz")
+PARQUET = ".parquet"
+SUFFIXES = (".lp", ".lp.gz", PARQUET)
+_OPEN_SUFFIX = {PARQUET: ".batches"}
 
 _INDEX = ".open.index"
 _STEM_MAX_CHARS = 100
@@ -203,18 +208,31 @@ class Shelf:
     def _settle(self, stem: Path, entries: list[Entry], final: str, *, listed: bool) -> None:
         """From wherever it stands: the final name, the manifest line, no index."""
         path = self.directory / final
-        current = _open_of(stem, next(s for s in reversed(SUFFIXES) if final.endswith(s)))
+        suffix = next(s for s in reversed(SUFFIXES) if final.endswith(s))
+        current = _open_of(stem, suffix)
         if current.exists() and not path.exists():
-            current.rename(path)
+            if suffix == PARQUET:
+                entries = self._convert(stem, current, entries, path)
+            else:
+                current.rename(path)
             _sync_directory(self.directory)
         if not listed:
             if path.exists():
                 self._note(_manifest_entry(stem.name, path, entries))
-            else:
+            elif entries:
                 self._declare_missing(stem, entries)
         for entry in entries:
             self._hold(stem.name, entry["first"], entry["last"])
+        current.unlink(missing_ok=True)
         _index_of(stem).unlink()
+
+    def _convert(self, stem: Path, current: Path, entries: list[Entry], path: Path) -> list[Entry]:
+        """Make the Parquet file of an open one; the batches that are in it, the others declared missing."""
+        readable = kept_batches.convert(current, [entry["end"] for entry in entries], path)
+        lost = [entry for entry, good in zip(entries, readable, strict=True) if not good]
+        if lost:
+            self._declare_missing(stem, lost)
+        return [entry for entry, good in zip(entries, readable, strict=True) if good]
 
     def _declare_missing(self, stem: Path, entries: list[Entry]) -> None:
         self._note({"missing": f"{stem.name}.open", "stem": stem.name, **_summary(entries)})
@@ -272,7 +290,7 @@ def _manifest_entry(stem_name: str, path: Path, entries: list[Entry]) -> dict[st
 
 
 def _open_of(stem: Path, suffix: str) -> Path:
-    return stem.with_name(f"{stem.name}.open{suffix}")
+    return stem.with_name(f"{stem.name}.open{_OPEN_SUFFIX.get(suffix, suffix)}")
 
 
 def _index_of(stem: Path) -> Path:

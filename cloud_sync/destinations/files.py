@@ -1,10 +1,11 @@
-"""Line protocol files in a directory: for sites whose data leaves on a USB stick.
+"""Line protocol or Parquet files in a directory: for sites whose data leaves on a USB stick.
 
 A batch becomes one gzip member (or plain lines) that is appended to the open file of its gateway, spool
 epoch and class; `file_volumes` says which files there are and what a power cut leaves of them. A batch
-whose commits the directory already holds is not written again.
+whose commits the directory already holds is not written again. For Parquet the open file holds the batches as
+they are, and becomes Parquet when it gets its final name (`kept_batches`).
 
-Timestamps are in nanoseconds, what every reader of line protocol assumes.
+Timestamps of line protocol are in nanoseconds, what every reader of it assumes.
 """
 
 from __future__ import annotations
@@ -19,9 +20,9 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from cloud_sync import line_protocol
+from cloud_sync import line_protocol, parquet, wire
 from cloud_sync.destinations import Parcel
-from cloud_sync.destinations.file_volumes import Shelf, stem_of
+from cloud_sync.destinations.file_volumes import PARQUET, Shelf, stem_of
 from cloud_sync.errors import RetryLater
 from cloud_sync.records import Receipt
 
@@ -51,7 +52,7 @@ class FileDestination:
         name: str,
         directory: str | Path,
         *,
-        form: Literal["line_protocol"] = "line_protocol",
+        form: Literal["line_protocol", "parquet"] = "line_protocol",
         compress: bool = True,
         create: bool = True,
         rotate_bytes: int = 64 << 20,
@@ -66,7 +67,7 @@ class FileDestination:
             name: of this destination, for messages.
             directory: where the files go.
             form: what the files hold.
-            compress: gzip, or plain text.
+            compress: gzip, or plain text; Parquet is always compressed.
             create: make the directory when it is not there; otherwise wait for it.
             rotate_bytes: a file of this size gets its final name.
             rotate_s: so does one whose first batch is this old, when the next batch comes.
@@ -77,12 +78,13 @@ class FileDestination:
         Raises:
             ValueError: an argument that cannot work, with its name.
         """
-        if form != "line_protocol":
-            raise ValueError(f"form: {form!r}; expected line_protocol")
+        if form not in ("line_protocol", "parquet"):
+            raise ValueError(f"form: {form!r}; expected line_protocol or parquet")
+        if form == "parquet" and not parquet.is_available():
+            raise ValueError("form: parquet needs pyarrow; install tidegate[parquet]")
         self.name = name
         self._directory = Path(directory)
-        self._suffix = ".lp.gz" if compress else ".lp"
-        self._compress = compress
+        self._suffix = PARQUET if form == "parquet" else ".lp.gz" if compress else ".lp"
         self._create = create
         self._rotate_bytes = rotate_bytes
         self._rotate_s = rotate_s
@@ -95,10 +97,7 @@ class FileDestination:
 
     def encode(self, batch: Batch) -> Parcel:
         """Two bodies: what is appended to the file, and the batch's entry for the index. Pure."""
-        lines = line_protocol.lines(batch, tags=self._tags)
-        data = b"".join(line_protocol.bodies(lines, max_lines=_WHOLE, max_bytes=_WHOLE))
-        if self._compress:
-            data = gzip.compress(data, _GZIP_LEVEL, mtime=0)
+        data = wire.encode(batch) if self._suffix == PARQUET else self._as_lines(batch)
         entry = {
             "first": batch.range.first_commit,
             "last": batch.range.last_commit,
@@ -107,6 +106,11 @@ class FileDestination:
             "max_time_us": int(batch.readings.time_us.max()),
         }
         return Parcel(batch.range, batch.rows, (data, json.dumps(entry).encode()))
+
+    def _as_lines(self, batch: Batch) -> bytes:
+        lines = line_protocol.lines(batch, tags=self._tags)
+        data = b"".join(line_protocol.bodies(lines, max_lines=_WHOLE, max_bytes=_WHOLE))
+        return gzip.compress(data, _GZIP_LEVEL, mtime=0) if self._suffix.endswith(".gz") else data
 
     async def send(self, parcel: Parcel) -> Receipt:
         """Append one batch and make it durable.

@@ -6,19 +6,20 @@ import asyncio
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from cloud_sync.database.loaded import FileMemory, Loaded, loaded
 from cloud_sync.database.storing import Source
 from cloud_sync.gathered import BadReading, Gathering
 from cloud_sync.ingest.volumes import Damaged, Volume
 from cloud_sync.line_protocol_reader import LineReader
+from cloud_sync.records import Readings
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     from cloud_sync.destinations.timescaledb import TimescaleSink
-    from cloud_sync.records import Readings, Series
+    from cloud_sync.records import Series
 
 PIECE_LINES = 50_000
 
@@ -83,14 +84,12 @@ async def _load_one(
     sink: TimescaleSink, file: Volume, sha256: bytes, before: Loaded, told: Callable[[str], None]
 ) -> Loaded:
     """Load what is left of a file, in pieces that are one transaction each."""
-    lines = islice(file.lines(), before.lines, None)
-    reader, at = LineReader("ns"), before
+    pieces = _columnar_pieces(file, before.lines) if file.is_columnar else _line_pieces(file, before.lines)
+    at = before
     while not at.complete:
-        piece = await asyncio.to_thread(_piece, lines, reader)
-        series, readings, taken, rejected = piece
-        memory = FileMemory(
-            sha256, file.path.name, at, lines=taken, rejected=rejected, complete=taken < PIECE_LINES
-        )
+        piece = await asyncio.to_thread(next, pieces, _END)
+        series, readings, taken, rejected, last = piece
+        memory = FileMemory(sha256, file.path.name, at, lines=taken, rejected=rejected, complete=last)
         after = await sink.store(series, readings, Source(f"file {file.path.name}"), memory)
         if after.lines != at.lines + taken:
             told("somebody else is loading it")
@@ -98,6 +97,37 @@ async def _load_one(
         at = after
         told(f"{at.lines} lines, {at.stored} stored")
     return at
+
+
+class _Piece(NamedTuple):
+    """Some readings, how many lines or rows they took, how many of those were none, and if it is the last."""
+
+    series: Sequence[Series]
+    readings: Readings
+    taken: int
+    rejected: int
+    last: bool
+
+
+_END = _Piece((), Readings.none(), 0, 0, last=True)
+
+
+def _line_pieces(file: Volume, skip: int) -> Iterator[_Piece]:
+    lines, reader = islice(file.lines(), skip, None), LineReader("ns")
+    while True:
+        series, readings, taken, rejected = _piece(lines, reader)
+        yield _Piece(series, readings, taken, rejected, last=taken < PIECE_LINES)
+
+
+def _columnar_pieces(file: Volume, skip: int) -> Iterator[_Piece]:
+    """Pieces as they are stored; those that were loaded before are passed over whole."""
+    at = 0
+    for series, readings, rejected in file.pieces(PIECE_LINES):
+        rows = readings.rows + rejected
+        at += rows
+        if at > skip:
+            yield _Piece(series, readings, rows, rejected, last=False)
+    yield _END
 
 
 def _piece(lines: Iterator[bytes], reader: LineReader) -> tuple[Sequence[Series], Readings, int, int]:

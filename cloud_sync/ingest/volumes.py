@@ -1,8 +1,8 @@
-"""Line protocol files in a folder: which there are, what their manifest says, and their lines. Blocking.
+"""Files of a file destination: which there are, what their manifest says, and what they hold. Blocking.
 
 The folder is what a file destination wrote (docs/destinations.md), or a copy of a part of it. A file that the
 manifest lists must be what it says, byte for byte. A file that is not listed was open when it was taken away:
-it is read up to its last whole line.
+it is read up to its last whole line, or batch.
 """
 
 from __future__ import annotations
@@ -13,12 +13,18 @@ import zlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from cloud_sync import parquet
+from cloud_sync.destinations import kept_batches
+
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
     from pathlib import Path
 
+    from cloud_sync.records import Readings, Series
+
 MANIFEST = "manifest.jsonl"
-_PATTERNS = ("*.lp", "*.lp.gz")
+_COLUMNAR = (".parquet", ".open.batches")
+_PATTERNS = ("*.lp", "*.lp.gz", *(f"*{ending}" for ending in _COLUMNAR))
 _PIECE_BYTES = 1 << 18
 _GZIP_WINDOW = 16 + zlib.MAX_WBITS
 
@@ -47,6 +53,28 @@ class Volume:
             size = self.path.stat().st_size
             raise Damaged(f"{self.path.name}: {size} bytes whose SHA-256 is not the one in {MANIFEST}")
         return found.digest()
+
+    @property
+    def is_columnar(self) -> bool:
+        """Whether it holds columns rather than lines."""
+        return self.path.name.endswith(_COLUMNAR)
+
+    def pieces(self, max_rows: int) -> Iterator[tuple[Sequence[Series], Readings, int]]:
+        """Of a columnar file: series, their readings, and how many rows were none, a piece at a time.
+
+        Raises:
+            Damaged: it cannot be understood, or pyarrow is not installed.
+            OSError: it cannot be read.
+        """
+        if self.path.name.endswith(_COLUMNAR[1]):
+            yield from ((batch.series, batch.readings, 0) for batch in kept_batches.batches_of(self.path))
+            return
+        if not parquet.is_available():
+            raise Damaged(f"{self.path.name}: needs pyarrow; install tidegate[parquet]")
+        try:
+            yield from parquet.read(self.path, max_rows=max_rows)
+        except ValueError as fault:
+            raise Damaged(str(fault)) from fault
 
     def lines(self) -> Iterator[bytes]:
         """Every whole line, without its end.

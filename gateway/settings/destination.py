@@ -8,6 +8,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, Field, model_validator
 
+from cloud_sync import parquet
 from cloud_sync.destinations.http_client import HttpOptions, tls_context
 from cloud_sync.records import RecordClass
 from cloud_sync.schedule import Schedule, window_of, zone_of
@@ -195,7 +196,7 @@ class FileDestination(Destination):
     """Files of line protocol in a folder."""
 
     kind: Literal["file"]
-    """Files of line protocol in a folder, for data that leaves on a stick."""
+    """Files of line protocol or Parquet in a folder, for data that leaves on a stick."""
     directory: Path = Field(examples=["/media/stick/readings"])
     """The folder to write to."""
     create: bool = True
@@ -204,8 +205,10 @@ class FileDestination(Destination):
     """A file gets its final name at this size."""
     rotate_s: Seconds = 3600
     """A file gets its final name when its first reading is so old."""
+    format: Literal["line_protocol", "parquet"] = "line_protocol"
+    """What the files hold: "line_protocol", or "parquet", which needs tidegate[parquet]."""
     compress: bool = True
-    """Whether to write gzip."""
+    """Whether to write gzip; Parquet is always compressed."""
     min_free_bytes: Annotated[int, Field(ge=0)] = 64 << 20
     """What of the disk stays free for others."""
     send: Annotated[list[RecordName], AfterValidator(_some)] = ["readings"]  # noqa: RUF012 - as above
@@ -213,6 +216,8 @@ class FileDestination(Destination):
 
     @model_validator(mode="after")
     def _holds(self) -> Self:
+        if self.format == "parquet" and not parquet.is_available():
+            raise ValueError('format = "parquet" needs pyarrow: install tidegate[parquet]')
         if self.send != ["readings"]:
             raise ValueError('send: files hold readings; only ["readings"] is possible')
         return self
