@@ -134,13 +134,20 @@ class Gatherer:
         return key, fields, stamp
 
 
+def find_files(folder: Path) -> list[Path]:
+    """Every line protocol file under a folder, or the file itself."""
+    if folder.is_file():
+        return [folder] if folder.name.endswith(_SUFFIXES) else []
+    return sorted(path for path in folder.rglob("*") if path.name.endswith(_SUFFIXES))
+
+
 def read_files(folder: Path, truth: Truth, *, precision: str, on_rows: Callable[[int], None]) -> Stored:
     """Read every line protocol file under a folder.
 
     Raises:
         SimError: there is none.
     """
-    paths = sorted(path for path in folder.rglob("*") if path.name.endswith(_SUFFIXES))
+    paths = find_files(folder)
     if not paths:
         raise SimError(f"--files {folder}: no line protocol files there (*{', *'.join(_SUFFIXES)})")
     gatherer = Gatherer(truth, precision)

@@ -121,7 +121,7 @@ def _fetch_declared(dsn: str) -> dict[str, int]:
 
 def _read_files(folder: Path, record: Truth, precision: str, on_rows: Callable[[int], None]) -> Stored:
     exports = tables.find_tables(folder)
-    if exports:
+    if exports and not lines.find_files(folder):
         return tables.read_tables(exports, record, on_rows=on_rows)
     return lines.read_files(folder, record, precision=precision, on_rows=on_rows)
 

@@ -113,6 +113,15 @@ def test_a_damaged_segment_of_a_spool_is_named_and_its_readings_are_lost(
     assert "cannot be read: its checksum is wrong" in found["notes"][0]
 
 
+def test_files_of_the_file_sink_are_read_beside_its_manifest(site: Site, truth: Path, tmp_path: Path):
+    site.ingest.start()
+    site.drain()
+    (site.files / "manifest.jsonl").write_text('{"file": "x.lp"}\n')
+    found = site.verify(truth, "--files", str(site.files))
+    assert counts(found) == CLEAN
+    assert found["matched"] == found["produced"]
+
+
 def test_what_the_region_lacks_is_waiting_in_the_spool_or_lost_or_declared(site: Site, truth: Path):
     site.ingest.start()
     site.drain()
