@@ -109,7 +109,8 @@ def describe(differences: Differences, notes: list[str]) -> str:
     lines.append(
         f"verify: {'ok' if d.clean else 'FAILED'} acknowledged={d.acknowledged} stored={d.stored} "
         f"lost={d.lost} duplicated={d.duplicated} altered={d.altered} unknown={d.unknown} "
-        f"waiting={d.waiting} quarantined={d.quarantined} declared={d.declared} late={d.late} "
+        f"waiting={d.waiting} suppressed={d.suppressed} quarantined={d.quarantined} declared={d.declared} "
+        f"late={d.late} "
         f"early={d.early} produced={d.produced} repeated={d.repeated} "
         f"refused={d.refused} rewritten={d.rewritten} foreign={d.foreign}"
     )

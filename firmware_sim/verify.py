@@ -5,6 +5,7 @@ one with the same identity is a repetition, which the gateway leaves out on purp
 
     lost         acknowledged, not stored, and nobody says why
     waiting      acknowledged, not stored, but still in the gateway's spool
+    suppressed   the same, and flagged there: within its deadband, so that it stays at the gateway on purpose
     quarantined  acknowledged, not stored, kept in the gateway's quarantine
     declared     acknowledged, not stored, and declared as given up: as many as the declarations speak of
     duplicated   stored more than once (where the store keeps what is written twice)
@@ -63,6 +64,8 @@ FLAGS = (
     "suppressed",
 )
 """Names of the bits of a stored row's flags, from the lowest (docs/wire-format.md)."""
+
+_SUPPRESSED = 1 << FLAGS.index("suppressed")
 
 
 @dataclass(slots=True)
@@ -125,6 +128,7 @@ class Differences:
     foreign: int
     rewritten: int
     waiting: int
+    suppressed: int
     quarantined: int
     declared: int
     flagged: dict[str, int]
@@ -132,7 +136,7 @@ class Differences:
 
     @property
     def clean(self) -> bool:
-        """Every acknowledged reading is stored once and unchanged, or declared as given up."""
+        """Every acknowledged reading is stored once and unchanged, or declared as given up, or suppressed."""
         return not (self.lost or self.duplicated or self.altered or self.waiting or self.quarantined)
 
     @property
@@ -164,9 +168,11 @@ def compare(truth: Truth, stored: Stored, witness: Witness | None = None) -> Dif
 
     same, reasons = _same(truth, stored, first[present], found[at[present]])
     missing = acknowledged & ~present
-    waiting = missing & np.isin(wanted, waiting_keys)
+    kept = (witness.waiting["flags"] & _SUPPRESSED) != 0
+    suppressed = missing & np.isin(wanted, waiting_keys[kept])
+    waiting = missing & ~suppressed & np.isin(wanted, waiting_keys)
     quarantined = missing & ~waiting & np.isin(wanted, quarantined_keys)
-    lost = missing & ~waiting & ~quarantined
+    lost = missing & ~waiting & ~suppressed & ~quarantined
     declared = min(int(lost.sum()), sum(witness.declared.values()))
     early = present & ~acknowledged
     extra = copies.copy()
@@ -211,6 +217,7 @@ def compare(truth: Truth, stored: Stored, witness: Witness | None = None) -> Dif
         foreign=stored.foreign,
         rewritten=rewritten,
         waiting=int(waiting.sum()),
+        suppressed=int(suppressed.sum()),
         quarantined=int(quarantined.sum()),
         declared=declared,
         flagged=_flagged(rows["flags"][found]),

@@ -189,6 +189,14 @@ def test_a_missing_reading_is_explained_by_the_spool_the_quarantine_or_a_declara
     assert not found.clean
 
 
+def test_a_reading_that_stays_at_the_gateway_on_purpose_is_no_fault():
+    truth = truth_of([(0, n, 1.0) for n in range(5)])
+    spool = stored_of(truth).rows
+    spool["flags"][[1, 2]] = 1024
+    found = compare(truth, stored_of(truth, [0, 3, 4]), Witness(spool))
+    assert (found.suppressed, found.waiting, found.lost, found.clean) == (2, 0, 0, True)
+
+
 def test_declarations_explain_as_many_lost_readings_as_they_speak_of():
     truth = truth_of([(0, n, 1.0) for n in range(10)])
     stored = stored_of(truth, range(4))
