@@ -47,8 +47,11 @@ class _Answer(msgspec.Struct):
 _decoder = msgspec.json.Decoder(_Answer)
 
 
-def fetch(url: str, database: str, truth: Truth, *, on_rows: Callable[[int], None]) -> Stored:
-    """Read all points within the truth's time range.
+def fetch(
+    url: str, database: str, truth: Truth, *, on_rows: Callable[[int], None], token: str = ""
+) -> Stored:
+    """Read all points within the truth's time range. A token is for InfluxDB 2 and 3, which have this API
+    too.
 
     Raises:
         SimError: the server cannot be reached, or refuses.
@@ -62,7 +65,9 @@ def fetch(url: str, database: str, truth: Truth, *, on_rows: Callable[[int], Non
     parts: list[NDArray[Any]] = []
     foreign = total = 0
     try:
-        with httpx.stream("GET", f"{url.rstrip('/')}/query", params=asked, timeout=_TIMEOUT_S) as response:
+        headers = {"Authorization": f"Token {token}"} if token else {}
+        endpoint = f"{url.rstrip('/')}/query"
+        with httpx.stream("GET", endpoint, params=asked, headers=headers, timeout=_TIMEOUT_S) as response:
             for line in response.iter_lines():
                 if not line.strip():
                     continue

@@ -41,6 +41,8 @@ from firmware_sim.scenarios import Group, Scenario, read_scenario
 from firmware_sim.service import Service
 from firmware_sim.truth import TruthWriter
 
+_OTHER_FILES = 100
+
 
 def run(
     *,
@@ -98,8 +100,20 @@ def run(
 ) -> None:
     """Run a fleet of simulated devices against an MQTT server.
 
+    What there is, and what befalls it, is said by options or by a scenario (docs/simulator.md).
+
     Each device has its own connection, boot id and sequence numbers, and keeps every publish until it is
     acknowledged, over lost connections and restarts of the server. SIGINT or SIGTERM ends the run properly.
+
+    For example:
+
+      tidegate sim run --truth truth --devices 500 --rate 2000 --seconds 0
+
+      tidegate sim run --truth truth --scenario config/scenarios/solar-site.toml --seconds 600
+
+      tidegate sim run --truth truth --scenario config/scenarios/satellite-link.toml --service region=4711
+
+      tidegate sim run --truth truth --devices 100 --rate max --readings 1000000
     """
     with errors_in_words():
         plan = read_scenario(scenario) if scenario else Scenario()
@@ -141,7 +155,7 @@ def run(
             Progress("sim run", quiet=quiet) as progress,
         ):
             if rate == "max":
-                allow_open_files(sum(group.devices for group in plan.groups) + 100)
+                allow_open_files(sum(group.devices for group in plan.groups) + _OTHER_FILES)
                 with steps(quiet=quiet) as step:
                     publishes = encode_ahead(
                         plan,
@@ -157,7 +171,7 @@ def run(
                 outcome = load.progress()
             else:
                 fleet = Fleet(plan, radio, record, seed=chosen, start_us=start_us, services=services)
-                allow_open_files(fleet.size * 2 + 100)
+                allow_open_files(fleet.size + _OTHER_FILES)
 
                 own = Service()
 

@@ -48,11 +48,19 @@ def run_until_signal(work: Callable[[asyncio.Event], Coroutine[None, None, None]
 
 
 def allow_open_files(wanted: int) -> None:
-    """Raise the soft limit on open files to what the fleet needs, as far as the hard limit goes."""
+    """Raise the soft limit on open files to what the fleet needs.
+
+    Raises:
+        SimError: the hard limit does not allow it.
+    """
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard != resource.RLIM_INFINITY and hard < wanted:
+        raise SimError(
+            f"so many devices need {wanted:,} open files and only {hard:,} are allowed here; "
+            "raise the limit (ulimit -Hn, LimitNOFILE=) or simulate fewer"
+        )
     if soft != resource.RLIM_INFINITY and soft < wanted:
-        most = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
-        resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 @contextlib.contextmanager

@@ -50,6 +50,13 @@ def verify(
         typer.Option(help="URL of an InfluxDB, read by its v1 API.", metavar="URL", rich_help_panel=_STORES),
     ] = None,
     database: Annotated[str, typer.Option(help="Database there.", rich_help_panel=_STORES)] = "tidegate",
+    influx_token_file: Annotated[
+        Path | None,
+        typer.Option(
+            help="Its first line is the token of an InfluxDB 2 or 3; user and password go into the URL.",
+            rich_help_panel=_STORES,
+        ),
+    ] = None,
     spool: Annotated[
         Path | None,
         typer.Option(
@@ -94,7 +101,9 @@ def verify(
             elif files is not None:
                 stored = _read_files(files, record, precision, on_rows)
             elif influx is not None:
-                stored = influxdb.fetch(influx, database, record, on_rows=on_rows)
+                stored = influxdb.fetch(
+                    influx, database, record, on_rows=on_rows, token=read_token(influx_token_file)
+                )
             else:
                 assert spool is not None
                 stored = spools.read_spool(spool, record, on_rows=on_rows)
@@ -105,6 +114,16 @@ def verify(
             step(f"comparing with {len(stored.rows):,} rows", record.rows, record.rows)
             differences = compare(record, stored, witness)
         _report(differences, stored.notes, as_json=as_json)
+
+
+def read_token(path: Path | None) -> str:
+    """The first line of a file; "" without one."""
+    if path is None:
+        return ""
+    try:
+        return path.read_text().partition("\n")[0].strip()
+    except (OSError, UnicodeDecodeError) as fault:
+        raise SimError(f"--influx-token-file {path}: {fault}") from fault
 
 
 def _fetch_postgres(dsn: str, table: str, record: Truth, on_rows: Callable[[int], None]) -> Stored:

@@ -333,3 +333,11 @@ def test_a_low_soft_limit_of_open_files_does_not_limit_the_fleet(mosquitto, tmp_
     outcome = json.loads(done.stdout)
     assert outcome["acknowledged"] == outcome["produced"]
     assert outcome["last_fault"] == ""
+
+
+def test_more_devices_than_open_files_are_allowed_is_said_at_once(tmp_path):
+    run = command("run", "--broker", "mqtt://127.0.0.1:1", "--truth", tmp_path, "--devices", 300)
+    limited = ["/bin/sh", "-c", 'ulimit -n 200; exec "$@"', "sh", *run]
+    done = subprocess.run(limited, cwd=ROOT, capture_output=True, text=True, timeout=TIMEOUT_S, check=False)
+    assert done.returncode == 2
+    assert "so many devices need 400 open files and only 200 are allowed here" in done.stderr
