@@ -19,6 +19,7 @@ from gateway.destinations import shipper_of
 from gateway.following import follower_of
 from gateway.ingress.committer import Committer
 from gateway.ingress.host import HostIngress
+from gateway.ingress.rebirths import Rebirths
 from gateway.keeping import giving_up_of, limit_log, pruned_for
 from gateway.listening import listener_of
 from gateway.operate.endpoint import Endpoint
@@ -93,10 +94,12 @@ async def build(settings: GatewaySettings, database: Database) -> Parts:
         max_pending_bytes=settings.spool.max_pending_bytes,
         check=check_of(settings, book),
     )
-    listener = listener_of(listen, committer, settings.ingress.rules)
+    listener = listener_of(listen, committer, committer.rules)
     subscribers = tuple(
         subscriber_of(table, settings.gateway_id, committer) for table in settings.ingress.subscribe
     )
+    ways = [listener.served.publish, *(subscriber.publish for subscriber in subscribers)]
+    committer.on_rebirths = Rebirths(committer.rules.births, ways).ask
 
     await limit_log(database, settings.spool.max_bytes)
     follower, roller, alerts = await follower_of(settings, database, segments, book)

@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING
 from gateway.ingress.admission import Anonymous
 from gateway.ingress.descriptors import connections_affordable
 from gateway.ingress.doorkeeper import Doorkeeper, Policy
+from gateway.ingress.formats.rules import Rules
 from gateway.ingress.listener import Listener, ListenSettings
+from gateway.ingress.served import Served
 from gateway.ingress.tls import Certificates
 from gateway.ingress.topics import TopicTemplate
 
@@ -46,6 +48,7 @@ def listener_of(listen: Listen, intake: Intake, naming: Naming | None = None) ->
         ),
         intake,
         authenticator_of(listen, naming or TopicTemplate(listen.topic)),
+        Served(naming) if isinstance(naming, Rules) else None,
     )
 
 

@@ -206,6 +206,10 @@ class Client(asyncio.Protocol):
         self._write(b"".join(encode(Reply(kinds[p.qos - 1], p.packet_id, reason_code)) for p in numbered))
         self._settled_some()
 
+    def publish(self, topic: bytes, payload: bytes) -> None:
+        """Send one message at QoS 0."""
+        self._write(encode(Publish(topic, payload)))
+
     def send_pubrecs(self, packet_ids: Sequence[int]) -> None:
         """Write PUBRECs that are due on this connection."""
         self._write(encode_replies(PacketType.PUBREC, packet_ids))

@@ -140,6 +140,7 @@ class Committer:
         self._interval_s = interval_s
         self._max_pending_bytes = max_pending_bytes
         self.on_pressure = on_pressure
+        self.on_rebirths: Callable[[], None] = lambda: None
         self.on_commit: Callable[[], None] = lambda: None
         self.check = check
         self._clock_us = clock_us
@@ -332,6 +333,8 @@ class Committer:
             except BadReading as fault:
                 detail = f"{measurement.name.sensor_id} {measurement.name.sensor_type}: {fault}"
                 untaken.append(Fault(fault.reason, detail, payload))
+        if self.rules.births.rebirths:
+            self.on_rebirths()
         if faults or untaken:
             self._quarantine(source, topic, [*faults, *bounded(untaken, payload)], now_us)
 

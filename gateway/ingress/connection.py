@@ -122,6 +122,8 @@ class Connection(Link):
         """Settle what the connection leaves behind: its session and its will."""
         self.closing = True
         self.listener.closed(self)
+        if self.listener.served:
+            self.listener.served.forget(self)
         if self._admission is not None:
             self._admission.cancel()
         listener, session, will = self.listener, self._session, self._will
@@ -165,6 +167,10 @@ class Connection(Link):
         self._in_flight -= len(numbered)
         self.counters.refused_total[_name(reason_code)] += len(publishes)
         self._reject(numbered, reason_code)
+
+    def deliver(self, topic: bytes, payload: bytes) -> None:
+        """Send one message of the gateway's own at QoS 0."""
+        self._send(Publish(topic, payload))
 
     # What the listener calls
 
@@ -257,16 +263,24 @@ class Connection(Link):
             case Connect():
                 self._connect(packet)
             case Subscribe():
-                self.counters.refused_total["subscribe"] += len(packet.filters)
-                self._send(Suback(packet.packet_id, subscription_codes(packet, self._version)))
+                self._subscribe(packet)
             case Unsubscribe(packet_id, filters):
-                self._send(Unsuback(packet_id, (ReasonCode.NO_SUBSCRIPTION_EXISTED,) * len(filters)))
+                self._send(Unsuback(packet_id, self.listener.served.withdraw(self, filters)))
             case Disconnect():
                 self._disconnected(packet)
             case Auth():
                 raise broken("AUTH on a connection without enhanced authentication")
             case _:
                 pass
+
+    def _subscribe(self, packet: Subscribe) -> None:
+        refusals = subscription_codes(packet, self._version)
+        names = [name for name, _ in packet.filters]
+        codes = self.listener.served.answer(self, names, refusals, self.owns)
+        self.counters.refused_total["subscribe"] += sum(code != 0 for code in codes)
+        if self._version != V5:
+            codes = tuple(code and ReasonCode.UNSPECIFIED_ERROR for code in codes)  # all that 3.1.1 can say
+        self._send(Suback(packet.packet_id, codes))
 
     def _exactly_once(self, publish: Publish, batch: list[Publish]) -> None:
         durable = self._session.unreleased.get(publish.packet_id)

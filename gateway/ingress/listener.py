@@ -24,6 +24,7 @@ from gateway.ingress.buckets import Buckets
 from gateway.ingress.connection import Connection
 from gateway.ingress.link import Pause
 from gateway.ingress.packets import ReasonCode, TopicTable
+from gateway.ingress.served import Served
 from gateway.ingress.sessions import SessionTable
 
 if TYPE_CHECKING:
@@ -103,16 +104,22 @@ class Listener:
     """The server. `start`, then `stop_reading`, then (once what was handed over is committed) `close`.
 
     Attributes:
+        served: the topics that devices may subscribe to.
         clients: the connection of each client identifier in use, preceded by its scope and NUL if it has one.
         now_s: monotonic seconds, advanced by the timer: what every time limit is measured by.
     """
 
     def __init__(
-        self, settings: ListenSettings, intake: Intake, authenticator: Authenticator | None = None
+        self,
+        settings: ListenSettings,
+        intake: Intake,
+        authenticator: Authenticator | None = None,
+        served: Served | None = None,
     ) -> None:
         self.settings = settings
         self.intake = intake
         self.authenticator: Authenticator = authenticator or Anonymous()
+        self.served = Served() if served is None else served
         self.counters = ListenCounters()
         self.topics = TopicTable()
         self.sessions = SessionTable(settings.max_sessions)

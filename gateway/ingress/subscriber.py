@@ -110,6 +110,14 @@ class Subscriber:
             if self._client is not None:
                 self._client.resume()
 
+    def publish(self, topic: bytes, payload: bytes) -> bool:
+        """Send one message at QoS 0, if the broker is there; whether it was."""
+        client = self._client
+        if client is None or client.closing or not client.accepted.done():
+            return False
+        client.publish(topic, payload)
+        return True
+
     def stop_reading(self) -> None:
         """Read nothing more and connect no more; acknowledgements are still written."""
         self._stopping = True

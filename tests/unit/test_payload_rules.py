@@ -82,6 +82,7 @@ def test_a_template_is_filled_in_step_by_step():
     ("arguments", "words"),
     [
         ({"topic": "a/b", "format": "number"}, "knows nothing"),
+        ({"topic": "a/#/b", "format": "number"}, "topic = 'a/#/b': level '#' stands for all"),
         ({"topic": "a/{x}", "format": "number", "sensor_id": "{y}"}, "knows x"),
         ({"topic": "a/{sensor_id}", "format": "csv"}, "columns"),
         ({"topic": "a/{sensor_id}", "format": "fields", "columns": ("a",)}, "columns"),

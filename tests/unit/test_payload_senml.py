@@ -69,6 +69,13 @@ def test_5_1_2_relative_times_count_from_now_and_say_that_they_are_assigned():
     assert (now.time_us, now.flags) == (None, 0)
 
 
+@pytest.mark.parametrize(("at_s", "is_relative"), [(2**28 - 1, True), (2**28, False), (-1, True)])
+def test_times_are_relative_below_2_to_the_28(at_s, is_relative):
+    (m,), _ = decode(b'[{"n":"a","v":1,"t":%d}]' % at_s, "senml", RULE, now_us=NOW_US)
+    assert m.time_us == at_s * 1_000_000 + NOW_US * is_relative
+    assert bool(m.flags & Flag.TIME_ASSIGNED) is is_relative
+
+
 def test_5_1_3_multiple_measurements_with_positions():
     pack = [
         {

@@ -175,6 +175,11 @@ def test_an_alias_that_no_birth_explained_costs_its_metric_and_asks_for_a_rebirt
     assert [(m.name.sensor_type, m.value, m.time_us) for m in again] == [("late", 1, AT_MS * 1000)]
 
 
+def test_an_alias_of_another_device_is_none_of_this_one(plant):
+    _, (fault,) = plant.says("DDATA", payload({"alias": 7, "float_value": 1}, seq=2), "fridge")
+    assert fault.reason == "unknown_alias"
+
+
 def test_data_of_a_node_that_was_never_born_is_taken_by_name_and_asks_for_a_rebirth():
     plant = Plant()
     data = payload({"name": "t", "float_value": 1}, {"alias": 1, "float_value": 1}, seq=9)

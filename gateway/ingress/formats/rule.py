@@ -152,7 +152,10 @@ def rule_of(
     Raises:
         ValueError: what does not go together, in words.
     """
-    pattern = TopicPattern(topic)
+    try:
+        pattern = TopicPattern(topic)
+    except ValueError as fault:
+        raise ValueError(f"topic = {topic!r}: {fault}") from None
     if sensor_id is None:
         sensor_id = "{sensor_id}" if "sensor_id" in pattern.names else _SENSOR_ID.get(format, "{sensor_id}")
     if sensor_type is None:
