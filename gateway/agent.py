@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import version
 from typing import TYPE_CHECKING
 
+from cloud_sync.records import RecordClass
 from cloud_sync.watchdog import Watchdog, period_of
 from gateway.alerting import desks_of
 from gateway.checking import check_of
@@ -106,6 +107,7 @@ async def build(settings: GatewaySettings, database: Database) -> Parts:
     committer.on_commit = follower.wake
     for d in settings.destinations:
         await register(deliveries, d)
+    rolled_for = pruned_for(settings.destinations, RecordClass.ROLLUP)
     parts = Parts(
         settings=settings,
         version=version("tidegate"),
@@ -127,13 +129,19 @@ async def build(settings: GatewaySettings, database: Database) -> Parts:
         roller=roller,
         alerts=alerts,
         desks=await desks_of(settings, database),
-        compaction=Compaction(database, book, duplicates),
+        compaction=Compaction(database, book, duplicates, rollups_wanted_by=rolled_for),
         retention=Retention(
             database,
             pruned_for(settings.destinations),
             keep_s=settings.spool.keep_delivered_h * 3600,
             capacity=capacity,
             giving_up=giving_up_of(settings, database, segments, capacity),
+        ),
+        rollup_retention=Retention(
+            database,
+            rolled_for,
+            keep_s=settings.rollups.keep_d * 86_400,
+            record_class=RecordClass.ROLLUP,
         ),
         deliveries=deliveries,
         shippers=tuple(shipper_of(d, deliveries) for d in settings.destinations),
@@ -175,6 +183,7 @@ async def _run_parts(parts: Parts, orders: Orders, watchdog: Watchdog) -> None:
             upkeep = [
                 stages.create_task(parts.compaction.run(stop_output), name="compaction"),
                 stages.create_task(parts.retention.run(stop_output), name="retention"),
+                stages.create_task(parts.rollup_retention.run(stop_output), name="retention of rollups"),
                 stages.create_task(observer.run(stop_output), name="observer"),
                 stages.create_task(ExpiryWatch(lambda: parts.settings).run(stop_output), name="expiry"),
             ]

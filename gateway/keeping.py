@@ -16,9 +16,11 @@ if TYPE_CHECKING:
     from gateway.spool.segments import Segments
 
 
-def pruned_for(destinations: Sequence[AnyDestination]) -> tuple[str, ...]:
-    """Whose receipts are waited for before readings are pruned."""
-    return tuple(d.name for d in destinations if RecordClass.READING in d.classes)
+def pruned_for(
+    destinations: Sequence[AnyDestination], record_class: RecordClass = RecordClass.READING
+) -> tuple[str, ...]:
+    """Whose receipts are waited for before records of a class are pruned."""
+    return tuple(d.name for d in destinations if record_class in d.classes)
 
 
 def giving_up_of(

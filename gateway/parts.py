@@ -61,6 +61,7 @@ class Parts:
     desks: tuple[ChannelDesk, ...]
     compaction: Compaction
     retention: Retention
+    rollup_retention: Retention
     deliveries: Deliveries
     shippers: tuple[Shipper, ...]
     in_force: InForce = field(default_factory=InForce)
@@ -77,6 +78,7 @@ class Parts:
             yield from shipper.stages
         yield self.compaction.stage
         yield self.retention.stage
+        yield self.rollup_retention.stage
 
     @property
     def gates(self) -> tuple[Gate, ...]:

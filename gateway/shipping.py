@@ -11,6 +11,7 @@ import logging
 import time
 from typing import TYPE_CHECKING, NamedTuple
 
+from cloud_sync.records import RecordClass
 from gateway.destinations import shipper_of
 from gateway.keeping import pruned_for
 from gateway.settings import HttpDestination, InfluxDestination, IngestDestination
@@ -95,6 +96,8 @@ class Shipping:
         shippers = {s.name: s for s in self._parts.shippers} | made
         self._parts.shippers = tuple(shippers[d.name] for d in wanted)
         self._parts.retention.destinations = pruned_for(wanted)
+        rolled_for = pruned_for(wanted, RecordClass.ROLLUP)
+        self._parts.rollup_retention.destinations = self._parts.compaction.rollups_wanted_by = rolled_for
         self._stamps = stamps
         for shipper in made.values():
             self._begin(shipper)

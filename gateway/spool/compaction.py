@@ -14,6 +14,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from dataclasses import dataclass
+from itertools import groupby
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -27,6 +28,7 @@ from gateway.spool.database import SQL, value_of
 from gateway.spool.errors import SpoolError
 from gateway.spool.processed import NO_LIMIT, processed_through
 from gateway.spool.ranges import Range
+from gateway.spool.retention import delivered_through
 from gateway.spool.segments import MAX_SEGMENT_ROWS, Stored, class_of, fresh_segments, span_of
 
 if TYPE_CHECKING:
@@ -107,7 +109,16 @@ def runs_of(segments: Sequence[Stored], bounds: Bounds) -> list[list[Stored]]:
 class Compaction:
     """Merges the segments of one spool. `compact_once` is the step, `run` the loop."""
 
-    def __init__(self, database: Database, book: SeriesBook, duplicates: Duplicates) -> None:
+    def __init__(
+        self,
+        database: Database,
+        book: SeriesBook,
+        duplicates: Duplicates,
+        *,
+        rollups_wanted_by: Sequence[str] = (),
+    ) -> None:
+        self.rollups_wanted_by = tuple(rollups_wanted_by)
+        self._rollups_from = 0
         self._database = database
         self._book = book
         self._duplicates = duplicates
@@ -137,8 +148,8 @@ class Compaction:
         """
         async with self._turn:
             gone = await self._index_fresh(everything=everything)
-            for record_class in (RecordClass.READING, RecordClass.ROLLUP):
-                gone += await self._merge_small(record_class, everything=everything)
+            gone += await self._merge_small(everything=everything)
+            gone += await self._merge_rollups(everything=everything)
             await self._give_back(everything=everything)
         return gone
 
@@ -169,12 +180,12 @@ class Compaction:
             gone += len(run) - 1
         return gone
 
-    async def _merge_small(self, record_class: RecordClass, *, everything: bool) -> int:
+    async def _merge_small(self, *, everything: bool) -> int:
         def look(connection: sqlite3.Connection) -> tuple[list[Stored], Bounds]:
-            low, high = span_of(record_class)
+            low, high = span_of(RecordClass.READING)
             newest = value_of(connection.execute(SQL["newest_indexed"], (low, high)).fetchone())
             if newest is None:
-                return [], Bounds.read(connection, record_class)
+                return [], Bounds.read(connection)
             back = connection.execute(SQL["segments_back_from"], (low, newest, _LOOK_BACK))
             small: list[Stored] = []
             for row in back:
@@ -182,13 +193,49 @@ class Compaction:
                 if segment.rows > _SMALL_ROWS:
                     break
                 small.append(segment)
-            return small[::-1], Bounds.read(connection, record_class)
+            return small[::-1], Bounds.read(connection)
 
         small, bounds = await self._database.read(look)
         if sum(s.rows for s in small) < MAX_SEGMENT_ROWS and len(small) < _LOOK_BACK and not everything:
             return 0
+        return await self._replace_all(runs_of(small, bounds))
+
+    async def _merge_rollups(self, *, everything: bool) -> int:
+        """Merge what has gathered since the last time: of one window length, unless all of it is delivered.
+
+        What is not delivered may have to be thinned, and goes by its length then.
+        """
+        start = 0 if everything else self._rollups_from
+
+        def look(connection: sqlite3.Connection) -> list[list[Stored]]:
+            span = span_of(RecordClass.ROLLUP, start)
+            limit = -1 if everything else 2 * _LOOK_BACK
+            segments = [Stored(*row) for row in connection.execute(SQL["segments_between"], (*span, limit))]
+            if len(segments) < _LOOK_BACK and not everything:
+                return []
+            through = min(
+                (delivered_through(connection, name, RecordClass.ROLLUP) for name in self.rollups_wanted_by),
+                default=0,
+            )
+            runs = runs_of(segments, Bounds.read(connection, RecordClass.ROLLUP))
+            return [
+                list(alike)
+                for run in runs
+                for _, alike in groupby(run, key=lambda s: _kind_of(connection, s, through))
+            ]
+
+        runs = await self._database.read(look)
+        if not runs:
+            return 0
+        gone = await self._replace_all(runs)
+        last = runs[-1]
+        is_small = sum(segment.rows for segment in last) < _SMALL_ROWS
+        self._rollups_from = last[0].first_commit if is_small else last[-1].last_commit + 1
+        return gone
+
+    async def _replace_all(self, runs: list[list[Stored]]) -> int:
         gone = 0
-        for run in runs_of(small, bounds):
+        for run in runs:
             if len(run) > 1 and await self._replace(run):
                 gone += len(run) - 1
         return gone
@@ -233,6 +280,18 @@ class Compaction:
             return False
         self._duplicates.indexed(s.position for s in run)
         return True
+
+
+def _kind_of(connection: sqlite3.Connection, segment: Stored, delivered: int) -> int:
+    """Which rollups may be merged with each other: 0 for delivered ones, else their length."""
+    if segment.last_commit <= delivered:
+        return 0
+    (block,) = connection.execute(SQL["block_at"], (segment.position,)).fetchone()
+    try:
+        (lengths,) = columns.decode_columns(block, ("window_s",), RecordClass.ROLLUP)
+    except FormatError:
+        return -segment.first_commit
+    return int(lengths[0]) if (lengths == lengths[0]).all() else -segment.first_commit
 
 
 def _merge(blocks: list[bytes], record_class: RecordClass, book: SeriesBook) -> tuple[bytes, Records]:

@@ -18,7 +18,7 @@ from gateway.spool.crashpoints import point
 from gateway.spool.database import SQL
 from gateway.spool.errors import SpoolError
 from gateway.spool.processed import processed_through
-from gateway.spool.segments import commit_of, keep_high_mark, position_of, span_of
+from gateway.spool.segments import commit_of, keep_high_mark, newest_of, position_of, span_of
 
 if TYPE_CHECKING:
     import sqlite3
@@ -35,7 +35,7 @@ _FREE_PAGES = 256  # as many as are given back in about two milliseconds
 
 
 class Retention:
-    """Prunes delivered segments older than `keep_s` seconds, or of any age while the spool is full."""
+    """Prunes delivered segments of a class older than `keep_s` seconds; readings of any age when full."""
 
     def __init__(
         self,
@@ -45,13 +45,16 @@ class Retention:
         keep_s: float,
         capacity: Capacity = Capacity(),  # noqa: B008 - an immutable value
         giving_up: GivingUp | None = None,
+        record_class: RecordClass = RecordClass.READING,
     ) -> None:
         self._database = database
         self._capacity = capacity
         self.destinations = tuple(destinations)
         self.keep_s = keep_s
         self.giving_up = giving_up
-        self.stage = Stage("retention")
+        self._class = record_class
+        of_readings = record_class is RecordClass.READING
+        self.stage = Stage("retention" if of_readings else f"retention of {record_class.name.lower()}s")
 
     async def run(self, stop: asyncio.Event) -> None:
         """Prune until `stop` is set."""
@@ -77,10 +80,14 @@ class Retention:
         return await self.giving_up.give_up_once(now_us) > 0
 
     async def prune_once(self, now_us: int) -> int:
-        """Delete at most some hundred segments; returns how many. Without destinations none is delivered."""
-        if not self.destinations:
+        """Delete at most some hundred segments; returns how many.
+
+        Without destinations no reading is delivered; rollups that nobody gets go by their age alone.
+        """
+        of_readings = self._class is RecordClass.READING
+        if of_readings and not self.destinations:
             return 0
-        keep_s = 0.0 if await self._is_full() else self.keep_s
+        keep_s = 0.0 if of_readings and await self._is_full() else self.keep_s
         before_us = now_us - round(keep_s * 1e6)
         if not await self._database.read(lambda c: self._doomed(c, before_us)):
             return 0
@@ -103,11 +110,12 @@ class Retention:
     def _doomed(self, connection: sqlite3.Connection, before_us: int) -> list[tuple[int, int]]:
         """Position and last commit of the oldest segments, up to the first that must stay."""
         through = min(
-            _delivered_through(connection, destination, RecordClass.READING)
-            for destination in self.destinations
+            (delivered_through(connection, destination, self._class) for destination in self.destinations),
+            default=newest_of(connection, self._class).commit,
         )
-        through = min(through, processed_through(connection))
-        span = (position_of(RecordClass.READING, 0), position_of(RecordClass.READING, through))
+        if self._class is RecordClass.READING:
+            through = min(through, processed_through(connection))
+        span = (position_of(self._class, 0), position_of(self._class, through))
         doomed = []
         for position, last_commit, written_at_us in connection.execute(
             SQL["prune_candidates"], (*span, _AT_ONCE)
@@ -118,7 +126,7 @@ class Retention:
         return doomed
 
 
-def _delivered_through(connection: sqlite3.Connection, destination: str, record_class: RecordClass) -> int:
+def delivered_through(connection: sqlite3.Connection, destination: str, record_class: RecordClass) -> int:
     """The commit up to which a destination has everything that is still in the spool."""
     oldest = connection.execute(SQL["first_segment_from"], span_of(record_class)).fetchone()
     if oldest is None:

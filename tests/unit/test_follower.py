@@ -12,6 +12,7 @@ from gateway.processing.closing import RollTerms
 from gateway.processing.commit_log import CommitLog
 from gateway.processing.follower import Follower, FollowTerms
 from gateway.processing.roller import Roller
+from gateway.spool.compaction import Compaction
 from gateway.spool.database import open_read_only
 from gateway.spool.errors import SpoolFailed
 from gateway.spool.processed import PROGRESS, processed_through, read_state, write_state
@@ -207,6 +208,10 @@ async def test_compaction_and_retention_keep_what_was_not_processed(spool, clock
             await spool.deliveries.settle("d", claimed)
         retention = Retention(spool.database, ["d"], keep_s=0)
         assert await retention.prune_once(NOW_US + 10**12) == 0
+        for n in range(4, 12):
+            await spool.append(minutes("a", n, 1))
+            clock.us = NOW_US + (n + 1) * 60 * _SECOND_US
+            await follower.follow_once()
         await settle(follower, clock)
         before = await stored(spool)
         await spool.compaction.compact_once(everything=True)
@@ -215,10 +220,49 @@ async def test_compaction_and_retention_keep_what_was_not_processed(spool, clock
                 "SELECT rows FROM segment WHERE position BETWEEN ? AND ?", span_of(RecordClass.READING)
             ).fetchall()
         )
-        assert readings == [(24,)]
-        (rollups,) = await stored(spool)
-        assert rollups.rows == sum(part.rows for part in before)
-        assert await retention.prune_once(NOW_US + 10**12) == 1
+        assert sum(rows for (rows,) in readings) == 72
+        after = await stored(spool)
+        assert len(after) < len(before)
+        assert sum(part.rows for part in after) == sum(part.rows for part in before)
+        assert all(len(set(part.window_s.tolist())) == 1 for part in after)  # so that they can be thinned
+        assert await retention.prune_once(NOW_US + 10**12) > 0
+
+
+@pytest.mark.parametrize("destinations", [[], ["d"]])
+async def test_rollups_go_by_their_age_once_they_are_delivered(spool, clock, destinations) -> None:
+    retention = Retention(spool.database, destinations, keep_s=86_400, record_class=RecordClass.ROLLUP)
+    await spool.append(minutes("a", 0, 3))
+    async with following(spool, clock) as (follower, roller):
+        await settle(follower, clock)
+        kept = len(await stored(spool))
+        assert await retention.prune_once(NOW_US + 80_000 * _SECOND_US) == 0
+        if destinations:
+            assert await retention.prune_once(clock.us + 10**12) == 0
+            await spool.deliveries.register("d", "file", now_us=NOW_US)
+            while (claimed := await spool.deliveries.claim("d", now_us=NOW_US)) is not None:
+                await spool.deliveries.settle("d", claimed)
+        assert await retention.prune_once(clock.us + 10**12) == kept
+        assert await stored(spool) == []
+        await spool.append(late(minutes("a", 0, 3)))
+        await settle(follower, clock)
+        assert await stored(spool) == []
+        assert roller.counters.late_unrolled == 8
+
+
+async def test_delivered_rollups_are_merged_whatever_their_windows(spool, clock) -> None:
+    compaction = Compaction(spool.database, spool.book, spool.duplicates, rollups_wanted_by=["d"])
+    rows = minutes("a", 0, 30)
+    await spool.append(rows)
+    await spool.deliveries.register("d", "file", now_us=NOW_US)
+    async with following(spool, clock) as (follower, _):
+        await settle(follower, clock)
+        while (claimed := await spool.deliveries.claim("d", now_us=NOW_US)) is not None:
+            await spool.deliveries.settle("d", claimed)
+        await compaction.compact_once(everything=True)
+        assert len(await stored(spool)) == 1
+        await spool.append(late(rows))
+        await settle(follower, clock)
+    await assert_rolled(spool, rows + late(rows))
 
 
 async def test_rollups_are_not_begun_twice_when_the_progress_is_lost(spool, clock) -> None:
