@@ -11,7 +11,7 @@ DEMO_SECONDS ?= 60
 RIVAL := thingsboard-gateway==3.8.5
 export DEMO_SECONDS KEEP
 
-.PHONY: help demo test bench lint types check-tests torture soak rivals wheels deb clean prepare
+.PHONY: audit help demo test bench lint types check-tests torture soak rivals wheels deb clean prepare
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 14
@@ -48,6 +48,13 @@ rivals: $(VENV)/.installed-bench
 	@[ -d .build/rivals/thingsboard_gateway ] || \
 		$(BIN)/python -m pip --disable-pip-version-check install --quiet --only-binary=:all: --no-deps \
 			--target .build/rivals $(RIVAL) || echo "tidegate: $(RIVAL) cannot be had; the benchmark goes on without it"
+
+audit: $(VENV)/.installed-dev ## versions and licences of what is installed; known vulnerabilities where pip-audit is
+	$(BIN)/python -m pytest -q tests/unit/test_dependencies.py
+	@audit=$$(command -v $(BIN)/pip-audit pip-audit | head -n 1); \
+	if [ -z "$$audit" ]; then echo "audit: pip-audit is not installed: vulnerabilities were not looked up"; \
+	elif $$audit --no-deps --disable-pip -r constraints.txt; then echo "audit: pip-audit knows of nothing in constraints.txt"; \
+	else echo "audit: pip-audit found something, or could not reach its database (see above)"; exit 1; fi
 
 prepare: $(VENV)/.installed-dev ## install the servers the tests talk to, where allowed
 	@sh tests/prepare.sh

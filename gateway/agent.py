@@ -161,6 +161,7 @@ async def _run_parts(parts: Parts, orders: Orders, watchdog: Watchdog) -> None:
     stop_input, stop_processing, stop_output = asyncio.Event(), asyncio.Event(), asyncio.Event()
     shipping = Shipping(parts)
     parts.in_force.taken([])
+    parts.expiry = ExpiryWatch(lambda: parts.settings)
     if endpoint is not None:
         await endpoint.start()
     try:
@@ -185,7 +186,7 @@ async def _run_parts(parts: Parts, orders: Orders, watchdog: Watchdog) -> None:
                 stages.create_task(parts.retention.run(stop_output), name="retention"),
                 stages.create_task(parts.rollup_retention.run(stop_output), name="retention of rollups"),
                 stages.create_task(observer.run(stop_output), name="observer"),
-                stages.create_task(ExpiryWatch(lambda: parts.settings).run(stop_output), name="expiry"),
+                stages.create_task(parts.expiry.run(stop_output), name="expiry"),
             ]
             _announce(parts)
             watchdog.ready()

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from gateway.ingress.intake import Gate
     from gateway.ingress.listener import Listener
     from gateway.ingress.subscriber import Subscriber
+    from gateway.operate.expiry import ExpiryWatch
     from gateway.processing.alerts import AlertStage
     from gateway.processing.follower import Follower
     from gateway.processing.notify import ChannelDesk
@@ -65,6 +66,7 @@ class Parts:
     deliveries: Deliveries
     shippers: tuple[Shipper, ...]
     in_force: InForce = field(default_factory=InForce)
+    expiry: ExpiryWatch | None = None
 
     def stages(self) -> Iterator[Stage]:
         """The progress of everything that runs, in the order the data flows: health and watchdog ask it."""

@@ -30,6 +30,7 @@ from cloud_sync import line_protocol
 from cloud_sync.destinations import Parcel
 from cloud_sync.destinations.http_client import HttpOptions, http_client
 from cloud_sync.errors import DeliveryError, Refused, RetryLater, TooLarge
+from cloud_sync.masking import masked_text
 from cloud_sync.records import Receipt
 from cloud_sync.summary_lines import lines_of
 from cloud_sync.verdicts import fault_of
@@ -210,7 +211,7 @@ class InfluxDestination:
     @property
     def _address(self) -> str:
         """Scheme, host, port and path, for messages: no query."""
-        return str(self._url.copy_with(query=None))
+        return masked_text(str(self._url.copy_with(query=None)))
 
 
 def verdict_of(

@@ -18,6 +18,7 @@ from cloud_sync import verdicts, wire
 from cloud_sync.destinations import Parcel
 from cloud_sync.destinations.http_client import HttpOptions, http_client
 from cloud_sync.errors import Refused, RetryLater
+from cloud_sync.masking import masked_text
 from cloud_sync.records import Batch, BatchRange, Credit, Receipt, RecordClass
 
 if TYPE_CHECKING:
@@ -96,6 +97,7 @@ class IngestClient:
     ) -> None:
         self.name = name
         self._url = url.rstrip("/")
+        self._shown_url = masked_text(self._url)
         self._headers = {"Accept-Encoding": "identity"}
         if token:
             self._headers["Authorization"] = f"Bearer {token}"
@@ -116,7 +118,7 @@ class IngestClient:
         try:
             receipt = msgspec.json.decode(answer, type=_ReceiptAnswer)
         except _UNREADABLE as fault:
-            raise RetryLater(f"{self._url}: HTTP 200, but no receipt: {_shown(answer)}") from fault
+            raise RetryLater(f"{self._shown_url}: HTTP 200, but no receipt: {_shown(answer)}") from fault
         return _receipt_for(parcel, receipt, wait_s)
 
     async def known(self, gateway_id: str, epoch: UUID) -> list[BatchRange]:
@@ -137,7 +139,9 @@ class IngestClient:
                 for first, last in entry.ranges
             ]
         except (*_UNREADABLE, KeyError) as fault:
-            raise RetryLater(f"{self._url}: HTTP 200, but no list of ranges: {_shown(answer)}") from fault
+            raise RetryLater(
+                f"{self._shown_url}: HTTP 200, but no list of ranges: {_shown(answer)}"
+            ) from fault
 
     async def aclose(self) -> None:
         """Close the connections, unless they are somebody else's."""
@@ -155,7 +159,7 @@ class IngestClient:
     ) -> tuple[bytes, float | None]:
         """The body of a successful answer and the wait it asks for; other outcomes are raised."""
         if self._http.is_closed:
-            raise RetryLater(f"{self._url}: the connection was closed by this program")
+            raise RetryLater(f"{self._shown_url}: the connection was closed by this program")
         all_headers = self._headers | dict(headers or {})
         try:
             async with self._http.stream(
@@ -172,9 +176,9 @@ class IngestClient:
                     if len(body) > limit:
                         break
         except httpx.TimeoutException as fault:
-            raise RetryLater(f"{self._url}: no answer within {self._timeout.read:g} s") from fault
+            raise RetryLater(f"{self._shown_url}: no answer within {self._timeout.read:g} s") from fault
         except (httpx.HTTPError, httpx.StreamError) as fault:
-            raise RetryLater(f"{self._url}: {str(fault) or type(fault).__name__}") from fault
+            raise RetryLater(f"{self._shown_url}: {str(fault) or type(fault).__name__}") from fault
         words = _fault_words(bytes(body))
         fault_found = verdicts.fault_of(
             response.status_code,

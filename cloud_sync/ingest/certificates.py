@@ -8,7 +8,7 @@ from __future__ import annotations
 import ssl
 from typing import TYPE_CHECKING, Any
 
-from uvicorn.protocols.http.h11_impl import H11Protocol
+from cloud_sync.ingest.heads import TimedHeads
 
 if TYPE_CHECKING:
     import asyncio
@@ -21,7 +21,7 @@ NAMES = "certificate_names"
 _ALTERNATIVES = ("DNS", "URI")
 
 
-class CertificateProtocol(H11Protocol):
+class CertificateProtocol(TimedHeads):
     """HTTP/1.1 whose requests know the names of the client's certificate."""
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn's own

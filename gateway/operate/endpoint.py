@@ -18,6 +18,7 @@ from starlette.applications import Starlette
 from starlette.responses import Response
 from starlette.routing import Route
 
+from cloud_sync.ingest.heads import TimedHeads
 from cloud_sync.progress import late_of
 from gateway.ingress.formats.rules import Rules
 from gateway.ingress.tls import Certificates, context_of
@@ -72,6 +73,8 @@ class Endpoint:
         self._server = uvicorn.Server(
             uvicorn.Config(
                 app,
+                http=TimedHeads,
+                ws="none",
                 log_config=None,
                 access_log=False,
                 lifespan="off",

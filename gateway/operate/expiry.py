@@ -111,7 +111,11 @@ def certificate_status(key: str, path: Path, now_s: float) -> CertificateStatus:
 
 
 class ExpiryWatch:
-    """Says in the log, once a day for each file, what ends within `SOON_DAYS`."""
+    """Says in the log, once a day for each file, what ends within `SOON_DAYS`.
+
+    Attributes:
+        newest: every certificate file as it was when it was looked at last, for the status.
+    """
 
     def __init__(
         self, settings: Callable[[], GatewaySettings], *, clock_s: Callable[[], float] = time.time
@@ -119,6 +123,7 @@ class ExpiryWatch:
         self._settings = settings
         self._clock_s = clock_s
         self._said_s: dict[str, float] = {}
+        self.newest: list[CertificateStatus] = []
 
     async def run(self, stop: asyncio.Event) -> None:
         """Look until `stop` is set."""
@@ -133,7 +138,8 @@ class ExpiryWatch:
     def look_once(self) -> list[CertificateStatus]:
         """Look at every file; those that end soon, whether they were logged now or before."""
         now_s = self._clock_s()
-        soon = [status for status in certificates(self._settings(), now_s) if status.soon]
+        self.newest = certificates(self._settings(), now_s)
+        soon = [status for status in self.newest if status.soon]
         for status in soon:
             said_s = self._said_s.get(status.path)
             if said_s is None or not 0 <= now_s - said_s < DAY_S:

@@ -39,12 +39,19 @@ def remarks_of(status: Status) -> list[Remark]:
         *_of_records(status),
         *_of_processing(status),
         *_of_wear(status),
+        *_of_certificates(status),
     ]
     if all(remark.severity == "note" for remark in found):
         found.append(Remark("good", _all_is_well(status)))
     return sorted(
         found, key=lambda remark: _ORDER.index(remark.severity) if remark.severity != "good" else -1
     )
+
+
+def _of_certificates(status: Status) -> Iterator[Remark]:
+    for certificate in status.certificates:
+        if certificate.soon:
+            yield Remark("critical" if certificate.urgent else "warning", f"{certificate}; renew it.")
 
 
 def _of_input(status: Status) -> Iterator[Remark]:

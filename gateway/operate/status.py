@@ -15,6 +15,7 @@ import msgspec
 from cloud_sync.records import RecordClass
 from gateway.operate.alerts_status import ChannelStatus, alerts_of, channels_of
 from gateway.operate.devices import DevicesStatus  # noqa: TC001 - msgspec reads the annotations
+from gateway.operate.expiry import CertificateStatus  # noqa: TC001 - msgspec reads the annotations
 from gateway.operate.processing_status import ProcessingStatus, processing_of
 from gateway.operate.quarantine_summary import QuarantineStatus  # noqa: TC001 - msgspec reads the annotations
 from gateway.operate.recent import RecentStatus  # noqa: TC001 - msgspec reads the annotations
@@ -129,6 +130,7 @@ class Status(msgspec.Struct):
     processing: ProcessingStatus | None = None
     ways_in: WaysIn | None = None
     channels: list[ChannelStatus] = []
+    certificates: list[CertificateStatus] = []
 
 
 async def status_of(parts: Parts, *, usual_per_s: float | None = None) -> Status:
@@ -212,6 +214,7 @@ async def status_of(parts: Parts, *, usual_per_s: float | None = None) -> Status
         destinations=destinations,
         processing=processing_of(parts.follower, parts.roller),
         ways_in=ways_in(parts),
+        certificates=[] if parts.expiry is None else parts.expiry.newest,
         alerts=alerts_of(parts.alerts, parts.book),
         channels=channels_of(parts.desks, waiting),
     )

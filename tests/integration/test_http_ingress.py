@@ -15,9 +15,9 @@ import zstandard
 
 from cloud_sync import columns, wire
 from cloud_sync.errors import RetryLater
+from cloud_sync.ingest import heads
 from cloud_sync.records import Batch, Flag, Receipt, RecordClass
 from gateway.ingress import credentials
-from gateway.ingress.http import protocol
 from gateway.operate.status import status_of
 from gateway.processing.commit_log import CommitLog
 from gateway.spool.segments import read_range
@@ -411,7 +411,7 @@ async def test_a_client_whose_attributes_change_without_end_cannot_fill_the_book
 
 
 async def test_a_head_that_never_ends_and_a_silent_body_are_given_up(tmp_path, monkeypatch):
-    monkeypatch.setattr(protocol, "HEAD_WITHIN_S", 0.2)
+    monkeypatch.setattr(heads, "HEAD_WITHIN_S", 0.2)
     async with http_gateway(tmp_path / "gw", tokens_file=None, body_idle_s=0.2) as gateway:
         host, port = gateway.url.removeprefix("http://").split(":")
         slow = (b"", b"POST /v1/readings HTTP/1.1\r\nHost: x\r\n")

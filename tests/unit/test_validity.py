@@ -74,6 +74,7 @@ def test_what_ends_soon_is_logged_once_a_day(tmp_path, caplog):
     assert [status.key for status in watch.look_once()] == ["ingress.listen.tls_cert_file"]
     watch.look_once()
     assert caplog.text.count("renew it") == 1
+    assert [status.urgent for status in watch.newest] == [True]
     now["s"] += DAY_S + 1
     watch.look_once()
     assert caplog.text.count("renew it") == 2

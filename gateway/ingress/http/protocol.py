@@ -1,14 +1,10 @@
-"""uvicorn's HTTP/1.1 connection, with the client's certificate at hand and a bound on slow requests.
-
-uvicorn waits without end for a request's head; here a head that has begun, or the first one of a connection,
-has to be whole within `HEAD_WITHIN_S`.
-"""
+"""The connection of a device: slow heads are given up, and the client's certificate is at hand."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from uvicorn.protocols.http.h11_impl import H11Protocol, RequestResponseCycle
+from cloud_sync.ingest.heads import TimedHeads
 
 if TYPE_CHECKING:
     import asyncio
@@ -16,13 +12,9 @@ if TYPE_CHECKING:
 CERTIFICATE: Final = "certificate"
 """The key under which a request's state has the client's certificate; absent when there was none."""
 
-HEAD_WITHIN_S: Final = 10.0
 
-
-class DeviceProtocol(H11Protocol):
+class DeviceProtocol(TimedHeads):
     """One connection."""
-
-    _head_due: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn's own
         """Read the certificate once for all requests of the connection."""
@@ -30,29 +22,3 @@ class DeviceProtocol(H11Protocol):
         certificate = transport.get_extra_info("peercert")
         if certificate:
             self.app_state = {**self.app_state, CERTIFICATE: certificate}
-        self._await_head()
-
-    def data_received(self, data: bytes) -> None:
-        """Take bytes; between requests they are those of a head."""
-        super().data_received(data)
-        cycle: RequestResponseCycle | None = (
-            self.cycle
-        )  # None before the first request, whatever its type says
-        if cycle is None or cycle.response_complete:
-            self._await_head()
-        else:
-            self._end_wait()
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        """Forget the connection."""
-        self._end_wait()
-        super().connection_lost(exc)
-
-    def _await_head(self) -> None:
-        if self._head_due is None:
-            self._head_due = self.loop.call_later(HEAD_WITHIN_S, self.transport.close)
-
-    def _end_wait(self) -> None:
-        if self._head_due is not None:
-            self._head_due.cancel()
-            self._head_due = None
