@@ -11,7 +11,18 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 ALLOWED = {
-    *("0BSD", "Apache-2.0", "BSD-2-Clause", "BSD-3-Clause", "CC0-1.0", "ISC", "MIT", "PSF-2.0", "Zlib"),
+    *(
+        "0BSD",
+        "Apache-2.0",
+        "BSD-2-Clause",
+        "BSD-3-Clause",
+        "CC0-1.0",
+        "ISC",
+        "MIT",
+        "MIT-CMU",
+        "PSF-2.0",
+        "Zlib",
+    ),
     "LicenseRef-apsw",  # any OSI-approved licence, as its author says
     "MPL-2.0",  # files of theirs that we do not change
 }
@@ -21,6 +32,7 @@ WORDS = {
     "ISC License (ISCL)": "ISC",
     "MIT License": "MIT",
     "Mozilla Public License 2.0 (MPL 2.0)": "MPL-2.0",
+    "Python Software Foundation License": "PSF-2.0",
 }
 TEXTS = {
     "Apache 2.0": "Apache-2.0",
@@ -47,8 +59,8 @@ def licence_of(name: str) -> str:
     about: Any = metadata.metadata(name)
     if about.get("License-Expression"):
         return str(about["License-Expression"])
-    text = (about.get("License") or "").partition("\n")[0].strip()
-    if text:
+    text = (about.get("License") or "").strip()
+    if text and "\n" not in text:
         return TEXTS.get(text, text)
     kinds = [c.rpartition(" :: ")[2] for c in about.get_all("Classifier") or [] if c.startswith("License")]
     return " AND ".join(sorted({WORDS.get(kind, kind) for kind in kinds}))
