@@ -126,6 +126,12 @@ def _of_records(status: Status) -> Iterator[Remark]:
 
 
 def _of_processing(status: Status) -> Iterator[Remark]:
+    for channel in status.channels:
+        if channel.last_error:
+            waiting = _counted(channel.waiting, "notice waits", "notices wait")
+            yield Remark(
+                "warning", f"Alerts are not told by {channel.name} ({channel.last_error}). {waiting}."
+            )
     if status.processing is not None and status.processing.last_error:
         yield Remark("warning", f"Rollups and alerts wait: {status.processing.last_error}")
 

@@ -15,7 +15,7 @@ import numpy as np
 
 from cloud_sync import columns
 from cloud_sync.errors import FormatError
-from cloud_sync.records import RecordClass
+from cloud_sync.records import Flag, RecordClass
 from gateway.operate.spool_file import opened
 from gateway.spool.database import SQL
 from gateway.spool.segments import fresh_segments, span_of
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from gateway.spool.series import SeriesBook
 
 WITHIN_S = 3.0
+_SUSPICIOUS = ~np.int32(Flag.PROCESSED | Flag.SUPPRESSED)
 MAX_STEPS = 1440
 MAX_SPAN_US = 31 * 86_400_000_000
 
@@ -45,8 +46,8 @@ class SeriesName(msgspec.Struct):
 class Chart(msgspec.Struct):
     """The lists are parallel, one entry a step that holds readings; times are the beginnings of steps.
 
-    `flagged` counts readings with any flag. `complete` is false when not all of the span could be read in
-    the time there is.
+    `flagged` counts readings that a check has flagged. `complete` is false when not all of the span could be
+    read in the time there is.
     """
 
     sensor_id: str
@@ -89,7 +90,7 @@ class Steps:
         if not len(at):
             return
         order = np.argsort(at, kind="stable")
-        at, value, flagged = at[order], value[inside][order], flags[inside][order] != 0
+        at, value, flagged = at[order], value[inside][order], (flags[inside][order] & _SUSPICIOUS) != 0
         starts = np.flatnonzero(np.concatenate(([True], at[1:] != at[:-1])))
         steps = at[starts]
         self._sum[steps] += np.add.reduceat(value, starts)

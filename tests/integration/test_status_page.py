@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import os
 import socket
+import sqlite3
 import time
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -379,5 +381,14 @@ def test_a_gateway_that_is_gone_is_said_to_be_and_comes_back_by_itself(page: Pag
     page.wait_until("document.querySelector('#live').dataset.state === 'lost'")
     assert "Not reached since" in page.text("#live")
     assert "Not reached" in page.evaluate("document.querySelector('#announcement').textContent")
+    with closing(sqlite3.connect(filled.config.with_name("spool.db"))) as spool, spool:
+        spool.execute(
+            "INSERT INTO loss VALUES ('region', 4, 900, 901, 4242, ?, ?, 'no_room', 'rollup 60 s', ?)",
+            [time.time_ns() // 1000] * 3,
+        )
     filled.program.start()
     page.wait_until("document.querySelector('#live').dataset.state === 'live'")
+    page.wait_until("document.querySelector('#losses').innerText.includes('4,242')")
+    assert "readings for region" in page.text("#losses")
+    assert "no room; what remains: rollup 60 s" in page.text("#losses")
+    assert "4,242 readings were given up" in page.text("#remarks")
