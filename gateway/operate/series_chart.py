@@ -1,8 +1,9 @@
 """One series over a span of time, brought down to as many points as a chart can show.
 
 The span is cut into equal steps; of each that holds readings the chart has the least, the greatest and the
-mean value and how many there were. Segments are read newest first, for a bounded time: what was not reached
-by then is missing at the beginning, and the chart says that it is not complete.
+mean value and how many there were. Segments are read newest first, for a bounded time. Where that is not
+enough rollups stand in, whose windows may be longer than the steps; without any, what was not reached is
+missing at the beginning, and the chart says that it is not complete.
 """
 
 from __future__ import annotations
@@ -16,9 +17,10 @@ import numpy as np
 from cloud_sync import columns
 from cloud_sync.errors import FormatError
 from cloud_sync.records import Flag, RecordClass
+from gateway.operate.series_history import SeriesReader
 from gateway.operate.spool_file import opened
 from gateway.spool.database import SQL
-from gateway.spool.segments import fresh_segments, span_of
+from gateway.spool.segments import fresh_segments, newest_of, span_of
 
 if TYPE_CHECKING:
     import sqlite3
@@ -30,6 +32,7 @@ if TYPE_CHECKING:
     from gateway.spool.series import SeriesBook
 
 WITHIN_S = 3.0
+_WINDOWS_S = (60, 300, 3600, 86_400)
 _SUSPICIOUS = ~np.int32(Flag.PROCESSED | Flag.SUPPRESSED)
 MAX_STEPS = 1440
 MAX_SPAN_US = 31 * 86_400_000_000
@@ -158,10 +161,42 @@ def chart_of(
         connection.execute("BEGIN")  # one view for all that follows
         for position in _positions(connection, steps.since_us, steps.until_us):
             if time.monotonic() > deadline:
-                return steps.chart(name, complete=False)
+                connection.execute("COMMIT")
+                whole = _from_rollups(connection, name, numbers, steps)
+                return steps.chart(name, complete=False) if whole is None else whole
             (block,) = connection.execute(SQL["block_at"], (position,)).fetchone()
             _add(block, wanted, steps)
     return steps.chart(name, complete=True)
+
+
+def _from_rollups(
+    connection: sqlite3.Connection, name: SeriesName, numbers: Sequence[int], steps: Steps
+) -> Chart | None:
+    """The same span in windows of at least a step; None where there are no rollups of the series."""
+    if not newest_of(connection, RecordClass.ROLLUP).commit:
+        return None  # everything would be read from readings again
+    every_s = next((length for length in _WINDOWS_S if length * 1_000_000 >= steps.step_us), _WINDOWS_S[-1])
+    reader = SeriesReader(connection, tuple(numbers), steps.since_us, steps.until_us)
+    windows = reader.windows(every_s).windows
+    windows = windows.take(windows.count > 0)
+    if not windows.rows:
+        return None
+    return Chart(
+        name.sensor_id,
+        name.sensor_type,
+        name.unit,
+        steps.since_us,
+        steps.until_us,
+        every_s * 1_000_000,
+        int(windows.count.sum()),
+        complete=True,
+        at_us=windows.time_us.tolist(),
+        mean=windows.mean.tolist(),
+        least=windows.minimum.tolist(),
+        greatest=windows.maximum.tolist(),
+        count=windows.count.tolist(),
+        flagged=windows.flagged.tolist(),
+    )
 
 
 def _positions(connection: sqlite3.Connection, since_us: int, until_us: int) -> list[int]:

@@ -17,9 +17,15 @@ from gateway.operate.remarks import remarks_of
 from gateway.operate.series_chart import Steps, chart_of, numbers_of, series_named
 from gateway.operate.status import DestinationStatus, IngressStatus, SpoolStatus, Status
 from gateway.operate.wear import Wear, WearStatus, Written, disk_of, wear_between
+from gateway.processing.closing import RollTerms
+from gateway.processing.commit_log import CommitLog
+from gateway.processing.follower import Follower, FollowTerms
+from gateway.processing.roller import Roller
 from gateway.settings import GatewaySettings, Spool
 from gateway.spool.capacity import Capacity
+from gateway.spool.database import open_read_only
 from gateway.spool.quarantine import QuarantineItem
+from gateway.spool.stored_rollups import StoredRollups
 from tests.spools import NOW_US, open_spool
 
 if TYPE_CHECKING:
@@ -188,6 +194,35 @@ async def test_a_chart_that_runs_out_of_time_has_the_newest_and_says_so(tmp_path
         assert found is not None
         chart = chart_of(tmp_path / "spool.db", *found, Steps(NOW_US - 100, NOW_US + 1, 10), within_s=-1)
     assert (chart.complete, chart.readings) == (False, 0)
+
+
+async def test_a_chart_of_more_than_can_be_read_comes_from_rollups(tmp_path: Path):
+    path = tmp_path / "spool.db"
+    start_us = NOW_US // 3_600_000_000 * 3_600_000_000
+    async with open_spool(path) as spool:
+        connection = open_read_only(path)
+        follower = Follower(
+            spool.database,
+            spool.segments,
+            CommitLog(connection, spool.book),
+            [Roller(StoredRollups(connection), RollTerms(windows_s=(60, 300), close_every_s=0))],
+            FollowTerms(),
+            clock_us=lambda: NOW_US,
+        )
+        try:
+            await follower.load()
+            rows = [("a", start_us + n * 10_000_000, float(n)) for n in range(360)]
+            await spool.append(rows)
+            await follower.follow_once()
+            await spool.compaction.compact_once(everything=True)
+            found = numbers_of(spool.book, "a", "t")
+            assert found is not None
+            chart = chart_of(path, *found, Steps(start_us, start_us + 3_600_000_000, 12), within_s=-1)
+        finally:
+            await follower.aclose()
+    assert (chart.complete, chart.step_us, chart.readings) == (True, 300_000_000, 360)
+    assert chart.at_us == [start_us + n * 300_000_000 for n in range(12)]
+    assert (chart.least[1], chart.mean[1], chart.greatest[1]) == (30.0, 44.5, 59.0)
 
 
 async def test_series_are_found_by_any_part_of_their_name(tmp_path: Path):
