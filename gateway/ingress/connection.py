@@ -1,6 +1,4 @@
-"""One MQTT connection at the gateway's own server: its state, from CONNECT to the close.
-
-    awaiting CONNECT ──> (admitting) ──> connected ──> closing
+"""One MQTT connection at the gateway's own server, from CONNECT (`reception`) to the close.
 
 Publishes go to the `Intake` as they were read, and come back through `acknowledge` once durable. Nothing a
 peer sends raises out of `data_received`: a violation gets the specification's answer (a reason code in 5, a
@@ -16,23 +14,17 @@ Choices where the specification leaves one, beside those in `terms`:
 
 from __future__ import annotations
 
-import asyncio
-import inspect
 import logging
-import secrets
-from enum import Enum, auto
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from gateway.ingress.admission import Identity, Permit, Refusal
 from gateway.ingress.encoder import PINGRESP, encode, encode_replies
-from gateway.ingress.link import Link, Pause
+from gateway.ingress.link import Pause
 from gateway.ingress.packets import (
     AT_LEAST_ONCE,
     EXACTLY_ONCE,
     V5,
     V311,
     Auth,
-    Connack,
     Connect,
     Disconnect,
     Packet,
@@ -47,28 +39,22 @@ from gateway.ingress.packets import (
     Subscribe,
     Unsuback,
     Unsubscribe,
-    Will,
 )
-from gateway.ingress.parser import Item, Parser
 from gateway.ingress.properties import broken
-from gateway.ingress.sessions import Session
-from gateway.ingress.terms import Terms, refusal_of, refusing_connack, subscription_codes, terms_of
+from gateway.ingress.reception import Reception, State, name_of
+from gateway.ingress.terms import subscription_codes
 
 if TYPE_CHECKING:
+    import asyncio
     from collections.abc import Callable, Sequence
 
     from gateway.ingress.listener import Listener
+    from gateway.ingress.parser import Item
 
 _log = logging.getLogger(__name__)
 
 
-class _State(Enum):
-    AWAITING = auto()
-    ADMITTING = auto()
-    CONNECTED = auto()
-
-
-class Connection(Link):
+class Connection(Reception):
     """Implements `Acknowledger`. Made by the `Listener` for each accepted socket."""
 
     name = "listen"
@@ -76,25 +62,9 @@ class Connection(Link):
     def __init__(self, listener: Listener) -> None:
         super().__init__(listener)
         self._intake = listener.intake
-        self._parser = Parser(
-            max_packet_bytes=listener.settings.max_packet_bytes,
-            topics=listener.topics,
-            topic_alias_maximum=listener.settings.topic_alias_maximum,
-        )
-        self._state = _State.AWAITING
         self._heard = False
         self._in_flight = 0
         self._qos0_seen = 0
-        self._client_id = ""
-        self._client_key = ""
-        self._identity: Identity | None = None
-        self._session = Session()
-        self._session_expiry_s = 0
-        self._terms = Terms(0, 0, 0, {})
-        self._will: Will | None = None
-        self._permit: Permit | None = None
-        self._deferred: list[Item] = []
-        self._admission: asyncio.Task[Identity | Refusal] | None = None
 
     # What asyncio calls
 
@@ -111,7 +81,7 @@ class Connection(Link):
         self._heard = True
         self.counters.bytes_in_total += len(data)
         items = self._parser.feed(data)
-        if self._state is _State.ADMITTING:
+        if self._state is State.ADMITTING:
             self._deferred += items
             return
         self.cork()
@@ -165,7 +135,7 @@ class Connection(Link):
         """Write PUBACK and PUBREC with a reason code of 0x80 or above; close a 3.1.1 connection."""
         numbered = [publish for publish in publishes if publish.qos]
         self._in_flight -= len(numbered)
-        self.counters.refused_total[_name(reason_code)] += len(publishes)
+        self.counters.refused_total[name_of(reason_code)] += len(publishes)
         self._reject(numbered, reason_code)
 
     def deliver(self, topic: bytes, payload: bytes) -> None:
@@ -184,8 +154,8 @@ class Connection(Link):
             self.end(ReasonCode.NOT_AUTHORIZED)
         elif self.pauses & ~Pause.ADMISSION:
             self.since_s = now_s  # what we do not read cannot be heard
-        elif self._state is not _State.CONNECTED:
-            settings, admitting = self.listener.settings, self._state is _State.ADMITTING
+        elif self._state is not State.CONNECTED:
+            settings, admitting = self.listener.settings, self._state is State.ADMITTING
             if now_s - self.since_s > (
                 settings.admission_timeout_s if admitting else settings.connect_timeout_s
             ):
@@ -203,7 +173,7 @@ class Connection(Link):
             return
         if not with_will:
             self._will = None
-        self.count_close(_name(reason_code))
+        self.count_close(name_of(reason_code))
         self._say_goodbye(reason_code)
         self.hang_up()
 
@@ -222,14 +192,14 @@ class Connection(Link):
                     self._packet(item, batch)
                 if self.closing:
                     break
-                if self._state is _State.ADMITTING:
+                if self._state is State.ADMITTING:
                     self._deferred = items[position + 1 :]
                     break
         except ProtocolFault as caught:
             fault = caught
         if batch:
             fault = self._hand_over(batch) or fault
-        if fault is None and self._state is not _State.ADMITTING:
+        if fault is None and self._state is not State.ADMITTING:
             fault = self._parser.fault
         if fault is not None and not self.closing:
             self._fail(fault)
@@ -315,7 +285,7 @@ class Connection(Link):
             return run
         granted, denied = self._permit.split(run)
         if denied:
-            self.counters.refused_total[_name(ReasonCode.NOT_AUTHORIZED)] += len(denied)
+            self.counters.refused_total[name_of(ReasonCode.NOT_AUTHORIZED)] += len(denied)
             assert self._identity is not None
             self.listener.note_denied(self._identity.name, denied[0].topic)
             self._qos0_seen += sum(not publish.qos for publish in denied)
@@ -329,7 +299,7 @@ class Connection(Link):
         if not numbered or self.closing:
             return
         if self._version == V311:
-            self.count_close(_name(reason_code))
+            self.count_close(name_of(reason_code))
             self.hang_up()
             return
         kinds = (PacketType.PUBACK, PacketType.PUBREC)
@@ -345,135 +315,10 @@ class Connection(Link):
             self._will = None
         self.part()
 
-    # CONNECT
-
-    def _connect(self, packet: Connect) -> None:
-        refusal = refusal_of(packet)
-        if refusal is not None:
-            self._refuse_connect(refusal)
-            return
-        self._client_id = packet.client_id or f"tidegate-{secrets.token_hex(8)}"
-        outcome = self.listener.authenticator.admit(
-            self._client_id,
-            packet.username,
-            packet.password,
-            self.transport.get_extra_info("peercert") or None,
-            self._address(),
-        )
-        if isinstance(outcome, Identity | Refusal):
-            self._decide(packet, outcome)
-            return
-        self._state = _State.ADMITTING
-        self.since_s = self.listener.now_s
-        self.pause(Pause.ADMISSION)
-        self._admission = asyncio.get_running_loop().create_task(
-            _await(outcome), name=f"admit {self._client_id}"
-        )
-        self._admission.add_done_callback(lambda task: self._admitted_later(packet, task))
-
-    def _admitted_later(self, packet: Connect, task: asyncio.Task[Identity | Refusal]) -> None:
-        if self.closing:
-            return
-        if task.cancelled() or task.exception() is not None:
-            _log.error("the authenticator failed for %r", self._client_id, exc_info=task.exception())
-            self._refuse_connect(ReasonCode.SERVER_UNAVAILABLE)
-            return
-        self._decide(packet, task.result())
-        self.resume(Pause.ADMISSION)
-        items, self._deferred = self._deferred, []
-        if not self.closing:
-            self._take(items)
-
-    def _decide(self, packet: Connect, outcome: Identity | Refusal) -> None:
-        if isinstance(outcome, Refusal):
-            self._refuse_connect(outcome.reason_code)
-            return
-        permit = None if outcome.may_publish is None else Permit(outcome.may_publish)
-        if packet.will is not None and permit is not None and not permit.grants(packet.will.topic):
-            self._refuse_connect(ReasonCode.NOT_AUTHORIZED)
-            return
-        self._permit = permit
-        self._identity = outcome
-        self._client_key = self._client_id
-        if outcome.scope:
-            self._client_key = f"{outcome.scope}\0{self._client_id}"  # NUL is in no string of MQTT
-        self._will = packet.will
-        self._terms = terms_of(packet, self._client_id, self.listener.settings)
-        self._session_expiry_s = self._terms.session_expiry_s
-        present = self._claim_session(packet)
-        self._state = _State.CONNECTED
-        self.since_s = self.listener.now_s
-        self.listener.welcomed(self)
-        self._send(Connack(0, present, self._terms.announced))
-
-    def _claim_session(self, packet: Connect) -> bool:
-        """Take over the client identifier and its session; whether a session was there."""
-        listener = self.listener
-        session = listener.sessions.claim(self._client_key)
-        previous = listener.clients.get(self._client_key)
-        if previous is not None:
-            session = previous.yield_session()
-        listener.clients[self._client_key] = self
-        present = session is not None and not packet.clean_start
-        if present:
-            assert session is not None
-            self._session = session
-        self._session.connection = self
-        return present
-
-    def yield_session(self) -> Session | None:
-        """Give way to a new connection of the client: DISCONNECT 0x8E. Returns the session if it lives on."""
-        if self._will is not None and self._will.properties.get(Property.WILL_DELAY_INTERVAL):
-            self._will = None
-        session = self._session if self._session_expiry_s else None
-        self._session.connection = None
-        self.end(ReasonCode.SESSION_TAKEN_OVER)
-        return session
-
-    def _address(self) -> str:
-        peer = self.transport.get_extra_info("peername")
-        return str(peer[0]) if peer else ""
-
-    def _refuse_connect(self, reason_code: int) -> None:
-        self.counters.refused_total[_name(reason_code)] += 1
-        self._state = _State.AWAITING
-        self._say_goodbye(reason_code)
-        self.hang_up()
-
     # Output
 
     def _fail(self, fault: ProtocolFault) -> None:
-        self.counters.protocol_faults_total[_name(fault.reason_code)] += 1
+        self.counters.protocol_faults_total[name_of(fault.reason_code)] += 1
         _log.debug("protocol fault of %r: %s", self._client_id, fault)
         self._say_goodbye(fault.reason_code)
         self.hang_up()
-
-    def _say_goodbye(self, reason_code: int) -> None:
-        """CONNACK or DISCONNECT with the code, as far as the version and the state have one."""
-        if self._state is _State.CONNECTED:
-            if self._version == V5:
-                self._send(Disconnect(reason_code))
-            return
-        refusal = refusing_connack(self._parser.version, reason_code)
-        if refusal is not None:
-            self._send(refusal)
-
-    @property
-    def _version(self) -> int:
-        return self._parser.version or V5
-
-    def _send(self, packet: Packet) -> None:
-        out = encode(packet, self._version)
-        if not 0 < self._terms.client_max_bytes < len(out):
-            self.write(out)
-
-
-def _name(reason_code: int) -> str:
-    return ReasonCode(reason_code).name.lower()
-
-
-async def _await(outcome: Any) -> Identity | Refusal:
-    assert inspect.isawaitable(outcome)
-    answer = await outcome
-    assert isinstance(answer, Identity | Refusal)
-    return answer

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
     from gateway.ingress.admission import Authenticator
     from gateway.ingress.intake import Intake
+    from gateway.ingress.reception import Reception
 
 _TICK_S: Final = 1.0
 _PATIENCE_S: Final = 2.0
@@ -123,12 +124,12 @@ class Listener:
         self.counters = ListenCounters()
         self.topics = TopicTable()
         self.sessions = SessionTable(settings.max_sessions)
-        self.clients: dict[str, Connection] = {}
+        self.clients: dict[str, Reception] = {}
         self.now_s = 0.0
         self.paused = False
         self._connections: set[Connection] = set()
         self._arriving: dict[Connection, tuple[asyncio.Task[None], socket.socket]] = {}
-        self._strangers: dict[Connection, float] = {}
+        self._strangers: dict[Reception, float] = {}
         self._denied_logged: Buckets[str] = Buckets(*_LOGGED)
         self._acceptor = Acceptor(self._accepted)
         self._timer: asyncio.TimerHandle | None = None
@@ -210,7 +211,7 @@ class Listener:
         self.counters.connections_open += 1
         return True
 
-    def welcomed(self, connection: Connection) -> None:
+    def welcomed(self, connection: Reception) -> None:
         """A connection has been admitted. Called by it."""
         self._strangers.pop(connection, None)
 

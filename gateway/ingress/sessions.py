@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
-    from gateway.ingress.connection import Connection
+    from gateway.ingress.reception import Reception
 
 NEVER: Final = 0xFFFF_FFFF
 """Session Expiry Interval of a session that does not expire (section 3.1.2.11.2)."""
@@ -29,7 +29,7 @@ class Session:
 
     def __init__(self) -> None:
         self.unreleased: dict[int, bool] = {}
-        self.connection: Connection | None = None
+        self.connection: Reception | None = None
         self.expires_at_s = 0.0
 
 
