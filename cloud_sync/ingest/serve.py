@@ -21,6 +21,7 @@ from cloud_sync.ingest.callers import Callers
 from cloud_sync.ingest.certificates import CertificateProtocol, server_context
 from cloud_sync.ingest.intake import Intake, IntakeLimits
 from cloud_sync.ingest.metrics import IngestMetrics
+from cloud_sync.ingest.renewal import Renewal
 from cloud_sync.ingest.server import CannotStartError, Server, bind
 from cloud_sync.ingest.tokens import TokenFile
 from cloud_sync.ingest.turns import Turns
@@ -96,7 +97,7 @@ async def serve(
         limits=WireLimits(max_rows=settings.limits.max_rows),
         metrics=IngestMetrics(intake, turns),
     )
-    context = None if settings.tls is None else tls_context(settings.tls)
+    context = None if settings.tls is None else _renewed(settings.tls).context
     config = uvicorn.Config(
         create_app(parts),
         http=CertificateProtocol,
@@ -159,6 +160,16 @@ async def _stop(
     await stop.wait()
     watchdog.stopping()
     server.should_exit = True
+
+
+def _renewed(tls: Tls) -> Renewal:
+    """The TLS of a configuration, made anew when its files change.
+
+    Raises:
+        CannotStartError: as for `tls_context`.
+    """
+    files = [path for path in (tls.cert_file, tls.key_file, tls.client_ca_file) if path is not None]
+    return Renewal(lambda: tls_context(tls), files, CannotStartError)
 
 
 def tls_context(tls: Tls) -> ssl.SSLContext:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import shutil
+import socket
 import ssl
 import subprocess
 from typing import TYPE_CHECKING, Any
@@ -113,6 +115,34 @@ async def test_a_certificate_of_another_authority_is_nobodys(postgres_dsn, tmp_p
         async with httpx.AsyncClient(base_url=service.url.replace("https", "http"), trust_env=False) as plain:
             with pytest.raises(httpx.TransportError):
                 await plain.get("/healthz")
+
+
+def shown_by(service: Service, authority: Authority) -> bytes:
+    """The certificate that a new connection is shown."""
+    host, port = service.url.removeprefix("https://").split(":")
+    trust = ssl.create_default_context(cafile=authority.file)
+    trust.check_hostname = False
+    with (
+        socket.create_connection((host, int(port)), timeout=10) as plain,
+        trust.wrap_socket(plain) as connection,
+    ):
+        return connection.getpeercert(binary_form=True) or b""
+
+
+async def test_a_renewed_certificate_is_shown_to_new_connections_once_it_fits_its_key(
+    postgres_dsn, tmp_path, authority
+):
+    certificate, key = authority.sign("localhost", "IP:127.0.0.1")
+    newer, newer_key = authority.sign("renewed", "IP:127.0.0.1")
+    tls = {"cert_file": certificate, "key_file": key}
+    async with running(postgres_dsn, tmp_path, tls=tls) as service:
+        old = await asyncio.to_thread(shown_by, service, authority)
+        newer.replace(certificate)
+        await asyncio.sleep(1.1)
+        assert await asyncio.to_thread(shown_by, service, authority) == old, "it does not fit its key yet"
+        newer_key.replace(key)
+        await asyncio.sleep(1.1)
+        assert await asyncio.to_thread(shown_by, service, authority) != old
 
 
 async def test_without_a_ca_for_clients_a_certificate_says_nothing(postgres_dsn, tmp_path, authority):
