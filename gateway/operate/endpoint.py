@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from gateway.parts import Parts
 
 _RETRY_BYTES = 1 << 20
+_CONNECTIONS_MAX = 200
 
 
 class _RetryRequest(msgspec.Struct):
@@ -74,6 +75,7 @@ class Endpoint:
             uvicorn.Config(
                 app,
                 http=TimedHeads,
+                limit_concurrency=_CONNECTIONS_MAX,
                 ws="none",
                 log_config=None,
                 access_log=False,
