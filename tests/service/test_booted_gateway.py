@@ -112,6 +112,23 @@ def test_installing_again_keeps_what_is_there(installed):
     assert (installed.root / "etc/tidegate/gateway.toml").read_text() == CONFIG
 
 
+def test_a_reload_and_a_start_again_keep_the_process(installed):
+    pid = installed.property("MainPID")
+    config = installed.root / "etc/tidegate/gateway.toml"
+    config.write_text(CONFIG.replace("flush_s = 0.1", "flush_s = 0.2"))
+    installed.systemctl("reload", UNIT)
+    assert installed.publish("sensors/a/t", 2)
+    starts = installed.journal().count("gateway box-1 listens")
+    installed.systemctl("kill", "--signal=SIGUSR1", UNIT)
+    until(lambda: installed.journal().count("gateway box-1 listens") > starts, 20, installed)
+    until(lambda: installed.http("/readyz")[0] == 200, 20, installed)
+    assert installed.property("MainPID") == pid
+    assert installed.property("ActiveState") == "active"
+    assert installed.publish("sensors/a/t", 3)
+    config.write_text(CONFIG)
+    installed.systemctl("reload", UNIT)
+
+
 def test_a_stop_commits_what_was_read_and_ends_well_within_its_time(installed, tmp_path):
     before = readings_in(installed)
     fleet = installed.beside(
