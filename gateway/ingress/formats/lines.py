@@ -36,7 +36,7 @@ _FIELDS_MAX: Final = 1_000
 _BESIDE: Final = ("quality", "battery_level", "signal_strength")
 _SINGLE_MAX: Final = 3.4e38
 _SEQ_MAX: Final = (1 << 63) - 1
-_FLAGS: Final = sum(Flag) & ~(Flag.SUPPRESSED | Flag.PROCESSED)  # which are the gateway's own to set
+_FLAGS: Final = int(sum(Flag) & ~(Flag.SUPPRESSED | Flag.PROCESSED))  # which are the gateway's own to set
 _ABSENT: Final = (None, None, None, None, 0)
 _Beside = tuple[float | None, float | None, float | None, int | None, int]
 
@@ -93,7 +93,7 @@ class _Lines:
             raise NotDecodable("too_many_members", f"{len(fields)} fields; at most {_FIELDS_MAX} are taken")
         time_us = None if time_text is None else self._time(time_text)
         before = len(out) + len(faults)
-        beside = _beside(fields) if "value" in fields else _ABSENT
+        beside = _beside(fields) if len(fields) > 1 and "value" in fields else _ABSENT
         for name, text in fields.items():
             if "value" in fields and (name in _BESIDE or name in ("seq", "flags")):
                 continue
