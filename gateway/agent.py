@@ -28,6 +28,8 @@ from gateway.operate.expiry import ExpiryWatch
 from gateway.operate.observer import Observer
 from gateway.operate.service_text import service_text
 from gateway.parts import Parts
+from gateway.processing.clock import Clock, since_boot_us
+from gateway.processing.restamp import Restamper, floor_of
 from gateway.reloading import Reloader
 from gateway.serving import http_of
 from gateway.shipping import Shipping, register
@@ -86,6 +88,7 @@ async def build(settings: GatewaySettings, database: Database) -> Parts:
     appender = Appender(database, segments, duplicates, book, capacity)
     deliveries = Deliveries(database, segments, book, settings.gateway_id)
     listen, host = settings.ingress.listen, settings.ingress.host
+    clock = Clock(await database.read(floor_of), settings.clock.trust, wait_max_s=settings.clock.wait_max_s)
     committer = Committer(
         appender,
         book,
@@ -93,7 +96,8 @@ async def build(settings: GatewaySettings, database: Database) -> Parts:
         refuse_when_full=settings.spool.on_full == "refuse",
         interval_s=settings.spool.commit_interval_ms / 1000,
         max_pending_bytes=settings.spool.max_pending_bytes,
-        check=check_of(settings, book),
+        check=check_of(settings, book, clock),
+        clock_us=clock.now_us,
     )
     listener = listener_of(listen, committer, committer.rules)
     subscribers = tuple(
@@ -103,8 +107,16 @@ async def build(settings: GatewaySettings, database: Database) -> Parts:
     committer.on_rebirths = Rebirths(committer.rules.births, ways).ask
 
     await limit_log(database, settings.spool.max_bytes)
-    follower, roller, alerts = await follower_of(settings, database, segments, book)
+    follower, roller, alerts = await follower_of(settings, database, segments, book, clock)
     committer.on_commit = follower.wake
+    restamper = Restamper(
+        clock,
+        database,
+        lambda readings, note: committer.bring(readings, note=lambda c, _: note(c)),
+        since_boot_us,
+        wait_max_s=settings.clock.wait_max_s,
+    )
+    committer.park = restamper.park
     for d in settings.destinations:
         await register(deliveries, d)
     rolled_for = pruned_for(settings.destinations, RecordClass.ROLLUP)
@@ -114,11 +126,18 @@ async def build(settings: GatewaySettings, database: Database) -> Parts:
         started_at=time.monotonic(),
         listener=listener,
         subscribers=subscribers,
-        host=HostIngress(committer, settings.gateway_id, settings.spool.path.parent, period_s=host.period_s)
+        host=HostIngress(
+            committer,
+            settings.gateway_id,
+            settings.spool.path.parent,
+            period_s=host.period_s,
+            clock_us=lambda: clock.now_us() if clock.trusted else None,
+        )
         if host.enabled
         else None,
         http=http_of(settings, database, committer, appender, book),
         committer=committer,
+        restamper=restamper,
         book=book,
         duplicates=duplicates,
         appender=appender,
@@ -174,6 +193,7 @@ async def _run_parts(parts: Parts, orders: Orders, watchdog: Watchdog) -> None:
                 stages.create_task(subscriber.run(stop_input), name=f"subscriber {subscriber.settings.name}")
             if parts.host is not None:
                 stages.create_task(parts.host.run(stop_input), name="host ingress")
+            restamping = stages.create_task(parts.restamper.run(stop_input), name="clock")
             following = stages.create_task(parts.follower.run(stop_processing), name="processing")
             shipping.start(stages)
             reloading = stages.create_task(Reloader(parts, shipping, orders, watchdog).run(), name="reloader")
@@ -197,6 +217,7 @@ async def _run_parts(parts: Parts, orders: Orders, watchdog: Watchdog) -> None:
             await _by(deadline, [reloading], "the configuration as it was")
             stop_input.set()
             stop_output.set()
+            await _by(deadline, [restamping], "readings that wait for the clock in the spool")
             await _stop_in_order(parts, deadline, committing, shipping.stop())
             stop_processing.set()
             await _by(deadline, [following], "commits that it reads at the next start")

@@ -11,13 +11,14 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from cloud_sync.records import Readings
+    from gateway.processing.clock import Clock
     from gateway.settings import GatewaySettings
     from gateway.spool.series import SeriesBook
 
     Check = Callable[[Readings, int], Readings]
 
 
-def check_of(settings: GatewaySettings, book: SeriesBook) -> Check:
+def check_of(settings: GatewaySettings, book: SeriesBook, clock: Clock | None = None) -> Check:
     """The committer's check: sets the flags of a group, given its readings and the gateway's clock."""
 
     def name_of(number: int) -> tuple[str, str]:
@@ -25,13 +26,18 @@ def check_of(settings: GatewaySettings, book: SeriesBook) -> Check:
 
     check: Check = lambda readings, _: readings  # noqa: E731 - as short as it says
     if settings.checks.enabled:
-        check = Checks(
+        checks = Checks(
             name_of,
             book.identities,
             base=settings.checks.base,
             rules=settings.checks.rules,
             plausible=settings.checks.plausible,
-        ).check
+        )
+
+        def check(readings: Readings, now_us: int) -> Readings:
+            trusted = clock is None or clock.trusted
+            return checks.check(readings, now_us if trusted else None)
+
     if not settings.report_by_exception:
         return check
     mark = Deadband(name_of, book.identities, [r.compiled() for r in settings.report_by_exception]).mark

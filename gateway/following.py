@@ -13,6 +13,7 @@ from gateway.spool.stored_rollups import StoredRollups
 
 if TYPE_CHECKING:
     from gateway.processing.alerts import AlertStage
+    from gateway.processing.clock import Clock
     from gateway.processing.steps import Stage
     from gateway.settings import GatewaySettings
     from gateway.spool.database import Database
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 
 
 async def follower_of(
-    settings: GatewaySettings, database: Database, segments: Segments, book: SeriesBook
+    settings: GatewaySettings, database: Database, segments: Segments, book: SeriesBook, clock: Clock
 ) -> tuple[Follower, Roller | None, AlertStage | None]:
     """The follower of an open spool with its stages, where it left off; and those among them that roll up and
     raise alerts.
@@ -38,6 +39,14 @@ async def follower_of(
     alerts = alert_stage_of(settings, book)
     if alerts is not None:
         stages.append(alerts)
-    follower = Follower(database, segments, CommitLog(connection, book), stages, settings.processing.terms)
+    follower = Follower(
+        database,
+        segments,
+        CommitLog(connection, book),
+        stages,
+        settings.processing.terms,
+        clock_us=clock.now_us,
+        clock_trusted=lambda: clock.trusted,
+    )
     await follower.load()
     return follower, roller, alerts

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from gateway.processing.alerts import AlertStage
     from gateway.processing.follower import Follower
     from gateway.processing.notify import ChannelDesk
+    from gateway.processing.restamp import Restamper
     from gateway.processing.roller import Roller
     from gateway.settings import GatewaySettings
     from gateway.spool.appender import Appender
@@ -50,6 +51,7 @@ class Parts:
     host: HostIngress | None
     http: HttpIngress | None
     committer: Committer
+    restamper: Restamper
     book: SeriesBook
     duplicates: Duplicates
     appender: Appender
@@ -74,6 +76,7 @@ class Parts:
         if self.host is not None:
             yield self.host.stage
         yield self.committer.stage
+        yield self.restamper.stage
         yield self.follower.stage
         yield from (desk.stage for desk in self.desks)
         for shipper in self.shippers:

@@ -117,7 +117,7 @@ class Reloader:
         if parts.host is not None:
             parts.host.period_s = new.ingress.host.period_s
         if any(key.startswith(("checks", "report_by_exception")) for key in tuned):
-            parts.committer.check = check_of(new, parts.book)
+            parts.committer.check = check_of(new, parts.book, parts.restamper.clock)
         logging.getLogger().setLevel(new.log_level.upper())
         await self._shipping.change(new.destinations, made)
         parts.settings = new

@@ -26,10 +26,15 @@ from gateway.ingress.group import BadReading, Group
 from gateway.ingress.topics import fault_in
 from gateway.spool.crashpoints import point
 from gateway.spool.errors import SpoolError, SpoolFull
+from gateway.spool.lots import Lot
 from gateway.spool.quarantine import QuarantineItem
 
 if TYPE_CHECKING:
+    import sqlite3
     from collections.abc import Callable, Sequence
+
+    import numpy as np
+    from numpy.typing import NDArray
 
     from gateway.ingress.formats.json_reading import JsonReading
     from gateway.ingress.formats.measurement import Decoded, Measurement
@@ -47,6 +52,7 @@ _RETRY_S = 1.0
 _COMMIT_WITHIN_S = 120.0  # storage that needs longer is taken for dead
 _MANY = 8  # readings in one payload that are worth taking column by column
 _INLINE_ROWS = 4096
+_STEP_BACK_US = 10_000_000
 _KNOWN_TOPICS_MAX = 200_000
 _ATTRIBUTE_STATES_MAX = 100
 
@@ -99,6 +105,13 @@ class _Topic:
     numbers: dict[tuple[str | None, ...], int] = field(default_factory=dict)
     last_assigned_us: int = 0
 
+    def assigned_us(self, now_us: int) -> int:
+        """The time of receipt, each reading its own; a clock that steps back is followed."""
+        if self.last_assigned_us - now_us > _STEP_BACK_US:
+            self.last_assigned_us = 0
+        self.last_assigned_us = max(now_us, self.last_assigned_us + 1)
+        return self.last_assigned_us
+
 
 class _Source(Protocol):
     """What the committer asks of where a publish came from; see `Acknowledger`."""
@@ -108,6 +121,16 @@ class _Source(Protocol):
 
     @property
     def owns(self) -> Callable[[str], bool] | None: ...
+
+
+class _Parking(Protocol):
+    """Readings of a group that wait for the clock: which, and what keeps them within the transaction."""
+
+    @property
+    def rows(self) -> NDArray[np.bool_]: ...
+
+    @property
+    def note(self) -> Callable[[sqlite3.Connection], None]: ...
 
 
 class _Insider(NamedTuple):
@@ -143,6 +166,7 @@ class Committer:
         self.on_rebirths: Callable[[], None] = lambda: None
         self.on_commit: Callable[[], None] = lambda: None
         self.check = check
+        self.park: Callable[[Readings, int], _Parking | None] = lambda *_: None
         self._clock_us = clock_us
         self._topics: dict[bytes, _Topic] = {}
         self._names: dict[SeriesName, _Topic] = {}
@@ -257,7 +281,7 @@ class Committer:
             return 0
         for source, batch in owed:
             source.acknowledge(batch)
-        for future, of_lot in zip(promised, appended.lots, strict=True):
+        for future, of_lot in zip(promised, appended.lots, strict=False):  # the last may be of what is parked
             if not future.done():  # its request was given up
                 future.set_result(of_lot)
         point("after_ack")
@@ -270,7 +294,12 @@ class Committer:
 
     async def _append(self, group: Group) -> Appended:
         """Check, then append for as long as it takes."""
-        readings, lots = await self._checked(group) if group.rows else None, group.lots()
+        readings, lots = None, group.lots()
+        if group.rows:
+            readings, parking = await self._checked(group)
+            if parking is not None:
+                note = parking.note
+                lots.append(Lot(slice(0, 0), lambda connection, _: note(connection)))
         while True:
             self.stage.works(within_s=_RETRY_S + _COMMIT_WITHIN_S)
             try:
@@ -297,17 +326,23 @@ class Committer:
             self.counters.holding_since_us, self.counters.holding_reason = None, ""
         return appended
 
-    async def _checked(self, group: Group) -> Readings:
-        """The readings of a group with their flags: once a group, whatever the spool says of it."""
+    async def _checked(self, group: Group) -> tuple[Readings, _Parking | None]:
+        """The readings of a group with their flags: once a group, whatever the spool says of it.
+
+        And those that wait for the clock instead.
+        """
         elsewhere, here = group.checked(), group.unchecked()
+        parking = self.park(here, here.rows - group.single_rows)
+        if parking is not None:
+            here = here.take(~parking.rows)
         if not here.rows:
-            return elsewhere
+            return elsewhere, parking
         work = partial(self.check, here, self._clock_us())
         if here.rows <= _INLINE_ROWS:
             here = work()
         else:
             here = await asyncio.get_running_loop().run_in_executor(None, work)
-        return Readings.concat([elsewhere, here]) if elsewhere.rows else here
+        return (Readings.concat([elsewhere, here]) if elsewhere.rows else here), parking
 
     def _take(self, source: _Source, topic: bytes, payload: bytes, now_us: int) -> None:
         known = self._topics.get(topic) or self._learn(topic)
@@ -349,9 +384,7 @@ class Committer:
             raise BadReading("not_its_own", f"{name.sensor_id!r} is not this device's to publish as")
         number = self._number(known, measurement)
         if measurement.time_us is None:
-            assigned_us = max(now_us, known.last_assigned_us + 1)
-            self._group.take(number, measurement, assigned_us=assigned_us)
-            known.last_assigned_us = assigned_us
+            self._group.take(number, measurement, assigned_us=known.assigned_us(now_us))
         else:
             self._group.take(number, measurement, assigned_us=now_us)
 
@@ -366,9 +399,8 @@ class Committer:
     ) -> None:
         try:
             if reading.ts is None:
-                assigned_us = max(now_us, known.last_assigned_us + 1)
-                self._group.add(self._number(known, reading), reading, assigned_us=assigned_us)
-                known.last_assigned_us = assigned_us
+                number = self._number(known, reading)
+                self._group.add(number, reading, assigned_us=known.assigned_us(now_us))
             else:
                 self._group.add(self._number(known, reading), reading, assigned_us=now_us)
         except BadReading as fault:

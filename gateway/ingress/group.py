@@ -68,7 +68,12 @@ class Group:
     @property
     def rows(self) -> int:
         """Readings gathered."""
-        return self._lot_rows + len(self._packed) // _TABLE.itemsize
+        return self._lot_rows + self.single_rows
+
+    @property
+    def single_rows(self) -> int:
+        """Readings of no lot: the last ones of `unchecked`."""
+        return len(self._packed) // _TABLE.itemsize
 
     def add_lot(self, readings: Readings, note: Note | None, *, checked: bool) -> None:
         """Take readings in columns, in any number, as a lot of their own."""

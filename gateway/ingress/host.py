@@ -21,7 +21,7 @@ from gateway.ingress.formats.measurement import Measurement
 from gateway.ingress.topics import SeriesName
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
     from gateway.ingress.committer import Committer
@@ -49,11 +49,20 @@ def sample(disk: Path) -> Iterator[tuple[str, float, str]]:
 class HostIngress:
     """Offers a sample to the committer every `period_s`."""
 
-    def __init__(self, committer: Committer, gateway_id: str, disk: Path, *, period_s: float) -> None:
+    def __init__(
+        self,
+        committer: Committer,
+        gateway_id: str,
+        disk: Path,
+        *,
+        period_s: float,
+        clock_us: Callable[[], int | None] = lambda: time.time_ns() // 1000,
+    ) -> None:
         self._committer = committer
         self._gateway_id = gateway_id
         self._disk = disk
         self.period_s = period_s
+        self._clock_us = clock_us
         self._seq = 0
         self.stage = Stage("host ingress")
 
@@ -61,7 +70,7 @@ class HostIngress:
         """Sample until `stop` is set."""
         while not stop.is_set():
             self.stage.works(within_s=self.period_s + _SAMPLE_WITHIN_S)
-            self.sample_once(time.time_ns() // 1000)
+            self.sample_once(self._clock_us())
             try:
                 async with asyncio.timeout(self.period_s):
                     await stop.wait()
@@ -69,8 +78,8 @@ class HostIngress:
                 continue
         self.stage.rests()
 
-    def sample_once(self, now_us: int) -> None:
-        """Offer one sample of every metric, all stamped `now_us`."""
+    def sample_once(self, now_us: int | None) -> None:
+        """Offer one sample of every metric, all stamped `now_us`; None leaves that to the committer."""
         self._seq += 1
         measured = []
         for sensor_type, value, unit in sample(self._disk):

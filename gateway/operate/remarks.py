@@ -38,6 +38,8 @@ def remarks_of(status: Status) -> list[Remark]:
         *_of_room(status),
         *_of_records(status),
         *_of_processing(status),
+        *_of_clock(status),
+        *_of_channels(status),
         *_of_wear(status),
         *_of_certificates(status),
     ]
@@ -134,6 +136,25 @@ def _of_processing(status: Status) -> Iterator[Remark]:
             )
     if status.processing is not None and status.processing.last_error:
         yield Remark("warning", f"Rollups and alerts wait: {status.processing.last_error}")
+
+
+def _of_clock(status: Status) -> Iterator[Remark]:
+    clock = status.clock
+    if clock is None or clock.trusted:
+        return
+    waiting = ""
+    if clock.waiting:
+        waiting = f" {_counted(clock.waiting, 'reading waits', 'readings wait')} for the true time."
+    yield Remark("warning", f"The gateway's clock is in doubt: {clock.why}.{waiting}")
+
+
+def _of_channels(status: Status) -> Iterator[Remark]:
+    for channel in status.channels:
+        if channel.last_error:
+            waiting = _counted(channel.waiting, "notice waits", "notices wait")
+            yield Remark(
+                "warning", f"Alerts cannot be told on {channel.name} ({channel.last_error}): {waiting}."
+            )
 
 
 def _of_wear(status: Status) -> Iterator[Remark]:

@@ -14,6 +14,7 @@ import msgspec
 
 from cloud_sync.records import RecordClass
 from gateway.operate.alerts_status import ChannelStatus, alerts_of, channels_of
+from gateway.operate.clock_status import ClockStatus, clock_of
 from gateway.operate.devices import DevicesStatus  # noqa: TC001 - msgspec reads the annotations
 from gateway.operate.expiry import CertificateStatus  # noqa: TC001 - msgspec reads the annotations
 from gateway.operate.processing_status import ProcessingStatus, processing_of
@@ -26,6 +27,7 @@ from gateway.operate.ways_in import WaysIn, ways_in
 from gateway.operate.wear import WearStatus  # noqa: TC001 - msgspec reads the annotations
 from gateway.spool import outbox
 from gateway.spool.database import SQL
+from gateway.spool.parked import parked_rows
 
 if TYPE_CHECKING:
     import sqlite3
@@ -131,6 +133,7 @@ class Status(msgspec.Struct):
     ways_in: WaysIn | None = None
     channels: list[ChannelStatus] = []
     certificates: list[CertificateStatus] = []
+    clock: ClockStatus | None = None
 
 
 async def status_of(parts: Parts, *, usual_per_s: float | None = None) -> Status:
@@ -217,6 +220,7 @@ async def status_of(parts: Parts, *, usual_per_s: float | None = None) -> Status
         certificates=[] if parts.expiry is None else parts.expiry.newest,
         alerts=alerts_of(parts.alerts, parts.book),
         channels=channels_of(parts.desks, waiting),
+        clock=clock_of(parts.restamper, await parts.database.read(parked_rows)),
     )
 
 

@@ -33,6 +33,8 @@ HISTORY = 16
 REFRESH = 8
 _LONG = 64  # readings of one series in one group that are worth a look of its own
 _NEVER = -(1 << 62)
+_FAR_US = 1 << 62
+_ASSIGNED = np.int32(Flag.TIME_ASSIGNED)
 _SHORT = 0xFFFF
 _SCALE = 1.4826
 _BITS = 8  # flags up to SPIKE are the bits of one byte
@@ -141,12 +143,13 @@ class Checks:
         self._runs = _Runs(1024)
         self._histories = _Histories(1024)
 
-    def check(self, readings: Readings, now_us: int) -> Readings:
+    def check(self, readings: Readings, now_us: int | None) -> Readings:
         """The same readings with what is remarkable about them added to their flags.
 
         Args:
             readings: in order of arrival.
-            now_us: the gateway's clock.
+            now_us: the gateway's clock; None when it cannot be relied on. Then nothing is too old or too far
+                ahead, and times that the gateway assigned are in doubt.
         """
         if readings.rows == 0:
             return readings
@@ -182,16 +185,20 @@ class Checks:
         series: NDArray[np.int32],
         kind: NDArray[np.int16],
         readings: Readings,
-        now_us: int,
+        now_us: int | None,
         bits: NDArray[np.bool_],
     ) -> NDArray[np.bool_] | None:
         """Set late, stuck and spike; which readings have times in doubt, None when none has."""
         table, times = self._table, readings.time_us
-        limit_us = now_us + self._plausible.max_ahead_us
+        limit_us = _FAR_US if now_us is None else now_us + self._plausible.max_ahead_us
         ahead = bool(times.max() > limit_us)
         doubtful = None
         if ahead or times.min() < self._plausible.not_before_us:
             doubtful = (times > limit_us) | (times < self._plausible.not_before_us)
+        if now_us is None:
+            now_us = _NEVER
+            assigned = readings.flags & _ASSIGNED != 0
+            doubtful = assigned if doubtful is None else doubtful | assigned
         if self._newest_us.size <= (top := int(series.max())):
             self._newest_us = grown(self._newest_us, top, _NEVER)
             self._runs.grow(top)

@@ -19,6 +19,7 @@ from gateway.ingress.tls import TlsFault, context_of
 from gateway.ingress.topics import TopicTemplate
 from gateway.settings.alerts import AlertSettings, AnyChannel
 from gateway.settings.checks import CheckSettings
+from gateway.settings.clock import ClockSettings
 from gateway.settings.deadband import DeadbandRule  # noqa: TC001 - pydantic reads the annotations
 from gateway.settings.destination import (
     AnyDestination,
@@ -155,6 +156,8 @@ class GatewaySettings(BaseSettings):
     """A [spool] table: where readings are made durable before they are acknowledged."""
     ingress: Ingress = Ingress()
     """How readings enter."""
+    clock: ClockSettings = ClockSettings()
+    """When the gateway's own clock is relied on."""
     checks: CheckSettings = CheckSettings()
     """What is flagged as suspicious."""
     report_by_exception: list[DeadbandRule] = Field(default_factory=list)

@@ -39,6 +39,7 @@ _COPIED = {
     "processing_state": 1,
     "loss": 3,
     "outbox": 0,
+    "parked": 0,
     "quarantine": 0,
     "damaged": 0,
     "meta": 1,

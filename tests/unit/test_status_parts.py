@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 
 from cloud_sync.records import Flag, Readings, Series
+from gateway.operate.alerts_status import ChannelStatus
+from gateway.operate.clock_status import ClockStatus
 from gateway.operate.devices import devices_of
 from gateway.operate.offline import status_of_stopped
 from gateway.operate.recent import STEP_S, Recent
@@ -251,6 +253,16 @@ def test_all_is_well_is_said_only_when_it_is():
     [
         ({"ingress": IngressStatus(1, 1, 0, 0, 0.0, 0, 0, 1, "no room on the disk")}, "critical", "no room"),
         ({"running": False}, "critical", "not running"),
+        (
+            {"clock": ClockStatus(False, "it is not synchronised yet", 3, 0, 0)},
+            "warning",
+            "clock is in doubt: it is not synchronised yet. 3 readings wait for the true time.",
+        ),
+        (
+            {"channels": [ChannelStatus("ops", 0, 4, 0, 2, "it answered 503", None)]},
+            "warning",
+            "cannot be told on ops (it answered 503): 2 notices wait.",
+        ),
         (
             {"wear": WearStatus("sda", 1e5, 1.0, 1.0, 1.0, 1.0, 0.5)},
             "warning",

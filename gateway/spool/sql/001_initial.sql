@@ -144,6 +144,17 @@ CREATE TABLE processing_state (
     value BLOB NOT NULL
 );
 
+-- Readings that the gateway stamped while it did not know the time, one row a group, until they are committed with
+-- their true times. A stamp less base_us is the time since that boot.
+CREATE TABLE parked (
+    parked_no     INTEGER PRIMARY KEY AUTOINCREMENT,
+    boot_id       TEXT NOT NULL,
+    base_us       INTEGER NOT NULL,
+    since_boot_us INTEGER NOT NULL,  -- when it was parked
+    rows          INTEGER NOT NULL,
+    block         BLOB NOT NULL
+);
+
 -- What people are still to be told of alerts, by channel.
 CREATE TABLE outbox (
     outbox_no    INTEGER PRIMARY KEY AUTOINCREMENT,

@@ -308,3 +308,15 @@ DELETE FROM outbox WHERE channel = ?;
 
 -- name: outbox_totals
 SELECT channel, count(*) FROM outbox GROUP BY channel;
+
+-- name: park
+INSERT INTO parked (boot_id, base_us, since_boot_us, rows, block) VALUES (?, ?, ?, ?, ?);
+
+-- name: oldest_parked
+SELECT parked_no, boot_id, base_us, since_boot_us, block FROM parked ORDER BY parked_no LIMIT 1;
+
+-- name: unpark
+DELETE FROM parked WHERE parked_no = ?;
+
+-- name: parked_rows
+SELECT coalesce(sum(rows), 0) FROM parked;
