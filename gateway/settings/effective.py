@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 DEFAULT: Final = "default"
+_PATH = re.compile(r"^(https?://[^/]+)/.+")
 _SECRET = re.compile(r"(?i)([?&;][^=&]*(?:token|secret|passw|key|auth|sig)[^=&]*=)[^&\s]+")
 _SECRET = re.compile(r"(?i)(^|_)(token|password|passwd|secret|dsn|key|authorization|headers?)$")
 
@@ -70,6 +71,8 @@ def masked(key: str, value: Any) -> Any:
         return value
     if _SECRET.search(key.rpartition(".")[2]):
         return MASK
+    if key.startswith("alerts.channel") and isinstance(value, str):
+        return _PATH.sub(rf"\1/{MASK}", masked_text(value))  # whoever knows a webhook's path may write there
     return masked_text(value) if isinstance(value, str) else value
 
 
