@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from cloud_sync.destinations.http_client import HttpOptions, tls_context
 from gateway.processing.alerts import AlertStage
 from gateway.processing.channels.log import LogChannel
@@ -21,6 +19,7 @@ if TYPE_CHECKING:
     import sqlite3
     from collections.abc import Sequence
 
+    import numpy as np
     from numpy.typing import NDArray
 
     from gateway.processing.alerts import Event
@@ -39,7 +38,7 @@ def alert_stage_of(settings: GatewaySettings, book: SeriesBook) -> AlertStage | 
         return book[number][:2]
 
     def expected() -> NDArray[np.int32]:
-        return np.unique(book.identities(np.arange(1, len(book) + 1, dtype=np.int32)))
+        return book.all_identities()
 
     def tell(connection: sqlite3.Connection, events: Sequence[Event], now_us: int) -> None:
         for channels, notice in notices_of(events, name_of):

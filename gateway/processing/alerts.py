@@ -185,12 +185,14 @@ class AlertStage:
             _log.warning("the state of alerts is of no known version and begins anew")
             return
         for kept in read.kept:
+            if not self._is_known(kept.series):
+                continue  # a spool that was salvaged may have lost it
             place = self._places.get(kept.rule)
             if place is not None:
                 self._set((place, kept.series), kept.course)
             elif kept.course.is_firing:
                 self._orphans.append(kept)
-        for series, time_us, value in read.rates:
+        for series, time_us, value in filter(lambda rate: self._is_known(rate[0]), read.rates):
             self._grow(series)
             self._rate_from_us[series], self._rate_from[series] = time_us, value
 
@@ -238,6 +240,13 @@ class AlertStage:
                 self.fired += 1
             else:
                 self.recovered += 1
+
+    def _is_known(self, series: int) -> bool:
+        try:
+            self._name_of(series)
+        except KeyError:
+            return False
+        return True
 
     def _told(self, after: _After, connection: sqlite3.Connection) -> None:
         self._tell(connection, after.events, after.now_us)

@@ -12,6 +12,7 @@ stamped meanwhile can be moved by one difference as soon as the clock is right, 
 from __future__ import annotations
 
 import ctypes
+import subprocess
 import time
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -35,13 +36,14 @@ _KEEPERS = (
     Path("/run/ntpd.pid"),
     Path("/run/openntpd.sock"),
 )
+_ASK_S = 5.0
 Trust = Literal["auto", "synchronised", "always"]
 
 
 class Sync(Enum):
     """What the system says of its clock."""
 
-    YES = "it is synchronised"
+    YES = "it is, or was since the start, synchronised"
     NO = "it is not synchronised yet"
     NOBODY = "nothing here synchronises it"
 
@@ -51,6 +53,18 @@ def system_sync() -> Sync:
     if _kernel_says_synchronised() or _SAID_BY_TIMESYNCD.exists():
         return Sync.YES
     return Sync.NO if any(path.exists() for path in _KEEPERS) else Sync.NOBODY
+
+
+def timedated_says() -> bool:
+    """What systemd says of the clock, which may ask the kernel where we may not. Takes up to seconds."""
+    asked = ("timedatectl", "show", "--property=NTPSynchronized", "--value")
+    try:
+        said = subprocess.run(  # noqa: S603 - a fixed command
+            asked, capture_output=True, timeout=_ASK_S, check=False, stdin=subprocess.DEVNULL
+        )
+    except (OSError, subprocess.SubprocessError):
+        return False
+    return said.stdout.strip() == b"yes"
 
 
 def _kernel_says_synchronised() -> bool:
@@ -91,6 +105,7 @@ class Sources:
     wall_us: Callable[[], int] = lambda: time.time_ns() // 1000
     boot_us: Callable[[], int] = since_boot_us
     sync: Callable[[], Sync] = system_sync
+    ask: Callable[[], bool] = timedated_says
     boot_id: str = ""
 
 
@@ -139,6 +154,11 @@ class Clock:
             return None
         return self._sources.wall_us() - self._sources.boot_us() - anchor.base_us
 
+    def ask_once(self) -> None:
+        """Ask those who take long to answer; for a thread, while the clock is in doubt."""
+        if self._sources.ask():
+            self._was_synchronised = True
+
     def look_once(self) -> bool:
         """Judge the clock again; whether it has become trusted by this."""
         before = self.trusted
@@ -151,12 +171,12 @@ class Clock:
         wall_us = self._sources.wall_us()
         if self._trust == "always":
             return True, "the configuration says so"
-        sync = self._sources.sync()
-        self._was_synchronised |= sync is Sync.YES
+        sync = Sync.YES if self._was_synchronised else self._sources.sync()
+        self._was_synchronised = sync is Sync.YES
         if wall_us < RELEASED_US - _TOLERANCE_US:
             return False, f"it says {_text(wall_us)}, before this release was made"
-        if self._was_synchronised:
-            return True, Sync.YES.value if sync is Sync.YES else "it was synchronised since the start"
+        if sync is Sync.YES:
+            return True, sync.value
         if self._trust == "synchronised" or sync is Sync.NO:
             return False, sync.value
         if wall_us < self.floor_us - _TOLERANCE_US:

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 _LOOK_S = 1.0
+_ASK_EVERY_US = 10_000_000
 _NOTE_FLOOR_S = 3600.0
 _STEP_WITHIN_S = 120.0
 _ASSIGNED = np.int32(Flag.TIME_ASSIGNED)
@@ -106,8 +107,12 @@ class Restamper:
 
     async def run(self, stop: asyncio.Event) -> None:
         """Look at the clock every second and release what may go, until `stop` is set."""
+        ask_at_us = 0
         while not stop.is_set():
             self.stage.works(_STEP_WITHIN_S)
+            if not self.clock.trusted and self._boot_us() >= ask_at_us:
+                await asyncio.to_thread(self.clock.ask_once)
+                ask_at_us = self._boot_us() + _ASK_EVERY_US
             if self.clock.look_once():
                 _log.info("the clock is trusted: %s", self.clock.why)
             try:

@@ -84,6 +84,11 @@ class SeriesBook:
         known = np.where((numbers >= 0) & (numbers < len(self._identities)), numbers, 0)
         return self._identities[known]
 
+    def all_identities(self) -> NDArray[np.int32]:
+        """The number of the first attribute state of every series, once each."""
+        found = np.unique(self._identities)
+        return found[found > 0]
+
     def identity_of(self, number: int) -> int:
         """The same for one number."""
         return int(self._identities[number])

@@ -278,6 +278,18 @@ def test_state_of_another_version_or_broken_begins_anew(blob, caplog):
     assert bench.step(at(1), [Seen(2, at(1), 40)]) != []
 
 
+def test_state_of_a_series_that_the_spool_has_lost_is_forgotten():
+    bench = Bench([hot()])
+    bench.step(at(1), [Seen(2, at(1), 40), Seen(4, at(1), 40)])
+
+    def lost(number: int) -> tuple[str, str]:
+        return {2: ("d2", "temperature")}[number]
+
+    stage = AlertStage([hot()], lost, lambda: np.array([2], np.int32), lambda *_: None)
+    stage.load(bench.durable)
+    assert [series for _, series, _ in stage.firing_alerts(9)] == [2]
+
+
 def test_a_step_that_is_not_accepted_changes_nothing():
     bench = Bench([hot(), SILENCE])
     step = Step(readings([Seen(2, at(1), 40)]), Rollups.none(), at(1))

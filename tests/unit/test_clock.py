@@ -15,6 +15,7 @@ from gateway.processing.clock import (
     boot_id,
     since_boot_us,
     system_sync,
+    timedated_says,
 )
 
 SECOND = 1_000_000
@@ -29,10 +30,13 @@ class World:
     wall_us: int = TRUE_US
     boot_us: int = 40 * SECOND
     sync: Sync = Sync.NO
+    said: bool = False
     boot: str = "boot-1"
 
     def sources(self) -> Sources:
-        return Sources(lambda: self.wall_us, lambda: self.boot_us, lambda: self.sync, self.boot)
+        return Sources(
+            lambda: self.wall_us, lambda: self.boot_us, lambda: self.sync, lambda: self.said, self.boot
+        )
 
     def pass_s(self, seconds: float) -> None:
         self.wall_us += round(seconds * SECOND)
@@ -46,7 +50,7 @@ def clock(world: World, floor_us: int = 0, trust="auto", wait_max_s: float = 600
 @pytest.mark.parametrize(
     ("sync", "wall_us", "trust", "trusted", "why"),
     [
-        (Sync.YES, TRUE_US, "auto", True, "it is synchronised"),
+        (Sync.YES, TRUE_US, "auto", True, "synchronised"),
         (Sync.NO, TRUE_US, "auto", False, "it is not synchronised yet"),
         (Sync.NOBODY, TRUE_US, "auto", True, "nothing here synchronises it, and it is past what has been"),
         (Sync.NOBODY, TRUE_US - YEAR // 12, "auto", False, "has been"),
@@ -66,7 +70,17 @@ def test_once_synchronised_it_stays_trusted():
     found = clock(world)
     world.sync = Sync.NO
     found.look_once()
-    assert (found.trusted, found.why) == (True, "it was synchronised since the start")
+    assert found.trusted
+
+
+def test_what_takes_long_to_answer_is_asked_while_in_doubt():
+    world = World()
+    found = clock(world)
+    found.ask_once()
+    assert (found.look_once(), found.trusted) == (False, False)
+    world.said = True
+    found.ask_once()
+    assert (found.look_once(), found.trusted) == (True, True)
 
 
 def test_in_doubt_time_is_counted_on_whatever_steps_the_clock_makes():
@@ -110,6 +124,7 @@ def test_it_is_worth_waiting_only_so_long():
 
 def test_this_machine_answers():
     assert isinstance(system_sync(), Sync)
+    assert isinstance(timedated_says(), bool)
     first = since_boot_us()
     assert 0 < first <= since_boot_us()
     assert len(boot_id()) == 36
