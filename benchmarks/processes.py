@@ -51,16 +51,17 @@ def running(command: Sequence[str], *, port: int, log: Path) -> Iterator[int]:
 
 
 @contextmanager
-def gateway(folder: Path, *, spool: str = "spool.db") -> Iterator[tuple[int, int]]:
+def gateway(folder: Path, *, spool: str = "spool.db", extra: str = "") -> Iterator[tuple[int, int]]:
     """The agent as an operator runs it, `listen` only, with its default settings; its pid and MQTT port.
 
-    Its configuration, its spool (a file name) and its log are in `folder`.
+    Its configuration, its spool (a file name) and its log are in `folder`. `extra` ends the configuration.
     """
     port = free_port()
     config = folder / "gateway.toml"
     config.write_text(
         f'gateway_id = "bench"\n[spool]\npath = "{spool}"\n'
-        f"[ingress.listen]\nport = {port}\n[ingress.host]\nenabled = false\n[status]\nenabled = false\n",
+        f"[ingress.listen]\nport = {port}\n[ingress.host]\nenabled = false\n[status]\nenabled = false\n"
+        + extra,
         encoding="utf-8",
     )
     command = [sys.executable, "-m", "gateway", "gateway", "--config", str(config)]
