@@ -31,7 +31,7 @@ from benchmarks import plots, processes
 from benchmarks.figures import LABELS_VARIABLE, say
 from benchmarks.ingress import FOLDER
 
-BENCHES = ("ingress", "spool", "delivery", "formats", "memory", "rivals", "sweeps")
+BENCHES = ("ingress", "spool", "delivery", "formats", "process", "memory", "rivals", "sweeps")
 """In the order of the report; those that this release does not have are left out."""
 
 _SMALL = {
@@ -48,6 +48,7 @@ _TITLES = {
     "spool": "Spool: bytes, commits, opening",
     "delivery": "Delivery: from the spool to the region",
     "formats": "Payload shapes",
+    "process": "Processing",
     "memory": "Memory: idle, busy, large, after a month",
     "rivals": "Rivals, on the same publishes in the same run",
 }

@@ -54,7 +54,7 @@ class FollowTerms:
 
     interval_s: float = 0.5
     checkpoint_s: float = 30.0
-    chunk_rows: int = 50_000
+    chunk_rows: int = 16_384
 
 
 @dataclass(slots=True)

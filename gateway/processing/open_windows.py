@@ -28,6 +28,9 @@ if TYPE_CHECKING:
     Int64s = NDArray[np.int64]
 
 VERSION = 1
+_CHANGING = tuple(
+    name for name in Rollups.columns if name not in ("series", "time_us", "window_s", "revision")
+)
 _PCODEC = ChunkConfig(compression_level=4)
 
 
@@ -73,23 +76,56 @@ class OpenWindows(NamedTuple):
         """These windows of `window_s` with `more`, of this length or a shorter one and of other readings."""
         if not more.rows:
             return self
-        parts = Rollups.concat([self.parts, more.parts])
-        keys = np.concatenate([self.keys, keys_of(more.parts.series, more.parts.time_us, window_s)])
-        order = np.argsort(keys, kind="stable")
-        keys = keys[order]
-        groups = np.flatnonzero(np.concatenate(([True], keys[1:] != keys[:-1])))
+        more = more.as_windows_of(window_s)
+        at = np.searchsorted(self.keys, more.keys)
+        if self.rows and at[-1] < self.rows and np.array_equal(self.keys[at], more.keys):
+            return self._with_known(more, at, window_s)
+        keys = np.concatenate([self.keys, more.keys])
+        groups, order = _groups(keys)
         return OpenWindows(
-            keys[groups],
-            merged(parts, window_s),
+            keys[order][groups],
+            merged(Rollups.concat([self.parts, more.parts]), window_s),
             np.maximum.reduceat(np.concatenate([self.touched_us, more.touched_us])[order], groups),
             np.minimum.reduceat(np.concatenate([self.since_us, more.since_us])[order], groups),
         )
+
+    def as_windows_of(self, window_s: int) -> OpenWindows:
+        """The same said of the longer windows that they lie in."""
+        if int(self.parts.window_s[0]) == window_s:
+            return self
+        keys = keys_of(self.parts.series, self.parts.time_us, window_s)
+        groups, order = _groups(keys)
+        return OpenWindows(
+            keys[order][groups],
+            merged(self.parts, window_s),
+            np.maximum.reduceat(self.touched_us[order], groups),
+            np.minimum.reduceat(self.since_us[order], groups),
+        )
+
+    def _with_known(self, more: OpenWindows, at: NDArray[np.intp], window_s: int) -> OpenWindows:
+        """With windows that are open already, at `at`: only those cost anything but a copy."""
+        both = merged(Rollups.concat([self.parts.take(at), more.parts]), window_s)
+        given = {name: getattr(self.parts, name) for name in Rollups.columns}
+        for name in _CHANGING:
+            given[name] = given[name].copy()
+            given[name][at] = getattr(both, name)
+        touched_us, since_us = self.touched_us.copy(), self.since_us.copy()
+        touched_us[at] = np.maximum(touched_us[at], more.touched_us)
+        since_us[at] = np.minimum(since_us[at], more.since_us)
+        return OpenWindows(self.keys, Rollups(**given), touched_us, since_us)
 
     def not_after(self, now_us: int) -> OpenWindows:
         """The same for a clock that has been set back: nothing was touched later than now."""
         return self._replace(
             touched_us=np.minimum(self.touched_us, now_us), since_us=np.minimum(self.since_us, now_us)
         )
+
+
+def _groups(keys: Int64s) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+    """Where runs of equal keys begin once they are in order, and that order."""
+    order = np.argsort(keys, kind="stable")
+    ordered = keys[order]
+    return np.flatnonzero(np.concatenate(([True], ordered[1:] != ordered[:-1]))), order
 
 
 def pack(windows: OpenWindows, closed: Runs) -> bytes:
