@@ -9,7 +9,7 @@ from __future__ import annotations
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from operator import itemgetter
-from typing import TYPE_CHECKING, NamedTuple, cast
+from typing import TYPE_CHECKING, NamedTuple, TypeVar, cast
 
 import numpy as np
 
@@ -27,9 +27,12 @@ if TYPE_CHECKING:
     import sqlite3
     from collections.abc import Iterator
 
+    from numpy.typing import NDArray
+
     from cloud_sync.records import Records
     from gateway.operate.selection import Selection
 
+Kept = TypeVar("Kept", Readings, Rollups)
 _SECOND_US = 1_000_000
 _NOT_CLOSED_S = 900
 """Windows that ended so long before the newest rollup are closed: their readings need not be looked at."""
@@ -114,22 +117,15 @@ class SeriesReader:
         closed_until_us = -(1 << 62)
         parts = []
         for position, _, max_time_us in sorted(segments, key=itemgetter(2), reverse=True):
-            if closed_until_us < 0 and self._holds(position, every_s):
+            stored = cast("Rollups | None", self._decoded(position, RecordClass.ROLLUP))
+            if stored is None:
+                continue
+            fits = every_s % stored.window_s == 0
+            if closed_until_us < 0 and fits.any():
                 closed_until_us = min(max_time_us, self._until_us) - _NOT_CLOSED_S * _SECOND_US
-            part = cast("Rollups | None", self._of_series(position, RecordClass.ROLLUP))
-            if part is not None:
-                inside = (part.time_us >= self._since_us) & (part.time_us < self._until_us)
-                parts.append(part.take(inside & (every_s % part.window_s == 0)))
+            inside = (stored.time_us >= self._since_us) & (stored.time_us < self._until_us)
+            parts.append(self._identified(stored, fits & inside & np.isin(stored.series, self._numbers)))
         return newest_of_each(Rollups.concat(parts)) if parts else Rollups.none(), closed_until_us
-
-    def _holds(self, position: int, every_s: int) -> bool:
-        """Whether a segment has rollups of a length that divides `every_s`, of whatever series."""
-        block, _ = self._connection.execute(SQL["block_and_rows_at"], (position,)).fetchone()
-        try:
-            (lengths,) = columns.decode_columns(block, ("window_s",), RecordClass.ROLLUP)
-        except FormatError:
-            return False
-        return bool((every_s % lengths == 0).any())
 
     def _readings_from(self, since_us: int) -> Readings:
         """Its readings from then on, in order of time; `series` being its identity."""
@@ -144,7 +140,7 @@ class SeriesReader:
         }
         parts = []
         for position in sorted(positions):
-            part = cast("Readings | None", self._of_series(position, RecordClass.READING))
+            part = self._of_series(position)
             if part is not None:
                 parts.append(part.take((part.time_us >= since_us) & (part.time_us < self._until_us)))
         if not parts:
@@ -152,20 +148,34 @@ class SeriesReader:
         readings = Readings.concat(parts).in_order()
         return replace(readings, flags=readings.flags & ~np.int32(Flag.PROCESSED))
 
-    def _of_series(self, position: int, record_class: RecordClass) -> Records | None:
-        """What a segment holds of the series; None when nothing, or when it cannot be decoded."""
+    def _of_series(self, position: int) -> Readings | None:
+        """What a segment of readings holds of the series; None when nothing, or when it cannot be decoded."""
+        (block,) = self._connection.execute(SQL["block_at"], (position,)).fetchone()
+        try:
+            (numbers,) = columns.decode_columns(block, ("series",))
+        except FormatError:
+            numbers = self._numbers  # so that the damage is counted
+        if not np.isin(numbers, self._numbers).any():
+            return None
+        readings = cast("Readings | None", self._decoded(position, RecordClass.READING))
+        if readings is None:
+            return None
+        return self._identified(readings, np.isin(readings.series, self._numbers))
+
+    def _decoded(self, position: int, record_class: RecordClass) -> Records | None:
+        """A segment, None when it is damaged."""
         block, rows = self._connection.execute(SQL["block_and_rows_at"], (position,)).fetchone()
         self._segments += 1
         try:
-            (numbers,) = columns.decode_columns(block, ("series",), record_class)
-            mine = np.isin(numbers, self._numbers)
-            if not mine.any():
-                return None
-            records = columns.decode_records(block, record_class).take(mine)
-            return records.with_series(np.full(records.rows, self._numbers[0], np.int32))
+            return columns.decode_records(block, record_class)
         except FormatError:
             self._damaged_rows += rows
             return None
+
+    def _identified(self, records: Kept, rows: NDArray[np.bool_]) -> Kept:
+        """The rows of the series, whatever attribute state they came with, by its identity."""
+        taken = records.take(rows)
+        return taken.with_series(np.full(taken.rows, self._numbers[0], np.int32))
 
     def _history(self, *, windows: Rollups | None = None, readings: Readings | None = None) -> History:
         return History(

@@ -38,7 +38,7 @@ T = TypeVar("T")
 _log = logging.getLogger(__name__)
 _TICK_S = 1.0
 _RETRY_S = 1.0
-_STEP_WITHIN_S = 60.0
+_STEP_WITHIN_S = 300.0  # late readings may have to look through many rollups
 _LAST_STEPS = 20  # what is left after so many is read at the next start
 
 
