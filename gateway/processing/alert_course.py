@@ -26,7 +26,7 @@ class Course(NamedTuple):
     """Where an alert of one rule and one series stands; times in microseconds, `NEVER` for none.
 
     Attributes:
-        since_us: since when the rule is broken.
+        since_us: since when the rule is broken, where it has to be so for some time.
         fired_us: when it fired, while it is firing.
         told_us: when it was told last, firing.
         noted_us: the time of the latest record of it, so that each has its own.
@@ -38,6 +38,15 @@ class Course(NamedTuple):
     told_us: int = NEVER
     noted_us: int = NEVER
     findings: int = 0
+
+    @property
+    def uncounted(self) -> Course:
+        """The same without its findings."""
+        return self._replace(findings=0)
+
+    def is_told_from(self, later: Course) -> bool:
+        """Whether what has become of it is worth writing: more than more findings."""
+        return self.uncounted != later.uncounted or later.findings < self.findings
 
     @property
     def is_firing(self) -> bool:
@@ -67,7 +76,10 @@ def advance(
         since_us = course.since_us if course.since_us != NEVER else int(times[0])
         due_us = max(since_us + rule.for_us, course.told_us + rule.cooldown_us)
         at = _first_from(times, due_us)
-        course = course._replace(since_us=since_us, findings=course.findings + min(at + 1, len(times)))
+        course = course._replace(
+            since_us=since_us if rule.for_us else NEVER,
+            findings=course.findings + min(at + 1, len(times)),
+        )
         if at == len(times):
             return course, []
         course = _tell(course, int(times[at]), float(values[at]), changes)
@@ -95,7 +107,8 @@ def is_cooling(rule: Rule, course: Course, now_us: int) -> bool:
 
 def is_over(rule: Rule, course: Course, now_us: int) -> bool:
     """Whether a course can be forgotten: nothing is broken and the cooldown has passed."""
-    return course.since_us == NEVER and course.told_us + rule.cooldown_us <= now_us
+    idle = course.since_us == NEVER and not course.is_firing
+    return idle and course.told_us + rule.cooldown_us <= now_us
 
 
 def _in_time(rule: Rule, course: Course, now_us: int) -> Course:

@@ -7,7 +7,10 @@ during which the gateway was at work: neither a step of the clock nor a pause of
 silent. Every series that the spool knows is expected.
 
 What changes is an `Alerts` record, in one transaction with the state and with what is to be told. The state
-is one blob, key "alerts/courses": a version byte, then MessagePack. It holds only what is not ordinary.
+is a key for each course, "alerts/course/RULE/SERIES", written when it changes in more than its number of
+findings: so that series that come and go about a limit cost no flash. After a kill that number may be lower.
+Where a rule looks at rates, "alerts/rates" has the readings that the next ones begin at. Every value is a
+version byte, then MessagePack.
 """
 
 from __future__ import annotations
@@ -16,7 +19,7 @@ import logging
 from collections import deque
 from dataclasses import dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 import msgspec
 import numpy as np
@@ -44,8 +47,10 @@ if TYPE_CHECKING:
 
     from gateway.processing.steps import Step
 
+T = TypeVar("T")
+
 _log = logging.getLogger(__name__)
-STATE_KEY = "alerts/courses"
+COURSE_KEY, RATES_KEY = "alerts/course", "alerts/rates"
 _VERSION = 1
 _TICK_MAX_US = 30_000_000  # more between two steps is a pause or a step of the clock
 _FORGET_AFTER_US = 86_400_000_000
@@ -68,19 +73,23 @@ class Event(NamedTuple):
 
 
 class _Kept(NamedTuple):
-    """One course on disk."""
+    """One course on disk, under a key that names its rule and series."""
 
-    rule: str
     severity: int
-    series: int
     course: Course
 
 
-class _State(msgspec.Struct, array_like=True):
-    """The durable state. `rates` has series, time and value of the readings that the next rate begins at."""
+class _Orphan(NamedTuple):
+    """A course whose rule is no longer configured, or whose series is gone."""
 
-    kept: list[_Kept]
-    rates: list[tuple[int, int, float]]
+    key: str
+    rule: str
+    series: int
+    kept: _Kept
+
+
+_Rates = list[tuple[int, int, float]]
+"""Series, time and value of the readings that the next rates begin at."""
 
 
 class _Points(NamedTuple):
@@ -110,7 +119,8 @@ class _After:
     seen: NDArray[np.int32] = field(default_factory=lambda: np.empty(0, np.int32))
     rates: list[_Points] = field(default_factory=list)
     events: list[Event] = field(default_factory=list)
-    saved: bool = False
+    gone: list[str] = field(default_factory=list)
+    rates_saved: bool = False
 
 
 class AlertStage:
@@ -140,7 +150,7 @@ class AlertStage:
         self._stale_us = stale_us
         self._kinds = Kinds(lambda number: tuple(rule.is_for(*name_of(number)) for rule in rules))
         self._courses: dict[Key, Course] = {}
-        self._orphans: list[_Kept] = []
+        self._orphans: list[_Orphan] = []
         self._watched = [np.zeros(1024, np.bool_) for _ in rules]
         self._firing = [np.zeros(1024, np.bool_) for _ in rules]
         self._arrived_us = np.full(1024, _NOT_SEEN, np.int64)
@@ -148,7 +158,7 @@ class AlertStage:
         self._rate_from = np.zeros(1024)
         self._awake_us = 0
         self._now_us: int | None = None
-        self._unsaved = False
+        self._rates_unsaved = False
         self._places = {rule.name: place for place, rule in enumerate(rules)}
         self.fired = self.recovered = 0
         self.recent: deque[Event] = deque(maxlen=_RECENT)
@@ -174,27 +184,25 @@ class AlertStage:
 
     def load(self, state: Mapping[str, bytes]) -> None:
         """Take up the durable state. What is of a rule that is gone recovers in the first step."""
-        blob = state.get(STATE_KEY, b"")
-        if not blob:
-            return
-        try:
-            read = msgspec.msgpack.decode(blob[1:], type=_State) if blob[0] == _VERSION else None
-        except msgspec.DecodeError:
-            read = None
-        if read is None:
-            _log.warning("the state of alerts is of no known version and begins anew")
-            return
-        for kept in read.kept:
-            if not self._is_known(kept.series):
-                continue  # a spool that was salvaged may have lost it
-            place = self._places.get(kept.rule)
-            if place is not None:
-                self._set((place, kept.series), kept.course)
-            elif kept.course.is_firing:
-                self._orphans.append(kept)
-        for series, time_us, value in filter(lambda rate: self._is_known(rate[0]), read.rates):
-            self._grow(series)
-            self._rate_from_us[series], self._rate_from[series] = time_us, value
+        lost = 0
+        for key, blob in state.items():
+            name, _, numeral = key.removeprefix(f"{COURSE_KEY}/").rpartition("/")
+            if key == RATES_KEY:
+                for series, time_us, value in _read(blob, _Rates) or ():
+                    self._grow(series)
+                    self._rate_from_us[series], self._rate_from[series] = time_us, value
+                continue
+            kept = _read(blob, _Kept)
+            if kept is None or not numeral.isdecimal():
+                lost += 1
+                continue
+            place, series = self._places.get(name), int(numeral)
+            if place is None or not self._is_known(series):  # a salvaged spool may have lost it
+                self._orphans.append(_Orphan(key, name, series, kept))
+            else:
+                self._set((place, series), kept.course)
+        if lost:
+            _log.warning("the state of %d alerts is of no known version; they begin anew", lost)
 
     def step(self, step: Step) -> Outcome:
         """What this step changes of the alerts. Changes nothing here, but for room in arrays."""
@@ -209,13 +217,13 @@ class AlertStage:
         self._judge_rollups(step, after)
         self._judge_silence(step, after)
         self._forget(after)
-        changed = bool(after.courses or after.events or after.rates)
         also = None
         if after.events:
             also = partial(self._told, after)
         return Outcome(
             records=(_records(after.events),) if after.events else (),
-            snapshot=partial(self._snapshot, after) if changed or self._unsaved else None,
+            state=dict(self._changes(after)),
+            snapshot=partial(self._snapshot, after) if after.rates or self._rates_unsaved else None,
             also=also,
             after=after,
         )
@@ -233,7 +241,7 @@ class AlertStage:
         if self._now_us is None:
             self._orphans = []
         self._awake_us, self._now_us = after.awake_us, after.now_us
-        self._unsaved = not after.saved and outcome.snapshot is not None
+        self._rates_unsaved = not after.rates_saved and outcome.snapshot is not None
         self.recent.extend(after.events)
         for event in after.events:
             if event.change.state is AlertState.FIRING:
@@ -257,12 +265,13 @@ class AlertStage:
         if known.size:
             self._grow(int(known.max()))
             self._arrived_us[known] = np.maximum(self._arrived_us[known], 0)
-        for kept in self._orphans:
-            _, change = recovered(kept.course, after.now_us, np.nan)
-            gone = Rule(kept.rule, Pattern("*", "*"), "", severity=Severity(kept.severity))
-            after.events.append(
-                Event(gone, kept.series, change, np.nan, "the rule is no longer in the configuration")
-            )
+        for key, rule, series, kept in self._orphans:
+            after.gone.append(key)
+            if kept.course.is_firing and self._is_known(series):
+                _, change = recovered(kept.course, after.now_us, np.nan)
+                gone = Rule(rule, Pattern("*", "*"), "", severity=Severity(kept.severity))
+                detail = "the rule is no longer in the configuration"
+                after.events.append(Event(gone, series, change, np.nan, detail))
 
     def _judge_readings(self, step: Step, after: _After) -> None:
         readings = step.readings
@@ -389,7 +398,7 @@ class AlertStage:
         """Drop courses that are over: those that this step touched, and one in a while the others."""
         for key, course in after.courses.items():
             assert course is not None
-            if course == Course():
+            if course.uncounted == Course():
                 after.courses[key] = None
         minute = 60_000_000
         if self._now_us is not None and after.now_us // minute != self._now_us // minute:
@@ -430,16 +439,23 @@ class AlertStage:
             self._watched = [grown(watched, number, False) for watched in self._watched]
             self._firing = [grown(firing, number, False) for firing in self._firing]
 
+    def _changes(self, after: _After) -> Iterator[tuple[str, bytes | None]]:
+        """The keys of courses that are worth writing."""
+        for key in after.gone:
+            yield key, None
+        for (place, series), course in after.courses.items():
+            before = self._courses.get((place, series))
+            rule = self.rules[place]
+            key = f"{COURSE_KEY}/{rule.name}/{series}"
+            if course is None:
+                if before is not None:
+                    yield key, None
+            elif before is None or before.is_told_from(course):
+                yield key, _written(_Kept(rule.severity, course))
+
     def _snapshot(self, after: _After) -> dict[str, bytes | None]:
-        courses: dict[Key, Course | None] = {**self._courses, **after.courses}
-        kept = [
-            _Kept(self.rules[place].name, self.rules[place].severity, series, course)
-            for (place, series), course in courses.items()
-            if course is not None
-        ]
-        after.saved = True
-        blob = msgspec.msgpack.encode(_State(kept, list(self._rates(after))))
-        return {STATE_KEY: bytes([_VERSION]) + blob}
+        after.rates_saved = True
+        return {RATES_KEY: _written(list(self._rates(after)))}
 
     def _rates(self, after: _After) -> Iterator[tuple[int, int, float]]:
         times, values = self._rate_from_us, self._rate_from
@@ -449,6 +465,18 @@ class AlertStage:
             times[points.series], values[points.series] = points.times, points.values
         for series in np.flatnonzero(times != NEVER).tolist():
             yield series, int(times[series]), float(values[series])
+
+
+def _written(value: object) -> bytes:
+    return bytes([_VERSION]) + msgspec.msgpack.encode(value)
+
+
+def _read(blob: bytes, kind: type[T]) -> T | None:
+    """What `_written` wrote; None when it is of another version or broken."""
+    try:
+        return msgspec.msgpack.decode(blob[1:], type=kind) if blob[:1] == bytes([_VERSION]) else None
+    except msgspec.DecodeError:
+        return None
 
 
 def _records(events: list[Event]) -> Alerts:
