@@ -156,6 +156,7 @@ class Endpoint:
         if (unfit := _unfit(request)) is not None:
             return unfit
         try:
+            await self._parts.follower.catch_up()  # what processing has not been over is not merged
             done = await compact_within(self._parts.database, self._parts.compaction)
         except SpoolError as fault:
             return json_answer({"error": "spool", "message": str(fault)}, 503)

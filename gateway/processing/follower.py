@@ -102,6 +102,7 @@ class Follower:
         self._log = log
         self._thread = ThreadPoolExecutor(1, "processing")
         self._wake = asyncio.Event()
+        self._turn = asyncio.Lock()
         self._finishing = False
         self._remembered: dict[str, bytes | None] = {}
         self._durable_at = 0.0
@@ -164,13 +165,24 @@ class Follower:
         Raises:
             SpoolError: nothing of the step has happened; the same one may be made again.
         """
+        async with self._turn:
+            newest = self._segments.newest_commit(RecordClass.READING)
+            made = await self._in_thread(self._make)
+            if made.chunk.last_commit == 0:  # what there was is read, or set aside, or pruned
+                made = made._replace(chunk=made.chunk._replace(last_commit=newest))
+            await self._settle(made, durable=durable)
+            self._count(made.chunk)
+            return made.chunk.readings.rows
+
+    async def catch_up(self) -> None:
+        """Follow to what is the newest commit now, durably; may be called while `run` is running.
+
+        Raises:
+            SpoolError: as `follow_once`.
+        """
         newest = self._segments.newest_commit(RecordClass.READING)
-        made = await self._in_thread(self._make)
-        if made.chunk.last_commit == 0:  # what there was is read, or set aside, or pruned
-            made = made._replace(chunk=made.chunk._replace(last_commit=newest))
-        await self._settle(made, durable=durable)
-        self._count(made.chunk)
-        return made.chunk.readings.rows
+        while self._durable_progress < newest:
+            await self.follow_once(durable=True)
 
     async def aclose(self) -> None:
         """Close its connection and its thread."""

@@ -1,0 +1,45 @@
+"""A program that fills a spool and gives up what it has no room for, until it is killed at a named point."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import sys
+from pathlib import Path
+
+import numpy as np
+
+from cloud_sync.records import RecordClass
+from gateway.spool.capacity import Capacity
+from gateway.spool.giving_up import GivingUp
+from gateway.spool.processed import PROGRESS, write_state
+from tests.crash.spools import OpenSpool
+
+COMMITS = 600
+ROOM_BYTES = 1_500_000
+
+
+async def lose(path: Path) -> None:
+    """Commit and give up in turns, everything being processed at once."""
+    spool = await OpenSpool.opened(path)
+    try:
+        await spool.database.limit_log(100_000)
+        means = GivingUp(
+            spool.database,
+            spool.segments,
+            capacity=Capacity(max_bytes=ROOM_BYTES),
+            wanted_by=dict.fromkeys(RecordClass, ("up",)),
+            windows_s=(60,),
+        )
+        for number in range(spool.newest + 1, COMMITS + 1):
+            await spool.append(np.arange(number * 400, number * 400 + 400))
+            state: dict[str, bytes | None] = {PROGRESS: str(spool.newest).encode()}
+            await spool.database.write(functools.partial(write_state, changes=state))
+            while await means.give_up_once(number):
+                pass
+    finally:
+        await spool.database.close()
+
+
+if __name__ == "__main__":
+    asyncio.run(lose(Path(sys.argv[1])))
