@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 _NEWEST = "roller/newest"
 _RUNS_AT_LEAST = 50_000
+_OPEN_AT_LEAST, _OPEN_A_SERIES = 5_000, 3
+"""More open windows than this are a backlog that is read fast: they are closed as they come."""
 
 
 class Stored(Protocol):
@@ -180,7 +182,8 @@ class Roller:
 
     def _is_time(self, levels: list[Level], now_us: int, before: RollState) -> bool:
         since_us = now_us - before.closed_at_us
-        full = any(level.windows.rows > self._terms.max_open for level in levels)
+        usual = _OPEN_AT_LEAST + _OPEN_A_SERIES * len(before.newest_us)
+        full = any(level.windows.rows > min(usual, self._terms.max_open) for level in levels)
         return full or since_us < 0 or since_us >= self._terms.close_every_s * 1e6
 
     def _close(

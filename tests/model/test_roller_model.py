@@ -172,6 +172,17 @@ def test_what_was_pruned_is_not_overwritten_by_less() -> None:
     assert rolling.roller.counters.late_unrolled == 1
 
 
+def test_a_backlog_that_is_read_fast_does_not_pile_up() -> None:
+    rolling = Rolling(RollTerms(windows_s=(60,), close_every_s=5.0))
+    for day in range(-40, -30):
+        rolling.commit(_minutes(1, day * 1440, 1440))
+    while rolling.at < len(rolling.log.commits):
+        rolling.step()
+        assert rolling.roller.open_windows <= 5_003
+    rolling.settle()
+    assert_rolled(rolling, (60,))
+
+
 @pytest.mark.parametrize("lengths", [(60, 600), (60,), (60, 300, 1800, 3600, 86400), (120, 3600)])
 def test_lengths_may_change_between_two_starts(lengths: tuple[int, ...]) -> None:
     rolling = Rolling(RollTerms(close_every_s=0.0))
