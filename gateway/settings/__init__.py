@@ -17,7 +17,7 @@ from gateway.ingress import credentials
 from gateway.ingress.formats.rules import Rules
 from gateway.ingress.tls import TlsFault, context_of
 from gateway.ingress.topics import TopicTemplate
-from gateway.settings.alerts import AlertSettings, AnyChannel
+from gateway.settings.alerts import AlertSettings, AnyChannel, WebhookSettings
 from gateway.settings.checks import CheckSettings
 from gateway.settings.clock import ClockSettings
 from gateway.settings.deadband import DeadbandRule  # noqa: TC001 - pydantic reads the annotations
@@ -309,6 +309,9 @@ def _channel_faults(source: Path, place: str, channel: AnyChannel) -> list[Fault
         if key == "url_file" and not found and not is_http_url(secret_of(value)):
             allowed = "an http:// or https:// address with a host"
             found = [Fault(str(source), f"{place}.{key}", f"{value} holds no address", allowed)]
+        elif key == "url_file" and not found and isinstance(channel, WebhookSettings):
+            plain = channel.plain_fault(secret_of(value))
+            found = [Fault(str(source), f"{place}.{key}", plain, "")] if plain else []
         faults += found
     return faults
 

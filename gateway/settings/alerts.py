@@ -18,7 +18,7 @@ from gateway.processing.alert_rules import (
 from gateway.processing.notify import NotifyTerms
 from gateway.processing.patterns import Pattern
 from gateway.settings.checks import Limit, NoLess, SeriesPattern  # noqa: TC001 - pydantic reads the annotations
-from gateway.settings.tables import HttpUrl, Name, Port, Seconds, Table
+from gateway.settings.tables import HttpUrl, Name, Port, Seconds, Table, is_loopback, plain_secret_fault
 
 LOG = "log"
 _US_MAX = 1 << 60
@@ -128,6 +128,10 @@ class WebhookSettings(Table):
     """What is posted: "slack" is {"text": ...}, which chat services take; "json" is the whole message."""
     token_file: Path | None = Field(default=None, examples=["ops.token"])
     """A file whose first line is sent as a bearer token."""
+    allow_plain: bool = False
+    """Whether a token or a secret address may go to another machine without TLS: only where something else
+    encrypts.
+    """
     ca_file: Path | None = Field(default=None, examples=["ops-ca.pem"])
     """PEM: trust these authorities instead of the system's."""
     timeout_s: Seconds = 10
@@ -137,7 +141,15 @@ class WebhookSettings(Table):
     def _has_address(self) -> Self:
         if self.url is None and self.url_file is None:
             raise ValueError("needs url or url_file")
+        if self.url is not None and self.url_file is None and (fault := self.plain_fault(self.url)):
+            raise ValueError(fault)
         return self
+
+    def plain_fault(self, url: str) -> str:
+        """Why what is secret of this channel may not go to `url`, "" where it may."""
+        if self.allow_plain or (self.token_file is None and self.url_file is None):
+            return ""
+        return plain_secret_fault("the token or the address", url, "https://")
 
 
 class MailSettings(Table):
@@ -168,11 +180,7 @@ class MailSettings(Table):
 
     @model_validator(mode="after")
     def _secret(self) -> Self:
-        if (
-            self.password_file is not None
-            and self.tls == "none"
-            and self.host not in ("localhost", "127.0.0.1")
-        ):
+        if self.password_file is not None and self.tls == "none" and not is_loopback(self.host):
             raise ValueError('a password needs tls: "starttls" or "tls"')
         if (self.username is None) != (self.password_file is None):
             raise ValueError("username and password_file go together")

@@ -12,7 +12,7 @@ from cloud_sync import parquet
 from cloud_sync.destinations.http_client import HttpOptions, tls_context
 from cloud_sync.records import RecordClass
 from cloud_sync.schedule import Schedule, window_of, zone_of
-from gateway.settings.tables import Count, HttpUrl, Name, Seconds, Table
+from gateway.settings.tables import Count, HttpUrl, Name, Seconds, Table, plain_secret_fault
 from gateway.spool.deliveries import FROM_NOW
 
 RecordName = Literal["alerts", "rollups", "readings"]
@@ -119,6 +119,10 @@ class HttpDestination(Destination):
     """PEM: the key of cert_file, without a password."""
     proxy: HttpUrl | None = Field(default=None, examples=["http://proxy.example:3128"])
     """An http:// or https:// proxy. Variables of the environment are not asked."""
+    allow_plain: bool = False
+    """Whether a token or password may go to another machine without TLS: only where something else
+    encrypts.
+    """
 
     @model_validator(mode="after")
     def _identified(self) -> Self:
@@ -126,7 +130,16 @@ class HttpDestination(Destination):
             raise ValueError("key_file needs cert_file")
         if not self.url.startswith("https:") and (self.ca_file or self.cert_file):
             raise ValueError("ca_file and cert_file need an https:// address")
+        if self.secret_file is not None and not self.allow_plain:
+            fault = plain_secret_fault(f"the secret in {self.secret_file.name}", self.url, "https://")
+            if fault:
+                raise ValueError(fault)
         return self
+
+    @property
+    def secret_file(self) -> Path | None:
+        """The token or password that it is shown; None for none."""
+        return None
 
     def http_options(self) -> HttpOptions:
         """How to reach it; the files are read now.
@@ -157,6 +170,11 @@ class IngestDestination(HttpDestination):
                 "token_file is missing: the service gives a token, or takes a client certificate"
             )
         return self
+
+    @property
+    def secret_file(self) -> Path | None:
+        """The token."""
+        return self.token_file
 
 
 class InfluxDestination(HttpDestination):
@@ -190,6 +208,11 @@ class InfluxDestination(HttpDestination):
         if (self.username is None) != (self.password_file is None):
             raise ValueError("username and password_file go together")
         return self
+
+    @property
+    def secret_file(self) -> Path | None:
+        """The token, or the password."""
+        return self.token_file or self.password_file
 
 
 class FileDestination(Destination):

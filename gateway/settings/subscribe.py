@@ -8,7 +8,7 @@ from typing import Annotated, Self
 from pydantic import Field, field_validator, model_validator
 
 from gateway.ingress.subscription import address_of, check_filter
-from gateway.settings.tables import Name, Table
+from gateway.settings.tables import Name, Table, plain_secret_fault
 
 
 class Subscribe(Table):
@@ -35,6 +35,8 @@ class Subscribe(Table):
     """The user name to show."""
     password_file: Path | None = Field(default=None, examples=["broker.password"])
     """A file whose first line is the password."""
+    allow_plain: bool = False
+    """Whether the password may go to another machine without TLS: only where something else encrypts."""
     ca_file: Path | None = Field(default=None, examples=["broker-ca.pem"])
     """PEM: trust these authorities instead of the system's."""
     cert_file: Path | None = Field(default=None, examples=["gateway.pem"])
@@ -71,4 +73,8 @@ class Subscribe(Table):
     def _in_pairs(self) -> Self:
         if (self.cert_file is None) != (self.key_file is None):
             raise ValueError("cert_file and key_file go together")
+        if self.password_file is not None and not self.allow_plain:
+            fault = plain_secret_fault("the password", self.url, "mqtts://")
+            if fault:
+                raise ValueError(fault)
         return self

@@ -40,6 +40,22 @@ def is_loopback(host: str) -> bool:
         return host == "localhost"
 
 
+def plain_secret_fault(what: str, url: str, secure: str) -> str:
+    """Why a secret may not go to an address: it would cross the network readable. "" where it may.
+
+    Args:
+        what: the secret, in words.
+        url: where it goes.
+        secure: how an address begins that encrypts, such as "https://".
+    """
+    if url.startswith(secure) or is_loopback(urlsplit(url).hostname or ""):
+        return ""
+    return (
+        f"{what} would cross the network readable: use {secure}, or say allow_plain = true where something "
+        "else encrypts, as a VPN"
+    )
+
+
 class Table(BaseModel):
     """A table of the file. Unknown keys are faults; the docstring under a key is its description."""
 

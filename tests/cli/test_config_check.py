@@ -14,6 +14,7 @@ import pytest
 from pydantic import BaseModel
 
 from cloud_sync.ingest import tokens
+from cloud_sync.settings_file import SettingsFault
 from gateway import settings
 from gateway.ingress import credentials
 from gateway.settings.alerts import AlertRule, MailSettings, WebhookSettings
@@ -187,12 +188,44 @@ def test_every_secret_file_that_is_missing_or_empty_is_named(tmp_path: Path) -> 
     path = written(
         tmp_path,
         MINIMAL
-        + '[[destinations]]\nname = "a"\nkind = "ingest"\nurl = "http://region"\ntoken_file = "absent"\n'
-        + '[[destinations]]\nname = "b"\nkind = "ingest"\nurl = "http://region"\ntoken_file = "empty"\n',
+        + '[[destinations]]\nname = "a"\nkind = "ingest"\nurl = "https://region"\ntoken_file = "absent"\n'
+        + '[[destinations]]\nname = "b"\nkind = "ingest"\nurl = "https://region"\ntoken_file = "empty"\n',
     )
     absent, empty = told(check(path))
     assert f"destinations[0].token_file: {tmp_path / 'absent'} cannot be read: No such file" in absent
     assert f"destinations[1].token_file: {tmp_path / 'empty'} is empty" in empty
+
+
+REGION = '[[destinations]]\nname = "a"\nkind = "ingest"\ntoken_file = "secret"\nurl = '
+INFLUX_1 = (
+    '[[destinations]]\nname = "a"\nkind = "influxdb"\napi = "v1"\ndatabase = "d"\nusername = "u"\n'
+    'password_file = "secret"\nurl = '
+)
+BROKER = '[[ingress.subscribe]]\nfilters = ["#"]\nusername = "u"\npassword_file = "secret"\nurl = '
+HOOK = '[[alerts.channel]]\nname = "ops"\nkind = "webhook"\ntoken_file = "secret"\nurl = '
+HIDDEN_HOOK = '[[alerts.channel]]\nname = "ops"\nkind = "webhook"\nurl_file = '
+
+
+@pytest.mark.parametrize(
+    ("table", "plain", "encrypted", "here"),
+    [
+        (REGION, "http://region:8420", "https://region:8420", "http://127.0.0.1:8420"),
+        (INFLUX_1, "http://10.0.0.7:8086", "https://10.0.0.7:8086", "http://localhost:8086"),
+        (BROKER, "mqtt://broker", "mqtts://broker", "mqtt://[::1]:1883"),
+        (HOOK, "http://chat/hook", "https://chat/hook", "http://127.0.0.1/hook"),
+        (HIDDEN_HOOK, "plain.url", "tls.url", "here.url"),
+    ],
+)
+def test_a_secret_that_would_cross_the_network_readable_is_refused_unless_that_is_meant(
+    tmp_path: Path, table: str, plain: str, encrypted: str, here: str
+) -> None:
+    (tmp_path / "secret").write_text("s3cr3t-s3cr3t\n")
+    for name, url in (("plain", "http://chat/h"), ("tls", "https://chat/h"), ("here", "http://[::1]/h")):
+        (tmp_path / f"{name}.url").write_text(f"{url}\n")
+    with pytest.raises(SettingsFault, match=r"would cross the network readable: use .* allow_plain = true"):
+        settings.load(written(tmp_path, f'{MINIMAL}{table}"{plain}"\n'))
+    for url, meant in ((encrypted, "false"), (here, "false"), (plain, "true")):
+        settings.load(written(tmp_path, f'{MINIMAL}{table}"{url}"\nallow_plain = {meant}\n'))
 
 
 def test_two_destinations_of_one_name_are_refused(tmp_path: Path) -> None:
@@ -236,7 +269,7 @@ def test_a_secret_written_where_a_file_is_expected_is_not_repeated(tmp_path: Pat
     path = written(
         tmp_path,
         MINIMAL
-        + '[[destinations]]\nname = "a"\nkind = "ingest"\nurl = "http://region"\ntoken = "s3cr3t-s3cr3t"\n',
+        + '[[destinations]]\nname = "a"\nkind = "ingest"\nurl = "https://region"\ntoken = "s3cr3t-s3cr3t"\n',
     )
     faults = told(check(path))
     assert any("destinations[0].token: unknown key; did you mean 'token_file'?" in fault for fault in faults)

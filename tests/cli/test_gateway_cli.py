@@ -155,7 +155,11 @@ def test_a_fault_in_the_configuration_is_one_message_and_nothing_is_made(tmp_pat
     [
         ("[[dest", "colour = 1\n[[dest", "status.colour: unknown key"),
         ('kind = "file"', 'kind = "ingest"\nurl = "region:8420"\ntoken_file = "t"', "must be an http:// or"),
-        ('kind = "file"', 'kind = "ingest"\nurl = "http://r"\ntoken_file = "t"', "No such file or directory"),
+        (
+            'kind = "file"',
+            'kind = "ingest"\nurl = "https://r"\ntoken_file = "t"',
+            "No such file or directory",
+        ),
     ],
     ids=["unknown key", "bad URL", "missing secret file"],
 )

@@ -146,11 +146,12 @@ async def test_a_proxy_is_used_when_configured_and_never_because_of_the_environm
         ({"start": "yesterday"}, "with its offset"),
         ({"start": "2026-05-01T12:00:00"}, "with its offset"),
         ({"key_file": "k"}, "key_file needs cert_file"),
-        ({"ca_file": "c"}, "https"),
+        ({"ca_file": "c", "url": "http://127.0.0.1"}, "ca_file and cert_file need an https"),
+        ({"url": "http://r"}, "allow_plain"),
         ({"token_file": None}, "token_file is missing"),
     ],
 )
 def test_settings_of_a_destination_that_cannot_work_are_refused(key, words):
-    given = {"name": "r", "kind": "ingest", "url": "http://r", "token_file": "t"} | key
+    given = {"name": "r", "kind": "ingest", "url": "https://r", "token_file": "t"} | key
     with pytest.raises(ValueError, match=words):
         GatewaySettings.model_validate({"gateway_id": "g", "spool": {"path": "s"}, "destinations": [given]})

@@ -35,7 +35,6 @@ from gateway.settings.tables import is_loopback
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from pathlib import Path
 
     from gateway.settings import AnyDestination, GatewaySettings, Subscribe
 
@@ -63,7 +62,7 @@ async def check_destination(
         return []  # a folder is looked at as one
     name = destination.name
     try:
-        secret = _secret(destination)
+        secret = "" if destination.secret_file is None else secret_of(destination.secret_file)
         options = destination.http_options()
     except (OSError, UnicodeDecodeError) as reason:
         return [
@@ -270,15 +269,6 @@ async def _connack(table: Subscribe, settings: SubscribeSettings, password: byte
 def _unreached(name: str, reason: Exception) -> Finding:
     words = masked_text(str(reason)) or type(reason).__name__
     return fault("destination", name, words, _TLS if "SSL" in words or "certificate" in words else _REACH)
-
-
-def _secret(destination: HttpDestination) -> str:
-    path: Path | None = None
-    if isinstance(destination, IngestDestination | InfluxDestination):
-        path = destination.token_file
-    if path is None and isinstance(destination, InfluxDestination):
-        path = destination.password_file
-    return "" if path is None else secret_of(path)
 
 
 def _headers(destination: HttpDestination, secret: str) -> dict[str, str]:
