@@ -23,7 +23,6 @@ from gateway.ingress.host import HostIngress
 from gateway.ingress.rebirths import Rebirths
 from gateway.keeping import giving_up_of, limit_log, pruned_for
 from gateway.listening import listener_of
-from gateway.operate.endpoint import Endpoint
 from gateway.operate.expiry import ExpiryWatch
 from gateway.operate.observer import Observer
 from gateway.operate.service_text import service_text
@@ -31,7 +30,6 @@ from gateway.parts import Parts
 from gateway.processing.clock import Clock, since_boot_us
 from gateway.processing.restamp import Restamper, floor_of
 from gateway.reloading import Reloader
-from gateway.serving import http_of
 from gateway.shipping import Shipping, register
 from gateway.spool.appender import Appender
 from gateway.spool.capacity import Capacity
@@ -45,6 +43,8 @@ from gateway.spool.series import SeriesBook
 from gateway.subscribing import subscriber_of
 
 if TYPE_CHECKING:
+    from gateway.ingress.http.server import HttpIngress
+    from gateway.operate.endpoint import Endpoint
     from gateway.orders import Orders
     from gateway.settings import GatewaySettings
 
@@ -135,7 +135,7 @@ async def build(settings: GatewaySettings, database: Database) -> Parts:
         )
         if host.enabled
         else None,
-        http=http_of(settings, database, committer, appender, book),
+        http=_http_of(settings, database, committer, appender, book),
         committer=committer,
         restamper=restamper,
         book=book,
@@ -174,9 +174,27 @@ async def build(settings: GatewaySettings, database: Database) -> Parts:
     return parts
 
 
+def _http_of(
+    settings: GatewaySettings, database: Database, committer: Committer, appender: Appender, book: SeriesBook
+) -> HttpIngress | None:
+    if not settings.ingress.http.enabled:
+        return None
+    from gateway.serving import http_of  # noqa: PLC0415 - brings a web server
+
+    return http_of(settings, database, committer, appender, book)
+
+
+def _endpoint_of(parts: Parts, observer: Observer) -> Endpoint | None:
+    if not parts.settings.status.enabled:
+        return None
+    from gateway.operate.endpoint import Endpoint  # noqa: PLC0415 - brings a web server
+
+    return Endpoint(parts, observer)
+
+
 async def _run_parts(parts: Parts, orders: Orders, watchdog: Watchdog) -> None:
     observer = Observer(parts)
-    endpoint = Endpoint(parts, observer) if parts.settings.status.enabled else None
+    endpoint = _endpoint_of(parts, observer)
     stop_input, stop_processing, stop_output = asyncio.Event(), asyncio.Event(), asyncio.Event()
     shipping = Shipping(parts)
     parts.in_force.taken([])

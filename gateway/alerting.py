@@ -7,8 +7,6 @@ from typing import TYPE_CHECKING
 from cloud_sync.destinations.http_client import HttpOptions, tls_context
 from gateway.processing.alerts import AlertStage
 from gateway.processing.channels.log import LogChannel
-from gateway.processing.channels.mail import MailChannel, MailServer
-from gateway.processing.channels.webhook import WebhookChannel
 from gateway.processing.messages import notices_of
 from gateway.processing.notify import ChannelDesk
 from gateway.settings import secret_of
@@ -61,6 +59,8 @@ async def desks_of(settings: GatewaySettings, database: Database) -> tuple[Chann
 def _channel_of(channel: AnyChannel) -> Channel:
     tls = None if channel.ca_file is None else tls_context(channel.ca_file)
     if isinstance(channel, WebhookSettings):
+        from gateway.processing.channels.webhook import WebhookChannel  # noqa: PLC0415 - brings httpx
+
         url = secret_of(channel.url_file) if channel.url_file is not None else channel.url
         assert url is not None
         return WebhookChannel(
@@ -71,6 +71,8 @@ def _channel_of(channel: AnyChannel) -> Channel:
             options=HttpOptions(tls, connections=1),
             timeout_s=channel.timeout_s,
         )
+    from gateway.processing.channels.mail import MailChannel, MailServer  # noqa: PLC0415 - brings aiosmtplib
+
     server = MailServer(
         channel.host,
         channel.port,

@@ -1,12 +1,9 @@
-"""From a destination's settings to the code that sends to it."""
+"""From a destination's settings to its code, which is loaded where there is one of its kind."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from cloud_sync.destinations.files import FileDestination
-from cloud_sync.destinations.influxdb import InfluxDestination
-from cloud_sync.destinations.ingest_client import IngestClient
 from cloud_sync.shipper import Shipper, Spool
 from gateway import settings as given
 
@@ -20,10 +17,14 @@ def destination_of(d: given.AnyDestination) -> Destination:
     """The destination that `d` describes; its secrets are read now."""
     match d:
         case given.IngestDestination():
+            from cloud_sync.destinations.ingest_client import IngestClient  # noqa: PLC0415 - see the module
+
             return IngestClient(
                 d.name, d.url, _secret(d.token_file), timeout_s=d.timeout_s, options=d.http_options()
             )
         case given.InfluxDestination():
+            from cloud_sync.destinations.influxdb import InfluxDestination  # noqa: PLC0415 - see the module
+
             options = d.http_options()
             return InfluxDestination(
                 d.name,
@@ -41,6 +42,8 @@ def destination_of(d: given.AnyDestination) -> Destination:
                 proxy=options.proxy,
             )
         case given.FileDestination():
+            from cloud_sync.destinations.files import FileDestination  # noqa: PLC0415 - see the module
+
             return FileDestination(
                 d.name,
                 d.directory,

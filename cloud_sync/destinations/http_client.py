@@ -10,10 +10,10 @@ import ssl
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import httpx
-
 if TYPE_CHECKING:
     from pathlib import Path
+
+    import httpx
 
 _KEEPALIVE_S = 60.0  # the ingest service hangs up after 75 s of silence
 
@@ -72,6 +72,8 @@ def http_client(
         headers: of every request.
         auth: of every request.
     """
+    import httpx  # noqa: PLC0415 - megabytes, for those who speak HTTP
+
     context = options.tls or (tls_context() if secure or options.proxy.startswith("https") else False)
     return httpx.AsyncClient(
         http2=secure,

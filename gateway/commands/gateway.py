@@ -49,6 +49,7 @@ def gateway(
     logs.set_up(given.log_level, given.log_format)
     faulthandler.enable()  # systemd's watchdog ends a process that hangs with SIGABRT: say where it hung
     _one_heap()
+    sys.modules["httpx._main"] = None  # type: ignore[assignment]  # its command line, with rich and pygments: 6 MB
     told: list[str] = []
     try:
         uvloop.run(_run(given, orders))
