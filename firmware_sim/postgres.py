@@ -14,8 +14,9 @@ import asyncpg
 import numpy as np
 
 from firmware_sim.errors import SimError
+from firmware_sim.explained import EARLIEST_US, KEPT, LATEST_US, Declaration
 from firmware_sim.truth import ATTRIBUTES, State
-from firmware_sim.verify import NUMBERS, STORED, Stored
+from firmware_sim.verify import NUMBERS, STORED, Stored, Witness
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -42,8 +43,18 @@ _IS_REGION = "SELECT to_regclass('ingest_ledger') IS NOT NULL"
 _DECLARED = f"""
     SELECT gateway_id || ': ' || reason || CASE survives WHEN '' THEN '' ELSE ', ' || survives || ' survives'
     END
-           AS who, sum(rows)::int8 AS rows
-    FROM declared_loss WHERE class = {_READING} GROUP BY 1 ORDER BY 1"""  # noqa: S608 - a number of ours
+           AS who, rows, from_time, to_time, first_commit, last_commit
+    FROM declared_loss WHERE class = {_READING} ORDER BY gateway_id, epoch, first_commit"""  # noqa: S608 - a number of ours
+_KEPT = """
+    WITH shortest AS (
+        SELECT sensor_id, sensor_type, min(window_s) AS window_s FROM sensor_rollup GROUP BY 1, 2
+    )
+    SELECT s.series - 1 AS series, r.time, r.window_s, sum(r.suppressed)::int8 AS rows
+    FROM sensor_rollup r
+    JOIN shortest USING (sensor_id, sensor_type, window_s)
+    JOIN unnest($1::text[], $2::text[]) WITH ORDINALITY AS s (sensor_id, sensor_type, series)
+        USING (sensor_id, sensor_type)
+    WHERE r.suppressed > 0 GROUP BY 1, 2, 3"""
 _SQL_TYPES = {
     "value": ("float8", ">f8"),
     "quality": ("float4", ">f4"),
@@ -128,8 +139,9 @@ async def _fetch(connection: Any, table: str, truth: Truth, on_rows: Callable[[i
     )
 
 
-async def fetch_declared(dsn: str) -> dict[str, int]:
-    """Readings that gateways have declared as given up, by who, why and what survives; {} without that table.
+async def fetch_witness(dsn: str, truth: Truth) -> Witness:
+    """What a region knows of readings that it does not have: declared losses, and what rollups count of the
+    truth's series that was not delivered one by one. Nothing where there are no such tables.
 
     Raises:
         SimError: the database cannot be reached.
@@ -139,12 +151,35 @@ async def fetch_declared(dsn: str) -> dict[str, int]:
     except (OSError, TimeoutError, ValueError, asyncpg.PostgresError, asyncpg.InterfaceError) as fault:
         raise SimError(f"--postgres: cannot connect: {str(fault) or type(fault).__name__}") from fault
     try:
-        found = await connection.fetch(_DECLARED)
-    except asyncpg.UndefinedTableError:
-        return {}
+        declared = await connection.fetch(_DECLARED)
+        names = ([sensor_id for sensor_id, _ in truth.names], [sensor_type for _, sensor_type in truth.names])
+        windows = await connection.fetch(_KEPT, *names)
+    except (asyncpg.UndefinedTableError, asyncpg.UndefinedColumnError):
+        return Witness()
     finally:
         await connection.close()
-    return {row["who"]: row["rows"] for row in found}
+    kept = np.zeros(len(windows), KEPT)
+    for number, row in enumerate(windows):
+        from_us = _time_us(row["time"])
+        kept[number] = (row["series"], from_us, from_us + row["window_s"] * 1_000_000, row["rows"])
+    return Witness(
+        kept=kept,
+        declared=[
+            Declaration(
+                row["who"],
+                row["rows"],
+                EARLIEST_US if row["from_time"] is None else _time_us(row["from_time"]),
+                LATEST_US if row["to_time"] is None else _time_us(row["to_time"]),
+                row["first_commit"],
+                row["last_commit"],
+            )
+            for row in declared
+        ],
+    )
+
+
+def _time_us(time: datetime) -> int:
+    return (time - _EPOCH) // timedelta(microseconds=1)
 
 
 def _query(relation: str, compared: tuple[str, ...], attributes: tuple[str, ...]) -> str:

@@ -17,6 +17,7 @@ import numpy as np
 from pcodec import standalone
 
 from firmware_sim.errors import SimError
+from firmware_sim.explained import Declaration
 from firmware_sim.lines import Names
 from firmware_sim.verify import STORED, Stored
 
@@ -48,6 +49,10 @@ _COLUMNS = {
 _CONSTANT, _PLAIN, _PCO, _SMALL, _RUNS = range(5)
 _SEGMENTS = (
     "SELECT position, block FROM segment WHERE position > ? AND position < ? ORDER BY position LIMIT 200"
+)
+_LOSSES = (
+    "SELECT destination, reason, survives, rows, from_us, to_us, first_commit, last_commit FROM loss "
+    "WHERE class = ? ORDER BY destination, first_commit"
 )
 _QUARANTINE = "SELECT topic, payload, received_at_us FROM quarantine"
 
@@ -169,6 +174,24 @@ def read_quarantine(path: Path, truth: Truth) -> NDArray[Any]:
     rows = np.zeros(len(found), STORED)
     rows["series"], rows["time_us"] = np.array(found, np.int64).reshape(-1, 2).T
     return rows
+
+
+def read_declared(path: Path, destination: str | None, *, of_one: bool) -> list[Declaration]:
+    """What the gateway entered as given up before a destination, or any when none is named, had it.
+
+    Raises:
+        SimError: `of_one` is asked for, no destination is named, and more than one lost something.
+    """
+    with closing(_opened(path)) as connection:
+        losses = connection.execute(_LOSSES, (_READING,)).fetchall()
+    names = sorted({loss[0] for loss in losses})
+    if of_one and destination is None and len(names) > 1:
+        raise SimError(f"--destination: {', '.join(names)} lost something; say which of them this store is")
+    return [
+        Declaration(f"{name}: {reason}" + (f", {survives} survives" if survives else ""), *rest)
+        for name, reason, survives, *rest in losses
+        if destination in (None, name)
+    ]
 
 
 def _opened(path: Path) -> sqlite3.Connection:

@@ -5,9 +5,11 @@ one with the same identity is a repetition, which the gateway leaves out on purp
 
     lost         acknowledged, not stored, and nobody says why
     waiting      acknowledged, not stored, but still in the gateway's spool
-    suppressed   the same, and flagged there: within its deadband, so that it stays at the gateway on purpose
+    suppressed   within its deadband, so that it stayed at the gateway on purpose: flagged there, or counted
+                 as such by a rollup that was delivered
     quarantined  acknowledged, not stored, kept in the gateway's quarantine
-    declared     acknowledged, not stored, and declared as given up: as many as the declarations speak of
+    declared     acknowledged, not stored, and declared as given up: as many as the declarations speak of,
+                 each within the times of one of them
     duplicated   stored more than once (where the store keeps what is written twice)
     altered      stored with another value, quality, ... or with other attributes
     unknown      stored for a series of ours, never produced
@@ -22,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from firmware_sim.explained import KEPT, declared_among, in_words, kept_among, time_words
 from firmware_sim.truth import State
 
 if TYPE_CHECKING:
@@ -29,6 +32,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from firmware_sim.explained import Declaration
     from firmware_sim.truth import Truth
 
 EXAMPLES = 5
@@ -102,12 +106,14 @@ class Witness:
     Attributes:
         waiting: `STORED` records of readings that are in the gateway's spool.
         quarantined: the same of what is in its quarantine; only series and time count.
-        declared: readings declared as given up, by who, why and what survives.
+        kept: `KEPT` records, what delivered rollups say about suppressed readings.
+        declared: what gateways say that they gave up.
     """
 
     waiting: NDArray[Any] = field(default_factory=lambda: np.empty(0, STORED))
     quarantined: NDArray[Any] = field(default_factory=lambda: np.empty(0, STORED))
-    declared: dict[str, int] = field(default_factory=dict)
+    kept: NDArray[Any] = field(default_factory=lambda: np.empty(0, KEPT))
+    declared: list[Declaration] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,9 +177,13 @@ def compare(truth: Truth, stored: Stored, witness: Witness | None = None) -> Dif
     kept = (witness.waiting["flags"] & _SUPPRESSED) != 0
     suppressed = missing & np.isin(wanted, waiting_keys[kept])
     waiting = missing & ~suppressed & np.isin(wanted, waiting_keys)
-    quarantined = missing & ~waiting & np.isin(wanted, quarantined_keys)
-    lost = missing & ~waiting & ~suppressed & ~quarantined
-    declared = min(int(lost.sum()), sum(witness.declared.values()))
+    quarantined = missing & ~suppressed & ~waiting & np.isin(wanted, quarantined_keys)
+    lost = missing & ~suppressed & ~waiting & ~quarantined
+    kept_back = _kept_back(truth, first, lost, suppressed, witness)
+    suppressed |= kept_back
+    lost &= ~kept_back
+    declared = _declared(truth.produced["time_us"][first], lost, witness.declared)
+    lost &= ~declared
     early = present & ~acknowledged
     extra = copies.copy()
     rewritten = 0
@@ -182,12 +192,10 @@ def compare(truth: Truth, stored: Stored, witness: Witness | None = None) -> Dif
         rewritten = int(copies[equal].sum())
         extra[equal] = 0
     examples = {
-        "lost": _words_truth(truth, first[lost]) if declared < int(lost.sum()) else [],
+        "lost": _words_truth(truth, first[lost]),
         "waiting": _words_truth(truth, first[waiting]),
         "quarantined": _words_truth(truth, first[quarantined]),
-        "declared": [f"{rows_of:,} by {who}" for who, rows_of in witness.declared.items()]
-        if declared
-        else [],
+        "declared": list(in_words(witness.declared)) if declared.any() else [],
         "duplicated": [
             f"{text}: {n + 1} rows"
             for text, n in zip(_words_stored(truth, rows, found[extra > 0]), extra[extra > 0], strict=False)
@@ -209,7 +217,7 @@ def compare(truth: Truth, stored: Stored, witness: Witness | None = None) -> Dif
         refused=int(refused.sum()),
         stored=len(rows),
         matched=int(same.sum()),
-        lost=int(lost.sum()) - declared,
+        lost=int(lost.sum()),
         duplicated=int(extra.sum()),
         altered=int((~same).sum()),
         unknown=int((~known).sum()),
@@ -219,10 +227,39 @@ def compare(truth: Truth, stored: Stored, witness: Witness | None = None) -> Dif
         waiting=int(waiting.sum()),
         suppressed=int(suppressed.sum()),
         quarantined=int(quarantined.sum()),
-        declared=declared,
+        declared=int(declared.sum()),
         flagged=_flagged(rows["flags"][found]),
         examples={kind: texts for kind, texts in examples.items() if texts},
     )
+
+
+def _kept_back(
+    truth: Truth,
+    first: NDArray[np.intp],
+    lost: NDArray[np.bool_],
+    suppressed: NDArray[np.bool_],
+    witness: Witness,
+) -> NDArray[np.bool_]:
+    """Which of the lost were suppressed as rollups say; those that the spool knows are counted there too."""
+    if not len(witness.kept):
+        return np.zeros(len(lost), bool)
+    times = truth.produced["time_us"][first]
+    doubtful = np.zeros(len(lost), bool)  # what a declaration may explain as well
+    for declaration in witness.declared:
+        doubtful |= (times >= declaration.from_us) & (times <= declaration.to_us)
+    rank = doubtful.astype(np.int8)
+    rank[suppressed] = -1
+    return lost & kept_among(truth.series[first], times, lost | suppressed, witness.kept, rank)
+
+
+def _declared(
+    times_us: NDArray[np.int64], lost: NDArray[np.bool_], declarations: list[Declaration]
+) -> NDArray[np.bool_]:
+    index = np.flatnonzero(lost)
+    index = index[np.argsort(times_us[index], kind="stable")]
+    found = np.zeros(len(lost), bool)
+    found[index] = declared_among(times_us[index], declarations)
+    return found
 
 
 def _flagged(flags: NDArray[np.int32]) -> dict[str, int]:
@@ -341,11 +378,6 @@ def _equal_copies(rows: NDArray[Any], order: NDArray[np.intp], starts: NDArray[n
     for name in ("state", *NUMBERS):
         alike &= _agree(rows[name][order], rows[name][heads])
     return np.logical_and.reduceat(alike, starts)
-
-
-def time_words(time_us: int) -> str:
-    """A time as people write it, to the microsecond, and exact: 2026-01-31T12:00:00.000001Z."""
-    return str(np.datetime64(int(time_us), "us")) + "Z"
 
 
 def _words_truth(truth: Truth, index: NDArray[np.intp]) -> list[str]:

@@ -16,11 +16,11 @@ from firmware_sim.commands.running import errors_in_words, new_run_name, run_unt
 from firmware_sim.device import Radio
 from firmware_sim.display import Progress, describe_replay
 from firmware_sim.errors import SimError
+from firmware_sim.explained import time_words
 from firmware_sim.mapping import Mapping, Options, describe_mapping, find_mapping
 from firmware_sim.recordings import Tally, read_recording
 from firmware_sim.replay import MAX_OUTSTANDING, Pace, Replay, find_extent
 from firmware_sim.truth import State, TruthWriter, find_repeats
-from firmware_sim.verify import time_words
 from firmware_sim.windows import duration_s
 
 _COLUMNS = "What the columns mean"

@@ -66,6 +66,15 @@ def verify(
             rich_help_panel=_STORES,
         ),
     ] = None,
+    destination: Annotated[
+        str | None,
+        typer.Option(
+            help="Whose losses in the spool explain what these files or this InfluxDB lack, where several "
+            "destinations lost something.",
+            metavar="NAME",
+            rich_help_panel=_STORES,
+        ),
+    ] = None,
     as_json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
@@ -97,7 +106,7 @@ def verify(
             witness = Witness()
             if postgres is not None:
                 stored = _fetch_postgres(postgres, table, record, on_rows)
-                witness.declared = _fetch_declared(postgres)
+                witness = _fetch_witness(postgres, record)
             elif files is not None:
                 stored = _read_files(files, record, precision, on_rows)
             elif influx is not None:
@@ -111,6 +120,8 @@ def verify(
                 witness.quarantined = spools.read_quarantine(spool, record)
                 if stores:
                     witness.waiting = spools.read_spool(spool, record, on_rows=on_rows).rows
+                if postgres is None:
+                    witness.declared = spools.read_declared(spool, destination, of_one=bool(stores))
             step(f"comparing with {len(stored.rows):,} rows", record.rows, record.rows)
             differences = compare(record, stored, witness)
         _report(differences, stored.notes, as_json=as_json)
@@ -132,10 +143,10 @@ def _fetch_postgres(dsn: str, table: str, record: Truth, on_rows: Callable[[int]
     return asyncio.run(postgres.fetch(dsn, table, record, on_rows=on_rows))
 
 
-def _fetch_declared(dsn: str) -> dict[str, int]:
+def _fetch_witness(dsn: str, record: Truth) -> Witness:
     from firmware_sim import postgres  # noqa: PLC0415 - as above
 
-    return asyncio.run(postgres.fetch_declared(dsn))
+    return asyncio.run(postgres.fetch_witness(dsn, record))
 
 
 def _read_files(folder: Path, record: Truth, precision: str, on_rows: Callable[[int], None]) -> Stored:

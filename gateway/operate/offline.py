@@ -44,7 +44,7 @@ def status_of_stopped(settings: GatewaySettings) -> Status:
         epoch = value_of(connection.execute(SQL["meta"], ("epoch",)).fetchone(), "")
         destinations = []
         for name, kind, _ in connection.execute(SQL["destinations"]).fetchall():
-            backlog = backlog_of(connection, name, RecordClass.READING, commit, rows_ever)
+            backlog = backlog_of(connection, name, RecordClass.READING, commit)
             oldest_us = backlog.oldest_written_at_us
             destinations.append(
                 DestinationStatus(

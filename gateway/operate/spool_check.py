@@ -169,7 +169,7 @@ def _check_class(
     walk = Walk(connection, path, record_class)
     next_commit, next_rows = _pruned_through(connection, record_class)
     gone_through = 0
-    if record_class is RecordClass.ROLLUP:  # those of short windows are given up before the others
+    if record_class in (RecordClass.ROLLUP, RecordClass.READING):  # some stay when what follows is given up
         gone_through, next_commit, next_rows = next_commit - 1, 1, 0
     for head in walk:
         result.segments += 1

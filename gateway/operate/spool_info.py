@@ -198,10 +198,10 @@ def _backlog_info(connection: sqlite3.Connection, name: str, kind: str) -> Backl
     oldest_us: int | None = None
     delivered = batches = 0
     for record_class in RecordClass:
-        newest, rows_ever = newest_of(connection, record_class)
+        newest, _ = newest_of(connection, record_class)
         if not newest:
             continue
-        lacking = backlog_of(connection, name, record_class, newest, rows_ever)
+        lacking = backlog_of(connection, name, record_class, newest)
         backlog[record_class.name.lower()] = lacking.readings
         if lacking.oldest_written_at_us is not None:
             oldest_us = min(oldest_us or lacking.oldest_written_at_us, lacking.oldest_written_at_us)

@@ -277,8 +277,7 @@ class Deliveries:
         if record_class not in self._classes.get(destination, RecordClass):
             return Backlog(0, None)
         newest = self._segments.newest_commit(record_class)
-        total = self._segments.rows_ever(record_class)
-        return await self._database.read(lambda c: backlog_of(c, destination, record_class, newest, total))
+        return await self._database.read(lambda c: backlog_of(c, destination, record_class, newest))
 
     def _next(self, connection: sqlite3.Connection, queue: Queue, wanted: Wanted) -> Range | None:
         return claims.next_range(
@@ -389,19 +388,18 @@ def _as_reading(columns: dict[str, Any], series: Series) -> dict[str, Any]:
 
 
 def backlog_of(
-    connection: sqlite3.Connection, destination: str, record_class: RecordClass, newest: int, total_rows: int
+    connection: sqlite3.Connection, destination: str, record_class: RecordClass, newest: int
 ) -> Backlog:
     """The backlog from cumulative row counts: each gap costs two look-ups."""
     readings, oldest, count = 0, None, 0
     delivered = claims.delivered_ranges(connection, Queue(destination, record_class))
     for gap in ranges.gaps(delivered, 1, newest):
-        first = connection.execute(
-            SQL["first_segment_from"], span_of(record_class, gap.first, gap.last)
-        ).fetchone()
+        span = span_of(record_class, gap.first, gap.last)
+        first = connection.execute(SQL["first_segment_from"], span).fetchone()
         if first is None:
             continue
-        after = connection.execute(SQL["first_segment_from"], span_of(record_class, gap.last + 1)).fetchone()
-        readings += (total_rows if after is None else after[1]) - first[1]
+        *_, rows, rows_before = connection.execute(SQL["newest_segment"], span).fetchone()
+        readings += rows_before + rows - first[1]
         oldest = first[2] if oldest is None else min(oldest, first[2])
         count += 1
     return Backlog(readings, oldest, count)

@@ -5,9 +5,11 @@ Delivered readings go first, by `gateway.spool.retention`. Then, and for reading
 1. the oldest readings that nobody has, once processing has been over them: their rollups are kept;
 2. the oldest rollups of the shortest windows, then of the next longer ones, never of the longest.
 
-An open batch is never touched, nor alerts and declarations. What goes, its declaration, its entry in the loss
-ledger and the destinations' progress move in one transaction (promise 5). Segments that were damaged before
-a destination had them are declared the same way.
+An open batch is never touched, nor alerts and declarations. While the link is down the oldest readings are an
+open batch, which is sent again and again: what comes after it goes then.
+
+What goes, its declaration, its entry in the loss ledger and the destinations' progress move in one
+transaction (promise 5). Segments that were damaged before a destination had them are declared the same way.
 """
 
 from __future__ import annotations
@@ -96,14 +98,19 @@ class GivingUp:
             open_ = _open(connection, RecordClass.READING)
             chosen: list[Stored] = []
             left = excess
-            span = (*span_of(RecordClass.READING), _AT_ONCE)
+            span = (*span_of(RecordClass.READING), -1)
             for *row, block_bytes in connection.execute(SQL["segments_with_sizes"], span):
                 segment = Stored(*row)
                 too_old = oldest_us is not None and segment.written_at_us < oldest_us
-                if segment.last_commit > through or _touches(segment, open_) or (left <= 0 and not too_old):
+                if segment.last_commit > through or (left <= 0 and not too_old) or len(chosen) == _AT_ONCE:
                     break
-                chosen.append(segment)
-                left -= block_bytes
+                if chosen and segment.first_commit != chosen[-1].last_commit + 1:
+                    break
+                if not _touches(segment, open_):
+                    chosen.append(segment)
+                    left -= block_bytes
+                elif chosen:
+                    break
             return chosen
 
         run = await self._database.read(look)

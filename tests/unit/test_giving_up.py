@@ -139,7 +139,7 @@ async def test_readings_that_are_not_rolled_up_yet_stay(tmp_path):
         assert (await kept(spool))[0] == (3, 3)
 
 
-async def test_an_open_batch_stays_and_so_does_what_is_newer(tmp_path):
+async def test_an_open_batch_stays_and_what_comes_after_it_goes(tmp_path):
     async with open_spool(tmp_path / "spool.db") as spool:
         await register(spool, "regional")
         await fill(spool, 6)
@@ -147,7 +147,9 @@ async def test_an_open_batch_stays_and_so_does_what_is_newer(tmp_path):
         await deliver(spool, "regional", ROWS)
         await spool.deliveries.claim("regional", now_us=NOW_US, max_rows=ROWS)
         await until_it_fits(spool, giving_up(spool, 1, "regional"))
-        assert (await kept(spool))[0] == (2, 2), "the first is delivered; the second is open"
+        assert await kept(spool) == [(2, 2)], "the first is delivered; the second is open"
+        assert (await spool.deliveries.backlog("regional")).readings == ROWS
+        assert check(spool.database.path).problems == []
 
 
 async def test_only_those_who_do_not_have_it_are_told(tmp_path):

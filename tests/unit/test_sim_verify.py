@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from firmware_sim.explained import KEPT, Declaration, declared_among
 from firmware_sim.truth import PRODUCED, State, Truth
 from firmware_sim.verify import STORED, Stored, Witness, compare
 
@@ -200,13 +201,80 @@ def test_a_reading_that_stays_at_the_gateway_on_purpose_is_no_fault():
 def test_declarations_explain_as_many_lost_readings_as_they_speak_of():
     truth = truth_of([(0, n, 1.0) for n in range(10)])
     stored = stored_of(truth, range(4))
-    enough = compare(truth, stored, Witness(declared={"g: full, rollup 60 s survives": 9}))
+    enough = compare(truth, stored, Witness(declared=[Declaration("g: full, rollup 60 s survives", 9)]))
     assert (enough.lost, enough.declared, enough.clean) == (0, 6, True)
     assert enough.examples == {"declared": ["9 by g: full, rollup 60 s survives"]}
-    too_few = compare(truth, stored, Witness(declared={"g: full": 5}))
+    too_few = compare(truth, stored, Witness(declared=[Declaration("g: full", 5)]))
     assert (too_few.lost, too_few.declared, too_few.clean) == (1, 5, False)
     assert too_few.examples["lost"]
-    assert compare(truth, stored_of(truth), Witness(declared={"g: full": 5})).declared == 0
+    assert compare(truth, stored_of(truth), Witness(declared=[Declaration("g: full", 5)])).declared == 0
+
+
+def test_a_declaration_explains_only_readings_of_its_times():
+    truth = truth_of([(0, n, 1.0) for n in range(10)])
+    stored = stored_of(truth, range(4))
+    told = Declaration("g: full", 9, BASE_US + 2, BASE_US + 6, 11, 12)
+    found = compare(truth, stored, Witness(declared=[told]))
+    assert (found.lost, found.declared) == (3, 3)
+    assert "seq 7" in found.examples["lost"][0]
+    assert found.examples["declared"] == [
+        "9 by g: full, of 2026-01-01T00:00:00.000002Z to 2026-01-01T00:00:00.000006Z, commits 11..12"
+    ]
+
+
+spans = st.tuples(st.integers(0, 5), st.integers(-1, 12), st.integers(0, 6))
+
+
+@given(
+    times=st.lists(st.integers(0, 12), max_size=10),
+    spoken=st.lists(spans, max_size=4),
+)
+def test_as_many_are_explained_as_the_declarations_can(times, spoken):
+    told = [Declaration("g", rows, begin, begin + length) for rows, begin, length in spoken]
+    places = [span for span in told for _ in range(span.rows)]
+    holder: dict[int, int] = {}
+
+    def seat(place, tried):
+        for number, time in enumerate(times):
+            if places[place].from_us <= time <= places[place].to_us and number not in tried:
+                tried.add(number)
+                if number not in holder or seat(holder[number], tried):
+                    holder[number] = place
+                    return True
+        return False
+
+    most = sum(seat(place, set()) for place in range(len(places)))
+    found = declared_among(np.array(sorted(times), np.int64), told)
+    assert found.sum() == most
+    assert all(any(d.from_us <= t <= d.to_us for d in told) for t in np.array(sorted(times))[found])
+
+
+def kept(*windows):
+    return np.array(
+        [(series, BASE_US + begin, BASE_US + end, rows) for series, begin, end, rows in windows], KEPT
+    )
+
+
+def test_what_rollups_count_as_suppressed_is_explained_window_by_window():
+    truth = truth_of([(0, n, 1.0) for n in range(20)] + [(2, n, 1.0) for n in range(5)])
+    stored = stored_of(truth, [0, 9, 10])
+    windows = kept((0, 0, 10, 8), (0, 10, 20, 6), (1, 0, 10, 5), (1, 10, 20, 9))
+    found = compare(truth, stored, Witness(kept=windows))
+    assert (found.suppressed, found.lost) == (8 + 6 + 5, 3)
+    spool = stored_of(truth, range(11, 15)).rows
+    spool["flags"] = 1024
+    found = compare(truth, stored, Witness(spool, kept=windows))
+    assert (found.suppressed, found.lost) == (8 + 6 + 5, 3), "those in the spool are among those counted"
+
+
+def test_a_window_half_declared_and_half_suppressed_is_explained_whole():
+    truth = truth_of([(0, n, 1.0) for n in range(10)])
+    told = Declaration("g: full", 4, BASE_US, BASE_US + 3)
+    witness = Witness(kept=kept((0, 0, 10, 6)), declared=[told])
+    found = compare(truth, stored_of(truth, []), witness)
+    assert (found.suppressed, found.declared, found.lost) == (6, 4, 0)
+    witness = Witness(kept=kept((0, 0, 10, 5)), declared=[told])
+    assert compare(truth, stored_of(truth, []), witness).lost == 1
 
 
 def test_flags_are_counted_by_name():
