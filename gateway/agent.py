@@ -21,7 +21,7 @@ from gateway.following import follower_of
 from gateway.ingress.committer import Committer
 from gateway.ingress.host import HostIngress
 from gateway.ingress.rebirths import Rebirths
-from gateway.keeping import giving_up_of, limit_log, pruned_for
+from gateway.keeping import giving_up_of, limit_log, pruned_for, retentions_of
 from gateway.listening import listener_of
 from gateway.operate.expiry import ExpiryWatch
 from gateway.operate.observer import Observer
@@ -120,6 +120,7 @@ async def build(settings: GatewaySettings, database: Database) -> Parts:
     for d in settings.destinations:
         await register(deliveries, d)
     rolled_for = pruned_for(settings.destinations, RecordClass.ROLLUP)
+    summary_retentions = retentions_of(settings, database, capacity)
     parts = Parts(
         settings=settings,
         version=version("tidegate"),
@@ -155,13 +156,9 @@ async def build(settings: GatewaySettings, database: Database) -> Parts:
             keep_s=settings.spool.keep_delivered_h * 3600,
             capacity=capacity,
             giving_up=giving_up_of(settings, database, segments, capacity),
+            before=summary_retentions,
         ),
-        rollup_retention=Retention(
-            database,
-            rolled_for,
-            keep_s=settings.rollups.keep_d * 86_400,
-            record_class=RecordClass.ROLLUP,
-        ),
+        summary_retentions=summary_retentions,
         deliveries=deliveries,
         shippers=tuple(shipper_of(d, deliveries) for d in settings.destinations),
     )
@@ -222,7 +219,10 @@ async def _run_parts(parts: Parts, orders: Orders, watchdog: Watchdog) -> None:
             upkeep = [
                 stages.create_task(parts.compaction.run(stop_output), name="compaction"),
                 stages.create_task(parts.retention.run(stop_output), name="retention"),
-                stages.create_task(parts.rollup_retention.run(stop_output), name="retention of rollups"),
+                *(
+                    stages.create_task(retention.run(stop_output), name=retention.stage.name)
+                    for retention in parts.summary_retentions
+                ),
                 stages.create_task(observer.run(stop_output), name="observer"),
                 stages.create_task(parts.expiry.run(stop_output), name="expiry"),
             ]

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from cloud_sync.records import RecordClass
 from gateway.spool.capacity import Capacity
 from gateway.spool.giving_up import GivingUp
+from gateway.spool.retention import Retention
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -38,6 +39,20 @@ def giving_up_of(
         },
         windows_s=settings.rollups.windows_s if settings.rollups.enabled else (),
         max_age_s=None if spool.max_age_d is None else spool.max_age_d * 86_400,
+    )
+
+
+def retentions_of(settings: GatewaySettings, database: Database, capacity: Capacity) -> tuple[Retention, ...]:
+    """What prunes everything but readings once it is delivered; one for each class."""
+    return tuple(
+        Retention(
+            database,
+            pruned_for(settings.destinations, record_class),
+            keep_s=settings.rollups.keep_d * 86_400,
+            capacity=capacity,
+            record_class=record_class,
+        )
+        for record_class in (RecordClass.ROLLUP, RecordClass.ALERT, RecordClass.DECLARATION)
     )
 
 

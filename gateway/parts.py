@@ -64,7 +64,7 @@ class Parts:
     desks: tuple[ChannelDesk, ...]
     compaction: Compaction
     retention: Retention
-    rollup_retention: Retention
+    summary_retentions: tuple[Retention, ...]
     deliveries: Deliveries
     shippers: tuple[Shipper, ...]
     in_force: InForce = field(default_factory=InForce)
@@ -83,7 +83,7 @@ class Parts:
             yield from shipper.stages
         yield self.compaction.stage
         yield self.retention.stage
-        yield self.rollup_retention.stage
+        yield from (retention.stage for retention in self.summary_retentions)
 
     @property
     def gates(self) -> tuple[Gate, ...]:

@@ -96,8 +96,9 @@ class Shipping:
         shippers = {s.name: s for s in self._parts.shippers} | made
         self._parts.shippers = tuple(shippers[d.name] for d in wanted)
         self._parts.retention.destinations = pruned_for(wanted)
-        rolled_for = pruned_for(wanted, RecordClass.ROLLUP)
-        self._parts.rollup_retention.destinations = self._parts.compaction.rollups_wanted_by = rolled_for
+        self._parts.compaction.rollups_wanted_by = pruned_for(wanted, RecordClass.ROLLUP)
+        for retention in self._parts.summary_retentions:
+            retention.destinations = pruned_for(wanted, retention.record_class)
         self._stamps = stamps
         for shipper in made.values():
             self._begin(shipper)

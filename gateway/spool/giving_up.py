@@ -14,18 +14,17 @@ transaction (promise 5). Segments that were damaged before a destination had the
 
 from __future__ import annotations
 
-import asyncio
 import json
 import logging
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from cloud_sync import columns
 from cloud_sync.errors import FormatError
 from cloud_sync.records import RecordClass
 from gateway.spool import losses
 from gateway.spool.crashpoints import point
-from gateway.spool.database import SQL
+from gateway.spool.database import SQL, value_of
 from gateway.spool.losses import Loss
 from gateway.spool.processed import NO_LIMIT, processed_through
 from gateway.spool.ranges import Range
@@ -38,7 +37,7 @@ if TYPE_CHECKING:
 
     from gateway.spool.capacity import Capacity
     from gateway.spool.database import Database
-from gateway.spool.segments import Segments
+    from gateway.spool.segments import Segments
 
 _log = logging.getLogger(__name__)
 _AT_ONCE = 256
@@ -136,18 +135,18 @@ class GivingUp:
         left = excess
         while left > 0:
             span = (*span_of(RecordClass.ROLLUP, self._thin_from[window_s]), _THIN_AT_ONCE)
-            rows = await self._database.read(partial(_segments_and_blocks, span=span))
+            segments = await self._database.read(partial(_segments, span=span))
             open_ = await self._database.read(lambda c: _open(c, RecordClass.ROLLUP))
-            for *row, block in rows:
-                segment = Stored(*row)
-                fits = not _touches(segment, open_) and await asyncio.to_thread(_is_of, block, window_s)
+            for segment in segments:
+                size = await self._database.read(partial(_size_if_of, segment=segment, window_s=window_s))
+                fits = size > 0 and not _touches(segment, open_)
                 if run and (not fits or segment.first_commit != run[-1].last_commit + 1 or left <= 0):
                     return run
                 if fits:
                     run.append(segment)
-                    left -= len(block)
+                    left -= size
                 self._thin_from[window_s] = segment.last_commit + 1
-            if len(rows) < _THIN_AT_ONCE:
+            if len(segments) < _THIN_AT_ONCE:
                 break
         if not run:
             self._thin_from[window_s] = 0  # from the beginning, the next time
@@ -233,8 +232,8 @@ class GivingUp:
         return True
 
 
-def _segments_and_blocks(connection: sqlite3.Connection, span: tuple[int, int, int]) -> list[tuple[Any, ...]]:
-    return connection.execute(SQL["segments_and_blocks"], span).fetchall()
+def _segments(connection: sqlite3.Connection, span: tuple[int, int, int]) -> list[Stored]:
+    return [Stored(*row) for row in connection.execute(SQL["segments_between"], span)]
 
 
 def _open(connection: sqlite3.Connection, record_class: RecordClass) -> list[Range]:
@@ -245,10 +244,11 @@ def _touches(segment: Stored, open_: Sequence[Range]) -> bool:
     return any(r.first <= segment.last_commit and segment.first_commit <= r.last for r in open_)
 
 
-def _is_of(block: bytes, window_s: int) -> bool:
-    """Whether a block of rollups holds windows of that length only."""
+def _size_if_of(connection: sqlite3.Connection, segment: Stored, window_s: int) -> int:
+    """Bytes of a segment of rollups that holds windows of that length only; 0 of another, or of none."""
+    block = value_of(connection.execute(SQL["block_at"], (segment.position,)).fetchone(), b"")
     try:
         (lengths,) = columns.decode_columns(block, ("window_s",), RecordClass.ROLLUP)
     except FormatError:
-        return False
-    return bool((lengths == window_s).all())
+        return 0
+    return len(block) if (lengths == window_s).all() else 0

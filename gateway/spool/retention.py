@@ -31,11 +31,14 @@ _log = logging.getLogger(__name__)
 _PAUSE_S = 5.0
 _STEP_WITHIN_S = 600.0
 _AT_ONCE = 500
+_KEPT_WHEN_FULL_S = 86_400.0  # of rollups: late readings of a day still give revisions
 _FREE_PAGES = 256  # as many as are given back in about two milliseconds
 
 
 class Retention:
-    """Prunes delivered segments of a class older than `keep_s` seconds; readings of any age when full."""
+    """Prunes delivered segments of a class older than `keep_s` seconds; when full readings of any age, others
+    older than a day. `before` are pruned when full before `giving_up` is asked.
+    """
 
     def __init__(
         self,
@@ -46,13 +49,15 @@ class Retention:
         capacity: Capacity = Capacity(),  # noqa: B008 - an immutable value
         giving_up: GivingUp | None = None,
         record_class: RecordClass = RecordClass.READING,
+        before: Sequence[Retention] = (),
     ) -> None:
         self._database = database
         self._capacity = capacity
         self.destinations = tuple(destinations)
         self.keep_s = keep_s
         self.giving_up = giving_up
-        self._class = record_class
+        self.record_class = record_class
+        self._before = tuple(before)
         of_readings = record_class is RecordClass.READING
         self.stage = Stage("retention" if of_readings else f"retention of {record_class.name.lower()}s")
 
@@ -77,6 +82,10 @@ class Retention:
         pruned = await self.prune_once(now_us)
         if pruned == _AT_ONCE or self.giving_up is None:
             return pruned == _AT_ONCE
+        if await self._is_full():  # what everybody has goes before what somebody lacks, whatever it is
+            for other in self._before:
+                if await other.prune_once(now_us):
+                    return True
         return await self.giving_up.give_up_once(now_us) > 0
 
     async def prune_once(self, now_us: int) -> int:
@@ -84,10 +93,11 @@ class Retention:
 
         Without destinations no reading is delivered; rollups that nobody gets go by their age alone.
         """
-        of_readings = self._class is RecordClass.READING
+        of_readings = self.record_class is RecordClass.READING
         if of_readings and not self.destinations:
             return 0
-        keep_s = 0.0 if of_readings and await self._is_full() else self.keep_s
+        when_full_s = 0.0 if of_readings else _KEPT_WHEN_FULL_S
+        keep_s = min(self.keep_s, when_full_s) if await self._is_full() else self.keep_s
         before_us = now_us - round(keep_s * 1e6)
         if not await self._database.read(lambda c: self._doomed(c, before_us)):
             return 0
@@ -110,12 +120,15 @@ class Retention:
     def _doomed(self, connection: sqlite3.Connection, before_us: int) -> list[tuple[int, int]]:
         """Position and last commit of the oldest segments, up to the first that must stay."""
         through = min(
-            (delivered_through(connection, destination, self._class) for destination in self.destinations),
-            default=newest_of(connection, self._class).commit,
+            (
+                delivered_through(connection, destination, self.record_class)
+                for destination in self.destinations
+            ),
+            default=newest_of(connection, self.record_class).commit,
         )
-        if self._class is RecordClass.READING:
+        if self.record_class is RecordClass.READING:
             through = min(through, processed_through(connection))
-        span = (position_of(self._class, 0), position_of(self._class, through))
+        span = (position_of(self.record_class, 0), position_of(self.record_class, through))
         doomed = []
         for position, last_commit, written_at_us in connection.execute(
             SQL["prune_candidates"], (*span, _AT_ONCE)

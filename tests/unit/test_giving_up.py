@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from dataclasses import replace
 
 import numpy as np
@@ -285,3 +286,19 @@ async def test_commit_numbers_go_on_after_everything_was_given_up(tmp_path, gone
         await until_it_fits(spool, giving_up(spool, 1))
     async with open_spool(tmp_path / "spool.db") as spool:
         assert spool.segments.newest_commit(RecordClass.READING) == gone
+
+
+async def test_thinning_holds_one_segment_of_rollups_in_memory_however_many_there_are(tmp_path):
+    async with open_spool(tmp_path / "spool.db") as spool:
+        for _ in range(30):
+            await roll(spool, 60, 5000)
+        means = giving_up(spool, 1, "regional")
+        tracemalloc.start()
+        assert await means.give_up_once(NOW_US) == 30 * 5000
+        _, highest = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        (held,) = await spool.database.read(
+            lambda c: c.execute("SELECT count(*) FROM segment WHERE position >> 56 = 3").fetchone()
+        )
+        assert held == 0
+        assert highest < 5_000_000

@@ -1,9 +1,20 @@
 from __future__ import annotations
 
-from cloud_sync.records import RecordClass
+from dataclasses import replace
+
+import numpy as np
+
+from cloud_sync.records import RecordClass, Series
+from gateway.keeping import retentions_of
+from gateway.settings import GatewaySettings
+from gateway.spool import losses
 from gateway.spool.capacity import Capacity
+from gateway.spool.giving_up import GivingUp
+from gateway.spool.processed import PROGRESS, write_state
 from gateway.spool.retention import Retention
+from gateway.spool.segments import seal
 from tests.spools import NOW_US, open_spool
+from tests.summary_examples import alerts, declarations, rollups
 
 LATER_US = NOW_US + 3600 * 1_000_000
 
@@ -61,3 +72,63 @@ async def test_without_destinations_nothing_is_pruned(tmp_path):
     async with open_spool(tmp_path / "spool.db") as spool:
         await spool.append([("a", 1, 0.0)])
         assert await Retention(spool.database, [], keep_s=0).prune_once(LATER_US) == 0
+
+
+async def test_alerts_and_declarations_go_some_day_and_only_once_they_are_delivered(tmp_path):
+    (tmp_path / "token").write_text("t")
+    settings = GatewaySettings.model_validate(
+        {
+            "gateway_id": "g",
+            "spool": {"path": tmp_path / "spool.db"},
+            "destinations": [
+                {"name": "x", "kind": "ingest", "url": "http://127.0.0.1:1", "token_file": tmp_path / "token"}
+            ],
+        }
+    )
+    async with open_spool(tmp_path / "spool.db") as spool:
+        await spool.deliveries.register("x", "file", now_us=NOW_US)
+        spool.book.number_of(Series("a", "t"))
+        for records in (alerts(2, series=1), declarations(2, destination="x")):
+            await spool.segments.append(seal(records), now_us=NOW_US)
+        later_us = NOW_US + 91 * 86_400_000_000
+        kept = retentions_of(settings, spool.database, Capacity())
+        for retention in kept:
+            assert await retention.prune_once(later_us) == 0, "not delivered"
+        await deliver_all(spool, "x")
+        await deliver_all(spool, "x")
+        assert sum([await retention.prune_once(NOW_US) for retention in kept]) == 0, "not old"
+        assert sum([await retention.prune_once(later_us) for retention in kept]) == 2
+        assert await count(spool) == 0
+
+
+async def test_delivered_rollups_go_before_readings_that_somebody_lacks(tmp_path):
+    async with open_spool(tmp_path / "spool.db") as spool:
+        for name in ("x", "y"):
+            await spool.deliveries.register(name, "file", now_us=NOW_US)
+        number = spool.book.number_of(Series("a", "t"))
+        made = rollups(200, 1, seed=1)
+        made = replace(made, series=np.full(200, number, np.int32))
+        await spool.segments.append(seal(made), now_us=NOW_US)
+        for name in ("x", "y"):
+            await deliver_all(spool, name)
+        await spool.append([("a", i, 0.0) for i in range(100)])
+        await spool.database.write(lambda c: write_state(c, {PROGRESS: b"1"}))
+        capacity = Capacity(max_bytes=1)
+        everyone = dict.fromkeys(RecordClass, ("x", "y"))
+        giving_up = GivingUp(spool.database, spool.segments, capacity=capacity, wanted_by=everyone)
+        of_rollups = Retention(
+            spool.database, ["x", "y"], keep_s=10**9, capacity=capacity, record_class=RecordClass.ROLLUP
+        )
+        retention = Retention(
+            spool.database,
+            ["x", "y"],
+            keep_s=60,
+            capacity=capacity,
+            giving_up=giving_up,
+            before=[of_rollups],
+        )
+        assert await of_rollups.prune_once(LATER_US) == 0, "a day of rollups is kept for revisions"
+        assert await retention.make_room_once(NOW_US + 25 * LATER_US - 25 * NOW_US)
+        assert await spool.database.read(losses.totals) == []
+        assert await retention.make_room_once(NOW_US + 25 * LATER_US - 25 * NOW_US)
+        assert [total.rows for total in await spool.database.read(losses.totals)] == [100, 100]

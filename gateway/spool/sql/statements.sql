@@ -84,10 +84,6 @@ DELETE FROM loss WHERE destination = ?;
 SELECT position, last_commit, rows, rows_before, min_time_us, max_time_us, written_at_us, length(block) FROM segment
 WHERE position BETWEEN ? AND ? ORDER BY position LIMIT ?;
 
--- name: segments_and_blocks
-SELECT position, last_commit, rows, rows_before, min_time_us, max_time_us, written_at_us, block FROM segment
-WHERE position BETWEEN ? AND ? ORDER BY position LIMIT ?;
-
 -- name: keep_damaged_block
 UPDATE damaged SET block = (SELECT block FROM segment WHERE segment.position = damaged.position)
 WHERE position = ?;
