@@ -15,7 +15,7 @@ from gateway.operate.remarks import remarks_of
 from gateway.operate.series_chart import Chart, SeriesName, Steps, chart_of
 from gateway.operate.spool_walk import kept_rows
 from gateway.operate.status import DestinationStatus, IngressStatus, SpoolStatus, Status
-from gateway.spool.database import SQL, file_size_bytes, open_read_only, value_of
+from gateway.spool.database import SQL, file_size_bytes, open_read_only, require_all_tables, value_of
 from gateway.spool.deliveries import backlog_of
 from gateway.spool.segments import newest_of
 from gateway.spool.series import all_series
@@ -37,6 +37,7 @@ def status_of_stopped(settings: GatewaySettings) -> Status:
     path = settings.spool.path
     size_bytes = file_size_bytes(path)
     with closing(open_read_only(path)) as connection:
+        require_all_tables(connection)
         kept = kept_rows(connection)
         damaged = connection.execute(SQL["damaged_totals"]).fetchone()[1]
         quarantine, losses = quarantine_of(connection), losses_of(connection)
@@ -99,6 +100,7 @@ def chart_of_stopped(settings: GatewaySettings, series: str) -> Chart | None:
     path = settings.spool.path
     sensor_id, _, sensor_type = series.partition("/")
     with closing(open_read_only(path)) as connection:
+        require_all_tables(connection)
         states = [
             (n, s)
             for n, s in all_series(connection)

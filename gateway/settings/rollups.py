@@ -58,8 +58,8 @@ class RollupSettings(Table):
     close_every_s: NoLess = _ROLL.close_every_s
     """Windows are closed at most so often; each time is a commit of its own."""
     keep_d: NoLess = 90
-    """How many days rollups, alerts and declarations stay after every destination has given its receipt; one at
-    most while the spool is full.
+    """How many days rollups, alerts and declarations stay once every destination has given its receipt; while
+    the spool is full one at most.
     """
     max_open_windows: Count = _ROLL.max_open
     """How many windows of one length may be open at once. Beyond it those that nothing came for longest are

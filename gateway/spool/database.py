@@ -38,6 +38,7 @@ T = TypeVar("T")
 
 _log = logging.getLogger(__name__)
 _BUSY_TIMEOUT_S = 30.0
+_LATEST_TABLES = {"processing_state", "loss", "outbox", "parked"}
 _NO_ROOM = frozenset({sqlite3.SQLITE_FULL})
 
 
@@ -256,6 +257,8 @@ def _connect(path: Path, *, read_only: bool = False) -> sqlite3.Connection:
 def _prepare(connection: sqlite3.Connection) -> UUID:
     """Verify and migrate; return the epoch."""
     version = _check_version(connection)
+    if version == FORMAT_VERSION:
+        require_all_tables(connection)
     if version == 0:
         if connection.execute("SELECT count(*) FROM sqlite_schema").fetchone()[0]:
             raise SpoolFailed("this is not a Tidegate spool but a database of something else")
@@ -267,6 +270,20 @@ def _prepare(connection: sqlite3.Connection) -> UUID:
         _migrate(connection, number)
     connection.execute(SQL["write_nothing"])  # fails where SQLite would not write
     return UUID(connection.execute(SQL["meta"], ("epoch",)).fetchone()[0])
+
+
+def require_all_tables(connection: sqlite3.Connection) -> None:
+    """Do nothing to a spool that has what format 1 came to have before it was released.
+
+    Raises:
+        SpoolFailed: a development version wrote it.
+    """
+    tables = {name for (name,) in connection.execute("SELECT name FROM sqlite_schema WHERE type = 'table'")}
+    if "meta" in tables and not tables & _LATEST_TABLES:
+        raise SpoolFailed(
+            "a development version wrote this spool, before format 1 was fixed. Deliver what it holds with "
+            "that version, or move it away: the gateway makes a new one"
+        )
 
 
 def _check_version(connection: sqlite3.Connection) -> int:

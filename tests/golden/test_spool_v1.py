@@ -17,6 +17,8 @@ from gateway.spool.database import Database
 from gateway.spool.deliveries import Deliveries
 from gateway.spool.segments import Segments
 from gateway.spool.series import SeriesBook
+from tests.free_ports import free_port
+from tests.programs import run
 
 _HERE = Path(__file__).parent
 _EXPECTED = json.loads((_HERE / "spool_v1.json").read_text())
@@ -103,3 +105,23 @@ async def test_a_new_spool_of_format_1_has_the_schema_of_the_frozen_one(tmp_path
     frozen = tmp_path / "frozen.db"
     shutil.copyfile(_HERE / "spool_v1.db", frozen)
     assert schema(fresh) == schema(frozen)
+
+
+@pytest.mark.parametrize("command", ["gateway", "status"])
+def test_a_spool_from_before_the_format_was_fixed_is_refused_in_words(tmp_path, command):
+    path, config = tmp_path / "spool.db", tmp_path / "gateway.toml"
+    shutil.copyfile(_HERE / "spool_v1.db", path)
+    with closing(sqlite3.connect(path)) as connection:
+        for table in ("processing_state", "loss", "outbox", "parked", "received", "answered"):
+            connection.execute(f"DROP TABLE {table}")
+        connection.commit()
+    config.write_text(
+        f'gateway_id = "g"\n[spool]\npath = "{path}"\n'
+        f"[ingress.listen]\nport = 0\n[status]\nport = {free_port()}\n"
+    )
+    ended = run(command, "--config", str(config))
+    said = ended.stdout + ended.stderr
+    assert ended.returncode != 0
+    assert "development version" in " ".join(said.split())
+    assert "Traceback" not in said
+    assert path.exists()
