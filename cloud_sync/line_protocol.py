@@ -22,6 +22,7 @@ Source: the InfluxDB line protocol reference, "special characters" and "naming r
 from __future__ import annotations
 
 import re
+from itertools import islice
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -29,9 +30,11 @@ import numpy as np
 from cloud_sync.records import SEQ_ABSENT, Batch, Series
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
     from numpy.typing import NDArray
+
+    from cloud_sync.records import Readings
 
 Precision = Literal["ns", "us"]
 
@@ -40,6 +43,7 @@ DEFAULT_TAGS = ("location", "manufacturer", "firmware_version", "unit")
 
 FIELD_NAMES = ("value", "quality", "battery_level", "signal_strength", "seq", "flags")
 
+_ROWS_AT_ONCE = 2_000
 _PICTURES = {code: 0x2400 + code for code in range(0x20)} | {0x7F: 0x2421}
 _AMBIGUOUS_BACKSLASH = re.compile(r"\\(?=[\\,= ]|$)")
 _MEASUREMENT_SPECIALS = re.compile(r"([, ])")
@@ -47,16 +51,29 @@ _TAG_SPECIALS = re.compile(r"([,= ])")
 
 
 def lines(batch: Batch, *, tags: Sequence[str] = DEFAULT_TAGS, precision: Precision = "ns") -> list[str]:
-    """One line per reading of `batch`, in its order, without line ends.
+    """All lines of `each_line`."""
+    return list(each_line(batch, tags=tags, precision=precision))
+
+
+def each_line(
+    batch: Batch, *, tags: Sequence[str] = DEFAULT_TAGS, precision: Precision = "ns"
+) -> Iterator[str]:
+    """One line per reading of `batch`, in its order, without line ends; few are in memory at a time.
 
     Args:
         batch: readings in any order.
         tags: the attributes to write as tags, as `check_tags` accepts them.
         precision: unit of the timestamps.
     """
-    readings = batch.readings
     keys = [series_key(series, tags) for series in batch.series]
     scale = 1000 if precision == "ns" else 1
+    readings = batch.readings
+    for start in range(0, readings.rows, _ROWS_AT_ONCE):
+        rows = np.arange(start, min(start + _ROWS_AT_ONCE, readings.rows))
+        yield from _lines_of(readings.take(rows), keys, scale)
+
+
+def _lines_of(readings: Readings, keys: Sequence[str], scale: int) -> list[str]:
     fields = (
         _floats("quality", readings.quality),
         _floats("battery_level", readings.battery_level),
@@ -101,10 +118,11 @@ def tag_text(text: str) -> str:
     return _TAG_SPECIALS.sub(r"\\\1", _carriable(text))
 
 
-def bodies(lines: Sequence[str], *, max_lines: int, max_bytes: int) -> Iterator[bytes]:
+def bodies(lines: Iterable[str], *, max_lines: int, max_bytes: int) -> Iterator[bytes]:
     """Lines as UTF-8 texts that end in a newline, none longer than both bounds unless one line is."""
-    for start in range(0, len(lines), max_lines):
-        body = "\n".join((*lines[start : start + max_lines], "")).encode("utf-8", "replace")
+    left = iter(lines)
+    while some := list(islice(left, max_lines)):
+        body = "\n".join((*some, "")).encode("utf-8", "replace")
         while len(body) > max_bytes:
             end = body.rfind(b"\n", 0, max_bytes) + 1 or body.index(b"\n") + 1
             yield body[:end]

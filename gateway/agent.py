@@ -18,6 +18,7 @@ from gateway.alerting import desks_of
 from gateway.checking import check_of
 from gateway.destinations import shipper_of
 from gateway.following import follower_of
+from gateway.heap import keep_small
 from gateway.ingress.committer import Committer
 from gateway.ingress.host import HostIngress
 from gateway.ingress.rebirths import Rebirths
@@ -225,6 +226,7 @@ async def _run_parts(parts: Parts, orders: Orders, watchdog: Watchdog) -> None:
                 ),
                 stages.create_task(observer.run(stop_output), name="observer"),
                 stages.create_task(parts.expiry.run(stop_output), name="expiry"),
+                stages.create_task(keep_small(stop_output), name="heap"),
             ]
             _announce(parts)
             watchdog.ready()

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import ctypes
 import faulthandler
 import os
 import signal
 import sys
-from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -18,7 +16,7 @@ import uvloop
 from cloud_sync import logs
 from cloud_sync.restarts import Restarts
 from cloud_sync.settings_file import SettingsFault
-from gateway import agent, settings
+from gateway import agent, heap, settings
 from gateway.commands.failures import fail
 from gateway.orders import Orders
 from gateway.reloading import give_up
@@ -28,7 +26,6 @@ from gateway.spool.errors import SpoolError
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-_M_ARENA_MAX = -8
 _ORDERS = (signal.SIGHUP, signal.SIGUSR1)
 app = typer.Typer(add_completion=False)
 
@@ -48,7 +45,7 @@ def gateway(
     given = _in_force(config)
     logs.set_up(given.log_level, given.log_format)
     faulthandler.enable()  # systemd's watchdog ends a process that hangs with SIGABRT: say where it hung
-    _one_heap()
+    heap.share_one()
     sys.modules["httpx._main"] = None  # type: ignore[assignment]  # its command line, with rich and pygments: 6 MB
     told: list[str] = []
     try:
@@ -91,12 +88,6 @@ def _leaves(group: BaseExceptionGroup[Exception]) -> Iterator[BaseException]:
             yield from _leaves(fault)
         else:
             yield fault
-
-
-def _one_heap() -> None:
-    """Have all threads share one heap (mallopt(3)): it saves megabytes and costs no speed that was seen."""
-    with suppress(OSError, AttributeError):
-        ctypes.CDLL(None).mallopt(_M_ARENA_MAX, 1)
 
 
 async def _run(given: settings.GatewaySettings, orders: Orders) -> None:

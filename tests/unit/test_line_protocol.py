@@ -205,3 +205,10 @@ def test_columns_need_not_be_contiguous():
     every_other = batch.readings.take(np.arange(10)).take(np.arange(0, 10, 2))
     strided = Readings(*(getattr(batch.readings, name)[::2] for name in rows_of_one()))
     assert lines(Batch(RANGE, batch.series, strided)) == lines(Batch(RANGE, batch.series, every_other))
+
+
+def test_a_long_batch_has_a_line_for_each_of_its_readings_in_order() -> None:
+    content = [rows_of_one(time_us=n, seq=n) for n in range(4_500)]
+    found = lines(batch_of((Series("t-17", "temperature"),), content), precision="us")
+    assert [line.rpartition(" ")[2] for line in found] == [str(n) for n in range(4_500)]
+    assert found[4_321] == "temperature,sensor_id=t-17 value=21.5,seq=4321i 4321"
