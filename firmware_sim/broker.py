@@ -33,6 +33,8 @@ if TYPE_CHECKING:
     from paho.mqtt.properties import Properties
     from paho.mqtt.reasoncodes import ReasonCode
 
+    from firmware_sim.sparkplug import Message
+
 PORTS = {"mqtt": 1883, "mqtts": 8883}
 CONNECT_TIMEOUT_S = 5.0
 PROTOCOLS = {"5": aiomqtt.ProtocolVersion.V5, "3.1.1": aiomqtt.ProtocolVersion.V311}
@@ -98,7 +100,7 @@ class Link(aiomqtt.Client):
         keepalive_s: int,
         on_ack: Callable[[int, int], None],
         mqtt: str = "5",
-        will: bool = False,
+        will: Message | None = None,
     ) -> None:
         def fill(text: str | None) -> str | None:
             return None if text is None else text.replace("{device}", device)
@@ -110,7 +112,7 @@ class Link(aiomqtt.Client):
             username=fill(broker.username),
             password=fill(broker.password),
             protocol=PROTOCOLS[mqtt],
-            will=aiomqtt.Will(f"sensors/{device}/connected", b'{"value": 0}', qos=1) if will else None,
+            will=aiomqtt.Will(*will, qos=1) if will else None,
             keepalive=keepalive_s,
             timeout=CONNECT_TIMEOUT_S,
             tls_context=broker.tls,

@@ -9,6 +9,7 @@ more) is forgotten, as MQTT 5 says, and recorded as refused. A restart that lose
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import deque
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -16,12 +17,14 @@ from typing import TYPE_CHECKING
 import aiomqtt
 
 from firmware_sim.broker import Broker, Link
+from firmware_sim.sparkplug import Message
 
 if TYPE_CHECKING:
     import random
     from collections.abc import Callable
 
     from firmware_sim.firmware import Publish
+    from firmware_sim.sparkplug import Session
 
 REFUSED = 128
 """MQTT 5 reason codes from here on are failures."""
@@ -81,6 +84,7 @@ class Device:
         radio: how it talks, and the counters it adds to.
         on_settled: called with a publish and the reason code of its acknowledgement.
         rng: for the jitter of its backoff.
+        session: what it says on each connection where it speaks Sparkplug B.
     """
 
     def __init__(
@@ -89,11 +93,13 @@ class Device:
         radio: Radio,
         on_settled: Callable[[Publish, int], None],
         rng: random.Random,
+        session: Session | None = None,
     ) -> None:
         self.device_id = device_id
         self._radio = radio
         self._on_settled = on_settled
         self._rng = rng
+        self._session = session
         self._ring: deque[tuple[Publish, bool]] = deque()  # (publish, was sent before)
         self._in_flight: dict[int, Publish] = {}
         self._link: Link | None = None
@@ -156,7 +162,7 @@ class Device:
                 keepalive_s=self._radio.keepalive_s,
                 on_ack=self._settle,
                 mqtt=self._radio.mqtt,
-                will=self._radio.will,
+                will=self._will(),
             )
             try:
                 async with link:
@@ -184,6 +190,8 @@ class Device:
         counters.devices_connected += 1
         self._link = link
         try:
+            if self._session is not None:
+                link.send(*self._session.birth(time.time_ns() // 1_000_000), 0)
             self._pump()
             counters.last_fault = await link.closed()
         finally:
@@ -191,6 +199,11 @@ class Device:
             counters.devices_connected -= 1
             self._ring.extendleft((publish, True) for publish in reversed(self._in_flight.values()))
             self._in_flight.clear()
+
+    def _will(self) -> Message | None:
+        if self._session is not None:
+            return self._session.begin()
+        return Message(f"sensors/{self.device_id}/connected", b'{"value": 0}') if self._radio.will else None
 
     def _pump(self) -> None:
         """Send from the ring while the window has room."""
@@ -201,7 +214,8 @@ class Device:
         window = min(radio.window, link.receive_maximum)
         while self._ring and len(self._in_flight) < window:
             publish, again = self._ring[0]
-            packet_id = link.send(publish.topic, publish.payload, radio.qos)
+            payload = publish.payload if self._session is None else self._session.numbered(publish.payload)
+            packet_id = link.send(publish.topic, payload, radio.qos)
             if packet_id is None:
                 return  # the connection is gone; `_serve` is about to learn of it
             self._ring.popleft()

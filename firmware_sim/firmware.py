@@ -13,8 +13,9 @@ import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
 
+from firmware_sim import sparkplug
 from firmware_sim.faults import OF_READINGS, DeviceFaults, Fault, SensorState, distort, spoil
-from firmware_sim.payloads import Sample, Shape, encode, says_measures
+from firmware_sim.payloads import Sample, Shape, encode, says_measures, says_times, step_us
 from firmware_sim.truth import SEQ_ABSENT, State
 from firmware_sim.waveforms import WAVEFORMS, Site
 
@@ -167,9 +168,9 @@ class Firmware:
     def _sample(
         self, sensor: Sensor, truth: TruthWriter, *, at_s: float, now_us: int, readings: int, spacing_us: int
     ) -> Publish | None:
-        whole = says_measures(self.shape)
+        whole, step = says_measures(self.shape), step_us(self.shape)
         said = sensor.state if whole else sensor.state._replace(attributes=_only_unit(sensor.state))
-        state = truth.state(said)
+        state = truth.state(said) if says_times(self.shape) else -1
         waveform, unit = WAVEFORMS[sensor.state.sensor_type]
         _, location, manufacturer, firmware_version = sensor.state.attributes
         rng = self.rng
@@ -177,11 +178,11 @@ class Firmware:
         samples = []
         for back in range(readings - 1, -1, -1):
             true_us = now_us - back * spacing_us - rng.randrange(_JITTER_US)
-            time_us = self._clock_us(at_s, true_us)
+            time_us = self._clock_us(at_s, true_us) // step * step
             if self._jump_left:
                 self._jump_left -= 1
             elif time_us <= sensor.last_us < time_us + _SET_BACK_US:
-                time_us = sensor.last_us + 1
+                time_us = sensor.last_us + step
             sensor.last_us = time_us
             value = distort(
                 waveform(sensor.site, true_us / 1e6, rng),
@@ -199,7 +200,9 @@ class Firmware:
             battery_level = round(self.battery_level, 1)
             signal_strength = float(round(self.signal_strength))
             self.seq += 1
-            if whole:
+            if state < 0:
+                pass
+            elif whole:
                 truth.produce(state, time_us, value, quality, battery_level, signal_strength, self.seq)
             else:
                 truth.produce(state, time_us, value, math.nan, math.nan, math.nan, SEQ_ABSENT)
@@ -221,7 +224,10 @@ class Firmware:
         if not samples:
             return None
         topic = self.topic.format(device=self.device_id, type=sensor.state.sensor_type)
-        return Publish(topic, encode(self.shape, sensor.state, samples), first_row, len(samples))
+        if self.shape == "sparkplug_b":
+            topic = sparkplug.topic("NDATA", self.device_id)
+        rows = truth.rows - first_row
+        return Publish(topic, encode(self.shape, sensor.state, samples), first_row if rows else 0, rows)
 
     def _send(self, publish: Publish, sensor: Sensor, at_s: float, happened: Happened) -> None:
         rng = self.rng

@@ -21,6 +21,7 @@ from firmware_sim.device import Device, Radio
 from firmware_sim.errors import SimError
 from firmware_sim.hostile import attack
 from firmware_sim.planning import plan_devices
+from firmware_sim.sparkplug import Session
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -96,6 +97,7 @@ class Fleet:
                 radios[plan.group.name],
                 self._settled,
                 random.Random(f"{seed}/{plan.firmware.device_id}/radio"),
+                _session(plan) if plan.group.format == "sparkplug_b" else None,
             )
             for plan in self._plans
         ]
@@ -344,3 +346,11 @@ class Fleet:
     def _settled(self, publish: Publish, reason_code: int) -> None:
         if publish.rows:
             self._truth.settle(publish.first_row, publish.rows, reason_code, time.time_ns() // 1000)
+
+
+def _session(plan: Plan) -> Session:
+    """What a device that speaks Sparkplug B says of itself."""
+    firmware = plan.firmware
+    return Session(
+        firmware.device_id, ((s.state.sensor_type, s.state.attributes[0] or "") for s in firmware.sensors)
+    )

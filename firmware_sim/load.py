@@ -49,7 +49,12 @@ def encode_ahead(
     """The publishes of the first so many readings of a scenario, by device, recorded.
 
     `encoded` is called now and then with how many readings are ready.
+
+    Raises:
+        SimError: a group speaks Sparkplug B.
     """
+    if any(group.format == "sparkplug_b" for group in scenario.groups):
+        raise SimError("--rate max: Sparkplug B depends on the connection and cannot be encoded beforehand")
     plans = plan_devices(scenario, seed, start_us=start_us)
     publishes: dict[str, list[Publish]] = {plan.firmware.device_id: [] for plan in plans}
     pairs = zip(scenario.groups, scenario.beats(), strict=True)

@@ -4,16 +4,23 @@ json     {"value": 21.5, "ts": 1767225600000000, "quality": 98, ...}; several as
 fields   {"temperature": 21.5, "ts": ...}; several as an array
 senml    RFC 8428 with base name and base time; no quality, battery, signal, seq or attributes but the unit
 lines    InfluxDB line protocol, times in nanoseconds
+csv      a line of ts, value, quality, battery_level, signal_strength, seq, location, manufacturer,
+         firmware_version, unit for each
+number   21.5: the newest alone, without a time, so that no record can tell it from another
+sparkplug_b   data of a Sparkplug B node by alias, times in milliseconds; nothing but values (`sparkplug`)
 """
 
 from __future__ import annotations
 
+import csv
+import io
 import math
 import re
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import msgspec
 
+from firmware_sim import sparkplug
 from firmware_sim.truth import ATTRIBUTES
 
 if TYPE_CHECKING:
@@ -21,7 +28,7 @@ if TYPE_CHECKING:
 
     from firmware_sim.truth import State
 
-Shape = Literal["json", "fields", "senml", "lines"]
+Shape = Literal["json", "fields", "senml", "lines", "csv", "number", "sparkplug_b"]
 SHAPES: tuple[str, ...] = get_args(Shape)
 
 _encoder = msgspec.json.Encoder()
@@ -49,7 +56,7 @@ def encode_payload(samples: Sequence[Sample]) -> bytes:
     return _encoder.encode(samples[0] if len(samples) == 1 else samples)
 
 
-def encode(shape: Shape, state: State, samples: Sequence[Sample]) -> bytes:
+def encode(shape: Shape, state: State, samples: Sequence[Sample]) -> bytes:  # noqa: PLR0911 - one a shape
     """Samples of one series in a shape."""
     if shape == "json":
         return encode_payload(samples)
@@ -57,6 +64,12 @@ def encode(shape: Shape, state: State, samples: Sequence[Sample]) -> bytes:
         return "\n".join(_line(state, sample) for sample in samples).encode()
     if shape == "senml":
         return _encoder.encode(_senml(state, samples))
+    if shape == "csv":
+        return _csv(samples)
+    if shape == "number":
+        return repr(samples[-1].value).encode()
+    if shape == "sparkplug_b":
+        return sparkplug.data(state.sensor_type, samples)
     objects = []
     for sample in samples:
         members: dict[str, Any] = msgspec.to_builtins(sample)
@@ -68,7 +81,26 @@ def encode(shape: Shape, state: State, samples: Sequence[Sample]) -> bytes:
 
 def says_measures(shape: Shape) -> bool:
     """Whether the shape carries quality, battery level, signal strength and sequence number."""
-    return shape != "senml"
+    return shape not in {"senml", "sparkplug_b"}
+
+
+def says_times(shape: Shape) -> bool:
+    """Whether the shape carries times; without them it cannot be told which reading was stored."""
+    return shape != "number"
+
+
+def step_us(shape: Shape) -> int:
+    """What times in the shape are multiples of, microseconds."""
+    return 1000 if shape == "sparkplug_b" else 1
+
+
+def _csv(samples: Sequence[Sample]) -> bytes:
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    for s in samples:
+        texts = (s.location, s.manufacturer, s.firmware_version, s.unit)
+        writer.writerow((s.ts, s.value, s.quality, s.battery_level, s.signal_strength, s.seq, *texts))
+    return out.getvalue().encode()
 
 
 def _senml(state: State, samples: Sequence[Sample]) -> list[dict[str, Any]]:

@@ -30,6 +30,32 @@ location = "location"
 manufacturer = "manufacturer"
 firmware_version = "firmware_version"
 [[ingress.rule]]
+topic = "csv/{sensor_id}/{sensor_type}"
+format = "csv"
+sensor_id = "{sensor_id}"
+sensor_type = "{sensor_type}"
+columns = ["ts", "value", "quality", "battery_level", "signal_strength", "seq",
+    "location", "manufacturer", "version", ""]
+include = ["value"]
+time = "ts"
+time_unit = "us"
+unit = "degC"
+[ingress.rule.companions]
+quality = "quality"
+battery_level = "battery_level"
+signal_strength = "signal_strength"
+seq = "seq"
+location = "location"
+manufacturer = "manufacturer"
+firmware_version = "version"
+[[ingress.rule]]
+topic = "number/{sensor_id}/{sensor_type}"
+format = "number"
+[[ingress.rule]]
+topic = "spBv1.0/#"
+format = "sparkplug_b"
+sensor_id = "{node}"
+[[ingress.rule]]
 topic = "senml/#"
 format = "senml"
 [[ingress.rule]]
@@ -59,6 +85,24 @@ types = ["vibration", "pressure"]
 format = "lines"
 topic = "lines/{device}/{type}"
 mqtt = "3.1.1"
+[[groups]]
+name = "logger"
+devices = 2
+types = ["temperature"]
+format = "csv"
+topic = "csv/{device}/{type}"
+[[groups]]
+name = "bare"
+devices = 1
+types = ["occupancy"]
+format = "number"
+topic = "number/{device}/{type}"
+[[groups]]
+name = "node"
+devices = 2
+types = ["temperature", "energy"]
+format = "sparkplug_b"
+faults = [{ kind = "network_loss", at = 0.5, hold = 1 }]
 [[groups]]
 name = "plain"
 devices = 2
@@ -90,6 +134,9 @@ def test_every_shape_arrives_value_for_value_and_lost_connections_publish_wills(
     assert {k: found[k] for k in kinds} == dict.fromkeys(kinds, 0), found["examples"]
     assert found["matched"] == outcome["produced"]
     written = "".join(path.read_text() for path in (gateway.folder / "files").rglob("*.lp"))
+    online = [line.split(" ")[1] for line in written.splitlines() if line.startswith("online,")]
+    assert {what.split(",")[0] for what in online} == {"value=1.0", "value=0.0"}
+    assert sum(line.startswith("occupancy,") and "bare-0001" in line for line in written.splitlines()) >= 4
     wills = [line for line in written.splitlines() if line.startswith("connected,")]
     assert {line.split("sensor_id=")[1].split(" ")[0] for line in wills} == {"plain-0001", "plain-0002"}
 
