@@ -8,6 +8,8 @@ for pair in mosquitto:mosquitto mosquitto_pub:mosquitto-clients influxd:influxdb
     tool=${pair%%:*} package=${pair#*:}
     command -v "$tool" >/dev/null 2>&1 || [ -x "/usr/sbin/$tool" ] || missing="$missing $package"
 done
+# builds the clock that the soak steps
+command -v cc >/dev/null 2>&1 || command -v gcc >/dev/null 2>&1 || missing="$missing gcc libc6-dev"
 # what the booted machine of tests/service runs on
 /usr/bin/python3 -c 'import ensurepip' >/dev/null 2>&1 || missing="$missing python3-venv"
 if ! command -v node >/dev/null 2>&1 || ! command -v npm >/dev/null 2>&1; then
