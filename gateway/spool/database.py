@@ -165,8 +165,13 @@ class Database:
             return (pages - free) * page, free * page
 
         used, spare = await self.read(look)
+        return used + self.log_bytes, spare
+
+    @property
+    def log_bytes(self) -> int:
+        """Bytes of the write-ahead log."""
         wal = _wal(self.path)
-        return used + (wal.stat().st_size if wal.exists() else 0), spare
+        return wal.stat().st_size if wal.exists() else 0
 
     @property
     def size_bytes(self) -> int:

@@ -43,6 +43,7 @@ _log = logging.getLogger(__name__)
 _AT_ONCE = 256
 _THIN_AT_ONCE = 2000
 _FREE_PAGES = 2048
+_HELD = "held_when_short"  # in meta: bytes in use, at most, since the disk's free space fell below its floor
 
 
 class _Moved(Exception):  # noqa: N818 - no fault: somebody was faster
@@ -82,7 +83,7 @@ class GivingUp:
     async def give_up_once(self, now_us: int) -> int:
         """Make a step towards the limits; returns how many records left the spool, 0 when nothing has to."""
         await self._declare_damage(now_us)
-        excess = await self._capacity.excess_bytes(self._database)
+        excess = await self._excess()
         oldest_us = None if self._max_age_s is None else now_us - round(self._max_age_s * 1e6)
         gone = await self._give_up_readings(excess, oldest_us, now_us)
         if not gone and excess > 0:
@@ -90,6 +91,30 @@ class GivingUp:
         if gone:
             await self._database.reclaim(_FREE_PAGES)
         return gone
+
+    async def _excess(self) -> int:
+        """Bytes that are to go.
+
+        For the floor's sake never more than half of what the spool held when room became short: that
+        something else fills the disk is no reason to empty the spool.
+        """
+        shortage = await self._capacity.shortage(self._database)
+        held: int = await self._database.read(
+            lambda c: value_of(c.execute(SQL["meta"], (_HELD,)).fetchone(), 0)
+        )
+        if not shortage.under_floor:
+            self._capacity.floor_out_of_reach = False
+            if held and shortage.ample:
+                await self._database.write(lambda c: c.execute(SQL["set_meta"], (_HELD, 0)))
+            return shortage.over_cap
+        if shortage.used > held:
+            held = shortage.used
+            await self._database.write(lambda c: c.execute(SQL["set_meta"], (_HELD, held)))
+        allowed = max(0, shortage.used - held // 2)
+        if allowed == 0 and not self._capacity.floor_out_of_reach:
+            _log.error("something else fills the disk; nothing more is given up for spool.min_free_bytes")
+        self._capacity.floor_out_of_reach = allowed == 0
+        return max(shortage.over_cap, min(shortage.under_floor, allowed))
 
     async def _give_up_readings(self, excess: int, oldest_us: int | None, now_us: int) -> int:
         def look(connection: sqlite3.Connection) -> list[Stored]:

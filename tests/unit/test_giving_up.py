@@ -14,6 +14,7 @@ from cloud_sync.shipper import Shipper
 from gateway.operate.spool_check import check
 from gateway.spool import losses
 from gateway.spool.capacity import Capacity
+from gateway.spool.errors import SpoolFull
 from gateway.spool.giving_up import GivingUp
 from gateway.spool.processed import PROGRESS, write_state
 from gateway.spool.retention import Retention
@@ -302,3 +303,29 @@ async def test_thinning_holds_one_segment_of_rollups_in_memory_however_many_ther
         )
         assert held == 0
         assert highest < 5_000_000
+
+
+async def test_a_disk_that_something_else_fills_costs_half_of_the_spool_and_no_more(tmp_path):
+    capacity = Capacity(min_free_bytes=1 << 61)
+    async with open_spool(tmp_path / "spool.db") as spool:
+        await spool.database.limit_log(100_000)
+        await register(spool, "regional")
+        await fill(spool, 120)
+        await processed(spool, 120)
+    async with open_spool(tmp_path / "spool.db") as spool:
+        await spool.database.limit_log(100_000)
+        means = giving_up(spool, None, "regional")
+        means._capacity = capacity
+        await until_it_fits(spool, means)
+        left = len(await kept(spool))
+        assert 35 <= left <= 75
+        with pytest.raises(SpoolFull, match="Something else fills the disk"):
+            await capacity.require(spool.database)
+    async with open_spool(tmp_path / "spool.db") as spool:
+        again = giving_up(spool, None, "regional")
+        again._capacity = capacity
+        await until_it_fits(spool, again)
+        assert len(await kept(spool)) == left, "a restart is no reason to give up another half"
+        capacity.min_free_bytes = 0
+        await again.give_up_once(NOW_US)
+        assert not capacity.floor_out_of_reach
