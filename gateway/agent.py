@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from cloud_sync.records import RecordClass
 from cloud_sync.watchdog import Watchdog, period_of
-from gateway.alerting import desks_of
+from gateway.alerting import desks_of, forget_channels_but
 from gateway.checking import check_of
 from gateway.destinations import shipper_of
 from gateway.following import follower_of
@@ -42,6 +42,7 @@ from gateway.spool.retention import Retention
 from gateway.spool.segments import Segments
 from gateway.spool.series import SeriesBook
 from gateway.subscribing import subscriber_of
+from gateway.telling import Telling
 
 if TYPE_CHECKING:
     from gateway.ingress.http.server import HttpIngress
@@ -120,6 +121,7 @@ async def build(settings: GatewaySettings, database: Database) -> Parts:
     committer.park = restamper.park
     for d in settings.destinations:
         await register(deliveries, d)
+    await forget_channels_but(settings, database)
     rolled_for = pruned_for(settings.destinations, RecordClass.ROLLUP)
     summary_retentions = retentions_of(settings, database, capacity)
     parts = Parts(
@@ -149,7 +151,7 @@ async def build(settings: GatewaySettings, database: Database) -> Parts:
         follower=follower,
         roller=roller,
         alerts=alerts,
-        desks=await desks_of(settings, database),
+        desks=desks_of(settings, database),
         compaction=Compaction(database, book, duplicates, rollups_wanted_by=rolled_for),
         retention=Retention(
             database,
@@ -194,7 +196,7 @@ async def _run_parts(parts: Parts, orders: Orders, watchdog: Watchdog) -> None:
     observer = Observer(parts)
     endpoint = _endpoint_of(parts, observer)
     stop_input, stop_processing, stop_output = asyncio.Event(), asyncio.Event(), asyncio.Event()
-    shipping = Shipping(parts)
+    shipping, telling = Shipping(parts), Telling(parts)
     parts.in_force.taken([])
     parts.expiry = ExpiryWatch(lambda: parts.settings)
     if endpoint is not None:
@@ -212,11 +214,10 @@ async def _run_parts(parts: Parts, orders: Orders, watchdog: Watchdog) -> None:
             restamping = stages.create_task(parts.restamper.run(stop_input), name="clock")
             following = stages.create_task(parts.follower.run(stop_processing), name="processing")
             shipping.start(stages)
-            reloading = stages.create_task(Reloader(parts, shipping, orders, watchdog).run(), name="reloader")
-            telling = [
-                stages.create_task(desk.run(stop_output), name=f"channel {desk.channel.name}")
-                for desk in parts.desks
-            ]
+            telling.start(stages)
+            reloading = stages.create_task(
+                Reloader(parts, shipping, telling, orders, watchdog).run(), name="reloader"
+            )
             upkeep = [
                 stages.create_task(parts.compaction.run(stop_output), name="compaction"),
                 stages.create_task(parts.retention.run(stop_output), name="retention"),
@@ -237,11 +238,12 @@ async def _run_parts(parts: Parts, orders: Orders, watchdog: Watchdog) -> None:
             await _by(deadline, [reloading], "the configuration as it was")
             stop_input.set()
             stop_output.set()
+            told = telling.stop()
             await _by(deadline, [restamping], "readings that wait for the clock in the spool")
             await _stop_in_order(parts, deadline, committing, shipping.stop())
             stop_processing.set()
             await _by(deadline, [following], "commits that it reads at the next start")
-            await _by(deadline, telling, "a message that may be told twice")
+            await _by(deadline, told, "a message that may be told twice")
             await _by(deadline, upkeep, "its step undone")
     finally:
         await parts.listener.close()

@@ -46,14 +46,23 @@ def alert_stage_of(settings: GatewaySettings, book: SeriesBook) -> AlertStage | 
     return AlertStage(settings.alerts.rules, name_of, expected, tell, stale_us=stale_us)
 
 
-async def desks_of(settings: GatewaySettings, database: Database) -> tuple[ChannelDesk, ...]:
-    """A desk for each channel. What is still queued for channels that are gone is forgotten."""
+def desks_of(settings: GatewaySettings, database: Database) -> tuple[ChannelDesk, ...]:
+    """A desk for each channel.
+
+    Raises:
+        OSError: a file that a channel names cannot be used.
+    """
     alerts = settings.alerts
-    await database.write(lambda c: outbox.keep_only(c, alerts.channel_names if alerts.enabled else ()))
     if not alerts.enabled:
         return ()
     channels: list[Channel] = [LogChannel(), *map(_channel_of, alerts.channel)]
     return tuple(ChannelDesk(channel, database, settings.gateway_id, alerts.terms) for channel in channels)
+
+
+async def forget_channels_but(settings: GatewaySettings, database: Database) -> None:
+    """Forget what is still queued for channels that are gone."""
+    alerts = settings.alerts
+    await database.write(lambda c: outbox.keep_only(c, alerts.channel_names if alerts.enabled else ()))
 
 
 def _channel_of(channel: AnyChannel) -> Channel:

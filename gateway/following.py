@@ -12,6 +12,7 @@ from gateway.spool.database import open_read_only
 from gateway.spool.stored_rollups import StoredRollups
 
 if TYPE_CHECKING:
+    from gateway.parts import Parts
     from gateway.processing.alerts import AlertStage
     from gateway.processing.clock import Clock
     from gateway.processing.steps import Stage
@@ -50,3 +51,25 @@ async def follower_of(
     )
     await follower.load()
     return follower, roller, alerts
+
+
+async def follow_on(settings: GatewaySettings, parts: Parts) -> None:
+    """Have processing go on as other settings want it, from its next step on; its state stays.
+
+    Raises:
+        SpoolError: the spool cannot be read; nothing was changed.
+    """
+    roller, before = parts.roller, parts.alerts
+    alerts = before
+    if settings.alerts != parts.settings.alerts:
+        alerts = alert_stage_of(settings, parts.book)
+
+    def hand_over() -> None:
+        if roller is not None:
+            roller.retune(settings.rollups.terms)
+        if alerts is not None and before is not None and alerts is not before:
+            alerts.take_over(before)
+
+    stages: list[Stage] = [stage for stage in (roller, alerts) if stage is not None]
+    await parts.follower.change(settings.processing.terms, stages, hand_over)
+    parts.alerts = alerts

@@ -15,11 +15,13 @@ from typing import TYPE_CHECKING, Final
 from cloud_sync.settings_file import SettingsFault
 from gateway import settings as given
 from gateway.checking import check_of
+from gateway.following import follow_on
 from gateway.ingress.descriptors import connections_affordable
 from gateway.keeping import giving_up_of, limit_log
 from gateway.settings import pending
 from gateway.settings.changes import changes, refusals
 from gateway.settings.effective import flat
+from gateway.spool.errors import SpoolError
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -29,6 +31,7 @@ if TYPE_CHECKING:
     from gateway.parts import Parts
     from gateway.settings import GatewaySettings
     from gateway.shipping import Shipping
+    from gateway.telling import Telling
 
 _log = logging.getLogger(__name__)
 _LOOK_S: Final = 5.0
@@ -38,9 +41,12 @@ _TRIAL_LOOK_S: Final = 0.5
 class Reloader:
     """Takes over configurations. `reload_once` is the step, `run` the loop."""
 
-    def __init__(self, parts: Parts, shipping: Shipping, orders: Orders, watchdog: Watchdog) -> None:
+    def __init__(
+        self, parts: Parts, shipping: Shipping, telling: Telling, orders: Orders, watchdog: Watchdog
+    ) -> None:
         self._parts = parts
         self._shipping = shipping
+        self._telling = telling
         self._orders = orders
         self._watchdog = watchdog
 
@@ -76,7 +82,7 @@ class Reloader:
                 reasons = await self._take_over(await asyncio.to_thread(given.load, pending.chosen(config)))
             except SettingsFault as fault:
                 reasons = [str(each) for each in fault.faults]
-            except OSError as fault:
+            except (OSError, SpoolError) as fault:
                 reasons = [str(fault)]
         if reasons:
             in_force.refused, in_force.changed = reasons, []
@@ -89,14 +95,16 @@ class Reloader:
         """Bring settings into force, or say why that is impossible.
 
         Raises:
-            OSError: a file that a destination names cannot be used; nothing was changed.
+            OSError: a file that a destination or channel names cannot be used; nothing was changed.
+            SpoolError: the spool cannot be read; nothing was changed.
         """
         parts = self._parts
         changed = changes(flat(parts.settings), flat(new))
         refused = refusals(changed)
         if refused:
             return refused
-        made = self._shipping.made(new.destinations)
+        made, desks = self._shipping.made(new.destinations), self._telling.made(new)
+        await follow_on(new, parts)
         tuned = {change.key for change in changed}
         parts.committer.retune(
             interval_s=new.spool.commit_interval_ms / 1000,
@@ -107,6 +115,7 @@ class Reloader:
         await limit_log(parts.database, new.spool.max_bytes)
         parts.retention.giving_up = giving_up_of(new, parts.database, parts.segments, parts.capacity)
         parts.retention.keep_s = new.spool.keep_delivered_h * 3600
+        parts.rollup_retention.keep_s = new.rollups.keep_d * 86_400
         parts.book.max_series = new.spool.max_series
         listen = new.ingress.listen
         parts.listener.settings = replace(
@@ -118,8 +127,12 @@ class Reloader:
             parts.host.period_s = new.ingress.host.period_s
         if any(key.startswith(("checks", "report_by_exception")) for key in tuned):
             parts.committer.check = check_of(new, parts.book, parts.restamper.clock)
+        if any(key.startswith("ingress.rule") for key in tuned):
+            parts.committer.change_rules(new.ingress.rules.rules)
+            parts.listener.forget_permits()
         logging.getLogger().setLevel(new.log_level.upper())
         await self._shipping.change(new.destinations, made)
+        await self._telling.change(new, desks)
         parts.settings = new
         parts.in_force.taken(sorted(tuned | {f"destinations[{name}]" for name in made}))
         _log.info("reloaded: %s", ", ".join(parts.in_force.changed) or "nothing differs")

@@ -143,6 +143,10 @@ class Permit:
             answer = self._answers[topic] = self._rule(topic)
         return answer
 
+    def forget(self) -> None:
+        """What topics carry has changed: ask about each again."""
+        self._answers.clear()
+
     def split(self, run: list[Publish]) -> tuple[list[Publish], list[Publish]]:
         """The publishes that are granted, and those that are denied, each in order."""
         granted: list[Publish] = []

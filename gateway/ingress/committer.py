@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 
     from gateway.ingress.formats.json_reading import JsonReading
     from gateway.ingress.formats.measurement import Decoded, Measurement
+    from gateway.ingress.formats.rule import Rule
     from gateway.ingress.formats.shapes import Decoder
     from gateway.ingress.intake import Acknowledger
     from gateway.ingress.packets import Publish
@@ -186,6 +187,11 @@ class Committer:
         self._interval_s = interval_s
         self._max_pending_bytes = max_pending_bytes
         self._refuse_when_full = refuse_when_full
+
+    def change_rules(self, rules: Sequence[Rule]) -> None:
+        """Decode by other rules, from the next publish on; the listener's topic stays."""
+        self.rules.replace(rules)
+        self._topics.clear()
 
     def publishes(self, source: Acknowledger, batch: list[Publish]) -> None:
         """Take all publishes of one read of a connection. Never blocks, never raises for their content."""

@@ -152,6 +152,11 @@ class Listener:
         self._stopping = False
         self._tick()
 
+    def forget_permits(self) -> None:
+        """What topics carry has changed: ask again about each that connected devices publish to."""
+        for connection in self._connections:
+            connection.forget_permit()
+
     def pause(self) -> None:
         """Stop accepting, and reading every socket: TCP pushes back to the devices. Harmless when paused."""
         if not self.paused:

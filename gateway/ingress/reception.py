@@ -102,6 +102,11 @@ class Reception(Link):
         if not self.closing:
             self._take(items)
 
+    def forget_permit(self) -> None:
+        """What topics carry has changed: ask again about each that is published to."""
+        if self._permit is not None:
+            self._permit.forget()
+
     def _decide(self, packet: Connect, outcome: Identity | Refusal) -> None:
         if isinstance(outcome, Refusal):
             self._refuse_connect(outcome.reason_code)

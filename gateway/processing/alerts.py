@@ -204,6 +204,28 @@ class AlertStage:
         if lost:
             _log.warning("the state of %d alerts is of no known version; they begin anew", lost)
 
+    def take_over(self, before: AlertStage) -> None:
+        """Go on where another stage is, between two of its steps. What is of a rule that is gone recovers in
+        the next step, as after a restart; a rule of the same name keeps its courses.
+        """
+        for (place, series), course in before._courses.items():
+            rule = before.rules[place]
+            at = self._places.get(rule.name)
+            if at is None:
+                key = f"{COURSE_KEY}/{rule.name}/{series}"
+                self._orphans.append(_Orphan(key, rule.name, series, _Kept(rule.severity, course)))
+            else:
+                self._set((at, series), course)
+        self._orphans += before._orphans
+        self._grow(len(before._arrived_us) - 1)
+        for name in ("_arrived_us", "_rate_from_us", "_rate_from"):
+            old = getattr(before, name)
+            getattr(self, name)[: len(old)] = old
+        self._awake_us, self._now_us = before._awake_us, before._now_us
+        self._rates_unsaved = True
+        self.fired, self.recovered = before.fired, before.recovered
+        self.recent = before.recent
+
     def step(self, step: Step) -> Outcome:
         """What this step changes of the alerts. Changes nothing here, but for room in arrays."""
         passed_us = 0 if self._now_us is None else step.now_us - self._now_us
@@ -211,7 +233,7 @@ class AlertStage:
             passed_us = 0
         after = _After(self._awake_us + passed_us, step.now_us)
         self._grow(int(max(step.readings.series.max(initial=0), step.rollups.series.max(initial=0))))
-        if self._now_us is None:
+        if self._now_us is None or self._orphans:
             self._expect(after)
         self._judge_readings(step, after)
         self._judge_rollups(step, after)
@@ -238,8 +260,7 @@ class AlertStage:
             self._rate_from_us[points.series] = points.times
             self._rate_from[points.series] = points.values
         self._arrived_us[after.seen] = after.awake_us
-        if self._now_us is None:
-            self._orphans = []
+        self._orphans = []
         self._awake_us, self._now_us = after.awake_us, after.now_us
         self._rates_unsaved = not after.rates_saved and outcome.snapshot is not None
         self.recent.extend(after.events)

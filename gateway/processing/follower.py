@@ -174,6 +174,35 @@ class Follower:
             self._count(made.chunk)
             return made.chunk.readings.rows
 
+    async def change(
+        self, terms: FollowTerms, stages: Sequence[Stage], between: Callable[[], None] = lambda: None
+    ) -> None:
+        """Go on by other terms and with other stages, between two steps.
+
+        A stage that was not among the stages before takes up what the spool remembers of its name.
+
+        Args:
+            terms: from the next step on.
+            stages: those from now on, in order.
+            between: what else is to change while no step is under way.
+
+        Raises:
+            SpoolError: the spool cannot be read; nothing was changed.
+        """
+        async with self._turn:
+            strangers = [stage for stage in stages if stage.name not in {s.name for s in self._stages}]
+            if strangers:
+                state = await self._database.read(read_state)
+                for key, value in self._remembered.items():
+                    state.pop(key, None)
+                    if value is not None:
+                        state[key] = value
+                for stage in strangers:
+                    stage.load({k: v for k, v in state.items() if k.startswith(f"{stage.name}/")})
+            between()
+            self._terms, self._stages = terms, tuple(stages)
+        self.wake()
+
     async def catch_up(self) -> None:
         """Follow to what is the newest commit now, durably; may be called while `run` is running.
 

@@ -136,6 +136,16 @@ class Roller:
                 _log.warning("the newest times of series are found anew: %s", fault)
         self._state = RollState(_adopted(tuple(levels), orphans), newest_us)
 
+    def retune(self, terms: RollTerms) -> None:
+        """Go on by other terms, between two steps; windows that are closed stay closed.
+
+        Args:
+            terms: with the lengths of windows that it has.
+        """
+        if terms.windows_s != self._terms.windows_s:
+            raise ValueError("the lengths of windows cannot be changed while some are open")
+        self._terms = terms
+
     def step(self, step: Step) -> Outcome:
         """Roll up the readings of a step, and close what is due."""
         before, now = self._state, Instant(step.now_us, step.clock_trusted)

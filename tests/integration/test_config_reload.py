@@ -13,6 +13,7 @@ import time
 from collections import defaultdict
 from typing import TYPE_CHECKING, Any
 
+import aiomqtt
 import httpx
 import msgspec
 import pytest
@@ -77,9 +78,11 @@ class Running:
     def in_force(self) -> dict[str, Any]:
         return httpx.get(f"{self.url}/config", trust_env=False, timeout=5).json()
 
+    def status(self) -> dict[str, Any]:
+        return httpx.get(f"{self.url}/status", trust_env=False, timeout=5).json()
+
     def backlog(self) -> int:
-        status = httpx.get(f"{self.url}/status", trust_env=False, timeout=5).json()
-        return sum(d["backlog_readings"] for d in status["destinations"])
+        return sum(d["backlog_readings"] for d in self.status()["destinations"])
 
     def hang_up(self, text: str) -> dict[str, Any]:
         """Write a configuration, send SIGHUP, and wait for what becomes of it."""
@@ -173,6 +176,48 @@ def test_a_reload_of_what_cannot_change_is_refused_with_a_reason_and_nothing_of_
     assert "a restart is needed" in told.stdout
     assert gateway.hang_up("no toml [")["refused"][0].endswith("(at line 1, column 4)")
     gateway.send(10, 1)
+
+
+def test_a_reload_takes_rules_for_payloads_and_alerts_and_tells_new_channels(gateway: Running) -> None:
+    async def scenario() -> None:
+        told: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
+
+        def hook(request: Any) -> Answer:
+            told.put_nowait(msgspec.json.decode(request.body))
+            return Answer(200)
+
+        async with (
+            http_stub(hook) as stub,
+            aiomqtt.Client("127.0.0.1", gateway.mqtt_port) as device,
+        ):
+            alerts = "[alerts]\nbuiltin = false\ngroup_wait_s = 0\ngroup_interval_s = 0\n"
+            channel = (
+                f'[[alerts.channel]]\nname = "ops"\nkind = "webhook"\nform = "json"\nurl = "{stub.url}"\n'
+            )
+            hot = '[[alerts.rule]]\nname = "hot"\nseries = "*/temp"\non = "value"\nabove = 30\n'
+            rule = '[[ingress.rule]]\ntopic = "up/{sensor_id}"\nformat = "fields"\n'
+            more = DEAD_STICK.format("absent", "false") + alerts + channel
+            other = "[processing]\ninterval_s = 0.1\n[rollups]\nlateness_s = 5\nkeep_d = 7\n"
+            await device.publish("up/dev", '{"temp": 40}', qos=1)
+            text = gateway.text("", more + hot + rule + other)
+            assert (await asyncio.to_thread(gateway.hang_up, text))["refused"] == []
+            await device.publish("up/dev", '{"temp": 41}', qos=1)
+            first = await asyncio.wait_for(told.get(), 10)
+            assert (first["rule"], first["firing"], first["alerts"][0]["value"]) == ("hot", 1, 41)
+            assert gateway.status()["quarantine"]["items"] == 1
+            text = gateway.text("", more + rule + other)
+            assert (await asyncio.to_thread(gateway.hang_up, text))["refused"] == []
+            await asyncio.to_thread(wait_until, lambda: gateway.status()["alerts"]["firing"] == 0, 10)
+            ended = gateway.status()["alerts"]["newest"][0]
+            assert (ended["rule"], ended["text"]) == ("hot", "the rule is no longer in the configuration")
+            no_ops = text.replace(channel, "").replace("lateness_s = 5", "windows_s = [60]")
+            said = await asyncio.to_thread(gateway.hang_up, no_ops)
+            assert [r.partition(" cannot")[0] for r in said["refused"]] == ["rollups.windows_s"]
+            text = no_ops.replace("windows_s = [60]", "")
+            assert (await asyncio.to_thread(gateway.hang_up, text))["refused"] == []
+            assert [c["name"] for c in gateway.status()["channels"]] == ["log"]
+
+    asyncio.run(scenario())
 
 
 def test_a_restart_with_another_configuration_keeps_backlog_and_progress(gateway: Running) -> None:

@@ -11,6 +11,8 @@ import uvloop
 
 from gateway.ingress import credentials
 from gateway.ingress.encoder import encode
+from gateway.ingress.formats.rule import rule_of
+from gateway.ingress.formats.rules import Rules
 from gateway.ingress.listener import Listener, ListenSettings
 from gateway.ingress.packets import (
     V5,
@@ -183,6 +185,24 @@ def test_a_device_publishes_as_itself_and_is_told_when_it_does_not(passwords):
                 assert await old.answer(Publish(b"sensors/pump-1/t", b"3", 1, 1)) is None
             assert [p.payload for p in listener.intake.taken] == [b"2"]
             assert listener.counters.refused_total == {"not_authorized": 2}
+
+    run(main())
+
+
+def test_what_a_connected_device_may_publish_follows_other_rules_for_topics(passwords):
+    async def main():
+        rules = Rules(
+            TopicTemplate("sensors/{sensor_id}/{sensor_type}"),
+            [rule_of("up/#", "fields", sensor_id="{serial}")],
+        )
+        listener = listener_of(Listen(port=0, passwords_file=passwords), Committing(), rules)
+        async with serving(listener), connected(listener, device("pump-1")) as client:
+            assert await client.answer(Publish(b"up/pump-2", b"1", 1, 1)) == Reply(PacketType.PUBACK, 1)
+            rules.replace([rule_of("up/{sensor_id}", "fields")])
+            listener.forget_permits()
+            theirs = Publish(b"up/pump-2", b"2", 2, 1)
+            assert await client.answer(theirs) == Reply(PacketType.PUBACK, 2, 0x87)
+            assert await client.answer(Publish(b"up/pump-1", b"3", 3, 1)) == Reply(PacketType.PUBACK, 3)
 
     run(main())
 

@@ -85,6 +85,13 @@ class Bench:
         stage.load(self.durable)
         return stage
 
+    def made_from(self, before: AlertStage) -> AlertStage:
+        """With the rules of now, where another stage is."""
+        durable, self.durable = self.durable, {}
+        stage, self.durable = self.made(), durable
+        stage.take_over(before)
+        return stage
+
     def step(self, now_us: int, rows: Sequence[Seen] = (), rollups: Rollups | None = None) -> list[Told]:
         step = Step(readings(rows), rollups or Rollups.none(), now_us)
         return self.settle(self.stage.step(step))
@@ -385,3 +392,46 @@ def test_events_say_which_rule_and_series_they_are_of():
     assert outcome.also is not None
     outcome.also(None)  # type: ignore[arg-type]  # this outbox needs no file
     assert [(e.rule.name, e.series, e.detail) for e in told] == [("hot", 2, "value 40 is above 35")]
+
+
+# other rules while the gateway runs
+
+
+def test_other_rules_keep_the_courses_of_those_that_stay_and_end_the_alerts_of_those_that_go() -> None:
+    hot = Rule("hot", EVERY, "value", above=30)
+    moist = Rule("moist", EVERY, "value", above=20)
+    bench = Bench([moist, hot])
+    bench.step(at(0), [Seen(0, at(0), 40)])
+    assert [(t.rule, t.state) for t in bench.told] == [("moist", "FIRING"), ("hot", "FIRING")]
+    before, bench.rules = (
+        bench.stage,
+        [hot._replace(severity=Severity.CRITICAL), Rule("cold", EVERY, "value", below=0)],
+    )
+    bench.stage = bench.made_from(before)
+    bench.told.clear()
+    bench.step(at(1), [Seen(0, at(1), 41)])
+    assert [(t.rule, t.state) for t in bench.told] == [("moist", "RECOVERED")]
+    bench.step(at(2), [Seen(0, at(2), -1)])
+    assert [(t.rule, t.state) for t in bench.told[1:]] == [("hot", "RECOVERED"), ("cold", "FIRING")]
+    assert {key for key in bench.durable if "course" in key} == {
+        "alerts/course/cold/0",
+        "alerts/course/hot/0",
+    }
+    assert (bench.stage.fired, bench.stage.recovered) == (3, 2)
+
+
+def test_other_rules_do_not_forget_how_long_a_series_was_silent_nor_where_a_rate_began() -> None:
+    silence = Rule("silence", EVERY, "silence", above=60)
+    rate = Rule("rate", EVERY, "rate_per_min", above=10)
+    bench = Bench([silence], known=[0])
+    bench.step(at(0), [Seen(0, at(0), 1)])
+    for second in range(20, 60, 20):
+        bench.step(at(second))
+    before, bench.rules = bench.stage, [rate, silence]
+    bench.stage = bench.made_from(before)
+    assert bench.step(at(60)) == []
+    assert [t.rule for t in bench.step(at(61))] == ["silence"]
+    bench.step(at(70), [Seen(0, at(70), 1)])
+    before, bench.rules = bench.stage, [rate]
+    bench.stage = bench.made_from(before)
+    assert [(t.rule, t.state) for t in bench.step(at(80), [Seen(0, at(80), 21)])][-1] == ("rate", "FIRING")

@@ -32,6 +32,10 @@ class Rules:
         self.rules = tuple(rules)
         self.births = Births() if births is None else births
 
+    def replace(self, rules: Sequence[Rule]) -> None:
+        """Go on with other rules. What was asked about topics before is to be asked again."""
+        self.rules = tuple(rules)
+
     def rule_for(self, topic: str) -> Rule | None:
         """The first rule for a topic; None when the template is for it."""
         return next((rule for rule in self.rules if rule.names_of(topic) is not None), None)
