@@ -74,6 +74,7 @@ class Reloader:
         """Read the configuration and take it over; returns why it is refused, nothing when it was not."""
         in_force = self._parts.in_force
         in_force.attempts += 1
+        in_force.refused, in_force.changed = [], []
         config = self._orders.config
         if config is None:
             reasons = ["this gateway was not started with a file"]
