@@ -116,7 +116,8 @@ class Reloader:
         await limit_log(parts.database, new.spool.max_bytes)
         parts.retention.giving_up = giving_up_of(new, parts.database, parts.segments, parts.capacity)
         parts.retention.keep_s = new.spool.keep_delivered_h * 3600
-        parts.rollup_retention.keep_s = new.rollups.keep_d * 86_400
+        for retention in parts.summary_retentions:
+            retention.keep_s = new.rollups.keep_d * 86_400
         parts.book.max_series = new.spool.max_series
         listen = new.ingress.listen
         parts.listener.settings = replace(

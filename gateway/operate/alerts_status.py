@@ -50,7 +50,7 @@ def alerts_of(stage: AlertStage | None, book: SeriesBook) -> AlertsStatus | None
             (rule.name, series),
             Alert(rule.name, rule.severity.name.lower(), _subject(book, series), "", fired_us, firing=True),
         )
-    newest = sorted(shown.values(), key=lambda alert: (not alert.firing, -alert.since_us))
+    newest = sorted(shown.values(), key=_order)
     counts = stage.firing
     return AlertsStatus(
         firing=sum(counts.values()), critical=counts.get(Severity.CRITICAL, 0), newest=newest[:_SHOWN]
@@ -71,6 +71,11 @@ def channels_of(desks: tuple[ChannelDesk, ...], waiting: dict[str, int]) -> list
         )
         for desk in desks
     ]
+
+
+def _order(alert: Alert) -> tuple[bool, bool, int]:
+    """What fires first, of that what is critical, then the latest."""
+    return not alert.firing, alert.firing and alert.severity != "critical", -alert.since_us
 
 
 def _subject(book: SeriesBook, series: int) -> str:

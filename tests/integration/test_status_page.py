@@ -375,6 +375,30 @@ def test_whoever_comes_from_elsewhere_signs_in_and_out(page: Page, filled: Site)
         page.ask("Network.setExtraHTTPHeaders", headers={})
 
 
+@pytest.mark.parametrize(("scheme", "width"), [("light", 1200), ("dark", 390)])
+def test_what_alerts_is_first_with_its_severity_in_words_and_what_is_over_comes_after(
+    page: Page, filled: Site, scheme: Literal["light", "dark"], width: int
+):
+    filled.publish(
+        ("kiln/temperature", b'{"value": 46.5}'),
+        ("door-2/contact", b'{"value": 1, "battery_level": 5}'),
+        ("oven/temperature", b'{"value": 41}'),
+        ("oven/temperature", b'{"value": 21}'),
+    )
+    opened(page, filled, scheme=scheme, width=width)
+    page.wait_until("document.querySelector('#alerts').innerText.includes('value is back at 21')")
+    rows = page.evaluate("[...document.querySelectorAll('#alerts tbody tr')].map(r => r.innerText)")
+    firing = [row for row in rows if "over" not in row.split()[0].lower()]
+    assert rows[: len(firing)] == firing
+    assert [row.split()[0].lower() for row in firing] == ["critical", "warning"]
+    assert any("critical kiln/temperature" in row.lower() and "46.5 is above 35" in row for row in firing)
+    assert any("warning door-2/contact" in row.lower() and "5 is below 20" in row for row in firing)
+    assert any("over oven/temperature" in row.lower() for row in rows[len(firing) :])
+    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+    picture(page, f"alerts-{scheme}-{width}")
+    assert violations(page) == []
+
+
 def test_a_gateway_that_is_gone_is_said_to_be_and_comes_back_by_itself(page: Page, filled: Site):
     opened(page, filled)
     assert filled.program.stop() == 0

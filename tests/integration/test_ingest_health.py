@@ -1,0 +1,46 @@
+"""The region's health is the progress of what waits for the database, not that the process answers."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import httpx
+
+from cloud_sync.destinations.timescaledb import TimescaleSink
+from cloud_sync.ingest import turns as turns_module
+from cloud_sync.ingest.app import IngestApp, create_app
+from cloud_sync.ingest.callers import Callers
+from cloud_sync.ingest.intake import Intake, IntakeLimits
+from cloud_sync.ingest.metrics import IngestMetrics
+from cloud_sync.ingest.tokens import TokenFile
+from cloud_sync.ingest.turns import Turns
+from cloud_sync.wire import WireLimits
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    import pytest
+
+
+async def test_a_batch_whose_turn_never_ends_makes_the_region_unwell_until_it_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    intake, turns = Intake(IntakeLimits()), Turns(1)
+    app = IngestApp(
+        sink=TimescaleSink("postgresql://127.0.0.1:1/nowhere"),
+        callers=Callers(TokenFile(tmp_path / "tokens")),
+        intake=intake,
+        turns=turns,
+        limits=WireLimits(),
+        metrics=IngestMetrics(intake, turns),
+    )
+    transport = httpx.ASGITransport(create_app(app))
+    async with httpx.AsyncClient(transport=transport, base_url="http://region") as client:
+        async with turns.turn("gw-1", 10):
+            assert (await client.get("/healthz")).json() == {"status": "ok"}
+        monkeypatch.setattr(turns_module, "_TURN_WITHIN_S", -1.0)
+        async with turns.turn("gw-1", 10):
+            unwell = await client.get("/healthz")
+            assert (unwell.status_code, unwell.json()["status"]) == (503, "stuck")
+            assert "applying batches has been silent" in unwell.json()["stages"][0]
+        assert (await client.get("/healthz")).status_code == 200
