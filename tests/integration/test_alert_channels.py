@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import json
 import logging
 import ssl
+from contextlib import asynccontextmanager
 
 import pytest
 
@@ -158,3 +161,51 @@ async def test_the_log_has_one_line_a_message(caplog):
     assert [(r.name, r.levelname, r.message) for r in caplog.records] == [
         ("gateway.alerts", "ERROR", TEXT.replace("\n", " | "))
     ]
+
+
+@pytest.mark.parametrize("name", ["a\u2028b", "a\r\nBcc: x@y.example", "a\x85b", "\ud800"])
+async def test_a_mail_about_a_device_whose_name_would_end_a_header_is_sent(name):
+    example = Example(name, "t", AT_US, 1.0, 2.0, 1, "value 1 is below 2")
+    message = message_of("barn-1", [Notice("cold", Severity.WARNING, AlertState.FIRING, 1, (example,))])
+    async with mail_server() as mailbox:
+        await mail(mailbox.port).send(message)
+        (got,) = mailbox.mails
+        assert got["Subject"].startswith("WARNING: cold of ")
+        assert got["Subject"].endswith("/t at barn-1")
+        assert got["Bcc"] is None
+
+
+@asynccontextmanager
+async def dripping(head: bytes):
+    """The port of a server that answers with `head` and then a byte at a time, for long."""
+    ended = asyncio.Event()
+
+    async def answer(reader, writer):
+        try:
+            await reader.readuntil(b"\r\n\r\n")
+            writer.write(head)
+            for _ in range(200):
+                writer.write(b"a")
+                await writer.drain()
+                await asyncio.sleep(0.05)
+        except OSError:
+            pass
+        finally:
+            writer.close()
+            ended.set()
+
+    async with await asyncio.start_server(answer, "127.0.0.1", 0) as server:
+        yield server.sockets[0].getsockname()[1]
+        await ended.wait()
+
+
+@pytest.mark.parametrize(
+    ("head", "taken"), [(b"HTTP/1.1 200 OK\r\n\r\n", True), (b"HTTP/1.1 200 OK\r\nx: ", False)]
+)
+async def test_a_webhook_whose_answer_has_no_end_is_not_waited_for(head, taken):
+    async with dripping(head) as port:
+        channel = WebhookChannel("ops", f"http://127.0.0.1:{port}", timeout_s=0.2)
+        async with asyncio.timeout(5):
+            with contextlib.nullcontext() if taken else pytest.raises(ChannelFault, match="no answer"):
+                await channel.send(MESSAGE)
+        await channel.aclose()

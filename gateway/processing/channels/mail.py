@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from dataclasses import dataclass
 from email.message import EmailMessage
@@ -56,30 +57,36 @@ class MailChannel:
         """
         server, mail = self._server, EmailMessage()
         mail["From"], mail["To"] = self._sender, ", ".join(self._recipients)
-        mail["Subject"] = message.subject
+        mail["Subject"] = _one_line(message.subject)
         mail["Date"] = formatdate()
         mail["Message-ID"] = make_msgid(domain=self._sender.partition("@")[2] or None)
         mail["Auto-Submitted"] = "auto-generated"  # RFC 3834: no out-of-office answers
-        mail.set_content(message.text + "\n")
+        mail.set_content("\n".join(map(_one_line, message.text.split("\n"))) + "\n")
         try:
-            refused, _ = await aiosmtplib.send(
-                mail,
-                hostname=server.host,
-                port=server.port,
-                use_tls=server.tls == "tls",
-                start_tls=server.tls == "starttls",
-                tls_context=server.context,
-                username=server.username or None,
-                password=server.password or None,
-                timeout=server.timeout_s,
-            )
-        except (aiosmtplib.SMTPException, OSError) as fault:
+            async with asyncio.timeout(3 * server.timeout_s):
+                refused, _ = await aiosmtplib.send(
+                    mail,
+                    hostname=server.host,
+                    port=server.port,
+                    use_tls=server.tls == "tls",
+                    start_tls=server.tls == "starttls",
+                    tls_context=server.context,
+                    username=server.username or None,
+                    password=server.password or None,
+                    timeout=server.timeout_s,
+                )
+        except (aiosmtplib.SMTPException, OSError, TimeoutError) as fault:
             raise ChannelFault(f"{server.host}:{server.port}: {_words(fault)}") from fault
         if refused:  # the others have it; to send it again would tell them twice
             _log.warning("channel %s: %s refuses %s", self.name, server.host, ", ".join(sorted(refused)))
 
     async def aclose(self) -> None:
         """Nothing is held."""
+
+
+def _one_line(text: str) -> str:
+    """What a device is called may hold what ends a line elsewhere (U+2028), which no header may."""
+    return " ".join(text.encode(errors="replace").decode().splitlines())
 
 
 def _words(fault: Exception) -> str:

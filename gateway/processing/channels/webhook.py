@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import TYPE_CHECKING, Literal
 
 import httpx
@@ -34,6 +35,7 @@ class WebhookChannel:
         self.name = name
         self._url = url
         self._form = form
+        self._timeout_s = timeout_s
         headers = {"content-type": "application/json"}
         if token:
             headers["authorization"] = f"Bearer {token}"
@@ -49,11 +51,17 @@ class WebhookChannel:
         """
         document = {"text": message.text} if self._form == "slack" else message.document()
         try:
-            answer = await self._client.post(self._url, content=msgspec.json.encode(document))
-        except (httpx.HTTPError, httpx.InvalidURL) as fault:
+            async with asyncio.timeout(2 * self._timeout_s):
+                content = msgspec.json.encode(document)
+                async with self._client.stream("POST", self._url, content=content) as answer:
+                    taken, status = (
+                        answer.is_success,
+                        answer.status_code,
+                    )  # its body is nobody's, however long
+        except (httpx.HTTPError, httpx.InvalidURL, TimeoutError) as fault:
             raise ChannelFault(f"no answer ({type(fault).__name__})") from fault
-        if not answer.is_success:
-            raise ChannelFault(f"it answered {answer.status_code}")
+        if not taken:
+            raise ChannelFault(f"it answered {status}")
 
     async def aclose(self) -> None:
         """Close its connection."""
