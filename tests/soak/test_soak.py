@@ -10,7 +10,7 @@ import pytest
 from tests.fixtures_postgres import start_postgres
 from tests.soak.run import soak
 
-SECONDS = float(os.environ.get("TIDEGATE_SOAK_SECONDS", "30"))
+SECONDS = float(os.environ.get("TIDEGATE_SOAK_SECONDS", "15"))
 SEED = int(os.environ.get("TIDEGATE_SOAK_SEED", "20"))
 
 
