@@ -99,6 +99,7 @@ class ChannelDesk:
         self._clock_us = clock_us
         self._monotonic = monotonic
         self._seen_at: dict[int, float] = {}
+        self._age_when_seen_s: dict[int, float] = {}
         self._said_at: dict[str, float] = {}
         self._attempt = 0
 
@@ -153,14 +154,21 @@ class ChannelDesk:
         return self._backoff.wait_s(self._attempt)
 
     async def _without_old(self, found: list[Waiting]) -> list[Waiting]:
-        """What is worth sending; the rest is dropped. Age is by the clock, but no younger than was seen."""
+        """What is worth sending; the rest is dropped.
+
+        Age is by the clock up to when a notice was first seen, and then by time that passed: a clock that is
+        set right after a start in 1970 makes nothing old.
+        """
         now, now_us = self._monotonic(), self._clock_us()
         self._seen_at = {w.number: self._seen_at.get(w.number, now) for w in found}
+        ages, terms = self._age_when_seen_s, self._terms
+        self._age_when_seen_s = {
+            w.number: ages.get(w.number, max(0.0, (now_us - w.queued_at_us) / 1e6)) for w in found
+        }
         old = [
             w
             for w in found
-            if now_us - w.queued_at_us > self._terms.give_up_s * 1e6
-            or now - self._seen_at[w.number] > self._terms.give_up_s
+            if self._age_when_seen_s[w.number] + now - self._seen_at[w.number] > terms.give_up_s
         ]
         if not old:
             return found

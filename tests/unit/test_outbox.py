@@ -50,9 +50,10 @@ class Phone:
 @dataclass
 class Time:
     s: float = 0.0
+    jumped_s: float = 0.0
 
     def us(self) -> int:
-        return NOW_US + round(self.s * 1e6)
+        return NOW_US + round((self.s + self.jumped_s) * 1e6)
 
     def monotonic(self) -> float:
         return self.s
@@ -219,3 +220,17 @@ async def test_what_is_queued_for_a_channel_that_is_gone_is_forgotten(tmp_path):
 )
 def test_the_subject_says_how_bad_which_rule_and_how_many(notices, subject):
     assert message_of("g", notices).subject == subject
+
+
+async def test_a_clock_that_is_set_right_makes_no_message_too_old(tmp_path):
+    phone, time = Phone(broken=1), Time()
+    async with desk(tmp_path / "spool.db", phone, time=time) as (at_desk, database, _):
+        await put(database, notice("a"))
+        await at_desk.send_once()
+        time.jumped_s = 56 * 365 * 86_400
+        time.s = 10
+        await at_desk.send_once()
+        time.s = 20
+        await at_desk.send_once()
+        assert [m.firing for m in phone.told] == [1]
+        assert at_desk.counters.given_up == 0
