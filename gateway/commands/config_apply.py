@@ -69,6 +69,11 @@ def apply(
         typer.echo(f"{config}: in place; {reason}. Kept: {pending.previous_of(config)}")
         return
     _must_be_ours(running.pid, config)
+    if not wanted.status.enabled:
+        fail(
+            "status.enabled = false: nobody could ask whether the gateway is well, so no trial can succeed; "
+            f"nothing was changed. Leave it on, or replace {config} by hand and restart the gateway"
+        )
     before = trial.unreachable(old)
     restart = bool(refusals(changed))
     typer.echo(

@@ -75,6 +75,9 @@ def certificate_files(settings: GatewaySettings) -> Iterator[tuple[str, Path]]:
             (f"{place}.client_ca_file", door.client_ca_file),
             (f"{place}.client_crl_file", door.client_crl_file),
         ]
+    if settings.status.enabled:
+        named.append(("status.tls_cert_file", settings.status.tls_cert_file))
+    named += [(f"alerts.channel[{c.name}].ca_file", c.ca_file) for c in settings.alerts.channel]
     for subscribe in settings.ingress.subscribe:
         place = f"ingress.subscribe[{subscribe.name or subscribe.url}]"
         named += [(f"{place}.cert_file", subscribe.cert_file), (f"{place}.ca_file", subscribe.ca_file)]

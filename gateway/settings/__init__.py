@@ -248,7 +248,9 @@ def read(path: Path) -> GatewaySettings:
     ):
         for key, value in _paths_of(table):
             is_secret = key in ("token_file", "password_file")
-            setattr(table, key, handed_over(folder / value) if is_secret else folder / value)
+            setattr(table, key, folder / value)
+            if is_secret and (given := handed_over(folder / value)) != folder / value:
+                table.hand_over(key, given)
     return settings
 
 

@@ -18,6 +18,7 @@ from cloud_sync import settings_file
 from cloud_sync.masking import MASK, masked_text
 from gateway import settings as given
 from gateway.settings.keys import plain
+from gateway.settings.tables import Table
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -110,7 +111,8 @@ def _leaves(
 ) -> Iterator[tuple[str, tuple[str | int, ...], Any]]:
     if isinstance(value, BaseModel):
         for name in type(value).model_fields:
-            yield from _leaves(getattr(value, name), f"{key}.{name}" if key else name, (*steps, name))
+            leaf = value.configured(name) if isinstance(value, Table) else getattr(value, name)
+            yield from _leaves(leaf, f"{key}.{name}" if key else name, (*steps, name))
     elif isinstance(value, list) and value and all(isinstance(entry, BaseModel) for entry in value):
         for position, (name, entry) in enumerate(zip(_names(value), value, strict=True)):
             yield from _leaves(entry, f"{key}[{name}]", (*steps, position))

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import ipaddress
-from typing import Annotated
+from pathlib import Path  # noqa: TC003 - pydantic reads the annotations
+from typing import Annotated, Any
 from urllib.parse import urlsplit
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PrivateAttr
 
 Port = Annotated[int, Field(ge=0, le=65535)]
 Count = Annotated[int, Field(gt=0)]
@@ -60,3 +61,14 @@ class Table(BaseModel):
     """A table of the file. Unknown keys are faults; the docstring under a key is its description."""
 
     model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
+
+    _configured: dict[str, Path] = PrivateAttr(default_factory=dict)
+
+    def hand_over(self, key: str, given: Path) -> None:
+        """Have `key` lead to `given`, where systemd put a copy, and remember what the configuration says."""
+        self._configured[key] = getattr(self, key)
+        setattr(self, key, given)
+
+    def configured(self, key: str) -> Any:
+        """What the configuration says of `key`, wherever that was handed over."""
+        return self._configured.get(key, getattr(self, key))

@@ -18,6 +18,8 @@ import httpx
 import msgspec
 import pytest
 
+from gateway import settings
+from gateway.operate.in_force import masked_values
 from gateway.settings import pending
 from tests.free_ports import free_port
 from tests.http_stub import Answer, http_stub
@@ -284,6 +286,33 @@ def test_apply_refuses_what_has_faults_and_touches_nothing(gateway: Running) -> 
     assert "new.toml: nonsense: unknown key" in done.stderr
     assert gateway.config.read_text() == old
     assert not pending.previous_of(gateway.config).exists()
+
+
+def test_apply_says_at_once_that_a_gateway_without_its_endpoint_cannot_be_tried(gateway: Running) -> None:
+    old = gateway.config.read_text()
+    done = gateway.apply(gateway.text().replace("[status]", "[status]\nenabled = false"))
+    assert done.returncode == 2
+    assert "status.enabled = false" in done.stderr
+    assert gateway.config.read_text() == old
+    assert not pending.marker_of(gateway.config).exists()
+
+
+def test_a_secret_that_systemd_hands_over_is_no_other_configuration(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = tmp_path / "gateway.toml"
+    config.write_text(
+        'gateway_id = "g"\n[spool]\npath = "s"\n[[destinations]]\nname = "r"\nkind = "ingest"\n'
+        'url = "https://r"\ntoken_file = "secrets/r.token"\n'
+    )
+    said = masked_values(settings.read(config))
+    copies = tmp_path / "credentials"
+    copies.mkdir()
+    (copies / "secret_r.token").write_text("t\n")
+    monkeypatch.setenv("CREDENTIALS_DIRECTORY", str(copies))
+    service = settings.read(config)
+    assert service.destinations[0].token_file == copies / "secret_r.token"  # type: ignore[union-attr]  # of kind ingest
+    assert masked_values(service) == said
 
 
 def test_apply_goes_back_when_a_destination_cannot_be_reached(gateway: Running) -> None:

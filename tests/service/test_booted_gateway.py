@@ -129,6 +129,15 @@ def test_a_reload_and_a_start_again_keep_the_process(installed):
     installed.systemctl("reload", UNIT)
 
 
+def test_systemd_reloads_what_can_change_and_the_sandbox_lets_it_be_read(installed):
+    config = installed.root / "etc/tidegate/gateway.toml"
+    config.write_text(CONFIG.replace("flush_s = 0.1", "flush_s = 0.3"))
+    installed.systemctl("reload", UNIT)
+    until(lambda: "destinations[regional].flush_s" in installed.http("/config")[1]["changed"], 10, installed)
+    config.write_text(CONFIG)
+    installed.systemctl("reload", UNIT)
+
+
 def test_a_stop_commits_what_was_read_and_ends_well_within_its_time(installed, tmp_path):
     before = readings_in(installed)
     fleet = installed.beside(

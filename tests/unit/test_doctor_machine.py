@@ -217,3 +217,23 @@ async def test_a_port_that_is_taken_or_not_this_machines_is_found_and_the_gatewa
 async def test_a_name_that_nobody_knows_is_found():
     assert (await network.check_name("nobody.invalid", "destination r")).level is Level.FAULT
     assert (await network.check_name("127.0.0.1", "destination r")).level is Level.OK
+
+
+def test_secrets_and_certificates_of_the_endpoint_and_of_channels_are_looked_at(tmp_path: Path) -> None:
+    config = tmp_path / "gateway.toml"
+    config.write_text(
+        'gateway_id = "g"\n[spool]\npath = "s"\n'
+        '[status]\ntls_cert_file = "server.pem"\ntls_key_file = "server.key"\ntokens_file = "tokens"\n'
+        '[[alerts.channel]]\nname = "ops"\nkind = "webhook"\nurl_file = "ops.url"\nca_file = "ops-ca.pem"\n'
+        '[[alerts.channel]]\nname = "mail"\nkind = "email"\nhost = "h"\nusername = "u"\n'
+        'password_file = "mail.password"\nsender = "a@b.example"\nto = ["c@d.example"]\n'
+    )
+    (tmp_path / "ops.url").write_text("https://chat.example/hook\n")
+    (tmp_path / "ops.url").chmod(0o644)
+    given = settings.read(config)
+    secrets = {f.what.partition(": ")[0].partition(" names")[0] for f in files.check_secrets(given)}
+    assert secrets >= {"status.tls_key_file", "status.tokens_file", "alerts.channel[mail].password_file"}
+    assert any(f.subject.endswith("ops.url") and f.level is Level.WARNING for f in files.check_secrets(given))
+    found = files.check_certificates(given, NOW_S)
+    faults = {Path(f.subject).name for f in found if f.level is Level.FAULT}
+    assert faults >= {"server.pem", "ops-ca.pem"}

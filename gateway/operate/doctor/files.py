@@ -70,6 +70,7 @@ def secret_files(settings: GatewaySettings) -> Iterator[tuple[str, Path]]:
         ]
     if settings.ingress.http.enabled:
         named.append(("ingress.http.tokens_file", settings.ingress.http.tokens_file))
+    named += _of_endpoint_and_channels(settings)
     for subscribe in settings.ingress.subscribe:
         place = f"ingress.subscribe[{subscribe.name or subscribe.url}]"
         named += [
@@ -85,6 +86,15 @@ def secret_files(settings: GatewaySettings) -> Iterator[tuple[str, Path]]:
         if isinstance(destination, HttpDestination):
             named.append((f"{place}.key_file", destination.key_file))
     return ((key, path) for key, path in named if path is not None)
+
+
+def _of_endpoint_and_channels(settings: GatewaySettings) -> Iterator[tuple[str, Path | None]]:
+    if settings.status.enabled:
+        yield "status.tls_key_file", settings.status.tls_key_file
+        yield "status.tokens_file", settings.status.tokens_file
+    for channel in settings.alerts.channel:
+        for key in ("url_file", "token_file", "password_file"):
+            yield f"alerts.channel[{channel.name}].{key}", getattr(channel, key, None)
 
 
 def check_folders(settings: GatewaySettings, *, as_service: bool) -> list[Finding]:
@@ -127,10 +137,11 @@ def check_certificates(settings: GatewaySettings, now_s: float) -> list[Finding]
         make = fault if status.urgent else warning
         what = f"{status.key}: {words}"
         found.append(make("tls", status.path, what, renew) if status.soon else ok("tls", status.path, what))
-    for door in settings.ingress.doors.values():
-        if door.tls_files is not None:
+    served = [door.tls_files for door in settings.ingress.doors.values()]
+    for tls_files in (*served, settings.status.tls_files if settings.status.enabled else None):
+        if tls_files is not None:
             try:
-                context_of(door.tls_files)
+                context_of(tls_files)
             except TlsFault as reason:
                 advice = "put the right file there; PEM, the key without a password"
                 found.append(fault("tls", str(reason.path), reason.what, advice))
