@@ -160,6 +160,7 @@ async def build(settings: GatewaySettings, database: Database) -> Parts:
             capacity=capacity,
             giving_up=giving_up_of(settings, database, segments, capacity),
             before=summary_retentions,
+            configured=[d.name for d in settings.destinations],
         ),
         summary_retentions=summary_retentions,
         deliveries=deliveries,

@@ -37,6 +37,7 @@ def giving_up_of(
             record_class: [d.name for d in settings.destinations if record_class in d.classes]
             for record_class in RecordClass
         },
+        configured=[d.name for d in settings.destinations],
         windows_s=settings.rollups.windows_s if settings.rollups.enabled else (),
         max_age_s=None if spool.max_age_d is None else spool.max_age_d * 86_400,
     )

@@ -96,6 +96,7 @@ class Shipping:
         shippers = {s.name: s for s in self._parts.shippers} | made
         self._parts.shippers = tuple(shippers[d.name] for d in wanted)
         self._parts.retention.destinations = pruned_for(wanted)
+        self._parts.retention.configured = [d.name for d in wanted]
         self._parts.compaction.rollups_wanted_by = pruned_for(wanted, RecordClass.ROLLUP)
         for retention in self._parts.summary_retentions:
             retention.destinations = pruned_for(wanted, retention.record_class)

@@ -160,6 +160,11 @@ def lacking(connection: sqlite3.Connection, position: int) -> list[str]:
     return found
 
 
+def orphans(connection: sqlite3.Connection, configured: Collection[str]) -> list[str]:
+    """Destinations of the spool that are configured no longer, and that nobody has dropped."""
+    return [name for name, *_ in connection.execute(SQL["destinations"]) if name not in configured]
+
+
 def fix(connection: sqlite3.Connection, queue: Queue, new: Range, wanted: Wanted) -> Claim:
     """Open a batch, inside a transaction. A lane's that is far larger than wanted travels in parts."""
     connection.execute(SQL["add_batch"], (*queue, *new, wanted.now_us))

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING
 from cloud_sync import columns
 from cloud_sync.errors import FormatError
 from cloud_sync.records import RecordClass
-from gateway.spool import losses
+from gateway.spool import claims, losses
 from gateway.spool.crashpoints import point
 from gateway.spool.database import SQL, value_of
 from gateway.spool.losses import Loss
@@ -33,7 +33,7 @@ from gateway.spool.stored_rollups import note_gone
 
 if TYPE_CHECKING:
     import sqlite3
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Collection, Mapping, Sequence
 
     from gateway.spool.capacity import Capacity
     from gateway.spool.database import Database
@@ -59,6 +59,8 @@ class GivingUp:
         capacity: its limits.
         wanted_by: names of the destinations that are to get each class.
         windows_s: lengths of the rollups' windows, seconds, the shortest first; none without rollups.
+        configured: names of all destinations of the configuration. Readings are declared to those of the
+            spool that are not among them, too; None: to no other.
         max_age_s: readings older than that are given up, delivered or not; None for no limit.
     """
 
@@ -69,6 +71,7 @@ class GivingUp:
         *,
         capacity: Capacity,
         wanted_by: Mapping[RecordClass, Sequence[str]],
+        configured: Collection[str] | None = None,
         windows_s: Sequence[int] = (),
         max_age_s: float | None = None,
     ) -> None:
@@ -76,6 +79,7 @@ class GivingUp:
         self._segments = segments
         self._capacity = capacity
         self._wanted_by = wanted_by
+        self._configured = configured
         self._windows_s = tuple(windows_s)
         self._max_age_s = max_age_s
         self._thin_from = dict.fromkeys(self._windows_s, 0)
@@ -181,7 +185,10 @@ class GivingUp:
         self, run: Sequence[Stored], record_class: RecordClass, reason: str, survives: str, now_us: int
     ) -> int:
         """Delete a run of contiguous segments and declare it; 0 when it is not there any more as it was."""
-        destinations = self._wanted_by.get(record_class, ())
+        destinations = list(self._wanted_by.get(record_class, ()))
+        if record_class is RecordClass.READING and self._configured is not None:
+            configured = self._configured
+            destinations += await self._database.read(lambda c: claims.orphans(c, configured))
         lost = await self._database.read(lambda c: losses.losses_by(c, destinations, record_class, run))
 
         def work(connection: sqlite3.Connection) -> None:

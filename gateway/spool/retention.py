@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from cloud_sync.progress import Stage
 from cloud_sync.records import RecordClass
+from gateway.spool import claims
 from gateway.spool.capacity import Capacity
 from gateway.spool.crashpoints import point
 from gateway.spool.database import SQL
@@ -22,7 +23,7 @@ from gateway.spool.segments import commit_of, keep_high_mark, newest_of, positio
 
 if TYPE_CHECKING:
     import sqlite3
-    from collections.abc import Sequence
+    from collections.abc import Collection, Sequence
 
     from gateway.spool.database import Database
     from gateway.spool.giving_up import GivingUp
@@ -37,7 +38,8 @@ _FREE_PAGES = 256  # as many as are given back in about two milliseconds
 
 class Retention:
     """Prunes delivered segments of a class older than `keep_s` seconds; when full readings of any age, others
-    older than a day. `before` are pruned when full before `giving_up` is asked.
+    older than a day. `before` are pruned when full before `giving_up` is asked. Readings wait for every
+    destination of the spool that is not `configured` any more, too, until a person drops it; None: for none.
     """
 
     def __init__(
@@ -50,6 +52,7 @@ class Retention:
         giving_up: GivingUp | None = None,
         record_class: RecordClass = RecordClass.READING,
         before: Sequence[Retention] = (),
+        configured: Collection[str] | None = None,
     ) -> None:
         self._database = database
         self._capacity = capacity
@@ -58,6 +61,7 @@ class Retention:
         self.giving_up = giving_up
         self.record_class = record_class
         self._before = tuple(before)
+        self.configured = configured
         of_readings = record_class is RecordClass.READING
         self.stage = Stage("retention" if of_readings else f"retention of {record_class.name.lower()}s")
 
@@ -119,11 +123,11 @@ class Retention:
 
     def _doomed(self, connection: sqlite3.Connection, before_us: int) -> list[tuple[int, int]]:
         """Position and last commit of the oldest segments, up to the first that must stay."""
+        waited_for = list(self.destinations)
+        if self.record_class is RecordClass.READING and self.configured is not None:
+            waited_for += claims.orphans(connection, self.configured)
         through = min(
-            (
-                delivered_through(connection, destination, self.record_class)
-                for destination in self.destinations
-            ),
+            (delivered_through(connection, destination, self.record_class) for destination in waited_for),
             default=newest_of(connection, self.record_class).commit,
         )
         if self.record_class is RecordClass.READING:

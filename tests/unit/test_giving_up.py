@@ -329,3 +329,27 @@ async def test_a_disk_that_something_else_fills_costs_half_of_the_spool_and_no_m
         capacity.min_free_bytes = 0
         await again.give_up_once(NOW_US)
         assert not capacity.floor_out_of_reach
+
+
+async def test_what_a_destination_that_was_taken_out_lacks_is_kept_until_it_is_dropped(tmp_path):
+    async with open_spool(tmp_path / "spool.db") as spool:
+        await register(spool, "regional", "cloud")
+        await fill(spool, 4)
+        await processed(spool, 4)
+        await deliver(spool, "regional", 4 * ROWS)
+        await deliver(spool, "cloud", ROWS)
+        retention = Retention(spool.database, ["regional"], keep_s=0, configured=["regional"])
+        assert await retention.prune_once(NOW_US + 3600 * 1_000_000) == 1
+        assert await kept(spool) == [(2, 2), (3, 3), (4, 4)]
+        await spool.deliveries.drop("cloud")
+        assert await retention.prune_once(NOW_US + 3600 * 1_000_000) == 3
+
+
+async def test_what_is_given_up_is_declared_to_a_destination_that_was_taken_out(tmp_path):
+    async with open_spool(tmp_path / "spool.db") as spool:
+        await register(spool, "regional", "cloud")
+        await fill(spool, 2)
+        await processed(spool, 2)
+        await until_it_fits(spool, giving_up(spool, 1, "regional", configured=["regional"]))
+        found = await spool.database.read(losses.totals)
+        assert [(t.destination, t.rows) for t in found] == [("cloud", 2 * ROWS), ("regional", 2 * ROWS)]
