@@ -34,6 +34,7 @@ import numpy as np
 from benchmarks import backlog, processes, region
 from cloud_sync import line_protocol
 from cloud_sync.database import copying
+from cloud_sync.records import RecordClass
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterable
@@ -135,8 +136,12 @@ async def _drain(
 
 
 async def _applied(connection: asyncpg.Connection[Any]) -> int:
-    """Rows that a query can see: ledger and rows are committed together."""
-    return int(await connection.fetchval("SELECT coalesce(sum(rows), 0)::int8 FROM ingest_ledger"))
+    """Readings that a query can see: ledger and rows are committed together."""
+    return int(
+        await connection.fetchval(
+            "SELECT coalesce(sum(rows), 0)::int8 FROM ingest_ledger WHERE class = $1", RecordClass.READING
+        )
+    )
 
 
 def _body_bytes(port: int) -> float:
