@@ -39,7 +39,7 @@ check-tests: $(VENV)/.installed-dev
 
 torture: prepare ## longer forms of the attacks: TORTURE=n multiplies them
 	TORTURE=$(or $(TORTURE),5) TIDEGATE_FUZZ_SECONDS=$(or $(TIDEGATE_FUZZ_SECONDS),120) $(BIN)/python -m pytest --timeout 3600 \
-		tests/crash tests/model tests/unit/test_packets_fuzz.py $(PYTEST_ARGS)
+		tests/crash tests/model tests/unit/gateway/mqtt/codec/test_packets_fuzz.py $(PYTEST_ARGS)
 
 soak: prepare ## everything at once with random faults: HOURS=n, SEED=n, RATE=readings/s; report in .build/soak
 	@$(BIN)/python -m tests.soak --hours $(or $(HOURS),1) $(if $(SEED),--seed $(SEED)) $(if $(RATE),--rate $(RATE))
@@ -50,7 +50,7 @@ rivals: $(VENV)/.installed-bench
 			--target .build/rivals $(RIVAL) || echo "tidegate: $(RIVAL) cannot be had; the benchmark goes on without it"
 
 audit: $(VENV)/.installed-dev ## versions and licences of what is installed; known vulnerabilities where pip-audit is
-	$(BIN)/python -m pytest -q tests/unit/test_dependencies.py
+	$(BIN)/python -m pytest -q tests/unit/project/test_dependencies.py
 	@audit=$$(command -v $(BIN)/pip-audit pip-audit | head -n 1); \
 	if [ -z "$$audit" ]; then echo "audit: pip-audit is not installed: vulnerabilities were not looked up"; \
 	elif $$audit --no-deps --disable-pip -r constraints.txt; then echo "audit: pip-audit knows of nothing in constraints.txt"; \

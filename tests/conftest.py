@@ -1,4 +1,4 @@
-"""Fixtures of servers live in tests/fixtures_*.py, one file a kind of server.
+"""Fixtures of servers live in tests/support/fixtures_*.py, one file a kind of server.
 
 A test that needs a server which is not installed is skipped and named in the last lines; with
 TIDEGATE_REQUIRE_REAL=1 that is a failure.
@@ -16,7 +16,9 @@ import pytest
 if TYPE_CHECKING:
     from _pytest.terminal import TerminalReporter
 
-pytest_plugins = [f"tests.{path.stem}" for path in sorted(Path(__file__).parent.glob("fixtures_*.py"))]
+SUPPORT = Path(__file__).parent / "support"
+
+pytest_plugins = [f"tests.support.{path.stem}" for path in sorted(SUPPORT.glob("fixtures_*.py"))]
 
 REQUIRE_REAL = "TIDEGATE_REQUIRE_REAL"
 

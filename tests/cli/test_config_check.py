@@ -20,7 +20,7 @@ from gateway.ingress import credentials
 from gateway.settings.alerts import AlertRule, MailSettings, WebhookSettings
 from gateway.settings.checks import CheckRule
 from gateway.settings.deadband import DeadbandRule
-from tests.certificates import Authority
+from tests.support.certificates import Authority
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -19,7 +19,7 @@ from gateway.cli import app
 from gateway.settings.changes import RELOADED, changes, restart_reason
 from gateway.settings.effective import flat, masked
 from gateway.settings.keys import keys_of, toml_text
-from tests.programs import run
+from tests.support.programs import run
 
 if TYPE_CHECKING:
     from typer.testing import Result

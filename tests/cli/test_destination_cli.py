@@ -2,8 +2,8 @@ from __future__ import annotations
 
 import json
 
-from tests.programs import run
-from tests.spools import NOW_US, open_spool
+from tests.support.open_spool import NOW_US, open_spool
+from tests.support.programs import run
 
 
 async def made(path):

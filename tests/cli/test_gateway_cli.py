@@ -17,7 +17,7 @@ import pytest
 from paho.mqtt import publish
 
 from gateway.cli import _GROUPS
-from tests.free_ports import free_port
+from tests.support.free_ports import free_port
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

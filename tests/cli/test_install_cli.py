@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from gateway.setup.layout import UNITS, Layout, shipped
-from tests.programs import run
+from tests.support.programs import run
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -13,7 +13,7 @@ import pytest
 
 from gateway.ingress.encoder import encode
 from gateway.ingress.packets import Connect, Publish
-from tests.fixtures_mosquitto import mosquitto  # noqa: F401 - a fixture
+from tests.support.fixtures_mosquitto import mosquitto  # noqa: F401 - a fixture
 
 ROOT = Path(__file__).parents[2]
 PUBLISHED = (("plant/a/state", '{"t": 1, "ts": 1780000000}'), ("plant/b/state", '{"t": 2, "ts": 1780000001}'))

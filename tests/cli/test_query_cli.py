@@ -10,7 +10,7 @@ import sys
 
 import pytest
 
-from tests.spools import NOW_US, open_spool
+from tests.support.open_spool import NOW_US, open_spool
 
 _START_US = NOW_US // 3_600_000_000 * 3_600_000_000
 

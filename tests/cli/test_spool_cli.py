@@ -17,9 +17,9 @@ import pytest
 from paho.mqtt import publish
 
 from gateway.spool.quarantine import QuarantineItem
-from tests.free_ports import free_port
-from tests.programs import ROOT, Program, run
-from tests.spools import NOW_US, open_spool
+from tests.support.free_ports import free_port
+from tests.support.open_spool import NOW_US, open_spool
+from tests.support.programs import ROOT, Program, run
 
 _ESCAPE = "\x1b[2J"
 

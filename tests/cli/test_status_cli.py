@@ -26,8 +26,8 @@ from gateway.operate.remarks import Remark
 from gateway.operate.series_chart import Chart
 from gateway.operate.status import DestinationStatus, IngressStatus, SpoolStatus, Status
 from gateway.operate.wear import WearStatus
-from tests.free_ports import free_port
-from tests.programs import ROOT, Program, run, wait_until
+from tests.support.free_ports import free_port
+from tests.support.programs import ROOT, Program, run, wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -10,19 +10,19 @@ import pytest
 
 from cloud_sync.destinations import Parcel
 from cloud_sync.errors import Refused, RetryLater, TooLarge, Unauthorised
-from tests.batches import batch_of
-from tests.destination_kinds import KINDS as DIRECT_KINDS
-from tests.destination_kinds import Kind, unique
-from tests.fault_proxy import DROP_ANSWER, DUPLICATE, PASS, RESET, STALL, TRUNCATE, fault_proxy
-from tests.http_stub import Answer, answering, http_stub
-from tests.region_kinds import REGION_KINDS
+from tests.support.batches import batch_of
+from tests.support.destination_kinds import KINDS as DIRECT_KINDS
+from tests.support.destination_kinds import Kind, unique
+from tests.support.fault_proxy import DROP_ANSWER, DUPLICATE, PASS, RESET, STALL, TRUNCATE, fault_proxy
+from tests.support.http_stub import Answer, answering, http_stub
+from tests.support.region_kinds import REGION_KINDS
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from contextlib import AbstractAsyncContextManager
 
-    from tests.destination_kinds import Subject
-    from tests.fault_proxy import FaultProxy
+    from tests.support.destination_kinds import Subject
+    from tests.support.fault_proxy import FaultProxy
 
 T0_US = 1_767_225_600_000_000
 

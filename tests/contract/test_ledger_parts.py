@@ -15,7 +15,7 @@ from cloud_sync import wire
 from cloud_sync.applied import RangeConflict
 from cloud_sync.destinations.timescaledb import TimescaleSink
 from cloud_sync.records import Batch, Readings, Receipt
-from tests.wire_examples import SECOND_US, START_US, batch, readings
+from tests.support.wire_examples import SECOND_US, START_US, batch, readings
 
 NOW = timedelta(0)
 

@@ -16,11 +16,11 @@ from cloud_sync.destinations.influxdb import InfluxDestination
 from cloud_sync.destinations.timescaledb import TimescaleSink
 from cloud_sync.errors import Refused
 from cloud_sync.records import Batch, Series
-from tests.fixtures_postgres import fresh_database
-from tests.ingest_service import running
-from tests.summary_examples import alerts, declarations, rollups
-from tests.wire_examples import batch, readings
-from tests.wire_examples import series as example_series
+from tests.support.fixtures_postgres import fresh_database
+from tests.support.ingest_service import running
+from tests.support.summary_examples import alerts, declarations, rollups
+from tests.support.wire_examples import batch, readings
+from tests.support.wire_examples import series as example_series
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator

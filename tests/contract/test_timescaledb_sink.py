@@ -18,7 +18,7 @@ from cloud_sync.database import schema, statements
 from cloud_sync.destinations.timescaledb import TimescaleSink
 from cloud_sync.errors import Refused, RetryLater, Unauthorised
 from cloud_sync.records import SEQ_ABSENT, Batch, Readings, Receipt, Series
-from tests.wire_examples import EPOCH, SECOND_US, START_US, batch, from_rows, readings, series
+from tests.support.wire_examples import EPOCH, SECOND_US, START_US, batch, from_rows, readings, series
 
 ROWS = """
     SELECT d.sensor_id, s.sensor_type, timestamptz_send(r.time), r.value,

@@ -15,7 +15,7 @@ from cloud_sync import columns
 from cloud_sync.notices import Declarations
 from cloud_sync.records import RecordClass
 from gateway.operate.spool_check import check
-from tests.programs import ROOT
+from tests.support.programs import ROOT
 
 
 def run_loser(path, crash_at: str) -> int:

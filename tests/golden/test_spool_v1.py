@@ -17,8 +17,8 @@ from gateway.spool.database import Database
 from gateway.spool.deliveries import Deliveries
 from gateway.spool.segments import Segments
 from gateway.spool.series import SeriesBook
-from tests.free_ports import free_port
-from tests.programs import run
+from tests.support.free_ports import free_port
+from tests.support.programs import run
 
 _HERE = Path(__file__).parent
 _EXPECTED = json.loads((_HERE / "spool_v1.json").read_text())

@@ -18,10 +18,10 @@ from gateway.processing.channels.webhook import WebhookChannel
 from gateway.processing.messages import message_of
 from gateway.processing.notify import ChannelFault
 from gateway.spool.outbox import Example, Notice
-from tests.certificates import Authority
-from tests.free_ports import free_port
-from tests.http_stub import Answer, answering, http_stub
-from tests.smtp_server import mail_server
+from tests.support.certificates import Authority
+from tests.support.free_ports import free_port
+from tests.support.http_stub import Answer, answering, http_stub
+from tests.support.smtp_server import mail_server
 
 AT_US = 1_790_000_000_000_000
 MESSAGE = message_of(

@@ -27,7 +27,7 @@ from gateway.settings import GatewaySettings
 from gateway.settings.alerts import AlertSettings
 from gateway.spool.database import open_read_only
 from gateway.spool.segments import span_of
-from tests.spools import OpenSpool, open_spool
+from tests.support.open_spool import OpenSpool, open_spool
 
 if TYPE_CHECKING:
     from gateway.processing.messages import Message

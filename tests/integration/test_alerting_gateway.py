@@ -11,8 +11,8 @@ import aiomqtt
 import pytest
 
 from gateway.processing.clock import Sync, system_sync
-from tests.http_stub import Answer, http_stub
-from tests.programs import Site
+from tests.support.http_stub import Answer, http_stub
+from tests.support.programs import Site
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable

@@ -12,9 +12,9 @@ import httpx
 
 from cloud_sync.ingest import tokens
 from cloud_sync.records import Flag
-from tests.fault_proxy import DROP_ANSWER, PASS, RESET, FaultProxy, fault_proxy
-from tests.free_ports import free_port
-from tests.programs import Program, Site, wait_until
+from tests.support.fault_proxy import DROP_ANSWER, PASS, RESET, FaultProxy, fault_proxy
+from tests.support.free_ports import free_port
+from tests.support.programs import Program, Site, wait_until
 
 if TYPE_CHECKING:
     from pathlib import Path

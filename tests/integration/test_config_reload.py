@@ -21,9 +21,9 @@ import pytest
 from gateway import settings
 from gateway.operate.in_force import masked_values
 from gateway.settings import pending
-from tests.free_ports import free_port
-from tests.http_stub import Answer, http_stub
-from tests.programs import ROOT, Program, run, wait_until
+from tests.support.free_ports import free_port
+from tests.support.http_stub import Answer, http_stub
+from tests.support.programs import ROOT, Program, run, wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

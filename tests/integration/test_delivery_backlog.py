@@ -17,8 +17,8 @@ import pytest
 
 from cloud_sync.records import Readings, RecordClass, Series
 from cloud_sync.shipper import Shipper
-from tests.ingest_service import running
-from tests.spools import open_spool
+from tests.support.ingest_service import running
+from tests.support.open_spool import open_spool
 
 DAYS = float(os.environ.get("TIDEGATE_TEST_OFFLINE_DAYS", "0.5"))
 RATE = 100

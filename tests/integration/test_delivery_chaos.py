@@ -20,7 +20,7 @@ from cloud_sync.backoff import Backoff
 from cloud_sync.destinations.ingest_client import IngestClient
 from cloud_sync.records import Receipt, RecordClass
 from cloud_sync.shipper import Shipper
-from tests.fault_proxy import (
+from tests.support.fault_proxy import (
     DROP_ANSWER,
     DUPLICATE,
     HALF_CLOSE,
@@ -32,10 +32,10 @@ from tests.fault_proxy import (
     Fault,
     fault_proxy,
 )
-from tests.http_stub import Answer, answering, http_stub
-from tests.ingest_service import running
-from tests.memory_region import MemoryRegion
-from tests.spools import OpenSpool, open_spool
+from tests.support.http_stub import Answer, answering, http_stub
+from tests.support.ingest_service import running
+from tests.support.memory_region import MemoryRegion
+from tests.support.open_spool import OpenSpool, open_spool
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -16,9 +16,9 @@ from cloud_sync.errors import RetryLater
 from cloud_sync.records import Series
 from cloud_sync.shipper import Shipper
 from gateway.settings import GatewaySettings
-from tests.certificates import Authority
-from tests.http_stub import Answer, InfluxV2Stub, answering, http_stub
-from tests.spools import open_spool
+from tests.support.certificates import Authority
+from tests.support.http_stub import Answer, InfluxV2Stub, answering, http_stub
+from tests.support.open_spool import open_spool
 
 T0_US = 1_767_225_600_000_000
 

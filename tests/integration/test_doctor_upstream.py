@@ -13,17 +13,17 @@ import pytest
 
 from gateway.operate.doctor import Level, upstream
 from gateway.settings import GatewaySettings
-from tests import ingest_service
-from tests.certificates import Authority
-from tests.free_ports import free_port
-from tests.http_stub import Answer, Request, http_stub
-from tests.programs import run
+from tests.support import ingest_service
+from tests.support.certificates import Authority
+from tests.support.free_ports import free_port
+from tests.support.http_stub import Answer, Request, http_stub
+from tests.support.programs import run
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from gateway.operate.doctor.finding import Finding
-    from tests.fixtures_mosquitto import Mosquitto
+    from tests.support.fixtures_mosquitto import Mosquitto
 
 SECRET = "t0p-s3cret-token"
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import asyncpg
 import pytest
 
-from tests.programs import Program, Site, run, wait_until
+from tests.support.programs import Program, Site, run, wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

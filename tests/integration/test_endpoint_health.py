@@ -11,7 +11,7 @@ from gateway.operate.endpoint import Endpoint
 from gateway.operate.observer import Observer
 from gateway.settings import GatewaySettings
 from gateway.spool.database import Database
-from tests.free_ports import free_port
+from tests.support.free_ports import free_port
 
 if TYPE_CHECKING:
     from pathlib import Path

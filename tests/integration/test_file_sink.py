@@ -24,8 +24,8 @@ import pytest
 from cloud_sync.destinations.file_volumes import with_span
 from cloud_sync.destinations.files import FileDestination
 from cloud_sync.errors import RetryLater
-from tests.batches import batch_of
-from tests.destination_kinds import file_lines, rows_of
+from tests.support.batches import batch_of
+from tests.support.destination_kinds import file_lines, rows_of
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterable

@@ -21,10 +21,10 @@ from gateway.ingress import credentials
 from gateway.operate.status import status_of
 from gateway.processing.commit_log import CommitLog
 from gateway.spool.segments import read_range
-from tests.batches import batch_of
-from tests.http_gateway import JSON, HttpGateway, http_gateway, until
-from tests.summary_examples import alerts, declarations, rollups
-from tests.wire_examples import batch, readings
+from tests.support.batches import batch_of
+from tests.support.http_gateway import JSON, HttpGateway, http_gateway, until
+from tests.support.summary_examples import alerts, declarations, rollups
+from tests.support.wire_examples import batch, readings
 
 AT = 1_750_000_000
 LINES, NDJSON = "text/plain; charset=utf-8", "application/x-ndjson"

@@ -12,9 +12,9 @@ import pytest
 
 from cloud_sync import wire
 from gateway.ingress import changing_file
-from tests.batches import batch_of
-from tests.certificates import Authority
-from tests.http_gateway import MEDIA, http_gateway
+from tests.support.batches import batch_of
+from tests.support.certificates import Authority
+from tests.support.http_gateway import MEDIA, http_gateway
 
 READING = {"sensor_id": "pump-1", "sensor_type": "t", "value": 1, "ts": 1_750_000_000}
 

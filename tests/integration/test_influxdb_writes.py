@@ -17,16 +17,16 @@ import pytest
 
 from cloud_sync.destinations.influxdb import InfluxDestination, reason_of, verdict_of, words_of
 from cloud_sync.errors import Refused, RetryLater, TooLarge, Unauthorised
-from tests.batches import batch_of
-from tests.destination_kinds import unique
-from tests.fault_proxy import DROP_ANSWER, DUPLICATE, PASS, RESET, Fault, fault_proxy
-from tests.http_stub import Answer, InfluxV2Stub, answering, http_stub
+from tests.support.batches import batch_of
+from tests.support.destination_kinds import unique
+from tests.support.fault_proxy import DROP_ANSWER, DUPLICATE, PASS, RESET, Fault, fault_proxy
+from tests.support.http_stub import Answer, InfluxV2Stub, answering, http_stub
 
 if TYPE_CHECKING:
     from cloud_sync.records import Batch, Receipt
-    from tests.batches import Row
-    from tests.fixtures_influx import Influxd
-    from tests.http_stub import HttpStub
+    from tests.support.batches import Row
+    from tests.support.fixtures_influx import Influxd
+    from tests.support.http_stub import HttpStub
 
 T0_US = 1_767_225_600_000_000
 FAR_US = 9_500_000_000_000_000

@@ -20,7 +20,7 @@ import pytest
 from cloud_sync.database import statements
 from cloud_sync.destinations.ingest_client import IngestClient
 from cloud_sync.records import Receipt
-from tests.wire_examples import batch
+from tests.support.wire_examples import batch
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -19,7 +19,7 @@ from cloud_sync.ingest import loading, volumes
 from cloud_sync.records import Batch, Readings, Receipt, Series
 from tests.contract.test_timescaledb_sink import expected_rows, stored_rows
 from tests.integration.test_ingest_command import run, write_config
-from tests.wire_examples import START_US, batch, readings
+from tests.support.wire_examples import START_US, batch, readings
 
 if TYPE_CHECKING:
     from pathlib import Path

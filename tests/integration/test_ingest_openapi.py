@@ -8,8 +8,8 @@ import pytest
 
 from cloud_sync import wire
 from cloud_sync.ingest import tokens
-from tests.ingest_service import running
-from tests.wire_examples import batch
+from tests.support.ingest_service import running
+from tests.support.wire_examples import batch
 
 
 @pytest.fixture

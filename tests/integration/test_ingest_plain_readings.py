@@ -17,8 +17,8 @@ from cloud_sync.database.storing import Source
 from cloud_sync.destinations.timescaledb import TimescaleSink
 from cloud_sync.ingest import tokens
 from cloud_sync.ingest.decompression import TooMuch, decompressed
-from tests.ingest_service import running
-from tests.wire_examples import from_rows, series
+from tests.support.ingest_service import running
+from tests.support.wire_examples import from_rows, series
 
 AT = 1_750_000_000
 LINES, NDJSON = "text/plain; charset=utf-8", "application/x-ndjson"

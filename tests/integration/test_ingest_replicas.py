@@ -18,7 +18,7 @@ from cloud_sync.destinations.timescaledb import TimescaleSink
 from cloud_sync.errors import DeliveryError, RetryLater
 from cloud_sync.ingest import tokens
 from tests.integration.test_ingest_command import run, served, write_config
-from tests.wire_examples import START_US, batch, readings
+from tests.support.wire_examples import START_US, batch, readings
 
 if TYPE_CHECKING:
     from cloud_sync.records import Receipt

@@ -23,9 +23,9 @@ from cloud_sync.ingest import tokens
 from cloud_sync.ingest.server import bind
 from cloud_sync.records import BatchRange, Receipt, RecordClass
 from cloud_sync.shipper import Shipper
-from tests.ingest_service import MEDIA, Service, running
-from tests.spools import open_spool
-from tests.wire_examples import EPOCH, batch, from_rows, readings
+from tests.support.ingest_service import MEDIA, Service, running
+from tests.support.open_spool import open_spool
+from tests.support.wire_examples import EPOCH, batch, from_rows, readings
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator

@@ -17,8 +17,8 @@ from cloud_sync.ingest import serve
 from cloud_sync.ingest.certificates import names_of
 from cloud_sync.ingest.server import CannotStartError
 from cloud_sync.ingest.settings import Tls
-from tests.ingest_service import MEDIA, Service, running
-from tests.wire_examples import batch
+from tests.support.ingest_service import MEDIA, Service, running
+from tests.support.wire_examples import batch
 
 if TYPE_CHECKING:
     from pathlib import Path

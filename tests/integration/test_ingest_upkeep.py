@@ -8,7 +8,7 @@ import pytest
 from cloud_sync.destinations.timescaledb import TimescaleSink
 from cloud_sync.ingest.settings import Database
 from cloud_sync.ingest.upkeep import tidy_once
-from tests.wire_examples import batch
+from tests.support.wire_examples import batch
 
 
 @pytest.mark.parametrize(

@@ -31,7 +31,7 @@ from gateway.ingress.parser import Parser
 from gateway.ingress.topics import TopicTemplate
 from gateway.listening import authenticator_of, listener_of
 from gateway.settings import Listen
-from tests.certificates import Authority
+from tests.support.certificates import Authority
 
 TIMEOUT_S = 20
 

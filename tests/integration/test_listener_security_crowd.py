@@ -14,8 +14,8 @@ import uvloop
 from gateway.ingress.credentials import hash_of
 from gateway.ingress.encoder import encode
 from gateway.ingress.packets import Connect, Publish
-from tests.free_ports import free_port
-from tests.programs import Program
+from tests.support.free_ports import free_port
+from tests.support.programs import Program
 
 DEVICES = int(os.environ.get("CROWD_DEVICES", "10000"))
 COST = int(os.environ.get("CROWD_SCRYPT_LN", "2"))

@@ -27,12 +27,12 @@ from gateway.spool.giving_up import GivingUp
 from gateway.spool.retention import Retention
 from gateway.spool.segments import seal
 from gateway.spool.stored_rollups import StoredRollups
-from tests.ingest_service import running
-from tests.spools import open_spool
-from tests.summary_examples import alerts
+from tests.support.ingest_service import running
+from tests.support.open_spool import open_spool
+from tests.support.summary_examples import alerts
 
 if TYPE_CHECKING:
-    from tests.spools import OpenSpool
+    from tests.support.open_spool import OpenSpool
 
 DAYS = float(os.environ.get("TIDEGATE_TEST_OFFLINE_DAYS", "2"))
 SERIES = 2

@@ -20,13 +20,13 @@ from cloud_sync.ingest.intake import Intake, IntakeLimits
 from cloud_sync.ingest.metrics import IngestMetrics
 from cloud_sync.ingest.turns import Turns
 from gateway.operate.metrics import METRICS
-from tests.free_ports import free_port
-from tests.programs import Program, run, wait_until
+from tests.support.free_ports import free_port
+from tests.support.programs import Program, run, wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from tests.fixtures_prometheus import Prometheus
+    from tests.support.fixtures_prometheus import Prometheus
 
 ROOT = Path(__file__).parents[2]
 RULES = ROOT / "config" / "prometheus" / "alerts.yml"

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import httpx
 
-from tests.programs import Site, run
+from tests.support.programs import Site, run
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -21,8 +21,8 @@ from cloud_sync.ingest.certificates import CertificateProtocol
 from cloud_sync.ingest.heads import TimedHeads
 from cloud_sync.ingest.server import Server, bind
 from gateway.ingress.http.protocol import DeviceProtocol
-from tests.free_ports import free_port
-from tests.programs import Program, run, wait_until
+from tests.support.free_ports import free_port
+from tests.support.programs import Program, run, wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import asyncpg
 import pytest
 
-from tests.programs import Site, run, wait_until
+from tests.support.programs import Site, run, wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

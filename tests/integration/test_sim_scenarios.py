@@ -13,8 +13,8 @@ import pytest
 from firmware_sim.lines import read_files
 from firmware_sim.truth import load
 from firmware_sim.verify import compare
-from tests.free_ports import free_port
-from tests.programs import ROOT, Program, run, wait_until
+from tests.support.free_ports import free_port
+from tests.support.programs import ROOT, Program, run, wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

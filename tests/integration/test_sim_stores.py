@@ -20,7 +20,7 @@ from firmware_sim.spools import BlockError, decode_block
 from firmware_sim.tables import read_tables
 from firmware_sim.truth import load
 from firmware_sim.verify import compare
-from tests.programs import Site, run
+from tests.support.programs import Site, run
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

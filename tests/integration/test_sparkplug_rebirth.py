@@ -22,8 +22,8 @@ from gateway.ingress.served import Served
 from gateway.ingress.subscriber import Subscriber
 from gateway.ingress.subscription import SubscribeSettings
 from gateway.ingress.topics import TopicTemplate
-from tests.fixtures_mosquitto import mosquitto  # noqa: F401 - a fixture
-from tests.spools import open_spool
+from tests.support.fixtures_mosquitto import mosquitto  # noqa: F401 - a fixture
+from tests.support.open_spool import open_spool
 
 RULES = [rule_of("spBv1.0/#", "sparkplug_b")]
 TEMPLATE = TopicTemplate("sensors/{sensor_id}/{sensor_type}")

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 import httpx
 import pytest
 
-from tests.certificates import Authority
-from tests.free_ports import free_port
-from tests.programs import Program, run, wait_until
+from tests.support.certificates import Authority
+from tests.support.free_ports import free_port
+from tests.support.programs import Program, run, wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -14,14 +14,14 @@ from typing import TYPE_CHECKING, Any, Literal
 import pytest
 
 from gateway.operate.human import bytes_text, count_text, seconds_text
-from tests import browser
-from tests.free_ports import free_port
-from tests.programs import Program, run
+from tests.support import browser
+from tests.support.free_ports import free_port
+from tests.support.programs import Program, run
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from tests.browser import Page
+    from tests.support.browser import Page
 
 AXE = Path(__file__).parents[1] / "axe" / "node_modules" / "axe-core" / "axe.min.js"
 PICTURES = os.environ.get("TIDEGATE_PICTURES")

@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.programs import Program, Site, run
+from tests.support.programs import Program, Site, run
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from tests.fixtures_mosquitto import Mosquitto
+    from tests.support.fixtures_mosquitto import Mosquitto
 
 
 @pytest.fixture

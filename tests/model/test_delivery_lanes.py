@@ -18,8 +18,8 @@ from cloud_sync.lanes import Lane
 from cloud_sync.shipper import Shipper
 from gateway.spool.claims import BEHIND_US
 from gateway.spool.retention import Retention
-from tests.memory_region import LOST, MemoryRegion
-from tests.spools import NOW_US, OpenSpool, open_spool
+from tests.support.memory_region import LOST, MemoryRegion
+from tests.support.open_spool import NOW_US, OpenSpool, open_spool
 
 if TYPE_CHECKING:
     from gateway.spool.deliveries import Deliveries

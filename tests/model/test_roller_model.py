@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from cloud_sync.records import Flag
 from gateway.processing.closing import RollTerms
 from gateway.processing.rollup import M2_ERROR, MEAN_ERROR
-from tests.rolled import naive, of_rows
-from tests.rolling import START_US, MemoryLog, Rolling, newest
+from tests.support.naive_rollups import naive, of_rows
+from tests.support.roller_rig import START_US, MemoryLog, Rolling, newest
 
 LEVELS = (60, 300, 3600, 86400)
 _MINUTE_US = 60_000_000

@@ -15,7 +15,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from tests.programs import wait_until
+from tests.support.programs import wait_until
 
 UNIT = "tidegate-gateway.service"
 _OWN = ("passwd", "group", "shadow", "nsswitch.conf", "ld.so.cache", "os-release")

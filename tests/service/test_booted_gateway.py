@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.programs import ROOT
 from tests.service.machine import UNIT, Machine, until
+from tests.support.programs import ROOT
 
 if TYPE_CHECKING:
     from pathlib import Path

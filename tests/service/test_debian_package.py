@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.fixtures_machine import ROOT
 from tests.service.machine import UNIT, Machine, until
+from tests.support.fixtures_machine import ROOT
 
 pytestmark = pytest.mark.timeout(240)
 STATE = "var/lib/private/tidegate"

@@ -9,8 +9,8 @@ import sys
 import time
 from pathlib import Path
 
-from tests.programs import ROOT
 from tests.soak.run import soak
+from tests.support.programs import ROOT
 
 
 def main() -> int:

@@ -17,12 +17,12 @@ from typing import TYPE_CHECKING, Any
 import asyncpg
 import httpx
 
-from tests.fixtures_influx import INFLUXD_CONFIG, Influxd
-from tests.fixtures_postgres import LocalPostgres
-from tests.free_ports import free_port
-from tests.programs import ROOT, Program, Site, wait_until
 from tests.soak.clock import SteppedClock
 from tests.soak.link import Link
+from tests.support.fixtures_influx import INFLUXD_CONFIG, Influxd
+from tests.support.fixtures_postgres import LocalPostgres
+from tests.support.free_ports import free_port
+from tests.support.programs import ROOT, Program, Site, wait_until
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -7,8 +7,8 @@ import os
 
 import pytest
 
-from tests.fixtures_postgres import start_postgres
 from tests.soak.run import soak
+from tests.support.fixtures_postgres import start_postgres
 
 SECONDS = float(os.environ.get("TIDEGATE_SOAK_SECONDS", "15"))
 SEED = int(os.environ.get("TIDEGATE_SOAK_SEED", "20"))

@@ -1,0 +1,171 @@
+"""The shipper settles what a destination answers for, and keeps everything else."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from dataclasses import dataclass, field
+
+import pytest
+
+from cloud_sync.backoff import RETRY_AFTER_MAX_S, Backoff
+from cloud_sync.destinations import Parcel
+from cloud_sync.errors import DeliveryError, Refused, RetryLater, TooLarge, Unauthorised
+from cloud_sync.records import Batch, BatchRange, Receipt, RecordClass
+from cloud_sync.shipper import Shipper
+from tests.support.open_spool import open_spool
+
+
+@dataclass
+class MemoryDestination:
+    """A destination that keeps batches in memory; `faults` are raised first, one a send."""
+
+    name: str = "memory"
+    faults: list[DeliveryError] = field(default_factory=list)
+    most_rows: int = 10**9
+    applied: dict[BatchRange, int] = field(default_factory=dict)
+    sends: int = 0
+
+    def encode(self, batch: Batch) -> Parcel:
+        return Parcel(batch.range, batch.rows, (b"x" * batch.rows,))
+
+    async def send(self, parcel: Parcel) -> Receipt:
+        self.sends += 1
+        if self.faults:
+            raise self.faults.pop(0)
+        if parcel.rows > self.most_rows:
+            raise TooLarge("too many rows")
+        self.applied[parcel.range] = parcel.rows
+        return Receipt(parcel.rows, parcel.rows)
+
+    async def aclose(self) -> None:
+        return
+
+
+async def filled(spool, commits: int = 10) -> None:
+    for i in range(commits):
+        await spool.append([("a", i * 10 + k, 0.0) for k in range(10)])
+
+
+async def test_a_backlog_is_delivered_once_in_order(tmp_path):
+    async with open_spool(tmp_path / "spool.db") as spool:
+        await filled(spool)
+        destination = MemoryDestination()
+        shipper = Shipper(spool.deliveries, destination, max_batch_rows=30)
+        while await shipper.ship_once():
+            pass
+        assert [(r.first_commit, r.last_commit, n) for r, n in destination.applied.items()] == [
+            (1, 3, 30),
+            (4, 6, 30),
+            (7, 9, 30),
+            (10, 10, 10),
+        ]
+        assert (await spool.deliveries.backlog("memory")).readings == 0
+        assert shipper.counters.rows == 100
+
+
+@pytest.mark.parametrize(
+    ("fault", "state"),
+    [
+        (RetryLater("down"), "waiting"),
+        (Unauthorised("no token"), "held"),
+        (Refused("never"), "held"),
+    ],
+)
+async def test_a_fault_keeps_the_batch_and_the_same_range_is_sent_again(tmp_path, fault, state):
+    async with open_spool(tmp_path / "spool.db") as spool:
+        await filled(spool)
+        destination = MemoryDestination(faults=[fault])
+        shipper = Shipper(spool.deliveries, destination, max_batch_rows=30)
+        wait_s = await shipper.ship_or_wait()
+        assert wait_s is not None
+        assert wait_s > 0
+        assert (shipper.counters.state, shipper.counters.last_error) == (state, str(fault))
+        assert (await spool.deliveries.backlog("memory")).readings == 100
+        await filled(spool, commits=1)
+        await shipper.ship_or_wait()
+        assert list(destination.applied.values()) == [30]
+        assert shipper.counters.last_error == ""
+
+
+async def test_a_batch_too_large_is_halved_until_it_is_taken(tmp_path):
+    async with open_spool(tmp_path / "spool.db") as spool:
+        await filled(spool)
+        destination = MemoryDestination(most_rows=20)
+        shipper = Shipper(spool.deliveries, destination, max_batch_rows=100)
+        for _ in range(40):
+            if (
+                await shipper.ship_or_wait() is None
+                and not (await spool.deliveries.backlog("memory")).readings
+            ):
+                break
+        assert sum(destination.applied.values()) == 100
+        assert max(destination.applied.values()) <= 20
+
+
+async def test_one_destination_does_not_wait_for_another(tmp_path):
+    async with open_spool(tmp_path / "spool.db") as spool:
+        await filled(spool)
+        dead = Shipper(spool.deliveries, MemoryDestination("dead", faults=[RetryLater("gone")] * 99))
+        well = Shipper(spool.deliveries, MemoryDestination("well"))
+        await asyncio.gather(dead.ship_or_wait(), well.ship_or_wait())
+        assert (await spool.deliveries.backlog("dead")).readings == 100
+        assert (await spool.deliveries.backlog("well")).readings == 0
+
+
+async def test_a_damaged_segment_is_set_aside_and_the_rest_is_delivered(tmp_path):
+    async with open_spool(tmp_path / "spool.db") as spool:
+        await filled(spool, commits=3)
+        await spool.database.write(
+            lambda c: c.execute("UPDATE segment SET block = zeroblob(60) WHERE position & 255 = 2")
+        )
+        destination = MemoryDestination()
+        shipper = Shipper(spool.deliveries, destination)
+        await shipper.ship_once()
+        assert sum(destination.applied.values()) == 20
+        damaged = await spool.database.read(
+            lambda c: c.execute("SELECT rows, reason FROM damaged").fetchall()
+        )
+        assert damaged == [(10, "bad_magic: not a column block")]
+        assert await shipper.ship_once() == 0
+
+
+async def test_the_loop_stops_when_told(tmp_path):
+    async with open_spool(tmp_path / "spool.db") as spool:
+        stop = asyncio.Event()
+        running = asyncio.create_task(Shipper(spool.deliveries, MemoryDestination(), flush_s=60).run(stop))
+        await asyncio.sleep(0.05)
+        stop.set()
+        await asyncio.wait_for(running, 2)
+
+
+def test_backoff_grows_to_its_ceiling_with_full_jitter():
+    random.seed(1)
+    backoff = Backoff(first_s=1, ceiling_s=60, floor_s=0.1)
+    for attempt, most in ((1, 2), (3, 8), (50, 60), (5000, 60)):
+        waits = [backoff.wait_s(attempt) for _ in range(200)]
+        assert max(waits) <= most
+        assert min(waits) < most / 4
+        assert min(waits) >= 0.1
+
+
+def test_a_destinations_wish_is_a_floor_but_no_weapon():
+    backoff = Backoff(first_s=1, ceiling_s=10)
+    assert 30 <= backoff.wait_s(1, retry_after_s=30) <= 40
+    assert backoff.wait_s(1, retry_after_s=10**9) <= RETRY_AFTER_MAX_S + 10
+
+
+async def test_the_commit_of_a_damaged_newest_segment_is_never_used_again(tmp_path):
+    async with open_spool(tmp_path / "spool.db") as spool:
+        await filled(spool, commits=3)
+        await spool.database.write(
+            lambda c: c.execute("UPDATE segment SET block = zeroblob(60) WHERE position & 255 = 3")
+        )
+        await Shipper(spool.deliveries, MemoryDestination()).ship_once()
+    async with open_spool(tmp_path / "spool.db") as spool:
+        reading = RecordClass.READING
+        assert (spool.segments.newest_commit(reading), spool.segments.rows_ever(reading)) == (3, 30)
+        await spool.append([("a", 999, 0.0)])
+        claimed = await spool.deliveries.claim("memory", now_us=1)
+        assert claimed is not None
+        assert claimed.first_commit == 4

@@ -1,0 +1,134 @@
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+
+from cloud_sync.records import RecordClass, Series
+from gateway.keeping import retentions_of
+from gateway.settings import GatewaySettings
+from gateway.spool import losses
+from gateway.spool.capacity import Capacity
+from gateway.spool.giving_up import GivingUp
+from gateway.spool.processed import PROGRESS, write_state
+from gateway.spool.retention import Retention
+from gateway.spool.segments import seal
+from tests.support.open_spool import NOW_US, open_spool
+from tests.support.summary_examples import alerts, declarations, rollups
+
+LATER_US = NOW_US + 3600 * 1_000_000
+
+
+async def deliver_all(spool, name: str, max_rows: int = 10**6) -> None:
+    claimed = await spool.deliveries.claim(name, now_us=NOW_US, max_rows=max_rows)
+    await spool.deliveries.settle(name, claimed)
+
+
+async def count(spool) -> int:
+    return await spool.database.read(lambda c: c.execute("SELECT count(*) FROM segment").fetchone()[0])
+
+
+async def test_only_what_every_destination_has_is_pruned_and_only_after_a_while(tmp_path):
+    async with open_spool(tmp_path / "spool.db") as spool:
+        for i in range(10):
+            await spool.append([("a", i, 0.0)])
+        retention = Retention(spool.database, ["x", "y"], keep_s=60)
+        await deliver_all(spool, "x")
+        assert await retention.prune_once(LATER_US) == 0
+        await deliver_all(spool, "y", max_rows=4)
+        assert await retention.prune_once(NOW_US) == 0, "younger than keep_s"
+        assert await retention.prune_once(LATER_US) == 4
+        assert await count(spool) == 6
+        assert (await spool.deliveries.backlog("y")).readings == 6
+        assert (await spool.deliveries.backlog("x")).readings == 0
+
+
+async def test_commit_numbers_go_on_after_everything_was_pruned(tmp_path):
+    async with open_spool(tmp_path / "spool.db") as spool:
+        for i in range(5):
+            await spool.append([("a", i, 0.0), ("b", i, 0.0)])
+        await deliver_all(spool, "x")
+        assert await Retention(spool.database, ["x"], keep_s=0).prune_once(LATER_US) == 5
+    async with open_spool(tmp_path / "spool.db") as spool:
+        assert spool.segments.newest_commit(RecordClass.READING) == 5
+        assert spool.segments.rows_ever(RecordClass.READING) == 10
+        await spool.append([("a", 9, 0.0)])
+        claimed = await spool.deliveries.claim("x", now_us=NOW_US)
+        assert claimed is not None
+        assert claimed.first_commit == 6
+
+
+async def test_a_full_spool_gives_up_what_is_delivered_at_once(tmp_path):
+    async with open_spool(tmp_path / "spool.db") as spool:
+        await spool.append([("a", 1, 0.0)])
+        await deliver_all(spool, "x")
+        patient = Retention(spool.database, ["x"], keep_s=10**6)
+        assert await patient.prune_once(LATER_US) == 0
+        full = Retention(spool.database, ["x"], keep_s=10**6, capacity=Capacity(max_bytes=1))
+        assert await full.prune_once(LATER_US) == 1
+
+
+async def test_without_destinations_nothing_is_pruned(tmp_path):
+    async with open_spool(tmp_path / "spool.db") as spool:
+        await spool.append([("a", 1, 0.0)])
+        assert await Retention(spool.database, [], keep_s=0).prune_once(LATER_US) == 0
+
+
+async def test_alerts_and_declarations_go_some_day_and_only_once_they_are_delivered(tmp_path):
+    (tmp_path / "token").write_text("t")
+    settings = GatewaySettings.model_validate(
+        {
+            "gateway_id": "g",
+            "spool": {"path": tmp_path / "spool.db"},
+            "destinations": [
+                {"name": "x", "kind": "ingest", "url": "http://127.0.0.1:1", "token_file": tmp_path / "token"}
+            ],
+        }
+    )
+    async with open_spool(tmp_path / "spool.db") as spool:
+        await spool.deliveries.register("x", "file", now_us=NOW_US)
+        spool.book.number_of(Series("a", "t"))
+        for records in (alerts(2, series=1), declarations(2, destination="x")):
+            await spool.segments.append(seal(records), now_us=NOW_US)
+        later_us = NOW_US + 91 * 86_400_000_000
+        kept = retentions_of(settings, spool.database, Capacity())
+        for retention in kept:
+            assert await retention.prune_once(later_us) == 0, "not delivered"
+        await deliver_all(spool, "x")
+        await deliver_all(spool, "x")
+        assert sum([await retention.prune_once(NOW_US) for retention in kept]) == 0, "not old"
+        assert sum([await retention.prune_once(later_us) for retention in kept]) == 2
+        assert await count(spool) == 0
+
+
+async def test_delivered_rollups_go_before_readings_that_somebody_lacks(tmp_path):
+    async with open_spool(tmp_path / "spool.db") as spool:
+        for name in ("x", "y"):
+            await spool.deliveries.register(name, "file", now_us=NOW_US)
+        number = spool.book.number_of(Series("a", "t"))
+        made = rollups(200, 1, seed=1)
+        made = replace(made, series=np.full(200, number, np.int32))
+        await spool.segments.append(seal(made), now_us=NOW_US)
+        for name in ("x", "y"):
+            await deliver_all(spool, name)
+        await spool.append([("a", i, 0.0) for i in range(100)])
+        await spool.database.write(lambda c: write_state(c, {PROGRESS: b"1"}))
+        capacity = Capacity(max_bytes=1)
+        everyone = dict.fromkeys(RecordClass, ("x", "y"))
+        giving_up = GivingUp(spool.database, spool.segments, capacity=capacity, wanted_by=everyone)
+        of_rollups = Retention(
+            spool.database, ["x", "y"], keep_s=10**9, capacity=capacity, record_class=RecordClass.ROLLUP
+        )
+        retention = Retention(
+            spool.database,
+            ["x", "y"],
+            keep_s=60,
+            capacity=capacity,
+            giving_up=giving_up,
+            before=[of_rollups],
+        )
+        assert await of_rollups.prune_once(LATER_US) == 0, "a day of rollups is kept for revisions"
+        assert await retention.make_room_once(NOW_US + 25 * LATER_US - 25 * NOW_US)
+        assert await spool.database.read(losses.totals) == []
+        assert await retention.make_room_once(NOW_US + 25 * LATER_US - 25 * NOW_US)
+        assert [total.rows for total in await spool.database.read(losses.totals)] == [100, 100]
