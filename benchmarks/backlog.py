@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from benchmarks import traffic
-from cloud_sync.records import Batch, BatchRange, Readings, RecordClass, Series
+from cloud_sync.model.records import Batch, BatchRange, Readings, RecordClass, Series
 from gateway.spool.appender import Appender
 from gateway.spool.database import Database
-from gateway.spool.duplicates import Duplicates
-from gateway.spool.segments import Segments
+from gateway.spool.duplicates import DuplicateFilter
+from gateway.spool.segments import SegmentWriter
 from gateway.spool.series import SeriesBook
 
 if TYPE_CHECKING:
@@ -67,8 +67,8 @@ async def fill(path: Path, readings: int) -> int:
     database = await Database.open(path)
     try:
         book = await SeriesBook.load(database)
-        segments = await Segments.load(database, book)
-        duplicates = await Duplicates.load(database, book)
+        segments = await SegmentWriter.load(database, book)
+        duplicates = await DuplicateFilter.load(database, book)
         appender = Appender(database, segments, duplicates, book)
         numbers = np.array([book.number_of(each) for each in series()], np.int32)
         stored = 0

@@ -32,14 +32,14 @@ import asyncpg
 import numpy as np
 
 from benchmarks import backlog, processes, region
-from cloud_sync import line_protocol
-from cloud_sync.database import copying
-from cloud_sync.records import RecordClass
+from cloud_sync.codec import line_protocol
+from cloud_sync.model.records import RecordClass
+from cloud_sync.timescale import row_store
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterable
 
-    from cloud_sync.records import Batch
+    from cloud_sync.model.records import Batch
 
 READINGS = int(os.environ.get("BENCH_READINGS", "5000000"))
 LATENCY_S = float(os.environ.get("BENCH_LATENCY_S", "10"))
@@ -101,7 +101,7 @@ async def _copy(connection: asyncpg.Connection[Any], batches: Iterable[Batch]) -
     spent_s = 0.0
     numbers = np.arange(backlog.SERIES, dtype=np.int32) + 1
     for batch in batches:
-        body = list(copying.body(batch.readings, numbers))
+        body = list(row_store.encode_copy(batch.readings, numbers))
 
         async def pieces(body: list[bytearray] = body) -> AsyncIterator[bytearray]:
             for piece in body:
@@ -109,7 +109,7 @@ async def _copy(connection: asyncpg.Connection[Any], batches: Iterable[Batch]) -
 
         begin = time.monotonic()
         await connection.copy_to_table(
-            "copied", source=pieces(), columns=list(copying.COLUMNS), format="binary"
+            "copied", source=pieces(), columns=list(row_store.COPY_COLUMNS), format="binary"
         )
         spent_s += time.monotonic() - begin
     return spent_s
@@ -155,8 +155,8 @@ def _gzip_bytes(batches: list[Batch]) -> float:
     """Bytes a reading of the same readings as gzipped line protocol, in bodies of 5,000 lines."""
     size = rows = 0
     for batch in batches:
-        lines = line_protocol.lines(batch, precision="us")
-        for body in line_protocol.bodies(lines, max_lines=_LINES_PER_BODY, max_bytes=1 << 30):
+        lines = line_protocol.encode_lines(batch, precision="us")
+        for body in line_protocol.split_into_bodies(lines, max_lines=_LINES_PER_BODY, max_bytes=1 << 30):
             size += len(gzip.compress(body, 6))
         rows += batch.rows
     return size / rows

@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from benchmarks import traffic
-from cloud_sync import columns
-from cloud_sync.records import Readings, RecordClass, Series
+from cloud_sync.codec import columns
+from cloud_sync.model.records import Readings, RecordClass, Series
 from gateway.spool.database import SQL, Database
-from gateway.spool.segments import MAX_SEGMENT_ROWS, position_of
+from gateway.spool.segments import MAX_SEGMENT_ROWS, segment_position
 from gateway.spool.series import write_series
 
 if TYPE_CHECKING:
@@ -80,7 +80,7 @@ async def fill(path: Path, wanted_bytes: int) -> int:
         for block in cycle(blocks):
             first = segments * COMMITS_A_SEGMENT + 1
             row = (
-                position_of(RecordClass.READING, first),
+                segment_position(RecordClass.READING, first),
                 first + COMMITS_A_SEGMENT - 1,
                 rows,
                 segments * rows,

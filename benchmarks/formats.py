@@ -22,15 +22,15 @@ from typing import TYPE_CHECKING, Any, NamedTuple, cast
 from benchmarks.figures import Figures, say
 from benchmarks.ingress import FOLDER
 from gateway.ingress.committer import Committer
-from gateway.ingress.formats.rule import rule_of
-from gateway.ingress.formats.rules import Rules
-from gateway.ingress.formats.sparkplug_messages import Payload
-from gateway.ingress.packets import Publish
-from gateway.ingress.topics import TopicTemplate
+from gateway.mqtt.codec.packets import Publish
+from gateway.payloads.decoder_registry import RuleSet
+from gateway.payloads.formats.sparkplug import Payload
+from gateway.payloads.rule import build_rule
+from gateway.payloads.topics import TopicTemplate
 from gateway.spool.appender import Appender
 from gateway.spool.database import Database
-from gateway.spool.duplicates import Duplicates
-from gateway.spool.segments import Segments
+from gateway.spool.duplicates import DuplicateFilter
+from gateway.spool.segments import SegmentWriter
 from gateway.spool.series import SeriesBook
 
 if TYPE_CHECKING:
@@ -41,16 +41,16 @@ ASLEEP = 500
 _START_US = 1_780_000_000_000_000
 _NAMES = tuple(f"member_{n}" for n in range(MEMBERS))
 TEMPLATE = TopicTemplate("sensors/{sensor_id}/{sensor_type}")
-RULES = Rules(
+RULES = RuleSet(
     TEMPLATE,
     [
-        rule_of("fields/{sensor_id}", "fields", time="ts", companions={"battery_level": "battery"}),
-        rule_of("senml/{sensor_id}", "senml"),
-        rule_of("cbor/{sensor_id}", "senml"),
-        rule_of("lines/#", "line_protocol"),
-        rule_of("csv/{sensor_id}", "csv", columns=("ts", *_NAMES), time="ts"),
-        rule_of("number/{sensor_id}/{sensor_type}", "number"),
-        rule_of("spBv1.0/#", "sparkplug_b"),
+        build_rule("fields/{sensor_id}", "fields", time="ts", companions={"battery_level": "battery"}),
+        build_rule("senml/{sensor_id}", "senml"),
+        build_rule("cbor/{sensor_id}", "senml"),
+        build_rule("lines/#", "line_protocol"),
+        build_rule("csv/{sensor_id}", "csv", columns=("ts", *_NAMES), time="ts"),
+        build_rule("number/{sensor_id}/{sensor_type}", "number"),
+        build_rule("spBv1.0/#", "sparkplug_b"),
     ],
 )
 
@@ -66,7 +66,7 @@ class Source:
     """Where the publishes come from; nobody waits for the answer."""
 
     name = "bench"
-    owns = None
+    may_publish_sensor = None
 
     def acknowledge(self, publishes: Sequence[Publish]) -> None:
         """Nobody waits."""
@@ -149,8 +149,8 @@ async def asleep(folder: Path, arrays: int, *, old: bool) -> tuple[float, int]:
     """Seconds until `arrays` of `ASLEEP` readings are durable, and how many were duplicates."""
     database = await Database.open(folder / f"asleep-{old}.db")
     book = SeriesBook()
-    segments = await Segments.load(database, book)
-    appender = Appender(database, segments, await Duplicates.load(database, book), book)
+    segments = await SegmentWriter.load(database, book)
+    appender = Appender(database, segments, await DuplicateFilter.load(database, book), book)
     committer = Committer(appender, book, TEMPLATE, interval_s=0)
     source, chance = Source(), random.Random(2)
     try:

@@ -21,11 +21,11 @@ import msgspec
 from benchmarks import processes, traffic
 from benchmarks.figures import Figures, say
 from benchmarks.load import Order, Outcome
-from cloud_sync import columns
-from cloud_sync.records import RecordClass
-from gateway.ingress.formats import json_reading
-from gateway.ingress.packets import V5, TopicTable
-from gateway.ingress.parser import Parser
+from cloud_sync.codec import columns
+from cloud_sync.model.records import RecordClass
+from gateway.mqtt.codec.packets import V5, TopicCache
+from gateway.mqtt.codec.parser import PacketParser
+from gateway.payloads.formats import json_reading
 from gateway.spool.database import open_read_only
 
 FOLDER = processes.ROOT / ".build" / "bench"
@@ -181,13 +181,13 @@ def parse_only(figures: Figures, rounds: int) -> None:
     publishes = sum(len(stream.packets) for stream in streams)
     rates = []
     for _ in range(rounds):
-        parser = Parser(max_packet_bytes=1 << 20, topics=TopicTable(), client=True, version=V5)
+        parser = PacketParser(max_packet_bytes=1 << 20, topics=TopicCache(), client=True, version=V5)
         began, readings = time.perf_counter(), 0
         for chunk in chunks:
             for run in parser.feed(chunk):
                 assert isinstance(run, list)
                 for publish in run:
-                    decoded, _ = json_reading.decode(publish.payload)
+                    decoded, _ = json_reading.decode_readings(publish.payload)
                     readings += len(tuple(decoded))
         rates.append(publishes / (time.perf_counter() - began))
         assert readings == publishes

@@ -22,27 +22,24 @@ import numpy as np
 from benchmarks import processes
 from benchmarks.figures import Figures, say
 from benchmarks.ingress import FOLDER, READINGS_PER_PUBLISH, Account, load
-from cloud_sync.records import Readings, Series
-from cloud_sync.summaries import Rollups
-from gateway import settings
-from gateway.alerting import alert_stage_of
-from gateway.checking import check_of
-from gateway.operate.query import Question, answer
-from gateway.operate.selection import Selection
-from gateway.operate.series_history import known_series
-from gateway.operate.spool_file import opened
-from gateway.processing.roller import Roller
-from gateway.processing.steps import Step
+from cloud_sync.model.records import Readings, Rollups, Series
+from gateway.build import build_alert_stage, build_check
+from gateway.processing.stage import StageInput
+from gateway.query.series_query import SeriesQuery, find_series, run_query
+from gateway.rollups.roller import Roller
+from gateway.settings import gateway_settings
 from gateway.spool.database import Database, open_read_only
-from gateway.spool.segments import Segments, seal
+from gateway.spool.segment_reader import StoredRollups
+from gateway.spool.segments import SegmentWriter, encode_segments
 from gateway.spool.series import SeriesBook
-from gateway.spool.stored_rollups import StoredRollups
+from gateway.spool.spool_file import open_spool_read_only
+from gateway.spooltools.reading_selection import ReadingFilter
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from sqlite3 import Connection
 
-    from gateway.processing.alerts import AlertStage
+    from gateway.alerts.evaluator import AlertEvaluator
 
 _START_US = 1_790_000_000_000_000 // 86_400_000_000 * 86_400_000_000
 _SECOND_US = 1_000_000
@@ -57,7 +54,7 @@ class Bench(NamedTuple):
     series: int
     check: Callable[[Readings, int], Readings]
     roller: Roller
-    alerts: AlertStage
+    alerts: AlertEvaluator
 
 
 class Spent(NamedTuple):
@@ -94,14 +91,14 @@ def made(series: int, folder: Path, connection: Connection) -> Bench:
     """The stages as an agent with its default settings has them, over so many temperatures."""
     config = folder / "gateway.toml"
     config.write_text('gateway_id = "bench"\n[spool]\npath = "stages.db"\n', encoding="utf-8")
-    given = settings.load(config)
+    given = gateway_settings.load_settings(config)
     book = SeriesBook()
     for number in range(series):
         book.number_of(Series(f"sensor-{number}", "temperature"))
-    alerts = alert_stage_of(given, book)
+    alerts = build_alert_stage(given, book)
     assert alerts is not None
     return Bench(
-        series, check_of(given, book), Roller(StoredRollups(connection), given.rollups.terms), alerts
+        series, build_check(given, book), Roller(StoredRollups(connection), given.rollups.terms), alerts
     )
 
 
@@ -116,17 +113,17 @@ def run(bench: Bench, batch: int, event_s: int = _EVENT_S) -> Spent:
         began = time.perf_counter()
         readings = bench.check(readings, now_us)
         checked = time.perf_counter()
-        rolled = bench.roller.step(Step(readings, now_us=now_us))
+        rolled = bench.roller.step(StageInput(readings, now_us=now_us))
         closed = [records for records in rolled.records if isinstance(records, Rollups)]
         if rolled.records:
             assert rolled.snapshot is not None
             rolled.snapshot()
             for records in rolled.records:
-                seal(records)
+                encode_segments(records)
         bench.roller.accept(rolled)
         done = time.perf_counter()
         rollups = Rollups.concat(closed) if closed else Rollups.none()
-        alerted = bench.alerts.step(Step(readings, rollups, now_us))
+        alerted = bench.alerts.step(StageInput(readings, rollups, now_us))
         bench.alerts.accept(alerted)
         alert_s += time.perf_counter() - done
         roll_s += done - checked
@@ -204,23 +201,23 @@ async def query_day(folder: Path, figures: Figures, rounds: int) -> None:
     database = await Database.open(path)
     try:
         book = await SeriesBook.load(database)
-        segments = await Segments.load(database, book)
+        segments = await SegmentWriter.load(database, book)
         numbers = [book.number_of(Series(f"sensor-{n}", "temperature")) for n in range(_QUERIED_SERIES)]
         series = np.array(numbers, np.int32)
         chance = np.random.default_rng(5)
         for minute in range(0, 1440, 60):
             hour = [_minute_of(series, minute + n, chance) for n in range(60)]
-            sealed = seal(Rollups.concat(hour).in_order(), level=8)
+            sealed = encode_segments(Rollups.concat(hour).in_order(), level=8)
             await segments.append(sealed, now_us=_START_US + minute * 60 * _SECOND_US)
     finally:
         await database.close()
-    question = Question(_START_US, _START_US + 86_400 * _SECOND_US, 60)
+    question = SeriesQuery(_START_US, _START_US + 86_400 * _SECOND_US, 60)
     took = []
     for _ in range(3 * rounds):
         began = time.perf_counter()
-        with opened(path) as connection:
-            (known,) = known_series(connection, Selection(patterns=("sensor-7/temperature",)))
-            found = answer(connection, known, question)
+        with open_spool_read_only(path) as connection:
+            (known,) = find_series(connection, ReadingFilter(patterns=("sensor-7/temperature",)))
+            found = run_query(connection, known, question)
         took.append((time.perf_counter() - began) * 1e3)
         assert found.rows == 1440
     what = f"a day of one series of {_QUERIED_SERIES:,} by minutes, from its rollups, ms"

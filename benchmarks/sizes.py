@@ -11,11 +11,11 @@ import numpy as np
 import zstandard
 
 from benchmarks import filling
-from cloud_sync import columns, line_protocol
-from cloud_sync.records import Batch, BatchRange, RecordClass
+from cloud_sync.codec import columns, line_protocol
+from cloud_sync.model.records import Batch, BatchRange, RecordClass
 
 if TYPE_CHECKING:
-    from cloud_sync.records import Readings
+    from cloud_sync.model.records import Readings
 
 _ZSTD_LEVEL, _GZIP_LEVEL = 3, 6
 _LINES_A_BODY = 5_000
@@ -38,8 +38,8 @@ def gzipped_lines(part: Readings) -> list[bytes]:
     batch = Batch(
         BatchRange("bench", UUID(int=0), RecordClass.READING, 1, 1), known, part.with_series(part.series - 1)
     )
-    lines = line_protocol.lines(batch, precision="us")
-    bodies = line_protocol.bodies(lines, max_lines=_LINES_A_BODY, max_bytes=1 << 30)
+    lines = line_protocol.encode_lines(batch, precision="us")
+    bodies = line_protocol.split_into_bodies(lines, max_lines=_LINES_A_BODY, max_bytes=1 << 30)
     return [gzip.compress(body, _GZIP_LEVEL) for body in bodies]
 
 

@@ -22,17 +22,17 @@ import numpy as np
 from benchmarks import filling, processes
 from benchmarks.figures import Figures, say
 from benchmarks.ingress import FOLDER, Account, load
-from cloud_sync.records import RecordClass
+from cloud_sync.model.records import RecordClass
 from gateway.spool.appender import Appender
 from gateway.spool.compaction import Compaction
 from gateway.spool.database import Database
 from gateway.spool.deliveries import Deliveries
-from gateway.spool.duplicates import Duplicates
-from gateway.spool.segments import Segments
+from gateway.spool.duplicates import DuplicateFilter
+from gateway.spool.segments import SegmentWriter
 from gateway.spool.series import SeriesBook
 
 if TYPE_CHECKING:
-    from cloud_sync.records import Readings
+    from cloud_sync.model.records import Readings
 
 _GB = 10**9
 _SPARE_BYTES = 3 * _GB // 2
@@ -80,8 +80,8 @@ async def _appended(path: Path, everything: Readings, rows: int, count: int) -> 
     book = SeriesBook()
     for _, series in filling.names():
         book.number_of(series)
-    segments = await Segments.load(database, book)
-    duplicates = await Duplicates.load(database, book)
+    segments = await SegmentWriter.load(database, book)
+    duplicates = await DuplicateFilter.load(database, book)
     appender = Appender(database, segments, duplicates, book)
     took_s = []
     for number in range(count):
@@ -191,7 +191,7 @@ async def _drained(path: Path, expected: int) -> tuple[int, float]:
     database = await Database.open(path)
     try:
         book = await SeriesBook.load(database)
-        segments = await Segments.load(database, book)
+        segments = await SegmentWriter.load(database, book)
         deliveries = Deliveries(database, segments, book, "bench")
         await deliveries.register("bench", "file", now_us=0)
         backlog = (await deliveries.backlog("bench")).readings

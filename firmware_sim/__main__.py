@@ -1,6 +1,29 @@
-"""`python -m firmware_sim` is `tidegate sim`."""
+"""The command line of the simulator: `tidegate sim`, or `python -m firmware_sim`."""
 
-from firmware_sim.cli import main
+from __future__ import annotations
+
+import typer
+
+from firmware_sim.commands.replay import replay
+from firmware_sim.commands.run import run
+from firmware_sim.commands.verify import verify
+
+app = typer.Typer(
+    name="sim",
+    help="Simulated devices, a record of the truth, and its comparison with what was stored.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+app.command()(run)
+app.command()(verify)
+app.command()(replay)
+
+
+def main() -> None:
+    """Run the command line on its own."""
+    app(prog_name="python -m firmware_sim")
+
 
 if __name__ == "__main__":
     main()

@@ -1,40 +1,91 @@
-"""The fleet: devices that sample on a schedule and publish what they sampled.
+"""The running fleet: devices that sample and publish on a schedule, and the services its outages stop.
 
-Each group has a beat: publish number n of a group is due at a fixed time after the start and belongs to its
-sensors in turn. Each tick samples what is due, as of the moment it was due, records it, and only then hands
-it to the devices. So what is in the record depends on seed and start alone; what the network does decides
-only what of it was acknowledged. A fleet that cannot keep up falls behind and says so (`behind_s`); nothing
-is skipped.
+Publish number n of a group is due at a fixed time after the start. Each tick samples what is due, as of the
+moment it was due, records it, and only then hands it to the devices: the ground truth depends on seed and
+start alone. A fleet that cannot keep up falls behind (`behind_s`); nothing is skipped.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import random
+import shlex
+import signal
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING
 
-from firmware_sim.device import Device, Radio
+from firmware_sim.devices.device import Device, RadioSettings
+from firmware_sim.devices.payloads import SparkplugSession
 from firmware_sim.errors import SimError
-from firmware_sim.hostile import attack
-from firmware_sim.planning import plan_devices
-from firmware_sim.sparkplug import Session
+from firmware_sim.raw_mqtt import run_attacks
+from firmware_sim.scenarios import plan_devices
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from firmware_sim.firmware import Firmware, Publish, Sensor
-    from firmware_sim.outages import ServiceSwitch
-    from firmware_sim.planning import Plan
-    from firmware_sim.scenarios import Scenario
-    from firmware_sim.truth import TruthWriter
-    from firmware_sim.windows import Beat
+    from firmware_sim.devices.firmware import Firmware, Publish, Sensor
+    from firmware_sim.devices.sensors import PublishSchedule
+    from firmware_sim.ground_truth import GroundTruthWriter
+    from firmware_sim.scenarios import PlannedDevice, Scenario
+
+
+@dataclass(slots=True)
+class ServiceSwitch:
+    """One of them. `up` and `down` may be called twice.
+
+    Attributes:
+        pid: paused with SIGSTOP and continued with SIGCONT; 0: there is a command.
+        command: run with `down` or `up` as its last argument.
+    """
+
+    name: str
+    pid: int = 0
+    command: tuple[str, ...] = ()
+    is_down: bool = False
+
+    async def switch(self, *, down: bool) -> None:
+        """Take it away or bring it back.
+
+        Raises:
+            SimError: the process is not there, or the command failed.
+        """
+        if down == self.is_down:
+            return
+        self.is_down = down
+        if self.pid:
+            try:
+                os.kill(self.pid, signal.SIGSTOP if down else signal.SIGCONT)
+            except OSError as fault:
+                raise SimError(f"--service {self.name}={self.pid}: {fault.strerror}") from fault
+            return
+        process = await asyncio.create_subprocess_exec(*self.command, "down" if down else "up")
+        if await process.wait():
+            raise SimError(
+                f"--service {self.name}: {shlex.join(self.command)} ended with {process.returncode}"
+            )
+
+
+def parse_service(text: str) -> ServiceSwitch:
+    """NAME=PID or NAME=COMMAND.
+
+    Raises:
+        SimError: it is neither.
+    """
+    name, _, what = text.partition("=")
+    if name and what.isdigit() and int(what) > 1:
+        return ServiceSwitch(name, pid=int(what))
+    command = tuple(shlex.split(what))
+    if not name or not command or what.isdigit():
+        raise SimError(f"--service {text}: expected NAME=PID of a process, or NAME=COMMAND")
+    return ServiceSwitch(name, command=command)
+
 
 _TICK_S = 0.02
-_MOST_A_TICK = 2_000
+_MAX_PUBLISHES_PER_TICK = 2_000
 _PROGRESS_S = 1.0
 _SWITCH_EVERY_S = 0.05
 _CONNECT_THREADS = 32
@@ -42,10 +93,10 @@ _CONNECTS_PER_S = 200
 
 
 @dataclass(slots=True)
-class Troop:
+class GroupSchedule:
     """One group at work: its beat and whose turn it is."""
 
-    beat: Beat
+    schedule: PublishSchedule
     turns: list[tuple[Device, Firmware, Sensor]]
     readings: int
     spacing_us: int
@@ -67,8 +118,8 @@ class Fleet:
     def __init__(
         self,
         scenario: Scenario,
-        radio: Radio,
-        truth: TruthWriter,
+        radio: RadioSettings,
+        truth: GroundTruthWriter,
         *,
         seed: int,
         start_us: int,
@@ -97,7 +148,7 @@ class Fleet:
                 radios[plan.group.name],
                 self._settled,
                 random.Random(f"{seed}/{plan.firmware.device_id}/radio"),
-                _session(plan) if plan.group.format == "sparkplug_b" else None,
+                _build_sparkplug_session(plan) if plan.group.format == "sparkplug_b" else None,
             )
             for plan in self._plans
         ]
@@ -109,17 +160,19 @@ class Fleet:
             if plan.awake or plan.away
         ]
         self._device_of = {device.device_id: device for device in self._devices}
-        self._troops = [self._troop(name, beat) for name, beat in self._beats()]
+        self._schedules = [
+            self._build_group_schedule(name, schedule) for name, schedule in self._group_schedules()
+        ]
         self._started_s = 0.0
         self.simulated_s = 0.0
         self.behind_s = 0.0
         self.producing = True
 
-    def _beats(self) -> list[tuple[str, Beat]]:
-        pairs = zip(self.scenario.groups, self.scenario.beats(), strict=True)
-        return [(group.name, beat) for group, beat in pairs if not group.hostile]
+    def _group_schedules(self) -> list[tuple[str, PublishSchedule]]:
+        pairs = zip(self.scenario.groups, self.scenario.publish_schedules(), strict=True)
+        return [(group.name, schedule) for group, schedule in pairs if not group.hostile]
 
-    def _troop(self, name: str, beat: Beat) -> Troop:
+    def _build_group_schedule(self, name: str, schedule: PublishSchedule) -> GroupSchedule:
         members = [
             (device, plan.firmware)
             for device, plan in zip(self._devices, self._plans, strict=True)
@@ -132,8 +185,8 @@ class Fleet:
             for device, firmware in members
         ]
         readings = self.scenario.readings_in(group)
-        spacing_us = int(len(turns) / beat.per_s / readings * self.scenario.speed * 1e6)
-        return Troop(beat, turns, readings, max(1000, spacing_us))
+        spacing_us = int(len(turns) / schedule.per_s / readings * self.scenario.speed * 1e6)
+        return GroupSchedule(schedule, turns, readings, max(1000, spacing_us))
 
     @property
     def size(self) -> int:
@@ -175,18 +228,20 @@ class Fleet:
                     for n, device in enumerate(self._devices)
                 ]
                 tasks.append(group.create_task(self._show(show), name="progress"))
-                reached = await self._reached(connect_timeout_s, stop)
+                reached = await self._wait_until_connected(connect_timeout_s, stop)
                 if reached:
                     tasks += [
                         group.create_task(
-                            attack(self.radio.broker.host, self.radio.broker.port, name, rng, self.counters),
+                            run_attacks(
+                                self.radio.broker.host, self.radio.broker.port, name, rng, self.counters
+                            ),
                             name=f"attacker {name}",
                         )
                         for name, rng in self._attackers()
                     ]
                     await self._produce(stop)
                     self.producing = False
-                    await self._everything_up()
+                    await self._restore_networks_and_services()
                     await self._drain(drain_timeout_s)
                 for task in tasks:
                     task.cancel()
@@ -219,45 +274,49 @@ class Fleet:
         """
         offers: list[tuple[Device, Publish]] = []
         due = sorted(
-            (troop.beat.time_of(number), place, number)
-            for place, troop in enumerate(self._troops)
+            (group_schedule.schedule.time_of(number), place, number)
+            for place, group_schedule in enumerate(self._schedules)
             for number in range(
-                troop.next_publish, min(troop.beat.due(now_s), troop.next_publish + _MOST_A_TICK + 1)
+                group_schedule.next_publish,
+                min(
+                    group_schedule.schedule.due(now_s),
+                    group_schedule.next_publish + _MAX_PUBLISHES_PER_TICK + 1,
+                ),
             )
         )
-        for _, place, number in due[:_MOST_A_TICK]:
-            troop = self._troops[place]
-            troop.next_publish = number + 1
-            self._one(troop, number, offers)
-        self.behind_s = now_s - due[_MOST_A_TICK][0] if len(due) > _MOST_A_TICK else 0.0
+        for _, place, number in due[:_MAX_PUBLISHES_PER_TICK]:
+            group_schedule = self._schedules[place]
+            group_schedule.next_publish = number + 1
+            self._one(group_schedule, number, offers)
+        self.behind_s = now_s - due[_MAX_PUBLISHES_PER_TICK][0] if len(due) > _MAX_PUBLISHES_PER_TICK else 0.0
         self.simulated_s = max(0.0, now_s - self.behind_s) * self.scenario.speed
         self._truth.flush()
         for device, publish in offers:
             device.offer(publish)
         return len(offers)
 
-    def _one(self, troop: Troop, number: int, offers: list[tuple[Device, Publish]]) -> None:
-        device, firmware, sensor = troop.turns[number % len(troop.turns)]
-        at_s = troop.beat.time_of(number) * self.scenario.speed
+    def _one(self, group_schedule: GroupSchedule, number: int, offers: list[tuple[Device, Publish]]) -> None:
+        device, firmware, sensor = group_schedule.turns[number % len(group_schedule.turns)]
+        at_s = group_schedule.schedule.time_of(number) * self.scenario.speed
         before = self._truth.rows
-        happened = firmware.publish(
+        outcome = firmware.publish(
             sensor,
             self._truth,
             at_s=at_s,
             now_us=self._start_us + int(at_s * 1e6),
-            readings=troop.readings,
-            spacing_us=troop.spacing_us,
+            readings=group_schedule.readings,
+            spacing_us=group_schedule.spacing_us,
         )
-        if happened.rebooted:
-            device.restart(forget=happened.forgot)
-            self._truth.booted(firmware.device_id, firmware.boot_id)
-        if happened.away_s:
-            self._away_until_s[device.device_id] = at_s + happened.away_s
+        if outcome.rebooted:
+            device.restart(forget=outcome.lost_memory)
+            self._truth.record_boot(firmware.device_id, firmware.boot_id)
+        if outcome.away_s:
+            self._away_until_s[device.device_id] = at_s + outcome.away_s
             device.switch(on=False)
         self.counters.produced += self._truth.rows - before
-        self.counters.forgotten += happened.forgotten
-        self.counters.malformed_publishes += happened.malformed
-        offers += [(device, publish) for publish in happened.publishes]
+        self.counters.forgotten += outcome.forgotten
+        self.counters.malformed_publishes += outcome.malformed
+        offers += [(device, publish) for publish in outcome.publishes]
 
     async def switch_once(self, at_s: float) -> None:
         """Put radios, networks and services into the state that the scenario has for a simulated time."""
@@ -274,12 +333,12 @@ class Fleet:
         for name, down in wanted.items():
             await self._services[name].switch(down=down)
 
-    def _switch(self, device: Device, plan: Plan, at_s: float) -> None:
+    def _switch(self, device: Device, plan: PlannedDevice, at_s: float) -> None:
         away = any(window.covers(at_s) for window in plan.away)
         asleep = plan.awake is not None and not plan.awake.covers(at_s)
         on = not away and not asleep
         if on != device.on and device.device_id not in self._away_until_s:
-            device.switch(on=on, politely=asleep and not away)
+            device.switch(on=on, send_disconnect=asleep and not away)
 
     def _attackers(self) -> list[tuple[str, random.Random]]:
         names = [
@@ -295,7 +354,7 @@ class Fleet:
         length_s = self.scenario.seconds or float("inf")
         switched_s = -_SWITCH_EVERY_S
         for plan in self._plans:
-            self._truth.booted(plan.firmware.device_id, plan.firmware.boot_id)
+            self._truth.record_boot(plan.firmware.device_id, plan.firmware.boot_id)
         while not stop.is_set():
             now_s = time.monotonic() - begin_s
             over = now_s >= length_s
@@ -311,10 +370,10 @@ class Fleet:
                     stop.wait(), 0.001 if self.behind_s else min(_TICK_S, max(0.001, length_s - now_s))
                 )
         for device, plan in zip(self._devices, self._plans, strict=True):
-            for publish in plan.firmware.let_go():
+            for publish in plan.firmware.release_delayed():
                 device.offer(publish)
 
-    async def _everything_up(self) -> None:
+    async def _restore_networks_and_services(self) -> None:
         """At the end of a run every network is there, so that what waits can be sent."""
         self._away_until_s.clear()
         for service in self._services.values():
@@ -328,7 +387,7 @@ class Fleet:
             await asyncio.sleep(_TICK_S)
             self._truth.flush()
 
-    async def _reached(self, timeout_s: float | None, stop: asyncio.Event) -> bool:
+    async def _wait_until_connected(self, timeout_s: float | None, stop: asyncio.Event) -> bool:
         """Whether a first device connected in time; at once when there is no limit."""
         deadline_s = time.monotonic() + (timeout_s or 0.0)
         while timeout_s is not None and not self.counters.devices_connected and not stop.is_set():
@@ -348,9 +407,9 @@ class Fleet:
             self._truth.settle(publish.first_row, publish.rows, reason_code, time.time_ns() // 1000)
 
 
-def _session(plan: Plan) -> Session:
+def _build_sparkplug_session(plan: PlannedDevice) -> SparkplugSession:
     """What a device that speaks Sparkplug B says of itself."""
     firmware = plan.firmware
-    return Session(
+    return SparkplugSession(
         firmware.device_id, ((s.state.sensor_type, s.state.attributes[0] or "") for s in firmware.sensors)
     )

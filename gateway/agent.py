@@ -1,6 +1,6 @@
-"""The gateway: builds its parts, starts them, stops them in the order the data flows.
+"""The gateway process: builds the components, starts their tasks, stops them in data-flow order.
 
-The only module that knows every part. A stage that dies stops the program; systemd starts it again.
+A task that fails stops the program; systemd restarts it.
 """
 
 from __future__ import annotations
@@ -12,85 +12,88 @@ from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import version
 from typing import TYPE_CHECKING
 
-from cloud_sync.records import RecordClass
-from cloud_sync.watchdog import Watchdog, period_of
-from gateway.alerting import desks_of, forget_channels_but
-from gateway.checking import check_of
-from gateway.destinations import shipper_of
-from gateway.following import follower_of
-from gateway.heap import keep_small
+from cloud_sync.model.records import RecordClass
+from cloud_sync.runtime.watchdog import Watchdog, watchdog_period_s
+from gateway.build import (
+    build_check,
+    build_commit_consumer,
+    build_eviction,
+    build_listener,
+    build_notifiers,
+    build_record_retentions,
+    build_shipper,
+    build_subscriber,
+    destinations_receiving,
+    drop_removed_channels,
+    limit_wal_size,
+)
 from gateway.ingress.committer import Committer
-from gateway.ingress.host import HostIngress
-from gateway.ingress.rebirths import Rebirths
-from gateway.keeping import giving_up_of, limit_log, pruned_for, retentions_of
-from gateway.listening import listener_of
-from gateway.operate.expiry import ExpiryWatch
-from gateway.operate.observer import Observer
-from gateway.operate.service_text import service_text
-from gateway.parts import Parts
-from gateway.processing.clock import Clock, since_boot_us
-from gateway.processing.restamp import Restamper, floor_of
-from gateway.reloading import Reloader
-from gateway.shipping import Shipping, register
-from gateway.spool.appender import Appender
-from gateway.spool.capacity import Capacity
+from gateway.ingress.host_metrics import HostMetricsSource
+from gateway.malloc import trim_periodically
+from gateway.payloads.formats.sparkplug_births import RebirthRequester
+from gateway.processing.clock import ClockCorrector, GatewayClock, read_clock_floor, read_time_since_boot_us
+from gateway.reload import DeliverySupervisor, NotifierSupervisor, Reloader, register_destination
+from gateway.runtime import Runtime
+from gateway.spool.appender import Appender, Capacity
 from gateway.spool.compaction import Compaction
 from gateway.spool.database import Database
 from gateway.spool.deliveries import Deliveries
-from gateway.spool.duplicates import Duplicates
+from gateway.spool.duplicates import DuplicateFilter
 from gateway.spool.retention import Retention
-from gateway.spool.segments import Segments
+from gateway.spool.segments import SegmentWriter
 from gateway.spool.series import SeriesBook
-from gateway.subscribing import subscriber_of
-from gateway.telling import Telling
+from gateway.status.certificates import CertificateMonitor
+from gateway.status.collector import StatusCollector, format_service_status
 
 if TYPE_CHECKING:
-    from gateway.ingress.http.server import HttpIngress
-    from gateway.operate.endpoint import Endpoint
-    from gateway.orders import Orders
-    from gateway.settings import GatewaySettings
+    from gateway.ingress.http.server import HttpSource
+    from gateway.runtime import Control
+    from gateway.settings.gateway_settings import GatewaySettings
+    from gateway.web.endpoint import StatusEndpoint
 
 _log = logging.getLogger(__name__)
-_ENCODERS = 2
+_ENCODER_THREADS = 2
 
 
-async def run(settings: GatewaySettings, orders: Orders) -> None:
+async def run_gateway(settings: GatewaySettings, control: Control) -> None:
     """Run a gateway until it is told to stop, then stop it within `settings.stop_within_s`.
 
     Raises:
         SpoolError: the spool cannot be used.
         OSError: an address cannot be bound.
     """
-    asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(_ENCODERS, "encoder"))
-    running: list[Parts] = []
+    asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(_ENCODER_THREADS, "encoder"))
+    running: list[Runtime] = []
     watchdog = Watchdog(
         lambda: (stage for parts in running for stage in parts.stages()),
-        lambda: service_text(running[0]),
-        period_s=period_of(),
+        lambda: format_service_status(running[0]),
+        period_s=watchdog_period_s(),
     )
     watching = asyncio.create_task(watchdog.run(), name="watchdog")
     try:
         database = await Database.open(settings.spool.path)
         try:
-            running.append(await build(settings, database))
-            running[0].in_force.path = str(orders.config or "")
-            await _run_parts(running[0], orders, watchdog)
+            running.append(await build_runtime(settings, database))
+            running[0].active_config.path = str(control.config or "")
+            await _run_tasks(running[0], control, watchdog)
         finally:
             await database.close()
     finally:
         watching.cancel()
 
 
-async def build(settings: GatewaySettings, database: Database) -> Parts:
+async def build_runtime(settings: GatewaySettings, database: Database) -> Runtime:
     """Make every part of a gateway on an open spool. Nothing is started."""
     book = await SeriesBook.load(database, settings.spool.max_series)
-    segments = await Segments.load(database, book)
-    duplicates = await Duplicates.load(database, book)
+    segments = await SegmentWriter.load(database, book)
+    duplicates = await DuplicateFilter.load(database, book)
     capacity = Capacity(settings.spool.max_bytes, settings.spool.min_free_bytes)
     appender = Appender(database, segments, duplicates, book, capacity)
     deliveries = Deliveries(database, segments, book, settings.gateway_id)
     listen, host = settings.ingress.listen, settings.ingress.host
-    clock = Clock(await database.read(floor_of), settings.clock.trust, wait_max_s=settings.clock.wait_max_s)
+    clock = GatewayClock(
+        await database.read(read_clock_floor), settings.clock.trust, wait_max_s=settings.clock.wait_max_s
+    )
     committer = Committer(
         appender,
         book,
@@ -98,39 +101,39 @@ async def build(settings: GatewaySettings, database: Database) -> Parts:
         refuse_when_full=settings.spool.on_full == "refuse",
         interval_s=settings.spool.commit_interval_ms / 1000,
         max_pending_bytes=settings.spool.max_pending_bytes,
-        check=check_of(settings, book, clock),
+        check=build_check(settings, book, clock),
         clock_us=clock.now_us,
     )
-    listener = listener_of(listen, committer, committer.rules)
+    listener = build_listener(listen, committer, committer.rules)
     subscribers = tuple(
-        subscriber_of(table, settings.gateway_id, committer) for table in settings.ingress.subscribe
+        build_subscriber(table, settings.gateway_id, committer) for table in settings.ingress.subscribe
     )
     ways = [listener.served.publish, *(subscriber.publish for subscriber in subscribers)]
-    committer.on_rebirths = Rebirths(committer.rules.births, ways).ask
+    committer.on_rebirth_needed = RebirthRequester(committer.rules.births, ways).ask
 
-    await limit_log(database, settings.spool.max_bytes)
-    follower, roller, alerts = await follower_of(settings, database, segments, book, clock)
-    committer.on_commit = follower.wake
-    restamper = Restamper(
+    await limit_wal_size(database, settings.spool.max_bytes)
+    commit_consumer, roller, alerts = await build_commit_consumer(settings, database, segments, book, clock)
+    committer.on_commit = commit_consumer.wake
+    clock_corrector = ClockCorrector(
         clock,
         database,
-        lambda readings, note: committer.bring(readings, note=lambda c, _: note(c)),
-        since_boot_us,
+        lambda readings, note: committer.submit_readings(readings, note=lambda c, _: note(c)),
+        read_time_since_boot_us,
         wait_max_s=settings.clock.wait_max_s,
     )
-    committer.park = restamper.park
+    committer.park = clock_corrector.park
     for d in settings.destinations:
-        await register(deliveries, d)
-    await forget_channels_but(settings, database)
-    rolled_for = pruned_for(settings.destinations, RecordClass.ROLLUP)
-    summary_retentions = retentions_of(settings, database, capacity)
-    parts = Parts(
+        await register_destination(deliveries, d)
+    await drop_removed_channels(settings, database)
+    rollup_receivers = destinations_receiving(settings.destinations, RecordClass.ROLLUP)
+    record_retentions = build_record_retentions(settings, database, capacity)
+    parts = Runtime(
         settings=settings,
         version=version("tidegate"),
         started_at=time.monotonic(),
         listener=listener,
         subscribers=subscribers,
-        host=HostIngress(
+        host=HostMetricsSource(
             committer,
             settings.gateway_id,
             settings.spool.path.parent,
@@ -139,32 +142,32 @@ async def build(settings: GatewaySettings, database: Database) -> Parts:
         )
         if host.enabled
         else None,
-        http=_http_of(settings, database, committer, appender, book),
+        http=_build_http_ingress(settings, database, committer, appender, book),
         committer=committer,
-        restamper=restamper,
+        clock_corrector=clock_corrector,
         book=book,
         duplicates=duplicates,
         appender=appender,
         capacity=capacity,
         database=database,
         segments=segments,
-        follower=follower,
+        commit_consumer=commit_consumer,
         roller=roller,
         alerts=alerts,
-        desks=desks_of(settings, database),
-        compaction=Compaction(database, book, duplicates, rollups_wanted_by=rolled_for),
+        notifiers=build_notifiers(settings, database),
+        compaction=Compaction(database, book, duplicates, rollups_wanted_by=rollup_receivers),
         retention=Retention(
             database,
-            pruned_for(settings.destinations),
+            destinations_receiving(settings.destinations),
             keep_s=settings.spool.keep_delivered_h * 3600,
             capacity=capacity,
-            giving_up=giving_up_of(settings, database, segments, capacity),
-            before=summary_retentions,
+            evictor=build_eviction(settings, database, segments, capacity),
+            before=record_retentions,
             configured=[d.name for d in settings.destinations],
         ),
-        summary_retentions=summary_retentions,
+        record_retentions=record_retentions,
         deliveries=deliveries,
-        shippers=tuple(shipper_of(d, deliveries) for d in settings.destinations),
+        shippers=tuple(build_shipper(d, deliveries) for d in settings.destinations),
     )
 
     def press(pressed: bool) -> None:  # noqa: FBT001 - the committer's callback
@@ -175,31 +178,31 @@ async def build(settings: GatewaySettings, database: Database) -> Parts:
     return parts
 
 
-def _http_of(
+def _build_http_ingress(
     settings: GatewaySettings, database: Database, committer: Committer, appender: Appender, book: SeriesBook
-) -> HttpIngress | None:
+) -> HttpSource | None:
     if not settings.ingress.http.enabled:
         return None
-    from gateway.serving import http_of  # noqa: PLC0415 - brings a web server
+    from gateway.build_http import build_http_ingress  # noqa: PLC0415 - brings a web server
 
-    return http_of(settings, database, committer, appender, book)
+    return build_http_ingress(settings, database, committer, appender, book)
 
 
-def _endpoint_of(parts: Parts, observer: Observer) -> Endpoint | None:
+def _build_endpoint(parts: Runtime, observer: StatusCollector) -> StatusEndpoint | None:
     if not parts.settings.status.enabled:
         return None
-    from gateway.operate.endpoint import Endpoint  # noqa: PLC0415 - brings a web server
+    from gateway.web.endpoint import StatusEndpoint  # noqa: PLC0415 - brings a web server
 
-    return Endpoint(parts, observer)
+    return StatusEndpoint(parts, observer)
 
 
-async def _run_parts(parts: Parts, orders: Orders, watchdog: Watchdog) -> None:
-    observer = Observer(parts)
-    endpoint = _endpoint_of(parts, observer)
+async def _run_tasks(parts: Runtime, control: Control, watchdog: Watchdog) -> None:
+    observer = StatusCollector(parts)
+    endpoint = _build_endpoint(parts, observer)
     stop_input, stop_processing, stop_output = asyncio.Event(), asyncio.Event(), asyncio.Event()
-    shipping, telling = Shipping(parts), Telling(parts)
-    parts.in_force.taken([])
-    parts.expiry = ExpiryWatch(lambda: parts.settings)
+    shipping, notifier_supervisor = DeliverySupervisor(parts), NotifierSupervisor(parts)
+    parts.active_config.taken([])
+    parts.expiry = CertificateMonitor(lambda: parts.settings)
     if endpoint is not None:
         await endpoint.start()
     try:
@@ -212,40 +215,40 @@ async def _run_parts(parts: Parts, orders: Orders, watchdog: Watchdog) -> None:
                 stages.create_task(subscriber.run(stop_input), name=f"subscriber {subscriber.settings.name}")
             if parts.host is not None:
                 stages.create_task(parts.host.run(stop_input), name="host ingress")
-            restamping = stages.create_task(parts.restamper.run(stop_input), name="clock")
-            following = stages.create_task(parts.follower.run(stop_processing), name="processing")
+            restamping = stages.create_task(parts.clock_corrector.run(stop_input), name="clock")
+            following = stages.create_task(parts.commit_consumer.run(stop_processing), name="processing")
             shipping.start(stages)
-            telling.start(stages)
+            notifier_supervisor.start(stages)
             reloading = stages.create_task(
-                Reloader(parts, shipping, telling, orders, watchdog).run(), name="reloader"
+                Reloader(parts, shipping, notifier_supervisor, control, watchdog).run(), name="reloader"
             )
             upkeep = [
                 stages.create_task(parts.compaction.run(stop_output), name="compaction"),
                 stages.create_task(parts.retention.run(stop_output), name="retention"),
                 *(
                     stages.create_task(retention.run(stop_output), name=retention.stage.name)
-                    for retention in parts.summary_retentions
+                    for retention in parts.record_retentions
                 ),
                 stages.create_task(observer.run(stop_output), name="observer"),
                 stages.create_task(parts.expiry.run(stop_output), name="expiry"),
-                stages.create_task(keep_small(stop_output), name="heap"),
+                stages.create_task(trim_periodically(stop_output), name="heap"),
             ]
-            _announce(parts)
+            _log_startup(parts)
             watchdog.ready()
-            await orders.stop.wait()
+            await control.stop.wait()
             deadline = asyncio.get_running_loop().time() + parts.settings.stop_within_s
-            watchdog.starting_again() if orders.again else watchdog.stopping()
-            _log.info("stopping, to start again" if orders.again else "stopping")
-            await _by(deadline, [reloading], "the configuration as it was")
+            watchdog.restarting() if control.again else watchdog.stopping()
+            _log.info("stopping, to start again" if control.again else "stopping")
+            await _wait_or_cancel(deadline, [reloading], "the configuration as it was")
             stop_input.set()
             stop_output.set()
-            told = telling.stop()
-            await _by(deadline, [restamping], "readings that wait for the clock in the spool")
+            told = notifier_supervisor.stop()
+            await _wait_or_cancel(deadline, [restamping], "readings that wait for the clock in the spool")
             await _stop_in_order(parts, deadline, committing, shipping.stop())
             stop_processing.set()
-            await _by(deadline, [following], "commits that it reads at the next start")
-            await _by(deadline, told, "a message that may be told twice")
-            await _by(deadline, upkeep, "its step undone")
+            await _wait_or_cancel(deadline, [following], "commits that it reads at the next start")
+            await _wait_or_cancel(deadline, told, "a message that may be told twice")
+            await _wait_or_cancel(deadline, upkeep, "its step undone")
     finally:
         await parts.listener.close()
         if parts.http is not None:
@@ -254,15 +257,15 @@ async def _run_parts(parts: Parts, orders: Orders, watchdog: Watchdog) -> None:
             await subscriber.close()
         for shipper in parts.shippers:
             await shipper.aclose()
-        for desk in parts.desks:
-            await desk.aclose()
-        await parts.follower.aclose()
+        for notifier in parts.notifiers:
+            await notifier.aclose()
+        await parts.commit_consumer.aclose()
         if endpoint is not None:
             await endpoint.stop()
 
 
 async def _stop_in_order(
-    parts: Parts,
+    parts: Runtime,
     deadline: float,
     committing: asyncio.Task[None],
     shipping: list[asyncio.Task[None]],
@@ -271,7 +274,7 @@ async def _stop_in_order(
     for gate in parts.gates:
         gate.stop_reading()
     parts.committer.finish()
-    await _by(
+    await _wait_or_cancel(
         deadline, [committing], "readings that were not acknowledged; their devices will send them again"
     )
     await parts.listener.close()
@@ -279,10 +282,10 @@ async def _stop_in_order(
         await parts.http.close()
     for subscriber in parts.subscribers:
         await subscriber.close()
-    await _by(deadline, shipping, "a batch without its receipt; it will be sent again")
+    await _wait_or_cancel(deadline, shipping, "a batch without its receipt; it will be sent again")
 
 
-async def _by(deadline: float, tasks: list[asyncio.Task[None]], left: str) -> None:
+async def _wait_or_cancel(deadline: float, tasks: list[asyncio.Task[None]], left: str) -> None:
     """Wait for tasks until `deadline` (loop time), then cancel them and say what is left behind."""
     if not tasks:
         return
@@ -293,7 +296,7 @@ async def _by(deadline: float, tasks: list[asyncio.Task[None]], left: str) -> No
         task.cancel()
 
 
-def _announce(parts: Parts) -> None:
+def _log_startup(parts: Runtime) -> None:
     listen = parts.settings.ingress.listen
     _log.info(
         "gateway %s listens on %s://%s:%d, spool %s, destinations: %s",

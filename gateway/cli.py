@@ -10,7 +10,7 @@ import typer
 import typer.core
 import typer.main
 
-from gateway.commands.failures import fail
+from gateway.commands.exit_errors import fail
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -18,25 +18,40 @@ if TYPE_CHECKING:
 _GROUPS = {
     "gateway": ("gateway.commands.gateway", "Run the gateway agent."),
     "ingest": ("cloud_sync.ingest.cli", "Run the regional ingest service; manage its tokens."),
-    "sim": ("firmware_sim.cli", "Simulate a fleet, replay recordings, verify what arrived."),
+    "sim": ("firmware_sim.__main__", "Simulate a fleet, replay recordings, verify what arrived."),
     "status": ("gateway.commands.status", "Show what comes in, what is kept and what is still to deliver."),
-    "query": ("gateway.commands.query", "Show what one series was: a table, a chart, CSV or JSON."),
-    "spool": ("gateway.commands.spool", "Look into a spool: info, check, read, export, compact, quarantine."),
-    "destination": ("gateway.commands.destination", "Destinations and their progress: list, drop."),
-    "device": ("gateway.commands.device", "Passwords of devices: add, list, remove, check."),
+    "query": ("gateway.commands.readings", "Show what one series was: a table, a chart, CSV or JSON."),
+    "spool": (
+        "gateway.commands.spool:spool_app",
+        "Look into a spool: info, check, read, export, compact, quarantine.",
+    ),
+    "destination": ("gateway.commands.spool:destination_app", "Destinations and their progress: list, drop."),
+    "device": ("gateway.commands.credentials:device_app", "Passwords of devices: add, list, remove, check."),
     "token": (
-        "gateway.commands.token",
+        "gateway.commands.credentials:token_app",
         "Tokens for the status page from elsewhere: add, list, remove.",
     ),
     "config": ("gateway.commands.config", "Write, check, show, explain and compare configurations."),
-    "decode": ("gateway.commands.decode", "Show what a payload would become, and under which rule."),
-    "learn": ("gateway.commands.learn", "Listen for a while and propose rules for what is published."),
+    "decode": (
+        "gateway.commands.payload_rules:decode_app",
+        "Show what a payload would become, and under which rule.",
+    ),
+    "learn": (
+        "gateway.commands.payload_rules:learn_app",
+        "Listen for a while and propose rules for what is published.",
+    ),
     "doctor": ("gateway.commands.doctor", "Look for what is wrong with this gateway, and say what to do."),
-    "install": ("gateway.commands.install", "Set this machine up: program, service, configuration."),
-    "uninstall": ("gateway.commands.uninstall", "Remove the program and its services; the spool stays."),
+    "install": (
+        "gateway.commands.install:install_app",
+        "Set this machine up: program, service, configuration.",
+    ),
+    "uninstall": (
+        "gateway.commands.install:uninstall_app",
+        "Remove the program and its services; the spool stays.",
+    ),
     "demo": ("gateway.commands.demo", "Show the whole path at work, through an outage and a kill."),
 }
-_EXTRAS = {"ingest": "ingest", "sim": "sim", "demo": "demo"}
+_REQUIRED_EXTRAS = {"ingest": "ingest", "sim": "sim", "demo": "demo"}
 
 
 class LazyGroup(typer.core.TyperGroup):
@@ -52,7 +67,7 @@ class LazyGroup(typer.core.TyperGroup):
             return None
         if cmd_name != ctx.meta.get("called"):
             return typer.core.TyperCommand(cmd_name, help=_GROUPS[cmd_name][1])
-        return _load(cmd_name)
+        return _load_group(cmd_name)
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         """Note which group is called, so that only that one is imported."""
@@ -60,16 +75,17 @@ class LazyGroup(typer.core.TyperGroup):
         return super().resolve_command(ctx, args)
 
 
-def _load(name: str) -> Any:
-    module, summary = _GROUPS[name]
+def _load_group(name: str) -> Any:
+    place, summary = _GROUPS[name]
+    module, _, attribute = place.partition(":")
     try:
-        command = typer.main.get_command(import_module(module).app)
+        command = typer.main.get_command(getattr(import_module(module), attribute or "app"))
     except ModuleNotFoundError as missing:
-        if name not in _EXTRAS:
+        if name not in _REQUIRED_EXTRAS:
             raise
         fail(
             f"`tidegate {name}` needs {missing.name}, which is not installed: "
-            f"install tidegate[{_EXTRAS[name]}]"
+            f"install tidegate[{_REQUIRED_EXTRAS[name]}]"
         )
     command.name = name
     command.help = command.help or summary
@@ -85,7 +101,7 @@ app = typer.Typer(
 )
 
 
-def _version(asked: bool) -> None:  # noqa: FBT001 - typer's callback signature
+def _print_version(asked: bool) -> None:  # noqa: FBT001 - typer's callback signature
     if asked:
         typer.echo(f"tidegate {installed_version('tidegate')}")
         raise typer.Exit
@@ -94,7 +110,8 @@ def _version(asked: bool) -> None:  # noqa: FBT001 - typer's callback signature
 @app.callback()
 def tidegate(
     version: Annotated[  # noqa: FBT002 - read by its callback
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
+        bool,
+        typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit."),
     ] = False,
 ) -> None:
     """Tidegate: readings made durable before they are acknowledged, delivered once in effect.

@@ -11,11 +11,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
-    from cloud_sync.records import Batch, BatchRange, Receipt
+    from cloud_sync.model.records import Batch, BatchRange, Receipt
 
 
 @dataclass(frozen=True, slots=True)
-class Parcel:
+class EncodedBatch:
     """A batch encoded for one destination: one or more request bodies, sent in order."""
 
     range: BatchRange
@@ -33,15 +33,15 @@ class Destination(Protocol):
 
     name: str
 
-    def encode(self, batch: Batch) -> Parcel:
+    def encode(self, batch: Batch) -> EncodedBatch:
         """Turn a batch into what `send` sends. Pure; called in an executor thread."""
         ...
 
-    async def send(self, parcel: Parcel) -> Receipt:
+    async def send(self, encoded_batch: EncodedBatch) -> Receipt:
         """Deliver one parcel.
 
         Raises:
-            RetryLater, TooLarge, Refused, Unauthorised: as `cloud_sync.errors` says.
+            RetryLater, TooLarge, Refused, Unauthorised: as `cloud_sync.model.errors` says.
         """
         ...
 

@@ -1,19 +1,87 @@
-"""How destinations that speak HTTP connect: TLS with a private CA and a client certificate, a proxy, reuse.
+"""HTTP destinations: how they connect, and what an answer means for the batch that was sent.
 
-Everything comes from the configuration and nothing from the environment: a proxy variable set for something
-else must not turn a gateway's readings aside.
+TLS, client certificate and proxy come from the configuration, never from the environment.
+
+2xx                     accepted (the caller still reads the receipt)
+408 425 429 5xx         RetryLaterError, with Retry-After where given
+413                     TooLargeError; so is a 400 whose reason is too_large
+401 403                 UnauthorisedError
+3xx                     RetryLaterError: a captive portal or a proxy, not the destination
+400 422                 RefusedError, because of some of the rows unless the reason is the request itself
+every other 4xx         RefusedError
 """
 
 from __future__ import annotations
 
 import ssl
 from dataclasses import dataclass
+from email.utils import parsedate_to_datetime
+from http import HTTPStatus
 from typing import TYPE_CHECKING
+
+from cloud_sync.model.errors import (
+    DeliveryError,
+    RefusedError,
+    RetryLaterError,
+    TooLargeError,
+    UnauthorisedError,
+)
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     import httpx
+
+_TRANSIENT = frozenset({HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.TOO_EARLY, HTTPStatus.TOO_MANY_REQUESTS})
+_CREDENTIALS = frozenset({HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN})
+_CLIENT_ERRORS = range(400, 500)
+_SUCCESS = range(200, 300)
+_ROW_STATUSES = frozenset({HTTPStatus.BAD_REQUEST, HTTPStatus.UNPROCESSABLE_ENTITY})
+_REQUEST_REASONS = frozenset(
+    {"bad_checksum", "bad_magic", "media_type", "truncated", "unsupported_class", "unsupported_version"}
+)
+
+
+def error_from_status(
+    status: int, text: str, *, retry_after: str | None = None, now_s: float, reason: str = ""
+) -> DeliveryError | None:
+    """The error an answer stands for, or None when it was accepted.
+
+    Args:
+        status: the HTTP status code.
+        text: the destination's own words, for the message.
+        retry_after: the Retry-After header, seconds or an HTTP date.
+        now_s: wall clock, seconds since 1970, to turn an HTTP date into a wait.
+        reason: the destination's machine-readable code, where it gave one.
+    """
+    if status in _SUCCESS:
+        return None
+    message = f"HTTP {status}: {text}" if text else f"HTTP {status}"
+    if status in _CREDENTIALS:
+        return UnauthorisedError(message)
+    if status == HTTPStatus.REQUEST_ENTITY_TOO_LARGE:
+        return TooLargeError(message)
+    if status == HTTPStatus.BAD_REQUEST and reason == "too_large":
+        return TooLargeError(message)
+    if status in _CLIENT_ERRORS and status not in _TRANSIENT:
+        of_rows = status in _ROW_STATUSES and reason not in _REQUEST_REASONS
+        return RefusedError(message, reason or f"http_{status}", of_rows=of_rows)
+    return RetryLaterError(message, parse_retry_after(retry_after, now_s=now_s))
+
+
+def parse_retry_after(retry_after: str | None, *, now_s: float) -> float | None:
+    """Seconds a Retry-After header asks for (RFC 9110 section 10.2.3), or None when absent or unreadable."""
+    if retry_after is None:
+        return None
+    try:
+        return max(0.0, float(int(retry_after)))
+    except ValueError:
+        pass
+    try:
+        return max(0.0, parsedate_to_datetime(retry_after).timestamp() - now_s)
+    except ValueError:
+        return None
+
 
 _KEEPALIVE_S = 60.0  # the ingest service hangs up after 75 s of silence
 
@@ -33,7 +101,7 @@ class HttpOptions:
     connections: int = 4
 
 
-def tls_context(
+def build_client_tls_context(
     ca_file: Path | None = None, cert_file: Path | None = None, key_file: Path | None = None
 ) -> ssl.SSLContext:
     """Trust and identity for TLS 1.2 and later.
@@ -49,11 +117,11 @@ def tls_context(
     context = ssl.create_default_context(cafile=ca_file)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     if cert_file is not None:
-        context.load_cert_chain(cert_file, key_file, password=_no_password)
+        context.load_cert_chain(cert_file, key_file, password=_reject_key_password)
     return context
 
 
-def http_client(
+def build_http_client(
     options: HttpOptions,
     *,
     secure: bool,
@@ -74,7 +142,9 @@ def http_client(
     """
     import httpx  # noqa: PLC0415 - megabytes, for those who speak HTTP
 
-    context = options.tls or (tls_context() if secure or options.proxy.startswith("https") else False)
+    context = options.tls or (
+        build_client_tls_context() if secure or options.proxy.startswith("https") else False
+    )
     return httpx.AsyncClient(
         http2=secure,
         verify=context,
@@ -93,6 +163,6 @@ def http_client(
     )
 
 
-def _no_password() -> str:
+def _reject_key_password() -> str:
     """Called for a key that has a password: without it OpenSSL would ask on the terminal."""
     return ""

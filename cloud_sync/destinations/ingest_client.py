@@ -14,22 +14,23 @@ from uuid import UUID  # noqa: TC003 - msgspec reads the annotations
 import httpx
 import msgspec
 
-from cloud_sync import verdicts, wire
-from cloud_sync.destinations import Parcel
-from cloud_sync.destinations.http_client import HttpOptions, http_client
-from cloud_sync.errors import Refused, RetryLater
-from cloud_sync.masking import masked_text
-from cloud_sync.records import Batch, BatchRange, Credit, Receipt, RecordClass
+from cloud_sync.codec import wire
+from cloud_sync.destinations import EncodedBatch
+from cloud_sync.destinations import http_client as destinations_http_client
+from cloud_sync.destinations.http_client import HttpOptions, build_http_client
+from cloud_sync.model.errors import RefusedError, RetryLaterError
+from cloud_sync.model.records import Batch, BatchRange, Credit, Receipt, RecordClass
+from cloud_sync.runtime.logs import redact_text
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-_ANSWER_BYTES = 4 << 20
+_MAX_ANSWER_BYTES = 4 << 20
 """Enough for the ranges of a gateway with tens of thousands of gaps; more than that is not read."""
-_FAULT_BYTES = 64 << 10
+_MAX_FAULT_BYTES = 64 << 10
 _SHOWN_CHARACTERS = 300
-_CONNECT_WITHIN_S = 10.0
-_UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
+_CONNECT_TIMEOUT_S = 10.0
+_DECODE_ERRORS = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 """What msgspec raises for bytes that are not the JSON expected."""
 
 
@@ -97,29 +98,33 @@ class IngestClient:
     ) -> None:
         self.name = name
         self._url = url.rstrip("/")
-        self._shown_url = masked_text(self._url)
+        self._shown_url = redact_text(self._url)
         self._headers = {"Accept-Encoding": "identity"}
         if token:
             self._headers["Authorization"] = f"Bearer {token}"
         self._own_http = http is None
-        self._timeout = httpx.Timeout(timeout_s, connect=min(timeout_s, _CONNECT_WITHIN_S))
-        self._http = http or http_client(options, secure=url.startswith("https:"), timeout=self._timeout)
+        self._timeout = httpx.Timeout(timeout_s, connect=min(timeout_s, _CONNECT_TIMEOUT_S))
+        self._http = http or build_http_client(
+            options, secure=url.startswith("https:"), timeout=self._timeout
+        )
         self._wall_clock = wall_clock
 
-    def encode(self, batch: Batch) -> Parcel:
+    def encode(self, batch: Batch) -> EncodedBatch:
         """The batch in wire form, one body."""
-        return Parcel(batch.range, batch.rows, (wire.encode(batch),))
+        return EncodedBatch(batch.range, batch.rows, (wire.encode(batch),))
 
-    async def send(self, parcel: Parcel) -> Receipt:
+    async def send(self, encoded_batch: EncodedBatch) -> Receipt:
         """Deliver one parcel and read its receipt; raises as `Destination.send` says."""
         answer, wait_s = await self._ask(
-            "POST", "/v1/batches", content=parcel.bodies[0], headers={"Content-Type": wire.MEDIA_TYPE}
+            "POST", "/v1/batches", content=encoded_batch.bodies[0], headers={"Content-Type": wire.MEDIA_TYPE}
         )
         try:
             receipt = msgspec.json.decode(answer, type=_ReceiptAnswer)
-        except _UNREADABLE as fault:
-            raise RetryLater(f"{self._shown_url}: HTTP 200, but no receipt: {_shown(answer)}") from fault
-        return _receipt_for(parcel, receipt, wait_s)
+        except _DECODE_ERRORS as fault:
+            raise RetryLaterError(
+                f"{self._shown_url}: HTTP 200, but no receipt: {_shorten_body(answer)}"
+            ) from fault
+        return _check_receipt(encoded_batch, receipt, wait_s)
 
     async def known(self, gateway_id: str, epoch: UUID) -> list[BatchRange]:
         """The ranges of an epoch that the region has applied, adjacent ones merged, in order for each class.
@@ -138,9 +143,9 @@ class IngestClient:
                 if entry.epoch == epoch
                 for first, last in entry.ranges
             ]
-        except (*_UNREADABLE, KeyError) as fault:
-            raise RetryLater(
-                f"{self._shown_url}: HTTP 200, but no list of ranges: {_shown(answer)}"
+        except (*_DECODE_ERRORS, KeyError) as fault:
+            raise RetryLaterError(
+                f"{self._shown_url}: HTTP 200, but no list of ranges: {_shorten_body(answer)}"
             ) from fault
 
     async def aclose(self) -> None:
@@ -159,7 +164,7 @@ class IngestClient:
     ) -> tuple[bytes, float | None]:
         """The body of a successful answer and the wait it asks for; other outcomes are raised."""
         if self._http.is_closed:
-            raise RetryLater(f"{self._shown_url}: the connection was closed by this program")
+            raise RetryLaterError(f"{self._shown_url}: the connection was closed by this program")
         all_headers = self._headers | dict(headers or {})
         try:
             async with self._http.stream(
@@ -170,33 +175,35 @@ class IngestClient:
                 params=params,
                 timeout=self._timeout,
             ) as response:
-                body, limit = bytearray(), _ANSWER_BYTES if response.is_success else _FAULT_BYTES
+                body, limit = bytearray(), _MAX_ANSWER_BYTES if response.is_success else _MAX_FAULT_BYTES
                 async for piece in response.aiter_bytes():
                     body += piece
                     if len(body) > limit:
                         break
         except httpx.TimeoutException as fault:
-            raise RetryLater(f"{self._shown_url}: no answer within {self._timeout.read:g} s") from fault
+            raise RetryLaterError(f"{self._shown_url}: no answer within {self._timeout.read:g} s") from fault
         except (httpx.HTTPError, httpx.StreamError) as fault:
-            raise RetryLater(f"{self._shown_url}: {str(fault) or type(fault).__name__}") from fault
-        words = _fault_words(bytes(body))
-        fault_found = verdicts.fault_of(
+            raise RetryLaterError(f"{self._shown_url}: {str(fault) or type(fault).__name__}") from fault
+        words = _parse_fault(bytes(body))
+        fault_found = destinations_http_client.error_from_status(
             response.status_code,
             words.message or words.error,
             retry_after=response.headers.get("Retry-After"),
             now_s=self._wall_clock(),
             reason=words.error,
         )
-        if isinstance(fault_found, Refused) and fault_found.of_rows and words.rows:
-            raise Refused(str(fault_found), fault_found.reason, rows=words.rows)
+        if isinstance(fault_found, RefusedError) and fault_found.of_rows and words.rows:
+            raise RefusedError(str(fault_found), fault_found.reason, rows=words.rows)
         if fault_found is not None:
             raise fault_found
-        return bytes(body), verdicts.wait_of(response.headers.get("Retry-After"), now_s=self._wall_clock())
+        return bytes(body), destinations_http_client.parse_retry_after(
+            response.headers.get("Retry-After"), now_s=self._wall_clock()
+        )
 
 
-def _receipt_for(parcel: Parcel, answer: _ReceiptAnswer, wait_s: float | None) -> Receipt:
+def _check_receipt(encoded_batch: EncodedBatch, answer: _ReceiptAnswer, wait_s: float | None) -> Receipt:
     """The receipt, if it is one for this parcel. With a Retry-After, no backlog is wanted for so long."""
-    sent = parcel.range
+    sent = encoded_batch.range
     expected = (
         sent.gateway_id,
         sent.epoch,
@@ -216,22 +223,27 @@ def _receipt_for(parcel: Parcel, answer: _ReceiptAnswer, wait_s: float | None) -
         answer.parts,
     )
     counts = (answer.stored, answer.duplicates, answer.conflicts)
-    if named != expected or answer.rows != parcel.rows or min(counts) < 0 or sum(counts) != parcel.rows:
-        raise RetryLater(f"the answer makes no sense: a receipt for something else than {sent}")
+    if (
+        named != expected
+        or answer.rows != encoded_batch.rows
+        or min(counts) < 0
+        or sum(counts) != encoded_batch.rows
+    ):
+        raise RetryLaterError(f"the answer makes no sense: a receipt for something else than {sent}")
     credit = None if answer.credit is None else Credit(answer.credit.rows_per_s, answer.credit.valid_s)
     if wait_s and credit is None:
         credit = Credit(0.0, wait_s)
     return Receipt(answer.rows, *counts, applied_before=answer.status == "duplicate", credit=credit)
 
 
-def _fault_words(body: bytes) -> _FaultAnswer:
+def _parse_fault(body: bytes) -> _FaultAnswer:
     """The service's own code and message, or the beginning of whatever else answered."""
     try:
         words = msgspec.json.decode(body, type=_FaultAnswer)
-    except _UNREADABLE:
-        return _FaultAnswer(message=_shown(body))
+    except _DECODE_ERRORS:
+        return _FaultAnswer(message=_shorten_body(body))
     return _FaultAnswer(words.error[:_SHOWN_CHARACTERS], words.message[:_SHOWN_CHARACTERS], words.rows)
 
 
-def _shown(body: bytes) -> str:
+def _shorten_body(body: bytes) -> str:
     return " ".join(body[: 4 * _SHOWN_CHARACTERS].decode(errors="replace").split())[:_SHOWN_CHARACTERS]

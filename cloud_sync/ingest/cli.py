@@ -1,6 +1,6 @@
-"""`tidegate ingest`: serve, migrate, gateways, load, tokens.
+"""`tidegate ingest`: serve, migrate, gateways, load, token.
 
-Faults of configuration are one message on stderr and exit 2.
+Configuration errors are one message on stderr and exit 2.
 """
 
 from __future__ import annotations
@@ -10,26 +10,28 @@ import contextlib
 import json
 from collections import Counter
 from datetime import UTC, datetime
+from itertools import groupby, pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NoReturn, TypeVar
 
 import typer
 
-from cloud_sync.database.schema import SchemaTooNewError
-from cloud_sync.errors import DeliveryError
-from cloud_sync.ingest import loading, overview, tokens, volumes
+from cloud_sync.http import tokens
+from cloud_sync.http.responses import progress_to_json
+from cloud_sync.http.uvicorn_server import CannotStartError
+from cloud_sync.ingest import file_import
 from cloud_sync.ingest import settings as settings_of_ingest
-from cloud_sync.ingest.answers import progress_answer
-from cloud_sync.ingest.serve import build_sink
-from cloud_sync.ingest.serve import run as run_service
-from cloud_sync.ingest.server import CannotStartError
-from cloud_sync.restarts import Restarts
-from cloud_sync.settings_file import SettingsFault
+from cloud_sync.ingest.program import build_sink, run_service
+from cloud_sync.model.errors import DeliveryError
+from cloud_sync.runtime.settings_file import InvalidSettingsError
+from cloud_sync.runtime.watchdog import FailedStarts
+from cloud_sync.timescale.schema import SchemaTooNewError
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterator
+    from collections.abc import Awaitable, Callable, Iterator, Sequence
 
-    from cloud_sync.destinations.timescaledb import TimescaleSink
+    from cloud_sync.model.ledger_rules import AppliedRange, DeclaredLoss, GatewayProgress
+    from cloud_sync.timescale.sink import TimescaleSink
 
 T = TypeVar("T")
 
@@ -69,15 +71,15 @@ def default(context: typer.Context, config: OptionalConfig = None) -> None:
 @app.command()
 def serve(config: Config) -> None:
     """Take batches until SIGTERM, then finish the requests accepted."""
-    Restarts().begin()
-    with _told():
+    FailedStarts().begin()
+    with _exit_on_error():
         asyncio.run(run_service(config))
 
 
 @app.command()
 def migrate(config: Config) -> None:
     """Bring the database to this release's schema and end. `serve` does the same when it starts."""
-    with _told():
+    with _exit_on_error():
         schema = _with_sink(config, lambda sink: sink.prepare())
     kind = f"TimescaleDB {schema.timescale_version}" if schema.timescale_version else "plain PostgreSQL"
     done = ", ".join(schema.applied) or "nothing to do"
@@ -93,14 +95,14 @@ def gateways(
     ] = False,
 ) -> None:
     """Show what has been applied of every gateway: when, complete through which commit, gaps, readings."""
-    with _told():
+    with _exit_on_error():
         known = _with_sink(config, lambda sink: sink.progress(gateway))
     if gateway is not None and not known:
         _fail(f"{gateway} has never delivered", EXIT_FAILED)
     if as_json:
-        typer.echo(json.dumps({"gateways": [progress_answer(each.gateway_id, each) for each in known]}))
+        typer.echo(json.dumps({"gateways": [progress_to_json(each.gateway_id, each) for each in known]}))
     else:
-        typer.echo("\n".join(overview.lines(known, now=datetime.now(UTC))))
+        typer.echo("\n".join(describe_gateways(known, now=datetime.now(UTC))))
 
 
 @app.command()
@@ -114,13 +116,13 @@ def load(
     ] = False,
 ) -> None:
     """Take in line protocol files. Safe to repeat, to interrupt, and beside a running service."""
-    with _told():
+    with _exit_on_error():
         try:
-            found = volumes.find(folder)
+            found = file_import.find_import_files(folder)
         except OSError as fault:
             _fail(f"{folder}: {fault.strerror or fault}", EXIT_FAILED)
         told = (lambda _words: None) if quiet else (lambda words: typer.echo(words, err=True))
-        done = _with_sink(config, lambda sink: loading.load(sink, found, told))
+        done = _with_sink(config, lambda sink: file_import.import_files(sink, found, told))
     typer.echo(done.words())
     if done.damaged:
         _fail(f"{done.damaged} of {len(found)} files could not be taken in", EXIT_FAILED)
@@ -128,8 +130,8 @@ def load(
 
 def _with_sink(config: Path, work: Callable[[TimescaleSink], Awaitable[T]]) -> T:
     """Do `work` on the configuration's database, and close it."""
-    settings = settings_of_ingest.load(config)
-    sink = build_sink(settings.database, settings_of_ingest.dsn_of(settings, config))
+    settings = settings_of_ingest.load_settings(config)
+    sink = build_sink(settings.database, settings_of_ingest.read_dsn(settings, config))
 
     async def done() -> T:
         try:
@@ -156,15 +158,15 @@ def token_add(
     ] = "batches",
 ) -> None:
     """Give a gateway or client one more token and print it. It is not stored and cannot be shown again."""
-    with _told():
-        typer.echo(tokens.add(_tokens_file(config, tokens_file), name, scope))
+    with _exit_on_error():
+        typer.echo(tokens.add_token(_tokens_file(config, tokens_file), name, scope))
 
 
 @token_app.command("list")
 def token_list(config: OptionalConfig = None, tokens_file: TokensFile = None) -> None:
     """Print each gateway or client, how many tokens it has, and for what if not for batches."""
-    with _told():
-        entries = tokens.read(_tokens_file(config, tokens_file))
+    with _exit_on_error():
+        entries = tokens.read_tokens(_tokens_file(config, tokens_file))
     for (name, scope), count in sorted(Counter((entry.name, entry.scope) for entry in entries).items()):
         shown = "" if scope == "batches" else f"  {scope}"
         typer.echo(f"{name}  {count} token{'s' if count > 1 else ''}{shown}")
@@ -173,8 +175,8 @@ def token_list(config: OptionalConfig = None, tokens_file: TokensFile = None) ->
 @token_app.command("revoke")
 def token_revoke(gateway: Gateway, config: OptionalConfig = None, tokens_file: TokensFile = None) -> None:
     """Take away every token of a gateway."""
-    with _told():
-        count = tokens.revoke(_tokens_file(config, tokens_file), gateway)
+    with _exit_on_error():
+        count = tokens.revoke_tokens(_tokens_file(config, tokens_file), gateway)
     if count == 0:
         _fail(f"{gateway} has no token", EXIT_FAILED)
     typer.echo(f"{gateway}: {count} token{'s' if count > 1 else ''} revoked")
@@ -185,18 +187,81 @@ def _tokens_file(config: Path | None, tokens_file: Path | None) -> Path:
         return tokens_file
     if config is None:
         _fail("expected --config FILE or --tokens-file FILE")
-    return settings_of_ingest.load(config).tokens_file
+    return settings_of_ingest.load_settings(config).tokens_file
 
 
 @contextlib.contextmanager
-def _told() -> Iterator[None]:
+def _exit_on_error() -> Iterator[None]:
     """Tell faults that a person can mend, without a traceback."""
     try:
         yield
-    except (SettingsFault, tokens.TokensFault, CannotStartError, SchemaTooNewError) as fault:
+    except (InvalidSettingsError, tokens.TokenFileError, CannotStartError, SchemaTooNewError) as fault:
         _fail(str(fault))
 
 
 def _fail(message: str, code: int = EXIT_CONFIGURATION) -> NoReturn:
     typer.echo(f"tidegate ingest: {message}", err=True)
     raise typer.Exit(code)
+
+
+_MAX_GAPS_SHOWN = 5
+_MINUTE, _HOUR, _DAY = 60, 3600, 86_400
+
+
+def describe_gateways(known: Sequence[GatewayProgress], *, now: datetime) -> Iterator[str]:
+    """One paragraph a gateway: when it delivered last, then a line for each epoch and class."""
+    if not known:
+        yield "no gateway has delivered yet"
+    for each in known:
+        readings = sum(applied.rows for applied in each.ranges)
+        seen = _format_age((now - each.last_seen).total_seconds())
+        yield f"{each.gateway_id}  last seen {seen}  {readings:,} readings"
+        for (_, epoch, record_class), group in groupby(each.ranges, key=lambda applied: applied.range[:3]):
+            yield f"  {record_class.name.lower()} of epoch {epoch.hex[:8]}: {_describe_coverage(list(group))}"
+        for reason, losses in groupby(sorted(each.declared, key=_loss_group), key=_loss_group):
+            yield f"  declared: {_describe_losses(reason, list(losses))}"
+
+
+def _describe_coverage(islands: list[AppliedRange]) -> str:
+    spans = [(i.range.first_commit, i.range.last_commit) for i in islands if i.complete]
+    through = spans[0][1] if spans and spans[0][0] == 1 else 0
+    parts = [f"complete through {through}"]
+    gaps = [(a + 1, b - 1) for (_, a), (b, _) in pairwise([(0, 0), *spans]) if a + 1 < b]
+    if gaps:
+        shown = ", ".join(
+            f"{first}..{last}" if last > first else str(first) for first, last in gaps[:_MAX_GAPS_SHOWN]
+        )
+        more = f" and {len(gaps) - _MAX_GAPS_SHOWN} more" if len(gaps) > _MAX_GAPS_SHOWN else ""
+        parts.append(f"newest {spans[-1][1]}, {len(gaps)} gap{'s' if len(gaps) > 1 else ''}: {shown}{more}")
+    arriving = sum(not i.complete for i in islands)
+    if arriving:
+        parts.append(f"{arriving} range{'s' if arriving > 1 else ''} in part")
+    counts = {name: sum(getattr(i, name) for i in islands) for name in ("duplicates", "conflicts", "refused")}
+    parts += [f"{count:,} {name}" for name, count in counts.items() if count]
+    return "; ".join(parts)
+
+
+def _loss_group(loss: DeclaredLoss) -> tuple[str, str, str]:
+    """What losses have in common that are told in one line."""
+    return loss.range.record_class.name.lower(), loss.reason, loss.survives
+
+
+def _describe_losses(reason: tuple[str, str, str], losses: list[DeclaredLoss]) -> str:
+    record_class, why, survives = reason
+    rows = sum(loss.rows for loss in losses)
+    first = min(loss.range.first_commit for loss in losses)
+    last = max(loss.range.last_commit for loss in losses)
+    begins = [loss.from_time for loss in losses if loss.from_time]
+    ends = [loss.to_time for loss in losses if loss.to_time]
+    times = f", of {min(begins):%Y-%m-%d %H:%M} to {max(ends):%Y-%m-%d %H:%M} UTC" if begins and ends else ""
+    left = f", left as {survives}" if survives else ""
+    return f"{rows:,} {record_class} rows within {first}..{last} given up: {why}{times}{left}"
+
+
+def _format_age(seconds: float) -> str:
+    if seconds < _MINUTE:
+        return f"{max(0, int(seconds))} s ago"
+    for unit, name in ((_DAY, "d"), (_HOUR, "h"), (_MINUTE, "min")):
+        if seconds >= unit:
+            return f"{int(seconds // unit)} {name} ago"
+    raise AssertionError

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from cloud_sync import wire
-from cloud_sync.ingest import plain
-from cloud_sync.ingest.decompression import ENCODINGS
-from cloud_sync.line_protocol_reader import PRECISIONS
+from cloud_sync.codec import plain_readings, wire
+from cloud_sync.codec.line_protocol import PRECISION_SCALES
+from cloud_sync.codec.plain_readings import CONTENT_ENCODINGS
 
 _INTEGER = {"type": "integer"}
 _TEXT = {"type": "string"}
@@ -32,7 +31,7 @@ _FAULTS = {
 }
 
 
-def description() -> dict[str, Any]:
+def build_openapi() -> dict[str, Any]:
     """The document that /openapi.json answers with."""
     return {
         "openapi": "3.1.0",
@@ -151,13 +150,16 @@ def _batches() -> dict[str, Any]:
 
 def _readings() -> dict[str, Any]:
     readings = {"oneOf": [_ref("Reading"), {"type": "array", "items": _ref("Reading")}]}
-    content = {kind: {"schema": readings if kind == plain.JSON else _TEXT} for kind in plain.MEDIA_TYPES}
+    content = {
+        kind: {"schema": readings if kind == plain_readings.JSON else _TEXT}
+        for kind in plain_readings.MEDIA_TYPES
+    }
     return {
         "summary": "Store readings of a client that is no gateway, once by series and time.",
         "parameters": [
-            {"name": "precision", "in": "query", "schema": {"enum": list(PRECISIONS), "default": "ns"}},
+            {"name": "precision", "in": "query", "schema": {"enum": list(PRECISION_SCALES), "default": "ns"}},
             {"name": "Idempotency-Key", "in": "header", "schema": {"type": "string", "maxLength": 255}},
-            {"name": "Content-Encoding", "in": "header", "schema": {"enum": list(ENCODINGS)}},
+            {"name": "Content-Encoding", "in": "header", "schema": {"enum": list(CONTENT_ENCODINGS)}},
         ],
         "requestBody": {"required": True, "content": content},
         "responses": _responses(_ref("Stored"), *(status for status in _FAULTS if status != 409)),  # noqa: PLR2004 - HTTP

@@ -8,9 +8,8 @@ from typing import Annotated, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from cloud_sync import settings_file
-from cloud_sync.handed_over import handed_over
-from cloud_sync.settings_file import Fault, SettingsFault
+from cloud_sync.runtime import settings_file
+from cloud_sync.runtime.settings_file import Fault, InvalidSettingsError, find_credential
 
 ENV_PREFIX = "TIDEGATE_INGEST_"
 _SCHEMES = ("postgresql://", "postgres://")
@@ -102,16 +101,16 @@ class IngestSettings(BaseSettings):
     log_format: Literal["auto", "text", "json"] = "auto"
 
 
-def load(path: Path) -> IngestSettings:
+def load_settings(path: Path) -> IngestSettings:
     """Settings from a file and the environment; paths in it are relative to the file's own folder.
 
     Raises:
         SettingsFault: with every fault.
     """
-    settings = settings_file.load(IngestSettings, path, ENV_PREFIX)
+    settings = settings_file.load_settings(IngestSettings, path, ENV_PREFIX)
     settings.tokens_file = path.parent / settings.tokens_file
     if settings.database.dsn_file is not None:
-        settings.database.dsn_file = handed_over(path.parent / settings.database.dsn_file)
+        settings.database.dsn_file = find_credential(path.parent / settings.database.dsn_file)
     if settings.tls is not None:
         tls = settings.tls
         tls.cert_file, tls.key_file = path.parent / tls.cert_file, path.parent / tls.key_file
@@ -120,7 +119,7 @@ def load(path: Path) -> IngestSettings:
     return settings
 
 
-def dsn_of(settings: IngestSettings, path: Path) -> str:
+def read_dsn(settings: IngestSettings, path: Path) -> str:
     """The database URL, read from its file where one is named.
 
     Raises:
@@ -128,18 +127,18 @@ def dsn_of(settings: IngestSettings, path: Path) -> str:
     """
     database = settings.database
     key = "database.dsn" if database.dsn is not None else "database.dsn_file"
-    dsn = database.dsn.get_secret_value() if database.dsn is not None else _read_dsn(database, path)
+    dsn = database.dsn.get_secret_value() if database.dsn is not None else _read_dsn_file(database, path)
     if not dsn.startswith(_SCHEMES):
-        raise SettingsFault(
+        raise InvalidSettingsError(
             [Fault(str(path), key, "is no PostgreSQL URL", "postgresql://USER@HOST/DATABASE")]
         )
     return dsn
 
 
-def _read_dsn(database: Database, path: Path) -> str:
+def _read_dsn_file(database: Database, path: Path) -> str:
     assert database.dsn_file is not None
     try:
         return database.dsn_file.read_text(encoding="utf-8").partition("\n")[0].strip()
     except (OSError, UnicodeDecodeError) as fault:
         reason = f"{database.dsn_file} cannot be read: {getattr(fault, 'strerror', fault)}"
-        raise SettingsFault([Fault(str(path), "database.dsn_file", reason, "")]) from fault
+        raise InvalidSettingsError([Fault(str(path), "database.dsn_file", reason, "")]) from fault

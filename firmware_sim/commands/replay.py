@@ -9,19 +9,34 @@ from typing import Annotated
 
 import typer
 
-from firmware_sim.broker import parse_broker
-from firmware_sim.cells import TIME_FORMATS
-from firmware_sim.commands.options import EXIT_DIFFERENT, BrokerOption, CaOption, JsonOption, QuietOption
-from firmware_sim.commands.running import errors_in_words, new_run_name, run_until_signal, steps
-from firmware_sim.device import Radio
-from firmware_sim.display import Progress, describe_replay
+from firmware_sim.commands.console import (
+    EXIT_DIFFERENT,
+    BrokerOption,
+    CaOption,
+    JsonOption,
+    ProgressDisplay,
+    QuietOption,
+    describe_replay,
+    exit_on_errors,
+    new_run_name,
+    run_until_signal,
+    show_spinner,
+)
+from firmware_sim.devices.device import RadioSettings, parse_broker
+from firmware_sim.devices.sensors import parse_duration_s
 from firmware_sim.errors import SimError
-from firmware_sim.explained import time_words
-from firmware_sim.mapping import Mapping, Options, describe_mapping, find_mapping
-from firmware_sim.recordings import Tally, read_recording
-from firmware_sim.replay import MAX_OUTSTANDING, Pace, Replay, find_extent
-from firmware_sim.truth import State, TruthWriter, find_repeats
-from firmware_sim.windows import duration_s
+from firmware_sim.ground_truth import GroundTruthWriter, SeriesState, find_repeated_readings
+from firmware_sim.replay.column_map import ColumnMap, ColumnOptions, describe_column_map, detect_columns
+from firmware_sim.replay.csv_values import TIME_FORMATS
+from firmware_sim.replay.player import (
+    MAX_OUTSTANDING,
+    RecordingCounters,
+    ReplayPace,
+    ReplayPlayer,
+    find_time_extent,
+    read_recording,
+)
+from firmware_sim.verify.loss_explanation import format_time_us
 
 _COLUMNS = "What the columns mean"
 _FORM = "Form of the file"
@@ -149,8 +164,8 @@ def replay(
     Exit code 0 when all that was sent is acknowledged, 1 when not or when there was nothing to send, 2 when
     it could not begin.
     """
-    with errors_in_words():
-        options = Options(
+    with exit_on_errors():
+        options = ColumnOptions(
             tuple(name for name in time_column.split(",") if name),
             check_time_format(time_format),
             sensor_column,
@@ -166,15 +181,15 @@ def replay(
             not no_header,
             skip_lines,
         )
-        recordings = [(path, find_mapping(path, options)) for path in files]
+        recordings = [(path, detect_columns(path, options)) for path in files]
         if dry_run:
             for path, mapping in recordings:
-                typer.echo(preview(path, mapping))
+                typer.echo(describe_first_readings(path, mapping))
             return
         if truth is None:
             raise SimError("--truth DIR is needed: where to record what was sent and acknowledged")
         pace_speed = parse_speed(speed)
-        radio = Radio(
+        radio = RadioSettings(
             parse_broker(broker, ca_file=ca_file),
             qos=qos,
             window=window,
@@ -183,21 +198,24 @@ def replay(
         )
         shift_us, period_us = parse_shift(shift), 0
         if shift_to_now or loop != 1:
-            with steps(quiet=quiet) as step:
+            with show_spinner(quiet=quiet) as step:
                 step("reading the times")
-                extent = find_extent(recordings)
+                extent = find_time_extent(recordings)
                 period_us = extent.period_us
             if shift_to_now:
                 shift_us += extent.shift_us(now_us=time.time_ns() // 1000, speed=pace_speed)
         name = new_run_name()
         about = {"command": "replay", "files": [str(path) for path in files], "shift_us": shift_us}
-        with TruthWriter(truth, name, about) as record, Progress("sim replay", quiet=quiet) as progress:
-            work = Replay(
+        with (
+            GroundTruthWriter(truth, name, about) as record,
+            ProgressDisplay("sim replay", quiet=quiet) as progress,
+        ):
+            work = ReplayPlayer(
                 recordings,
                 record,
                 radio,
                 f"replay-{name[-4:]}",
-                Pace(pace_speed, shift_us, loop, period_us),
+                ReplayPace(pace_speed, shift_us, loop, period_us),
                 readings_per_publish,
             )
 
@@ -210,7 +228,7 @@ def replay(
                 )
 
             run_until_signal(send)
-        outcome = summarise(work, find_repeats(truth, name), shift_us)
+        outcome = summarise_replay(work, find_repeated_readings(truth, name), shift_us)
         typer.echo(json.dumps(outcome) if as_json else describe_replay(outcome))
         raise typer.Exit(0 if outcome["acknowledged"] == outcome["sent"] != 0 else EXIT_DIFFERENT)
 
@@ -256,32 +274,37 @@ def parse_shift(text: str) -> int:
     """Microseconds of a duration that may have a sign; "" is none."""
     try:
         bare = text.strip().lstrip("+-")
-        seconds = duration_s(float(bare) if bare.replace(".", "", 1).isdigit() else bare) if bare else 0.0
+        seconds = (
+            parse_duration_s(float(bare) if bare.replace(".", "", 1).isdigit() else bare) if bare else 0.0
+        )
     except ValueError as fault:
         raise SimError(f"--shift {text}: {fault}") from fault
     return round(seconds * 1e6) * (-1 if text.strip().startswith("-") else 1)
 
 
-def preview(path: Path, mapping: Mapping) -> str:
+def describe_first_readings(path: Path, mapping: ColumnMap) -> str:
     """The mapping of a file and its first readings."""
-    tally = Tally()
-    lines = [describe_mapping(path, mapping), "  first readings:"]
+    tally = RecordingCounters()
+    lines = [describe_column_map(path, mapping), "  first readings:"]
     lines += [
-        f"    line {r.line}: {r.state.sensor_id}/{r.state.sensor_type} {time_words(r.time_us)} {r.value!r}"
+        f"    line {r.line}: {r.state.sensor_id}/{r.state.sensor_type} "
+        f"{format_time_us(r.time_us)} {r.value!r}"
         for r in islice(read_recording(path, mapping, tally), _PREVIEW_READINGS)
     ]
     lines += [f"  skipped {reason}" for reason in tally.reasons]
     return "\n".join(lines)
 
 
-def summarise(work: Replay, repeats: tuple[int, list[tuple[State, int]]], shift_us: int) -> dict[str, object]:
+def summarise_replay(
+    work: ReplayPlayer, repeats: tuple[int, list[tuple[SeriesState, int]]], shift_us: int
+) -> dict[str, object]:
     """What became of the rows, as one flat object."""
     counters, tally = work.radio.counters, work.tally
     repeated, examples = repeats
     return {
         "rows": tally.rows,
         "readings": tally.readings,
-        "loops": work.loops_begun,
+        "loops": work.loops_started,
         "sent": counters.produced,
         "acknowledged": counters.acknowledged,
         "refused": counters.refused,
@@ -290,7 +313,7 @@ def summarise(work: Replay, repeats: tuple[int, list[tuple[State, int]]], shift_
         "empty_cells": tally.empty_cells,
         "cut_times": tally.cut_times,
         "repeated": repeated,
-        "repeated_examples": [f"{s.sensor_id}/{s.sensor_type} at {time_words(at)}" for s, at in examples],
+        "repeated_examples": [f"{s.sensor_id}/{s.sensor_type} at {format_time_us(at)}" for s, at in examples],
         "shift_us": shift_us,
         "reconnects": counters.reconnects,
         "last_fault": counters.last_fault,

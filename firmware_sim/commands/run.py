@@ -12,34 +12,31 @@ from typing import Annotated
 import msgspec
 import typer
 
-from firmware_sim.broker import parse_broker
-from firmware_sim.cells import CellError, parse_time_us
-from firmware_sim.commands.options import (
+from firmware_sim.commands.console import (
     BrokerOption,
     CaOption,
     DrainOption,
     JsonOption,
+    ProgressDisplay,
     QosOption,
     QuietOption,
     ReadingsOption,
+    SystemdNotifier,
     TruthOption,
-)
-from firmware_sim.commands.running import (
     allow_open_files,
-    errors_in_words,
+    exit_on_errors,
+    format_counters,
     new_run_name,
     run_until_signal,
-    steps,
+    show_spinner,
 )
-from firmware_sim.device import Radio
-from firmware_sim.display import Progress, one_line
+from firmware_sim.devices.device import RadioSettings, parse_broker
 from firmware_sim.errors import SimError
-from firmware_sim.fleet import Fleet
-from firmware_sim.load import Load, encode_ahead
-from firmware_sim.outages import parse_service
+from firmware_sim.fleet import Fleet, parse_service
+from firmware_sim.ground_truth import GroundTruthWriter
+from firmware_sim.raw_mqtt import LoadGenerator, encode_publishes
+from firmware_sim.replay.csv_values import CellError, parse_time_us
 from firmware_sim.scenarios import Group, Scenario, read_scenario
-from firmware_sim.service import Service
-from firmware_sim.truth import TruthWriter
 
 _OTHER_FILES = 100
 
@@ -115,7 +112,7 @@ def run(
 
       tidegate sim run --truth truth --devices 100 --rate max --readings 1000000
     """
-    with errors_in_words():
+    with exit_on_errors():
         plan = read_scenario(scenario) if scenario else Scenario()
         per_s = parse_rate(rate)
         wanted = {
@@ -134,7 +131,7 @@ def run(
             plan, **{key: value for key, value in wanted.items() if value is not None}
         )
         services = [parse_service(text) for text in service or ()]
-        radio = Radio(
+        radio = RadioSettings(
             parse_broker(broker, ca_file=ca_file),
             qos=plan.qos,
             window=window,
@@ -142,7 +139,7 @@ def run(
             keepalive_s=keepalive,
         )
         chosen = plan.seed if plan.seed is not None else secrets.randbelow(1 << 31)
-        start_us = start_of(start, plan)
+        start_us = parse_start_us(start, plan)
         about = {
             "command": "run",
             "seed": chosen,
@@ -151,13 +148,13 @@ def run(
             "broker": str(radio.broker),
         }
         with (
-            TruthWriter(truth, new_run_name(), about) as record,
-            Progress("sim run", quiet=quiet) as progress,
+            GroundTruthWriter(truth, new_run_name(), about) as record,
+            ProgressDisplay("sim run", quiet=quiet) as progress,
         ):
             if rate == "max":
                 allow_open_files(sum(group.devices for group in plan.groups) + _OTHER_FILES)
-                with steps(quiet=quiet) as step:
-                    publishes = encode_ahead(
+                with show_spinner(quiet=quiet) as step:
+                    publishes = encode_publishes(
                         plan,
                         record,
                         seed=chosen,
@@ -166,18 +163,18 @@ def run(
                         encoded=lambda done: step(f"encoding: {done:,} of {readings:,} readings"),
                     )
                 radio.counters.produced = record.rows
-                load = Load(publishes, radio.broker, record, radio.counters, window=window)
-                asyncio.run(at_full_rate(load, progress, seconds or 0.0, connect_timeout or 10.0))
+                load = LoadGenerator(publishes, radio.broker, record, radio.counters, window=window)
+                asyncio.run(run_at_full_rate(load, progress, seconds or 0.0, connect_timeout or 10.0))
                 outcome = load.progress()
             else:
                 fleet = Fleet(plan, radio, record, seed=chosen, start_us=start_us, services=services)
                 allow_open_files(fleet.size + _OTHER_FILES)
 
-                own = Service()
+                own = SystemdNotifier()
 
                 def tell(shown: Fleet) -> None:
                     progress.show(shown.progress())
-                    own.tell(one_line(shown.progress()))
+                    own.tell(format_counters(shown.progress()))
 
                 async def produce(stop: asyncio.Event) -> None:
                     await fleet.run(
@@ -192,11 +189,13 @@ def run(
         typer.echo(
             json.dumps({**outcome, "seed": chosen, "start_us": start_us})
             if as_json
-            else f"sim run: {one_line(outcome)} seed={chosen}"
+            else f"sim run: {format_counters(outcome)} seed={chosen}"
         )
 
 
-async def at_full_rate(load: Load, progress: Progress, seconds: float, connect_timeout_s: float) -> None:
+async def run_at_full_rate(
+    load: LoadGenerator, progress: ProgressDisplay, seconds: float, connect_timeout_s: float
+) -> None:
     """Run a load in a thread, showing where it is; SIGINT and SIGTERM end it."""
     stop = threading.Event()
     loop = asyncio.get_running_loop()
@@ -223,7 +222,7 @@ def parse_rate(text: str | None) -> float | None:
     return rate
 
 
-def start_of(text: str, plan: Scenario) -> int:
+def parse_start_us(text: str, plan: Scenario) -> int:
     """Simulated time of the start in microseconds: as said, or so that the run ends now."""
     if text:
         try:

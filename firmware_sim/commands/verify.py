@@ -9,14 +9,19 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from firmware_sim import influx as influxdb
-from firmware_sim import lines, spools, tables
-from firmware_sim.commands.options import EXIT_DIFFERENT, JsonOption, QuietOption
-from firmware_sim.commands.running import bar, errors_in_words
-from firmware_sim.display import describe
+from firmware_sim.commands.console import (
+    EXIT_DIFFERENT,
+    JsonOption,
+    QuietOption,
+    describe_differences,
+    exit_on_errors,
+    show_progress_bar,
+)
 from firmware_sim.errors import SimError
-from firmware_sim.truth import Truth, load
-from firmware_sim.verify import Differences, Stored, Witness, compare
+from firmware_sim.ground_truth import GroundTruth, load_ground_truth
+from firmware_sim.verify import databases as influxdb
+from firmware_sim.verify import spools, stored_files
+from firmware_sim.verify.comparison import Differences, LossEvidence, StoredRows, compare_readings
 
 _STORES = "Where the readings were stored"
 
@@ -86,45 +91,47 @@ def verify(
     Exit code 0 when everything acknowledged is stored once and unchanged, or declared; 1 when not; 2 when it
     cannot be compared.
     """
-    with errors_in_words():
+    with exit_on_errors():
         stores = [store for store in (postgres, files, influx) if store is not None]
         if len(stores) > 1 or not (stores or spool):
             raise SimError(
                 "say where the readings were stored: "
                 "one of --postgres DSN, --files DIR, --influx URL, --spool FILE"
             )
-        if precision not in lines.PRECISIONS:
-            raise SimError(f"--precision {precision}: expected one of {', '.join(lines.PRECISIONS)}")
-        with bar(quiet=quiet) as step:
+        if precision not in stored_files.PRECISIONS:
+            raise SimError(f"--precision {precision}: expected one of {', '.join(stored_files.PRECISIONS)}")
+        with show_progress_bar(quiet=quiet) as step:
             step("reading the record of the truth", 0, 0)
-            record = load(truth)
+            record = load_ground_truth(truth)
 
             def on_rows(rows: int) -> None:
                 step("reading what was stored", rows, record.rows)
 
             on_rows(0)
-            witness = Witness()
+            evidence = LossEvidence()
             if postgres is not None:
                 stored = _fetch_postgres(postgres, table, record, on_rows)
-                witness = _fetch_witness(postgres, record)
+                evidence = _fetch_loss_evidence(postgres, record)
             elif files is not None:
                 stored = _read_files(files, record, precision, on_rows)
             elif influx is not None:
-                stored = influxdb.fetch(
+                stored = influxdb.fetch_influx_rows(
                     influx, database, record, on_rows=on_rows, token=read_token(influx_token_file)
                 )
             else:
                 assert spool is not None
                 stored = spools.read_spool(spool, record, on_rows=on_rows)
             if spool is not None:
-                witness.quarantined = spools.read_quarantine(spool, record)
+                evidence.quarantined = spools.read_quarantine(spool, record)
                 if stores:
-                    witness.waiting = spools.read_spool(spool, record, on_rows=on_rows).rows
+                    evidence.waiting = spools.read_spool(spool, record, on_rows=on_rows).rows
                 if postgres is None:
-                    witness.declared = spools.read_declared(spool, destination, of_one=bool(stores))
+                    evidence.declared = spools.read_declared_losses(
+                        spool, destination, single_store=bool(stores)
+                    )
             step(f"comparing with {len(stored.rows):,} rows", record.rows, record.rows)
-            differences = compare(record, stored, witness)
-        _report(differences, stored.notes, as_json=as_json)
+            differences = compare_readings(record, stored, evidence)
+        _print_and_exit(differences, stored.notes, as_json=as_json)
 
 
 def read_token(path: Path | None) -> str:
@@ -137,26 +144,28 @@ def read_token(path: Path | None) -> str:
         raise SimError(f"--influx-token-file {path}: {fault}") from fault
 
 
-def _fetch_postgres(dsn: str, table: str, record: Truth, on_rows: Callable[[int], None]) -> Stored:
-    from firmware_sim import postgres  # noqa: PLC0415 - asyncpg is needed for this only
+def _fetch_postgres(dsn: str, table: str, record: GroundTruth, on_rows: Callable[[int], None]) -> StoredRows:
+    from firmware_sim.verify import databases  # noqa: PLC0415 - asyncpg is needed for this only
 
-    return asyncio.run(postgres.fetch(dsn, table, record, on_rows=on_rows))
-
-
-def _fetch_witness(dsn: str, record: Truth) -> Witness:
-    from firmware_sim import postgres  # noqa: PLC0415 - as above
-
-    return asyncio.run(postgres.fetch_witness(dsn, record))
+    return asyncio.run(databases.fetch_postgres_rows(dsn, table, record, on_rows=on_rows))
 
 
-def _read_files(folder: Path, record: Truth, precision: str, on_rows: Callable[[int], None]) -> Stored:
-    exports = tables.find_tables(folder)
-    if exports and not lines.find_files(folder):
-        return tables.read_tables(exports, record, on_rows=on_rows)
-    return lines.read_files(folder, record, precision=precision, on_rows=on_rows)
+def _fetch_loss_evidence(dsn: str, record: GroundTruth) -> LossEvidence:
+    from firmware_sim.verify import databases  # noqa: PLC0415 - as above
+
+    return asyncio.run(databases.fetch_loss_evidence(dsn, record))
 
 
-def _report(differences: Differences, notes: list[str], *, as_json: bool) -> NoReturn:
+def _read_files(
+    folder: Path, record: GroundTruth, precision: str, on_rows: Callable[[int], None]
+) -> StoredRows:
+    exports = stored_files.find_export_files(folder)
+    if exports and not stored_files.find_line_files(folder):
+        return stored_files.read_export_files(exports, record, on_rows=on_rows)
+    return stored_files.read_line_files(folder, record, precision=precision, on_rows=on_rows)
+
+
+def _print_and_exit(differences: Differences, notes: list[str], *, as_json: bool) -> NoReturn:
     if as_json:
         typer.echo(
             json.dumps(
@@ -164,5 +173,5 @@ def _report(differences: Differences, notes: list[str], *, as_json: bool) -> NoR
             )
         )
     else:
-        typer.echo(describe(differences, notes))
+        typer.echo(describe_differences(differences, notes))
     raise typer.Exit(0 if differences.clean else EXIT_DIFFERENT)

@@ -1,39 +1,93 @@
-"""`tidegate config apply NEW --config FILE --probe 120s`: a trial, rolled back unless the gateway is well."""
+"""`tidegate config apply`: a new configuration on trial, rolled back unless the gateway stays healthy."""
 
 from __future__ import annotations
 
+import asyncio
 import os
 import re
 import signal
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, NoReturn
+from typing import TYPE_CHECKING, Annotated, Final, NoReturn
 
+import httpx
+import msgspec
 import typer
 
-from cloud_sync.settings_file import SettingsFault
-from gateway import settings
-from gateway.commands.failures import fail
-from gateway.operate import trial
-from gateway.operate.in_force import fingerprint_of, masked_values
-from gateway.operate.terminal import shown
-from gateway.settings import pending
-from gateway.settings.changes import changes, refusals
-from gateway.settings.effective import flat
+from cloud_sync.runtime.settings_file import InvalidSettingsError
+from gateway.commands.exit_errors import fail
+from gateway.doctor import Level, network
+from gateway.humanize import escape_text
+from gateway.settings import config_changes, gateway_settings
+from gateway.settings.config_changes import diff_settings, find_reload_obstacles, flatten_settings
+from gateway.status.active_config import ActiveConfigDocument, fingerprint_values, mask_settings
+from gateway.web.client import local_client, local_endpoint_url
 
 if TYPE_CHECKING:
     from types import FrameType
 
-    from gateway.settings import GatewaySettings
+    from gateway.settings.gateway_settings import GatewaySettings
+
+_REQUEST_TIMEOUT_S: Final = 3.0
+
+
+def fetch_active_config(settings: GatewaySettings) -> ActiveConfigDocument | None:
+    """What the gateway with these settings has in force; None when none answers."""
+    answer = _get_from_gateway(settings, "/config")
+    if answer is None or not answer.is_success:
+        return None
+    try:
+        return msgspec.json.decode(answer.content, type=ActiveConfigDocument)
+    except msgspec.DecodeError:
+        return None
+
+
+def find_regressions(settings: GatewaySettings, before: dict[str, str]) -> list[str]:
+    """Everything that is worse than before.
+
+    Args:
+        settings: that the gateway runs with now.
+        before: destinations that were out of reach with the old settings; they may be so still.
+    """
+    found = []
+    for path in ("/healthz", "/readyz"):
+        answer = _get_from_gateway(settings, path)
+        if answer is None:
+            found.append(f"{path}: no answer")
+        elif not answer.is_success:
+            found.append(f"{path}: {' '.join(answer.text.split())[:200]}")
+    away = find_unreachable_destinations(settings)
+    return found + [f"destination {name}: {why}" for name, why in away.items() if name not in before]
+
+
+def find_unreachable_destinations(settings: GatewaySettings) -> dict[str, str]:
+    """Destinations that cannot be reached or do not accept this gateway, each with the reason."""
+
+    async def ask() -> dict[str, str]:
+        found = await asyncio.gather(
+            *(network.check_destination(d, settings.gateway_id) for d in settings.destinations)
+        )
+        return {f.subject: f.what for each in found for f in each if f.level is Level.FAULT}
+
+    return asyncio.run(ask())
+
+
+def _get_from_gateway(settings: GatewaySettings, path: str) -> httpx.Response | None:
+    try:
+        with local_client(_REQUEST_TIMEOUT_S) as client:
+            return client.get(local_endpoint_url(settings.status) + path)
+    except (httpx.HTTPError, httpx.InvalidURL):
+        return None
+
 
 EXIT_ROLLED_BACK = 1
-_PAUSE_S = 0.5
-_BACK_WITHIN_S = 60.0
-_SPAN = re.compile(r"(\d+(?:\.\d+)?)\s*(s|min|h|)")
-_SECONDS = {"": 1, "s": 1, "min": 60, "h": 3600}
+_POLL_S = 0.5
+_ROLLBACK_TIMEOUT_S = 60.0
+_DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*(s|min|h|)")
+_UNIT_S = {"": 1, "s": 1, "min": 60, "h": 3600}
 
 
-class _Failed(Exception):  # noqa: N818 - the outcome of a trial, not an error of ours
+class _TrialFailedError(Exception):
     """The new configuration does not do; the reasons are its text."""
 
 
@@ -57,65 +111,68 @@ def apply(
 
     Exit codes: 0 when it is in force, 1 when it was rolled back, 2 when it has faults and nothing was done.
     """
-    probe_s, settle_s = _seconds("--probe", probe), _seconds("--settle", settle)
+    probe_s, settle_s = _parse_seconds("--probe", probe), _parse_seconds("--settle", settle)
     if settle_s >= probe_s:
         fail("--settle must be shorter than --probe")
-    text, old, wanted = _read(new, config)
-    changed = changes(flat(old), flat(wanted))
-    running = trial.in_force_at(old)
+    text, old, wanted = _read_configs(new, config)
+    changed = diff_settings(flatten_settings(old), flatten_settings(wanted))
+    running = fetch_active_config(old)
     if not changed or running is None:
-        pending.swap(config, text)
+        config_changes.replace_config(config, text)
         reason = "no gateway answers, so nothing was probed" if changed else "it differs in comments only"
-        typer.echo(f"{config}: in place; {reason}. Kept: {pending.previous_of(config)}")
+        typer.echo(f"{config}: in place; {reason}. Kept: {config_changes.previous_config_path(config)}")
         return
-    _must_be_ours(running.pid, config)
+    _check_process(running.pid, config)
     if not wanted.status.enabled:
         fail(
             "status.enabled = false: nobody could ask whether the gateway is well, so no trial can succeed; "
             f"nothing was changed. Leave it on, or replace {config} by hand and restart the gateway"
         )
-    before = trial.unreachable(old)
-    restart = bool(refusals(changed))
+    before = find_unreachable_destinations(old)
+    restart = bool(find_reload_obstacles(changed))
     typer.echo(
         f"{len(changed)} changes by a {'restart' if restart else 'reload'}, on trial for {probe_s:g} s"
     )
     for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, _interrupted)
+        signal.signal(number, _raise_interrupt)
     try:
-        pending.begin(config, text, probe_s=probe_s)
+        config_changes.begin_trial(config, text, probe_s=probe_s)
         deadline = time.monotonic() + probe_s
-        _tell(running.pid, restart=restart)
-        _taken(config, wanted, running.attempts, deadline, restart=restart)
-        _proven(wanted, before, deadline, settle_s)
-        pending.confirm(config)
-    except (_Failed, KeyboardInterrupt, OSError) as reason:
+        _signal_gateway(running.pid, restart=restart)
+        _wait_until_active(config, wanted, running.attempts, deadline, restart=restart)
+        _wait_until_healthy(wanted, before, deadline, settle_s)
+        config_changes.confirm_trial(config)
+    except (_TrialFailedError, KeyboardInterrupt, OSError) as reason:
         _roll_back(config, old, running.pid, str(reason) or "interrupted", restart=restart)
-    typer.echo(f"{config}: in force and confirmed. Kept: {pending.previous_of(config)}")
+    typer.echo(f"{config}: in force and confirmed. Kept: {config_changes.previous_config_path(config)}")
 
 
-def _read(new: Path, config: Path) -> tuple[bytes, GatewaySettings, GatewaySettings]:
+def _read_configs(new: Path, config: Path) -> tuple[bytes, GatewaySettings, GatewaySettings]:
     """The new text, and both settings; ends the program when they cannot be used."""
-    left_s = pending.left_s(config)
+    left_s = config_changes.trial_time_left_s(config)
     if left_s is not None and left_s >= 0:
-        fail(f"another configuration is on trial, for {left_s:.0f} s more: {pending.marker_of(config)}")
+        fail(
+            f"another configuration is on trial, for {left_s:.0f} s more: "
+            f"{config_changes.trial_marker_path(config)}"
+        )
     beside = config.with_name(f"{config.name}.{os.getpid()}.candidate")
     try:
         if left_s is not None:
-            pending.roll_back(config)
+            config_changes.restore_previous_config(config)
         text = new.read_bytes()
-        old = settings.read(config)
+        old = gateway_settings.parse_settings_file(config)
         beside.write_bytes(text)
-        wanted = settings.load(beside)
+        wanted = gateway_settings.load_settings(beside)
     except OSError as fault:
         fail(f"{fault.filename or new}: {fault.strerror or fault}")
-    except SettingsFault as fault:
+    except InvalidSettingsError as fault:
         fail(str(fault).replace(str(beside), str(new)))
     finally:
         beside.unlink(missing_ok=True)
     return text, old, wanted
 
 
-def _must_be_ours(pid: int, config: Path) -> None:
+def _check_process(pid: int, config: Path) -> None:
     """Whoever answers at the port says which process it is; it is signalled only if it runs this file."""
     try:
         words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
@@ -127,89 +184,94 @@ def _must_be_ours(pid: int, config: Path) -> None:
         fail(f"process {pid}, which answers for the gateway, does not run with {config}: nothing was changed")
 
 
-def _tell(pid: int, *, restart: bool) -> None:
+def _signal_gateway(pid: int, *, restart: bool) -> None:
     try:
         os.kill(pid, signal.SIGUSR1 if restart else signal.SIGHUP)
     except OSError as fault:
-        raise _Failed(f"process {pid} cannot be told: {fault.strerror}") from fault
+        raise _TrialFailedError(f"process {pid} cannot be told: {fault.strerror}") from fault
 
 
-def _taken(config: Path, wanted: GatewaySettings, attempts: int, deadline: float, *, restart: bool) -> None:
+def _wait_until_active(
+    config: Path, wanted: GatewaySettings, attempts: int, deadline: float, *, restart: bool
+) -> None:
     """Wait until the gateway has the new configuration in force.
 
     Raises:
         _Failed: it refused it, or did not come back in time.
     """
-    expected = fingerprint_of(masked_values(wanted))
+    expected = fingerprint_values(mask_settings(wanted))
     while time.monotonic() < deadline:
-        said = trial.in_force_at(wanted)
+        said = fetch_active_config(wanted)
         if said is not None and said.fingerprint == expected:
             return
         if said is not None and not restart and said.attempts > attempts and said.refused:
-            raise _Failed("the gateway refused it: " + "; ".join(said.refused))
-        if pending.left_s(config) is None:
-            raise _Failed("the gateway could not run with it and went back by itself: see its log")
-        time.sleep(_PAUSE_S)
-    raise _Failed("the gateway did not take it in time")
+            raise _TrialFailedError("the gateway refused it: " + "; ".join(said.refused))
+        if config_changes.trial_time_left_s(config) is None:
+            raise _TrialFailedError("the gateway could not run with it and went back by itself: see its log")
+        time.sleep(_POLL_S)
+    raise _TrialFailedError("the gateway did not take it in time")
 
 
-def _proven(wanted: GatewaySettings, before: dict[str, str], deadline: float, settle_s: float) -> None:
+def _wait_until_healthy(
+    wanted: GatewaySettings, before: dict[str, str], deadline: float, settle_s: float
+) -> None:
     """Wait until all has been well for `settle_s`.
 
     Raises:
         _Failed: it was not by the deadline; says what is wrong.
     """
-    expected = fingerprint_of(masked_values(wanted))
+    expected = fingerprint_values(mask_settings(wanted))
     well_since: float | None = None
     faults: list[str] = []
     while time.monotonic() < deadline:
-        faults = trial.faults_of(wanted, before)
-        said = trial.in_force_at(wanted)
+        faults = find_regressions(wanted, before)
+        said = fetch_active_config(wanted)
         if said is None or said.fingerprint != expected:
             faults.append("the gateway has another configuration in force")
         now = time.monotonic()
         well_since = None if faults else now if well_since is None else well_since
         if well_since is not None and now - well_since >= settle_s:
             return
-        time.sleep(_PAUSE_S)
-    raise _Failed("; ".join(faults) or "it was not well for long enough")
+        time.sleep(_POLL_S)
+    raise _TrialFailedError("; ".join(faults) or "it was not well for long enough")
 
 
 def _roll_back(config: Path, old: GatewaySettings, pid: int, reason: str, *, restart: bool) -> NoReturn:
     """Put the old configuration back into force, and end the program."""
-    typer.echo(f"tidegate: rolling back: {shown(reason)}", err=True)
+    typer.echo(f"tidegate: rolling back: {escape_text(reason)}", err=True)
     back_already = (
-        pending.left_s(config) is None and config.read_bytes() == pending.previous_of(config).read_bytes()
+        config_changes.trial_time_left_s(config) is None
+        and config.read_bytes() == config_changes.previous_config_path(config).read_bytes()
     )
     try:
-        pending.roll_back(config)
+        config_changes.restore_previous_config(config)
     except OSError as fault:
         fail(f"{config} cannot be put back: {fault.strerror}; the gateway goes back when the time is over")
-    expected = fingerprint_of(masked_values(old))
+    expected = fingerprint_values(mask_settings(old))
     if not back_already:
         try:
-            _tell(pid, restart=restart)
-        except _Failed as gone:
+            _signal_gateway(pid, restart=restart)
+        except _TrialFailedError as gone:
             typer.echo(f"tidegate: {gone}; systemd starts it with the old configuration", err=True)
-    deadline = time.monotonic() + _BACK_WITHIN_S
+    deadline = time.monotonic() + _ROLLBACK_TIMEOUT_S
     while time.monotonic() < deadline:
-        said = trial.in_force_at(old)
+        said = fetch_active_config(old)
         if said is not None and said.fingerprint == expected:
             typer.echo(f"tidegate: the old configuration is in force again: {config}", err=True)
             raise typer.Exit(EXIT_ROLLED_BACK)
-        time.sleep(_PAUSE_S)
+        time.sleep(_POLL_S)
     typer.echo(
         f"tidegate: {config} is the old one again, but no gateway answers with it: see its log", err=True
     )
     raise typer.Exit(EXIT_ROLLED_BACK)
 
 
-def _interrupted(_number: int, _frame: FrameType | None) -> None:
+def _raise_interrupt(_number: int, _frame: FrameType | None) -> None:
     raise KeyboardInterrupt
 
 
-def _seconds(option: str, text: str) -> float:
-    found = _SPAN.fullmatch(text.strip())
+def _parse_seconds(option: str, text: str) -> float:
+    found = _DURATION.fullmatch(text.strip())
     if found is None or float(found[1]) <= 0:
-        fail(f"{option}: {shown(text)} is no time; write for instance 120s or 5min")
-    return float(found[1]) * _SECONDS[found[2]]
+        fail(f"{option}: {escape_text(text)} is no time; write for instance 120s or 5min")
+    return float(found[1]) * _UNIT_S[found[2]]

@@ -14,24 +14,23 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from gateway.commands.failures import fail
-from gateway.demo.processes import DemoFailed, Processes, stop_pids
-from gateway.demo.screen import Screen
-from gateway.demo.script import Demo, keepsake, note_running, psql_path, stop_postgres
+from gateway.commands.exit_errors import fail
+from gateway.demo.script import Demo, DemoScreen, pids_file, psql_path, stop_postgres, write_pids
+from gateway.demo.tiers import DemoError, Processes, terminate_pids
 
 if TYPE_CHECKING:
     from gateway.demo.script import Outcome
 
 app = typer.Typer(add_completion=False)
-_DIFFERENT_EXIT = 1
-_INTERRUPTED_EXIT = 130
-_SHORTEST_S = 10.0
+_EXIT_DIFFERENT = 1
+_EXIT_INTERRUPTED = 130
+_MIN_SECONDS = 10.0
 _TIDEGATE = sys.argv[0]
 
 
 @app.command()
 def demo(
-    seconds: Annotated[float, typer.Option(min=_SHORTEST_S, help="How long the fleet publishes.")] = 60.0,
+    seconds: Annotated[float, typer.Option(min=_MIN_SECONDS, help="How long the fleet publishes.")] = 60.0,
     keep: Annotated[bool, typer.Option(help="Leave everything running at the end.")] = False,  # noqa: FBT002 - a flag
     data: Annotated[Path | None, typer.Option(help="Folder for the data; default: a temporary one.")] = None,
     stop: Annotated[
@@ -47,30 +46,30 @@ def demo(
     acknowledged is looked for in the database. Exit code 0 only when none is lost and none is there twice.
     """
     if stop is not None:
-        _stop(stop)
+        _stop_demo(stop)
         return
-    folder = _folder(data)
-    processes = Processes(folder, outlive=keep)
+    folder = _data_folder(data)
+    processes = Processes(folder, keep_running=keep)
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs inherit it ignored
     signal.signal(signal.SIGTERM, _interrupt)
     signal.signal(signal.SIGHUP, _interrupt)
     warnings.simplefilter("ignore")  # a library warns of a missing XDG_RUNTIME_DIR
     kept = False
     try:
-        with Screen() as screen:
+        with DemoScreen() as screen:
             story = Demo(folder, processes, screen, seconds=seconds)
             outcome = story.run()
         if keep:
-            note_running(folder, processes.pids())
-            _say_what_is_kept(story)
+            write_pids(folder, processes.pids())
+            _print_what_runs(story)
             kept = True
     except KeyboardInterrupt:
         typer.echo("demo: interrupted; stopping everything", err=True)
-        raise typer.Exit(_INTERRUPTED_EXIT) from None
-    except DemoFailed as fault:
+        raise typer.Exit(_EXIT_INTERRUPTED) from None
+    except DemoError as fault:
         kept_logs = True
         typer.echo(f"demo: failed: {fault}", err=True)
-        raise typer.Exit(_DIFFERENT_EXIT) from None
+        raise typer.Exit(_EXIT_DIFFERENT) from None
     else:
         kept_logs = not outcome.clean
     finally:
@@ -79,16 +78,16 @@ def demo(
             stop_postgres(folder / "pg")
             if data is None and not locals().get("kept_logs", False):
                 shutil.rmtree(folder, ignore_errors=True)
-    _end(outcome)
+    _report_outcome(outcome)
 
 
-def _end(outcome: Outcome) -> None:
+def _report_outcome(outcome: Outcome) -> None:
     typer.echo(str(outcome))
     if not outcome.clean:
-        raise typer.Exit(_DIFFERENT_EXIT)
+        raise typer.Exit(_EXIT_DIFFERENT)
 
 
-def _folder(data: Path | None) -> Path:
+def _data_folder(data: Path | None) -> Path:
     if data is None:
         folder = Path(tempfile.mkdtemp(prefix="tidegate-demo-"))
     else:
@@ -100,7 +99,7 @@ def _folder(data: Path | None) -> Path:
     return folder
 
 
-def _say_what_is_kept(story: Demo) -> None:
+def _print_what_runs(story: Demo) -> None:
     edge, region = story.edge, story.region
     query = "SELECT * FROM sensor_data ORDER BY time DESC LIMIT 5"
     for line in (
@@ -118,13 +117,13 @@ def _say_what_is_kept(story: Demo) -> None:
         typer.echo(line)
 
 
-def _stop(folder: Path) -> None:
+def _stop_demo(folder: Path) -> None:
     try:
-        stop_pids(json.loads(keepsake(folder).read_text()))
+        terminate_pids(json.loads(pids_file(folder).read_text()))
     except (OSError, ValueError):
         fail(f"--stop {folder}: no demo was left running there")
     stop_postgres(folder / "pg")
-    keepsake(folder).unlink()
+    pids_file(folder).unlink()
     typer.echo(f"demo: stopped; its data is still in {folder}")
 
 

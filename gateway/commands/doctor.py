@@ -1,19 +1,108 @@
-"""`tidegate doctor --config FILE`."""
+"""`tidegate doctor`: runs every check on one configuration and prints the findings."""
 
 from __future__ import annotations
 
 import asyncio
+import os
+import time
+from contextlib import closing
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cloud_sync.settings_file import SettingsFault
-from gateway.commands.failures import fail
-from gateway.commands.spool_options import EXIT_FOUND, JsonOption, print_json
-from gateway.operate.doctor import Finding, Level
-from gateway.operate.doctor.examination import examine
-from gateway.operate.terminal import shown
+from cloud_sync.runtime.settings_file import InvalidSettingsError
+from gateway.commands.exit_errors import fail
+from gateway.commands.options import EXIT_FOUND, JsonOption, print_json
+from gateway.doctor import Finding, Level, fault, machine, network, ok
+from gateway.humanize import escape_text
+from gateway.settings import gateway_settings as given
+from gateway.spool.database import SQL
+from gateway.spool.errors import SpoolError
+from gateway.spool.spool_file import open_spool_read_only
+
+if TYPE_CHECKING:
+    from gateway.settings.gateway_settings import GatewaySettings
+
+_PROC, _SYS = Path("/proc"), Path("/sys")
+
+
+async def run_checks(config: Path, *, online: bool = True) -> list[Finding]:
+    """Everything about the gateway of a configuration, what is well included.
+
+    Args:
+        config: its file.
+        online: whether to ask name servers, destinations and brokers too.
+
+    Raises:
+        SettingsFault: the settings themselves cannot be used; files they name may be of no use.
+    """
+    settings = given.parse_settings_file(config)
+    running = await asyncio.to_thread(network.find_running_gateway, settings)
+    mountinfo = _read_text(_PROC / "self" / "mountinfo")
+    newest_s = _newest_commit_s(settings.spool.path)
+    found = [
+        *_check_settings(config),
+        *machine.check_config_permissions(config),
+        *machine.check_secrets(settings),
+        *machine.check_folders(settings, as_service=_is_service(settings)),
+        *_check_spool(settings),
+        *machine.check_clock(time.time(), synchronised=machine.is_clock_synchronised(), newest_s=newest_s),
+        *machine.check_disk(settings.spool, mountinfo),
+        *machine.check_flash(settings.spool, mountinfo, _SYS),
+        *network.check_ports(settings, running),
+        *machine.check_certificates(settings, time.time()),
+    ]
+    if online:
+        found += await network.check_names(settings)
+        found += await network.check_upstreams(settings)
+    return found
+
+
+def _check_settings(config: Path) -> list[Finding]:
+    """Faults that a gateway would not start with; those of files have a check of their own besides."""
+    try:
+        given.load_settings(config)
+    except InvalidSettingsError as found:
+        advice = "correct it; tidegate config explain tells what a key takes"
+        return [fault("configuration", f.key or f.source, f.what, advice) for f in found.faults]
+    return [ok("configuration", str(config), "no faults")]
+
+
+def _check_spool(settings: GatewaySettings) -> list[Finding]:
+    path = settings.spool.path
+    if not path.exists():
+        return [ok("spool", str(path), "not there yet; the gateway makes it")]
+    try:
+        with open_spool_read_only(path):
+            return [ok("spool", str(path), "can be opened")]
+    except SpoolError as reason:
+        return [fault("spool", str(path), str(reason), "tidegate spool check tells more")]
+
+
+def _newest_commit_s(path: Path) -> float | None:
+    try:
+        with open_spool_read_only(path) as connection, closing(connection.cursor()) as cursor:
+            row = cursor.execute(SQL["newest_written"]).fetchone()
+    except SpoolError:
+        return None
+    return None if row is None or row[0] is None else float(row[0]) / 1e6
+
+
+def _is_service(settings: GatewaySettings) -> bool:
+    """Whether this is the user that the gateway runs as, by the owner of the spool; root can all."""
+    try:
+        return settings.spool.path.stat().st_uid == os.geteuid()
+    except OSError:
+        return os.geteuid() != 0
+
+
+def _read_text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except OSError:
+        return ""
+
 
 app = typer.Typer(add_completion=False)
 
@@ -37,8 +126,8 @@ def doctor(
     be read.
     """
     try:
-        found = asyncio.run(examine(config, online=not offline))
-    except SettingsFault as fault:
+        found = asyncio.run(run_checks(config, online=not offline))
+    except InvalidSettingsError as fault:
         fail(str(fault))
     worst = {level: [f for f in found if f.level is level] for level in Level}
     if as_json:
@@ -46,22 +135,24 @@ def doctor(
             {"faults": len(worst[Level.FAULT]), "warnings": len(worst[Level.WARNING]), "findings": found}
         )
     else:
-        _show([*worst[Level.FAULT], *worst[Level.WARNING], *(worst[Level.OK] if everything else [])])
-        counts = [f"{len(worst[level])} {word}" for level, word in _WORDS.items()]
+        _print_findings(
+            [*worst[Level.FAULT], *worst[Level.WARNING], *(worst[Level.OK] if everything else [])]
+        )
+        counts = [f"{len(worst[level])} {word}" for level, word in _COUNT_LABELS.items()]
         typer.echo(", ".join(counts))
     raise typer.Exit(EXIT_FOUND if worst[Level.FAULT] else 0)
 
 
-_WORDS = {Level.FAULT: "faults", Level.WARNING: "warnings", Level.OK: "checks without any"}
+_COUNT_LABELS = {Level.FAULT: "faults", Level.WARNING: "warnings", Level.OK: "checks without any"}
 
 
 _COLOURS = {Level.FAULT: "red", Level.WARNING: "yellow", Level.OK: "green"}
 
 
-def _show(found: list[Finding]) -> None:
+def _print_findings(found: list[Finding]) -> None:
     for finding in found:
         level = typer.style(f"{finding.level:8}", fg=_COLOURS[finding.level])
-        subject = f" {shown(finding.subject)}" if finding.subject else ""
-        typer.echo(f"{level} {finding.check}{subject}: {shown(finding.what)}")
+        subject = f" {escape_text(finding.subject)}" if finding.subject else ""
+        typer.echo(f"{level} {finding.check}{subject}: {escape_text(finding.what)}")
         if finding.advice:
-            typer.echo(f"         -> {shown(finding.advice)}")
+            typer.echo(f"         -> {escape_text(finding.advice)}")

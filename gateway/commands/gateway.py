@@ -13,20 +13,20 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 import uvloop
 
-from cloud_sync import logs
-from cloud_sync.restarts import Restarts
-from cloud_sync.settings_file import SettingsFault
-from gateway import agent, heap, settings
-from gateway.commands.failures import fail
-from gateway.orders import Orders
-from gateway.reloading import give_up
-from gateway.settings import pending
+from cloud_sync.runtime import logs
+from cloud_sync.runtime.settings_file import InvalidSettingsError
+from cloud_sync.runtime.watchdog import FailedStarts
+from gateway import agent, malloc
+from gateway.commands.exit_errors import fail
+from gateway.reload import revert_trial
+from gateway.runtime import Control
+from gateway.settings import config_changes, gateway_settings
 from gateway.spool.errors import SpoolError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-_ORDERS = (signal.SIGHUP, signal.SIGUSR1)
+_CONTROL_SIGNALS = (signal.SIGHUP, signal.SIGUSR1)
 app = typer.Typer(add_completion=False)
 
 
@@ -39,62 +39,64 @@ def gateway(
     Takes readings over MQTT, acknowledges each once it is fsynced in the spool, and delivers to every
     destination of the configuration.
     """
-    signal.pthread_sigmask(signal.SIG_BLOCK, _ORDERS)  # until there is somebody to take them
-    Restarts().begin()
-    orders = Orders(config)
-    given = _in_force(config)
-    logs.set_up(given.log_level, given.log_format)
+    signal.pthread_sigmask(signal.SIG_BLOCK, _CONTROL_SIGNALS)  # until there is somebody to take them
+    FailedStarts().begin()
+    control = Control(config)
+    given = _load_settings(config)
+    logs.configure_logging(given.log_level, given.log_format)
     faulthandler.enable()  # systemd's watchdog ends a process that hangs with SIGABRT: say where it hung
-    heap.share_one()
+    malloc.use_one_arena()
     sys.modules["httpx._main"] = None  # type: ignore[assignment]  # its command line, with rich and pygments: 6 MB
     told: list[str] = []
     try:
-        uvloop.run(_run(given, orders))
+        uvloop.run(_run(given, control))
     except* (SpoolError, OSError) as faults:
-        told += map(str, _leaves(faults))
-    if told and pending.left_s(config) is not None:
+        told += map(str, _flatten_group(faults))
+    if told and config_changes.trial_time_left_s(config) is not None:
         typer.echo(f"tidegate: {'; '.join(told)}: going back to the configuration before", err=True)
-        orders.again = give_up(config)
-    if orders.again:
-        signal.pthread_sigmask(signal.SIG_BLOCK, _ORDERS)  # what comes now is for the next one
+        control.again = revert_trial(config)
+    if control.again:
+        signal.pthread_sigmask(signal.SIG_BLOCK, _CONTROL_SIGNALS)  # what comes now is for the next one
         os.execv(sys.executable, sys.orig_argv)  # noqa: S606 - this very program, with its own arguments
     if told:  # not inside `except*`, which would wrap the exit in a group
         fail("; ".join(told))
 
 
-def _in_force(config: Path) -> settings.GatewaySettings:
+def _load_settings(config: Path) -> gateway_settings.GatewaySettings:
     """The settings to run with: those before, when a configuration on trial is overdue or of no use."""
-    chosen = pending.chosen(config)
+    chosen = config_changes.active_config_path(config)
     if chosen != config:
         typer.echo(f"tidegate: {config} was not confirmed in time: going back to {chosen}", err=True)
-        give_up(config)
+        revert_trial(config)
     try:
-        return settings.load(pending.chosen(config))
-    except SettingsFault as fault:
-        if pending.left_s(config) is None:
+        return gateway_settings.load_settings(config_changes.active_config_path(config))
+    except InvalidSettingsError as fault:
+        if config_changes.trial_time_left_s(config) is None:
             fail(str(fault))
-        typer.echo(f"tidegate: {fault}: going back to {pending.previous_of(config)}", err=True)
-    give_up(config)
+        typer.echo(
+            f"tidegate: {fault}: going back to {config_changes.previous_config_path(config)}", err=True
+        )
+    revert_trial(config)
     try:
-        return settings.load(pending.previous_of(config))
-    except SettingsFault as fault:
+        return gateway_settings.load_settings(config_changes.previous_config_path(config))
+    except InvalidSettingsError as fault:
         fail(str(fault))
 
 
-def _leaves(group: BaseExceptionGroup[Exception]) -> Iterator[BaseException]:
+def _flatten_group(group: BaseExceptionGroup[Exception]) -> Iterator[BaseException]:
     """The faults in a group, however deep."""
     for fault in group.exceptions:
         if isinstance(fault, BaseExceptionGroup):
-            yield from _leaves(fault)
+            yield from _flatten_group(fault)
         else:
             yield fault
 
 
-async def _run(given: settings.GatewaySettings, orders: Orders) -> None:
+async def _run(given: gateway_settings.GatewaySettings, control: Control) -> None:
     loop = asyncio.get_running_loop()
-    loop.add_signal_handler(signal.SIGTERM, orders.stop_now)
-    loop.add_signal_handler(signal.SIGINT, orders.stop_now)
-    loop.add_signal_handler(signal.SIGHUP, orders.reload)
-    loop.add_signal_handler(signal.SIGUSR1, orders.start_again)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, _ORDERS)
-    await agent.run(given, orders)
+    loop.add_signal_handler(signal.SIGTERM, control.request_stop)
+    loop.add_signal_handler(signal.SIGINT, control.request_stop)
+    loop.add_signal_handler(signal.SIGHUP, control.reload)
+    loop.add_signal_handler(signal.SIGUSR1, control.request_restart)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _CONTROL_SIGNALS)
+    await agent.run_gateway(given, control)

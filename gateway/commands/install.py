@@ -1,4 +1,4 @@
-"""`tidegate install`: set this machine up, from a folder of wheels or the package index."""
+"""`tidegate install` and `tidegate uninstall`: the program, units and configuration of this machine."""
 
 from __future__ import annotations
 
@@ -11,16 +11,23 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from gateway.commands.failures import fail
-from gateway.setup.installation import Wanted, plan_install, require
-from gateway.setup.layout import PREFIX, Layout, Role
-from gateway.setup.release import version_in
-from gateway.setup.steps import SetupFault, Step
+from gateway.commands.exit_errors import fail
+from gateway.setup.installation import (
+    DEFAULT_PREFIX,
+    InstallRequest,
+    Layout,
+    Role,
+    check_prerequisites,
+    find_wheel_version,
+    plan_install,
+    plan_uninstall,
+)
+from gateway.setup.steps import SetupError, Step
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-app = typer.Typer(add_completion=False)
+install_app = typer.Typer(add_completion=False)
 
 RootOption = Annotated[
     Path,
@@ -30,7 +37,7 @@ PrefixOption = Annotated[Path, typer.Option(help="Where the program goes.")]
 DryOption = Annotated[bool, typer.Option("--dry-run", help="Print what would be done, and do nothing.")]
 
 
-@app.command()
+@install_app.command()
 def install(
     *,
     role: Annotated[Role, typer.Option(help="What is set up; ingest is the region's side.")] = "gateway",
@@ -52,7 +59,7 @@ def install(
     token_for: Annotated[str, typer.Option(help="ingest: make the first token, for this gateway.")] = "",
     dsn_file: Annotated[Path | None, typer.Option(help="ingest: the database's URL; - is stdin.")] = None,
     python: Annotated[str, typer.Option(help="The interpreter to run on; 3.11 or later.")] = "",
-    prefix: PrefixOption = PREFIX,
+    prefix: PrefixOption = DEFAULT_PREFIX,
     root: RootOption = Path("/"),
     start: Annotated[bool, typer.Option(help="Enable the service and start it, or restart it.")] = True,
     dry_run: DryOption = False,
@@ -72,24 +79,24 @@ def install(
     init += ["--url", url] if url else []
     try:
         if not dry_run:
-            require(layout, uid=os.geteuid())
-        wanted = Wanted(
-            version=version_in(wheels) if wheels else version or installed_version("tidegate"),
+            check_prerequisites(layout, uid=os.geteuid())
+        wanted = InstallRequest(
+            version=find_wheel_version(wheels) if wheels else version or installed_version("tidegate"),
             wheels=wheels and wheels.absolute(),
             python=python or _system_python(),
             init=init,
             config=config,
-            token=_secret(token_file),
+            token=_read_secret(token_file),
             token_for=token_for,
-            dsn=_secret(dsn_file),
+            dsn=_read_secret(dsn_file),
             start=start,
         )
-        carry_out(plan_install(layout, wanted), dry=dry_run)
-    except (SetupFault, OSError) as fault:
+        run_plan(plan_install(layout, wanted), dry=dry_run)
+    except (SetupError, OSError) as fault:
         fail(str(fault))
 
 
-def carry_out(plan: Iterator[Step], *, dry: bool) -> None:
+def run_plan(plan: Iterator[Step], *, dry: bool) -> None:
     """Say each step, and do it unless it is only to be shown."""
     for step in list(plan):
         typer.echo(f"{'would ' if dry else ''}{step.says}")
@@ -103,11 +110,37 @@ def _system_python() -> str:
     return str(base) if base.exists() else shutil.which("python3") or sys.executable
 
 
-def _secret(path: Path | None) -> str:
+def _read_secret(path: Path | None) -> str:
     if path is None:
         return ""
     text = sys.stdin.readline() if str(path) == "-" else path.read_text(encoding="utf-8")
     secret = text.partition("\n")[0].strip()
     if not secret:
-        raise SetupFault(f"{path}: expected the secret on the first line")
+        raise SetupError(f"{path}: expected the secret on the first line")
     return secret
+
+
+uninstall_app = typer.Typer(add_completion=False)
+
+
+@uninstall_app.command()
+def uninstall(
+    *,
+    purge: Annotated[
+        bool, typer.Option("--purge", help="Remove configuration, secrets and spools as well.")
+    ] = False,
+    prefix: PrefixOption = DEFAULT_PREFIX,
+    root: RootOption = Path("/"),
+    dry_run: DryOption = False,
+) -> None:
+    """Stop every service of ours and remove it, with all releases. Spools and configuration stay.
+
+    Exit codes: 0, or 2 with what was in the way.
+    """
+    layout = Layout(root.absolute(), prefix)
+    try:
+        if not dry_run:
+            check_prerequisites(layout, uid=os.geteuid())
+        run_plan(plan_uninstall(layout, purge=purge), dry=dry_run)
+    except (SetupError, OSError) as fault:
+        fail(str(fault))

@@ -1,4 +1,4 @@
-"""`tidegate spool quarantine ...`: bad input, listed, shown, dropped, decoded again."""
+"""`tidegate spool quarantine list | show | drop | retry`, and requests to a running gateway."""
 
 from __future__ import annotations
 
@@ -6,44 +6,68 @@ import asyncio
 import base64
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, NoReturn, TypeVar
 
+import httpx
+import msgspec
 import typer
 
-from gateway.commands.asking import ask_gateway
-from gateway.commands.failures import fail
-from gateway.commands.progress import bar
-from gateway.commands.spool_options import (
+from gateway.commands.exit_errors import fail
+from gateway.commands.options import (
     EXIT_FOUND,
     ConfigOption,
     JsonOption,
-    Named,
+    NamedSpool,
     SpoolArgument,
     console,
-    named,
+    exit_on_spool_error,
     print_json,
-    spool_errors,
+    progress_bar,
+    resolve_spool,
     table,
 )
-from gateway.ingress.formats.rules import Rules
-from gateway.ingress.topics import TopicTemplate
-from gateway.operate import quarantine_items
-from gateway.operate.human import count_text
-from gateway.operate.moments import moment_text
-from gateway.operate.quarantine_retry import Retried
-from gateway.operate.quarantine_retry import retry as retry_items
-from gateway.operate.terminal import shown, shown_bytes
-from gateway.settings import Ingress
-from gateway.spool.errors import SpoolInUse
+from gateway.humanize import escape_bytes, escape_text, format_count, format_time
+from gateway.payloads.decoder_registry import RuleSet
+from gateway.payloads.topics import TopicTemplate
+from gateway.settings.gateway_settings import IngressSettings
+from gateway.spool import quarantine_items
+from gateway.spool.errors import SpoolInUseError
 from gateway.spool.series import DEFAULT_MAX_SERIES
+from gateway.spooltools.quarantine_retry import RetryResult
+from gateway.spooltools.quarantine_retry import retry_stopped_spool as retry_items
+from gateway.web.client import local_client, local_endpoint_url
 
 if TYPE_CHECKING:
-    from gateway.operate.quarantine_items import Item
+    from gateway.spool.quarantine_items import StoredQuarantineItem
+
+T = TypeVar("T")
+_REQUEST_TIMEOUT_S = 3600.0
+
+
+def post_to_gateway(which: NamedSpool, path: str, body: object, answer: type[T], fault: SpoolInUseError) -> T:
+    """POST `body` to the running gateway's own endpoint; `fault` is why it has to be asked.
+
+    Raises:
+        SpoolInUse: it is not known where the gateway listens, or it does not answer there.
+    """
+    if which.settings is None or not which.settings.status.enabled:
+        raise SpoolInUseError(
+            f"{fault}. Only the gateway writes to its spool: name it by --config, with [status] enabled, "
+            "so that it can be asked, or stop the gateway first"
+        ) from fault
+    url = local_endpoint_url(which.settings.status) + path
+    try:
+        with local_client(_REQUEST_TIMEOUT_S) as client:
+            reply = client.post(url, json=body).raise_for_status()
+        return msgspec.json.decode(reply.content, type=answer)
+    except (httpx.HTTPError, httpx.InvalidURL, msgspec.DecodeError) as unanswered:
+        raise SpoolInUseError(f"{fault}, and does not answer at {url}: {unanswered}") from unanswered
+
 
 app = typer.Typer(add_completion=False, no_args_is_help=True)
 
-_PREVIEW = 60
-_LEFT_SHOWN = 20
+_PREVIEW_CHARS = 60
+_LEFT_MAX = 20
 
 TargetsArgument = Annotated[
     list[str] | None,
@@ -64,7 +88,7 @@ def quarantine() -> None:
 
 
 @app.command("list")
-def list_(
+def list_items(
     spool: SpoolArgument = None,
     *,
     config: ConfigOption = None,
@@ -76,13 +100,13 @@ def list_(
 
     Exit codes: 0, or 2 when the spool cannot be read.
     """
-    which = named(spool, config)
-    with spool_errors():
-        reasons = quarantine_items.reasons_of(which.path)
-        items = quarantine_items.items_of(which.path, reason=reason, limit=limit)
+    which = resolve_spool(spool, config)
+    with exit_on_spool_error():
+        reasons = quarantine_items.count_items_by_reason(which.path)
+        items = quarantine_items.list_items(which.path, reason=reason, limit=limit)
         if as_json:
             print_json(
-                {"reasons": [r._asdict() for r in reasons], "items": [_document(item) for item in items]}
+                {"reasons": [r._asdict() for r in reasons], "items": [_item_document(item) for item in items]}
             )
             return
         out = console()
@@ -90,16 +114,16 @@ def list_(
         for item in items:
             rows.add_row(
                 str(item.quarantine_no),
-                moment_text(item.received_at_us),
-                shown(item.source),
-                shown(item.topic, _PREVIEW),
-                shown(item.reason),
+                format_time(item.received_at_us),
+                escape_text(item.source),
+                escape_text(item.topic, _PREVIEW_CHARS),
+                escape_text(item.reason),
                 str(item.payload_bytes),
-                shown_bytes(item.payload, _PREVIEW),
+                escape_bytes(item.payload, _PREVIEW_CHARS),
             )
         if items:
             out.print(rows)
-        counts = ", ".join(f"{count_text(r.items)} {shown(r.reason)}" for r in reasons) or "nothing"
+        counts = ", ".join(f"{format_count(r.items)} {escape_text(r.reason)}" for r in reasons) or "nothing"
         out.print(f"in quarantine: {counts}", soft_wrap=True)
 
 
@@ -115,23 +139,23 @@ def show(
 
     Exit codes: 0; 1 when there is no such item; 2 when the spool cannot be read.
     """
-    which, numbers = _targets(targets, config)
+    which, numbers = _parse_targets(targets, config)
     if not numbers:
         fail("say which item: its number, as `quarantine list` shows it")
-    with spool_errors():
-        items = [quarantine_items.item_of(which.path, number) for number in numbers]
+    with exit_on_spool_error():
+        items = [quarantine_items.find_item(which.path, number) for number in numbers]
         kept = [item for item in items if item is not None]
         if raw:
             for item in kept:
                 sys.stdout.buffer.write(item.payload)
             sys.stdout.buffer.flush()
         elif as_json:
-            print_json([_document(item) for item in kept])
+            print_json([_item_document(item) for item in kept])
         else:
             for item in kept:
-                _show(item)
+                _print_item(item)
     if missing := [str(n) for n, item in zip(numbers, items, strict=True) if item is None]:
-        _not_there(missing)
+        _exit_not_found(missing)
 
 
 @app.command()
@@ -150,16 +174,16 @@ def drop(
 
     Exit codes: 0; 1 when an item was not there, or the answer was no; 2 when it cannot be done.
     """
-    which, numbers = _targets(targets, config)
-    with spool_errors():
-        wanted = _wanted(which, numbers, reason, everything=everything)
+    which, numbers = _parse_targets(targets, config)
+    with exit_on_spool_error():
+        wanted = _select_numbers(which, numbers, reason, everything=everything)
         if wanted and not yes:
-            _ask(f"Drop {count_text(len(wanted))} items for good?")
-        dropped = quarantine_items.drop(which.path, wanted)
+            _confirm(f"Drop {format_count(len(wanted))} items for good?")
+        dropped = quarantine_items.drop_items(which.path, wanted)
     if as_json:
         print_json({"dropped": dropped})
     else:
-        typer.echo(f"{count_text(dropped)} items dropped")
+        typer.echo(f"{format_count(dropped)} items dropped")
     if numbers and dropped < len(wanted):
         raise typer.Exit(EXIT_FOUND)
 
@@ -186,22 +210,22 @@ def retry(
 
     Exit codes: 0 when every item became readings; 1 when some stay; 2 when it cannot be done.
     """
-    which, numbers = _targets(targets, config)
-    ingress = Ingress() if which.settings is None else which.settings.ingress
+    which, numbers = _parse_targets(targets, config)
+    ingress = IngressSettings() if which.settings is None else which.settings.ingress
     try:
-        rules = Rules(TopicTemplate(topic), ingress.rules.rules) if topic else ingress.rules
+        rules = RuleSet(TopicTemplate(topic), ingress.rules.rules) if topic else ingress.rules
     except ValueError as fault:
         fail(f"--topic: {fault}")
     max_series = DEFAULT_MAX_SERIES if which.settings is None else which.settings.spool.max_series
-    with spool_errors():
-        wanted = _wanted(which, numbers, reason, everything=everything)
+    with exit_on_spool_error():
+        wanted = _select_numbers(which, numbers, reason, everything=everything)
         try:
-            with bar("decoding again") as watcher:
+            with progress_bar("decoding again") as progress:
                 result = asyncio.run(
-                    retry_items(which.path, wanted, rules, max_series=max_series, watcher=watcher)
+                    retry_items(which.path, wanted, rules, max_series=max_series, progress=progress)
                 )
-        except SpoolInUse as fault:
-            result = ask_gateway(which, "/quarantine/retry", {"numbers": wanted}, Retried, fault)
+        except SpoolInUseError as fault:
+            result = post_to_gateway(which, "/quarantine/retry", {"numbers": wanted}, RetryResult, fault)
     if as_json:
         print_json(
             {
@@ -214,54 +238,56 @@ def retry(
             }
         )
     else:
-        for number, why in result.left[:_LEFT_SHOWN]:
-            typer.echo(f"{number} stays: {shown(why)}")
-        if len(result.left) > _LEFT_SHOWN:
-            typer.echo(f"... and {count_text(len(result.left) - _LEFT_SHOWN)} more stay")
+        for number, why in result.left[:_LEFT_MAX]:
+            typer.echo(f"{number} stays: {escape_text(why)}")
+        if len(result.left) > _LEFT_MAX:
+            typer.echo(f"... and {format_count(len(result.left) - _LEFT_MAX)} more stay")
         typer.echo(
-            f"{count_text(result.items - result.sent_again)} items became readings: "
-            f"{count_text(result.stored)} stored, {count_text(result.duplicates)} known already, "
-            f"{count_text(result.conflicts)} in conflict"
+            f"{format_count(result.items - result.sent_again)} items became readings: "
+            f"{format_count(result.stored)} stored, {format_count(result.duplicates)} known already, "
+            f"{format_count(result.conflicts)} in conflict"
         )
         if result.sent_again:
-            typer.echo(f"{count_text(result.sent_again)} refused readings go to their destination again")
+            typer.echo(f"{format_count(result.sent_again)} refused readings go to their destination again")
     if result.left:
         raise typer.Exit(EXIT_FOUND)
 
 
 class _Targets(NamedTuple):
-    which: Named
+    which: NamedSpool
     numbers: list[int]
 
 
-def _targets(targets: list[str] | None, config: Path | None) -> _Targets:
+def _parse_targets(targets: list[str] | None, config: Path | None) -> _Targets:
     """The spool and the numbers among the arguments: what is no number is the spool's file."""
     numbers = [int(text) for text in targets or () if text.isascii() and text.isdigit()]
     others = [text for text in targets or () if not (text.isascii() and text.isdigit())]
     if len(others) > 1:
         fail(f"{others[1]!r} is neither an item's number nor the one spool")
-    return _Targets(named(Path(others[0]) if others else None, config), numbers)
+    return _Targets(resolve_spool(Path(others[0]) if others else None, config), numbers)
 
 
-def _wanted(which: Named, numbers: list[int], reason: str | None, *, everything: bool) -> list[int]:
+def _select_numbers(
+    which: NamedSpool, numbers: list[int], reason: str | None, *, everything: bool
+) -> list[int]:
     if sum((bool(numbers), reason is not None, everything)) != 1:
         fail("say which items: their numbers, or --reason REASON, or --all")
-    return numbers or quarantine_items.numbers_of(which.path, reason=reason)
+    return numbers or quarantine_items.list_item_numbers(which.path, reason=reason)
 
 
-def _ask(question: str) -> None:
+def _confirm(question: str) -> None:
     if not sys.stdin.isatty():
         fail(f"{question} Say --yes, as there is no terminal to ask on")
     if not typer.confirm(question):
         raise typer.Exit(EXIT_FOUND)
 
 
-def _not_there(missing: list[str]) -> NoReturn:
+def _exit_not_found(missing: list[str]) -> NoReturn:
     typer.echo(f"tidegate: there is no item {', '.join(missing)} in quarantine", err=True)
     raise typer.Exit(EXIT_FOUND)
 
 
-def _document(item: Item) -> dict[str, Any]:
+def _item_document(item: StoredQuarantineItem) -> dict[str, Any]:
     return {
         **item._asdict(),
         "payload": base64.b64encode(item.payload).decode(),
@@ -270,14 +296,14 @@ def _document(item: Item) -> dict[str, Any]:
     }
 
 
-def _show(item: Item) -> None:
+def _print_item(item: StoredQuarantineItem) -> None:
     cut = f", of which the first {len(item.payload)} were kept" if item.is_cut else ""
     for line in (
         f"item      {item.quarantine_no}",
-        f"received  {moment_text(item.received_at_us)} by {shown(item.source)}",
-        f"topic     {shown(item.topic)}",
-        f"reason    {shown(item.reason)}: {shown(item.detail)}",
+        f"received  {format_time(item.received_at_us)} by {escape_text(item.source)}",
+        f"topic     {escape_text(item.topic)}",
+        f"reason    {escape_text(item.reason)}: {escape_text(item.detail)}",
         f"payload   {item.payload_bytes} bytes{cut}",
-        f"          {shown_bytes(item.payload)}",
+        f"          {escape_bytes(item.payload)}",
     ):
         typer.echo(line)

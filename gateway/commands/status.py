@@ -13,21 +13,20 @@ from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.text import Text
 
-from cloud_sync.settings_file import SettingsFault
-from gateway import settings
-from gateway.commands.failures import fail
-from gateway.commands.status_chart import chart_display
-from gateway.commands.status_display import display
-from gateway.operate.offline import chart_of_stopped, status_of_stopped
-from gateway.operate.own_endpoint import own_client, own_url
-from gateway.operate.series_chart import Chart
-from gateway.operate.status import Status
-from gateway.operate.terminal import shown
+from cloud_sync.runtime.settings_file import InvalidSettingsError
+from gateway.commands.exit_errors import fail
+from gateway.commands.status_display import render_chart, render_status
+from gateway.humanize import escape_text
+from gateway.query.series_chart import Chart
+from gateway.settings import gateway_settings
 from gateway.spool.errors import SpoolError
+from gateway.status.collector import build_stopped_status, read_stopped_chart
+from gateway.status.document import Status
+from gateway.web.client import local_client, local_endpoint_url
 
 app = typer.Typer(add_completion=False)
 _TIMEOUT_S = 5.0
-_EVERY_S = 2.0
+_REFRESH_S = 2.0
 
 T = TypeVar("T")
 
@@ -44,7 +43,7 @@ def status(  # noqa: PLR0917 - typer reads the parameters as options
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the document as JSON.")] = False,  # noqa: FBT002 - typer's way to say a flag
     watch: Annotated[bool, typer.Option("--watch", "-w", help="Go on showing it until Ctrl-C.")] = False,  # noqa: FBT002 - the same
-    every: Annotated[float, typer.Option(min=0.2, help="With --watch: seconds between looks.")] = _EVERY_S,
+    every: Annotated[float, typer.Option(min=0.2, help="With --watch: seconds between looks.")] = _REFRESH_S,
     series: Annotated[
         str | None, typer.Option(metavar="SENSOR/TYPE", help="Also draw a day of this series.")
     ] = None,
@@ -57,19 +56,19 @@ def status(  # noqa: PLR0917 - typer reads the parameters as options
         fail("name the gateway: --config FILE, or --url http://127.0.0.1:8421")
     if series is not None and not all(series.partition("/")):
         fail(f"--series {series}: expected SENSOR/TYPE, such as stall-1/temperature")
-    source = _Source(config, url, token_file, series)
+    source = _StatusSource(config, url, token_file, series)
     if watch:
-        _watch(source, every, as_json=as_json)
+        _watch_status(source, every, as_json=as_json)
         return
     document, chart = source.look()
     if as_json:
         typer.echo(msgspec.json.encode(document))
         return
     console = Console()
-    console.print(_shown(document, chart, source.series, console.width))
+    console.print(_render(document, chart, source.series, console.width))
 
 
-class _Source:
+class _StatusSource:
     """Where the document comes from, decided at the first look."""
 
     def __init__(
@@ -78,17 +77,17 @@ class _Source:
         self.series = series
         self._settings = None
         try:
-            self._settings = None if config is None else settings.load(config)
-        except SettingsFault as fault:
+            self._settings = None if config is None else gateway_settings.load_settings(config)
+        except InvalidSettingsError as fault:
             fail(str(fault))
         if url is not None:
-            headers = {"Authorization": f"Bearer {_secret(token_file)}"} if token_file is not None else {}
+            headers = {"Authorization": f"Bearer {_read_token(token_file)}"} if token_file is not None else {}
             self._client: httpx.Client | None = httpx.Client(
                 timeout=_TIMEOUT_S, trust_env=False, headers=headers
             )
             self._url = url.rstrip("/")
         elif self._settings is not None and self._settings.status.enabled:
-            self._client, self._url = own_client(_TIMEOUT_S), own_url(self._settings.status)
+            self._client, self._url = local_client(_TIMEOUT_S), local_endpoint_url(self._settings.status)
         else:
             self._client, self._url = None, ""
 
@@ -105,8 +104,8 @@ class _Source:
         if self._settings is None:
             fail(f"{self._url}: no gateway answers there")
         try:
-            document = status_of_stopped(self._settings)
-            return document, None if self.series is None else chart_of_stopped(self._settings, self.series)
+            document = build_stopped_status(self._settings)
+            return document, None if self.series is None else read_stopped_chart(self._settings, self.series)
         except SpoolError as fault:
             fail(str(fault))
 
@@ -122,7 +121,7 @@ class _Source:
             return None
 
 
-def _watch(source: _Source, every_s: float, *, as_json: bool) -> None:
+def _watch_status(source: _StatusSource, every_s: float, *, as_json: bool) -> None:
     """Look again and again: in place on a terminal, one document after another elsewhere."""
     console = Console()
     try:
@@ -132,28 +131,28 @@ def _watch(source: _Source, every_s: float, *, as_json: bool) -> None:
                 if as_json:
                     typer.echo(msgspec.json.encode(document))
                 else:
-                    console.print(_shown(document, chart, source.series, console.width))
+                    console.print(_render(document, chart, source.series, console.width))
                 time.sleep(every_s)
         with Live(console=console, screen=True, auto_refresh=False) as live:
             while True:
                 document, chart = source.look()
-                live.update(_shown(document, chart, source.series, console.width), refresh=True)
+                live.update(_render(document, chart, source.series, console.width), refresh=True)
                 time.sleep(every_s)
     except KeyboardInterrupt:
         return
 
 
-def _shown(document: Status, chart: Chart | None, series: str | None, width: int) -> RenderableType:
-    parts = [display(document, width)]
+def _render(document: Status, chart: Chart | None, series: str | None, width: int) -> RenderableType:
+    parts = [render_status(document, width)]
     if chart is not None:
-        parts.append(chart_display(chart, width))
+        parts.append(render_chart(chart, width))
     elif series is not None:
-        parts.append(Text(f"no series is called {shown(series, 80)}", "yellow"))
+        parts.append(Text(f"no series is called {escape_text(series, 80)}", "yellow"))
     return Group(*parts)
 
 
-def _secret(path: Path) -> str:
+def _read_token(path: Path) -> str:
     try:
-        return settings.secret_of(path)
+        return gateway_settings.read_secret(path)
     except (OSError, UnicodeDecodeError) as fault:
         fail(f"{path}: cannot be read: {getattr(fault, 'strerror', None) or fault}")

@@ -1,7 +1,7 @@
-"""The demo's story: start every tier, take the region away, kill the gateway, bring both back, count.
+"""The demo's scenario: start every tier, stop the region, kill the gateway, restore both, compare.
 
-The one line it ends with says what was seen; it succeeds only when nothing was lost and nothing is there
-twice.
+The summary line at the end reports what was measured; the demo succeeds only if nothing was lost or
+duplicated.
 """
 
 from __future__ import annotations
@@ -12,21 +12,128 @@ import os
 import signal
 import time
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
-from gateway.demo.processes import DemoFailed, Processes
-from gateway.demo.screen import Numbers, Screen
-from gateway.demo.tiers import Edge, Fleet, Region, cloud_of
+from rich.console import Console, Group
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from gateway.demo.tiers import DemoError, Edge, Fleet, Processes, Region, choose_cloud
+from gateway.humanize import format_bytes, format_count, format_duration
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from gateway.status.document import Status
+
+_LINE_INTERVAL_S = 2.0
+
+
+@dataclass(slots=True)
+class TierCounts:
+    """One look at every tier. None: that tier is down."""
+
+    elapsed_s: float = 0.0
+    published: int = 0
+    acknowledged: int = 0
+    gateway: Status | None = None
+    region: int = 0
+    cloud: int = 0
+    activity: str = ""
+
+
+@dataclass(slots=True)
+class DemoScreen:
+    """Shows numbers as they change, and every event once, with its time."""
+
+    console: Console = field(default_factory=lambda: Console(highlight=False))
+    _live: Live | None = None
+    _started: float = field(default_factory=time.monotonic)
+    _line_at: float = 0.0
+
+    def __enter__(self) -> Self:
+        if self.console.is_terminal:
+            self._live = Live(console=self.console, refresh_per_second=4, transient=False)
+            self._live.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._live is not None:
+            self._live.stop()
+
+    def event(self, text: str) -> None:
+        """Say what has just happened."""
+        self.console.print(f"[dim]{time.monotonic() - self._started:6.1f} s[/dim]  {text}")
+
+    def show(self, numbers: TierCounts) -> None:
+        """Show the newest numbers."""
+        if self._live is not None:
+            self._live.update(Group(Text(numbers.activity, style="bold cyan"), _counts_table(numbers)))
+        elif time.monotonic() - self._line_at >= _LINE_INTERVAL_S:
+            self._line_at = time.monotonic()
+            self.console.print(_counts_line(numbers), soft_wrap=True)
+
+
+def _counts_table(numbers: TierCounts) -> Table:
+    table = Table(box=None, pad_edge=False, show_header=False)
+    table.add_column(style="dim")
+    table.add_column(justify="right")
+    table.add_column()
+    table.add_row("published", format_count(numbers.published), "by the fleet, over MQTT")
+    table.add_row(
+        "acknowledged", format_count(numbers.acknowledged), "after the fsync in the gateway's spool"
+    )
+    status = numbers.gateway
+    if status is None:
+        table.add_row("spooled", "-", "[red]the gateway is down[/red]")
+    else:
+        table.add_row(
+            "spooled", format_count(status.spool.readings_ever), format_bytes(status.spool.size_bytes)
+        )
+        for d in status.destinations:
+            state = f"[yellow]{d.state}: {d.last_error}[/yellow]" if d.last_error else d.state
+            table.add_row(
+                f"backlog {d.name}",
+                format_count(d.backlog_readings),
+                f"{_backlog_text(status, d.name)}, {state}",
+            )
+    table.add_row("at the region", format_count(numbers.region), "rows in PostgreSQL")
+    table.add_row("in the cloud", format_count(numbers.cloud), "points")
+    return table
+
+
+def _counts_line(numbers: TierCounts) -> str:
+    parts = [f"published {numbers.published}", f"acknowledged {numbers.acknowledged}"]
+    if numbers.gateway is None:
+        parts.append("gateway down")
+    else:
+        parts.append(f"spooled {numbers.gateway.spool.readings_ever}")
+        parts += [
+            f"backlog {d.name} {d.backlog_readings} ({_backlog_text(numbers.gateway, d.name)})"
+            for d in numbers.gateway.destinations
+        ]
+    parts += [f"region {numbers.region}", f"cloud {numbers.cloud}"]
+    return f"          {', '.join(parts)}"
+
+
+def _backlog_text(status: Status, name: str) -> str:
+    d = next(d for d in status.destinations if d.name == name)
+    oldest = "no backlog" if d.backlog_oldest_s is None else f"oldest {format_duration(d.backlog_oldest_s)}"
+    drain = (
+        ""
+        if not d.backlog_readings
+        else f", drained in {'?' if d.drain_s is None else format_duration(d.drain_s)}"
+    )
+    return oldest + drain
+
+
 DEVICES = 25
 RATE_PER_S = 500.0
 _POLL_S = 0.25
-_DRAIN_WITHIN_S = 120.0
+_DRAIN_TIMEOUT_S = 120.0
 _OUTAGE_FROM, _KILL_AT, _OUTAGE_TO = 0.2, 0.45, 0.6
 _CAUGHT_UP_S = 3.0
 
@@ -60,17 +167,17 @@ class Outcome:
 class Demo:
     """One run of the story in `folder`."""
 
-    def __init__(self, folder: Path, processes: Processes, screen: Screen, *, seconds: float) -> None:
+    def __init__(self, folder: Path, processes: Processes, screen: DemoScreen, *, seconds: float) -> None:
         self.folder = folder
         self.seconds = seconds
         self.region = Region(folder, processes)
-        self.cloud = cloud_of(folder, processes)
+        self.cloud = choose_cloud(folder, processes)
         self.edge = Edge(folder, processes)
         self.fleet = Fleet(folder, processes)
         self._screen = screen
         self._started = time.monotonic()
-        self._numbers = Numbers()
-        self._without_backlog: set[str] = set()
+        self._numbers = TierCounts()
+        self._drained: set[str] = set()
 
     def run(self) -> Outcome:
         """Tell the whole story.
@@ -128,22 +235,22 @@ class Demo:
         self.fleet.start(self.edge.broker, devices=DEVICES, rate=RATE_PER_S)
         self._started = time.monotonic()
 
-    def _watch(self, happening: str, *, until_s: float = 0.0, for_s: float = 0.0) -> None:
+    def _watch(self, activity: str, *, until_s: float = 0.0, for_s: float = 0.0) -> None:
         until = max(self._started + until_s, time.monotonic() + for_s)
         while time.monotonic() < until:
-            self._look(happening)
+            self._look(activity)
             time.sleep(_POLL_S)
 
-    def _drain(self, happening: str, done: Callable[[], bool]) -> float:
+    def _drain(self, activity: str, done: Callable[[], bool]) -> float:
         """Watch until `done`; returns the seconds it took."""
         started = time.monotonic()
         while True:
-            self._look(happening)
+            self._look(activity)
             if done():
                 return time.monotonic() - started
-            if time.monotonic() - started > _DRAIN_WITHIN_S:
-                raise DemoFailed(
-                    f"the backlog did not drain in {_DRAIN_WITHIN_S:.0f} s; see the logs in {self.folder}"
+            if time.monotonic() - started > _DRAIN_TIMEOUT_S:
+                raise DemoError(
+                    f"the backlog did not drain in {_DRAIN_TIMEOUT_S:.0f} s; see the logs in {self.folder}"
                 )
             time.sleep(_POLL_S)
 
@@ -162,20 +269,20 @@ class Demo:
         """
         status = self._numbers.gateway
         if status is not None and status.ingress.publishes == status.ingress.acknowledged:
-            self._without_backlog |= {d.name for d in status.destinations if d.backlog_readings == 0}
-            return len(self._without_backlog) == len(status.destinations)
+            self._drained |= {d.name for d in status.destinations if d.backlog_readings == 0}
+            return len(self._drained) == len(status.destinations)
         return False
 
-    def _look(self, happening: str) -> None:
+    def _look(self, activity: str) -> None:
         fleet = self.fleet.progress()
-        self._numbers = Numbers(
+        self._numbers = TierCounts(
             elapsed_s=time.monotonic() - self._started,
             published=fleet.get("published", 0),
             acknowledged=fleet.get("acknowledged", 0),
             gateway=self.edge.status(),
-            region=asyncio.run(rows_at(self.region.dsn)),
+            region=asyncio.run(count_region_rows(self.region.dsn)),
             cloud=self.cloud.stored(),
-            happening=happening,
+            activity=activity,
         )
         self._screen.show(self._numbers)
 
@@ -210,7 +317,7 @@ def stop_postgres(folder: Path) -> None:
         os.kill(pid, signal.SIGQUIT)
 
 
-async def rows_at(dsn: str) -> int:
+async def count_region_rows(dsn: str) -> int:
     """Rows that the region has stored, by its ledger; 0 while it cannot say."""
     import asyncpg  # noqa: PLC0415 - an extra of the demo
 
@@ -224,11 +331,11 @@ async def rows_at(dsn: str) -> int:
         return 0
 
 
-def keepsake(folder: Path) -> Path:
+def pids_file(folder: Path) -> Path:
     """Where a demo that was left running notes its pids."""
     return folder / "running.json"
 
 
-def note_running(folder: Path, pids: dict[str, int]) -> None:
+def write_pids(folder: Path, pids: dict[str, int]) -> None:
     """Note what runs, so that `tidegate demo --stop` can end it."""
-    keepsake(folder).write_text(json.dumps(pids))
+    pids_file(folder).write_text(json.dumps(pids))

@@ -1,23 +1,116 @@
-"""The tiers of the demo: which programs stand for them, how each is started, and what each holds."""
+"""The tiers of the demo as child processes: how each is started, stopped and counted."""
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import json
+import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
 import time
-from typing import TYPE_CHECKING, Protocol
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, NoReturn, Protocol
 
 import httpx
 import msgspec
 
-from gateway.demo.processes import DemoFailed, Processes
-from gateway.operate.status import Status
+from gateway.status.document import Status
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
     from pathlib import Path
+
+_PR_SET_PDEATHSIG = 1
+_TIDEGATE = (sys.executable, "-m", "gateway")
+
+
+class DemoError(Exception):
+    """The demo cannot go on; the message says why and where to look."""
+
+
+@dataclass(slots=True)
+class Processes:
+    """Children by name, with their logs in `folder`."""
+
+    folder: Path
+    keep_running: bool = False
+    _running: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
+
+    def tidegate(self, name: str, *arguments: str) -> None:
+        """Start a `tidegate` command."""
+        self.start(name, (*_TIDEGATE, *arguments))
+
+    def start(self, name: str, command: Sequence[str]) -> None:
+        """Start a child; what it prints goes to its log."""
+        with (self.folder / f"{name}.log").open("ab") as log:
+            self._running[name] = subprocess.Popen(  # noqa: S603 - commands made by the demo itself
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+                preexec_fn=None if self.keep_running else _die_with_parent,  # noqa: PLW1509 - one prctl call
+                env={**os.environ, "PYTHONUNBUFFERED": "1"},
+            )
+
+    def pids(self) -> dict[str, int]:
+        """The pid of every child that runs."""
+        return {name: child.pid for name, child in self._running.items() if child.poll() is None}
+
+    def kill(self, name: str) -> None:
+        """SIGKILL, as a power cut would have it."""
+        child = self._running.pop(name)
+        child.kill()
+        child.wait()
+
+    def stop(self, name: str, within_s: float = 15.0) -> int:
+        """SIGTERM, then SIGKILL when it takes too long; returns the exit code."""
+        child = self._running.pop(name, None)
+        if child is None:
+            return 0
+        child.terminate()
+        try:
+            return child.wait(within_s)
+        except subprocess.TimeoutExpired:
+            child.kill()
+            return child.wait()
+
+    def stop_all(self) -> None:
+        """Stop every child, the newest first."""
+        for name in reversed(list(self._running)):
+            self.stop(name, within_s=5.0)
+
+    def until(self, what: str, name: str, true: Callable[[], bool], within_s: float = 30.0) -> None:
+        """Wait until `true()`; fail when the child ends or time runs out."""
+        deadline = time.monotonic() + within_s
+        while not true():
+            if self._running[name].poll() is not None:
+                self.fail(name, f"{name} ended while waiting until {what}")
+            if time.monotonic() > deadline:
+                self.fail(name, f"{name}: not {what} after {within_s:.0f} s")
+            time.sleep(0.05)
+
+    def fail(self, name: str, message: str) -> NoReturn:
+        """Raise with the last lines of a child's log."""
+        log = self.folder / f"{name}.log"
+        tail = log.read_text(errors="replace").splitlines()[-8:] if log.exists() else []
+        raise DemoError("\n".join([message, *(f"  {line}" for line in tail), f"  (log: {log})"]))
+
+
+def terminate_pids(pids: dict[str, int]) -> None:
+    """Stop processes of an earlier demo that were left running."""
+    for pid in pids.values():
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGTERM)
+
+
+def _die_with_parent() -> None:
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
 
 GATEWAY_ID = "demo-gateway"
 _TIMEOUT_S = 2.0
@@ -43,7 +136,7 @@ class Region:
 
     def prepare(self, dsn: str) -> None:
         """Write the service's configuration and give the gateway a token."""
-        from cloud_sync.ingest import tokens  # noqa: PLC0415 - an extra of the demo
+        from cloud_sync.http import tokens  # noqa: PLC0415 - an extra of the demo
 
         self.dsn = dsn
         port = self.url.rpartition(":")[2]
@@ -51,12 +144,12 @@ class Region:
             f'tokens_file = "tokens"\n\n[listen]\nport = {port}\n\n[database]\ndsn = {json.dumps(dsn)}\n'
         )
         (self.folder / "tokens").touch()
-        self.token_file.write_text(tokens.add(self.folder / "tokens", GATEWAY_ID) + "\n")
+        self.token_file.write_text(tokens.add_token(self.folder / "tokens", GATEWAY_ID) + "\n")
 
     def start(self) -> None:
         """Start the ingest service and wait until it answers."""
         self._processes.tidegate("ingest", "ingest", "--config", str(self._config))
-        self._processes.until("it is ready", "ingest", lambda: _answers(f"{self.url}/readyz"))
+        self._processes.until("it is ready", "ingest", lambda: _is_up(f"{self.url}/readyz"))
 
     def stop(self) -> None:
         """Stop the ingest service."""
@@ -100,7 +193,7 @@ class VictoriaMetrics:
                 "-search.latencyOffset=0s",
             ),
         )
-        self._processes.until("it is ready", self.name, lambda: _answers(f"{self.url}/health"))
+        self._processes.until("it is ready", self.name, lambda: _is_up(f"{self.url}/health"))
         return f'kind = "influxdb"\nurl = "{self.url}"\napi = "v2"\norg = "demo"\nbucket = "demo"\n'
 
     def stored(self) -> int:
@@ -119,7 +212,7 @@ class VictoriaMetrics:
             return 0
 
 
-class Influx:
+class InfluxDb1:
     """InfluxDB 1, through its v1 write path."""
 
     name = "influxd"
@@ -139,7 +232,7 @@ class Influx:
             f'wal-dir = "{self._folder}/wal"\n[http]\nbind-address = "{self.url.removeprefix("http://")}"\n'
         )
         self._processes.start(self.name, ("influxd", "-config", str(config)))
-        self._processes.until("it is ready", self.name, lambda: _answers(f"{self.url}/ping"))
+        self._processes.until("it is ready", self.name, lambda: _is_up(f"{self.url}/ping"))
         httpx.post(
             f"{self.url}/query", params={"q": 'CREATE DATABASE "demo"'}, timeout=_TIMEOUT_S, trust_env=False
         )
@@ -155,7 +248,7 @@ class Influx:
             return 0
 
 
-class Files:
+class FileCloud:
     """No cloud on this machine: line protocol in files, as a site would carry it away on a stick."""
 
     name = "files"
@@ -172,12 +265,12 @@ class Files:
         return sum(path.read_bytes().count(b"\n") for path in self._folder.glob("*.lp"))
 
 
-def cloud_of(folder: Path, processes: Processes) -> Cloud:
+def choose_cloud(folder: Path, processes: Processes) -> Cloud:
     """The first cloud tier that this machine has."""
-    for tier in (VictoriaMetrics, Influx):
+    for tier in (VictoriaMetrics, InfluxDb1):
         if shutil.which(tier.name):
             return tier(folder, processes)
-    return Files(folder, processes)
+    return FileCloud(folder, processes)
 
 
 class Edge:
@@ -204,7 +297,7 @@ class Edge:
     def start(self) -> None:
         """Start the gateway and wait until it is ready."""
         self._processes.tidegate("gateway", "gateway", "--config", str(self.config))
-        self._processes.until("it is ready", "gateway", lambda: _answers(f"{self.status_url}/readyz"))
+        self._processes.until("it is ready", "gateway", lambda: _is_up(f"{self.status_url}/readyz"))
 
     def kill(self) -> None:
         """SIGKILL."""
@@ -263,11 +356,11 @@ class Fleet:
         try:
             differences: dict[str, int] = json.loads(report.read_text().splitlines()[-1])
         except (IndexError, ValueError):
-            raise DemoFailed(f"the comparison did not end properly; see {report}") from None
+            raise DemoError(f"the comparison did not end properly; see {report}") from None
         return differences
 
 
-def _answers(url: str) -> bool:
+def _is_up(url: str) -> bool:
     try:
         return httpx.get(url, timeout=_TIMEOUT_S, trust_env=False).is_success
     except httpx.HTTPError:

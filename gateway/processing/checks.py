@@ -21,24 +21,24 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from cloud_sync.records import Flag, Readings
-from gateway.processing.patterns import Kinds, Pattern, by_weight, grown
+from cloud_sync.model.records import Flag, Readings
+from gateway.processing.series_pattern import Pattern, SeriesRuleCache, grow_array, sort_by_specificity
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from numpy.typing import NDArray
 
-HISTORY = 16
-REFRESH = 8
-_LONG = 64  # readings of one series in one group that are worth a look of its own
+HISTORY_READINGS = 16
+REFRESH_EVERY_READINGS = 8
+_LONG_RUN_ROWS = 64  # readings of one series in one group that are worth a look of its own
 _NEVER = -(1 << 62)
-_FAR_US = 1 << 62
-_ASSIGNED = np.int32(Flag.TIME_ASSIGNED)
-_SHORT = 0xFFFF
-_SCALE = 1.4826
-_BITS = 8  # flags up to SPIKE are the bits of one byte
-_PLACE = {
+_FAR_FUTURE_US = 1 << 62
+_TIME_ASSIGNED = np.int32(Flag.TIME_ASSIGNED)
+_UINT16_MAX = 0xFFFF
+_MAD_SCALE = 1.4826
+_FLAG_BITS = 8  # flags up to SPIKE are the bits of one byte
+_BIT_INDEX = {
     flag: int(flag).bit_length() - 1
     for flag in (
         Flag.OUT_OF_RANGE,
@@ -88,7 +88,7 @@ class LimitRule(NamedTuple):
     limits: Mapping[str, float]
 
 
-DEFAULT_RULES = (
+DEFAULT_LIMIT_RULES = (
     LimitRule(
         Pattern("*", "temperature"),
         {"minimum": -50, "maximum": 100, "stuck_readings": 60, "spike_z": 10, "spike_min": 5},
@@ -102,14 +102,14 @@ DEFAULT_RULES = (
 """Rules that apply beneath those of the configuration."""
 
 
-class Plausible(NamedTuple):
+class PlausibleTimes(NamedTuple):
     """Which device times can be true: not before, nor so far ahead of the clock."""
 
     not_before_us: int = 946_684_800_000_000
     max_ahead_us: int = 300_000_000
 
 
-class Checks:
+class ReadingChecker:
     """Sets the flags of whole groups; one for a gateway. Not for two threads at a time.
 
     Args:
@@ -123,12 +123,12 @@ class Checks:
         identities: Callable[[NDArray[np.int32]], NDArray[np.int32]],
         *,
         base: Limits = Limits(),
-        rules: Sequence[LimitRule] = DEFAULT_RULES,
-        plausible: Plausible = Plausible(),  # noqa: B008 - an immutable value
+        rules: Sequence[LimitRule] = DEFAULT_LIMIT_RULES,
+        plausible: PlausibleTimes = PlausibleTimes(),  # noqa: B008 - an immutable value
     ) -> None:
         self._identities = identities
         self._plausible = plausible
-        ranked = by_weight([(rule.pattern, rule.limits) for rule in rules])
+        ranked = sort_by_specificity([(rule.pattern, rule.limits) for rule in rules])
 
         def limits_of(number: int) -> Limits:
             name, found = name_of(number), base
@@ -137,11 +137,11 @@ class Checks:
                     found = replace(found, **limits)  # type: ignore[arg-type]  # their names are not looked at
             return found
 
-        self._kinds = Kinds(limits_of)
-        self._table = _Table([])
+        self._kinds = SeriesRuleCache(limits_of)
+        self._table = _LimitTable([])
         self._newest_us = np.full(1024, _NEVER, np.int64)
-        self._runs = _Runs(1024)
-        self._histories = _Histories(1024)
+        self._runs = _StuckDetector(1024)
+        self._histories = _SpikeDetector(1024)
 
     def check(self, readings: Readings, now_us: int | None) -> Readings:
         """The same readings with what is remarkable about them added to their flags.
@@ -156,16 +156,18 @@ class Checks:
         series = self._identities(readings.series)
         kind = self._kinds.of(series)
         if len(self._kinds.found) != len(self._table.maximum):
-            self._table = _Table(self._kinds.found)
+            self._table = _LimitTable(self._kinds.found)
         table, value = self._table, readings.value
-        bits = np.zeros((_BITS, readings.rows), np.bool_)
+        bits = np.zeros((_FLAG_BITS, readings.rows), np.bool_)
         outside = bits[0]
         np.less(value, table.minimum[kind], out=outside)
         outside |= value > table.maximum[kind]
-        np.less(readings.quality, table.min_quality[kind], out=bits[_PLACE[Flag.LOW_QUALITY]])
-        np.less(readings.battery_level, table.min_battery_level[kind], out=bits[_PLACE[Flag.LOW_BATTERY]])
-        np.less(readings.signal_strength, table.min_signal_strength[kind], out=bits[_PLACE[Flag.WEAK_SIGNAL]])
-        doubtful = self._against_series(series, kind, readings, now_us, bits)
+        np.less(readings.quality, table.min_quality[kind], out=bits[_BIT_INDEX[Flag.LOW_QUALITY]])
+        np.less(readings.battery_level, table.min_battery_level[kind], out=bits[_BIT_INDEX[Flag.LOW_BATTERY]])
+        np.less(
+            readings.signal_strength, table.min_signal_strength[kind], out=bits[_BIT_INDEX[Flag.WEAK_SIGNAL]]
+        )
+        doubtful = self._check_against_series(series, kind, readings, now_us, bits)
         flags = readings.flags | np.packbits(bits, axis=0, bitorder="little")[0]
         if doubtful is not None:
             flags[doubtful] |= int(Flag.CLOCK_IN_DOUBT)
@@ -180,7 +182,7 @@ class Checks:
             flags,
         )
 
-    def _against_series(
+    def _check_against_series(
         self,
         series: NDArray[np.int32],
         kind: NDArray[np.int16],
@@ -190,20 +192,20 @@ class Checks:
     ) -> NDArray[np.bool_] | None:
         """Set late, stuck and spike; which readings have times in doubt, None when none has."""
         table, times = self._table, readings.time_us
-        limit_us = _FAR_US if now_us is None else now_us + self._plausible.max_ahead_us
+        limit_us = _FAR_FUTURE_US if now_us is None else now_us + self._plausible.max_ahead_us
         ahead = bool(times.max() > limit_us)
         doubtful = None
         if ahead or times.min() < self._plausible.not_before_us:
             doubtful = (times > limit_us) | (times < self._plausible.not_before_us)
         if now_us is None:
             now_us = _NEVER
-            assigned = readings.flags & _ASSIGNED != 0
+            assigned = readings.flags & _TIME_ASSIGNED != 0
             doubtful = assigned if doubtful is None else doubtful | assigned
         if self._newest_us.size <= (top := int(series.max())):
-            self._newest_us = grown(self._newest_us, top, _NEVER)
+            self._newest_us = grow_array(self._newest_us, top, _NEVER)
             self._runs.grow(top)
             self._histories.grow(top)
-        order = _by_series(series, self._histories.scratch)
+        order = _order_by_series(series, self._histories.scratch)
         if order is None:
             rows: slice | NDArray[np.intp] = slice(None)
             own, own_times, firsts = series, times, None
@@ -216,23 +218,25 @@ class Checks:
         trusted = np.where(own_times > limit_us, _NEVER, own_times) if ahead else own_times
         before = self._newest_us[own]
         if firsts is not None:
-            before = _newest_before(trusted, firsts, before)
+            before = _newest_time_before(trusted, firsts, before)
         newest = np.maximum(before, trusted)
         self._newest_us[own] = newest  # of several of one series the last is written last
         kinds = kind[rows]
-        late = bits[_PLACE[Flag.LATE]]
+        late = bits[_BIT_INDEX[Flag.LATE]]
         late[rows] = (own_times < before - table.late_us[kinds]) | (own_times < now_us - table.old_us[kinds])
-        if table.watches:
+        if table.any_watched:
             part = np.flatnonzero((trusted > before) & table.watched[kinds])
             if part.size:
                 chosen = part if order is None else order[part]
-                seen = _Seen(own[part], own_times[part], readings.value[chosen], kinds[part], firsts is None)
-                bits[_PLACE[Flag.STUCK]][chosen] = self._runs.see(seen, table)
-                bits[_PLACE[Flag.SPIKE]][chosen] = self._histories.see(seen, table)
+                seen = _NewerReadings(
+                    own[part], own_times[part], readings.value[chosen], kinds[part], firsts is None
+                )
+                bits[_BIT_INDEX[Flag.STUCK]][chosen] = self._runs.detect(seen, table)
+                bits[_BIT_INDEX[Flag.SPIKE]][chosen] = self._histories.detect(seen, table)
         return doubtful
 
 
-class _Seen(NamedTuple):
+class _NewerReadings(NamedTuple):
     """Readings that are newer than what their series had, by series and then by time.
 
     `single` says that no series comes twice.
@@ -245,7 +249,7 @@ class _Seen(NamedTuple):
     single: bool
 
 
-class _Table:
+class _LimitTable:
     """Limits of every kind as columns."""
 
     def __init__(self, kinds: list[Limits]) -> None:
@@ -262,10 +266,10 @@ class _Table:
         self.stuck_readings = column["stuck_readings"].astype(np.int64)
         self.spike_z, self.spike_min = column["spike_z"], column["spike_min"]
         self.watched = (self.stuck_readings > 0) | (self.spike_z > 0)
-        self.watches = bool(self.watched.any())
+        self.any_watched = bool(self.watched.any())
 
 
-class _Runs:
+class _StuckDetector:
     """The run of equal values each series is in."""
 
     def __init__(self, room: int) -> None:
@@ -274,11 +278,11 @@ class _Runs:
         self._since_us = np.zeros(room, np.int64)
 
     def grow(self, number: int) -> None:
-        self._value = grown(self._value, number, np.nan)
-        self._count = grown(self._count, number, 0)
-        self._since_us = grown(self._since_us, number, 0)
+        self._value = grow_array(self._value, number, np.nan)
+        self._count = grow_array(self._count, number, 0)
+        self._since_us = grow_array(self._since_us, number, 0)
 
-    def see(self, seen: _Seen, table: _Table) -> NDArray[np.bool_]:
+    def detect(self, seen: _NewerReadings, table: _LimitTable) -> NDArray[np.bool_]:
         """Which readings are stuck; shape (rows,)."""
         series, times, value = seen.series, seen.times, seen.value
         same = value == self._value[series]
@@ -306,48 +310,48 @@ class _Runs:
         return stuck
 
 
-class _Histories:
+class _SpikeDetector:
     """The latest values of each series in a ring, with the median and the distance that they make a spike."""
 
     def __init__(self, room: int) -> None:
-        self._ring = np.zeros((room, HISTORY))
+        self._ring = np.zeros((room, HISTORY_READINGS))
         self._count = np.zeros(room, np.int64)
         self._median = np.zeros(room)
         self._reach = np.full(room, np.inf)
         self.scratch = np.zeros(room, np.int64)
 
     def grow(self, number: int) -> None:
-        self._ring = grown(self._ring, number, 0)
-        self._count = grown(self._count, number, 0)
-        self._median = grown(self._median, number, 0)
-        self._reach = grown(self._reach, number, np.inf)
-        self.scratch = grown(self.scratch, number, 0)
+        self._ring = grow_array(self._ring, number, 0)
+        self._count = grow_array(self._count, number, 0)
+        self._median = grow_array(self._median, number, 0)
+        self._reach = grow_array(self._reach, number, np.inf)
+        self.scratch = grow_array(self.scratch, number, 0)
 
-    def see(self, seen: _Seen, table: _Table) -> NDArray[np.bool_]:
+    def detect(self, seen: _NewerReadings, table: _LimitTable) -> NDArray[np.bool_]:
         """Which readings are spikes; shape (rows,)."""
         with np.errstate(over="ignore"):
             if seen.single:
-                return self._see_once(seen.series, seen.value, seen.kind, table)
-            return self._see_many(seen, table)
+                return self._detect_one_each(seen.series, seen.value, seen.kind, table)
+            return self._detect_several_each(seen, table)
 
-    def _see_once(
+    def _detect_one_each(
         self,
         series: NDArray[np.int32],
         value: NDArray[np.float64],
         kind: NDArray[np.int16],
-        table: _Table,
+        table: _LimitTable,
     ) -> NDArray[np.bool_]:
         spike: NDArray[np.bool_] = np.abs(value - self._median[series]) > self._reach[series]
         count = self._count[series]
-        self._ring[series, count % HISTORY] = value
+        self._ring[series, count % HISTORY_READINGS] = value
         count += 1
         self._count[series] = count
-        due = np.flatnonzero((count % REFRESH == 0) & (count >= HISTORY))
+        due = np.flatnonzero((count % REFRESH_EVERY_READINGS == 0) & (count >= HISTORY_READINGS))
         if due.size:
             self._refresh(series[due], kind[due], table)
         return spike
 
-    def _see_many(self, seen: _Seen, table: _Table) -> NDArray[np.bool_]:
+    def _detect_several_each(self, seen: _NewerReadings, table: _LimitTable) -> NDArray[np.bool_]:
         """Readings of a series are judged up to its next refresh at once, then the next ones."""
         series, value = seen.series, seen.value
         spike = np.zeros(len(series), np.bool_)
@@ -357,78 +361,84 @@ class _Histories:
         np.not_equal(series[1:], series[:-1], out=begins[1:])
         rank = at - np.maximum.accumulate(np.where(begins, at, 0))
         short = at
-        if rank.max() >= _LONG:
+        if rank.max() >= _LONG_RUN_ROWS:
             starts = np.flatnonzero(begins)
             lengths = np.diff(starts, append=len(series))
-            for start, length in zip(starts[lengths > _LONG], lengths[lengths > _LONG], strict=True):
+            for start, length in zip(
+                starts[lengths > _LONG_RUN_ROWS], lengths[lengths > _LONG_RUN_ROWS], strict=True
+            ):
                 run = slice(start, start + length)
-                spike[run] = self._see_long(int(series[start]), value[run], int(seen.kind[start]), table)
-            short = np.flatnonzero(np.repeat(lengths <= _LONG, lengths))
+                spike[run] = self._detect_long_run(
+                    int(series[start]), value[run], int(seen.kind[start]), table
+                )
+            short = np.flatnonzero(np.repeat(lengths <= _LONG_RUN_ROWS, lengths))
             if short.size == 0:
                 return spike
             rank = rank[short]
         own = series[short]
         number = self._count[own] + rank
-        turn = number // REFRESH - self._count[own] // REFRESH
+        turn = number // REFRESH_EVERY_READINGS - self._count[own] // REFRESH_EVERY_READINGS
         for now in range(int(turn.max()) + 1):
             rows = np.flatnonzero(turn == now)
             chosen, owner = short[rows], own[rows]
             spike[chosen] = np.abs(value[chosen] - self._median[owner]) > self._reach[owner]
-            self._ring[owner, number[rows] % HISTORY] = value[chosen]
+            self._ring[owner, number[rows] % HISTORY_READINGS] = value[chosen]
             count = number[rows] + 1
             self._count[owner] = count
-            due = np.flatnonzero((count % REFRESH == 0) & (count >= HISTORY))
+            due = np.flatnonzero((count % REFRESH_EVERY_READINGS == 0) & (count >= HISTORY_READINGS))
             if due.size:
                 self._refresh(owner[due], seen.kind[chosen[due]], table)
         return spike
 
-    def _see_long(
-        self, series: int, value: NDArray[np.float64], kind: int, table: _Table
+    def _detect_long_run(
+        self, series: int, value: NDArray[np.float64], kind: int, table: _LimitTable
     ) -> NDArray[np.bool_]:
         """The same for many readings of one series."""
         had = int(self._count[series])
-        kept = min(had, HISTORY)
-        known = np.concatenate([self._ring[series, np.arange(had - kept, had) % HISTORY], value])
+        kept = min(had, HISTORY_READINGS)
+        known = np.concatenate([self._ring[series, np.arange(had - kept, had) % HISTORY_READINGS], value])
         total = had + len(value)
-        first = max(HISTORY, (had // REFRESH + 1) * REFRESH)
-        refreshed = np.arange(-(-first // REFRESH) * REFRESH, total + 1, REFRESH)
+        first = max(HISTORY_READINGS, (had // REFRESH_EVERY_READINGS + 1) * REFRESH_EVERY_READINGS)
+        refreshed = np.arange(
+            -(-first // REFRESH_EVERY_READINGS) * REFRESH_EVERY_READINGS, total + 1, REFRESH_EVERY_READINGS
+        )
         median, reach = np.array([self._median[series]]), np.array([self._reach[series]])
         if refreshed.size:
-            windows = np.lib.stride_tricks.sliding_window_view(known, HISTORY)
-            newest = windows[refreshed - HISTORY - (had - kept)]
-            later, further = _bounds_of(newest, np.full(len(refreshed), kind), table)
+            windows = np.lib.stride_tricks.sliding_window_view(known, HISTORY_READINGS)
+            newest = windows[refreshed - HISTORY_READINGS - (had - kept)]
+            later, further = _compute_spike_bounds(newest, np.full(len(refreshed), kind), table)
             median, reach = np.concatenate([median, later]), np.concatenate([reach, further])
         judged = np.searchsorted(refreshed, np.arange(had, total), side="right")
         spike: NDArray[np.bool_] = np.abs(value - median[judged]) > reach[judged]
         self._median[series], self._reach[series] = median[-1], reach[-1]
-        left = known[-min(len(known), HISTORY) :]
-        self._ring[series, np.arange(total - len(left), total) % HISTORY] = left
+        left = known[-min(len(known), HISTORY_READINGS) :]
+        self._ring[series, np.arange(total - len(left), total) % HISTORY_READINGS] = left
         self._count[series] = total
         return spike
 
-    def _refresh(self, series: NDArray[np.int32], kind: NDArray[np.int16], table: _Table) -> None:
-        self._median[series], self._reach[series] = _bounds_of(self._ring[series], kind, table)
+    def _refresh(self, series: NDArray[np.int32], kind: NDArray[np.int16], table: _LimitTable) -> None:
+        self._median[series], self._reach[series] = _compute_spike_bounds(self._ring[series], kind, table)
 
 
-def _bounds_of(
-    history: NDArray[np.float64], kind: NDArray[Any], table: _Table
+def _compute_spike_bounds(
+    history: NDArray[np.float64], kind: NDArray[Any], table: _LimitTable
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Median of each row of `history`, and how far from it a spike is."""
-    median = _median(history)
-    deviation = _median(np.abs(history - median[:, None]))
+    median = _row_medians(history)
+    deviation = _row_medians(np.abs(history - median[:, None]))
     z = table.spike_z[kind]
-    reach = np.maximum(z * _SCALE * deviation, table.spike_min[kind])
+    reach = np.maximum(z * _MAD_SCALE * deviation, table.spike_min[kind])
     return median, np.where(z > 0, reach, np.inf)
 
 
-def _median(rows: NDArray[np.float64]) -> NDArray[np.float64]:
-    middle = HISTORY // 2
+def _row_medians(rows: NDArray[np.float64]) -> NDArray[np.float64]:
+    middle = HISTORY_READINGS // 2
     parted = np.partition(rows, (middle - 1, middle), axis=1)
     median: NDArray[np.float64] = parted[:, middle - 1] / 2 + parted[:, middle] / 2
     return median
 
 
-def _by_series(series: NDArray[np.int32], scratch: NDArray[np.int64]) -> NDArray[np.intp] | None:
+def _order_by_series(series: NDArray[np.int32], scratch: NDArray[np.int64]) -> NDArray[np.intp] | None:
     """The order that puts readings of one series together; None when each has one."""
     if len(series) == 1:
         return None
@@ -436,12 +446,12 @@ def _by_series(series: NDArray[np.int32], scratch: NDArray[np.int64]) -> NDArray
     scratch[series] = at
     if (scratch[series] == at).all():
         return None
-    if series.max() <= _SHORT:
+    if series.max() <= _UINT16_MAX:
         series = series.astype(np.uint16)  # numpy sorts those by radix
     return np.argsort(series, kind="stable")
 
 
-def _newest_before(
+def _newest_time_before(
     times: NDArray[np.int64], firsts: NDArray[np.bool_], known: NDArray[np.int64]
 ) -> NDArray[np.int64]:
     """For each reading the newest time its series had before it.

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from cloud_sync.records import Flag, Readings
-from gateway.processing.patterns import Kinds, Pattern, by_weight, grown
+from cloud_sync.model.records import Flag, Readings
+from gateway.processing.series_pattern import Pattern, SeriesRuleCache, grow_array, sort_by_specificity
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 _NEVER = -(1 << 62)
-_LONG = 64  # readings of one series in one group that are taken one by one
-_IN_DOUBT = int(Flag.CLOCK_IN_DOUBT)
+_LONG_RUN_ROWS = 64  # readings of one series in one group that are taken one by one
+_CLOCK_IN_DOUBT = int(Flag.CLOCK_IN_DOUBT)
 _SUPPRESSED = np.int32(Flag.SUPPRESSED)
 
 
@@ -48,7 +48,7 @@ class BandRule(NamedTuple):
     band: Band
 
 
-_NONE = Band(-1.0, 0.0, 0)
+_NO_BAND = Band(-1.0, 0.0, 0)
 
 
 class Deadband:
@@ -66,13 +66,13 @@ class Deadband:
         rules: Sequence[BandRule],
     ) -> None:
         self._identities = identities
-        ranked = by_weight([(rule.pattern, rule.band) for rule in rules])
+        ranked = sort_by_specificity([(rule.pattern, rule.band) for rule in rules])
 
         def band_of(number: int) -> Band:
             name = name_of(number)
-            return next((band for pattern, band in reversed(ranked) if pattern.matches(*name)), _NONE)
+            return next((band for pattern, band in reversed(ranked) if pattern.matches(*name)), _NO_BAND)
 
-        self._kinds = Kinds(band_of, [_NONE])
+        self._kinds = SeriesRuleCache(band_of, [_NO_BAND])
         self._value = np.zeros(1024)
         self._flags = np.zeros(1024, np.int32)
         self._reported_us = np.full(1024, _NEVER, np.int64)
@@ -82,13 +82,13 @@ class Deadband:
         """The same readings, those within their deadband flagged SUPPRESSED. They are in order of arrival."""
         series = self._identities(readings.series)
         kind = self._kinds.of(series)
-        rows = np.flatnonzero((kind > 0) & (readings.flags & _IN_DOUBT == 0))
+        rows = np.flatnonzero((kind > 0) & (readings.flags & _CLOCK_IN_DOUBT == 0))
         if rows.size == 0:
             return readings
         if (top := int(series.max())) >= len(self._value):
-            self._value, self._flags = grown(self._value, top, 0), grown(self._flags, top, 0)
-            self._reported_us = grown(self._reported_us, top, _NEVER)
-            self._newest_us = grown(self._newest_us, top, _NEVER)
+            self._value, self._flags = grow_array(self._value, top, 0), grow_array(self._flags, top, 0)
+            self._reported_us = grow_array(self._reported_us, top, _NEVER)
+            self._newest_us = grow_array(self._newest_us, top, _NEVER)
         rows = rows[np.argsort(series[rows], kind="stable")]
         suppressed = self._suppressed(readings, series[rows], kind[rows], rows)
         if not suppressed.size:
@@ -114,8 +114,8 @@ class Deadband:
         lengths = np.diff(starts, append=len(series))
         found = []
         bands = np.array(self._kinds.found)
-        for length in range(int(min(lengths.max(), _LONG))):
-            at = starts[(lengths > length) & (lengths <= _LONG)] + length
+        for length in range(int(min(lengths.max(), _LONG_RUN_ROWS))):
+            at = starts[(lengths > length) & (lengths <= _LONG_RUN_ROWS)] + length
             own, index = series[at], rows[at]
             absolute, percent, silence_us = bands[kind[at]].T
             value, times, flags = readings.value[index], readings.time_us[index], readings.flags[index]
@@ -130,13 +130,17 @@ class Deadband:
             self._value[said], self._flags[said] = value[report], flags[report]
             self._reported_us[said] = times[report]
             found.append(index[newer & near])
-        for start, length in zip(starts[lengths > _LONG], lengths[lengths > _LONG], strict=True):
+        for start, length in zip(
+            starts[lengths > _LONG_RUN_ROWS], lengths[lengths > _LONG_RUN_ROWS], strict=True
+        ):
             index = rows[start : start + length]
             band = self._kinds.found[int(kind[start])]
-            found.append(index[self._of_one(int(series[start]), readings, index, band)])
+            found.append(index[self._suppress_long_run(int(series[start]), readings, index, band)])
         return np.concatenate(found)
 
-    def _of_one(self, series: int, readings: Readings, rows: NDArray[np.intp], band: Band) -> list[bool]:
+    def _suppress_long_run(
+        self, series: int, readings: Readings, rows: NDArray[np.intp], band: Band
+    ) -> list[bool]:
         """The same for many readings of one series."""
         last, known = float(self._value[series]), int(self._flags[series])
         reported_us, newest_us = int(self._reported_us[series]), int(self._newest_us[series])

@@ -1,4 +1,4 @@
-"""`[alerts]`: what raises an alert, and who is told."""
+"""`[alerts]`: the rules that raise alerts, and the channels that are notified."""
 
 from __future__ import annotations
 
@@ -7,38 +7,32 @@ from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, Field, model_validator
 
-from cloud_sync.notices import Severity
-from gateway.processing.alert_rules import (
-    DEFAULT_RULES,
-    FLAG_PREFIX,
-    QUANTITIES,
-    SILENCE,
-    Rule,
-)
-from gateway.processing.notify import NotifyTerms
-from gateway.processing.patterns import Pattern
-from gateway.settings.checks import Limit, NoLess, SeriesPattern  # noqa: TC001 - pydantic reads the annotations
-from gateway.settings.tables import HttpUrl, Name, Port, Seconds, Table, is_loopback, plain_secret_fault
+from cloud_sync.model.records import Severity
+from gateway.alerts.notifier import NotifierOptions
+from gateway.alerts.rules import DEFAULT_ALERT_RULES, FLAG_PREFIX, QUANTITIES, SILENCE_QUANTITY, Rule
+from gateway.processing.series_pattern import Pattern
+from gateway.settings.processing import Limit, NonNegative, SeriesPattern  # noqa: TC001 - pydantic reads the annotations
+from gateway.settings.schema import HttpUrl, Name, Port, Seconds, Table, is_loopback, unencrypted_secret_error
 
-LOG = "log"
+LOG_CHANNEL = "log"
 _US_MAX = 1 << 60
 _SILENCE_MAX_S = 1e12
 
 
-def _quantity(text: str) -> str:
+def _validate_quantity(text: str) -> str:
     if text not in QUANTITIES:
         raise ValueError(f"nothing that a rule can look at; allowed: {', '.join(QUANTITIES)}")
     return text
 
 
-def _address(text: str) -> str:
+def _validate_mail_address(text: str) -> str:
     local, at, domain = text.rpartition("@")
     if not (local and at and domain) or any(c.isspace() or c in "<>," for c in text):
         raise ValueError("must be an e-mail address such as ops@plant.example")
     return text
 
 
-MailAddress = Annotated[str, AfterValidator(_address)]
+MailAddress = Annotated[str, AfterValidator(_validate_mail_address)]
 
 
 class AlertRule(Table):
@@ -50,7 +44,7 @@ class AlertRule(Table):
     """Which: SENSOR_ID/SENSOR_TYPE with "*" for anything, "?" for one character."""
     without: list[SeriesPattern] = Field(default_factory=list, examples=[["spare-*/*"]])
     """Series among them that it is not for."""
-    on: Annotated[str, AfterValidator(_quantity)] = "value"
+    on: Annotated[str, AfterValidator(_validate_quantity)] = "value"
     """What it looks at: "value", "quality", "battery_level" or "signal_strength" of a reading, "rate_per_min"
     for the change of the value, "silence" for seconds without data, "flag.stuck" and so on for a flag of the
     checks, "rollup.mean" and so on for a rollup: mean, minimum, maximum, first, last, deviation, count,
@@ -60,17 +54,17 @@ class AlertRule(Table):
     """An alert begins above it."""
     below: Limit | None = Field(default=None, examples=[-10])
     """An alert begins below it."""
-    margin: NoLess = 0
+    margin: NonNegative = 0
     """How far back inside the limit the value has to be for the alert to end."""
     window_s: Annotated[int, Field(gt=0)] = 60
     """Of a rollup: the length of its window."""
-    for_s: NoLess = 0
+    for_s: NonNegative = 0
     """How long it has to be so, without a break, before the alert begins."""
     severity: Literal["info", "warning", "critical"] = "warning"
     """How bad it is."""
-    cooldown_s: NoLess = 300
+    cooldown_s: NonNegative = 300
     """How long after an alert of a series the next one of the same rule and series may begin."""
-    repeat_s: NoLess = 0
+    repeat_s: NonNegative = 0
     """How often an alert that goes on is told again; 0 for never."""
     recovery: bool = True
     """Whether the end is told too."""
@@ -78,14 +72,14 @@ class AlertRule(Table):
     """Who is told; without it every channel, and the log."""
 
     @model_validator(mode="after")
-    def _can_be_broken(self) -> Self:
+    def _validate_limits(self) -> Self:
         limits = [limit for limit in (self.above, self.below) if limit is not None]
         if self.on.startswith(FLAG_PREFIX):
             if limits:
                 raise ValueError("a flag is set or not: above and below do not go with it")
         elif not limits:
             raise ValueError("needs above, below or both")
-        if self.on == SILENCE and (
+        if self.on == SILENCE_QUANTITY and (
             self.above is None or self.below is not None or not 0 < self.above < _SILENCE_MAX_S
         ):
             raise ValueError("silence needs above, in seconds, and no below")
@@ -93,7 +87,7 @@ class AlertRule(Table):
             raise ValueError("above is less than below: every value would raise an alert")
         return self
 
-    def compiled(self, channels: tuple[str, ...]) -> Rule:
+    def to_rule(self, channels: tuple[str, ...]) -> Rule:
         """The rule as processing takes it; `channels` are those told without any named here."""
         return Rule(
             self.name,
@@ -103,10 +97,10 @@ class AlertRule(Table):
             below=-float("inf") if self.below is None else self.below,
             margin=self.margin,
             window_s=self.window_s,
-            for_us=_us(self.for_s),
+            for_us=_to_microseconds(self.for_s),
             severity=Severity[self.severity.upper()],
-            cooldown_us=_us(self.cooldown_s),
-            repeat_us=_us(self.repeat_s),
+            cooldown_us=_to_microseconds(self.cooldown_s),
+            repeat_us=_to_microseconds(self.repeat_s),
             recovery=self.recovery,
             channels=channels if self.channels is None else tuple(self.channels),
             without=tuple(map(Pattern.of, self.without)),
@@ -138,18 +132,22 @@ class WebhookSettings(Table):
     """How long an answer may take."""
 
     @model_validator(mode="after")
-    def _has_address(self) -> Self:
+    def _validate_address(self) -> Self:
         if self.url is None and self.url_file is None:
             raise ValueError("needs url or url_file")
-        if self.url is not None and self.url_file is None and (fault := self.plain_fault(self.url)):
+        if (
+            self.url is not None
+            and self.url_file is None
+            and (fault := self.find_unencrypted_secret(self.url))
+        ):
             raise ValueError(fault)
         return self
 
-    def plain_fault(self, url: str) -> str:
+    def find_unencrypted_secret(self, url: str) -> str:
         """Why what is secret of this channel may not go to `url`, "" where it may."""
         if self.allow_plain or (self.token_file is None and self.url_file is None):
             return ""
-        return plain_secret_fault("the token or the address", url, "https://")
+        return unencrypted_secret_error("the token or the address", url, "https://")
 
 
 class MailSettings(Table):
@@ -199,9 +197,9 @@ class AlertSettings(Table):
     """Whether the built-in rules are in force: temperature, battery, quality, silence (docs/alerts.md)."""
     stale_s: Seconds = 3600
     """Readings that are older than this as they come raise and end no alerts."""
-    group_wait_s: NoLess = 5
+    group_wait_s: NonNegative = 5
     """How long what one rule has to say is gathered before it is told."""
-    group_interval_s: NoLess = 60
+    group_interval_s: NonNegative = 60
     """One rule is heard on a channel at most so often; what comes meanwhile is one message."""
     give_up_s: Seconds = 86_400
     """How long a channel that fails is tried; then the message is dropped and counted."""
@@ -211,10 +209,10 @@ class AlertSettings(Table):
     """Who is told, one table each. There is always one called "log"."""
 
     @model_validator(mode="after")
-    def _names_are_known(self) -> Self:
+    def _validate_names(self) -> Self:
         for what, names in (
             ("rules", [rule.name for rule in self.rule]),
-            ("channels", [LOG, *(channel.name for channel in self.channel)]),
+            ("channels", [LOG_CHANNEL, *(channel.name for channel in self.channel)]),
         ):
             if twice := sorted({name for name in names if names.count(name) > 1}):
                 raise ValueError(f"two {what} are called {', '.join(twice)}")
@@ -228,21 +226,23 @@ class AlertSettings(Table):
     @property
     def channel_names(self) -> tuple[str, ...]:
         """Every channel there is."""
-        return (LOG, *(channel.name for channel in self.channel))
+        return (LOG_CHANNEL, *(channel.name for channel in self.channel))
 
     @property
     def rules(self) -> list[Rule]:
         """Those in force, the built-in ones first."""
-        channels, own = self.channel_names, [rule.compiled(self.channel_names) for rule in self.rule]
+        channels, own = self.channel_names, [rule.to_rule(self.channel_names) for rule in self.rule]
         names = {rule.name for rule in own}
-        given = [r._replace(channels=channels) for r in DEFAULT_RULES if self.builtin and r.name not in names]
+        given = [
+            r._replace(channels=channels) for r in DEFAULT_ALERT_RULES if self.builtin and r.name not in names
+        ]
         return [*given, *own]
 
     @property
-    def terms(self) -> NotifyTerms:
+    def terms(self) -> NotifierOptions:
         """How messages are gathered and tried."""
-        return NotifyTerms(self.group_wait_s, self.group_interval_s, self.give_up_s)
+        return NotifierOptions(self.group_wait_s, self.group_interval_s, self.give_up_s)
 
 
-def _us(seconds: float) -> int:
+def _to_microseconds(seconds: float) -> int:
     return min(round(seconds * 1e6), _US_MAX)

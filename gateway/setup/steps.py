@@ -11,10 +11,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from pathlib import Path
 
-_SHOWN_LINES = 12
+_OUTPUT_MAX_LINES = 12
 
 
-class SetupFault(Exception):  # noqa: N818 - named for what it tells of
+class SetupError(Exception):
     """A step could not be done; the message is for a person. Steps before it stay done."""
 
 
@@ -25,7 +25,7 @@ class Step(NamedTuple):
     do: Callable[[], None] = lambda: None
 
 
-def write(path: Path, text: str, mode: int = 0o644) -> Step:
+def write_file(path: Path, text: str, mode: int = 0o644) -> Step:
     """Write a file as a whole, its folder too; one that says the same already is left alone."""
 
     def do() -> None:
@@ -42,7 +42,7 @@ def write(path: Path, text: str, mode: int = 0o644) -> Step:
     return Step(f"write {path}", do)
 
 
-def link(path: Path, target: Path) -> Step:
+def make_link(path: Path, target: Path) -> Step:
     """Make `path` a link to `target`, in one rename where there is another."""
 
     def do() -> None:
@@ -55,7 +55,7 @@ def link(path: Path, target: Path) -> Step:
     return Step(f"link {path} to {target}", do)
 
 
-def folder(path: Path, mode: int) -> Step:
+def make_folder(path: Path, mode: int) -> Step:
     """Make a folder."""
 
     def do() -> None:
@@ -65,7 +65,7 @@ def folder(path: Path, mode: int) -> Step:
     return Step(f"make {path} ({mode:04o})", do)
 
 
-def remove(path: Path) -> Step:
+def remove_path(path: Path) -> Step:
     """Remove a file, a link or a folder with everything in it."""
 
     def do() -> None:
@@ -77,13 +77,13 @@ def remove(path: Path) -> Step:
     return Step(f"remove {path}", do)
 
 
-def run(*command: str | Path, says: str = "") -> Step:
+def run_program(*command: str | Path, says: str = "") -> Step:
     """Run a program to its end."""
     words = [str(word) for word in command]
-    return Step(says or "run " + " ".join(words), lambda: _run(words))
+    return Step(says or "run " + " ".join(words), lambda: _run_to_end(words))
 
 
-def _run(words: Sequence[str]) -> None:
+def _run_to_end(words: Sequence[str]) -> None:
     try:
         done = subprocess.run(  # noqa: S603 - the plan's own words
             words,
@@ -91,16 +91,16 @@ def _run(words: Sequence[str]) -> None:
             text=True,
             check=False,
             stdin=subprocess.DEVNULL,
-            env=_environment(),
+            env=_clean_environment(),
             cwd="/",
         )
     except OSError as fault:
-        raise SetupFault(f"{words[0]}: {fault.strerror or fault}") from fault
+        raise SetupError(f"{words[0]}: {fault.strerror or fault}") from fault
     if done.returncode:
-        told = "\n".join((done.stderr or done.stdout).strip().splitlines()[-_SHOWN_LINES:])
-        raise SetupFault(f"`{' '.join(words)}` ended with {done.returncode}\n{told}")
+        told = "\n".join((done.stderr or done.stdout).strip().splitlines()[-_OUTPUT_MAX_LINES:])
+        raise SetupError(f"`{' '.join(words)}` ended with {done.returncode}\n{told}")
 
 
-def _environment() -> dict[str, str]:
+def _clean_environment() -> dict[str, str]:
     """The environment without what would lead another Python to this one's packages."""
     return {key: value for key, value in os.environ.items() if key not in ("PYTHONPATH", "PYTHONHOME")}

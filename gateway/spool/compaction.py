@@ -1,4 +1,4 @@
-"""Compaction: merges small segments into large ones, in the background, paced.
+"""Compaction: merges small segments into large ones, in the background, paced, or to the end for a tool.
 
 Two passes. The first goes over the fresh segments in commit order, once: those between two boundaries
 become one, and all become known to the index of times. The second merges what the first left small, and
@@ -15,30 +15,37 @@ import asyncio
 import logging
 from dataclasses import dataclass
 from itertools import groupby
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from cloud_sync import columns
-from cloud_sync.errors import FormatError
-from cloud_sync.progress import Stage
-from cloud_sync.records import RecordClass
-from gateway.spool.crashpoints import point
-from gateway.spool.database import SQL, value_of
+from cloud_sync.codec import columns
+from cloud_sync.model.errors import FormatError
+from cloud_sync.model.records import RecordClass
+from cloud_sync.runtime.watchdog import StageProgress
+from gateway.spool.database import SQL, Database, crash_point, scalar_from_row
+from gateway.spool.delivery_ranges import CommitRange
+from gateway.spool.duplicates import DuplicateFilter
 from gateway.spool.errors import SpoolError
-from gateway.spool.processed import NO_LIMIT, processed_through
-from gateway.spool.ranges import Range
-from gateway.spool.retention import delivered_through
-from gateway.spool.segments import MAX_SEGMENT_ROWS, Stored, class_of, fresh_segments, span_of
+from gateway.spool.processing_state import NO_LIMIT, read_processed_through
+from gateway.spool.retention import read_delivered_through
+from gateway.spool.segments import (
+    MAX_SEGMENT_ROWS,
+    StoredSegment,
+    position_span,
+    read_commit_counter,
+    read_fresh_segments,
+    record_class_at,
+)
+from gateway.spool.series import DEFAULT_MAX_SERIES, SeriesBook
+from gateway.spool.spool_file import NoProgress, ProgressListener, open_spool_read_only
 
 if TYPE_CHECKING:
     import sqlite3
     from collections.abc import Sequence
+    from pathlib import Path
 
-    from cloud_sync.records import Records
-    from gateway.spool.database import Database
-    from gateway.spool.duplicates import Duplicates
-    from gateway.spool.series import SeriesBook
+    from cloud_sync.model.records import Records
 
 _log = logging.getLogger(__name__)
 _PAUSE_S = 1.0
@@ -51,7 +58,7 @@ _FREE_PAGES = 256  # as many as are given back in about two milliseconds
 
 
 @dataclass(frozen=True, slots=True)
-class Bounds:
+class MergeBounds:
     """What no merged segment may cross, or touch.
 
     Attributes:
@@ -61,24 +68,26 @@ class Bounds:
     """
 
     cuts: frozenset[int]
-    open: tuple[Range, ...]
+    open: tuple[CommitRange, ...]
     through: int = NO_LIMIT
 
     @classmethod
-    def read(cls, connection: sqlite3.Connection, record_class: RecordClass = RecordClass.READING) -> Bounds:
+    def read(
+        cls, connection: sqlite3.Connection, record_class: RecordClass = RecordClass.READING
+    ) -> MergeBounds:
         """The bounds of a class as they are now."""
         of_class = (record_class,)
-        open_ = tuple(Range(*row) for row in connection.execute(SQL["open_everywhere"], of_class))
-        delivered = [Range(*row) for row in connection.execute(SQL["delivered_everywhere"], of_class)]
+        open_ = tuple(CommitRange(*row) for row in connection.execute(SQL["open_everywhere"], of_class))
+        delivered = [CommitRange(*row) for row in connection.execute(SQL["delivered_everywhere"], of_class)]
         edges = {edge for r in (*open_, *delivered) for edge in (r.first, r.last + 1)}
-        through = processed_through(connection) if record_class is RecordClass.READING else NO_LIMIT
+        through = read_processed_through(connection) if record_class is RecordClass.READING else NO_LIMIT
         return cls(frozenset(edges), open_, through)
 
-    def is_open(self, segment: Stored) -> bool:
+    def is_open(self, segment: StoredSegment) -> bool:
         """Whether an open batch covers a segment."""
         return any(r.first <= segment.last_commit and segment.first_commit <= r.last for r in self.open)
 
-    def allow(self, run: Sequence[Stored]) -> bool:
+    def allow(self, run: Sequence[StoredSegment]) -> bool:
         """Whether these contiguous segments may become one."""
         first, last = run[0].first_commit, run[-1].last_commit
         if last > self.through:
@@ -86,9 +95,9 @@ class Bounds:
         return not any(first < cut <= last for cut in self.cuts) and not any(map(self.is_open, run))
 
 
-def runs_of(segments: Sequence[Stored], bounds: Bounds) -> list[list[Stored]]:
+def group_mergeable_runs(segments: Sequence[StoredSegment], bounds: MergeBounds) -> list[list[StoredSegment]]:
     """Contiguous segments grouped into runs that may each become one segment. Pure."""
-    runs: list[list[Stored]] = []
+    runs: list[list[StoredSegment]] = []
     rows = 0
     for segment in segments:
         joins = (
@@ -113,7 +122,7 @@ class Compaction:
         self,
         database: Database,
         book: SeriesBook,
-        duplicates: Duplicates,
+        duplicates: DuplicateFilter,
         *,
         rollups_wanted_by: Sequence[str] = (),
     ) -> None:
@@ -123,7 +132,7 @@ class Compaction:
         self._book = book
         self._duplicates = duplicates
         self._turn = asyncio.Lock()
-        self.stage = Stage("compaction")
+        self.stage = StageProgress("compaction")
 
     async def run(self, stop: asyncio.Event) -> None:
         """Compact until `stop` is set."""
@@ -150,10 +159,10 @@ class Compaction:
             gone = await self._index_fresh(everything=everything)
             gone += await self._merge_small(everything=everything)
             gone += await self._merge_rollups(everything=everything)
-            await self._give_back(everything=everything)
+            await self._reclaim_pages(everything=everything)
         return gone
 
-    async def _give_back(self, *, everything: bool) -> None:
+    async def _reclaim_pages(self, *, everything: bool) -> None:
         """Return free pages to the file system: some, or all."""
         spare = -1
         while True:
@@ -167,38 +176,38 @@ class Compaction:
 
     async def _index_fresh(self, *, everything: bool) -> int:
         segments, bounds = await self._database.read(
-            lambda c: (fresh_segments(c, 4 * _FRESH_SEGMENTS), Bounds.read(c))
+            lambda c: (read_fresh_segments(c, 4 * _FRESH_SEGMENTS), MergeBounds.read(c))
         )
         segments = [s for s in segments if s.last_commit <= bounds.through]
         enough = len(segments) >= _FRESH_SEGMENTS or sum(s.rows for s in segments) >= _FRESH_ROWS
         if not segments or not (enough or everything):
             return 0
         gone = 0
-        for run in runs_of(segments, bounds):
+        for run in group_mergeable_runs(segments, bounds):
             if not await self._replace(run):
                 break
             gone += len(run) - 1
         return gone
 
     async def _merge_small(self, *, everything: bool) -> int:
-        def look(connection: sqlite3.Connection) -> tuple[list[Stored], Bounds]:
-            low, high = span_of(RecordClass.READING)
-            newest = value_of(connection.execute(SQL["newest_indexed"], (low, high)).fetchone())
+        def look(connection: sqlite3.Connection) -> tuple[list[StoredSegment], MergeBounds]:
+            low, high = position_span(RecordClass.READING)
+            newest = scalar_from_row(connection.execute(SQL["newest_indexed"], (low, high)).fetchone())
             if newest is None:
-                return [], Bounds.read(connection)
+                return [], MergeBounds.read(connection)
             back = connection.execute(SQL["segments_back_from"], (low, newest, _LOOK_BACK))
-            small: list[Stored] = []
+            small: list[StoredSegment] = []
             for row in back:
-                segment = Stored(*row)
+                segment = StoredSegment(*row)
                 if segment.rows > _SMALL_ROWS:
                     break
                 small.append(segment)
-            return small[::-1], Bounds.read(connection)
+            return small[::-1], MergeBounds.read(connection)
 
         small, bounds = await self._database.read(look)
         if sum(s.rows for s in small) < MAX_SEGMENT_ROWS and len(small) < _LOOK_BACK and not everything:
             return 0
-        return await self._replace_all(runs_of(small, bounds))
+        return await self._replace_all(group_mergeable_runs(small, bounds))
 
     async def _merge_rollups(self, *, everything: bool) -> int:
         """Merge what has gathered since the last time: of one window length, unless all of it is delivered.
@@ -207,21 +216,26 @@ class Compaction:
         """
         start = 0 if everything else self._rollups_from
 
-        def look(connection: sqlite3.Connection) -> list[list[Stored]]:
-            span = span_of(RecordClass.ROLLUP, start)
+        def look(connection: sqlite3.Connection) -> list[list[StoredSegment]]:
+            span = position_span(RecordClass.ROLLUP, start)
             limit = -1 if everything else 2 * _LOOK_BACK
-            segments = [Stored(*row) for row in connection.execute(SQL["segments_between"], (*span, limit))]
+            segments = [
+                StoredSegment(*row) for row in connection.execute(SQL["segments_between"], (*span, limit))
+            ]
             if len(segments) < _LOOK_BACK and not everything:
                 return []
             through = min(
-                (delivered_through(connection, name, RecordClass.ROLLUP) for name in self.rollups_wanted_by),
+                (
+                    read_delivered_through(connection, name, RecordClass.ROLLUP)
+                    for name in self.rollups_wanted_by
+                ),
                 default=0,
             )
-            runs = runs_of(segments, Bounds.read(connection, RecordClass.ROLLUP))
+            runs = group_mergeable_runs(segments, MergeBounds.read(connection, RecordClass.ROLLUP))
             return [
                 list(alike)
                 for run in runs
-                for _, alike in groupby(run, key=lambda s: _kind_of(connection, s, through))
+                for _, alike in groupby(run, key=lambda s: _merge_kind(connection, s, through))
             ]
 
         runs = await self._database.read(look)
@@ -233,14 +247,14 @@ class Compaction:
         self._rollups_from = last[0].first_commit if is_small else last[-1].last_commit + 1
         return gone
 
-    async def _replace_all(self, runs: list[list[Stored]]) -> int:
+    async def _replace_all(self, runs: list[list[StoredSegment]]) -> int:
         gone = 0
         for run in runs:
             if len(run) > 1 and await self._replace(run):
                 gone += len(run) - 1
         return gone
 
-    async def _replace(self, run: list[Stored]) -> bool:
+    async def _replace(self, run: list[StoredSegment]) -> bool:
         """Put one segment in the place of a run; False when the bounds have moved, and nothing was done."""
         self.stage.works(within_s=_STEP_WITHIN_S)
         blocks = await self._database.read(
@@ -248,14 +262,14 @@ class Compaction:
         )
         if len(blocks) < len(run):
             return False  # some were pruned meanwhile
-        record_class = class_of(run[0].position)
+        record_class = record_class_at(run[0].position)
         try:
             block, records = await asyncio.get_running_loop().run_in_executor(
-                None, _merge, blocks, record_class, self._book
+                None, _merge_blocks, blocks, record_class, self._book
             )
         except FormatError as fault:
             _log.warning("commits %d..%d are not merged: %s", run[0].first_commit, run[-1].last_commit, fault)
-            await self._database.write(lambda c: c.executemany(SQL["mark_indexed"], _keys(run)))
+            await self._database.write(lambda c: c.executemany(SQL["mark_indexed"], _position_rows(run)))
             self._duplicates.indexed(s.position for s in run)
             return True
         marks = []
@@ -263,17 +277,17 @@ class Compaction:
             marks = _newest_by_series(self._book.identities(records.series), records.time_us)
 
         def work(connection: sqlite3.Connection) -> bool:
-            if not _still_there(connection, run):
+            if not _is_unchanged(connection, run):
                 return False
-            if len(run) > 1 and not Bounds.read(connection, record_class).allow(run):
+            if len(run) > 1 and not MergeBounds.read(connection, record_class).allow(run):
                 return False
             connection.executemany(SQL["raise_mark"], marks)
             if len(run) == 1:
-                connection.executemany(SQL["mark_indexed"], _keys(run))
+                connection.executemany(SQL["mark_indexed"], _position_rows(run))
                 return True
-            connection.executemany(SQL["delete_segment"], _keys(run))
-            point("in_compaction")
-            connection.execute(SQL["append_segment"], (*_whole(run), 1, block))
+            connection.executemany(SQL["delete_segment"], _position_rows(run))
+            crash_point("in_compaction")
+            connection.execute(SQL["append_segment"], (*_merged_segment(run), 1, block))
             return True
 
         if not await self._database.write(work):
@@ -282,7 +296,7 @@ class Compaction:
         return True
 
 
-def _kind_of(connection: sqlite3.Connection, segment: Stored, delivered: int) -> int:
+def _merge_kind(connection: sqlite3.Connection, segment: StoredSegment, delivered: int) -> int:
     """Which rollups may be merged with each other: 0 for delivered ones, else their length."""
     if segment.last_commit <= delivered:
         return 0
@@ -294,7 +308,7 @@ def _kind_of(connection: sqlite3.Connection, segment: Stored, delivered: int) ->
     return int(lengths[0]) if (lengths == lengths[0]).all() else -segment.first_commit
 
 
-def _merge(blocks: list[bytes], record_class: RecordClass, book: SeriesBook) -> tuple[bytes, Records]:
+def _merge_blocks(blocks: list[bytes], record_class: RecordClass, book: SeriesBook) -> tuple[bytes, Records]:
     parts = [columns.decode_records(block, record_class) for block in blocks]
     records = parts[0].concat(parts).in_order()
     if not book.knows(records.series):
@@ -304,18 +318,18 @@ def _merge(blocks: list[bytes], record_class: RecordClass, book: SeriesBook) -> 
     return columns.encode(records, level=columns.FINAL_LEVEL), records
 
 
-def _still_there(connection: sqlite3.Connection, run: list[Stored]) -> bool:
+def _is_unchanged(connection: sqlite3.Connection, run: list[StoredSegment]) -> bool:
     """Whether no prune, nor anybody else, has taken one of these segments away meanwhile."""
     span = (run[0].position, run[-1].position, len(run) + 1)
-    return [Stored(*row) for row in connection.execute(SQL["segments_between"], span)] == run
+    return [StoredSegment(*row) for row in connection.execute(SQL["segments_between"], span)] == run
 
 
-def _keys(run: list[Stored]) -> list[tuple[int]]:
+def _position_rows(run: list[StoredSegment]) -> list[tuple[int]]:
     return [(segment.position,) for segment in run]
 
 
-def _whole(run: list[Stored]) -> Stored:
-    return Stored(
+def _merged_segment(run: list[StoredSegment]) -> StoredSegment:
+    return StoredSegment(
         position=run[0].position,
         last_commit=run[-1].last_commit,
         rows=sum(s.rows for s in run),
@@ -334,3 +348,94 @@ def _newest_by_series(
     newest = np.full(len(series), np.iinfo(np.int64).min)
     np.maximum.at(newest, index, time_us)
     return list(zip(series.tolist(), newest.tolist(), strict=True))
+
+
+_RECLAIM_PAGES = 256
+_MAX_ROUNDS = 100_000  # each gets something done, or is the last; a gateway that appends may never be done
+
+
+class CompactionResult(NamedTuple):
+    """What compaction did. Bytes are of the file, once it was closed."""
+
+    segments_before: int
+    segments_after: int
+    rows: int
+    bytes_before: int
+    bytes_after: int
+
+
+class _CompactionProgress(NamedTuple):
+    """How far compaction has been: commits it has not been over, and segments."""
+
+    fresh_commits: int
+    segments: int
+    rows: int
+
+
+async def compact_spool(
+    path: Path,
+    progress: ProgressListener = NoProgress(),  # noqa: B008 - it has no state
+) -> CompactionResult:
+    """Merge every segment that may be merged; `watcher` is told of the commits gone over.
+
+    Raises:
+        SpoolInUse: a gateway is running on this spool; it compacts by itself.
+        SpoolFailed, SpoolFull: the spool cannot be used or written.
+    """
+    with open_spool_read_only(path):
+        pass  # refuses what is no spool, before a writer would make one of it
+    bytes_before = path.stat().st_size  # noqa: ASYNC240 - nothing else runs here
+    database = await Database.open(path)
+    try:
+        book = await SeriesBook.load(database, DEFAULT_MAX_SERIES)
+        compaction = Compaction(database, book, await DuplicateFilter.load(database, book))
+        done = await compact_open_spool(database, compaction, progress)
+    finally:
+        await database.close()
+    bytes_after = path.stat().st_size  # noqa: ASYNC240 - nothing else runs here
+    return done._replace(bytes_before=bytes_before, bytes_after=bytes_after)
+
+
+async def compact_open_spool(
+    database: Database,
+    compaction: Compaction,
+    progress: ProgressListener = NoProgress(),  # noqa: B008 - it has no state
+) -> CompactionResult:
+    """The same on the open spool of a running gateway, which goes on appending meanwhile.
+
+    Raises:
+        SpoolFailed, SpoolFull: the spool cannot be written.
+    """
+    bytes_before = database.size_bytes
+    before = now = await database.read(_read_compaction_progress)
+    progress.total(before.fresh_commits)
+    for _ in range(_MAX_ROUNDS):
+        merged = await compaction.compact_once(everything=True)
+        was, now = now, await database.read(_read_compaction_progress)
+        progress.advance(max(0, was.fresh_commits - now.fresh_commits))
+        if merged == 0 and now.fresh_commits in (0, was.fresh_commits):
+            break
+    await _reclaim_free_pages(database)
+    return CompactionResult(before.segments, now.segments, now.rows, bytes_before, database.size_bytes)
+
+
+async def _reclaim_free_pages(database: Database) -> None:
+    free = await database.read(_count_free_pages)
+    while free:
+        await database.reclaim(_RECLAIM_PAGES)
+        was, free = free, await database.read(_count_free_pages)
+        if free >= was:
+            return
+
+
+def _count_free_pages(connection: sqlite3.Connection) -> int:
+    return int(connection.execute("PRAGMA freelist_count").fetchone()[0])
+
+
+def _read_compaction_progress(connection: sqlite3.Connection) -> _CompactionProgress:
+    span = position_span(RecordClass.READING)
+    newest = read_commit_counter(connection, RecordClass.READING).commit
+    indexed = scalar_from_row(connection.execute(SQL["newest_indexed"], span).fetchone(), 0)
+    last = connection.execute(SQL["segments_back_from"], (span[0], indexed, 1)).fetchone()
+    segments, rows, *_ = connection.execute(SQL["scan"], span).fetchone()
+    return _CompactionProgress(newest - (0 if last is None else last[1]), segments, rows)

@@ -1,10 +1,14 @@
-"""The spool's SQLite file: opened, verified, migrated; one writer, readers apart.
+"""The spool's SQLite file: opened, verified, migrated; one writer thread, a separate reader connection.
 
 Invariants:
 - Every write is one function run on the writer's thread between BEGIN IMMEDIATE and COMMIT. There is no
-  await inside a transaction, so a cancelled task can never leave one half done.
+  await inside a transaction, so a cancelled task cannot leave one half done.
 - WAL with synchronous=FULL: when `write` returns, its transaction is fsynced (promise 1).
 - One process writes: a lock file beside the spool is held from open to close.
+
+`crash_point` marks places where a test may have the process killed: `TIDEGATE_CRASH_AT=name` or `name:n`
+sends SIGKILL when the point is passed for the n-th time (default 1); `TIDEGATE_HANG_AT` takes the same and
+blocks the thread there for ever. Without the variables a point does nothing.
 """
 
 from __future__ import annotations
@@ -12,7 +16,9 @@ from __future__ import annotations
 import fcntl
 import logging
 import os
+import signal
 import sqlite3
+import time
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from importlib.resources import files
@@ -21,25 +27,48 @@ from uuid import UUID, uuid4
 
 import aiosqlite
 
-from cloud_sync import statements
+from cloud_sync.runtime import statements
 from gateway.spool import salvage
-from gateway.spool.crashpoints import point
-from gateway.spool.errors import SpoolError, SpoolFailed, SpoolFull, SpoolInUse, SpoolTooNew
+from gateway.spool.errors import (
+    SpoolAccessError,
+    SpoolError,
+    SpoolFullError,
+    SpoolInUseError,
+    SpoolTooNewError,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
+_hang_at = os.environ.pop("TIDEGATE_HANG_AT", "")
+_crash_point_name, _, _crash_count_text = (os.environ.pop("TIDEGATE_CRASH_AT", "") or _hang_at).partition(":")
+_passes_left = int(_crash_count_text or 1)
+
+
+def crash_point(name: str) -> None:
+    """Pass a named point."""
+    global _passes_left  # noqa: PLW0603 - one process, one crash
+    if name != _crash_point_name:
+        return
+    _passes_left -= 1
+    if _passes_left > 0:
+        return
+    while _hang_at:
+        time.sleep(3600)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
 FORMAT_VERSION = 1
 APPLICATION_ID = 0x54494445  # "TIDE", so that file(1) and a person can tell
-SQL = statements.load("gateway.spool", "sql", "statements.sql")
+SQL = statements.load_statements("gateway.spool", "sql", "statements.sql")
 
 T = TypeVar("T")
 
 _log = logging.getLogger(__name__)
 _BUSY_TIMEOUT_S = 30.0
 _LATEST_TABLES = {"processing_state", "loss", "outbox", "parked"}
-_NO_ROOM = frozenset({sqlite3.SQLITE_FULL})
+_DISK_FULL_CODES = frozenset({sqlite3.SQLITE_FULL})
 
 
 class _Connection(aiosqlite.Connection):
@@ -77,19 +106,19 @@ class Database:
         """
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            lock_fd = _lock(path)
+            lock_fd = _acquire_lock(path)
             os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o640))
         except OSError as fault:
-            raise SpoolFailed(f"{path}: {fault.strerror or fault}") from fault
+            raise SpoolAccessError(f"{path}: {fault.strerror or fault}") from fault
         async with AsyncExitStack() as undo:
             undo.callback(os.close, lock_fd)
             try:
-                writer = await _sound_writer(path)
+                writer = await _open_checked_writer(path)
                 undo.push_async_callback(writer.close)
-                epoch = await writer.run(_prepare)
+                epoch = await writer.run(_verify_and_migrate)
                 reader = await _Connection.opened(lambda: _connect(path, read_only=True))
             except sqlite3.Error as fault:
-                raise _mapped(path, fault) from fault
+                raise _to_spool_error(path, fault) from fault
             except SpoolError as fault:
                 raise type(fault)(f"{path}: {fault}") from fault
             undo.pop_all()
@@ -122,14 +151,14 @@ class Database:
         try:
             return await self._writer.run(transaction)
         except sqlite3.Error as fault:
-            raise _mapped(self.path, fault) from fault
+            raise _to_spool_error(self.path, fault) from fault
 
     async def read(self, work: Callable[[sqlite3.Connection], T]) -> T:
         """Run `work` on the reader connection, apart from the writer."""
         try:
             return await self._reader.run(work)
         except sqlite3.Error as fault:
-            raise _mapped(self.path, fault) from fault
+            raise _to_spool_error(self.path, fault) from fault
 
     async def renew_epoch(self) -> None:
         """Give the spool a new epoch (promise 2): what is not delivered yet is delivered under it."""
@@ -142,7 +171,7 @@ class Database:
         try:
             await self._writer.run(lambda c: c.executescript(f"PRAGMA incremental_vacuum({pages});"))
         except sqlite3.Error as fault:
-            raise _mapped(self.path, fault) from fault
+            raise _to_spool_error(self.path, fault) from fault
 
     async def limit_log(self, max_bytes: int) -> None:
         """Keep the write-ahead log near `max_bytes`, for a spool that may not become large itself."""
@@ -165,12 +194,12 @@ class Database:
             return (pages - free) * page, free * page
 
         used, spare = await self.read(look)
-        return used + self.log_bytes, spare
+        return used + self.wal_bytes, spare
 
     @property
-    def log_bytes(self) -> int:
+    def wal_bytes(self) -> int:
         """Bytes of the write-ahead log."""
-        wal = _wal(self.path)
+        wal = _wal_path(self.path)
         return wal.stat().st_size if wal.exists() else 0
 
     @property
@@ -179,72 +208,72 @@ class Database:
         return file_size_bytes(self.path)
 
 
-async def _sound_writer(path: Path) -> _Connection:
+async def _open_checked_writer(path: Path) -> _Connection:
     """The writer's connection to a spool that SQLite finds whole; a damaged one is salvaged first."""
     writer = await _Connection.opened(lambda: _connect(path))
     try:
-        fault = await writer.run(lambda c: _first_fault(c, path))
+        fault = await writer.run(lambda c: _find_damage(c, path))
         if fault is None:
-            salvage.suspect_mark(path).unlink(missing_ok=True)
+            salvage.suspect_marker_path(path).unlink(missing_ok=True)
             return writer
     except BaseException:
         await writer.close()
         raise
     await writer.close()
-    aside = salvage.put_aside(path, fault)
+    aside = salvage.move_aside(path, fault)
     writer = await _Connection.opened(lambda: _connect(path))
     try:
-        await writer.run(_prepare)
-        await writer.run(lambda c: salvage.take_over(c, aside))
+        await writer.run(_verify_and_migrate)
+        await writer.run(lambda c: salvage.copy_readable_rows(c, aside))
     except BaseException:
         await writer.close()
         raise
     return writer
 
 
-def _first_fault(connection: sqlite3.Connection, path: Path) -> str | None:
+def _find_damage(connection: sqlite3.Connection, path: Path) -> str | None:
     """Open the file for real; what is wrong with it, or None. Other errors than damage are raised."""
     try:
-        _prepare(connection)
+        _verify_and_migrate(connection)
     except sqlite3.Error as fault:
-        if salvage.is_damage(fault) or salvage.says_read_only(
+        if salvage.is_damage_error(fault) or salvage.is_read_only_error(
             fault
         ):  # the file has just been opened to write
             return str(fault)
         raise
     except (TypeError, ValueError, UnicodeDecodeError) as fault:
         return f"its own description cannot be read: {fault}"
-    return salvage.fault_in(connection, path)
+    return salvage.find_corruption(connection, path)
 
 
 def file_size_bytes(path: Path) -> int:
     """Bytes on disk of a spool: the file and its write-ahead log."""
-    return sum(p.stat().st_size for p in (path, _wal(path)) if p.exists())
+    return sum(p.stat().st_size for p in (path, _wal_path(path)) if p.exists())
 
 
 def open_read_only(path: Path) -> sqlite3.Connection:
     """A connection for tools: reads a live or stopped spool, never changes it."""
     if not path.exists():
-        raise SpoolFailed(f"{path}: there is no spool here")
+        raise SpoolAccessError(f"{path}: there is no spool here")
     try:
         connection = _connect(path, read_only=True)
         _check_version(connection)
     except sqlite3.Error as fault:
-        raise _mapped(path, fault) from fault
+        raise _to_spool_error(path, fault) from fault
     return connection
 
 
-def _wal(path: Path) -> Path:
+def _wal_path(path: Path) -> Path:
     return path.with_name(path.name + "-wal")
 
 
-def _lock(path: Path) -> int:
+def _acquire_lock(path: Path) -> int:
     fd = os.open(path.with_name(path.name + ".lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o640)
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         os.close(fd)
-        raise SpoolInUse(f"{path}: another gateway is using this spool") from None
+        raise SpoolInUseError(f"{path}: another gateway is using this spool") from None
     return fd
 
 
@@ -259,14 +288,14 @@ def _connect(path: Path, *, read_only: bool = False) -> sqlite3.Connection:
     return connection
 
 
-def _prepare(connection: sqlite3.Connection) -> UUID:
+def _verify_and_migrate(connection: sqlite3.Connection) -> UUID:
     """Verify and migrate; return the epoch."""
     version = _check_version(connection)
     if version == FORMAT_VERSION:
         require_all_tables(connection)
     if version == 0:
         if connection.execute("SELECT count(*) FROM sqlite_schema").fetchone()[0]:
-            raise SpoolFailed("this is not a Tidegate spool but a database of something else")
+            raise SpoolAccessError("this is not a Tidegate spool but a database of something else")
         connection.execute("PRAGMA auto_vacuum = INCREMENTAL")
     connection.execute("PRAGMA journal_mode = WAL")
     connection.execute("PRAGMA synchronous = FULL")
@@ -285,7 +314,7 @@ def require_all_tables(connection: sqlite3.Connection) -> None:
     """
     tables = {name for (name,) in connection.execute("SELECT name FROM sqlite_schema WHERE type = 'table'")}
     if "meta" in tables and not tables & _LATEST_TABLES:
-        raise SpoolFailed(
+        raise SpoolAccessError(
             "a development version wrote this spool, before format 1 was fixed. Deliver what it holds with "
             "that version, or move it away: the gateway makes a new one"
         )
@@ -294,7 +323,7 @@ def require_all_tables(connection: sqlite3.Connection) -> None:
 def _check_version(connection: sqlite3.Connection) -> int:
     version: int = connection.execute("PRAGMA user_version").fetchone()[0]
     if version > FORMAT_VERSION:
-        raise SpoolTooNew(
+        raise SpoolTooNewError(
             f"the spool has format version {version}; this release reads up to {FORMAT_VERSION}. "
             "Install the release that wrote it, or a later one."
         )
@@ -304,12 +333,12 @@ def _check_version(connection: sqlite3.Connection) -> int:
 def _migrate(connection: sqlite3.Connection, number: int) -> None:
     folder = files("gateway.spool").joinpath("sql")
     script = next(p for p in folder.iterdir() if p.name.startswith(f"{number:03}_"))
-    statements_ = [s for s in _split(script.read_text(encoding="utf-8")) if s]
+    statements_ = [s for s in _split_statements(script.read_text(encoding="utf-8")) if s]
     connection.execute("BEGIN IMMEDIATE")
     try:
         for statement in statements_:
             connection.execute(statement)
-        point("in_migration")
+        crash_point("in_migration")
         if number == 1:
             connection.execute(SQL["set_meta"], ("epoch", str(uuid4())))
         connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
@@ -321,20 +350,20 @@ def _migrate(connection: sqlite3.Connection, number: int) -> None:
     _log.info("spool format is now version %d", number)
 
 
-def _split(script: str) -> list[str]:
+def _split_statements(script: str) -> list[str]:
     lines = (line.split("--")[0].rstrip() for line in script.splitlines())
     return [s.strip() for s in "\n".join(lines).split(";")]
 
 
-def _mapped(path: Path, fault: BaseException) -> SpoolError:
-    if isinstance(fault, sqlite3.Error) and salvage.is_damage(fault):
-        salvage.suspect(path)
+def _to_spool_error(path: Path, fault: BaseException) -> SpoolError:
+    if isinstance(fault, sqlite3.Error) and salvage.is_damage_error(fault):
+        salvage.mark_suspect(path)
     code = getattr(fault, "sqlite_errorcode", None)
-    if code in _NO_ROOM:
-        return SpoolFull(f"{path}: no room on the disk ({fault})")
-    return SpoolFailed(f"{path}: {fault}")
+    if code in _DISK_FULL_CODES:
+        return SpoolFullError(f"{path}: no room on the disk ({fault})")
+    return SpoolAccessError(f"{path}: {fault}")
 
 
-def value_of(row: Any, default: Any = None) -> Any:
+def scalar_from_row(row: Any, default: Any = None) -> Any:
     """The only column of a fetched row, or `default` when there is none."""
     return default if row is None else row[0]

@@ -19,34 +19,32 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from cloud_sync.errors import StoreFault
-from cloud_sync.lanes import Lane, Wanted
-from cloud_sync.records import SEQ_ABSENT, Batch, BatchRange, Readings, RecordClass
-from cloud_sync.wire import PARTS_MAX
-from gateway.spool import claims, ranges
-from gateway.spool.claims import Claim, Queue
-from gateway.spool.crashpoints import point
-from gateway.spool.database import SQL, Database
+from cloud_sync.codec.wire import MAX_PARTS
+from cloud_sync.delivery.lanes import ClaimRequest, Lane
+from cloud_sync.model.errors import StoreDeliveryError
+from cloud_sync.model.records import SEQ_ABSENT, Batch, BatchRange, Readings, RecordClass
+from gateway.spool import delivery_ranges
+from gateway.spool.batch_reader import BatchReader, find_open_part
+from gateway.spool.database import SQL, Database, crash_point
+from gateway.spool.delivery_ranges import Claim, CommitRange, DeliveryQueue
 from gateway.spool.errors import SpoolError
-from gateway.spool.loading import Loader, part_of
-from gateway.spool.quarantine import QuarantineItem, write_items
-from gateway.spool.ranges import Range
-from gateway.spool.segments import Segments, commit_of, span_of
+from gateway.spool.quarantine_items import QuarantineItem, write_quarantine_items
+from gateway.spool.segments import SegmentWriter, first_commit_at, position_span
 
 if TYPE_CHECKING:
     import sqlite3
     from collections.abc import Collection, Iterator, Sequence
 
-    from cloud_sync.evidence import BadRow
-    from cloud_sync.records import Series
+    from cloud_sync.model.errors import RefusedRow
+    from cloud_sync.model.records import Series
     from gateway.spool.series import SeriesBook
 
 DEFAULT_MAX_ROWS = 50_000
-URGENT = (RecordClass.ALERT, RecordClass.DECLARATION)
+URGENT_CLASSES = (RecordClass.ALERT, RecordClass.DECLARATION)
 """Sent first, oldest first, by the lane that does not fill gaps."""
-_SUMMARY_ROWS = 10_000  # a rollup or an alert takes more bytes than a reading
-_ITEMS_A_BATCH = 1000
-FROM_NOW = 1 << 62
+_MAX_SUMMARY_ROWS = 10_000  # a rollup or an alert takes more bytes than a reading
+_MAX_ITEMS_PER_BATCH = 1000
+FROM_NOW_ON = 1 << 62
 """A `since_us` later than everything: a new destination gets nothing of what is there already."""
 
 
@@ -68,11 +66,13 @@ class Backlog:
 class Deliveries:
     """Claims, loads and settles the batches of all destinations of one spool."""
 
-    def __init__(self, database: Database, segments: Segments, book: SeriesBook, gateway_id: str) -> None:
+    def __init__(
+        self, database: Database, segments: SegmentWriter, book: SeriesBook, gateway_id: str
+    ) -> None:
         self._database = database
         self._segments = segments
         self._gateway_id = gateway_id
-        self._loader = Loader(database, book)
+        self._loader = BatchReader(database, book)
         self._classes: dict[str, frozenset[RecordClass]] = {}
 
     async def register(
@@ -102,19 +102,21 @@ class Deliveries:
             if known is not None or since_us is None:
                 return
             for record_class in RecordClass:
-                queue = Queue(destination, record_class)
+                queue = DeliveryQueue(destination, record_class)
                 last = self._last_before(connection, record_class, since_us)
                 if last > 0:
-                    claims.add_delivered(connection, queue, Range(1, last))
+                    delivery_ranges.add_delivered(connection, queue, CommitRange(1, last))
 
         await self._database.write(work)
 
     def _last_before(self, connection: sqlite3.Connection, record_class: RecordClass, since_us: int) -> int:
         """The last commit that a destination which starts at `since_us` does not get; 0 for none."""
-        if since_us >= FROM_NOW:
+        if since_us >= FROM_NOW_ON:
             return self._segments.newest_commit(record_class)
-        row = connection.execute(SQL["newest_written_before"], (*span_of(record_class), since_us)).fetchone()
-        return 0 if row is None else commit_of(row[0]) - 1
+        row = connection.execute(
+            SQL["newest_written_before"], (*position_span(record_class), since_us)
+        ).fetchone()
+        return 0 if row is None else first_commit_at(row[0]) - 1
 
     async def drop(self, destination: str) -> bool:
         """Forget a destination and its progress; False when it was not known."""
@@ -146,30 +148,30 @@ class Deliveries:
         """The batch to send next: an open one from before, else a new one; None when there is nothing.
 
         Alerts first, then declarations, rollups, readings. Whole segments only; the first is taken even
-        when it alone exceeds `max_rows`. Without a lane it is the oldest gap; `gateway.spool.claims`
+        when it alone exceeds `max_rows`. Without a lane it is the oldest gap; `gateway.spool.delivery_ranges`
         says what the lanes take. Others carry the batches in `busy`; `urgent_only` asks for alerts and
         declarations.
         """
-        wanted = Wanted(lane, max_rows, now_us, busy, urgent_only)
+        wanted = ClaimRequest(lane, max_rows, now_us, busy, urgent_only)
 
         def look(connection: sqlite3.Connection) -> BatchRange | bool:
             """An open batch, or whether there is something that a new one could be made of."""
             for queue, of_class in self._turns(destination, wanted):
-                open_ = claims.open_claim(connection, queue, of_class)
+                open_ = delivery_ranges.find_open_batch(connection, queue, of_class)
                 if open_ is not None:
                     return self._named(queue, open_)
                 if self._next(connection, queue, of_class) is not None:
                     return True
             return False
 
-        with _faults_told():
+        with _spool_errors_as_store_faults():
             found = await self._database.read(look)
             if isinstance(found, BatchRange):
                 return found
             if not found:
                 return None
-            claimed = await self._database.write(lambda c: self._fix_first(c, destination, wanted))
-            point("after_claim")
+            claimed = await self._database.write(lambda c: self._open_next_batch(c, destination, wanted))
+            crash_point("after_claim")
             return claimed
 
     async def load(self, claimed: BatchRange, destination: str | None = None) -> Batch | None:
@@ -181,25 +183,27 @@ class Deliveries:
             claimed: as `claim` returned it.
             destination: whose refused rows are left out.
         """
-        with _faults_told():
+        with _spool_errors_as_store_faults():
             return await self._loader.load(claimed, destination)
 
     async def settle(
-        self, destination: str, claimed: BatchRange, *, then: Wanted | None = None
+        self, destination: str, claimed: BatchRange, *, then: ClaimRequest | None = None
     ) -> BatchRange | None:
         """Note a receipt: the range, or this part of it, is delivered and no longer open.
 
         With `then`, claim what that lane sends next in the same transaction, and return it.
         """
-        queue = Queue(destination, claimed.record_class)
-        point("before_settle")
+        queue = DeliveryQueue(destination, claimed.record_class)
+        crash_point("before_settle")
 
         def work(connection: sqlite3.Connection) -> BatchRange | None:
-            if claims.close_part(connection, queue, claimed):
-                claims.add_delivered(connection, queue, Range(claimed.first_commit, claimed.last_commit))
-            return None if then is None else self._fix_first(connection, destination, then)
+            if delivery_ranges.close_part(connection, queue, claimed):
+                delivery_ranges.add_delivered(
+                    connection, queue, CommitRange(claimed.first_commit, claimed.last_commit)
+                )
+            return None if then is None else self._open_next_batch(connection, destination, then)
 
-        with _faults_told():
+        with _spool_errors_as_store_faults():
             return await self._database.write(work)
 
     async def renew_epoch(self) -> None:
@@ -207,47 +211,47 @@ class Deliveries:
 
         Batches travel whole again: their parts were counted in the old epoch.
         """
-        with _faults_told():
+        with _spool_errors_as_store_faults():
             await self._database.write(lambda c: c.execute(SQL["travel_whole"]))
             await self._database.renew_epoch()
 
     async def split(self, destination: str, claimed: BatchRange) -> bool:
         """Halve an open batch between two of its segments; False when it has one, or travels in parts."""
         record_class, first, last = claimed.record_class, claimed.first_commit, claimed.last_commit
-        queue = Queue(destination, record_class)
+        queue = DeliveryQueue(destination, record_class)
 
         def work(connection: sqlite3.Connection) -> bool:
             sizes = connection.execute(
-                SQL["segment_sizes_from"], (*span_of(record_class, first, last), last - first + 1)
+                SQL["segment_sizes_from"], (*position_span(record_class, first, last), last - first + 1)
             ).fetchall()
-            in_parts = claims.open_parts(connection, queue, first)
+            in_parts = delivery_ranges.read_open_parts(connection, queue, first)
             if len(sizes) < 2 or in_parts:  # noqa: PLR2004 - one segment cannot be halved here
                 return False
-            middle = commit_of(sizes[len(sizes) // 2][0])
+            middle = first_commit_at(sizes[len(sizes) // 2][0])
             connection.execute(SQL["delete_batch"], (*queue, first, last))
-            for half in (Range(first, middle - 1), Range(middle, last)):
+            for half in (CommitRange(first, middle - 1), CommitRange(middle, last)):
                 connection.execute(SQL["add_batch"], (*queue, *half, 0))
             return True
 
-        with _faults_told():
+        with _spool_errors_as_store_faults():
             return await self._database.write(work)
 
     async def halve(self, destination: str, claimed: BatchRange) -> bool:
         """Halve the rows of an open batch, or of a part of one; False when it has a single row."""
-        queue = Queue(destination, claimed.record_class)
+        queue = DeliveryQueue(destination, claimed.record_class)
 
         def work(connection: sqlite3.Connection) -> bool:
-            rows = _rows_of(connection, claimed)
+            rows = _count_batch_rows(connection, claimed)
             held = claimed.rows_of_part(rows)
-            if held.stop - held.start < 2 or 2 * claimed.parts > PARTS_MAX:  # noqa: PLR2004 - one row has no half
+            if held.stop - held.start < 2 or 2 * claimed.parts > MAX_PARTS:  # noqa: PLR2004 - one row has no half
                 return False
-            claims.halve_part(connection, queue, claimed, rows)
+            delivery_ranges.split_part(connection, queue, claimed, rows)
             return True
 
-        with _faults_told():
+        with _spool_errors_as_store_faults():
             return await self._database.write(work)
 
-    async def refuse(self, destination: str, batch: Batch, bad: Sequence[BadRow], *, now_us: int) -> None:
+    async def refuse(self, destination: str, batch: Batch, bad: Sequence[RefusedRow], *, now_us: int) -> None:
         """Quarantine rows of an open batch that its destination refused, and leave them out from now on.
 
         Args:
@@ -256,20 +260,22 @@ class Deliveries:
             bad: which of its rows, each once, and the destination's own words.
             now_us: wall clock, microseconds since 1970.
         """
-        queue = Queue(destination, batch.range.record_class)
-        items = _refused_items(destination, batch, bad, now_us)
+        queue = DeliveryQueue(destination, batch.range.record_class)
+        items = _build_refused_items(destination, batch, bad, now_us)
 
         def work(connection: sqlite3.Connection) -> None:
-            part = part_of(connection, queue, batch.range)
+            part = find_open_part(connection, queue, batch.range)
             if batch.positions is None:
-                held = batch.range.rows_of_part(_rows_of(connection, batch.range))
+                held = batch.range.rows_of_part(_count_batch_rows(connection, batch.range))
                 left = [row for row in range(held.start, held.stop) if row not in set(part.refused)]
             else:
                 left = batch.positions.tolist()
-            claims.refuse_rows(connection, queue, batch.range, [left[row.row] for row in bad])
-            write_items(connection, items)
+            delivery_ranges.exclude_refused_rows(
+                connection, queue, batch.range, [left[row.row] for row in bad]
+            )
+            write_quarantine_items(connection, items)
 
-        with _faults_told():
+        with _spool_errors_as_store_faults():
             await self._database.write(work)
 
     async def backlog(self, destination: str, record_class: RecordClass = RecordClass.READING) -> Backlog:
@@ -277,10 +283,12 @@ class Deliveries:
         if record_class not in self._classes.get(destination, RecordClass):
             return Backlog(0, None)
         newest = self._segments.newest_commit(record_class)
-        return await self._database.read(lambda c: backlog_of(c, destination, record_class, newest))
+        return await self._database.read(lambda c: read_backlog(c, destination, record_class, newest))
 
-    def _next(self, connection: sqlite3.Connection, queue: Queue, wanted: Wanted) -> Range | None:
-        return claims.next_range(
+    def _next(
+        self, connection: sqlite3.Connection, queue: DeliveryQueue, wanted: ClaimRequest
+    ) -> CommitRange | None:
+        return delivery_ranges.find_next_range(
             connection,
             queue,
             wanted,
@@ -288,37 +296,37 @@ class Deliveries:
             rows_ever=self._segments.rows_ever(queue.record_class),
         )
 
-    def _turns(self, destination: str, wanted: Wanted) -> Iterator[tuple[Queue, Wanted]]:
+    def _turns(self, destination: str, wanted: ClaimRequest) -> Iterator[tuple[DeliveryQueue, ClaimRequest]]:
         """The classes that a lane takes from, the most urgent first, and what it wants of each."""
         for record_class in sorted(self._classes.get(destination, RecordClass)):
-            queue = Queue(destination, record_class)
+            queue = DeliveryQueue(destination, record_class)
             if self._segments.newest_commit(record_class) == 0:
                 continue
             if record_class is RecordClass.READING:
                 if not wanted.urgent_only:
                     yield queue, wanted
                 continue
-            of_class = wanted._replace(max_rows=min(wanted.max_rows, _SUMMARY_ROWS))
-            if record_class not in URGENT:
+            of_class = wanted._replace(max_rows=min(wanted.max_rows, _MAX_SUMMARY_ROWS))
+            if record_class not in URGENT_CLASSES:
                 if not wanted.urgent_only:
                     yield queue, of_class
             elif wanted.lane is not Lane.BACKFILL:
                 yield queue, of_class._replace(lane=None)
 
-    def _fix_first(
-        self, connection: sqlite3.Connection, destination: str, wanted: Wanted
+    def _open_next_batch(
+        self, connection: sqlite3.Connection, destination: str, wanted: ClaimRequest
     ) -> BatchRange | None:
         """Inside a transaction: an open batch, or a new one that is fixed by it."""
         for queue, of_class in self._turns(destination, wanted):
-            open_ = claims.open_claim(connection, queue, of_class)
+            open_ = delivery_ranges.find_open_batch(connection, queue, of_class)
             if open_ is not None:
                 return self._named(queue, open_)
             found = self._next(connection, queue, of_class)
             if found is not None:
-                return self._named(queue, claims.fix(connection, queue, found, of_class))
+                return self._named(queue, delivery_ranges.open_batch(connection, queue, found, of_class))
         return None
 
-    def _named(self, queue: Queue, claim: Claim) -> BatchRange:
+    def _named(self, queue: DeliveryQueue, claim: Claim) -> BatchRange:
         return BatchRange(
             self._gateway_id,
             self._database.epoch,
@@ -329,17 +337,19 @@ class Deliveries:
         )
 
 
-def _rows_of(connection: sqlite3.Connection, batch: BatchRange) -> int:
+def _count_batch_rows(connection: sqlite3.Connection, batch: BatchRange) -> int:
     """Rows of the whole range."""
-    return claims.rows_between(connection, batch.record_class, Range(batch.first_commit, batch.last_commit))
+    return delivery_ranges.count_rows(
+        connection, batch.record_class, CommitRange(batch.first_commit, batch.last_commit)
+    )
 
 
-def _refused_items(
-    destination: str, batch: Batch, bad: Sequence[BadRow], now_us: int
+def _build_refused_items(
+    destination: str, batch: Batch, bad: Sequence[RefusedRow], now_us: int
 ) -> list[QuarantineItem]:
     """An item for each row; of very many, such as all that is older than a retention, one for the rest."""
-    items = [_refused_item(destination, batch, row, now_us) for row in bad[:_ITEMS_A_BATCH]]
-    rest = bad[_ITEMS_A_BATCH:]
+    items = [_build_refused_item(destination, batch, row, now_us) for row in bad[:_MAX_ITEMS_PER_BATCH]]
+    rest = bad[_MAX_ITEMS_PER_BATCH:]
     if rest:
         items.append(
             QuarantineItem.of(
@@ -354,7 +364,7 @@ def _refused_items(
     return items
 
 
-def _refused_item(destination: str, batch: Batch, bad: BadRow, now_us: int) -> QuarantineItem:
+def _build_refused_item(destination: str, batch: Batch, bad: RefusedRow, now_us: int) -> QuarantineItem:
     records = batch.records
     payload = {
         name: getattr(records, name)[bad.row : bad.row + 1].tolist()[0]
@@ -366,7 +376,7 @@ def _refused_item(destination: str, batch: Batch, bad: BadRow, now_us: int) -> Q
         series = batch.series[int(records.series[bad.row])]
         topic = f"{series.sensor_id}/{series.sensor_type}"
         if isinstance(records, Readings):
-            payload = _as_reading(payload, series)
+            payload = _to_reading_payload(payload, series)
     return QuarantineItem.of(
         received_at_us=now_us,
         source=destination,
@@ -377,7 +387,7 @@ def _refused_item(destination: str, batch: Batch, bad: BadRow, now_us: int) -> Q
     )
 
 
-def _as_reading(columns: dict[str, Any], series: Series) -> dict[str, Any]:
+def _to_reading_payload(columns: dict[str, Any], series: Series) -> dict[str, Any]:
     """A reading with all it has, so that it can be sent again; `ts` counts microseconds."""
     present = {name: value for name, value in columns.items() if value == value}  # noqa: PLR0124 - NaN is absent
     told = {"value": present.pop("value"), "ts": present.pop("time_us")}
@@ -387,14 +397,14 @@ def _as_reading(columns: dict[str, Any], series: Series) -> dict[str, Any]:
     return told | present | dict(series.attributes)
 
 
-def backlog_of(
+def read_backlog(
     connection: sqlite3.Connection, destination: str, record_class: RecordClass, newest: int
 ) -> Backlog:
     """The backlog from cumulative row counts: each gap costs two look-ups."""
     readings, oldest, count = 0, None, 0
-    delivered = claims.delivered_ranges(connection, Queue(destination, record_class))
-    for gap in ranges.gaps(delivered, 1, newest):
-        span = span_of(record_class, gap.first, gap.last)
+    delivered = delivery_ranges.read_delivered(connection, DeliveryQueue(destination, record_class))
+    for gap in delivery_ranges.find_gaps(delivered, 1, newest):
+        span = position_span(record_class, gap.first, gap.last)
         first = connection.execute(SQL["first_segment_from"], span).fetchone()
         if first is None:
             continue
@@ -406,9 +416,9 @@ def backlog_of(
 
 
 @contextmanager
-def _faults_told() -> Iterator[None]:
+def _spool_errors_as_store_faults() -> Iterator[None]:
     """Faults of the spool, in the words of delivery."""
     try:
         yield
     except SpoolError as fault:
-        raise StoreFault(f"the spool: {fault}") from fault
+        raise StoreDeliveryError(f"the spool: {fault}") from fault

@@ -1,13 +1,14 @@
 """Each reading is stored once: same series, same time.
 
-The fast path is a mark for each series, the newest time it has in the spool: what is newer is new. What is
-not newer is looked for exactly, in the segments whose time range it falls into. A reading found with the
-same value is a duplicate and is dropped; with another value it is a conflict, and the first stays
-(promise 4). Exact for as long as the spool keeps the segments; what was pruned, the region's own ledger and
-unique index still know.
+The fast path is the newest stored time of each series: what is newer is new. Anything else is looked up
+exactly, in the segments whose time range it falls into. A reading found with the same value is a duplicate
+and is dropped; with another value it is a conflict, and the first stays (promise 4). Exact for as long as
+the spool keeps the segments; older ones are known to the region's ledger and unique index.
 
-Memory: eight bytes a series for the marks, a bounded window of recent keys, and some bytes for each segment
-that compaction has not merged yet.
+`DeviceActivity` tells when each device (sensor_id) was last received, by the gateway's clock; for a device
+not received since start the newest stored time of its readings stands in.
+
+Memory: about thirty bytes a series, a bounded window of recent keys, some bytes for each fresh segment.
 """
 
 from __future__ import annotations
@@ -18,11 +19,11 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from cloud_sync import columns
-from cloud_sync.errors import FormatError
-from cloud_sync.records import RecordClass
+from cloud_sync.codec import columns
+from cloud_sync.model.errors import FormatError
+from cloud_sync.model.records import RecordClass
 from gateway.spool.database import SQL
-from gateway.spool.segments import fresh_segments, span_of
+from gateway.spool.segments import position_span, read_fresh_segments
 
 if TYPE_CHECKING:
     import sqlite3
@@ -30,17 +31,17 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from cloud_sync.records import Readings
+    from cloud_sync.model.records import Readings
     from gateway.spool.database import Database
     from gateway.spool.series import SeriesBook
 
-_NEVER = np.iinfo(np.int64).min
+_NO_TIME = np.iinfo(np.int64).min
 _CACHED_ROWS = 400_000
 _KEY_COLUMNS = ("series", "time_us", "value")
-_READINGS = span_of(RecordClass.READING)
+_READING_SPAN = position_span(RecordClass.READING)
 
 
-class Keys(NamedTuple):
+class SegmentKeys(NamedTuple):
     """What identifies the readings of a segment, and their values; arrays of shape (rows,)."""
 
     identity: NDArray[np.int32]
@@ -48,7 +49,7 @@ class Keys(NamedTuple):
     value: NDArray[np.float64]
 
 
-class Span(NamedTuple):
+class FreshSpan(NamedTuple):
     """Where the times of one fresh segment lie."""
 
     position: int
@@ -56,7 +57,7 @@ class Span(NamedTuple):
     max_time_us: int
 
 
-class Screened(NamedTuple):
+class ScreenedReadings(NamedTuple):
     """Readings in canonical order, with what can be said of them without the file; arrays of shape (rows,).
 
     `keep` is false for those that came twice, `conflicting` is true where the value differed from the first,
@@ -86,23 +87,23 @@ class Screened(NamedTuple):
         return int((~self.keep).sum()) - int(self.conflicting.sum())
 
 
-class Duplicates:
+class DuplicateFilter:
     """Knows what the spool holds. `screen` and `resolve` before an append, `stored` after it."""
 
     def __init__(self, database: Database, book: SeriesBook) -> None:
         self._database = database
         self._book = book
-        self._marks = np.full(1024, _NEVER, np.int64)
-        self._fresh: dict[int, Span] = {}
-        self._cache: OrderedDict[int, Keys] = OrderedDict()
+        self._marks = np.full(1024, _NO_TIME, np.int64)
+        self._fresh: dict[int, FreshSpan] = {}
+        self._cache: OrderedDict[int, SegmentKeys] = OrderedDict()
         self._cached_rows = 0
         self._moves = 0
 
     @classmethod
-    async def load(cls, database: Database, book: SeriesBook) -> Duplicates:
+    async def load(cls, database: Database, book: SeriesBook) -> DuplicateFilter:
         """Marks of what is indexed come from their table; what is fresh is read, segment by segment."""
         known = cls(database, book)
-        marks, fresh = await database.read(_marks_and_fresh)
+        marks, fresh = await database.read(_read_marks_and_fresh_spans)
         for series_no, newest_us in marks:
             known._raise_marks(np.array([series_no], np.int32), np.array([newest_us], np.int64))
         for span in fresh:
@@ -111,7 +112,7 @@ class Duplicates:
                 known._note(span, keys)
         return known
 
-    def screen(self, readings: Readings) -> Screened:
+    def screen(self, readings: Readings) -> ScreenedReadings:
         """Sort readings and tell the plainly new ones. Uses no file; may run in an executor thread."""
         arrival = np.lexsort((readings.time_us, readings.series))
         ordered = readings.take(arrival)
@@ -119,11 +120,11 @@ class Duplicates:
         self._grow(int(identity.max()))
         keep = np.ones(ordered.rows, np.bool_)
         conflicting = np.zeros(ordered.rows, np.bool_)
-        _strike_repeats(identity, ordered, arrival, keep, conflicting)
+        _mark_repeats(identity, ordered, arrival, keep, conflicting)
         late = ordered.time_us <= self._marks[identity]
-        return Screened(ordered, arrival, identity, keep, conflicting, late)
+        return ScreenedReadings(ordered, arrival, identity, keep, conflicting, late)
 
-    async def resolve(self, screened: Screened) -> None:
+    async def resolve(self, screened: ScreenedReadings) -> None:
         """Look every late reading up exactly; `keep` and `conflicting` say the rest afterwards."""
         late = np.flatnonzero(screened.late)
         times, series = screened.readings.time_us[late], screened.identity[late]
@@ -140,8 +141,8 @@ class Duplicates:
 
     def stored(self, position: int, readings: Readings) -> None:
         """Note a segment that has just become durable."""
-        keys = Keys(self._book.identities(readings.series), readings.time_us, readings.value)
-        span = Span(position, int(keys.time_us.min()), int(keys.time_us.max()))
+        keys = SegmentKeys(self._book.identities(readings.series), readings.time_us, readings.value)
+        span = FreshSpan(position, int(keys.time_us.min()), int(keys.time_us.max()))
         self._remember(position, keys)
         self._note(span, keys)
 
@@ -162,7 +163,9 @@ class Duplicates:
         """Value by (series, time) of everything stored at these times and series; the first one counts."""
         first, last = int(times[0]), int(times[-1])
         positions = await self._database.read(
-            lambda c: [row[0] for row in c.execute(SQL["indexed_holding_times"], (last, first, *_READINGS))]
+            lambda c: [
+                row[0] for row in c.execute(SQL["indexed_holding_times"], (last, first, *_READING_SPAN))
+            ]
         )
         positions += [
             s.position for s in self._fresh.values() if s.min_time_us <= last and s.max_time_us >= first
@@ -177,7 +180,7 @@ class Duplicates:
                 stored.setdefault((int(keys.identity[at]), int(keys.time_us[at])), float(keys.value[at]))
         return stored
 
-    async def _keys_at(self, position: int) -> Keys | None:
+    async def _keys_at(self, position: int) -> SegmentKeys | None:
         """The keys of a segment; None when its bytes cannot be read (delivery sets it aside)."""
         if position in self._cache:
             self._cache.move_to_end(position)
@@ -193,11 +196,11 @@ class Duplicates:
             )
         except FormatError:
             return None
-        keys = Keys(self._book.identities(series), time_us, value)
+        keys = SegmentKeys(self._book.identities(series), time_us, value)
         self._remember(position, keys)
         return keys
 
-    def _note(self, span: Span, keys: Keys) -> None:
+    def _note(self, span: FreshSpan, keys: SegmentKeys) -> None:
         self._fresh[span.position] = span
         self._grow(int(keys.identity.max()))
         self._raise_marks(keys.identity, keys.time_us)
@@ -208,9 +211,9 @@ class Duplicates:
 
     def _grow(self, identity: int) -> None:
         if identity >= len(self._marks):
-            self._marks = np.concatenate([self._marks, np.full(identity + 1, _NEVER, np.int64)])
+            self._marks = np.concatenate([self._marks, np.full(identity + 1, _NO_TIME, np.int64)])
 
-    def _remember(self, position: int, keys: Keys) -> None:
+    def _remember(self, position: int, keys: SegmentKeys) -> None:
         self._forget(position)
         self._cache[position] = keys
         self._cached_rows += len(keys.time_us)
@@ -223,7 +226,7 @@ class Duplicates:
             self._cached_rows -= len(keys.time_us)
 
 
-def _strike_repeats(
+def _mark_repeats(
     identity: NDArray[np.int32],
     ordered: Readings,
     arrival: NDArray[np.intp],
@@ -247,6 +250,72 @@ def _strike_repeats(
     conflicting[order[repeated & differs]] = True
 
 
-def _marks_and_fresh(connection: sqlite3.Connection) -> tuple[list[tuple[int, int]], list[Span]]:
+def _read_marks_and_fresh_spans(
+    connection: sqlite3.Connection,
+) -> tuple[list[tuple[int, int]], list[FreshSpan]]:
     marks = connection.execute(SQL["marks"]).fetchall()
-    return marks, [Span(s.position, s.min_time_us, s.max_time_us) for s in fresh_segments(connection)]
+    return marks, [
+        FreshSpan(s.position, s.min_time_us, s.max_time_us) for s in read_fresh_segments(connection)
+    ]
+
+
+_NEVER_RECEIVED = np.iinfo(np.int64).min
+
+
+class LastReceived(NamedTuple):
+    """Every device with the time it was last heard and its number of series; parallel, in order of arrival.
+
+    `heard_us` has shape (devices,), microseconds since 1970; the smallest int64 where nothing is known.
+    """
+
+    sensor_ids: list[str]
+    heard_us: NDArray[np.int64]
+    series: NDArray[np.int32]
+
+
+class DeviceActivity:
+    """`note` at every append; `heard` for whoever wants to know."""
+
+    def __init__(self, book: SeriesBook) -> None:
+        self._book = book
+        self._received_us = np.full(1024, _NEVER_RECEIVED, np.int64)
+        self._devices: dict[str, int] = {}
+        self._device_of = np.full(1024, -1, np.int32)
+        self._through = 0
+
+    def note(self, identity: NDArray[np.int32], now_us: int) -> None:
+        """Readings of these series, by the number of their first attribute state, have come just now."""
+        if len(identity):
+            highest = int(identity.max())
+            if highest >= len(self._received_us):
+                self._received_us = _grow_array(self._received_us, highest, _NEVER_RECEIVED)
+            self._received_us[identity] = now_us
+
+    def heard(self, duplicates: DuplicateFilter, now_us: int) -> LastReceived:
+        """When every device was last heard; a time in the future counts as now."""
+        self._learn()
+        size = len(self._device_of)
+        received = _grow_array(self._received_us, size - 1, _NEVER_RECEIVED)[:size]
+        stored = np.minimum(_grow_array(duplicates.newest_us(), size - 1, _NEVER_RECEIVED)[:size], now_us)
+        heard_us = np.full(len(self._devices), _NEVER_RECEIVED, np.int64)
+        known = self._device_of >= 0
+        at = np.where(received > _NEVER_RECEIVED, received, stored)[known]
+        np.maximum.at(heard_us, self._device_of[known], at)
+        series = np.bincount(self._device_of[known], minlength=len(self._devices)).astype(np.int32)
+        return LastReceived(list(self._devices), heard_us, series)
+
+    def _learn(self) -> None:
+        """Give every series that is new in the book its device; attribute states do not count."""
+        for number, series in self._book.after(self._through):
+            self._through = number
+            if number >= len(self._device_of):
+                self._device_of = _grow_array(self._device_of, number, -1)
+            if self._book.identity_of(number) == number:
+                self._device_of[number] = self._devices.setdefault(series.sensor_id, len(self._devices))
+
+
+def _grow_array(array: NDArray, highest: int, filling: int) -> NDArray:  # type: ignore[type-arg]  # of either integer type
+    """The array, long enough to have an element `highest`."""
+    if highest < len(array):
+        return array
+    return np.concatenate([array, np.full(max(highest + 1 - len(array), len(array)), filling, array.dtype)])

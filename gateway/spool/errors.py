@@ -9,24 +9,24 @@ SpoolError
 
 from __future__ import annotations
 
-from cloud_sync.errors import StoreTrouble
+from cloud_sync.model.errors import StoreError
 
 
-class SpoolError(StoreTrouble):
+class SpoolError(StoreError):
     """The spool did not do what was asked; nothing of it was done."""
 
 
-class SpoolFull(SpoolError):  # noqa: N818 - named for the state it reports
+class SpoolFullError(SpoolError):
     """The disk or the configured size is full."""
 
 
-class SpoolFailed(SpoolError):  # noqa: N818 - as above
+class SpoolAccessError(SpoolError):
     """SQLite reported an input/output fault, damage or a lock that was not released."""
 
 
-class SpoolTooNew(SpoolError):  # noqa: N818 - as above
+class SpoolTooNewError(SpoolError):
     """The file's format version is higher than this release knows."""
 
 
-class SpoolInUse(SpoolError):  # noqa: N818 - as above
+class SpoolInUseError(SpoolError):
     """Another gateway process holds this spool."""

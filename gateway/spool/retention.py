@@ -11,28 +11,33 @@ import logging
 import time
 from typing import TYPE_CHECKING
 
-from cloud_sync.progress import Stage
-from cloud_sync.records import RecordClass
-from gateway.spool import claims
-from gateway.spool.capacity import Capacity
-from gateway.spool.crashpoints import point
-from gateway.spool.database import SQL
+from cloud_sync.model.records import RecordClass
+from cloud_sync.runtime.watchdog import StageProgress
+from gateway.spool import delivery_ranges
+from gateway.spool.appender import Capacity
+from gateway.spool.database import SQL, crash_point
 from gateway.spool.errors import SpoolError
-from gateway.spool.processed import processed_through
-from gateway.spool.segments import commit_of, keep_high_mark, newest_of, position_of, span_of
+from gateway.spool.processing_state import read_processed_through
+from gateway.spool.segments import (
+    first_commit_at,
+    position_span,
+    read_commit_counter,
+    save_pruned_mark,
+    segment_position,
+)
 
 if TYPE_CHECKING:
     import sqlite3
     from collections.abc import Collection, Sequence
 
     from gateway.spool.database import Database
-    from gateway.spool.giving_up import GivingUp
+    from gateway.spool.eviction import Evictor
 
 _log = logging.getLogger(__name__)
 _PAUSE_S = 5.0
 _STEP_WITHIN_S = 600.0
-_AT_ONCE = 500
-_KEPT_WHEN_FULL_S = 86_400.0  # of rollups: late readings of a day still give revisions
+_MAX_SEGMENTS = 500
+_KEEP_WHEN_FULL_S = 86_400.0  # of rollups: late readings of a day still give revisions
 _FREE_PAGES = 256  # as many as are given back in about two milliseconds
 
 
@@ -49,7 +54,7 @@ class Retention:
         *,
         keep_s: float,
         capacity: Capacity = Capacity(),  # noqa: B008 - an immutable value
-        giving_up: GivingUp | None = None,
+        evictor: Evictor | None = None,
         record_class: RecordClass = RecordClass.READING,
         before: Sequence[Retention] = (),
         configured: Collection[str] | None = None,
@@ -58,12 +63,14 @@ class Retention:
         self._capacity = capacity
         self.destinations = tuple(destinations)
         self.keep_s = keep_s
-        self.giving_up = giving_up
+        self.evictor = evictor
         self.record_class = record_class
         self._before = tuple(before)
         self.configured = configured
         of_readings = record_class is RecordClass.READING
-        self.stage = Stage("retention" if of_readings else f"retention of {record_class.name.lower()}s")
+        self.stage = StageProgress(
+            "retention" if of_readings else f"retention of {record_class.name.lower()}s"
+        )
 
     async def run(self, stop: asyncio.Event) -> None:
         """Prune until `stop` is set."""
@@ -84,13 +91,13 @@ class Retention:
     async def make_room_once(self, now_us: int) -> bool:
         """Prune, and where that was not enough give something up; whether there is more to do at once."""
         pruned = await self.prune_once(now_us)
-        if pruned == _AT_ONCE or self.giving_up is None:
-            return pruned == _AT_ONCE
+        if pruned == _MAX_SEGMENTS or self.evictor is None:
+            return pruned == _MAX_SEGMENTS
         if await self._is_full():  # what everybody has goes before what somebody lacks, whatever it is
             for other in self._before:
                 if await other.prune_once(now_us):
                     return True
-        return await self.giving_up.give_up_once(now_us) > 0
+        return await self.evictor.evict_once(now_us) > 0
 
     async def prune_once(self, now_us: int) -> int:
         """Delete at most some hundred segments; returns how many.
@@ -100,18 +107,18 @@ class Retention:
         of_readings = self.record_class is RecordClass.READING
         if of_readings and not self.destinations:
             return 0
-        when_full_s = 0.0 if of_readings else _KEPT_WHEN_FULL_S
+        when_full_s = 0.0 if of_readings else _KEEP_WHEN_FULL_S
         keep_s = min(self.keep_s, when_full_s) if await self._is_full() else self.keep_s
         before_us = now_us - round(keep_s * 1e6)
-        if not await self._database.read(lambda c: self._doomed(c, before_us)):
+        if not await self._database.read(lambda c: self._prunable(c, before_us)):
             return 0
 
         def work(connection: sqlite3.Connection) -> int:
-            doomed = self._doomed(connection, before_us)  # again: compaction may have merged some since
+            doomed = self._prunable(connection, before_us)  # again: compaction may have merged some since
             if doomed:
-                keep_high_mark(connection, doomed[-1][0])
+                save_pruned_mark(connection, doomed[-1][0])
                 connection.execute(SQL["delete_segments"], (doomed[0][0], doomed[-1][0]))
-                point("in_prune")
+                crash_point("in_prune")
             return len(doomed)
 
         gone = await self._database.write(work)
@@ -121,21 +128,24 @@ class Retention:
     async def _is_full(self) -> bool:
         return await self._capacity.excess_bytes(self._database) > 0
 
-    def _doomed(self, connection: sqlite3.Connection, before_us: int) -> list[tuple[int, int]]:
+    def _prunable(self, connection: sqlite3.Connection, before_us: int) -> list[tuple[int, int]]:
         """Position and last commit of the oldest segments, up to the first that must stay."""
         waited_for = list(self.destinations)
         if self.record_class is RecordClass.READING and self.configured is not None:
-            waited_for += claims.orphans(connection, self.configured)
+            waited_for += delivery_ranges.unconfigured_destinations(connection, self.configured)
         through = min(
-            (delivered_through(connection, destination, self.record_class) for destination in waited_for),
-            default=newest_of(connection, self.record_class).commit,
+            (
+                read_delivered_through(connection, destination, self.record_class)
+                for destination in waited_for
+            ),
+            default=read_commit_counter(connection, self.record_class).commit,
         )
         if self.record_class is RecordClass.READING:
-            through = min(through, processed_through(connection))
-        span = (position_of(self.record_class, 0), position_of(self.record_class, through))
+            through = min(through, read_processed_through(connection))
+        span = (segment_position(self.record_class, 0), segment_position(self.record_class, through))
         doomed = []
         for position, last_commit, written_at_us in connection.execute(
-            SQL["prune_candidates"], (*span, _AT_ONCE)
+            SQL["prune_candidates"], (*span, _MAX_SEGMENTS)
         ):
             if last_commit > through or written_at_us >= before_us:
                 break
@@ -143,12 +153,14 @@ class Retention:
         return doomed
 
 
-def delivered_through(connection: sqlite3.Connection, destination: str, record_class: RecordClass) -> int:
+def read_delivered_through(
+    connection: sqlite3.Connection, destination: str, record_class: RecordClass
+) -> int:
     """The commit up to which a destination has everything that is still in the spool."""
-    oldest = connection.execute(SQL["first_segment_from"], span_of(record_class)).fetchone()
+    oldest = connection.execute(SQL["first_segment_from"], position_span(record_class)).fetchone()
     if oldest is None:
         return 0
     for first, last in connection.execute(SQL["delivered"], (destination, record_class)):
-        if first <= commit_of(oldest[0]) <= last:
+        if first <= first_commit_at(oldest[0]) <= last:
             return int(last)
     return 0

@@ -15,9 +15,9 @@ from contextlib import closing, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from cloud_sync import columns
-from cloud_sync.errors import FormatError
-from cloud_sync.records import RecordClass
+from cloud_sync.codec import columns
+from cloud_sync.model.errors import FormatError
+from cloud_sync.model.records import RecordClass
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -25,10 +25,16 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 _SIDE_FILES = ("", "-wal", "-shm")
-_DAMAGED_CODES = frozenset({sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_FORMAT})
-_DAMAGED_WORDS = ("unsupported file format", "malformed", "no such table", "no such column", "no such index")
-_CHECKED_BELOW_BYTES = 256 << 20
-_COPIED = {
+_DAMAGE_CODES = frozenset({sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_FORMAT})
+_DAMAGE_MESSAGES = (
+    "unsupported file format",
+    "malformed",
+    "no such table",
+    "no such column",
+    "no such index",
+)
+_ALWAYS_CHECKED_BELOW_BYTES = 256 << 20
+_COPIED_TABLES = {
     "series": 0,
     "series_mark": 0,
     "destination": 1,
@@ -48,7 +54,7 @@ _COPIED = {
 
 
 @dataclass(frozen=True, slots=True)
-class Salvaged:
+class SalvageResult:
     """What came over from a damaged spool."""
 
     aside: Path
@@ -57,33 +63,33 @@ class Salvaged:
     unreadable_segments: int
 
 
-def is_damage(fault: sqlite3.Error) -> bool:
+def is_damage_error(fault: sqlite3.Error) -> bool:
     """Whether an error says that the file itself is damaged, not merely busy, full or forbidden."""
     code = getattr(fault, "sqlite_errorcode", 0) & 0xFF
-    return code in _DAMAGED_CODES or (
-        code == sqlite3.SQLITE_ERROR and any(word in str(fault) for word in _DAMAGED_WORDS)
+    return code in _DAMAGE_CODES or (
+        code == sqlite3.SQLITE_ERROR and any(word in str(fault) for word in _DAMAGE_MESSAGES)
     )
 
 
-def says_read_only(fault: sqlite3.Error) -> bool:
+def is_read_only_error(fault: sqlite3.Error) -> bool:
     """Whether SQLite will only read: a header it half knows, when the file itself may be written."""
     return getattr(fault, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_READONLY
 
 
-def suspect_mark(path: Path) -> Path:
+def suspect_marker_path(path: Path) -> Path:
     """The file that tells the next start to check the whole spool first."""
     return path.with_name(path.name + ".suspect")
 
 
-def suspect(path: Path) -> None:
+def mark_suspect(path: Path) -> None:
     """Have the next start check the whole spool, because something in it could not be read."""
     with suppress(OSError):
-        suspect_mark(path).touch()
+        suspect_marker_path(path).touch()
 
 
-def fault_in(connection: sqlite3.Connection, path: Path) -> str | None:
+def find_corruption(connection: sqlite3.Connection, path: Path) -> str | None:
     """What SQLite's own check finds, or None; a large spool is checked only when it is under suspicion."""
-    if not suspect_mark(path).exists() and path.stat().st_size > _CHECKED_BELOW_BYTES:
+    if not suspect_marker_path(path).exists() and path.stat().st_size > _ALWAYS_CHECKED_BELOW_BYTES:
         return None
     try:
         found = [row[0] for row in connection.execute("PRAGMA quick_check(3)")]
@@ -92,7 +98,7 @@ def fault_in(connection: sqlite3.Connection, path: Path) -> str | None:
     return None if found == ["ok"] else "; ".join(found)
 
 
-def put_aside(path: Path, why: str) -> Path:
+def move_aside(path: Path, why: str) -> Path:
     """Rename the spool's files under today's date; returns the new path of the main file."""
     stamp = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
     aside = path.with_name(f"{path.name}.{stamp}.damaged")
@@ -103,7 +109,7 @@ def put_aside(path: Path, why: str) -> Path:
     for suffix in _SIDE_FILES:
         with suppress(FileNotFoundError):
             path.with_name(path.name + suffix).rename(aside.with_name(aside.name + suffix))
-    suspect_mark(path).unlink(missing_ok=True)
+    suspect_marker_path(path).unlink(missing_ok=True)
     folder = os.open(path.parent, os.O_RDONLY)
     try:
         os.fsync(folder)
@@ -113,23 +119,23 @@ def put_aside(path: Path, why: str) -> Path:
     return aside
 
 
-def take_over(new: sqlite3.Connection, aside: Path) -> Salvaged:
+def copy_readable_rows(new: sqlite3.Connection, aside: Path) -> SalvageResult:
     """Copy what can be read of `aside` into an empty spool, in one transaction."""
     segments = rows = unreadable = 0
     new.execute("BEGIN IMMEDIATE")
     epoch = new.execute("SELECT value FROM meta WHERE key = 'epoch'").fetchone()[0]
-    with suppress(sqlite3.Error), closing(_opened(aside)) as old:
-        for table in _COPIED:
-            for row in _rows(old, table):
+    with suppress(sqlite3.Error), closing(_open_damaged(aside)) as old:
+        for table in _COPIED_TABLES:
+            for row in _read_rows_from_both_ends(old, table):
                 with suppress(sqlite3.Error):
-                    new.execute(f"INSERT OR REPLACE INTO {table} VALUES ({_marks(row)})", row)  # noqa: S608 - our own names
+                    new.execute(f"INSERT OR REPLACE INTO {table} VALUES ({_placeholders(row)})", row)  # noqa: S608 - our own names
         known = {row[0] for row in new.execute("SELECT series_no FROM series")}
-        for row in _rows(old, "segment"):
-            if not _is_whole(row, known):
+        for row in _read_rows_from_both_ends(old, "segment"):
+            if not _is_readable_segment(row, known):
                 unreadable += 1
                 continue
             with suppress(sqlite3.Error):
-                new.execute(f"INSERT OR IGNORE INTO segment VALUES ({_marks(row)})", row)  # noqa: S608 - as above
+                new.execute(f"INSERT OR IGNORE INTO segment VALUES ({_placeholders(row)})", row)  # noqa: S608 - as above
                 segments, rows = segments + 1, rows + row[2]
     new.execute("INSERT OR REPLACE INTO meta VALUES ('epoch', ?)", (epoch,))
     new.execute("COMMIT")
@@ -140,20 +146,20 @@ def take_over(new: sqlite3.Connection, aside: Path) -> Salvaged:
         aside.name,
         unreadable,
     )
-    return Salvaged(aside, segments, rows, unreadable)
+    return SalvageResult(aside, segments, rows, unreadable)
 
 
-def _opened(aside: Path) -> sqlite3.Connection:
+def _open_damaged(aside: Path) -> sqlite3.Connection:
     connection = sqlite3.connect(aside, isolation_level=None)
     connection.execute("PRAGMA query_only = 1")
     connection.execute("PRAGMA writable_schema = 1")  # so that a faulty schema entry does not hide the others
     return connection
 
 
-def _rows(old: sqlite3.Connection, table: str) -> Iterator[tuple[Any, ...]]:
+def _read_rows_from_both_ends(old: sqlite3.Connection, table: str) -> Iterator[tuple[Any, ...]]:
     """The rows of a table, from both ends towards whatever cannot be read between them."""
     seen: set[object] = set()
-    columns_of_key = _COPIED.get(table, 0)
+    columns_of_key = _COPIED_TABLES.get(table, 0)
     key = [str(number + 1) for number in range(columns_of_key)] or ["rowid"]
     for order in ("ASC", "DESC"):
         ordered = ", ".join(f"{column} {order}" for column in key)
@@ -169,15 +175,15 @@ def _rows(old: sqlite3.Connection, table: str) -> Iterator[tuple[Any, ...]]:
         return
 
 
-def _is_whole(row: tuple[Any, ...], known: set[int]) -> bool:
+def _is_readable_segment(row: tuple[Any, ...], known: set[int]) -> bool:
     try:
         record_class = RecordClass(row[0] >> 56)
-        names = ("series",) if columns.KINDS[record_class].named else ("time_us",)
+        names = ("series",) if columns.RECORD_TYPES[record_class].named else ("time_us",)
         (column,) = columns.decode_columns(row[-1], names, record_class)
     except (FormatError, TypeError, ValueError):
         return False
     return len(column) == row[2] and (names != ("series",) or known.issuperset(column.tolist()))
 
 
-def _marks(row: tuple[Any, ...]) -> str:
+def _placeholders(row: tuple[Any, ...]) -> str:
     return ", ".join("?" * len(row))

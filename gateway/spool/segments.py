@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from cloud_sync import columns
-from cloud_sync.records import RecordClass, Records
-from gateway.spool.database import SQL, value_of
-from gateway.spool.quarantine import QuarantineItem, write_items
+from cloud_sync.codec import columns
+from cloud_sync.model.records import RecordClass, Records
+from gateway.spool.database import SQL, scalar_from_row
+from gateway.spool.quarantine_items import QuarantineItem, write_quarantine_items
 from gateway.spool.series import write_series
 
 if TYPE_CHECKING:
@@ -30,28 +30,28 @@ _COMMIT_MASK = (1 << CLASS_SHIFT) - 1
 MAX_SEGMENT_ROWS = 65_536
 
 
-def position_of(record_class: RecordClass, commit: int) -> int:
+def segment_position(record_class: RecordClass, commit: int) -> int:
     """The key of the segment that starts at `commit`."""
     return record_class << CLASS_SHIFT | commit
 
 
-def class_of(position: int) -> RecordClass:
+def record_class_at(position: int) -> RecordClass:
     """The class of the segment at `position`."""
     return RecordClass(position >> CLASS_SHIFT)
 
 
-def commit_of(position: int) -> int:
+def first_commit_at(position: int) -> int:
     """The first commit of the segment at `position`."""
     return position & _COMMIT_MASK
 
 
-def span_of(record_class: RecordClass, first: int = 0, last: int = _COMMIT_MASK) -> tuple[int, int]:
+def position_span(record_class: RecordClass, first: int = 0, last: int = _COMMIT_MASK) -> tuple[int, int]:
     """Smallest and largest key of a class's segments that start in first..last."""
-    return position_of(record_class, first), position_of(record_class, last)
+    return segment_position(record_class, first), segment_position(record_class, last)
 
 
 @dataclass(frozen=True, slots=True)
-class Sealed:
+class EncodedSegment:
     """An encoded run of records, ready to be appended."""
 
     record_class: RecordClass
@@ -62,36 +62,38 @@ class Sealed:
     block: bytes
 
 
-def seal(records: Records, *, level: int = columns.FRESH_LEVEL) -> list[Sealed]:
+def encode_segments(records: Records, *, level: int = columns.FAST_LEVEL) -> list[EncodedSegment]:
     """Encode records in canonical order, in runs of at most `MAX_SEGMENT_ROWS`. Pure; takes milliseconds."""
     if records.rows <= MAX_SEGMENT_ROWS:
-        return [_sealed(records, level)] if records.rows else []
+        return [_encode_segment(records, level)] if records.rows else []
     return [
-        _sealed(records.take(np.arange(start, min(start + MAX_SEGMENT_ROWS, records.rows))), level)
+        _encode_segment(records.take(np.arange(start, min(start + MAX_SEGMENT_ROWS, records.rows))), level)
         for start in range(0, records.rows, MAX_SEGMENT_ROWS)
     ]
 
 
-def _sealed(records: Records, level: int) -> Sealed:
+def _encode_segment(records: Records, level: int) -> EncodedSegment:
     block = columns.encode(records, level=level)
-    return Sealed(records.record_class, records, records.rows, *columns.time_range_us(block), block)
+    return EncodedSegment(records.record_class, records, records.rows, *columns.time_range_us(block), block)
 
 
-class _Counter(NamedTuple):
+class _CommitCounter(NamedTuple):
     """Where a class stands: its newest commit and the rows ever committed."""
 
     commit: int
     rows: int
 
 
-class Segments:
+class SegmentWriter:
     """The writing side: knows the next commit number of every class.
 
     Attributes:
         appended_bytes: of blocks appended since start.
     """
 
-    def __init__(self, database: Database, book: SeriesBook, counters: dict[RecordClass, _Counter]) -> None:
+    def __init__(
+        self, database: Database, book: SeriesBook, counters: dict[RecordClass, _CommitCounter]
+    ) -> None:
         self._database = database
         self._book = book
         self._counters = counters
@@ -99,9 +101,9 @@ class Segments:
         self.appended_bytes = 0
 
     @classmethod
-    async def load(cls, database: Database, book: SeriesBook) -> Segments:
+    async def load(cls, database: Database, book: SeriesBook) -> SegmentWriter:
         """The segments of an open spool, in time that does not grow with their number."""
-        counters = await database.read(lambda c: {k: newest_of(c, k) for k in RecordClass})
+        counters = await database.read(lambda c: {k: read_commit_counter(c, k) for k in RecordClass})
         return cls(database, book, counters)
 
     def newest_commit(self, record_class: RecordClass) -> int:
@@ -114,7 +116,7 @@ class Segments:
 
     async def append(
         self,
-        sealed: Sequence[Sealed],
+        sealed: Sequence[EncodedSegment],
         items: Sequence[QuarantineItem] = (),
         *,
         now_us: int,
@@ -133,18 +135,18 @@ class Segments:
 
     async def _append(
         self,
-        sealed: Sequence[Sealed],
+        sealed: Sequence[EncodedSegment],
         items: Sequence[QuarantineItem],
         now_us: int,
         notes: Sequence[Callable[[sqlite3.Connection], None]],
     ) -> list[int]:
         new_series = self._book.unsaved()
 
-        def work(connection: sqlite3.Connection) -> tuple[dict[RecordClass, _Counter], list[int]]:
+        def work(connection: sqlite3.Connection) -> tuple[dict[RecordClass, _CommitCounter], list[int]]:
             if new_series:
                 write_series(connection, new_series)
             if items:
-                write_items(connection, items)
+                write_quarantine_items(connection, items)
             for note in notes:
                 note(connection)
             return self._insert(connection, sealed, now_us)
@@ -155,14 +157,14 @@ class Segments:
         return positions
 
     def _insert(
-        self, connection: sqlite3.Connection, sealed: Sequence[Sealed], now_us: int
-    ) -> tuple[dict[RecordClass, _Counter], list[int]]:
+        self, connection: sqlite3.Connection, sealed: Sequence[EncodedSegment], now_us: int
+    ) -> tuple[dict[RecordClass, _CommitCounter], list[int]]:
         """Insert segments; returns where every class will stand once this is durable, and their positions."""
         counters, positions = dict(self._counters), []
         for run in sealed:
             commit, rows_before = counters[run.record_class]
             commit += 1
-            positions.append(position_of(run.record_class, commit))
+            positions.append(segment_position(run.record_class, commit))
             connection.execute(
                 SQL["append_segment"],
                 (
@@ -177,18 +179,18 @@ class Segments:
                     run.block,
                 ),
             )
-            counters[run.record_class] = _Counter(commit, rows_before + run.rows)
+            counters[run.record_class] = _CommitCounter(commit, rows_before + run.rows)
         return counters, positions
 
 
-def read_range(
+def read_blocks(
     connection: sqlite3.Connection, record_class: RecordClass, first: int, last: int
 ) -> list[tuple[int, bytes]]:
     """Position and block of the segments that start in first..last, in commit order."""
-    return connection.execute(SQL["blocks_between"], span_of(record_class, first, last)).fetchall()
+    return connection.execute(SQL["blocks_between"], position_span(record_class, first, last)).fetchall()
 
 
-class Stored(NamedTuple):
+class StoredSegment(NamedTuple):
     """A segment in the file, without its block. `position` says its class and first commit."""
 
     position: int
@@ -202,44 +204,49 @@ class Stored(NamedTuple):
     @property
     def first_commit(self) -> int:
         """The first commit it covers."""
-        return commit_of(self.position)
+        return first_commit_at(self.position)
 
 
-def fresh_segments(connection: sqlite3.Connection, limit: int = -1) -> list[Stored]:
+def read_fresh_segments(connection: sqlite3.Connection, limit: int = -1) -> list[StoredSegment]:
     """The segments of readings that compaction has not been over yet, oldest first: the newest ones."""
-    low, high = span_of(RecordClass.READING)
-    newest_indexed = value_of(connection.execute(SQL["newest_indexed"], (low, high)).fetchone(), low - 1)
+    low, high = position_span(RecordClass.READING)
+    newest_indexed = scalar_from_row(
+        connection.execute(SQL["newest_indexed"], (low, high)).fetchone(), low - 1
+    )
     return [
-        Stored(*row) for row in connection.execute(SQL["segments_between"], (newest_indexed + 1, high, limit))
+        StoredSegment(*row)
+        for row in connection.execute(SQL["segments_between"], (newest_indexed + 1, high, limit))
     ]
 
 
-def high_mark_key(record_class: RecordClass) -> str:
+def pruned_mark_key(record_class: RecordClass) -> str:
     """The key in `meta` of what prunes have taken away: "commit rows"."""
     return f"pruned_{record_class.name.lower()}"
 
 
-def keep_high_mark(connection: sqlite3.Connection, position: int) -> None:
+def save_pruned_mark(connection: sqlite3.Connection, position: int) -> None:
     """Remember the commit of a segment that is about to be taken away; inside the same transaction."""
     record_class = RecordClass(position >> CLASS_SHIFT)
     row = connection.execute(SQL["segment_end"], (position,)).fetchone()
     if row is None:
         return  # somebody else has taken it away meanwhile
     commit, rows = row
-    if commit > _high_mark(connection, record_class).commit:
-        connection.execute(SQL["set_meta"], (high_mark_key(record_class), f"{commit} {rows}"))
+    if commit > _read_pruned_mark(connection, record_class).commit:
+        connection.execute(SQL["set_meta"], (pruned_mark_key(record_class), f"{commit} {rows}"))
 
 
-def newest_of(connection: sqlite3.Connection, record_class: RecordClass) -> _Counter:
+def read_commit_counter(connection: sqlite3.Connection, record_class: RecordClass) -> _CommitCounter:
     """The newest commit of a class and the rows ever committed, from the file."""
-    mark = _high_mark(connection, record_class)
-    row = connection.execute(SQL["newest_segment"], span_of(record_class)).fetchone()
+    mark = _read_pruned_mark(connection, record_class)
+    row = connection.execute(SQL["newest_segment"], position_span(record_class)).fetchone()
     if row is None:
         return mark
     position, last_commit, rows, rows_before = row
-    return max(mark, _Counter(max(last_commit, commit_of(position)), rows_before + rows))
+    return max(mark, _CommitCounter(max(last_commit, first_commit_at(position)), rows_before + rows))
 
 
-def _high_mark(connection: sqlite3.Connection, record_class: RecordClass) -> _Counter:
-    mark = value_of(connection.execute(SQL["meta"], (high_mark_key(record_class),)).fetchone(), "0 0")
-    return _Counter(*map(int, mark.split()))
+def _read_pruned_mark(connection: sqlite3.Connection, record_class: RecordClass) -> _CommitCounter:
+    mark = scalar_from_row(
+        connection.execute(SQL["meta"], (pruned_mark_key(record_class),)).fetchone(), "0 0"
+    )
+    return _CommitCounter(*map(int, mark.split()))

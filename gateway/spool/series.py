@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import msgspec
 import numpy as np
 
-from cloud_sync.records import Series
+from cloud_sync.model.records import Series
 from gateway.spool.database import SQL
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ class SeriesBook:
     async def load(cls, database: Database, max_series: int = DEFAULT_MAX_SERIES) -> SeriesBook:
         """The book of an open spool."""
         book = cls(max_series)
-        for number, series in await database.read(all_series):
+        for number, series in await database.read(read_all_series):
             book._add(number, series)
         return book
 
@@ -68,7 +68,7 @@ class SeriesBook:
         """Whether this state of a series has a number."""
         return series in self._numbers
 
-    def number_within(self, series: Series, states_max: int) -> int | None:
+    def number_with_state_limit(self, series: Series, states_max: int) -> int | None:
         """The number of `series`; once it has had so many states of its attributes, that of the newest one.
 
         So a sender whose attributes change without end (a position written as location) cannot fill the book.
@@ -118,7 +118,7 @@ class SeriesBook:
         self._identities[number] = identity
 
 
-def all_series(connection: sqlite3.Connection) -> list[tuple[int, Series]]:
+def read_all_series(connection: sqlite3.Connection) -> list[tuple[int, Series]]:
     """Every series of the file with its number."""
     return [
         (number, Series(sensor_id, sensor_type, tuple(sorted(msgspec.json.decode(attributes).items()))))

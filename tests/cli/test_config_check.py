@@ -13,13 +13,14 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from pydantic import BaseModel
 
-from cloud_sync.ingest import tokens
-from cloud_sync.settings_file import SettingsFault
-from gateway import settings
-from gateway.ingress import credentials
+from cloud_sync.http import tokens
+from cloud_sync.runtime.settings_file import InvalidSettingsError
+from gateway.auth import device_passwords
+from gateway.settings import gateway_settings
 from gateway.settings.alerts import AlertRule, MailSettings, WebhookSettings
-from gateway.settings.checks import CheckRule
-from gateway.settings.deadband import DeadbandRule
+from gateway.settings.destinations import FileDestination, InfluxDestination, IngestDestination
+from gateway.settings.processing import CheckRule, DeadbandRule
+from gateway.settings.sources import Subscribe
 from tests.support.certificates import Authority
 
 if TYPE_CHECKING:
@@ -82,9 +83,9 @@ def spoken_example(folder: Path) -> Path:
     authority = Authority(folder, "devices-ca")
     authority.issue("server", "localhost")
     authority.revocations().rename(folder / "devices-crl.pem")
-    credentials.add(folder / "passwords", "pump-1")
-    tokens.add(folder / "http-tokens", "hut-1")
-    tokens.add(folder / "status.tokens", "anna", "view")
+    device_passwords.add_device(folder / "passwords", "pump-1")
+    tokens.add_token(folder / "http-tokens", "hut-1")
+    tokens.add_token(folder / "status.tokens", "anna", "view")
     return written(folder, A_SETTING.sub("", EXAMPLE.read_text()))
 
 
@@ -107,17 +108,17 @@ def test_the_example_is_a_configuration_that_works_as_it_stands(tmp_path: Path) 
 
 def test_the_example_shows_every_key_with_its_default(tmp_path: Path) -> None:
     path = spoken_example(tmp_path)
-    loaded, given = settings.load(path), tomllib.loads(path.read_text())
+    loaded, given = gateway_settings.load_settings(path), tomllib.loads(path.read_text())
     shown = list(given_defaults(loaded, given, ""))
     for destination, table in zip(loaded.destinations, given["destinations"], strict=True):
         shown += given_defaults(destination, table, f"{destination.name}.")
     for subscribe, table in zip(loaded.ingress.subscribe, given["ingress"]["subscribe"], strict=True):
-        assert set(table) == set(settings.Subscribe.model_fields)
+        assert set(table) == set(Subscribe.model_fields)
         free = {
             "url",
             "filters",
             "unsubscribe",
-            *(k for k, f in settings.Subscribe.model_fields.items() if f.default is None),
+            *(k for k, f in Subscribe.model_fields.items() if f.default is None),
         }
         shown += [s for s in given_defaults(subscribe, table, "") if s[0] not in free]
     for table in given["checks"]["rule"]:
@@ -139,9 +140,9 @@ def test_the_example_shows_every_kind_of_destination_with_every_key_it_takes(tmp
     for table in given["destinations"]:
         keys.setdefault(table["kind"], set()).update(table)
     assert keys == {
-        "ingest": set(settings.IngestDestination.model_fields),
-        "influxdb": set(settings.InfluxDestination.model_fields),
-        "file": set(settings.FileDestination.model_fields),
+        "ingest": set(IngestDestination.model_fields),
+        "influxdb": set(InfluxDestination.model_fields),
+        "file": set(FileDestination.model_fields),
     }
 
 
@@ -222,10 +223,12 @@ def test_a_secret_that_would_cross_the_network_readable_is_refused_unless_that_i
     (tmp_path / "secret").write_text("s3cr3t-s3cr3t\n")
     for name, url in (("plain", "http://chat/h"), ("tls", "https://chat/h"), ("here", "http://[::1]/h")):
         (tmp_path / f"{name}.url").write_text(f"{url}\n")
-    with pytest.raises(SettingsFault, match=r"would cross the network readable: use .* allow_plain = true"):
-        settings.load(written(tmp_path, f'{MINIMAL}{table}"{plain}"\n'))
+    with pytest.raises(
+        InvalidSettingsError, match=r"would cross the network readable: use .* allow_plain = true"
+    ):
+        gateway_settings.load_settings(written(tmp_path, f'{MINIMAL}{table}"{plain}"\n'))
     for url, meant in ((encrypted, "false"), (here, "false"), (plain, "true")):
-        settings.load(written(tmp_path, f'{MINIMAL}{table}"{url}"\nallow_plain = {meant}\n'))
+        gateway_settings.load_settings(written(tmp_path, f'{MINIMAL}{table}"{url}"\nallow_plain = {meant}\n'))
 
 
 def test_two_destinations_of_one_name_are_refused(tmp_path: Path) -> None:

@@ -12,13 +12,18 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from typer.testing import CliRunner
 
-from cloud_sync.masking import MASK
-from cloud_sync.settings_file import SettingsFault
-from gateway import settings
+from cloud_sync.runtime.logs import MASK
+from cloud_sync.runtime.settings_file import InvalidSettingsError
 from gateway.cli import app
-from gateway.settings.changes import RELOADED, changes, restart_reason
-from gateway.settings.effective import flat, masked
-from gateway.settings.keys import keys_of, toml_text
+from gateway.settings import gateway_settings
+from gateway.settings.config_changes import (
+    RELOADABLE_KEYS,
+    diff_settings,
+    find_restart_reason,
+    flatten_settings,
+    redact_value,
+)
+from gateway.settings.schema import format_toml_value, list_keys
 from tests.support.programs import run
 
 if TYPE_CHECKING:
@@ -28,7 +33,7 @@ A_SETTING = re.compile(r"^#(?=\[|[a-z_]+ = )", re.MULTILINE)
 STANDS_ALONE = {"preset", "base"}
 """Keys of a rule for payloads that exclude every other one."""
 ALONE = re.compile(rf"^({'|'.join(STANDS_ALONE)}) = .*$", re.MULTILINE)
-KEYS = keys_of(settings.GatewaySettings)
+KEYS = list_keys(gateway_settings.GatewaySettings)
 SITES = ("barn", "broker", "cloud", "stick", "trial")
 SECRET = "s3cr3t-0f-th3-s1te"
 
@@ -71,13 +76,13 @@ def test_what_init_writes_is_a_configuration_but_for_files_that_only_the_site_ha
     path = tmp_path / "gateway.toml"
     outcome = config("init", path, "--site", site, "--spool", tmp_path / "spool.db")
     assert outcome.exit_code == 0
-    given = settings.read(path)
+    given = gateway_settings.parse_settings_file(path)
     assert len(given.destinations) == 1
     if site == "trial":
-        settings.load(path)
+        gateway_settings.load_settings(path)
         return
-    with pytest.raises(SettingsFault) as missing:
-        settings.load(path)
+    with pytest.raises(InvalidSettingsError) as missing:
+        gateway_settings.load_settings(path)
     assert {f.key.rpartition("_")[2] for f in missing.value.faults} == {"file"}
     assert all(f.key in outcome.stdout for f in missing.value.faults)
 
@@ -202,7 +207,7 @@ def test_no_tool_repeats_what_an_address_or_a_secret_file_holds(tmp_path: Path) 
     ],
 )
 def test_what_looks_like_a_secret_is_masked(key: str, value: object, shown: object) -> None:
-    assert masked(key, value) == shown
+    assert redact_value(key, value) == shown
 
 
 # explain
@@ -220,7 +225,7 @@ def test_every_key_is_explained_with_a_sentence_a_type_and_an_example_that_the_m
     assert len(told["description"].split()) >= 2
     assert told["type"]
     assert told["change"] in ("reload", "restart")
-    assert tomllib.loads(f"x = {toml_text(key.example)}")["x"] == key.example
+    assert tomllib.loads(f"x = {format_toml_value(key.example)}")["x"] == key.example
 
 
 def test_explain_finds_a_key_by_its_last_part_a_table_by_its_name_and_offers_what_is_close() -> None:
@@ -257,15 +262,19 @@ def test_diff_says_what_a_reload_brings_about_and_what_takes_a_restart(tmp_path:
 def test_a_destination_put_in_front_of_others_does_not_change_them() -> None:
     def given(*names: str) -> dict[str, Any]:
         tables = [{"kind": "file", "name": name, "directory": Path(name)} for name in names]
-        return flat(settings.GatewaySettings(gateway_id="g", spool={"path": "s"}, destinations=tables))  # type: ignore[arg-type]  # as from a file
+        return flatten_settings(
+            gateway_settings.GatewaySettings.model_validate(
+                {"gateway_id": "g", "spool": {"path": "s"}, "destinations": tables}
+            )
+        )
 
-    found = changes(given("b"), given("a", "b"))
+    found = diff_settings(given("b"), given("a", "b"))
     assert {change.key.partition("]")[0] for change in found} == {"destinations[a"}
     assert all(change.added and not change.restart for change in found)
 
 
 def test_every_key_that_is_said_to_be_reloaded_exists() -> None:
     paths = {key.path.replace("[]", "").replace("{}", "") for key in KEYS}
-    assert [known for known in RELOADED if known not in paths] == []
-    assert restart_reason("spool.path")
-    assert restart_reason("something.new") == "it is read once, at the start"
+    assert [known for known in RELOADABLE_KEYS if known not in paths] == []
+    assert find_restart_reason("spool.path")
+    assert find_restart_reason("something.new") == "it is read once, at the start"

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from gateway.ingress.credentials import matches, read
+from gateway.auth.device_passwords import read_password_file, verify_password
 
 ROOT = Path(__file__).parents[2]
 
@@ -52,7 +52,7 @@ def test_from_nothing_to_a_device_that_may_connect(config):
     )
     added = device("add", "pump-1", "--config", config)
     assert (added.returncode, added.stderr) == (0, "")
-    assert matches(read(path)["pump-1"], added.stdout.strip().encode())
+    assert verify_password(read_password_file(path)["pump-1"], added.stdout.strip().encode())
     assert added.stdout.strip() not in path.read_text()
     assert path.stat().st_mode & 0o777 == 0o600
     checked = tidegate("config", "check", config)
@@ -88,7 +88,7 @@ def test_every_answer_can_be_had_as_json(tmp_path):
     path = tmp_path / "p"
     named = ("--passwords-file", path, "--json")
     added = json.loads(device("add", "a", *named).stdout)
-    assert matches(read(path)["a"], added["password"].encode())
+    assert verify_password(read_password_file(path)["a"], added["password"].encode())
     where = {"passwords_file": str(path)}
     chosen = device("add", "b", *named, "--password-stdin", stdin="a phrase of mine\n")
     assert json.loads(chosen.stdout) == {**where, "name": "b", "password": None}

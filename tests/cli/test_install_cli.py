@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from gateway.setup.layout import UNITS, Layout, shipped
+from gateway.setup.installation import UNIT_FILES, Layout, read_shipped_file
 from tests.support.programs import run
 
 if TYPE_CHECKING:
@@ -81,7 +81,7 @@ def test_what_is_in_the_way_is_one_message(tmp_path, options, word):
 
 
 def test_every_shipped_file_is_found_and_starts_the_program_that_is_replaced():
-    for names in UNITS.values():
+    for names in UNIT_FILES.values():
         for name in names:
-            assert "ExecStart=/usr/bin/tidegate " in shipped(name)
+            assert "ExecStart=/usr/bin/tidegate " in read_shipped_file(name)
     assert str(Layout().program) == "/opt/tidegate/current/bin/tidegate"

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from gateway.ingress.encoder import encode
-from gateway.ingress.packets import Connect, Publish
+from gateway.mqtt.codec.packet_codec import encode_packet
+from gateway.mqtt.codec.packets import Connect, Publish
 from tests.support.fixtures_mosquitto import mosquitto  # noqa: F401 - a fixture
 
 ROOT = Path(__file__).parents[2]
@@ -85,10 +85,10 @@ def test_devices_that_publish_to_it_are_heard_and_not_acknowledged():
             assert time.monotonic() < deadline_s
             time.sleep(0.05)
     with device:
-        device.sendall(encode(Connect("dev"), 5))
+        device.sendall(encode_packet(Connect("dev"), 5))
         assert device.recv(100)[:1] == b"\x20"
         for number, (topic, payload) in enumerate(PUBLISHED, 1):
-            device.sendall(encode(Publish(topic.encode(), payload.encode(), number, 1), 5))
+            device.sendall(encode_packet(Publish(topic.encode(), payload.encode(), number, 1), 5))
         out, err = process.communicate(timeout=60)
         rest = device.recv(100)
     assert process.returncode == 0, err

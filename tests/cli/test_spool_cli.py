@@ -16,7 +16,7 @@ from contextlib import closing
 import pytest
 from paho.mqtt import publish
 
-from gateway.spool.quarantine import QuarantineItem
+from gateway.spool.quarantine_items import QuarantineItem
 from tests.support.free_ports import free_port
 from tests.support.open_spool import NOW_US, open_spool
 from tests.support.programs import ROOT, Program, run

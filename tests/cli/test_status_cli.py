@@ -16,16 +16,24 @@ from typing import TYPE_CHECKING
 import pytest
 from rich.console import Console
 
-from gateway.commands.status_chart import chart_display, dots
-from gateway.commands.status_display import display, spark
-from gateway.operate.devices import DevicesStatus, SilentDevice
-from gateway.operate.quarantine_summary import QuarantinedReason, QuarantineStatus
-from gateway.operate.recent import RecentStatus
-from gateway.operate.records_summary import Alert, AlertsStatus, Loss, LossesStatus
-from gateway.operate.remarks import Remark
-from gateway.operate.series_chart import Chart
-from gateway.operate.status import DestinationStatus, IngressStatus, SpoolStatus, Status
-from gateway.operate.wear import WearStatus
+from gateway.commands.status_display import braille_lines, render_chart, render_status, sparkline
+from gateway.query.series_chart import Chart
+from gateway.status.advice import Advice
+from gateway.status.document import (
+    Alert,
+    AlertsStatus,
+    DestinationStatus,
+    DevicesStatus,
+    IngressStatus,
+    Loss,
+    LossesStatus,
+    QuarantineReasonStatus,
+    QuarantineStatus,
+    SilentDevice,
+    SpoolStatus,
+    Status,
+)
+from gateway.status.samplers import FlashWearStatus, RateHistoryStatus
 from tests.support.free_ports import free_port
 from tests.support.programs import ROOT, Program, run, wait_until
 
@@ -66,17 +74,17 @@ def everything() -> Status:
             ),
             DestinationStatus("cloud", "influxdb", "idle", "", 99, 5, 0, 0, 0, NOW_US, 0, 0, None, 0.0),
         ],
-        remarks=[Remark("critical", f"look: {HOSTILE}"), Remark("note", "by the way")],
+        remarks=[Advice("critical", f"look: {HOSTILE}"), Advice("note", "by the way")],
         devices=DevicesStatus(9, 8, 1, 300, [SilentDevice(HOSTILE, NOW_US - 3_600_000_000, 2)]),
         quarantine=QuarantineStatus(
-            5, 6, [QuarantinedReason("not_json", 5, NOW_US, "listen", HOSTILE, "no JSON here")]
+            5, 6, [QuarantineReasonStatus("not_json", 5, NOW_US, "listen", HOSTILE, "no JSON here")]
         ),
         losses=LossesStatus(
             1, 4242, [Loss(NOW_US, "region", "reading", 4242, "no_room", "rollup 60 s", NOW_US, NOW_US)]
         ),
         alerts=AlertsStatus(1, 1, [Alert("hot", "critical", HOSTILE, "41 > 35", NOW_US, firing=True)]),
-        wear=WearStatus("mmcblk0", 86_400, 1.5e9, 2.5e9, 12.3, 6e13, 65.7),
-        recent=RecentStatus(20, NOW_US, [0, 10, 20], {"region": [1, 2, 3]}),
+        wear=FlashWearStatus("mmcblk0", 86_400, 1.5e9, 2.5e9, 12.3, 6e13, 65.7),
+        recent=RateHistoryStatus(20, NOW_US, [0, 10, 20], {"region": [1, 2, 3]}),
     )
 
 
@@ -88,12 +96,12 @@ def rendered(content: object, width: int) -> str:
 
 @pytest.mark.parametrize("width", [60, 80, 120, 200])
 def test_nothing_is_wider_than_the_terminal(width: int):
-    lines = rendered(display(everything(), width), width).splitlines()
+    lines = rendered(render_status(everything(), width), width).splitlines()
     assert max(map(len, lines)) <= width
 
 
 def test_everything_is_said():
-    text = rendered(display(everything(), 200), 200)
+    text = rendered(render_status(everything(), 200), 200)
     for words in (
         *("barn-1", "1 d 2 h", "4,322", "480 k", "5.88 MB", "39 d 12 h", "8 of 9 devices", "4,242"),
         *("no room", "rollup 60 s", "not json", "41 > 35", "critical", "1.5 GB a day", "over 10 years"),
@@ -103,7 +111,7 @@ def test_everything_is_said():
 
 
 def test_texts_of_devices_neither_command_the_terminal_nor_read_as_markup():
-    text = rendered(display(everything(), 120), 120)
+    text = rendered(render_status(everything(), 120), 120)
     assert "\x1b" not in text
     assert "\x07" not in text
     assert "\u202e" not in text
@@ -111,14 +119,14 @@ def test_texts_of_devices_neither_command_the_terminal_nor_read_as_markup():
 
 
 def test_a_wider_terminal_shows_more_columns():
-    assert "last receipt" not in rendered(display(everything(), 80), 80)
-    assert "last receipt" in rendered(display(everything(), 120), 120)
+    assert "last receipt" not in rendered(render_status(everything(), 80), 80)
+    assert "last receipt" in rendered(render_status(everything(), 120), 120)
 
 
 def test_bars_are_in_proportion_to_the_greatest():
-    assert spark([0, 7, 14]) == "▁▅█"
-    assert spark([0, 0]) == "▁▁"
-    assert len(spark(list(range(1000)))) == 30
+    assert sparkline([0, 7, 14]) == "▁▅█"
+    assert sparkline([0, 0]) == "▁▁"
+    assert len(sparkline(list(range(1000)))) == 30
 
 
 def test_a_chart_reaches_from_corner_to_corner():
@@ -139,10 +147,10 @@ def test_a_chart_reaches_from_corner_to_corner():
         count=[1] * 8,
         flagged=[0] * 8,
     )
-    lines = dots(chart, 4, 2)
+    lines = braille_lines(chart, 4, 2)
     assert "\u2800" not in {lines[0][-1], lines[-1][0]}
     assert lines[0][0] == lines[-1][-1] == "\u2800"
-    text = rendered(chart_display(chart, 80), 80)
+    text = rendered(render_chart(chart, 80), 80)
     assert "between 0.00 and 7.00 K" in text
     assert "\x1b" not in text
 

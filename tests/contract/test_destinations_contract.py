@@ -8,8 +8,8 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from cloud_sync.destinations import Parcel
-from cloud_sync.errors import Refused, RetryLater, TooLarge, Unauthorised
+from cloud_sync.destinations import EncodedBatch
+from cloud_sync.model.errors import RefusedError, RetryLaterError, TooLargeError, UnauthorisedError
 from tests.support.batches import batch_of
 from tests.support.destination_kinds import KINDS as DIRECT_KINDS
 from tests.support.destination_kinds import Kind, unique
@@ -73,9 +73,9 @@ async def test_an_accepted_batch_is_stored_and_its_receipt_counts_its_rows(subje
 
 async def test_a_parcel_keeps_the_range_and_rows_of_its_batch(subject):
     batch = batch_of([(unique("a"), "temperature", T0_US, 1.0)], first=5, last=9)
-    parcel = subject.destination.encode(batch)
-    assert (parcel.range, parcel.rows) == (batch.range, 1)
-    assert parcel.wire_bytes > 0
+    encoded_batch = subject.destination.encode(batch)
+    assert (encoded_batch.range, encoded_batch.rows) == (batch.range, 1)
+    assert encoded_batch.wire_bytes > 0
 
 
 async def test_encoding_the_same_batch_gives_the_same_bytes(subject):
@@ -86,8 +86,8 @@ async def test_encoding_the_same_batch_gives_the_same_bytes(subject):
 async def test_sending_a_batch_again_stores_nothing_twice(subject):
     sensor = unique("a")
     rows = [(sensor, "temperature", T0_US + n * 1_000_000, float(n)) for n in range(20)]
-    parcel = subject.destination.encode(batch_of(rows))
-    receipts = [await subject.destination.send(parcel) for _ in range(3)]
+    encoded_batch = subject.destination.encode(batch_of(rows))
+    receipts = [await subject.destination.send(encoded_batch) for _ in range(3)]
     assert {receipt.rows for receipt in receipts} == {20}
     assert sorted(await subject.stored({sensor})) == rows
 
@@ -143,46 +143,46 @@ async def test_a_batch_of_many_rows_arrives_whole(subject):
 
 
 async def test_closing_twice_is_harmless_and_sending_after_it_is_no_crash(subject):
-    parcel = subject.destination.encode(batch_of([(unique("a"), "temperature", T0_US, 1.0)]))
-    await subject.destination.send(parcel)
+    encoded_batch = subject.destination.encode(batch_of([(unique("a"), "temperature", T0_US, 1.0)]))
+    await subject.destination.send(encoded_batch)
     await subject.destination.aclose()
     await subject.destination.aclose()
-    with pytest.raises(RetryLater):
-        await subject.destination.send(parcel)
+    with pytest.raises(RetryLaterError):
+        await subject.destination.send(encoded_batch)
 
 
 @http_only
 async def test_a_server_that_is_away_means_retry_later(subject):
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
-        with pytest.raises(RetryLater, match=r"127\.0\.0\.1"):
+        with pytest.raises(RetryLaterError, match=r"127\.0\.0\.1"):
             await _send_one(subject.at(f"http://127.0.0.1:{taken.getsockname()[1]}"))
 
 
 ANSWERS = [
-    (Answer(401, '{"message": "who?"}'), Unauthorised, "who"),
-    (Answer(403, "not you"), Unauthorised, "not you"),
-    (Answer(413, "too big"), TooLarge, "too big"),
-    (Answer(400, '{"error": "bad batch"}'), Refused, "bad batch"),
-    (Answer(408), RetryLater, "408"),
-    (Answer(500, "oops"), RetryLater, "oops"),
-    (Answer(502, "<html>Bad gateway</html>"), RetryLater, "502"),
-    (Answer(302, headers={"location": "http://127.0.0.1:1/login"}), RetryLater, "302"),
-    (Answer(200, "<html>Welcome to the hotel</html>"), RetryLater, "hotel"),
-    (Answer(200), RetryLater, "200"),
-    (Answer(raw=b"SSH-2.0-OpenSSH_9.2\r\n"), RetryLater, ""),
-    (Answer(raw=b"HTTP/1.1 204"), RetryLater, ""),
-    (Answer(raw=b"HTTP/1.1 500 X\r\ncontent-length: 99\r\n\r\nhalf"), RetryLater, ""),
-    (Answer(raw=b""), RetryLater, ""),
-    (Answer(204, hang_s=3), RetryLater, "0.5 s"),
-    (Answer(500, b"x" * 10_000_000), RetryLater, "HTTP 500"),
+    (Answer(401, '{"message": "who?"}'), UnauthorisedError, "who"),
+    (Answer(403, "not you"), UnauthorisedError, "not you"),
+    (Answer(413, "too big"), TooLargeError, "too big"),
+    (Answer(400, '{"error": "bad batch"}'), RefusedError, "bad batch"),
+    (Answer(408), RetryLaterError, "408"),
+    (Answer(500, "oops"), RetryLaterError, "oops"),
+    (Answer(502, "<html>Bad gateway</html>"), RetryLaterError, "502"),
+    (Answer(302, headers={"location": "http://127.0.0.1:1/login"}), RetryLaterError, "302"),
+    (Answer(200, "<html>Welcome to the hotel</html>"), RetryLaterError, "hotel"),
+    (Answer(200), RetryLaterError, "200"),
+    (Answer(raw=b"SSH-2.0-OpenSSH_9.2\r\n"), RetryLaterError, ""),
+    (Answer(raw=b"HTTP/1.1 204"), RetryLaterError, ""),
+    (Answer(raw=b"HTTP/1.1 500 X\r\ncontent-length: 99\r\n\r\nhalf"), RetryLaterError, ""),
+    (Answer(raw=b""), RetryLaterError, ""),
+    (Answer(204, hang_s=3), RetryLaterError, "0.5 s"),
+    (Answer(500, b"x" * 10_000_000), RetryLaterError, "HTTP 500"),
     (
         Answer(raw=b"HTTP/1.1 500 X\r\ncontent-length: 9999999\r\n\r\n" + b"x" * 200_000),
-        RetryLater,
+        RetryLaterError,
         "HTTP 500",
     ),
-    (Answer(400, b"\xff\xfe{" * 100), Refused, "400"),
-    (Answer(400, b"[" * 50_000), Refused, "400"),
+    (Answer(400, b"\xff\xfe{" * 100), RefusedError, "400"),
+    (Answer(400, b"[" * 50_000), RefusedError, "400"),
 ]
 
 
@@ -202,7 +202,7 @@ async def test_each_answer_becomes_its_error_with_the_servers_own_words(subject,
 async def test_the_wait_a_server_asks_for_is_in_the_error(subject, status):
     at = subject.at
     async with http_stub(answering(Answer(status, "slow down", {"retry-after": "17"}))) as stub:
-        with pytest.raises(RetryLater) as caught:
+        with pytest.raises(RetryLaterError) as caught:
             await _send_one(at(stub.url))
     assert caught.value.retry_after_s == 17.0
 
@@ -215,11 +215,11 @@ async def test_a_spoiled_exchange_is_retried_and_stores_each_row_once(subject, f
     async with _in_front_of(subject) as proxy:
         proxy.script = [fault, PASS, DUPLICATE]
         destination = at(proxy.url)
-        parcel = destination.encode(batch_of(rows))
-        with pytest.raises(RetryLater):
-            await destination.send(parcel)
+        encoded_batch = destination.encode(batch_of(rows))
+        with pytest.raises(RetryLaterError):
+            await destination.send(encoded_batch)
         for _ in range(2):
-            assert (await destination.send(parcel)).rows == 50
+            assert (await destination.send(encoded_batch)).rows == 50
         await proxy.settled()
         await destination.aclose()
     assert sorted(await subject.stored({sensor})) == rows
@@ -231,9 +231,9 @@ def _in_front_of(subject: Subject) -> AbstractAsyncContextManager[FaultProxy]:
 
 
 async def _send_one(destination) -> None:
-    parcel = destination.encode(batch_of([(unique("a"), "temperature", T0_US, 1.0)]))
-    assert isinstance(parcel, Parcel)
+    encoded_batch = destination.encode(batch_of([(unique("a"), "temperature", T0_US, 1.0)]))
+    assert isinstance(encoded_batch, EncodedBatch)
     try:
-        await destination.send(parcel)
+        await destination.send(encoded_batch)
     finally:
         await destination.aclose()

@@ -11,10 +11,10 @@ from typing import Any
 import asyncpg
 import pytest
 
-from cloud_sync import wire
-from cloud_sync.applied import RangeConflict
-from cloud_sync.destinations.timescaledb import TimescaleSink
-from cloud_sync.records import Batch, Readings, Receipt
+from cloud_sync.codec import wire
+from cloud_sync.model.ledger_rules import RangeConflictError
+from cloud_sync.model.records import Batch, Readings, Receipt
+from cloud_sync.timescale.sink import TimescaleSink
 from tests.support.wire_examples import SECOND_US, START_US, batch, readings
 
 NOW = timedelta(0)
@@ -83,10 +83,10 @@ async def test_a_part_sent_twice_gets_the_same_receipt_and_overlapping_parts_are
 
     assert await sink.apply(part_of(whole, 2, 3)) == replace(first, applied_before=True)
     for part, parts in ((1, 1), (1, 2), (2, 2), (2, 4)):
-        with pytest.raises(RangeConflict) as refused:
+        with pytest.raises(RangeConflictError) as refused:
             await sink.apply(part_of(whole, part, parts))
         assert refused.value.reason == "range_overlap"
-    with pytest.raises(RangeConflict):
+    with pytest.raises(RangeConflictError):
         await sink.apply(part_of(batch(3, 9, content=other(1)), 2, 3))
     assert await fetch(region_dsn, "SELECT count(*) FROM reading") == 4
 
@@ -96,7 +96,7 @@ async def test_rows_that_came_another_way_do_not_complete_a_range(sink):
     await sink.apply(part_of(whole, 2, 3))
     await sink.apply(batch(1, gateway_id="gw-2"))
 
-    with pytest.raises(RangeConflict):
+    with pytest.raises(RangeConflictError):
         await sink.apply(whole)
 
     (known,) = await sink.progress("gw-1")
@@ -110,7 +110,7 @@ async def test_overlapping_ranges_sent_to_two_services_at_once_are_applied_by_on
         outcomes = await asyncio.gather(
             sink.apply(ranges[0]), second.apply(ranges[1]), return_exceptions=True
         )
-        assert sorted(type(each).__name__ for each in outcomes) == ["RangeConflict", "Receipt"]
+        assert sorted(type(each).__name__ for each in outcomes) == ["RangeConflictError", "Receipt"]
     await second.aclose()
 
 
@@ -127,7 +127,7 @@ async def test_pieces_of_what_was_applied_whole_are_known_by_their_rows(region_d
         part_of(batch(3, 9, content=other(1)), 1, 2),
         batch(4, 5, content=other(1)),
     ):
-        with pytest.raises(RangeConflict):
+        with pytest.raises(RangeConflictError):
             await sink.apply(unknown)
     assert await fetch(region_dsn, "SELECT count(*) FROM reading") == 12
     assert await fetch(region_dsn, "SELECT count(*) FROM ingest_ledger") == 1
@@ -175,9 +175,9 @@ async def test_a_batch_inside_a_merged_range_is_known_by_its_rows_or_refused(reg
 
     assert again == [Receipt(12, 0, duplicates=12, applied_before=True)] * 3
     restored = readings(12, start_us=START_US + 10**9 + SECOND_US // 2)
-    with pytest.raises(RangeConflict):
+    with pytest.raises(RangeConflictError):
         await sink.apply(batch(2, content=restored))
-    with pytest.raises(RangeConflict):
+    with pytest.raises(RangeConflictError):
         await sink.apply(batch(3, 4, content=other(3)))
     assert await fetch(region_dsn, "SELECT count(*) FROM reading") == 36
     assert await fetch(region_dsn, "SELECT count(*) FROM ingest_ledger") == 1

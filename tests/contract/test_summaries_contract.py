@@ -11,11 +11,11 @@ import asyncpg
 import numpy as np
 import pytest
 
-from cloud_sync.database.summaries import forget_rollups
-from cloud_sync.destinations.influxdb import InfluxDestination
-from cloud_sync.destinations.timescaledb import TimescaleSink
-from cloud_sync.errors import Refused
-from cloud_sync.records import Batch, Series
+from cloud_sync.destinations.influxdb.destination import InfluxDestination
+from cloud_sync.model.errors import RefusedError
+from cloud_sync.model.records import Batch, Series
+from cloud_sync.timescale.row_store import delete_old_rollups
+from cloud_sync.timescale.sink import TimescaleSink
 from tests.support.fixtures_postgres import fresh_database
 from tests.support.ingest_service import running
 from tests.support.summary_examples import alerts, declarations, rollups
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
     from cloud_sync.destinations import Destination
-    from cloud_sync.records import Records
+    from cloud_sync.model.records import Records
 
 
 def of_class(records: Records, first: int = 1, last: int = 1) -> Batch:
@@ -180,7 +180,7 @@ async def test_a_time_that_no_client_can_read_is_refused(region):
     destination, _ = region
     wrong = rollups(3)
     wrong.last_at_us[1] = 1 << 61
-    with pytest.raises(Refused) as refusal:
+    with pytest.raises(RefusedError) as refusal:
         await send(destination, of_class(wrong))
     assert refusal.value.reason == "time_out_of_range"
 
@@ -191,8 +191,8 @@ async def test_rollups_of_a_window_are_forgotten_after_their_time(postgres_serve
         old, new = rollups(3), rollups(3)
         new.time_us[:] = 4_000_000_000_000_000
         await sink.apply(of_class(old.concat([old, new])))
-        await sink.transact(lambda c: forget_rollups(c, 60, timedelta(days=30)))
-        await sink.transact(lambda c: forget_rollups(c, 300, timedelta(days=0)))
+        await sink.transact(lambda c: delete_old_rollups(c, 60, timedelta(days=30)))
+        await sink.transact(lambda c: delete_old_rollups(c, 300, timedelta(days=0)))
         await sink.aclose()
 
         assert len(await fetch(dsn, "SELECT FROM rollup")) == 3

@@ -13,11 +13,12 @@ import asyncpg
 import numpy as np
 import pytest
 
-from cloud_sync.applied import RangeConflict
-from cloud_sync.database import schema, statements
-from cloud_sync.destinations.timescaledb import TimescaleSink
-from cloud_sync.errors import Refused, RetryLater, Unauthorised
-from cloud_sync.records import SEQ_ABSENT, Batch, Readings, Receipt, Series
+from cloud_sync.model.errors import RefusedError, RetryLaterError, UnauthorisedError
+from cloud_sync.model.ledger_rules import RangeConflictError
+from cloud_sync.model.records import SEQ_ABSENT, Batch, Readings, Receipt, Series
+from cloud_sync.runtime import statements
+from cloud_sync.timescale import schema
+from cloud_sync.timescale.sink import TimescaleSink
 from tests.support.wire_examples import EPOCH, SECOND_US, START_US, batch, from_rows, readings, series
 
 ROWS = """
@@ -185,7 +186,7 @@ async def test_a_range_that_overlaps_an_applied_one_is_refused_and_nothing_is_wr
         [(1, 10), (20, 20), (9, 21), (12, 13), (10, 19), (11, 20), (5, 30)]
     ):
         content = readings(5, start_us=START_US + (number + 1) * 10**9)
-        with pytest.raises(RangeConflict) as refused:
+        with pytest.raises(RangeConflictError) as refused:
             await sink.apply(batch(first, last, content=content))
         assert refused.value.reason == "range_overlap"
 
@@ -199,7 +200,7 @@ async def test_a_range_that_overlaps_an_applied_one_is_refused_and_nothing_is_wr
 async def test_an_applied_range_with_other_contents_is_refused(region_dsn, sink, content):
     await sink.apply(batch(10, 20))
 
-    with pytest.raises(RangeConflict) as refused:
+    with pytest.raises(RangeConflictError) as refused:
         await sink.apply(batch(10, 20, content=content))
 
     assert refused.value.reason == "range_mismatch"
@@ -281,13 +282,13 @@ async def test_series_have_one_number_however_many_gateways_and_services_carry_t
 
 async def test_what_a_database_cannot_hold_is_refused_and_nothing_is_written(region_dsn, sink):
     for time_us in (-(2**63), -210_866_803_200_000_001, 9_223_371_331_200_000_000, 2**63 - 1):
-        with pytest.raises(Refused) as refused:
+        with pytest.raises(RefusedError) as refused:
             await sink.apply(batch(content=from_rows((0, 0, 1.0), (0, time_us, 1.0))))
         assert refused.value.reason == "time_out_of_range"
 
     random_name = np.random.default_rng(1).integers(0x4E00, 0x9FFF, 1024)
     unindexable = Series("".join(map(chr, random_name)), "t")
-    with pytest.raises(Refused) as refused:
+    with pytest.raises(RefusedError) as refused:
         await sink.apply(batch(content=from_rows((0, 0, 1.0)), of=(unindexable,)))
     assert refused.value.reason == "unacceptable_data"
     await sink.prepare()
@@ -296,10 +297,10 @@ async def test_what_a_database_cannot_hold_is_refused_and_nothing_is_written(reg
 
 
 async def test_a_parcel_is_sent_like_any_destinations(sink):
-    parcel = sink.encode(batch())
+    encoded_batch = sink.encode(batch())
 
-    assert await sink.send(parcel) == Receipt(12, 12)
-    assert (await sink.send(parcel)).applied_before
+    assert await sink.send(encoded_batch) == Receipt(12, 12)
+    assert (await sink.send(encoded_batch)).applied_before
     await sink.aclose()
     await sink.aclose()
 
@@ -311,7 +312,7 @@ async def test_services_that_start_at_once_prepare_the_database_once(region_dsn)
 
     for each in sinks:
         await each.aclose()
-    assert sorted(len(state.applied) for state in states) == [0, 0, 0, len(statements.migrations())]
+    assert sorted(len(state.applied) for state in states) == [0, 0, 0, len(statements.load_migrations())]
 
 
 async def test_a_database_of_a_newer_release_is_refused_in_words(region_dsn, sink):
@@ -321,7 +322,7 @@ async def test_a_database_of_a_newer_release_is_refused_in_words(region_dsn, sin
     older = TimescaleSink(region_dsn)
     with pytest.raises(schema.SchemaTooNewError, match="schema version 900, this release knows up to"):
         await older.prepare()
-    with pytest.raises(RetryLater, match="900"):
+    with pytest.raises(RetryLaterError, match="900"):
         await older.apply(batch())
     await older.aclose()
 
@@ -334,7 +335,7 @@ async def test_a_migration_that_fails_leaves_the_database_as_it_was(region_dsn):
     connection = await asyncpg.connect(region_dsn)
     try:
         with pytest.raises(asyncpg.PostgresSyntaxError):
-            await schema.prepare(connection, None, steps)
+            await schema.prepare_schema(connection, None, steps)
         assert await connection.fetchval("SELECT to_regclass('a')") is None
         assert await connection.fetchval("SELECT to_regclass('schema_migration')") is None
     finally:
@@ -342,7 +343,7 @@ async def test_a_migration_that_fails_leaves_the_database_as_it_was(region_dsn):
 
 
 async def test_on_timescaledb_readings_are_a_hypertable_with_the_policies_asked_for(timescale_dsn):
-    async def jobs(policies: schema.Policies | None) -> dict[str, str]:
+    async def jobs(policies: schema.TimescalePolicies | None) -> dict[str, str]:
         sink = TimescaleSink(timescale_dsn, policies=policies)
         state = await sink.prepare()
         await sink.aclose()
@@ -353,14 +354,14 @@ async def test_on_timescaledb_readings_are_a_hypertable_with_the_policies_asked_
         )
         return {row[0]: row[1] for row in rows}
 
-    by_default = await jobs(schema.Policies())
+    by_default = await jobs(schema.TimescalePolicies())
     assert set(by_default) == {"policy_compression"}
     assert await value(timescale_dsn, "SELECT count(*) FROM timescaledb_information.hypertables") == 2
-    with_retention = await jobs(schema.Policies(drop_after=timedelta(days=30)))
+    with_retention = await jobs(schema.TimescalePolicies(drop_after=timedelta(days=30)))
     assert set(with_retention) == {"policy_compression", "policy_retention"}
     assert "30 days" in str(with_retention["policy_retention"])
     assert set(await jobs(None)) == {"policy_compression", "policy_retention"}
-    assert await jobs(schema.Policies(compress_after=None)) == {}
+    assert await jobs(schema.TimescalePolicies(compress_after=None)) == {}
 
 
 async def test_late_readings_enter_compressed_chunks(timescale_dsn):
@@ -395,7 +396,7 @@ async def test_a_chunk_is_opened_for_many_late_readings_and_not_for_a_few(timesc
     )
 
     assert await value(timescale_dsn, compressed) == 0
-    assert all(isinstance(each, Receipt | RetryLater) for each in receipts)
+    assert all(isinstance(each, Receipt | RetryLaterError) for each in receipts)
     assert (await sink.apply(batch(3, content=many))).stored == 21_000
     assert (await sink.apply(batch(3, content=many))).applied_before
     assert await value(timescale_dsn, "SELECT count(*) FROM reading") == 24_300
@@ -417,9 +418,9 @@ async def test_a_database_killed_before_the_commit_has_nothing_of_the_batch(own_
 
     await asyncio.to_thread(own_postgres_server.kill)
 
-    with pytest.raises(RetryLater):
+    with pytest.raises(RetryLaterError):
         await applying
-    with pytest.raises(RetryLater):
+    with pytest.raises(RetryLaterError):
         await sink.apply(batch(2))
     blocker.terminate()
     await asyncio.to_thread(own_postgres_server.start)
@@ -436,7 +437,7 @@ async def test_a_database_that_was_emptied_is_prepared_again(postgres_dsn):
     await fetch(postgres_dsn, "DROP SCHEMA public CASCADE")
     await fetch(postgres_dsn, "CREATE SCHEMA public")
 
-    with pytest.raises(RetryLater):
+    with pytest.raises(RetryLaterError):
         await sink.apply(batch(2))
 
     assert await sink.apply(batch(2)) == Receipt(12, 12)
@@ -445,13 +446,13 @@ async def test_a_database_that_was_emptied_is_prepared_again(postgres_dsn):
 
 async def test_a_database_that_is_away_or_refuses_us_says_so(postgres_server, postgres_dsn, tmp_path):
     away = TimescaleSink(f"postgresql://postgres@/postgres?host={tmp_path}")
-    with pytest.raises(RetryLater, match="database:"):
+    with pytest.raises(RetryLaterError, match="database:"):
         await away.apply(batch())
     nobody = TimescaleSink(postgres_dsn.replace("postgres@", "nobody@", 1))
-    with pytest.raises(Unauthorised, match="nobody"):
+    with pytest.raises(UnauthorisedError, match="nobody"):
         await nobody.apply(batch())
     missing = TimescaleSink(postgres_server.dsn("not_yet_made"))
-    with pytest.raises(RetryLater, match="not_yet_made"):
+    with pytest.raises(RetryLaterError, match="not_yet_made"):
         await missing.apply(batch())
     for sink in (away, nobody, missing):
         await sink.aclose()

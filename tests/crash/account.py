@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from cloud_sync import columns
-from cloud_sync.records import RecordClass
+from cloud_sync.codec import columns
+from cloud_sync.model.records import RecordClass
 from gateway.spool.database import Database
 from gateway.spool.deliveries import Deliveries
-from gateway.spool.segments import Segments, commit_of, span_of
+from gateway.spool.segments import SegmentWriter, first_commit_at, position_span
 from gateway.spool.series import SeriesBook
 from tests.crash.fleet import TYPE, number_of, value_of
 
@@ -68,9 +68,9 @@ class Account:
         database = await Database.open(self._copied())
         try:
             book = await SeriesBook.load(database)
-            segments = await Segments.load(database, book)
+            segments = await SegmentWriter.load(database, book)
             rows = await database.read(
-                lambda c: c.execute(_SEGMENTS, span_of(RecordClass.READING)).fetchall()
+                lambda c: c.execute(_SEGMENTS, position_span(RecordClass.READING)).fetchall()
             )
             self._check_commits(rows)
             newest = segments.newest_commit(RecordClass.READING)
@@ -104,7 +104,7 @@ class Account:
         """Commits are contiguous, and every number stands for the rows it stood for before."""
         at = None
         for position, last_commit, count, rows_before, _ in rows:
-            first = commit_of(position)
+            first = first_commit_at(position)
             assert first <= last_commit
             if at is not None:
                 assert (first, rows_before) == at, "commits are not contiguous"

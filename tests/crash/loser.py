@@ -9,10 +9,10 @@ from pathlib import Path
 
 import numpy as np
 
-from cloud_sync.records import RecordClass
-from gateway.spool.capacity import Capacity
-from gateway.spool.giving_up import GivingUp
-from gateway.spool.processed import PROGRESS, write_state
+from cloud_sync.model.records import RecordClass
+from gateway.spool.appender import Capacity
+from gateway.spool.eviction import Evictor
+from gateway.spool.processing_state import PROGRESS_KEY, write_processing_state
 from tests.crash.spools import OpenSpool
 
 COMMITS = 600
@@ -24,7 +24,7 @@ async def lose(path: Path) -> None:
     spool = await OpenSpool.opened(path)
     try:
         await spool.database.limit_log(100_000)
-        means = GivingUp(
+        means = Evictor(
             spool.database,
             spool.segments,
             capacity=Capacity(max_bytes=ROOM_BYTES),
@@ -33,9 +33,9 @@ async def lose(path: Path) -> None:
         )
         for number in range(spool.newest + 1, COMMITS + 1):
             await spool.append(np.arange(number * 400, number * 400 + 400))
-            state: dict[str, bytes | None] = {PROGRESS: str(spool.newest).encode()}
-            await spool.database.write(functools.partial(write_state, changes=state))
-            while await means.give_up_once(number):
+            state: dict[str, bytes | None] = {PROGRESS_KEY: str(spool.newest).encode()}
+            await spool.database.write(functools.partial(write_processing_state, changes=state))
+            while await means.evict_once(number):
                 pass
     finally:
         await spool.database.close()

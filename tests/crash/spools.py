@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from cloud_sync.records import SEQ_ABSENT, Readings, RecordClass, Series
+from cloud_sync.model.records import SEQ_ABSENT, Readings, RecordClass, Series
 from gateway.spool.appender import Appender
 from gateway.spool.compaction import Compaction
 from gateway.spool.database import Database
 from gateway.spool.deliveries import Deliveries
-from gateway.spool.duplicates import Duplicates
+from gateway.spool.duplicates import DuplicateFilter
 from gateway.spool.retention import Retention
-from gateway.spool.segments import Segments
+from gateway.spool.segments import SegmentWriter
 from gateway.spool.series import SeriesBook
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ class OpenSpool:
 
     database: Database
     book: SeriesBook
-    segments: Segments
+    segments: SegmentWriter
     appender: Appender
     deliveries: Deliveries
     compaction: Compaction
@@ -43,8 +43,8 @@ class OpenSpool:
         database = await Database.open(path)
         try:
             book = await SeriesBook.load(database)
-            segments = await Segments.load(database, book)
-            duplicates = await Duplicates.load(database, book)
+            segments = await SegmentWriter.load(database, book)
+            duplicates = await DuplicateFilter.load(database, book)
             deliveries = Deliveries(database, segments, book, "g1")
             await deliveries.register("up", "file", now_us=1)
         except BaseException:

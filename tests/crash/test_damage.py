@@ -19,11 +19,11 @@ from pathlib import Path
 
 import pytest
 
-from cloud_sync import columns
-from cloud_sync.records import RecordClass
+from cloud_sync.codec import columns
+from cloud_sync.model.records import RecordClass
 from gateway.spool.database import Database
 from gateway.spool.errors import SpoolError
-from gateway.spool.segments import position_of
+from gateway.spool.segments import segment_position
 from tests.crash.spools import ROWS, OpenSpool, made
 
 COMMITS = 24
@@ -108,7 +108,7 @@ async def test_a_flipped_byte_in_a_block_costs_that_commit_and_is_counted(tmp_pa
     assert await _goes_on(path) == _times(set(range(1, COMMITS + 1)) - {commit})
     with closing(sqlite3.connect(path)) as connection:
         rows = connection.execute("SELECT position, rows FROM damaged").fetchall()
-    assert rows == [(position_of(RecordClass.READING, commit), ROWS)]
+    assert rows == [(segment_position(RecordClass.READING, commit), ROWS)]
 
 
 async def test_a_damaged_newest_commit_leaves_its_number_taken(tmp_path):
@@ -128,7 +128,7 @@ async def test_a_truncated_block_or_one_that_is_no_block_costs_that_commit(tmp_p
     wrong = {3: b"", 5: b"TC\x01", 8: bytes(500), 9: b"TC\x63" + bytes(500)}
     with closing(sqlite3.connect(path)) as connection, connection:
         for commit, block in wrong.items():
-            where = (block, position_of(RecordClass.READING, commit))
+            where = (block, segment_position(RecordClass.READING, commit))
             connection.execute("UPDATE segment SET block = ? WHERE position = ?", where)
     assert await _goes_on(path) == _times(set(range(1, COMMITS + 1)) - set(wrong))
 
@@ -139,7 +139,7 @@ async def test_a_block_that_names_a_series_nobody_knows_costs_that_commit(tmp_pa
     readings = columns.decode(_blocks(path)[4])
     strange = columns.encode(readings.with_series(readings.series + 5000))
     with closing(sqlite3.connect(path)) as connection, connection:
-        where = (strange, position_of(RecordClass.READING, 5))
+        where = (strange, segment_position(RecordClass.READING, 5))
         connection.execute("UPDATE segment SET block = ? WHERE position = ?", where)
     assert await _goes_on(path) == _times(set(range(1, COMMITS + 1)) - {5})
 

@@ -11,10 +11,9 @@ from contextlib import closing
 
 import pytest
 
-from cloud_sync import columns
-from cloud_sync.notices import Declarations
-from cloud_sync.records import RecordClass
-from gateway.operate.spool_check import check
+from cloud_sync.codec import columns
+from cloud_sync.model.records import Declarations, RecordClass
+from gateway.spooltools.checker import check_spool
 from tests.support.programs import ROOT
 
 
@@ -66,4 +65,4 @@ def test_what_is_kept_and_declared_is_what_was_acknowledged(tmp_path, count):
     ever, kept, lost, declared = account(path)
     assert kept + lost == ever == 600 * 400
     assert declared == lost > 0
-    assert check(path).problems == []
+    assert check_spool(path).problems == []

@@ -13,15 +13,15 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 import pytest
 
-from cloud_sync import columns
-from cloud_sync.records import SEQ_ABSENT, BatchRange, Readings, RecordClass, Series
+from cloud_sync.codec import columns
+from cloud_sync.model.records import SEQ_ABSENT, BatchRange, Readings, RecordClass, Series
 from gateway.spool.appender import Appender
 from gateway.spool.compaction import Compaction
 from gateway.spool.database import Database
 from gateway.spool.deliveries import Deliveries
-from gateway.spool.duplicates import Duplicates
+from gateway.spool.duplicates import DuplicateFilter
 from gateway.spool.retention import Retention
-from gateway.spool.segments import Segments, span_of
+from gateway.spool.segments import SegmentWriter, position_span
 from gateway.spool.series import SeriesBook
 from tests.crash.power import DiskVFS, connector, images
 
@@ -62,7 +62,7 @@ class Site:
 
     database: Database
     book: SeriesBook
-    segments: Segments
+    segments: SegmentWriter
     appender: Appender
     deliveries: Deliveries
     compaction: Compaction
@@ -72,8 +72,8 @@ class Site:
     async def opened(cls, path):
         database = await Database.open(path)
         book = await SeriesBook.load(database)
-        segments = await Segments.load(database, book)
-        duplicates = await Duplicates.load(database, book)
+        segments = await SegmentWriter.load(database, book)
+        duplicates = await DuplicateFilter.load(database, book)
         return cls(
             database,
             book,
@@ -164,7 +164,7 @@ async def faults_after(path, promised, story: Story) -> str:  # noqa: PLR0911 - 
         newest = site.segments.newest_commit(_READING)
         if newest < len(promised.groups):
             return f"commit {len(promised.groups)} is gone; the newest is {newest}"
-        blocks = await site.database.read(lambda c: c.execute(_BLOCKS, span_of(_READING)).fetchall())
+        blocks = await site.database.read(lambda c: c.execute(_BLOCKS, position_span(_READING)).fetchall())
         times = [t for (block,) in blocks for t in columns.decode(block).time_us.tolist()]
         fault = _fault_in_readings(times, promised)
         if fault:

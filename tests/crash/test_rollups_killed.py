@@ -9,16 +9,15 @@ from typing import cast
 import numpy as np
 import pytest
 
-from cloud_sync import columns
-from cloud_sync.records import Readings, RecordClass
-from cloud_sync.summaries import Rollups
-from gateway.processing.open_windows import unpack
-from gateway.processing.rollup import merged, summarise
+from cloud_sync.codec import columns
+from cloud_sync.model.records import Readings, RecordClass, Rollups
+from gateway.rollups.open_windows import unpack_windows
+from gateway.rollups.rollup import merge_rollups, roll_up_readings
 from gateway.spool.database import Database
-from gateway.spool.processed import PROGRESS, read_state
-from gateway.spool.segments import span_of
+from gateway.spool.processing_state import PROGRESS_KEY, read_processing_state
+from gateway.spool.segment_reader import keep_newest_revisions
+from gateway.spool.segments import position_span
 from gateway.spool.series import SeriesBook
-from gateway.spool.stored_rollups import newest_of_each
 from tests.crash.fleet import Fleet
 from tests.crash.test_kill import Site
 
@@ -41,19 +40,23 @@ async def _read(path):
     database = await Database.open(path)
     try:
         book = await SeriesBook.load(database)
-        state = await database.read(read_state)
-        through = int(state[PROGRESS])
-        blocks = await database.read(lambda c: c.execute(_BLOCKS, span_of(RecordClass.READING)).fetchall())
+        state = await database.read(read_processing_state)
+        through = int(state[PROGRESS_KEY])
+        blocks = await database.read(
+            lambda c: c.execute(_BLOCKS, position_span(RecordClass.READING)).fetchall()
+        )
         whole = Readings.concat([columns.decode(block) for last, block in blocks if last <= through])
-        blocks = await database.read(lambda c: c.execute(_BLOCKS, span_of(RecordClass.ROLLUP)).fetchall())
+        blocks = await database.read(
+            lambda c: c.execute(_BLOCKS, position_span(RecordClass.ROLLUP)).fetchall()
+        )
         rollups = [cast("Rollups", columns.decode_records(b, RecordClass.ROLLUP)) for _, b in blocks]
         assert rollups, "nothing was rolled up"
         every = Rollups.concat(rollups)
         keys = np.stack([every.series, every.time_us, every.window_s, every.revision])
         assert np.unique(keys, axis=1).shape[1] == every.rows, "a revision twice"
-        windows = {s: unpack(state[f"roller/{s}"], s)[0] for s in _LEVELS if f"roller/{s}" in state}
+        windows = {s: unpack_windows(state[f"roller/{s}"], s)[0] for s in _LEVELS if f"roller/{s}" in state}
         identified = whole.with_series(book.identities(whole.series))
-        return identified, newest_of_each(every), windows, every
+        return identified, keep_newest_revisions(every), windows, every
     finally:
         await database.close()
 
@@ -68,8 +71,8 @@ async def assert_whole(path) -> int:
         parts = [newest.take(newest.window_s == window_s)]
         if pending.rows:
             parts.append(pending)  # what is open below has not come up yet either
-        found = merged(Rollups.concat(parts), window_s)
-        expected = summarise(readings, window_s)
+        found = merge_rollups(Rollups.concat(parts), window_s)
+        expected = roll_up_readings(readings, window_s)
         for name in ("series", "time_us", "count", "minimum", "maximum", "first", "last", "last_at_us"):
             np.testing.assert_array_equal(getattr(found, name), getattr(expected, name), f"{name} {window_s}")
         np.testing.assert_allclose(found.mean, expected.mean, rtol=1e-12)

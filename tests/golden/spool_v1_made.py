@@ -14,15 +14,15 @@ from pathlib import Path
 
 import numpy as np
 
-from cloud_sync.records import SEQ_ABSENT, Readings, Series
+from cloud_sync.model.records import SEQ_ABSENT, Readings, Series
 from gateway.spool.appender import Appender
 from gateway.spool.compaction import Compaction
 from gateway.spool.database import Database
 from gateway.spool.deliveries import Deliveries
-from gateway.spool.duplicates import Duplicates
-from gateway.spool.quarantine import QuarantineItem
+from gateway.spool.duplicates import DuplicateFilter
+from gateway.spool.quarantine_items import QuarantineItem
 from gateway.spool.retention import Retention
-from gateway.spool.segments import Segments
+from gateway.spool.segments import SegmentWriter
 from gateway.spool.series import SeriesBook
 
 HERE = Path(__file__).parent
@@ -48,8 +48,8 @@ async def _make(path: Path) -> None:
     database = await Database.open(path)
     try:
         book = await SeriesBook.load(database)
-        segments = await Segments.load(database, book)
-        duplicates = await Duplicates.load(database, book)
+        segments = await SegmentWriter.load(database, book)
+        duplicates = await DuplicateFilter.load(database, book)
         appender = Appender(database, segments, duplicates, book)
         deliveries = Deliveries(database, segments, book, "g1")
         for name, kind in (("region", "ingest"), ("cloud", "influxdb")):

@@ -11,11 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from cloud_sync.records import RecordClass
+from cloud_sync.model.records import RecordClass
 from gateway.spool import database as spool_database
 from gateway.spool.database import Database
 from gateway.spool.deliveries import Deliveries
-from gateway.spool.segments import Segments
+from gateway.spool.segments import SegmentWriter
 from gateway.spool.series import SeriesBook
 from tests.support.free_ports import free_port
 from tests.support.programs import run
@@ -37,7 +37,7 @@ async def spool(tmp_path):
 @pytest.fixture
 async def parts(spool):
     book = await SeriesBook.load(spool)
-    segments = await Segments.load(spool, book)
+    segments = await SegmentWriter.load(spool, book)
     return book, segments, Deliveries(spool, segments, book, "g1")
 
 

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from cloud_sync import wire
+from cloud_sync.codec import wire
 
 if TYPE_CHECKING:
     import numpy as np
 
-    from cloud_sync.records import Batch
+    from cloud_sync.model.records import Batch
 
 FROZEN = sorted(Path(__file__).parent.glob("wire_v*.tgwb"))
 

@@ -11,28 +11,25 @@ from contextlib import asynccontextmanager
 
 import pytest
 
-from cloud_sync.notices import AlertState, Severity
-from gateway.processing.channels.log import LogChannel
-from gateway.processing.channels.mail import MailChannel, MailServer
-from gateway.processing.channels.webhook import WebhookChannel
-from gateway.processing.messages import message_of
-from gateway.processing.notify import ChannelFault
-from gateway.spool.outbox import Example, Notice
+from cloud_sync.model.records import AlertState, Severity
+from gateway.alerts.channels import MailChannel, MailServer, WebhookChannel
+from gateway.alerts.notifier import ChannelError, LogChannel, build_message
+from gateway.spool.processing_state import AlertExample, AlertNotice
 from tests.support.certificates import Authority
 from tests.support.free_ports import free_port
 from tests.support.http_stub import Answer, answering, http_stub
 from tests.support.smtp_server import mail_server
 
 AT_US = 1_790_000_000_000_000
-MESSAGE = message_of(
+MESSAGE = build_message(
     "barn-1",
     [
-        Notice(
+        AlertNotice(
             "hot",
             Severity.CRITICAL,
             AlertState.FIRING,
             1,
-            (Example("kiln ß", "temperature", AT_US, 36.5, 35.0, 2, "value 36.5 is above 35"),),
+            (AlertExample("kiln ß", "temperature", AT_US, 36.5, 35.0, 2, "value 36.5 is above 35"),),
         )
     ],
 )
@@ -91,7 +88,7 @@ async def test_a_webhook_gets_the_whole_message_and_its_token_where_asked_for():
 async def test_a_webhook_that_does_not_take_it_is_a_fault_without_its_address(answer, words):
     async with http_stub(answering(answer)) as stub:
         channel = WebhookChannel("ops", f"{stub.url}/s3cret", timeout_s=0.5)
-        with pytest.raises(ChannelFault) as fault:
+        with pytest.raises(ChannelError) as fault:
             await channel.send(MESSAGE)
         await channel.aclose()
         assert str(fault.value) == words
@@ -99,7 +96,7 @@ async def test_a_webhook_that_does_not_take_it_is_a_fault_without_its_address(an
 
 async def test_a_webhook_nobody_listens_at_is_a_fault():
     channel = WebhookChannel("ops", f"http://127.0.0.1:{free_port()}/")
-    with pytest.raises(ChannelFault, match="ConnectError"):
+    with pytest.raises(ChannelError, match="ConnectError"):
         await channel.send(MESSAGE)
     await channel.aclose()
 
@@ -130,7 +127,7 @@ async def test_a_mail_goes_encrypted_and_with_a_password(tmp_path):
         options = {"tls": "starttls", "username": "barn-1", "context": trust}
         await mail(mailbox.port, password="pa55", **options).send(MESSAGE)
         assert len(mailbox.mails) == 1
-        with pytest.raises(ChannelFault, match="535") as fault:
+        with pytest.raises(ChannelError, match="535") as fault:
             await mail(mailbox.port, password="wrong", **options).send(MESSAGE)
         assert "wrong" not in str(fault.value)
 
@@ -141,7 +138,7 @@ async def test_a_mail_server_that_cannot_be_trusted_gets_nothing(tmp_path):
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(*certificate)
     async with mail_server(tls=context) as mailbox:
-        with pytest.raises(ChannelFault):
+        with pytest.raises(ChannelError):
             await mail(mailbox.port, tls="starttls").send(MESSAGE)
         assert mailbox.mails == []
 
@@ -149,9 +146,9 @@ async def test_a_mail_server_that_cannot_be_trusted_gets_nothing(tmp_path):
 async def test_a_mail_server_that_refuses_or_is_away_is_a_fault():
     async with mail_server() as mailbox:
         mailbox.refuse = "451 not now"
-        with pytest.raises(ChannelFault, match="not now"):
+        with pytest.raises(ChannelError, match="not now"):
             await mail(mailbox.port).send(MESSAGE)
-    with pytest.raises(ChannelFault, match=r"127\.0\.0\.1"):
+    with pytest.raises(ChannelError, match=r"127\.0\.0\.1"):
         await mail(free_port()).send(MESSAGE)
 
 
@@ -165,8 +162,10 @@ async def test_the_log_has_one_line_a_message(caplog):
 
 @pytest.mark.parametrize("name", ["a\u2028b", "a\r\nBcc: x@y.example", "a\x85b", "\ud800"])
 async def test_a_mail_about_a_device_whose_name_would_end_a_header_is_sent(name):
-    example = Example(name, "t", AT_US, 1.0, 2.0, 1, "value 1 is below 2")
-    message = message_of("barn-1", [Notice("cold", Severity.WARNING, AlertState.FIRING, 1, (example,))])
+    example = AlertExample(name, "t", AT_US, 1.0, 2.0, 1, "value 1 is below 2")
+    message = build_message(
+        "barn-1", [AlertNotice("cold", Severity.WARNING, AlertState.FIRING, 1, (example,))]
+    )
     async with mail_server() as mailbox:
         await mail(mailbox.port).send(message)
         (got,) = mailbox.mails
@@ -206,6 +205,6 @@ async def test_a_webhook_whose_answer_has_no_end_is_not_waited_for(head, taken):
     async with dripping(head) as port:
         channel = WebhookChannel("ops", f"http://127.0.0.1:{port}", timeout_s=0.2)
         async with asyncio.timeout(5):
-            with contextlib.nullcontext() if taken else pytest.raises(ChannelFault, match="no answer"):
+            with contextlib.nullcontext() if taken else pytest.raises(ChannelError, match="no answer"):
                 await channel.send(MESSAGE)
         await channel.aclose()

@@ -16,21 +16,20 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 
-from cloud_sync import columns
-from cloud_sync.notices import AlertState
-from cloud_sync.records import Readings, RecordClass, Series
-from gateway.alerting import alert_stage_of
-from gateway.processing.commit_log import CommitLog
-from gateway.processing.follower import Follower, FollowTerms
-from gateway.processing.notify import ChannelDesk
-from gateway.settings import GatewaySettings
+from cloud_sync.codec import columns
+from cloud_sync.model.records import AlertState, Readings, RecordClass, Series
+from gateway.alerts.notifier import AlertNotifier
+from gateway.build import build_alert_stage
+from gateway.processing.commit_consumer import CommitConsumer, ConsumerOptions
 from gateway.settings.alerts import AlertSettings
+from gateway.settings.gateway_settings import GatewaySettings
 from gateway.spool.database import open_read_only
-from gateway.spool.segments import span_of
+from gateway.spool.segment_reader import CommitLogReader
+from gateway.spool.segments import position_span
 from tests.support.open_spool import OpenSpool, open_spool
 
 if TYPE_CHECKING:
-    from gateway.processing.messages import Message
+    from gateway.alerts.notifier import AlertMessage
 
 RECORDING = Path(__file__).parents[1] / "golden" / "alert_table.csv"
 SECOND = 1_000_000
@@ -73,9 +72,9 @@ class Listener:
 
     name: str = "log"
     clock: Clock | None = None
-    told: list[tuple[int, Message]] = field(default_factory=list)
+    told: list[tuple[int, AlertMessage]] = field(default_factory=list)
 
-    async def send(self, message: Message) -> None:
+    async def send(self, message: AlertMessage) -> None:
         assert self.clock is not None
         self.told.append((self.clock.second, message))
 
@@ -125,7 +124,7 @@ async def alert_records(spool: OpenSpool) -> list[tuple[int, str, str, str, int,
     blocks = await spool.database.read(
         lambda c: c.execute(
             "SELECT block FROM segment WHERE position BETWEEN ? AND ? ORDER BY position",
-            span_of(RecordClass.ALERT),
+            position_span(RecordClass.ALERT),
         ).fetchall()
     )
     found = []
@@ -147,16 +146,16 @@ async def test_the_built_in_alerts_of_a_recording_are_exactly_these(tmp_path, re
     listener = Listener(clock=clock)
     async with open_spool(tmp_path / "spool.db") as spool:
 
-        def made() -> Follower:
-            stage = alert_stage_of(settings, spool.book)
+        def made() -> CommitConsumer:
+            stage = build_alert_stage(settings, spool.book)
             assert stage is not None
-            log = CommitLog(open_read_only(spool.database.path), spool.book)
-            terms = FollowTerms(interval_s=0, checkpoint_s=3600)
-            return Follower(spool.database, spool.segments, log, [stage], terms, clock_us=clock.us)
+            log = CommitLogReader(open_read_only(spool.database.path), spool.book)
+            terms = ConsumerOptions(interval_s=0, checkpoint_s=3600)
+            return CommitConsumer(spool.database, spool.segments, log, [stage], terms, clock_us=clock.us)
 
-        follower = made()
-        await follower.load()
-        desk = ChannelDesk(
+        commit_consumer = made()
+        await commit_consumer.load()
+        notifier = AlertNotifier(
             listener,
             spool.database,
             "barn-1",
@@ -168,13 +167,13 @@ async def test_the_built_in_alerts_of_a_recording_are_exactly_these(tmp_path, re
             clock.second = second
             if second in by_second:
                 await commit(spool, by_second[second], clock.us())
-            await follower.follow_once()
-            await desk.send_once()
+            await commit_consumer.consume_once()
+            await notifier.send_once()
             if restart_every_s and second % restart_every_s == 0:  # killed: nothing but the file is left
-                await follower.aclose()
-                follower = made()
-                await follower.load()
-        await follower.aclose()
+                await commit_consumer.aclose()
+                commit_consumer = made()
+                await commit_consumer.load()
+        await commit_consumer.aclose()
         records = await alert_records(spool)
     expected, messages = EXPECTED_RECORDS, EXPECTED_MESSAGES
     if restart_every_s:  # silence counts while the gateway is at work, findings may be lost
@@ -191,16 +190,16 @@ async def test_a_message_says_of_each_series_what_was_seen(tmp_path) -> None:
     clock = Clock()
     listener = Listener(clock=clock)
     async with open_spool(tmp_path / "spool.db") as spool:
-        stage = alert_stage_of(settings, spool.book)
+        stage = build_alert_stage(settings, spool.book)
         assert stage is not None
-        log = CommitLog(open_read_only(spool.database.path), spool.book)
-        follower = Follower(spool.database, spool.segments, log, [stage], clock_us=clock.us)
-        await follower.load()
+        log = CommitLogReader(open_read_only(spool.database.path), spool.book)
+        commit_consumer = CommitConsumer(spool.database, spool.segments, log, [stage], clock_us=clock.us)
+        await commit_consumer.load()
         await commit(spool, recorded()[60], clock.us())
-        await follower.follow_once()
-        desk = ChannelDesk(listener, spool.database, "barn-1", settings.alerts.terms, clock_us=clock.us)
-        await desk.send_once()
-        await follower.aclose()
+        await commit_consumer.consume_once()
+        notifier = AlertNotifier(listener, spool.database, "barn-1", settings.alerts.terms, clock_us=clock.us)
+        await notifier.send_once()
+        await commit_consumer.aclose()
     assert listener.told[0][1].text.splitlines() == [
         "CRITICAL: temperature, 2 firing at barn-1",
         "kiln/temperature: value 35.5 is above 35",

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import aiomqtt
 import pytest
 
-from gateway.processing.clock import Sync, system_sync
+from gateway.processing.clock import SyncStatus, read_sync_status
 from tests.support.http_stub import Answer, http_stub
 from tests.support.programs import Site
 
@@ -76,7 +76,7 @@ async def test_an_alert_is_told_delivered_and_ended_across_kills(site: Site, tmp
 
 
 async def test_readings_that_wait_for_the_clock_are_acknowledged_and_get_their_times(site: Site, tmp_path):
-    if system_sync() is Sync.YES:
+    if read_sync_status() is SyncStatus.YES:
         pytest.skip("this machine's clock is synchronised")
     config = tmp_path / "gateway.toml"
     before, doubting = config.read_text(), '[clock]\ntrust = "synchronised"\n'

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 import asyncpg
 import httpx
 
-from cloud_sync.ingest import tokens
-from cloud_sync.records import Flag
+from cloud_sync.http import tokens
+from cloud_sync.model.records import Flag
 from tests.support.fault_proxy import DROP_ANSWER, PASS, RESET, FaultProxy, fault_proxy
 from tests.support.free_ports import free_port
 from tests.support.programs import Program, Site, wait_until
@@ -53,7 +53,7 @@ def prepare_hall(folder: Path, site: Site, region: str, cloud: str, database: st
         f'database = "{database}"\nflush_s = 0.2\ntimeout_s = 2\n'
         f'[ingress.http]\nenabled = true\nport = {port}\ntokens_file = "http-tokens"\n'
     )
-    return port, tokens.add(folder / "http-tokens", "hut")
+    return port, tokens.add_token(folder / "http-tokens", "hut")
 
 
 async def broken_in_turn(links: list[FaultProxy]) -> None:

@@ -18,9 +18,8 @@ import httpx
 import msgspec
 import pytest
 
-from gateway import settings
-from gateway.operate.in_force import masked_values
-from gateway.settings import pending
+from gateway.settings import config_changes, gateway_settings
+from gateway.status.active_config import mask_settings
 from tests.support.free_ports import free_port
 from tests.support.http_stub import Answer, http_stub
 from tests.support.programs import ROOT, Program, run, wait_until
@@ -77,7 +76,7 @@ class Running:
         )
         assert answer.is_success, answer.text
 
-    def in_force(self) -> dict[str, Any]:
+    def active_config(self) -> dict[str, Any]:
         return httpx.get(f"{self.url}/config", trust_env=False, timeout=5).json()
 
     def status(self) -> dict[str, Any]:
@@ -88,14 +87,14 @@ class Running:
 
     def hang_up(self, text: str) -> dict[str, Any]:
         """Write a configuration, send SIGHUP, and wait for what becomes of it."""
-        before = self.in_force()["attempts"]
+        before = self.active_config()["attempts"]
         self.config.write_text(text)
         os.kill(self.pid, signal.SIGHUP)
-        wait_until(lambda: self.in_force()["attempts"] > before and not self.is_reloading(), 10)
-        return self.in_force()
+        wait_until(lambda: self.active_config()["attempts"] > before and not self.is_reloading(), 10)
+        return self.active_config()
 
     def is_reloading(self) -> bool:
-        said = self.in_force()
+        said = self.active_config()
         return not said["refused"] and not said["changed"]
 
     def delivered(self, folder: str) -> list[int]:
@@ -270,9 +269,9 @@ def test_apply_confirms_what_works_and_keeps_what_was(gateway: Running) -> None:
     done = gateway.apply(gateway.text('log_level = "warning"'))
     assert done.returncode == 0, done.stderr
     assert "in force and confirmed" in done.stdout
-    assert gateway.in_force()["values"]["log_level"] == "warning"
-    assert pending.previous_of(gateway.config).read_text() == old
-    assert not pending.marker_of(gateway.config).exists()
+    assert gateway.active_config()["values"]["log_level"] == "warning"
+    assert config_changes.previous_config_path(gateway.config).read_text() == old
+    assert not config_changes.trial_marker_path(gateway.config).exists()
     assert sorted(p.name for p in gateway.folder.glob("gateway.toml*")) == [
         "gateway.toml",
         "gateway.toml.previous",
@@ -285,7 +284,7 @@ def test_apply_refuses_what_has_faults_and_touches_nothing(gateway: Running) -> 
     assert done.returncode == 2
     assert "new.toml: nonsense: unknown key" in done.stderr
     assert gateway.config.read_text() == old
-    assert not pending.previous_of(gateway.config).exists()
+    assert not config_changes.previous_config_path(gateway.config).exists()
 
 
 def test_apply_says_at_once_that_a_gateway_without_its_endpoint_cannot_be_tried(gateway: Running) -> None:
@@ -294,7 +293,7 @@ def test_apply_says_at_once_that_a_gateway_without_its_endpoint_cannot_be_tried(
     assert done.returncode == 2
     assert "status.enabled = false" in done.stderr
     assert gateway.config.read_text() == old
-    assert not pending.marker_of(gateway.config).exists()
+    assert not config_changes.trial_marker_path(gateway.config).exists()
 
 
 def test_a_secret_that_systemd_hands_over_is_no_other_configuration(
@@ -305,14 +304,14 @@ def test_a_secret_that_systemd_hands_over_is_no_other_configuration(
         'gateway_id = "g"\n[spool]\npath = "s"\n[[destinations]]\nname = "r"\nkind = "ingest"\n'
         'url = "https://r"\ntoken_file = "secrets/r.token"\n'
     )
-    said = masked_values(settings.read(config))
+    said = mask_settings(gateway_settings.parse_settings_file(config))
     copies = tmp_path / "credentials"
     copies.mkdir()
     (copies / "secret_r.token").write_text("t\n")
     monkeypatch.setenv("CREDENTIALS_DIRECTORY", str(copies))
-    service = settings.read(config)
+    service = gateway_settings.parse_settings_file(config)
     assert service.destinations[0].token_file == copies / "secret_r.token"  # type: ignore[union-attr]  # of kind ingest
-    assert masked_values(service) == said
+    assert mask_settings(service) == said
 
 
 def test_apply_goes_back_when_a_destination_cannot_be_reached(gateway: Running) -> None:
@@ -322,7 +321,7 @@ def test_apply_goes_back_when_a_destination_cannot_be_reached(gateway: Running) 
     assert done.returncode == 1, done.stderr
     assert "rolling back: destination region" in done.stderr
     assert gateway.config.read_text() == old
-    assert set(gateway.in_force()["values"]) >= {"destinations[stick].name"}
+    assert set(gateway.active_config()["values"]) >= {"destinations[stick].name"}
     assert gateway.backlog() == 5
 
 
@@ -334,36 +333,36 @@ def test_apply_goes_back_when_the_gateway_cannot_even_start_with_it(gateway: Run
     assert done.returncode == 1, done.stderr
     assert "by a restart" in done.stdout
     assert gateway.config.read_text() == old
-    assert gateway.in_force()["values"]["ingress.listen.port"] == gateway.mqtt_port
+    assert gateway.active_config()["values"]["ingress.listen.port"] == gateway.mqtt_port
     assert gateway.backlog() == 5
 
 
 def test_the_gateway_goes_back_by_itself_when_the_command_is_killed(gateway: Running) -> None:
     old = gateway.config.read_text()
     applying = gateway.apply_in_background(gateway.text("", unreachable_region(gateway.folder)), "4s")
-    wait_until(lambda: "destinations[region].name" in gateway.in_force()["values"], 10)
+    wait_until(lambda: "destinations[region].name" in gateway.active_config()["values"], 10)
     applying.kill()
     applying.wait()
-    assert pending.marker_of(gateway.config).exists()
-    wait_until(lambda: "destinations[stick].name" in gateway.in_force()["values"], 15)
+    assert config_changes.trial_marker_path(gateway.config).exists()
+    wait_until(lambda: "destinations[stick].name" in gateway.active_config()["values"], 15)
     assert gateway.config.read_text() == old
-    assert not pending.marker_of(gateway.config).exists()
+    assert not config_changes.trial_marker_path(gateway.config).exists()
 
 
 def test_after_a_power_cut_during_a_trial_the_old_configuration_is_in_force(gateway: Running) -> None:
     old = gateway.config.read_text()
     gateway.send(0, 5)
     applying = gateway.apply_in_background(gateway.text("", unreachable_region(gateway.folder)), "60s")
-    wait_until(lambda: "destinations[region].name" in gateway.in_force()["values"], 10)
+    wait_until(lambda: "destinations[region].name" in gateway.active_config()["values"], 10)
     applying.kill()
     applying.wait()
     gateway.program.kill()
-    marker = msgspec.json.decode(pending.marker_of(gateway.config).read_bytes())
-    pending.marker_of(gateway.config).write_bytes(
+    marker = msgspec.json.decode(config_changes.trial_marker_path(gateway.config).read_bytes())
+    config_changes.trial_marker_path(gateway.config).write_bytes(
         msgspec.json.encode({**marker, "boot_id": "an earlier one"})
     )
     gateway.program.start()
-    assert "destinations[stick].name" in gateway.in_force()["values"]
+    assert "destinations[stick].name" in gateway.active_config()["values"]
     assert gateway.config.read_text() == old
     assert gateway.backlog() == 5
 
@@ -371,39 +370,41 @@ def test_after_a_power_cut_during_a_trial_the_old_configuration_is_in_force(gate
 def test_an_interrupted_apply_goes_back_at_once(gateway: Running) -> None:
     old = gateway.config.read_text()
     applying = gateway.apply_in_background(gateway.text("", unreachable_region(gateway.folder)), "60s")
-    wait_until(lambda: "destinations[region].name" in gateway.in_force()["values"], 10)
+    wait_until(lambda: "destinations[region].name" in gateway.active_config()["values"], 10)
     applying.send_signal(signal.SIGTERM)
     assert applying.wait(20) == 1
     assert gateway.config.read_text() == old
-    assert "destinations[stick].name" in gateway.in_force()["values"]
+    assert "destinations[stick].name" in gateway.active_config()["values"]
 
 
 @pytest.mark.parametrize("stage", ["copied", "marked", "swapped"])
 def test_wherever_the_power_fails_one_of_the_two_configurations_is_whole(tmp_path: Path, stage: str) -> None:
     config = tmp_path / "gateway.toml"
     config.write_text("old")
-    pending.begin(config, b"new", probe_s=60)
-    assert (pending.chosen(config), config.read_text()) == (config, "new")
+    config_changes.begin_trial(config, b"new", probe_s=60)
+    assert (config_changes.active_config_path(config), config.read_text()) == (config, "new")
     if stage != "swapped":
         config.write_text("old")
     if stage == "copied":
-        pending.marker_of(config).unlink()
+        config_changes.trial_marker_path(config).unlink()
     else:
-        marker = msgspec.json.decode(pending.marker_of(config).read_bytes())
-        pending.marker_of(config).write_bytes(msgspec.json.encode({**marker, "boot_id": "other"}))
-    assert pending.chosen(config).read_text() == "old"
+        marker = msgspec.json.decode(config_changes.trial_marker_path(config).read_bytes())
+        config_changes.trial_marker_path(config).write_bytes(
+            msgspec.json.encode({**marker, "boot_id": "other"})
+        )
+    assert config_changes.active_config_path(config).read_text() == "old"
     if stage != "copied":
-        pending.roll_back(config)
-    assert (config.read_text(), pending.left_s(config)) == ("old", None)
+        config_changes.restore_previous_config(config)
+    assert (config.read_text(), config_changes.trial_time_left_s(config)) == ("old", None)
 
 
 def test_a_trial_is_over_at_its_deadline_and_a_damaged_marker_is_one_that_is_over(tmp_path: Path) -> None:
     config = tmp_path / "gateway.toml"
     config.write_text("old")
-    pending.begin(config, b"new", probe_s=0.05)
+    config_changes.begin_trial(config, b"new", probe_s=0.05)
     time.sleep(0.1)
-    assert pending.chosen(config) == pending.previous_of(config)
-    pending.marker_of(config).write_text("{")
-    assert pending.chosen(config) == pending.previous_of(config)
-    pending.confirm(config)
-    assert pending.chosen(config) == config
+    assert config_changes.active_config_path(config) == config_changes.previous_config_path(config)
+    config_changes.trial_marker_path(config).write_text("{")
+    assert config_changes.active_config_path(config) == config_changes.previous_config_path(config)
+    config_changes.confirm_trial(config)
+    assert config_changes.active_config_path(config) == config

@@ -15,8 +15,8 @@ import numpy as np
 import psutil
 import pytest
 
-from cloud_sync.records import Readings, RecordClass, Series
-from cloud_sync.shipper import Shipper
+from cloud_sync.delivery.shipper import Shipper
+from cloud_sync.model.records import Readings, RecordClass, Series
 from tests.support.ingest_service import running
 from tests.support.open_spool import open_spool
 

@@ -16,10 +16,10 @@ from urllib.parse import urlsplit
 import asyncpg
 import pytest
 
-from cloud_sync.backoff import Backoff
+from cloud_sync.delivery.shipper import Shipper
 from cloud_sync.destinations.ingest_client import IngestClient
-from cloud_sync.records import Receipt, RecordClass
-from cloud_sync.shipper import Shipper
+from cloud_sync.model.records import Receipt, RecordClass
+from cloud_sync.runtime.rates import Backoff
 from tests.support.fault_proxy import (
     DROP_ANSWER,
     DUPLICATE,
@@ -40,7 +40,7 @@ from tests.support.open_spool import OpenSpool, open_spool
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from cloud_sync.destinations import Parcel
+    from cloud_sync.destinations import EncodedBatch
 
 CHAOS_S = float(os.environ.get("TIDEGATE_TEST_CHAOS_S", "40"))
 SEED = int(os.environ.get("TIDEGATE_TEST_CHAOS_SEED", "7"))
@@ -65,12 +65,12 @@ class MovingClient(IngestClient):
 
     strangers = ""
 
-    async def send(self, parcel: Parcel) -> Receipt:
+    async def send(self, encoded_batch: EncodedBatch) -> Receipt:
         if not self.strangers or random.random() > 0.12:
-            return await super().send(parcel)
+            return await super().send(encoded_batch)
         client = IngestClient(self.name, self.strangers, "token", timeout_s=1.0)
         try:
-            return await client.send(parcel)
+            return await client.send(encoded_batch)
         finally:
             await client.aclose()
 

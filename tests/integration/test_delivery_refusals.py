@@ -9,13 +9,13 @@ from uuid import UUID
 
 import pytest
 
-from cloud_sync.destinations.http_client import HttpOptions, tls_context
-from cloud_sync.destinations.influxdb import InfluxDestination, refused_lines
+from cloud_sync.delivery.shipper import Shipper
+from cloud_sync.destinations.http_client import HttpOptions, build_client_tls_context
+from cloud_sync.destinations.influxdb.destination import InfluxDestination, find_refused_lines
 from cloud_sync.destinations.ingest_client import IngestClient
-from cloud_sync.errors import RetryLater
-from cloud_sync.records import Series
-from cloud_sync.shipper import Shipper
-from gateway.settings import GatewaySettings
+from cloud_sync.model.errors import RetryLaterError
+from cloud_sync.model.records import Series
+from gateway.settings.gateway_settings import GatewaySettings
 from tests.support.certificates import Authority
 from tests.support.http_stub import Answer, InfluxV2Stub, answering, http_stub
 from tests.support.open_spool import open_spool
@@ -90,7 +90,7 @@ async def test_a_line_that_a_v2_server_repeats_costs_one_more_request(tmp_path):
     ],
 )
 def test_an_answer_says_which_lines_or_does_not(answer, rows):
-    assert refused_lines(["a v=1", "b v=1 x", "c v=1"], answer) == rows
+    assert find_refused_lines(["a v=1", "b v=1 x", "c v=1"], answer) == rows
 
 
 async def test_a_private_authority_and_a_client_certificate_are_what_the_configuration_says(tmp_path):
@@ -112,11 +112,11 @@ async def test_a_private_authority_and_a_client_certificate_are_what_the_configu
     server = await asyncio.start_server(serve, "127.0.0.1", 0, ssl=served)
     url = f"https://localhost:{server.sockets[0].getsockname()[1]}"
     for options, words in (
-        (HttpOptions(tls_context(authority.certificate, mine, my_key)), "HTTP 503"),
+        (HttpOptions(build_client_tls_context(authority.certificate, mine, my_key)), "HTTP 503"),
         (HttpOptions(), "certificate verify failed"),
     ):
         client = IngestClient("region", url, "", timeout_s=5, options=options)
-        with pytest.raises(RetryLater, match=words):
+        with pytest.raises(RetryLaterError, match=words):
             await client.known("gw-1", UUID(int=1))
         await client.aclose()
     assert names == ["gw-1"]
@@ -133,7 +133,7 @@ async def test_a_proxy_is_used_when_configured_and_never_because_of_the_environm
         monkeypatch.setenv("ALL_PROXY", proxy.url)
         for options, words in ((HttpOptions(), "direct"), (HttpOptions(proxy=proxy.url), "proxied")):
             client = IngestClient("region", region.url, "t", options=options)
-            with pytest.raises(RetryLater, match=words):
+            with pytest.raises(RetryLaterError, match=words):
                 await client.known("gw-1", UUID(int=1))
             await client.aclose()
 

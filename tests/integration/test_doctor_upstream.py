@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from gateway.operate.doctor import Level, upstream
-from gateway.settings import GatewaySettings
+from gateway.doctor import Level, network
+from gateway.settings.gateway_settings import GatewaySettings
 from tests.support import ingest_service
 from tests.support.certificates import Authority
 from tests.support.free_ports import free_port
@@ -22,7 +22,7 @@ from tests.support.programs import run
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from gateway.operate.doctor.finding import Finding
+    from gateway.doctor import Finding
     from tests.support.fixtures_mosquitto import Mosquitto
 
 SECRET = "t0p-s3cret-token"
@@ -59,13 +59,13 @@ async def test_a_real_region_takes_the_gateway_and_tells_its_release(
 ) -> None:
     async with ingest_service.running(postgres_dsn, tmp_path) as service:
         given = destination(kind="ingest", url=service.url, token_file=token)
-        refused = worst(await upstream.check_destination(given, "gw-1"))
+        refused = worst(await network.check_destination(given, "gw-1"))
         assert (refused.level, "HTTP 401" in refused.what) == (Level.FAULT, True), refused
         assert "token add" in refused.advice
         token.write_text(service.token)  # noqa: ASYNC240 - a few bytes
-        well = worst(await upstream.check_destination(given, "gw-1"))
+        well = worst(await network.check_destination(given, "gw-1"))
         assert (well.level, "release 0." in well.what) == (Level.OK, True), well
-        other = worst(await upstream.check_destination(given, "gw-2"))
+        other = worst(await network.check_destination(given, "gw-2"))
         assert (other.level, "HTTP 403" in other.what) == (Level.FAULT, True), other
 
 
@@ -84,7 +84,7 @@ async def test_a_region_that_is_old_none_or_silent_is_found(
 ) -> None:
     async with http_stub(lambda _: answer) as stub:
         given = destination(kind="ingest", url=stub.url, token_file=token)
-        found = worst(await upstream.check_destination(given, "gw-1", within_s=0.5))
+        found = worst(await network.check_destination(given, "gw-1", within_s=0.5))
     assert (found.level, words in found.what) == (level, True), found
     assert "\x1b" not in found.what
 
@@ -93,7 +93,7 @@ async def test_a_region_that_is_not_there_or_whose_certificate_nobody_signed_is_
     tmp_path: Path, token: Path
 ) -> None:
     away = destination(kind="ingest", url=f"http://127.0.0.1:{free_port()}", token_file=token)
-    assert worst(await upstream.check_destination(away, "gw-1")).level is Level.FAULT
+    assert worst(await network.check_destination(away, "gw-1")).level is Level.FAULT
     certificate, key = Authority(tmp_path).issue("server", "localhost", "DNS:localhost")
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     context.load_cert_chain(certificate, key)
@@ -101,7 +101,7 @@ async def test_a_region_that_is_not_there_or_whose_certificate_nobody_signed_is_
     async with server:
         url = f"https://localhost:{server.sockets[0].getsockname()[1]}"
         found = worst(
-            await upstream.check_destination(destination(kind="ingest", url=url, token_file=token), "gw-1")
+            await network.check_destination(destination(kind="ingest", url=url, token_file=token), "gw-1")
         )
         await asyncio.sleep(0.1)  # for the server to notice that the handshake failed, and close its socket
     assert (found.level, "ca_file" in found.advice) == (Level.FAULT, True), found
@@ -123,36 +123,36 @@ async def test_an_influxdb_that_refuses_the_token_or_has_no_such_bucket_is_found
 ) -> None:
     async with http_stub(influx) as stub:
         given = {"kind": "influxdb", "url": stub.url, "org": "farm", "token_file": token}
-        well = worst(await upstream.check_destination(destination(**given, bucket="sensors"), "gw-1"))
+        well = worst(await network.check_destination(destination(**given, bucket="sensors"), "gw-1"))
         assert (well.level, "version 2.7.1" in well.what) == (Level.OK, True), well
-        missing = worst(await upstream.check_destination(destination(**given, bucket="other"), "gw-1"))
+        missing = worst(await network.check_destination(destination(**given, bucket="other"), "gw-1"))
         assert (missing.level, "bucket not found" in missing.what) == (Level.FAULT, True), missing
         token.write_text("wrong")  # noqa: ASYNC240 - a few bytes
-        refused = worst(await upstream.check_destination(destination(**given, bucket="sensors"), "gw-1"))
+        refused = worst(await network.check_destination(destination(**given, bucket="sensors"), "gw-1"))
         assert (refused.level, "not accepted" in refused.what) == (Level.FAULT, True), refused
         token.unlink()  # noqa: ASYNC240 - a few bytes
-        unreadable = worst(await upstream.check_destination(destination(**given, bucket="sensors"), "gw-1"))
+        unreadable = worst(await network.check_destination(destination(**given, bucket="sensors"), "gw-1"))
         assert unreadable.level is Level.FAULT
     async with http_stub(lambda _: Answer(404, "nothing here")) as stub:
         token.write_text(SECRET)  # noqa: ASYNC240 - a few bytes
         stranger = destination(**{**given, "url": stub.url}, bucket="sensors")
-        assert "not an InfluxDB" in worst(await upstream.check_destination(stranger, "gw-1")).what
+        assert "not an InfluxDB" in worst(await network.check_destination(stranger, "gw-1")).what
 
 
 async def test_a_token_that_crosses_the_network_readable_is_found(token: Path) -> None:
     given = destination(kind="ingest", url="http://region.invalid:8420", token_file=token, allow_plain=True)
-    found = await upstream.check_destination(given, "gw-1", within_s=2)
+    found = await network.check_destination(given, "gw-1", within_s=2)
     assert any("readable" in f.what and f.level is Level.WARNING for f in found), found
 
 
 async def test_a_real_broker_is_asked_without_touching_the_session(mosquitto: Mosquitto) -> None:
-    well = worst(await upstream.check_broker(broker(mosquitto.url), "gw-1"))
+    well = worst(await network.check_broker(broker(mosquitto.url), "gw-1"))
     assert (well.level, "broker_reviewed" in well.advice or "docs/ingress.md" in well.advice) == (
         Level.WARNING,
         True,
     )
     mosquitto.kill()
-    gone = worst(await upstream.check_broker(broker(mosquitto.url), "gw-1"))
+    gone = worst(await network.check_broker(broker(mosquitto.url), "gw-1"))
     assert gone.level is Level.FAULT
 
 
@@ -182,7 +182,7 @@ async def test_a_broker_that_refuses_is_none_or_is_silent_is_found(answer: bytes
 
     async with await asyncio.start_server(serve, "127.0.0.1", 0) as server:
         url = f"mqtt://127.0.0.1:{server.sockets[0].getsockname()[1]}"
-        found = worst(await upstream.check_broker(broker(url), "gw-1", within_s=0.5))
+        found = worst(await network.check_broker(broker(url), "gw-1", within_s=0.5))
         await served.wait()
     assert (found.level, words in found.what) == (Level.FAULT, True), found
 

@@ -6,11 +6,11 @@ from typing import TYPE_CHECKING
 
 import httpx
 
-from gateway.agent import build
-from gateway.operate.endpoint import Endpoint
-from gateway.operate.observer import Observer
-from gateway.settings import GatewaySettings
+from gateway.agent import build_runtime
+from gateway.settings.gateway_settings import GatewaySettings
 from gateway.spool.database import Database
+from gateway.status.collector import StatusCollector
+from gateway.web.endpoint import StatusEndpoint
 from tests.support.free_ports import free_port
 
 if TYPE_CHECKING:
@@ -26,8 +26,8 @@ async def test_a_stage_that_does_not_keep_its_word_is_named_to_this_machine_only
         {"gateway_id": "gw-1", "spool": {"path": tmp_path / "spool.db"}, "status": {"port": port}}
     )
     database = await Database.open(settings.spool.path)
-    parts = await build(settings, database)
-    endpoint = Endpoint(parts, Observer(parts))
+    parts = await build_runtime(settings, database)
+    endpoint = StatusEndpoint(parts, StatusCollector(parts))
     await endpoint.start()
     try:
         async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", trust_env=False) as client:
@@ -48,5 +48,5 @@ async def test_a_stage_that_does_not_keep_its_word_is_named_to_this_machine_only
         await endpoint.stop()
         for shipper in parts.shippers:
             await shipper.aclose()
-        await parts.follower.aclose()
+        await parts.commit_consumer.aclose()
         await database.close()

@@ -21,16 +21,16 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from cloud_sync.destinations.file_volumes import with_span
-from cloud_sync.destinations.files import FileDestination
-from cloud_sync.errors import RetryLater
+from cloud_sync.destinations.file.destination import FileDestination
+from cloud_sync.destinations.file.output_files import merge_span
+from cloud_sync.model.errors import RetryLaterError
 from tests.support.batches import batch_of
 from tests.support.destination_kinds import file_lines, rows_of
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterable
 
-    from cloud_sync.records import Batch
+    from cloud_sync.model.records import Batch
 
 T0_US = 1_767_225_600_000_000
 ROWS_PER_BATCH = 20
@@ -205,7 +205,7 @@ async def test_a_directory_that_was_swapped_is_noticed(tmp_path):
 async def test_no_directory_means_waiting_for_it_when_asked_to(tmp_path):
     place = tmp_path / "stick"
     async with opened(place, create=False) as destination:
-        with pytest.raises(RetryLater, match="plug in the stick"):
+        with pytest.raises(RetryLaterError, match="plug in the stick"):
             await send_all(destination, [1])
         place.mkdir()
         await send_all(destination, [1])
@@ -215,13 +215,13 @@ async def test_no_directory_means_waiting_for_it_when_asked_to(tmp_path):
 async def test_a_path_that_is_no_directory_is_said_in_words(tmp_path):
     (tmp_path / "file").write_text("")
     async with opened(tmp_path / "file") as destination:
-        with pytest.raises(RetryLater, match=str(tmp_path / "file")):
+        with pytest.raises(RetryLaterError, match=str(tmp_path / "file")):
             await send_all(destination, [1])
 
 
 async def test_too_little_room_holds_the_batch_and_says_so(tmp_path):
     async with opened(tmp_path, min_free_bytes=1 << 60) as destination:
-        with pytest.raises(RetryLater, match=f"cannot write to {tmp_path}.*make room"):
+        with pytest.raises(RetryLaterError, match=f"cannot write to {tmp_path}.*make room"):
             await send_all(destination, [1])
     assert rows_in(tmp_path) == []
 
@@ -229,7 +229,7 @@ async def test_too_little_room_holds_the_batch_and_says_so(tmp_path):
 async def test_a_second_writer_is_told_that_the_directory_is_taken(tmp_path):
     async with opened(tmp_path) as first, opened(tmp_path) as second:
         await send_all(first, [1])
-        with pytest.raises(RetryLater, match="in use by another process"):
+        with pytest.raises(RetryLaterError, match="in use by another process"):
             await send_all(second, [2])
         await first.aclose()
         await send_all(second, [2])
@@ -243,7 +243,7 @@ async def test_a_write_that_stops_halfway_leaves_nothing_behind(tmp_path):
         before = resource.getrlimit(resource.RLIMIT_FSIZE)
         resource.setrlimit(resource.RLIMIT_FSIZE, (data.stat().st_size + 100, before[1]))
         try:
-            with pytest.raises(RetryLater, match="cannot write"):
+            with pytest.raises(RetryLaterError, match="cannot write"):
                 await send_all(destination, [2])
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, before)
@@ -292,7 +292,7 @@ async def test_an_interruption_at_any_step_leaves_every_batch_once(tmp_path, mon
                 else:
                     await send_all(destination, [todo[0]])
                 todo.popleft()
-            except RetryLater:
+            except RetryLaterError:
                 failed = True
                 if restart:
                     await destination.aclose()
@@ -304,7 +304,7 @@ async def test_an_interruption_at_any_step_leaves_every_batch_once(tmp_path, mon
         spans: list[tuple[int, int]] = []
         for line in manifest(place):
             for first, last in line["ranges"]:
-                spans = with_span(spans, first, last)
+                spans = merge_span(spans, first, last)
         assert spans == [(1, 7)], f"step {step}"
         if not failed:
             break
@@ -314,7 +314,7 @@ async def test_an_interruption_at_any_step_leaves_every_batch_once(tmp_path, mon
 CHILD = f"""
 import asyncio, itertools, sys
 from batches import batch_of
-from cloud_sync.destinations.files import FileDestination
+from cloud_sync.destinations.file.destination import FileDestination
 
 async def send_until_killed(directory, number):
     destination = FileDestination("stick", directory, rotate_bytes=2000)
@@ -365,4 +365,4 @@ async def test_killed_at_any_moment_every_receipted_batch_is_there_once(tmp_path
     ],
 )
 def test_spans_merge_when_they_touch(spans, new, merged):
-    assert with_span(spans, *new) == merged
+    assert merge_span(spans, *new) == merged

@@ -13,14 +13,14 @@ import cbor2
 import pytest
 import zstandard
 
-from cloud_sync import columns, wire
-from cloud_sync.errors import RetryLater
-from cloud_sync.ingest import heads
-from cloud_sync.records import Batch, Flag, Receipt, RecordClass
-from gateway.ingress import credentials
-from gateway.operate.status import status_of
-from gateway.processing.commit_log import CommitLog
-from gateway.spool.segments import read_range
+from cloud_sync.codec import columns, wire
+from cloud_sync.http import uvicorn_server
+from cloud_sync.model.errors import RetryLaterError
+from cloud_sync.model.records import Batch, Flag, Receipt, RecordClass
+from gateway.auth import device_passwords
+from gateway.spool.segment_reader import CommitLogReader
+from gateway.spool.segments import read_blocks
+from gateway.status.document import build_running_status
 from tests.support.batches import batch_of
 from tests.support.http_gateway import JSON, HttpGateway, http_gateway, until
 from tests.support.summary_examples import alerts, declarations, rollups
@@ -194,7 +194,7 @@ async def test_what_is_too_large_or_not_understood_is_refused_with_its_code(tmp_
             (403, "other_scope"),
         ]
         assert await gateway.rows() == []
-        status = (await status_of(gateway.parts)).ways_in
+        status = (await build_running_status(gateway.parts)).ways_in
         assert status is not None
         assert status.http is not None
         assert (status.http.requests, status.http.rejections["body_too_large"]) == (10, 2)
@@ -203,7 +203,7 @@ async def test_what_is_too_large_or_not_understood_is_refused_with_its_code(tmp_
 
 async def test_a_client_brings_readings_of_its_own_name_only(tmp_path):
     passwords = tmp_path / "passwords"
-    password = credentials.add(passwords, "pump-1")
+    password = device_passwords.add_device(passwords, "pump-1")
     async with http_gateway(tmp_path / "gw", passwords_file=passwords) as gateway:
         mine = [reading(sensor_id="pump-1"), reading(sensor_id="pump-1:flow")]
         theirs = reading(sensor_id="pump-2")
@@ -220,7 +220,7 @@ async def test_a_client_brings_readings_of_its_own_name_only(tmp_path):
 
 async def test_a_device_may_deliver_as_a_gateway_of_its_own_name_what_is_its_own(tmp_path):
     passwords = tmp_path / "passwords"
-    mine = basic("pump-1", credentials.add(passwords, "pump-1"))
+    mine = basic("pump-1", device_passwords.add_device(passwords, "pump-1"))
     async with http_gateway(tmp_path / "gw", passwords_file=passwords) as gateway:
 
         async def send(sensor_id: str, gateway_id: str, first: int) -> tuple[int, Any]:
@@ -236,7 +236,7 @@ async def test_a_device_may_deliver_as_a_gateway_of_its_own_name_what_is_its_own
 
 async def test_who_is_not_known_gets_401_and_who_guesses_has_to_wait(tmp_path):
     passwords = tmp_path / "passwords"
-    credentials.add(passwords, "pump-1")
+    device_passwords.add_device(passwords, "pump-1")
     async with http_gateway(tmp_path / "gw", passwords_file=passwords) as gateway:
         wrong = [
             {},
@@ -327,10 +327,10 @@ async def test_readings_of_another_gateway_are_marked_as_processed_in_the_spool_
             await low.send(low.encode(batch(1, gateway_id="low", content=readings(5))))
             await low.aclose()
             database = gateway.parts.database
-            ((_, block),) = await database.read(lambda c: read_range(c, RecordClass.READING, 1, 1))
+            ((_, block),) = await database.read(lambda c: read_blocks(c, RecordClass.READING, 1, 1))
             assert set((columns.decode(block).flags & Flag.PROCESSED).tolist()) == {kept}
             assert not any(row[4] & Flag.PROCESSED for row in await gateway.rows())
-            with closing(CommitLog.open(database.path, gateway.parts.book)) as log:
+            with closing(CommitLogReader.open(database.path, gateway.parts.book)) as log:
                 assert log.read(0, 100).readings.rows == (5 if process else 0)
 
 
@@ -348,7 +348,7 @@ async def test_a_full_spool_answers_503_and_takes_what_comes_again(tmp_path, mon
         low, first = gateway.client("low"), batch(1, gateway_id="low")
         room = gateway.parts.appender._capacity
         object.__setattr__(room, "min_free_bytes", 1 << 62)
-        with pytest.raises(RetryLater, match="min_free_bytes") as late:
+        with pytest.raises(RetryLaterError, match="min_free_bytes") as late:
             await low.send(low.encode(first))
         assert late.value.retry_after_s == 7
         answer = await gateway.http.post(
@@ -371,7 +371,7 @@ async def test_a_spool_that_refuses_when_full_says_so_and_forgets_nothing(tmp_pa
     async with http_gateway(tmp_path / "gw", spool=full) as gateway:
         object.__setattr__(gateway.parts.appender._capacity, "max_bytes", 1)
         low = gateway.client("low")
-        with pytest.raises(RetryLater, match="max_bytes"):
+        with pytest.raises(RetryLaterError, match="max_bytes"):
             await low.send(low.encode(batch(1, gateway_id="low")))
         object.__setattr__(gateway.parts.appender._capacity, "max_bytes", None)
         gateway.parts.committer.counters.holding_reason = ""
@@ -411,7 +411,7 @@ async def test_a_client_whose_attributes_change_without_end_cannot_fill_the_book
 
 
 async def test_a_head_that_never_ends_and_a_silent_body_are_given_up(tmp_path, monkeypatch):
-    monkeypatch.setattr(heads, "HEAD_WITHIN_S", 0.2)
+    monkeypatch.setattr(uvicorn_server, "HEAD_WITHIN_S", 0.2)
     async with http_gateway(tmp_path / "gw", tokens_file=None, body_idle_s=0.2) as gateway:
         host, port = gateway.url.removeprefix("http://").split(":")
         slow = (b"", b"POST /v1/readings HTTP/1.1\r\nHost: x\r\n")

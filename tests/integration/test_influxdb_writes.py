@@ -15,15 +15,20 @@ from urllib.parse import urlsplit
 import numpy as np
 import pytest
 
-from cloud_sync.destinations.influxdb import InfluxDestination, reason_of, verdict_of, words_of
-from cloud_sync.errors import Refused, RetryLater, TooLarge, Unauthorised
+from cloud_sync.destinations.influxdb.destination import (
+    InfluxDestination,
+    classify_refusal,
+    error_from_response,
+    parse_error_body,
+)
+from cloud_sync.model.errors import RefusedError, RetryLaterError, TooLargeError, UnauthorisedError
 from tests.support.batches import batch_of
 from tests.support.destination_kinds import unique
 from tests.support.fault_proxy import DROP_ANSWER, DUPLICATE, PASS, RESET, Fault, fault_proxy
 from tests.support.http_stub import Answer, InfluxV2Stub, answering, http_stub
 
 if TYPE_CHECKING:
-    from cloud_sync.records import Batch, Receipt
+    from cloud_sync.model.records import Batch, Receipt
     from tests.support.batches import Row
     from tests.support.fixtures_influx import Influxd
     from tests.support.http_stub import HttpStub
@@ -107,11 +112,11 @@ async def test_every_column_arrives_in_influxdb_as_it_was(influxd):
 async def test_a_database_that_does_not_exist_yet_holds_the_batch_until_it_does(influxd):
     name = unique("later")
     destination = v1(influxd, name)
-    parcel = destination.encode(batch_of(rows()))
-    with pytest.raises(RetryLater, match=f"is '{name}' created.*database not found"):
-        await destination.send(parcel)
+    encoded_batch = destination.encode(batch_of(rows()))
+    with pytest.raises(RetryLaterError, match=f"is '{name}' created.*database not found"):
+        await destination.send(encoded_batch)
     influxd.query(f'CREATE DATABASE "{name}"')
-    assert (await destination.send(parcel)).rows == 10
+    assert (await destination.send(encoded_batch)).rows == 10
     await destination.aclose()
     assert len(influxd.points(name)) == 10
 
@@ -124,14 +129,14 @@ async def test_the_retention_policy_is_the_one_asked_for(influxd):
         influxd.query('SELECT count(value) FROM "raw"."temperature"', database=database)[0]["values"][0][1]
         == 10
     )
-    with pytest.raises(RetryLater, match="retention policy not found"):
+    with pytest.raises(RetryLaterError, match="retention policy not found"):
         await send(v1(influxd, database, retention_policy="nope"), batch_of(rows()))
 
 
 async def test_a_line_the_server_cannot_take_is_refused_with_its_words_and_the_others_are_stored(influxd):
     database = influxd.new_database()
     batch = batch_of([*rows(), ("t-1", "temperature", FAR_US, 1.0)])
-    with pytest.raises(Refused, match=f"unable to parse.*{FAR_US}") as caught:
+    with pytest.raises(RefusedError, match=f"unable to parse.*{FAR_US}") as caught:
         await send(v1(influxd, database), batch)
     assert caught.value.reason == "unable_to_parse"
     assert len(influxd.points(database)) == 10
@@ -143,7 +148,7 @@ async def test_a_field_of_another_type_is_refused_and_the_others_are_stored(infl
     destination = v1(influxd, database)
     foreign = gzip.compress(f'state value="open" {T0_US}\n'.encode())
     await destination.send(replace(destination.encode(batch), bodies=(foreign,)))
-    with pytest.raises(Refused, match=r"field type conflict.*dropped=2") as caught:
+    with pytest.raises(RefusedError, match=r"field type conflict.*dropped=2") as caught:
         await send(destination, batch)
     assert caught.value.reason == "field_type_conflict"
     assert sum(point["measurement"] == "temperature" for point in influxd.points(database)) == 10
@@ -152,7 +157,7 @@ async def test_a_field_of_another_type_is_refused_and_the_others_are_stored(infl
 async def test_readings_older_than_the_retention_are_refused_and_the_others_are_stored(influxd):
     database = influxd.new_database()
     influxd.query(f'CREATE RETENTION POLICY "short" ON "{database}" DURATION 1h REPLICATION 1 DEFAULT')
-    with pytest.raises(Refused) as caught:
+    with pytest.raises(RefusedError) as caught:
         await send(v1(influxd, database), batch_of(rows()))
     assert caught.value.reason == "beyond_retention"
 
@@ -163,7 +168,7 @@ async def test_credentials_are_used_and_wrong_ones_hold_everything(influxd_with_
     server.query("CREATE USER reader WITH PASSWORD 'r'", auth=root)
     server.query("GRANT READ ON plant TO reader", auth=root)
     for username, password in (("root", "wrong"), ("", ""), ("reader", "r")):
-        with pytest.raises(Unauthorised) as caught:
+        with pytest.raises(UnauthorisedError) as caught:
             await send(v1(server, "plant", username=username, password=password), batch_of(rows()))
         assert "wrong" not in str(caught.value)
     await send(v1(server, "plant", username="root", password="secret"), batch_of(rows()))
@@ -174,7 +179,7 @@ async def test_credentials_are_used_and_wrong_ones_hold_everything(influxd_with_
 async def test_a_body_beyond_the_servers_bound_is_too_large_and_smaller_ones_are_not(influxd):
     database = influxd.new_database()
     content = [("t-1", "temperature", T0_US + n * 997, math.sin(n)) for n in range(20_000)]
-    with pytest.raises(TooLarge):
+    with pytest.raises(TooLargeError):
         await send(v1(influxd, database, lines_per_body=20_000), batch_of(content))
     await send(v1(influxd, database), batch_of(content))
     assert (
@@ -192,11 +197,11 @@ async def test_a_bad_link_costs_time_and_no_reading(influxd):
         destination = InfluxDestination("cloud", proxy.url, api="v1", database=database, timeout_s=5)
         for number in range(1, 31):
             start_us = T0_US + number * 100_000_000
-            parcel = destination.encode(batch_of(rows(start_us=start_us), first=number, last=number))
+            encoded_batch = destination.encode(batch_of(rows(start_us=start_us), first=number, last=number))
             for _ in range(50):
                 try:
-                    await destination.send(parcel)
-                except RetryLater:
+                    await destination.send(encoded_batch)
+                except RetryLaterError:
                     continue
                 break
         await proxy.settled()
@@ -237,9 +242,9 @@ async def test_a_v2_stub_gets_gzipped_bodies_of_at_most_5000_lines_in_microsecon
 @pytest.mark.parametrize(
     ("options", "error", "words"),
     [
-        ({"token": "stolen"}, Unauthorised, "unauthorized access"),
-        ({"bucket": "nope"}, RetryLater, "is 'nope' created.*bucket \"nope\" not found"),
-        ({"org": "nope"}, RetryLater, 'organization name "nope" not found'),
+        ({"token": "stolen"}, UnauthorisedError, "unauthorized access"),
+        ({"bucket": "nope"}, RetryLaterError, "is 'nope' created.*bucket \"nope\" not found"),
+        ({"org": "nope"}, RetryLaterError, 'organization name "nope" not found'),
     ],
 )
 async def test_a_v2_stub_refuses_what_it_does_not_know(options, error, words):
@@ -251,7 +256,7 @@ async def test_a_v2_stub_refuses_what_it_does_not_know(options, error, words):
 
 async def test_a_v2_stub_that_finds_its_body_too_large_says_so():
     async with http_stub(InfluxV2Stub(max_body_bytes=100)) as stub:
-        with pytest.raises(TooLarge, match="points batch is too large"):
+        with pytest.raises(TooLargeError, match="points batch is too large"):
             await send(v2(stub), batch_of(rows()))
 
 
@@ -266,11 +271,11 @@ async def test_a_path_in_front_of_the_api_is_kept():
 async def test_a_send_that_is_cancelled_leaves_the_destination_usable():
     async with http_stub(answering(Answer(hang_s=5), Answer())) as stub:
         destination = InfluxDestination("cloud", stub.url, bucket="b")
-        parcel = destination.encode(batch_of(rows()))
+        encoded_batch = destination.encode(batch_of(rows()))
         with pytest.raises(TimeoutError):
             async with asyncio.timeout(0.1):
-                await destination.send(parcel)
-        assert (await destination.send(parcel)).rows == 10
+                await destination.send(encoded_batch)
+        assert (await destination.send(encoded_batch)).rows == 10
         await destination.aclose()
 
 
@@ -296,10 +301,10 @@ async def test_https_offers_http2_and_distrusts_a_strangers_certificate(tmp_path
     server = await asyncio.start_server(hang_up, "127.0.0.1", 0, ssl=served)
     url = f"https://127.0.0.1:{server.sockets[0].getsockname()[1]}"
     trusted = ssl.create_default_context(cafile=certificate)
-    with pytest.raises(RetryLater, match=url):
+    with pytest.raises(RetryLaterError, match=url):
         await send(InfluxDestination("cloud", url, bucket="b", tls=trusted), batch_of(rows()))
     assert agreed == ["h2"]
-    with pytest.raises(RetryLater, match="certificate verify failed"):
+    with pytest.raises(RetryLaterError, match="certificate verify failed"):
         await send(InfluxDestination("cloud", url, bucket="b"), batch_of(rows()))
     server.close()
     await server.wait_closed()
@@ -350,20 +355,20 @@ def test_an_argument_that_cannot_work_is_named(options, words):
     ],
 )
 def test_a_reason_is_found_in_the_servers_words(words, code, reason):
-    assert reason_of(words, code) == reason
+    assert classify_refusal(words, code) == reason
 
 
 def test_the_servers_words_are_taken_from_either_form_and_shortened():
-    assert words_of(b'{"error":"database not found"}\n') == ("database not found", "")
-    assert words_of(b'{"code":"invalid","message":"bad\\nline"}') == ("bad line", "invalid")
-    assert words_of(b"plain\n text") == ("plain text", "")
-    assert words_of(b'{"error": 5}') == ('{"error": 5}', "")
-    long, _ = words_of(b"a" * 5000 + b" dropped=7")
+    assert parse_error_body(b'{"error":"database not found"}\n') == ("database not found", "")
+    assert parse_error_body(b'{"code":"invalid","message":"bad\\nline"}') == ("bad line", "invalid")
+    assert parse_error_body(b"plain\n text") == ("plain text", "")
+    assert parse_error_body(b'{"error": 5}') == ('{"error": 5}', "")
+    long, _ = parse_error_body(b"a" * 5000 + b" dropped=7")
     assert len(long) < 1100
     assert long.endswith("dropped=7")
 
 
 def test_some_points_rejected_by_the_cloud_service_is_a_refusal():
-    verdict = verdict_of(201, b"", where="cloud", target="b", retry_after=None, now_s=0.0)
-    assert isinstance(verdict, Refused)
+    verdict = error_from_response(201, b"", where="cloud", target="b", retry_after=None, now_s=0.0)
+    assert isinstance(verdict, RefusedError)
     assert verdict.reason == "partial_write"

@@ -17,9 +17,9 @@ import asyncpg
 import httpx
 import pytest
 
-from cloud_sync.database import statements
 from cloud_sync.destinations.ingest_client import IngestClient
-from cloud_sync.records import Receipt
+from cloud_sync.model.records import Receipt
+from cloud_sync.runtime import statements
 from tests.support.wire_examples import batch
 
 if TYPE_CHECKING:
@@ -164,7 +164,7 @@ def test_a_database_of_a_newer_release_ends_the_service_with_exit_2(postgres_dsn
     run("token", "add", "gw-1", "--config", config)
     migrated = run("migrate", "--config", config)
     assert migrated.returncode == 0
-    names = [migration.name for migration in statements.migrations()]
+    names = [migration.name for migration in statements.load_migrations()]
     assert migrated.stdout == f"schema {len(names)} on plain PostgreSQL: {', '.join(names)}\n"
     again = run("migrate", "--config", config)
     assert again.stdout == f"schema {len(names)} on plain PostgreSQL: nothing to do\n"

@@ -6,15 +6,14 @@ from typing import TYPE_CHECKING
 
 import httpx
 
-from cloud_sync.destinations.timescaledb import TimescaleSink
-from cloud_sync.ingest import turns as turns_module
-from cloud_sync.ingest.app import IngestApp, create_app
-from cloud_sync.ingest.callers import Callers
-from cloud_sync.ingest.intake import Intake, IntakeLimits
-from cloud_sync.ingest.metrics import IngestMetrics
-from cloud_sync.ingest.tokens import TokenFile
-from cloud_sync.ingest.turns import Turns
-from cloud_sync.wire import WireLimits
+from cloud_sync.codec.wire import WireLimits
+from cloud_sync.http.requests import RequestAdmission, RequestLimits
+from cloud_sync.http.tokens import TokenFile
+from cloud_sync.ingest import apply_queue as turns_module
+from cloud_sync.ingest.app import IngestApp, IngestMetrics, build_app
+from cloud_sync.ingest.apply_queue import ApplyQueue
+from cloud_sync.ingest.request_auth import RequestAuthenticator
+from cloud_sync.timescale.sink import TimescaleSink
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -25,16 +24,16 @@ if TYPE_CHECKING:
 async def test_a_batch_whose_turn_never_ends_makes_the_region_unwell_until_it_does(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    intake, turns = Intake(IntakeLimits()), Turns(1)
+    intake, turns = RequestAdmission(RequestLimits()), ApplyQueue(1)
     app = IngestApp(
         sink=TimescaleSink("postgresql://127.0.0.1:1/nowhere"),
-        callers=Callers(TokenFile(tmp_path / "tokens")),
+        callers=RequestAuthenticator(TokenFile(tmp_path / "tokens")),
         intake=intake,
         turns=turns,
         limits=WireLimits(),
         metrics=IngestMetrics(intake, turns),
     )
-    transport = httpx.ASGITransport(create_app(app))
+    transport = httpx.ASGITransport(build_app(app))
     async with httpx.AsyncClient(transport=transport, base_url="http://region") as client:
         async with turns.turn("gw-1", 10):
             assert (await client.get("/healthz")).json() == {"status": "ok"}

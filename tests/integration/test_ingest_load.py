@@ -13,10 +13,10 @@ import asyncpg
 import numpy as np
 import pytest
 
-from cloud_sync.destinations.files import FileDestination
-from cloud_sync.destinations.timescaledb import TimescaleSink
-from cloud_sync.ingest import loading, volumes
-from cloud_sync.records import Batch, Readings, Receipt, Series
+from cloud_sync.destinations.file.destination import FileDestination
+from cloud_sync.ingest import file_import
+from cloud_sync.model.records import Batch, Readings, Receipt, Series
+from cloud_sync.timescale.sink import TimescaleSink
 from tests.contract.test_timescaledb_sink import expected_rows, stored_rows
 from tests.integration.test_ingest_command import run, write_config
 from tests.support.wire_examples import START_US, batch, readings
@@ -53,11 +53,11 @@ async def sink(postgres_dsn):
     await sink.aclose()
 
 
-async def load(sink: TimescaleSink, folder: Path) -> loading.Sums:
-    return await loading.load(sink, volumes.find(folder), lambda _words: None)
+async def load(sink: TimescaleSink, folder: Path) -> file_import.ImportSums:
+    return await file_import.import_files(sink, file_import.find_import_files(folder), lambda _words: None)
 
 
-def summed(sums: loading.Sums) -> tuple[int, ...]:
+def summed(sums: file_import.ImportSums) -> tuple[int, ...]:
     return sums.files, sums.known, sums.damaged, sums.stored, sums.duplicates, sums.conflicts, sums.rejected
 
 
@@ -106,7 +106,7 @@ async def test_a_file_that_is_not_what_its_manifest_says_is_left_and_told(sink, 
     second.write_bytes(data)
     told: list[str] = []
 
-    sums = await loading.load(sink, volumes.find(tmp_path), told.append)
+    sums = await file_import.import_files(sink, file_import.find_import_files(tmp_path), told.append)
 
     assert (sums.files, sums.damaged, sums.stored) == (1, 2, 300)
     assert sum("SHA-256 is not the one in manifest.jsonl" in words for words in told) == 2
@@ -120,7 +120,7 @@ async def test_lines_that_are_no_readings_are_counted_and_cost_only_themselves(s
 
 
 async def test_an_interrupted_load_goes_on_where_it_stopped(sink, tmp_path, monkeypatch):
-    monkeypatch.setattr(loading, "PIECE_LINES", 250)
+    monkeypatch.setattr(file_import, "PIECE_LINES", 250)
     await written(tmp_path, [sent(n) for n in range(1, 5)])
     told: list[str] = []
 
@@ -130,14 +130,14 @@ async def test_an_interrupted_load_goes_on_where_it_stopped(sink, tmp_path, monk
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        await loading.load(sink, volumes.find(tmp_path), interrupt)
+        await file_import.import_files(sink, file_import.find_import_files(tmp_path), interrupt)
 
     assert told[-1].endswith("750 lines, 750 stored")
     assert summed(await load(sink, tmp_path)) == (1, 0, 0, 450, 0, 0, 0)
 
 
 async def test_two_loads_at_once_store_everything_once(postgres_dsn, sink, tmp_path, monkeypatch):
-    monkeypatch.setattr(loading, "PIECE_LINES", 200)
+    monkeypatch.setattr(file_import, "PIECE_LINES", 200)
     await written(tmp_path, [sent(n) for n in range(1, 5)])
     other = TimescaleSink(postgres_dsn)
 

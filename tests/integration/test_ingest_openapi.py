@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from cloud_sync import wire
-from cloud_sync.ingest import tokens
+from cloud_sync.codec import wire
+from cloud_sync.http import tokens
 from tests.support.ingest_service import running
 from tests.support.wire_examples import batch
 
@@ -80,8 +80,8 @@ async def test_the_description_names_exactly_the_routes_there_are(service):
 
 async def test_answers_are_as_described(service):
     media = {"Content-Type": wire.MEDIA_TYPE}
-    view = tokens.add(service.tokens_file, "eye", "view")
-    readings = tokens.add(service.tokens_file, "app", "readings")
+    view = tokens.add_token(service.tokens_file, "eye", "view")
+    readings = tokens.add_token(service.tokens_file, "app", "readings")
     one = await service.http.post("/v1/batches", content=wire.encode(batch(2)), headers=media)
     part = batch(5)
     part = type(part)(part.range._replace(part=1, parts=2), part.series, part.readings)

@@ -12,11 +12,11 @@ import asyncpg
 import pytest
 import zstandard
 
-from cloud_sync.database.clients import AnswerMemory, Asked
-from cloud_sync.database.storing import Source
-from cloud_sync.destinations.timescaledb import TimescaleSink
-from cloud_sync.ingest import tokens
-from cloud_sync.ingest.decompression import TooMuch, decompressed
+from cloud_sync.codec.plain_readings import DecompressedSizeError, decompress
+from cloud_sync.http import tokens
+from cloud_sync.timescale.ledger import ClientIdempotency, ClientRequest
+from cloud_sync.timescale.row_store import ReadingSource
+from cloud_sync.timescale.sink import TimescaleSink
 from tests.support.ingest_service import running
 from tests.support.wire_examples import from_rows, series
 
@@ -29,7 +29,7 @@ class Client:
 
     def __init__(self, service: Any, name: str = "weather-app") -> None:
         self.http = service.http
-        self.token = tokens.add(service.tokens_file, name, "readings")
+        self.token = tokens.add_token(service.tokens_file, name, "readings")
 
     async def post(
         self, body: Any, kind: str = "application/json", query: str = "", **headers: str
@@ -204,12 +204,12 @@ async def test_a_key_used_at_two_services_at_once_stores_once(postgres_dsn):
     sinks = [TimescaleSink(postgres_dsn) for _ in range(2)]
     await sinks[0].prepare()
     for number in range(10):
-        asked = Asked("app", f"key {number}", bytes(32))
+        asked = ClientRequest("app", f"key {number}", bytes(32))
 
-        async def store(sink: TimescaleSink, at: int, asked: Asked) -> str:
+        async def store(sink: TimescaleSink, at: int, asked: ClientRequest) -> str:
             content = from_rows((0, at, 1.0))
-            memory = AnswerMemory(asked, lambda receipt: f"{at}: {receipt.stored}")
-            return await sink.store(series(1), content, Source("app"), memory)
+            memory = ClientIdempotency(asked, lambda receipt: f"{at}: {receipt.stored}")
+            return await sink.store(series(1), content, ReadingSource("app"), memory)
 
         answers = await asyncio.gather(*(store(s, 2 * number + n, asked) for n, s in enumerate(sinks)))
         assert len(set(answers)) == 1
@@ -225,8 +225,8 @@ def test_a_bomb_takes_no_more_memory_than_its_bound(encoding, pack):
     bomb = pack(bytes(64 << 20))
     tracemalloc.start()
     try:
-        with pytest.raises(TooMuch):
-            decompressed(bomb, encoding, max_bytes=100_000)
+        with pytest.raises(DecompressedSizeError):
+            decompress(bomb, encoding, max_bytes=100_000)
         peak_bytes = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()

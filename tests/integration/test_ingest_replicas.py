@@ -12,16 +12,16 @@ import asyncpg
 import httpx
 import pytest
 
-from cloud_sync.database import schema
 from cloud_sync.destinations.ingest_client import IngestClient
-from cloud_sync.destinations.timescaledb import TimescaleSink
-from cloud_sync.errors import DeliveryError, RetryLater
-from cloud_sync.ingest import tokens
+from cloud_sync.http import tokens
+from cloud_sync.model.errors import DeliveryError, RetryLaterError
+from cloud_sync.timescale import schema
+from cloud_sync.timescale.sink import TimescaleSink
 from tests.integration.test_ingest_command import run, served, write_config
 from tests.support.wire_examples import START_US, batch, readings
 
 if TYPE_CHECKING:
-    from cloud_sync.records import Receipt
+    from cloud_sync.model.records import Receipt
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "region.md"
 GATEWAYS, BATCHES = 4, 12
@@ -48,7 +48,7 @@ def content(gateway: int, commit: int) -> Any:
 
 async def test_two_services_take_the_same_batches_of_all_gateways_and_store_them_once(postgres_dsn, tmp_path):
     config = write_config(tmp_path, postgres_dsn)
-    every = [tokens.add(tmp_path / "tokens", f"gw-{n}") for n in range(GATEWAYS)]
+    every = [tokens.add_token(tmp_path / "tokens", f"gw-{n}") for n in range(GATEWAYS)]
     with served(config) as (first, one), served(config) as (_, two):
         clients = [[IngestClient("r", url, token, timeout_s=20) for url in (one, two)] for token in every]
 
@@ -106,8 +106,8 @@ async def test_the_role_in_the_document_is_enough_for_the_service_and_for_nothin
 
 async def as_the_role(dsn: str, folder: Path) -> None:
     config = write_config(folder, dsn)
-    gateway = tokens.add(folder / "tokens", "gw-1")
-    client = tokens.add(folder / "tokens", "app", "readings")
+    gateway = tokens.add_token(folder / "tokens", "gw-1")
+    client = tokens.add_token(folder / "tokens", "app", "readings")
     files = folder / "files"
     files.mkdir()
     (files / "a.lp").write_bytes(b"t,sensor_id=f value=1 1000000000\nt,sensor_id=f value=2 1000000000\n")
@@ -124,7 +124,7 @@ async def as_the_role(dsn: str, folder: Path) -> None:
     loaded = run("load", files, "--config", config)
     assert "1 readings stored, 0 duplicates, 1 conflicts" in loaded.stdout
     assert run("gateways", "--config", config).returncode == 0
-    sink = TimescaleSink(dsn, policies=schema.Policies())
+    sink = TimescaleSink(dsn, policies=schema.TimescalePolicies())
     await sink.merge_ledger(timedelta(0))
     await sink.aclose()
     for forbidden in (
@@ -151,7 +151,7 @@ async def test_a_statement_that_takes_too_long_is_given_up_and_the_next_one_work
     blocker = await asyncpg.connect(postgres_dsn)
     await blocker.execute("BEGIN; LOCK TABLE reading IN EXCLUSIVE MODE")
 
-    with pytest.raises(RetryLater):
+    with pytest.raises(RetryLaterError):
         await sink.apply(batch(2))
 
     await blocker.close()

@@ -16,13 +16,13 @@ import httpx
 import pytest
 import zstandard
 
-from cloud_sync import wire
+from cloud_sync.codec import wire
+from cloud_sync.delivery.shipper import Shipper
 from cloud_sync.destinations.ingest_client import IngestClient
-from cloud_sync.errors import Refused, RetryLater, TooLarge, Unauthorised
-from cloud_sync.ingest import tokens
-from cloud_sync.ingest.server import bind
-from cloud_sync.records import BatchRange, Receipt, RecordClass
-from cloud_sync.shipper import Shipper
+from cloud_sync.http import tokens
+from cloud_sync.http.uvicorn_server import bind_socket
+from cloud_sync.model.errors import RefusedError, RetryLaterError, TooLargeError, UnauthorisedError
+from cloud_sync.model.records import BatchRange, Receipt, RecordClass
 from tests.support.ingest_service import MEDIA, Service, running
 from tests.support.open_spool import open_spool
 from tests.support.wire_examples import EPOCH, batch, from_rows, readings
@@ -110,7 +110,7 @@ async def test_a_batch_needs_the_token_of_its_own_gateway(service, postgres_dsn)
 
     for token, parcel_of in [("wrong", batch()), (service.token, batch(gateway_id="gw-2"))]:
         client = service.client(token)
-        with pytest.raises(Unauthorised):
+        with pytest.raises(UnauthorisedError):
             await client.send(client.encode(parcel_of))
         await client.aclose()
     assert (await service.http.get("/readyz")).status_code == 200
@@ -118,15 +118,15 @@ async def test_a_batch_needs_the_token_of_its_own_gateway(service, postgres_dsn)
 
 
 async def test_tokens_added_and_revoked_take_effect_without_a_restart(service):
-    token = tokens.add(service.tokens_file, "gw-2")
+    token = tokens.add_token(service.tokens_file, "gw-2")
     client = service.client(token)
-    parcel = client.encode(batch(gateway_id="gw-2"))
-    assert await client.send(parcel) == Receipt(12, 12)
+    encoded_batch = client.encode(batch(gateway_id="gw-2"))
+    assert await client.send(encoded_batch) == Receipt(12, 12)
 
-    assert tokens.revoke(service.tokens_file, "gw-2") == 1
+    assert tokens.revoke_tokens(service.tokens_file, "gw-2") == 1
 
-    with pytest.raises(Unauthorised, match="no gateway has this token"):
-        await client.send(parcel)
+    with pytest.raises(UnauthorisedError, match="no gateway has this token"):
+        await client.send(encoded_batch)
     await client.aclose()
     service.tokens_file.write_text("this is no token file")
     assert (await service.post(wire.encode(batch())))[0] == 200
@@ -187,7 +187,7 @@ async def test_ranges_that_conflict_and_data_that_cannot_be_held_have_their_own_
     ]
     assert early[1]["rows"] == [0]
     client = service.client()
-    with pytest.raises(Refused) as refused:
+    with pytest.raises(RefusedError) as refused:
         await client.send(client.encode(batch(5, 6)))
     assert refused.value.reason == "range_overlap"
     await client.aclose()
@@ -197,7 +197,7 @@ async def test_rows_that_the_region_names_go_to_quarantine_after_one_answer(serv
     rows = [(f"s{n}", -(2**63) if n in (3, 70) else n, float(n)) for n in range(100)]
     async with open_spool(tmp_path / "spool.db") as spool:
         await spool.append(rows)
-        client = service.client(tokens.add(service.tokens_file, "gateway-1"))
+        client = service.client(tokens.add_token(service.tokens_file, "gateway-1"))
         shipper = Shipper(spool.deliveries, client, kind="ingest", keeps_ledger=True)
         while await shipper.ship_once():
             pass
@@ -233,14 +233,14 @@ async def test_a_body_of_another_kind_or_too_long_is_refused_while_it_arrives(se
         assert (chunked.status_code, chunked.json()["error"]) == (413, "body_too_large")
     assert sent < 20_000_000
     client = service.client()
-    with pytest.raises(TooLarge):
+    with pytest.raises(TooLargeError):
         await client.send(client.encode(batch(content=readings(49_000))))
     await client.aclose()
     assert (await service.post(wire.encode(batch(7))))[0] == 200
 
 
 def test_answers_do_not_wait_for_the_clients_delayed_acknowledgement():
-    with bind("127.0.0.1", 0) as bound, socket.create_connection(bound.getsockname()):
+    with bind_socket("127.0.0.1", 0) as bound, socket.create_connection(bound.getsockname()):
         accepted, _ = bound.accept()
         with accepted:
             assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY) == 1
@@ -279,7 +279,7 @@ async def test_too_many_requests_at_once_are_asked_to_come_back(postgres_dsn, tm
 
         response = await service.http.post("/v1/batches", content=wire.encode(batch(4)), headers=MEDIA)
         client = service.client()
-        with pytest.raises(RetryLater) as later:
+        with pytest.raises(RetryLaterError) as later:
             await client.send(client.encode(batch(4)))
 
         await client.aclose()
@@ -302,7 +302,7 @@ async def test_one_gateway_cannot_take_every_place(postgres_dsn, tmp_path):
         status, answer = await service.post(wire.encode(batch(4)))
         assert (status, answer["error"]) == (429, "busy")
         assert "of gw-1" in answer["message"]
-        other = service.client(tokens.add(service.tokens_file, "gw-2"))
+        other = service.client(tokens.add_token(service.tokens_file, "gw-2"))
         sending = asyncio.create_task(other.send(other.encode(batch(1, gateway_id="gw-2"))))
         await asyncio.sleep(0.1)
         await blocker.close()
@@ -317,7 +317,7 @@ async def test_gateways_that_wait_for_one_another_get_a_credit_and_a_lone_one_no
         lone = await service.post(wire.encode(batch(1)))
         assert "credit" not in lone[1]
         names = [f"gw-{n}" for n in range(2, 22)]
-        clients = {name: service.client(tokens.add(service.tokens_file, name)) for name in names}
+        clients = {name: service.client(tokens.add_token(service.tokens_file, name)) for name in names}
 
         async def drain(name: str) -> list[Receipt]:
             client, receipts = clients[name], []
@@ -361,25 +361,25 @@ async def test_a_service_whose_database_is_away_says_so_and_recovers_by_itself(o
     own_postgres_server.kill()
     async with running(own_postgres_server.dsn(), tmp_path) as service:
         client = service.client()
-        parcel = client.encode(batch())
+        encoded_batch = client.encode(batch())
         ready = await service.http.get("/readyz")
         assert (ready.status_code, ready.json()["error"]) == (503, "database_away")
         assert ready.json()["message"]
         assert (await service.http.get("/healthz")).status_code == 200
-        with pytest.raises(RetryLater) as later:
-            await client.send(parcel)
+        with pytest.raises(RetryLaterError) as later:
+            await client.send(encoded_batch)
         assert later.value.retry_after_s == 5
         assert "tidegate_ingest_database_up 0.0" in (await service.http.get("/metrics")).text
 
         await asyncio.to_thread(own_postgres_server.start)
 
-        assert await client.send(parcel) == Receipt(12, 12)
+        assert await client.send(encoded_batch) == Receipt(12, 12)
         assert (await service.http.get("/readyz")).json() == {"status": "ready"}
         await asyncio.to_thread(own_postgres_server.kill)
-        with pytest.raises(RetryLater):
-            await client.send(parcel)
+        with pytest.raises(RetryLaterError):
+            await client.send(encoded_batch)
         await asyncio.to_thread(own_postgres_server.start)
-        assert (await client.send(parcel)).applied_before
+        assert (await client.send(encoded_batch)).applied_before
         await client.aclose()
 
 
@@ -416,9 +416,9 @@ async def test_an_answer_that_is_no_receipt_means_the_batch_is_sent_again(status
 
     async with httpx.AsyncClient(transport=httpx.MockTransport(answer)) as http:
         client = IngestClient("region", "http://stub", "token", http=http)
-        with pytest.raises(RetryLater):
+        with pytest.raises(RetryLaterError):
             await client.send(client.encode(batch()))
-        with pytest.raises(RetryLater):
+        with pytest.raises(RetryLaterError):
             await client.known("gw-1", EPOCH)
 
 
@@ -461,12 +461,12 @@ async def test_a_receipt_for_something_else_is_no_receipt(key, wrong):
         current = right
         assert await client.send(client.encode(batch())) == Receipt(12, 12)
         current = right | {key: wrong}
-        with pytest.raises(RetryLater):
+        with pytest.raises(RetryLaterError):
             await client.send(client.encode(batch()))
 
 
 async def test_a_region_that_is_not_there_is_tried_again_later():
     client = IngestClient("region", "http://127.0.0.1:9", "token")
-    with pytest.raises(RetryLater, match=r"http://127\.0\.0\.1:9"):
+    with pytest.raises(RetryLaterError, match=r"http://127\.0\.0\.1:9"):
         await client.send(client.encode(batch()))
     await client.aclose()

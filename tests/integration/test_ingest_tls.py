@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any
 import httpx
 import pytest
 
-from cloud_sync import wire
-from cloud_sync.ingest import serve
-from cloud_sync.ingest.certificates import names_of
-from cloud_sync.ingest.server import CannotStartError
+from cloud_sync.codec import wire
+from cloud_sync.http.uvicorn_server import CannotStartError
+from cloud_sync.ingest import program
+from cloud_sync.ingest.request_auth import certificate_names
 from cloud_sync.ingest.settings import Tls
 from tests.support.ingest_service import MEDIA, Service, running
 from tests.support.wire_examples import batch
@@ -165,7 +165,7 @@ def test_files_that_cannot_be_used_are_told_in_words(tmp_path, authority):
         {"cert_file": cert, "key_file": key, "client_ca_file": wrong},
     ):
         with pytest.raises(CannotStartError, match=r"cannot use the files of \[tls\]"):
-            serve.tls_context(Tls.model_validate(broken))
+            program.build_tls_context(Tls.model_validate(broken))
     with pytest.raises(ValueError, match="needs client_ca_file"):
         Tls.model_validate({"cert_file": cert, "key_file": key, "client_certificates": "required"})
 
@@ -175,5 +175,5 @@ def test_names_are_those_of_the_subject_and_its_alternatives():
         "subject": ((("organizationName", "site"),), (("commonName", "gw-1"),)),
         "subjectAltName": (("DNS", "gw-2"), ("IP Address", "10.0.0.1"), ("URI", "urn:x:gw-3")),
     }
-    assert names_of(certificate) == {"gw-1", "gw-2", "urn:x:gw-3"}
-    assert names_of({}) == set()
+    assert certificate_names(certificate) == {"gw-1", "gw-2", "urn:x:gw-3"}
+    assert certificate_names({}) == set()

@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncpg
 import pytest
 
-from cloud_sync.destinations.timescaledb import TimescaleSink
+from cloud_sync.ingest.program import maintain_once
 from cloud_sync.ingest.settings import Database
-from cloud_sync.ingest.upkeep import tidy_once
+from cloud_sync.timescale.sink import TimescaleSink
 from tests.support.wire_examples import batch
 
 
@@ -30,7 +30,7 @@ async def test_what_is_older_than_the_settings_say_is_tidied_and_the_rest_is_lef
         )
 
     settings = {"dsn": postgres_dsn, "merge_ledger_after_days": days}
-    await tidy_once(sink, Database.model_validate(settings))
+    await maintain_once(sink, Database.model_validate(settings))
 
     entries = await connection.fetch("SELECT first_commit, last_commit FROM ingest_ledger ORDER BY 1")
     answers = await connection.fetch("SELECT key FROM idempotency")

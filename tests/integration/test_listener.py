@@ -10,10 +10,9 @@ from contextlib import asynccontextmanager, suppress
 import pytest
 import uvloop
 
-from gateway.ingress.admission import Identity, Refusal
-from gateway.ingress.encoder import encode
-from gateway.ingress.listener import Listener, ListenSettings
-from gateway.ingress.packets import (
+from gateway.auth.authenticator import Identity, Refusal
+from gateway.mqtt.codec.packet_codec import encode_packet
+from gateway.mqtt.codec.packets import (
     V5,
     V311,
     Connack,
@@ -23,10 +22,11 @@ from gateway.ingress.packets import (
     Pingreq,
     Pingresp,
     Publish,
-    Reply,
-    TopicTable,
+    PublishAck,
+    TopicCache,
 )
-from gateway.ingress.parser import Parser
+from gateway.mqtt.codec.parser import PacketParser
+from gateway.mqtt.server import MqttServer, MqttServerOptions
 
 TIMEOUT_S = 20
 
@@ -56,11 +56,15 @@ class RawClient:
 
     def __init__(self, reader, writer, version):
         self.reader, self.writer, self.version = reader, writer, version
-        self._parser = Parser(max_packet_bytes=1 << 20, topics=TopicTable(), client=True, version=version)
+        self._parser = PacketParser(
+            max_packet_bytes=1 << 20, topics=TopicCache(), client=True, version=version
+        )
         self._found = []
 
     def send(self, *packets):
-        self.writer.write(b"".join(p if isinstance(p, bytes) else encode(p, self.version) for p in packets))
+        self.writer.write(
+            b"".join(p if isinstance(p, bytes) else encode_packet(p, self.version) for p in packets)
+        )
 
     async def receive(self, count=1):
         """The next `count` packets, fewer only at the end of the connection."""
@@ -89,7 +93,7 @@ def run(request):
 
 @asynccontextmanager
 async def listening(authenticator=None, **settings):
-    listener = Listener(ListenSettings(port=0, **settings), Committing(), authenticator)
+    listener = MqttServer(MqttServerOptions(port=0, **settings), Committing(), authenticator)
     await listener.start()
     try:
         yield listener
@@ -127,7 +131,7 @@ def test_thousands_of_publishes_in_one_write_are_each_acknowledged_in_order(run)
         async with listening() as listener, connected(listener) as client:
             sent = [Publish(b"sensors/%d/t" % (n % 100), b'{"value":%d}' % n, n + 1, 1) for n in range(5000)]
             client.send(*sent)
-            assert await client.receive(5000) == [Reply(PacketType.PUBACK, n + 1) for n in range(5000)]
+            assert await client.receive(5000) == [PublishAck(PacketType.PUBACK, n + 1) for n in range(5000)]
             assert listener.intake.taken == sent
             assert listener.counters.publishes_total == 5000
 
@@ -141,7 +145,7 @@ def test_packets_sent_byte_by_byte_are_understood(run, version):
             client.version = version
             client._parser.version = version
             wire = b"".join(
-                encode(p, version)
+                encode_packet(p, version)
                 for p in (Connect("dev", version), Publish(b"a/b", b"1" * 200, 1, 1), Pingreq(), Disconnect())
             )
             for at in range(len(wire)):
@@ -215,7 +219,7 @@ def test_a_client_that_never_reads_its_answers_is_itself_no_longer_read(run):
             small.setblocking(False)
             async with connected(listener, "deaf", sock=small) as deaf:
                 deaf.writer.transport.pause_reading()
-                deaf.send(encode(Pingreq()) * 2_000_000)
+                deaf.send(encode_packet(Pingreq()) * 2_000_000)
                 before = -1
                 while before != listener.counters.bytes_in_total:
                     before = listener.counters.bytes_in_total
@@ -234,7 +238,7 @@ def test_a_second_connection_of_a_client_takes_over(run):
             assert await first.receive() == [Disconnect(0x8E)]
             assert await first.ended()
             second.send(Publish(b"a", b"1", 1, 1))
-            assert await second.receive() == [Reply(PacketType.PUBACK, 1)]
+            assert await second.receive() == [PublishAck(PacketType.PUBACK, 1)]
 
     run(main())
 
@@ -278,7 +282,7 @@ def test_stopping_acknowledges_first_then_says_so_and_closes_everything(run):
                 await asyncio.open_connection("127.0.0.1", listener.port)
             listener.intake.commit()
             closing = asyncio.create_task(listener.close(5))
-            assert await client.receive(2) == [Reply(PacketType.PUBACK, 1), Disconnect(0x8B)]
+            assert await client.receive(2) == [PublishAck(PacketType.PUBACK, 1), Disconnect(0x8B)]
             assert await client.ended()
             assert await old.ended()
             client.writer.close()
@@ -302,7 +306,7 @@ def test_a_client_that_does_not_close_cannot_hold_up_the_stop(run):
 def test_a_port_in_use_is_an_error_of_the_start(run):
     async def main():
         async with listening() as listener:
-            other = Listener(ListenSettings(port=listener.port), Committing())
+            other = MqttServer(MqttServerOptions(port=listener.port), Committing())
             with pytest.raises(OSError, match="address already in use"):
                 await other.start()
 
@@ -336,7 +340,7 @@ def test_clients_sending_noise_do_not_disturb_one_that_does_not(run):
                         noisy.writer.transport.abort()
                 if number % 10 == 0:
                     good.send(Publish(b"a", b"%d" % number, number + 1, 1))
-                    assert await good.receive() == [Reply(PacketType.PUBACK, number + 1)]
+                    assert await good.receive() == [PublishAck(PacketType.PUBACK, number + 1)]
             await until(lambda: listener.counters.connections_open == 1)
             assert listener.counters.protocol_faults_total.total() > 50
             assert failures == []
@@ -430,7 +434,7 @@ def certificates(tmp_path_factory):
 class ByCertificate:
     """Admits a device under the common name of its certificate, and no other."""
 
-    def admit(self, client_id, _username, _password, certificate, _address):
+    def authenticate(self, client_id, _username, _password, certificate, _address):
         names = dict(part[0] for part in certificate["subject"]) if certificate else {}
         return Identity(client_id) if names.get("commonName") == client_id else Refusal()
 

@@ -11,7 +11,7 @@ from gmqtt.mqtt.constants import MQTTv50, MQTTv311
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 
-from gateway.ingress.listener import Listener, ListenSettings
+from gateway.mqtt.server import MqttServer, MqttServerOptions
 
 TIMEOUT_S = 30
 
@@ -37,7 +37,7 @@ class Committing:
 
 @pytest.fixture
 async def listener():
-    listener = Listener(ListenSettings(port=0), Committing())
+    listener = MqttServer(MqttServerOptions(port=0), Committing())
     await listener.start()
     yield listener
     await listener.stop(0.5)

@@ -9,12 +9,10 @@ from functools import partial
 import pytest
 import uvloop
 
-from gateway.ingress import credentials
-from gateway.ingress.encoder import encode
-from gateway.ingress.formats.rule import rule_of
-from gateway.ingress.formats.rules import Rules
-from gateway.ingress.listener import Listener, ListenSettings
-from gateway.ingress.packets import (
+from gateway.auth import device_passwords
+from gateway.build import build_authenticator, build_listener
+from gateway.mqtt.codec.packet_codec import encode_packet
+from gateway.mqtt.codec.packets import (
     V5,
     V311,
     Connack,
@@ -24,13 +22,15 @@ from gateway.ingress.packets import (
     Pingreq,
     Pingresp,
     Publish,
-    Reply,
-    TopicTable,
+    PublishAck,
+    TopicCache,
 )
-from gateway.ingress.parser import Parser
-from gateway.ingress.topics import TopicTemplate
-from gateway.listening import authenticator_of, listener_of
-from gateway.settings import Listen
+from gateway.mqtt.codec.parser import PacketParser
+from gateway.mqtt.server import MqttServer, MqttServerOptions
+from gateway.payloads.decoder_registry import RuleSet
+from gateway.payloads.rule import build_rule
+from gateway.payloads.topics import TopicTemplate
+from gateway.settings.listeners import Listen
 from tests.support.certificates import Authority
 
 TIMEOUT_S = 20
@@ -52,11 +52,15 @@ class Client:
 
     def __init__(self, reader, writer, version):
         self.reader, self.writer, self.version = reader, writer, version
-        self._parser = Parser(max_packet_bytes=1 << 20, topics=TopicTable(), client=True, version=version)
+        self._parser = PacketParser(
+            max_packet_bytes=1 << 20, topics=TopicCache(), client=True, version=version
+        )
         self._found = []
 
     def send(self, *packets):
-        self.writer.write(b"".join(p if isinstance(p, bytes) else encode(p, self.version) for p in packets))
+        self.writer.write(
+            b"".join(p if isinstance(p, bytes) else encode_packet(p, self.version) for p in packets)
+        )
 
     async def answer(self, *packets):
         """Send, and the next packet; None when the server has closed instead."""
@@ -97,7 +101,7 @@ async def serving(listener):
 
 def listening(**keys):
     """A listener as a configuration with these keys makes it."""
-    return serving(listener_of(Listen(port=0, **keys), Committing()))
+    return serving(build_listener(Listen(port=0, **keys), Committing()))
 
 
 @asynccontextmanager
@@ -127,8 +131,8 @@ async def until(condition):
 @pytest.fixture
 def passwords(tmp_path):
     path = tmp_path / "passwords"
-    credentials.add(path, "pump-1", "secret of pump-1")
-    credentials.add(path, "pump-2", "secret of pump-2")
+    device_passwords.add_device(path, "pump-1", "secret of pump-1")
+    device_passwords.add_device(path, "pump-2", "secret of pump-2")
     return path
 
 
@@ -178,9 +182,9 @@ def test_a_device_publishes_as_itself_and_is_told_when_it_does_not(passwords):
         async with listening(passwords_file=passwords) as listener:
             async with connected(listener, device("pump-1")) as client:
                 other = Publish(b"sensors/pump-2/t", b"1", 1, 1)
-                assert await client.answer(other) == Reply(PacketType.PUBACK, 1, 0x87)
+                assert await client.answer(other) == PublishAck(PacketType.PUBACK, 1, 0x87)
                 part = Publish(b"sensors/pump-1:flow/t", b"2", 2, 1)
-                assert await client.answer(part) == Reply(PacketType.PUBACK, 2)
+                assert await client.answer(part) == PublishAck(PacketType.PUBACK, 2)
             async with connected(listener, device("pump-2", V311)) as old:
                 assert await old.answer(Publish(b"sensors/pump-1/t", b"3", 1, 1)) is None
             assert [p.payload for p in listener.intake.taken] == [b"2"]
@@ -191,18 +195,18 @@ def test_a_device_publishes_as_itself_and_is_told_when_it_does_not(passwords):
 
 def test_what_a_connected_device_may_publish_follows_other_rules_for_topics(passwords):
     async def main():
-        rules = Rules(
+        rules = RuleSet(
             TopicTemplate("sensors/{sensor_id}/{sensor_type}"),
-            [rule_of("up/#", "fields", sensor_id="{serial}")],
+            [build_rule("up/#", "fields", sensor_id="{serial}")],
         )
-        listener = listener_of(Listen(port=0, passwords_file=passwords), Committing(), rules)
+        listener = build_listener(Listen(port=0, passwords_file=passwords), Committing(), rules)
         async with serving(listener), connected(listener, device("pump-1")) as client:
-            assert await client.answer(Publish(b"up/pump-2", b"1", 1, 1)) == Reply(PacketType.PUBACK, 1)
-            rules.replace([rule_of("up/{sensor_id}", "fields")])
-            listener.forget_permits()
+            assert await client.answer(Publish(b"up/pump-2", b"1", 1, 1)) == PublishAck(PacketType.PUBACK, 1)
+            rules.replace([build_rule("up/{sensor_id}", "fields")])
+            listener.clear_permission_caches()
             theirs = Publish(b"up/pump-2", b"2", 2, 1)
-            assert await client.answer(theirs) == Reply(PacketType.PUBACK, 2, 0x87)
-            assert await client.answer(Publish(b"up/pump-1", b"3", 3, 1)) == Reply(PacketType.PUBACK, 3)
+            assert await client.answer(theirs) == PublishAck(PacketType.PUBACK, 2, 0x87)
+            assert await client.answer(Publish(b"up/pump-1", b"3", 3, 1)) == PublishAck(PacketType.PUBACK, 3)
 
     run(main())
 
@@ -231,7 +235,7 @@ def test_a_device_that_is_removed_is_disconnected_and_others_are_not(passwords):
                 connected(listener, device("pump-1")) as first,
                 connected(listener, device("pump-2")) as other,
             ):
-                credentials.remove(passwords, "pump-1")
+                device_passwords.remove_device(passwords, "pump-1")
                 assert await first.answer() == Disconnect(0x87)
                 assert await other.works()
             async with connected(listener) as client:
@@ -245,7 +249,7 @@ def test_a_device_that_was_just_added_connects(passwords):
         async with listening(passwords_file=passwords) as listener:
             async with connected(listener, device("pump-1")):
                 pass
-            word = credentials.add(passwords, "pump-3")
+            word = device_passwords.add_device(passwords, "pump-3")
             await asyncio.sleep(1.1)
             async with connected(listener, device("pump-3", password=word)):
                 pass
@@ -352,8 +356,8 @@ def test_only_certificates_of_the_authority_connect_and_each_publishes_as_its_na
                     Publish(b"sensors/pump-1/t", b"1", 1, 1),
                     Publish(b"sensors/pump-2/t", b"2", 2, 1),
                 )
-                assert await client.answer(mine) == Reply(PacketType.PUBACK, 1)
-                assert await client.answer(other) == Reply(PacketType.PUBACK, 2, 0x87)
+                assert await client.answer(mine) == PublishAck(PacketType.PUBACK, 1)
+                assert await client.answer(other) == PublishAck(PacketType.PUBACK, 2, 0x87)
             assert await refused_in_handshake(listener, client_tls(authority))
             assert await refused_in_handshake(listener, foreign)
             await until(lambda: listener.counters.closed_total["tls_handshake"] == 2)
@@ -366,11 +370,11 @@ def test_a_name_can_be_the_dns_name_and_a_certificate_optional(authority, server
         keys = {"client_ca_file": tmp_path / "ca.pem", "client_certificate": "optional", "identity": "san"}
         async with listening(**server, **keys, passwords_file=passwords) as listener:
             async with connected(listener, Connect("x"), ssl=client_tls(authority, "pump-1")) as client:
-                assert await client.answer(Publish(b"sensors/pump-one/t", b"1", 1, 1)) == Reply(
+                assert await client.answer(Publish(b"sensors/pump-one/t", b"1", 1, 1)) == PublishAck(
                     PacketType.PUBACK, 1
                 )
             async with connected(listener, device("pump-2"), ssl=client_tls(authority)) as client:
-                assert await client.answer(Publish(b"sensors/pump-2/t", b"1", 1, 1)) == Reply(
+                assert await client.answer(Publish(b"sensors/pump-2/t", b"1", 1, 1)) == PublishAck(
                     PacketType.PUBACK, 1
                 )
             for context in (
@@ -416,14 +420,14 @@ def test_authorities_and_revocations_that_change_count_for_new_connections(autho
 
 
 def stalling(authenticator=None, **settings):
-    return serving(Listener(ListenSettings(port=0, **settings), Committing(), authenticator))
+    return serving(MqttServer(MqttServerOptions(port=0, **settings), Committing(), authenticator))
 
 
 def test_a_connect_that_comes_byte_by_byte_has_no_more_time_than_any_other():
     async def main():
         async with stalling(connect_timeout_s=1) as listener, connected(listener, Connect("fine")) as fine:
             async with connected(listener) as slow:
-                for byte in encode(Connect("slow" * 20)):
+                for byte in encode_packet(Connect("slow" * 20)):
                     slow.send(bytes((byte,)))
                     if slow.reader.at_eof():
                         break
@@ -438,7 +442,7 @@ def test_a_connect_that_comes_byte_by_byte_has_no_more_time_than_any_other():
 def test_a_thousand_half_open_connections_harm_nobody_and_are_gone_after_their_time(
     run_on_both, authority, server
 ):
-    context = listener_of(Listen(port=0, **server), Committing()).settings.ssl
+    context = build_listener(Listen(port=0, **server), Committing()).settings.ssl
 
     async def main():
         async with (
@@ -448,11 +452,11 @@ def test_a_thousand_half_open_connections_harm_nobody_and_are_gone_after_their_t
             half = [await asyncio.open_connection("127.0.0.1", listener.port) for _ in range(1000)]
             for _, writer in half[::2]:
                 writer.write(b"\x16\x03\x01\x02\x00\x01")  # the beginning of a ClientHello
-            await until(lambda: len(listener._arriving) == 1000)
+            await until(lambda: len(listener._pending_transports) == 1000)
             assert await fine.works()
             async with connected(listener, Connect("new"), ssl=client_tls(authority)) as new:
                 assert await new.works()
-            await until(lambda: not listener._arriving)
+            await until(lambda: not listener._pending_transports)
             assert listener.counters.closed_total["tls_handshake"] == 1000
             assert await fine.works()
             assert listener.counters.connections_open == 1
@@ -464,7 +468,7 @@ def test_a_thousand_half_open_connections_harm_nobody_and_are_gone_after_their_t
 
 @pytest.mark.parametrize("tls", [False, True])
 def test_where_strangers_fill_every_place_devices_get_in_all_the_same(run_on_both, authority, server, tls):
-    context = listener_of(Listen(port=0, **server), Committing()).settings.ssl if tls else None
+    context = build_listener(Listen(port=0, **server), Committing()).settings.ssl if tls else None
     options = {"ssl": client_tls(authority)} if tls else {}
 
     async def main():
@@ -521,7 +525,7 @@ def test_wrong_passwords_from_many_addresses_do_not_hold_up_publishes(passwords)
             guessing = asyncio.gather(*(guess(n) for n in range(40)))
             for packet_id in range(1, 201):
                 publish = Publish(b"sensors/pump-1/t", b"1", packet_id, 1)
-                assert await client.answer(publish) == Reply(PacketType.PUBACK, packet_id)
+                assert await client.answer(publish) == PublishAck(PacketType.PUBACK, packet_id)
             assert not guessing.done()
             assert set(await guessing) == {0x86}
 
@@ -530,6 +534,6 @@ def test_wrong_passwords_from_many_addresses_do_not_hold_up_publishes(passwords)
 
 def test_an_anonymous_listener_asks_nothing(tmp_path):
     template = TopicTemplate(Listen().topic)
-    assert type(authenticator_of(Listen(), template)).__name__ == "Anonymous"
+    assert type(build_authenticator(Listen(), template)).__name__ == "AnonymousAuthenticator"
     (tmp_path / "p").touch()
-    assert type(authenticator_of(Listen(passwords_file=tmp_path / "p"), template)).__name__ == "Doorkeeper"
+    assert type(build_authenticator(Listen(passwords_file=tmp_path / "p"), template)).__name__ == "CredentialsAuthenticator"

@@ -11,9 +11,9 @@ import psutil
 import pytest
 import uvloop
 
-from gateway.ingress.credentials import hash_of
-from gateway.ingress.encoder import encode
-from gateway.ingress.packets import Connect, Publish
+from gateway.auth.device_passwords import hash_password
+from gateway.mqtt.codec.packet_codec import encode_packet
+from gateway.mqtt.codec.packets import Connect, Publish
 from tests.support.free_ports import free_port
 from tests.support.programs import Program
 
@@ -44,12 +44,16 @@ class Device(asyncio.Protocol):
 
     def connection_made(self, transport):
         self.transport = transport
-        transport.write(encode(Connect(self.name, username=self.name, password=b"secret", keep_alive_s=600)))
+        transport.write(
+            encode_packet(Connect(self.name, username=self.name, password=b"secret", keep_alive_s=600))
+        )
 
     def data_received(self, data):
         if data[0] == CONNACK and data[3] == 0:
             self.transport.write(
-                encode(Publish(f"sensors/{self.name}/t".encode(), b'{"value":1,"ts":1767225600}', 1, 1))
+                encode_packet(
+                    Publish(f"sensors/{self.name}/t".encode(), b'{"value":1,"ts":1767225600}', 1, 1)
+                )
             )
         elif data[0] == PUBACK:
             self.acknowledged.set_result(None)
@@ -86,7 +90,7 @@ async def crowd(port, gateway):
 
 def test_ten_thousand_devices_publish_and_are_acknowledged(tmp_path, files_enough, record_property):
     port, status = free_port(), free_port()
-    lines = (f"dev-{n}:{hash_of(b'secret', ln=COST)}\n" for n in range(DEVICES))
+    lines = (f"dev-{n}:{hash_password(b'secret', ln=COST)}\n" for n in range(DEVICES))
     (tmp_path / "passwords").write_text("".join(lines))
     (tmp_path / "gateway.toml").write_text(
         f'gateway_id = "g"\n[spool]\npath = "spool.db"\n[status]\nport = {status}\n'

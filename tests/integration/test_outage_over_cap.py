@@ -14,19 +14,18 @@ import asyncpg
 import numpy as np
 import pytest
 
-from cloud_sync.records import Readings, RecordClass, Series
-from cloud_sync.shipper import Shipper
-from gateway.processing.closing import RollTerms
-from gateway.processing.commit_log import CommitLog
-from gateway.processing.follower import Follower, FollowTerms
-from gateway.processing.roller import Roller
-from gateway.spool import losses
-from gateway.spool.capacity import Capacity
+from cloud_sync.delivery.shipper import Shipper
+from cloud_sync.model.records import Readings, RecordClass, Series
+from gateway.processing.commit_consumer import CommitConsumer, ConsumerOptions
+from gateway.rollups.open_windows import RollupOptions
+from gateway.rollups.roller import Roller
+from gateway.spool import eviction
+from gateway.spool.appender import Capacity
 from gateway.spool.database import open_read_only
-from gateway.spool.giving_up import GivingUp
+from gateway.spool.eviction import Evictor
 from gateway.spool.retention import Retention
-from gateway.spool.segments import seal
-from gateway.spool.stored_rollups import StoredRollups
+from gateway.spool.segment_reader import CommitLogReader, StoredRollups
+from gateway.spool.segments import encode_segments
 from tests.support.ingest_service import running
 from tests.support.open_spool import open_spool
 from tests.support.summary_examples import alerts
@@ -97,36 +96,36 @@ async def test_after_an_outage_at_a_tenth_of_the_room_every_minute_is_there_and_
         await spool.deliveries.register("region", "ingest", now_us=T0_US)
         now_us = [T0_US]
         with closing(open_read_only(spool.database.path)) as connection:
-            roller = Roller(StoredRollups(connection), RollTerms())
-            follower = Follower(
+            roller = Roller(StoredRollups(connection), RollupOptions())
+            commit_consumer = CommitConsumer(
                 spool.database,
                 spool.segments,
-                CommitLog(connection, spool.book),
+                CommitLogReader(connection, spool.book),
                 [roller],
-                FollowTerms(),
+                ConsumerOptions(),
                 clock_us=lambda: now_us[0],
             )
-            await follower.load()
+            await commit_consumer.load()
             retention = Retention(
                 spool.database,
                 ["region"],
                 keep_s=0,
                 capacity=capacity,
-                giving_up=GivingUp(
+                evictor=Evictor(
                     spool.database,
                     spool.segments,
                     capacity=capacity,
                     wanted_by=dict.fromkeys(RecordClass, ("region",)),
-                    windows_s=RollTerms().windows_s,
+                    windows_s=RollupOptions().windows_s,
                 ),
             )
             for minute in range(0, minutes, MINUTES_A_COMMIT):
                 now_us[0] = T0_US + (minute + MINUTES_A_COMMIT) * MINUTE_US
                 await spool.appender.append(readings_of(spool, minute), [], now_us=now_us[0])
-                while await follower.follow_once(durable=True):
+                while await commit_consumer.consume_once(durable=True):
                     pass
                 if minute % 60 == 0:
-                    await spool.segments.append(seal(alert_at(spool, now_us[0])), now_us=now_us[0])
+                    await spool.segments.append(encode_segments(alert_at(spool, now_us[0])), now_us=now_us[0])
                 if minute % 120 == 0:
                     await spool.compaction.compact_once(everything=True)
                 while await retention.make_room_once(now_us[0]):
@@ -135,15 +134,15 @@ async def test_after_an_outage_at_a_tenth_of_the_room_every_minute_is_there_and_
                 assert used <= cap, f"after {minute} minutes"
             for _ in range(3):
                 now_us[0] += 86_400_000_000
-                await follower.follow_once(durable=True)
-            declared = await spool.database.read(losses.totals)
+                await commit_consumer.consume_once(durable=True)
+            declared = await spool.database.read(eviction.read_loss_totals)
             async with running(postgres_dsn, tmp_path) as service:
                 destination = service.client()
                 shipper = Shipper(spool.deliveries, destination, keeps_ledger=True, kind="ingest")
                 while await shipper.ship_once():
                     pass
                 await destination.aclose()
-            await follower.aclose()
+            await commit_consumer.aclose()
 
     stored, per_minute, counted, told, rung, mean = await at_region(postgres_dsn)
     lost = sum(t.rows for t in declared)

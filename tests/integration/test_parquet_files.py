@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 import pyarrow.parquet
 import pytest
 
-from cloud_sync.destinations import kept_batches
-from cloud_sync.destinations.files import FileDestination
-from cloud_sync.destinations.timescaledb import TimescaleSink
-from cloud_sync.ingest import loading, volumes
+from cloud_sync.destinations.file import parquet
+from cloud_sync.destinations.file.destination import FileDestination
+from cloud_sync.ingest import file_import
+from cloud_sync.timescale.sink import TimescaleSink
 from tests.contract.test_timescaledb_sink import expected_rows, stored_rows
 from tests.integration.test_ingest_load import NAMES, sent, summed
 
@@ -39,8 +39,8 @@ async def sink(postgres_dsn):
     await sink.aclose()
 
 
-async def load(sink: TimescaleSink, folder: Path) -> loading.Sums:
-    return await loading.load(sink, volumes.find(folder), lambda _words: None)
+async def load(sink: TimescaleSink, folder: Path) -> file_import.ImportSums:
+    return await file_import.import_files(sink, file_import.find_import_files(folder), lambda _words: None)
 
 
 async def test_every_column_is_in_the_file_and_comes_back_as_it_was(postgres_dsn, sink, tmp_path):
@@ -75,7 +75,7 @@ async def test_a_batch_is_held_before_the_file_is_final_and_loaded_from_it(sink,
 
 @pytest.mark.parametrize("renamed", [False, True])
 async def test_a_stop_while_the_file_becomes_final_is_gone_over_again(tmp_path, monkeypatch, renamed):
-    convert = kept_batches.convert
+    convert = parquet.convert
 
     def stopped(source, ends, target):
         if renamed:
@@ -84,7 +84,7 @@ async def test_a_stop_while_the_file_becomes_final_is_gone_over_again(tmp_path, 
             target.with_name(target.name + ".new").write_bytes(b"half")
         raise OSError(5, "stopped here")
 
-    monkeypatch.setattr(kept_batches, "convert", stopped)
+    monkeypatch.setattr(parquet, "convert", stopped)
     destination = parquet_in(tmp_path)
     await destination.send(destination.encode(sent(1)))
     with pytest.raises(Exception, match="stopped here"):

@@ -16,10 +16,10 @@ import httpx
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from cloud_sync.ingest.intake import Intake, IntakeLimits
-from cloud_sync.ingest.metrics import IngestMetrics
-from cloud_sync.ingest.turns import Turns
-from gateway.operate.metrics import METRICS
+from cloud_sync.http.requests import RequestAdmission, RequestLimits
+from cloud_sync.ingest.app import IngestMetrics
+from cloud_sync.ingest.apply_queue import ApplyQueue
+from gateway.status.metrics import METRICS
 from tests.support.free_ports import free_port
 from tests.support.programs import Program, run, wait_until
 
@@ -76,7 +76,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
 @pytest.fixture(scope="module")
 def ingest_page() -> Iterator[str]:
     """An ingest service's page of metrics, served by itself; yields host:port."""
-    metrics = IngestMetrics(Intake(IntakeLimits()), Turns(1))
+    metrics = IngestMetrics(RequestAdmission(RequestLimits()), ApplyQueue(1))
     metrics.database_up.set(1)
     metrics.count_rejection("other_gateway")
     metrics.apply_seconds.observe(0.2)

@@ -16,11 +16,10 @@ import pytest
 import uvicorn
 from paho.mqtt import publish
 
-from cloud_sync.ingest import heads
-from cloud_sync.ingest.certificates import CertificateProtocol
-from cloud_sync.ingest.heads import TimedHeads
-from cloud_sync.ingest.server import Server, bind
-from gateway.ingress.http.protocol import DeviceProtocol
+from cloud_sync.http import uvicorn_server
+from cloud_sync.http.uvicorn_server import HeadTimeoutProtocol, UvicornServer, bind_socket
+from cloud_sync.ingest.request_auth import CertificateProtocol
+from gateway.ingress.http.request_auth import ClientCertificateProtocol
 from tests.support.free_ports import free_port
 from tests.support.programs import Program, run, wait_until
 
@@ -187,18 +186,18 @@ def test_a_head_that_is_too_large_is_refused_and_others_are_served(site: Site, d
     assert site.is_well()
 
 
-@pytest.mark.parametrize("protocol", [TimedHeads, CertificateProtocol, DeviceProtocol])
+@pytest.mark.parametrize("protocol", [HeadTimeoutProtocol, CertificateProtocol, ClientCertificateProtocol])
 async def test_a_head_that_comes_byte_by_byte_is_given_up(
     protocol: type[asyncio.Protocol], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(heads, "HEAD_WITHIN_S", 0.3)
+    monkeypatch.setattr(uvicorn_server, "HEAD_WITHIN_S", 0.3)
 
     async def app(_scope: Any, _receive: Any, send: Any) -> None:
         await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"2")]})
         await send({"type": "http.response.body", "body": b"ok"})
 
-    bound = bind("127.0.0.1", 0)
-    server = Server(uvicorn.Config(app, http=protocol, log_config=None, lifespan="off"))
+    bound = bind_socket("127.0.0.1", 0)
+    server = UvicornServer(uvicorn.Config(app, http=protocol, log_config=None, lifespan="off"))
     serving = asyncio.create_task(server.serve(sockets=[bound]))
     reader, writer = await asyncio.open_connection(*bound.getsockname())
     writer.write(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")

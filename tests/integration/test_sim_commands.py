@@ -13,7 +13,7 @@ import aiomqtt
 import httpx
 import pytest
 
-from firmware_sim.truth import ATTRIBUTES, load
+from firmware_sim.ground_truth import ATTRIBUTES, load_ground_truth
 
 ROOT = Path(__file__).parents[2]
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -79,7 +79,7 @@ def test_a_fleet_outlives_the_death_of_its_broker_under_load(mosquitto, tmp_path
     assert outcome["acknowledged"] == outcome["produced"] > 3000
     assert outcome["publishes_resent"] > 0
     assert outcome["reconnects"] >= 30
-    recorded = load(truth)
+    recorded = load_ground_truth(truth)
     assert recorded.rows == outcome["produced"]
     assert recorded.acknowledged.all()
     assert len(set(zip(recorded.series.tolist(), recorded.produced["time_us"].tolist(), strict=True))) == (
@@ -97,8 +97,8 @@ def test_sigterm_ends_a_run_properly_and_sigkill_leaves_a_readable_record(mosqui
     second.kill()
     outcome = end_of(first)
     second.communicate()
-    assert load(gentle).acknowledged.sum() == outcome["acknowledged"] == outcome["produced"]
-    known = load(harsh)
+    assert load_ground_truth(gentle).acknowledged.sum() == outcome["acknowledged"] == outcome["produced"]
+    known = load_ground_truth(harsh)
     assert 200 < known.acknowledged.sum() <= known.rows
 
 
@@ -173,7 +173,7 @@ async def test_a_replayed_file_arrives_value_for_value_and_time_for_time(mosquit
     outcome = json.loads(out)
     assert (outcome["rows"], outcome["sent"], outcome["acknowledged"], outcome["skipped"]) == (51, 50, 50, 1)
     assert outcome["skipped_reasons"][0].startswith(f"{path}:22: time 'nonsense'")
-    assert load(tmp_path / "t").acknowledged.all()
+    assert load_ground_truth(tmp_path / "t").acknowledged.all()
 
 
 def test_a_replay_shifted_to_now_keeps_distances_and_paces_itself(mosquitto, tmp_path):
@@ -183,7 +183,7 @@ def test_a_replay_shifted_to_now_keeps_distances_and_paces_itself(mosquitto, tmp
     begin_us = time.time_ns() // 1000
     sim("replay", path, "--broker", mosquitto.url, "--truth", tmp_path / "t", "--shift-to-now", "--speed", 1)
     end_us = time.time_ns() // 1000
-    times = load(tmp_path / "t").produced["time_us"]
+    times = load_ground_truth(tmp_path / "t").produced["time_us"]
     assert (times - times[0]).tolist() == [0, 500_000, 1_250_000]
     assert begin_us <= times[0] <= end_us
     assert end_us - begin_us >= 1_250_000
@@ -232,7 +232,7 @@ async def test_verify_finds_what_is_wrong_in_postgresql(recorded, postgres_dsn):
 
     connection = await asyncpg.connect(postgres_dsn)
     await connection.execute(TABLE)
-    truth = load(recorded)
+    truth = load_ground_truth(recorded)
     rows = list(rows_of(truth))
     await connection.copy_records_to_table(
         "sensor_data", records=[tuple(row.values()) for row in rows], columns=list(rows[0])
@@ -296,7 +296,7 @@ def escaped(text):
 def test_verify_reads_influxdb(recorded, influxd):
     database = influxd.new_database()
     lines = []
-    for row in rows_of(load(recorded)):
+    for row in rows_of(load_ground_truth(recorded)):
         tags = "".join(f",{name}={escaped(row[name])}" for name in ATTRIBUTES if row[name])
         fields = "".join(
             f",{n}={row[n]!r}" for n in ("quality", "battery_level", "signal_strength") if row[n] is not None
@@ -320,7 +320,7 @@ def test_the_broken_sensors_scenario_publishes_what_no_record_counts(mosquitto, 
     arguments = ("--truth", tmp_path, "--scenario", scenario, "--rate", 2000, "--seconds", 1, "--json")
     outcome = json.loads(sim("run", "--broker", mosquitto.url, *arguments).stdout)
     assert outcome["malformed_publishes"] > 0
-    recorded = load(tmp_path)
+    recorded = load_ground_truth(tmp_path)
     assert recorded.acknowledged.sum() == outcome["acknowledged"]
     assert recorded.rows == outcome["produced"] == outcome["acknowledged"] + outcome["forgotten"]
 

@@ -16,9 +16,8 @@ from typing import Any
 
 import pytest
 
-from firmware_sim.broker import Broker
-from firmware_sim.device import Device, Radio
-from firmware_sim.firmware import Publish
+from firmware_sim.devices.device import BrokerAddress, Device, RadioSettings
+from firmware_sim.devices.firmware import Publish
 
 CONNACK = b"\x20\x03\x00\x00\x00"
 TIMEOUT_S = 20
@@ -116,7 +115,9 @@ class Recorder:
 
 @contextlib.asynccontextmanager
 async def running(server, recorder, **options):
-    radio = Radio(Broker("127.0.0.1", server.port), backoff_base_s=0.02, backoff_cap_s=0.1, **options)
+    radio = RadioSettings(
+        BrokerAddress("127.0.0.1", server.port), backoff_base_s=0.02, backoff_cap_s=0.1, **options
+    )
     device = Device("d1", radio, recorder, random.Random(1))
     task = asyncio.create_task(device.run())
     try:
@@ -241,7 +242,7 @@ async def test_a_refused_connection_is_tried_again_soon_and_leaks_no_socket(serv
 async def test_a_full_ring_drops_the_oldest_and_counts_it():
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
-        radio = Radio(Broker("127.0.0.1", probe.getsockname()[1]), ring_publishes=5)
+        radio = RadioSettings(BrokerAddress("127.0.0.1", probe.getsockname()[1]), ring_publishes=5)
         device = Device("d1", radio, Recorder(), random.Random(1))
         for publish in publishes(8):
             device.offer(publish)
@@ -264,7 +265,7 @@ def open_files():
 
 
 async def test_servers_that_never_answer_leave_no_sockets_behind(server, monkeypatch):
-    monkeypatch.setattr("firmware_sim.broker.CONNECT_TIMEOUT_S", 0.02)
+    monkeypatch.setattr("firmware_sim.devices.device.CONNECT_TIMEOUT_S", 0.02)
     server.connack = b""
     async with running(server, Recorder()):
         await until(lambda: server.connects >= 3)
@@ -296,7 +297,7 @@ async def test_a_device_whose_network_is_away_keeps_everything_and_sends_it_when
 async def test_a_device_that_goes_to_sleep_says_goodbye(server):
     async with running(server, Recorder()) as (device, counters):
         await until(lambda: counters.devices_connected == 1)
-        device.switch(on=False, politely=True)
+        device.switch(on=False, send_disconnect=True)
         await until(lambda: 14 in server.kinds)
         await until(lambda: counters.devices_connected == 0)
 

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 import httpx
 import pytest
 
-from firmware_sim.lines import read_files
-from firmware_sim.truth import load
-from firmware_sim.verify import compare
+from firmware_sim.ground_truth import load_ground_truth
+from firmware_sim.verify.comparison import compare_readings
+from firmware_sim.verify.stored_files import read_line_files
 from tests.support.free_ports import free_port
 from tests.support.programs import ROOT, Program, run, wait_until
 
@@ -74,9 +74,9 @@ def simulate(gateway: Gateway, truth: Path, *arguments: str) -> dict[str, Any]:
 def verify(gateway: Gateway, truth: Path) -> dict[str, Any]:
     """What `tidegate sim verify --files` finds, without starting a process for it."""
     gateway.drain()
-    record = load(truth)
-    stored = read_files(gateway.folder / "files", record, precision="ns", on_rows=lambda _: None)
-    return asdict(compare(record, stored))
+    record = load_ground_truth(truth)
+    stored = read_line_files(gateway.folder / "files", record, precision="ns", on_rows=lambda _: None)
+    return asdict(compare_readings(record, stored))
 
 
 def test_all_that_are_promised_are_there():

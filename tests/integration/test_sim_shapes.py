@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from firmware_sim.truth import load
+from firmware_sim.ground_truth import load_ground_truth
 from tests.integration.test_sim_scenarios import Gateway, simulate, verify
 
 if TYPE_CHECKING:
@@ -157,7 +157,7 @@ def test_a_seed_and_a_start_give_the_same_readings_again_bit_for_bit(gateway: Ga
     for name in ("first", "again"):
         outcome = simulate(gateway, tmp_path / name, *arguments)
         assert outcome["acknowledged"] == outcome["produced"] == 400
-    first, again = load(tmp_path / "first"), load(tmp_path / "again")
+    first, again = load_ground_truth(tmp_path / "first"), load_ground_truth(tmp_path / "again")
     assert first.states == again.states
     assert first.produced.tobytes() == again.produced.tobytes()
     assert verify(gateway, tmp_path / "again")["lost"] == 0

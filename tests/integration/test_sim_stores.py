@@ -16,10 +16,10 @@ import asyncpg
 import numpy as np
 import pytest
 
-from firmware_sim.spools import BlockError, decode_block
-from firmware_sim.tables import read_tables
-from firmware_sim.truth import load
-from firmware_sim.verify import compare
+from firmware_sim.ground_truth import load_ground_truth
+from firmware_sim.verify.comparison import compare_readings
+from firmware_sim.verify.spools import BlockError, decode_block
+from firmware_sim.verify.stored_files import read_export_files
 from tests.support.programs import Site, run
 
 if TYPE_CHECKING:
@@ -83,13 +83,13 @@ def test_a_spool_and_its_exports_hold_what_was_acknowledged_and_a_damaged_segmen
     assert counts(found) == CLEAN, found["examples"]
     assert found["stored"] == found["acknowledged"] == found["produced"]
     assert found["flagged"].get("out_of_range", 0) > 10
-    record = load(truth)
+    record = load_ground_truth(truth)
     for suffix in ("parquet", "jsonl", "csv.gz"):
         out = tmp_path / suffix / f"export.{suffix}"
         out.parent.mkdir()
         done = run("spool", "export", str(site.spool), "--out", str(out))
         assert done.returncode == 0, done.stderr
-        exported = asdict(compare(record, read_tables([out], record, on_rows=lambda _: None)))
+        exported = asdict(compare_readings(record, read_export_files([out], record, on_rows=lambda _: None)))
         assert counts(exported) == CLEAN, (suffix, exported["examples"])
         assert exported["matched"] == found["acknowledged"]
         assert exported["flagged"] == found["flagged"]

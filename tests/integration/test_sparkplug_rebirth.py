@@ -9,23 +9,23 @@ import subprocess
 import pytest
 from esio_spb_builder.core import sparkplug_b_pb2 as spb
 
-from gateway.ingress.admission import Identity
+from gateway.auth.authenticator import Identity
 from gateway.ingress.committer import Committer
-from gateway.ingress.encoder import encode
-from gateway.ingress.formats.rule import rule_of
-from gateway.ingress.formats.rules import Rules
-from gateway.ingress.listener import Listener, ListenSettings
-from gateway.ingress.packets import V5, V311, Connect, Publish, Suback, Subscribe, TopicTable, Unsubscribe
-from gateway.ingress.parser import Parser
-from gateway.ingress.rebirths import Rebirths
-from gateway.ingress.served import Served
-from gateway.ingress.subscriber import Subscriber
-from gateway.ingress.subscription import SubscribeSettings
-from gateway.ingress.topics import TopicTemplate
+from gateway.mqtt.broker_session import SubscriberOptions
+from gateway.mqtt.codec.packet_codec import encode_packet
+from gateway.mqtt.codec.packets import V5, V311, Connect, Publish, Suback, Subscribe, TopicCache, Unsubscribe
+from gateway.mqtt.codec.parser import PacketParser
+from gateway.mqtt.server import MqttServer, MqttServerOptions
+from gateway.mqtt.session_state import CommandSubscriptions
+from gateway.mqtt.subscriber import Subscriber
+from gateway.payloads.decoder_registry import RuleSet
+from gateway.payloads.formats.sparkplug_births import RebirthRequester
+from gateway.payloads.rule import build_rule
+from gateway.payloads.topics import TopicTemplate
 from tests.support.fixtures_mosquitto import mosquitto  # noqa: F401 - a fixture
 from tests.support.open_spool import open_spool
 
-RULES = [rule_of("spBv1.0/#", "sparkplug_b")]
+RULES = [build_rule("spBv1.0/#", "sparkplug_b")]
 TEMPLATE = TopicTemplate("sensors/{sensor_id}/{sensor_type}")
 COMMANDS = "spBv1.0/g/NCMD/n"
 
@@ -44,8 +44,8 @@ def is_rebirth(payload):
 class Owner:
     """Admits everyone as the node g.n."""
 
-    def admit(self, *_):
-        return Identity("g.n", owns=lambda sensor_id: sensor_id.partition(":")[0] == "g.n")
+    def authenticate(self, *_):
+        return Identity("g.n", may_publish_sensor=lambda sensor_id: sensor_id.partition(":")[0] == "g.n")
 
 
 class Node:
@@ -53,7 +53,9 @@ class Node:
 
     def __init__(self, version):
         self.version = version
-        self._parser = Parser(max_packet_bytes=1 << 20, topics=TopicTable(), client=True, version=version)
+        self._parser = PacketParser(
+            max_packet_bytes=1 << 20, topics=TopicCache(), client=True, version=version
+        )
         self._items: list = []
 
     async def connect(self, port):
@@ -62,7 +64,7 @@ class Node:
         await self.next()
 
     def send(self, packet):
-        self._writer.write(encode(packet, self.version))
+        self._writer.write(encode_packet(packet, self.version))
 
     async def next(self):
         while not self._items:
@@ -84,10 +86,12 @@ class Node:
 @pytest.fixture
 async def gateway(tmp_path):
     async with open_spool(tmp_path / "spool.db") as spool:
-        committer = Committer(spool.appender, spool.book, Rules(TEMPLATE, RULES), interval_s=0)
-        listener = Listener(ListenSettings(port=0), committer, Owner(), Served(committer.rules))
-        rebirths = Rebirths(committer.rules.births, [listener.served.publish])
-        committer.on_rebirths = rebirths.ask
+        committer = Committer(spool.appender, spool.book, RuleSet(TEMPLATE, RULES), interval_s=0)
+        listener = MqttServer(
+            MqttServerOptions(port=0), committer, Owner(), CommandSubscriptions(committer.rules)
+        )
+        rebirths = RebirthRequester(committer.rules.births, [listener.served.publish])
+        committer.on_rebirth_needed = rebirths.ask
         await listener.start()
         running = asyncio.create_task(committer.run())
         yield committer, listener, rebirths
@@ -108,7 +112,7 @@ async def test_a_node_that_subscribed_gets_the_command(gateway, version, name):
     command = await node.next()
     assert (command.topic, command.qos) == (COMMANDS.encode(), 0)
     assert is_rebirth(command.payload)
-    assert gateway[2].asked_total == 1
+    assert gateway[2].requested_total == 1
     await node.close()
 
 
@@ -149,12 +153,12 @@ async def test_a_subscription_ends_when_it_is_withdrawn_and_with_its_connection(
         await asyncio.sleep(0.01)
     assert not listener.served
     committer.offer("listen", b"spBv1.0/g/NDATA/n", data())
-    assert (rebirths.asked_total, rebirths.unheard_total) == (1, 1)
+    assert (rebirths.requested_total, rebirths.undelivered_total) == (1, 1)
 
 
 def test_without_a_rule_for_sparkplug_nothing_is_served():
-    assert Served(Rules(TEMPLATE)).answer(Node(V5), [COMMANDS], [0x83], None) == (0x83,)
-    assert Served().answer(Node(V5), [COMMANDS], [0x83], None) == (0x83,)
+    assert CommandSubscriptions(RuleSet(TEMPLATE)).answer(Node(V5), [COMMANDS], [0x83], None) == (0x83,)
+    assert CommandSubscriptions().answer(Node(V5), [COMMANDS], [0x83], None) == (0x83,)
 
 
 async def test_behind_a_broker_the_command_is_published_there(tmp_path, mosquitto):  # noqa: F811 - a fixture
@@ -163,12 +167,12 @@ async def test_behind_a_broker_the_command_is_published_there(tmp_path, mosquitt
         pytest.skip("needs mosquitto_sub and mosquitto_pub (Debian package mosquitto-clients)")
     where = ("-p", str(mosquitto.port))
     async with open_spool(tmp_path / "spool.db") as spool:
-        committer = Committer(spool.appender, spool.book, Rules(TEMPLATE, RULES), interval_s=0)
-        told = SubscribeSettings(
+        committer = Committer(spool.appender, spool.book, RuleSet(TEMPLATE, RULES), interval_s=0)
+        told = SubscriberOptions(
             url=mosquitto.url, client_id="g", filters=("spBv1.0/#",), broker_reviewed=True
         )
         subscriber = Subscriber(told, committer)
-        committer.on_rebirths = Rebirths(committer.rules.births, [subscriber.publish]).ask
+        committer.on_rebirth_needed = RebirthRequester(committer.rules.births, [subscriber.publish]).ask
         stop = asyncio.Event()
         tasks = [asyncio.create_task(committer.run()), asyncio.create_task(subscriber.run(stop))]
         node = await asyncio.create_subprocess_exec(
@@ -182,7 +186,7 @@ async def test_behind_a_broker_the_command_is_published_there(tmp_path, mosquitt
             await asyncio.sleep(0.5)
             if node.returncode is not None:
                 break
-            committer.rules.births._asked_us.clear()  # the node may not have subscribed yet: ask again
+            committer.rules.births._requested_us.clear()  # the node may not have subscribed yet: ask again
         command, _ = await node.communicate()
         assert is_rebirth(command)
         stop.set()

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import pytest
 
-from gateway.operate.human import bytes_text, count_text, seconds_text
+from gateway.humanize import format_bytes, format_count, format_duration
 from tests.support import browser
 from tests.support.free_ports import free_port
 from tests.support.programs import Program, run
@@ -344,9 +344,9 @@ def test_nothing_moves_for_whoever_asked_for_stillness(page: Page, filled: Site)
 def test_numbers_read_as_in_the_terminal(page: Page, filled: Site):
     opened(page, filled)
     for name, text_of, numbers in (
-        ("count", count_text, [0, 1, 0.26, 12.34, 999, 1234, 99_999, 100_000, 1_234_567, 5.5e9, 123.4]),
-        ("bytes", bytes_text, [0, 1, 999, 1000, 1234, 1_234_567, 9.99e9, 5e12]),
-        ("duration", seconds_text, [0, 1, 59, 60, 61, 3600, 93_784, 86_400 * 400, 4e9]),
+        ("count", format_count, [0, 1, 0.26, 12.34, 999, 1234, 99_999, 100_000, 1_234_567, 5.5e9, 123.4]),
+        ("bytes", format_bytes, [0, 1, 999, 1000, 1234, 1_234_567, 9.99e9, 5e12]),
+        ("duration", format_duration, [0, 1, 59, 60, 61, 3600, 93_784, 86_400 * 400, 4e9]),
     ):
         js = page.evaluate(f"import('/page/words.js').then(w => {json.dumps(numbers)}.map(n => w.{name}(n)))")
         assert js == [text_of(number) for number in numbers], name

@@ -10,9 +10,9 @@ import aiomqtt
 import pytest
 import uvloop
 
-from cloud_sync.backoff import Backoff
-from gateway.ingress.subscriber import Subscriber
-from gateway.ingress.subscription import SubscribeSettings
+from cloud_sync.runtime.rates import Backoff
+from gateway.mqtt.broker_session import SubscriberOptions
+from gateway.mqtt.subscriber import Subscriber
 
 TIMEOUT_S = 25
 SOON = Backoff(0.05, 0.2, 0.02)
@@ -45,7 +45,7 @@ class Committing:
 
 @asynccontextmanager
 async def subscribing(url, *, client_id="tidegate-g", holding=False, filters=("sensors/#",), **settings):
-    asked = SubscribeSettings(url=url, client_id=client_id, filters=filters, broker_reviewed=True, **settings)
+    asked = SubscriberOptions(url=url, client_id=client_id, filters=filters, broker_reviewed=True, **settings)
     subscriber = Subscriber(asked, Committing(holding=holding), backoff=SOON, slowly=SOON)
     stop = asyncio.Event()
     running = asyncio.create_task(subscriber.run(stop))
@@ -110,7 +110,7 @@ def test_every_message_of_every_qos_arrives_once_and_in_order(mosquitto, loop_fa
             await until(lambda: subscriber.in_flight == 0)
             assert subscriber.counters.acknowledged_total == 5500
             assert subscriber.counters.protocol_faults_total.total() == 0
-            await until(lambda: len(subscriber._exchanges) == 0)
+            await until(lambda: len(subscriber._qos2_exchanges) == 0)
 
     with asyncio.Runner(loop_factory=loop_factory) as runner:
         runner.run(asyncio.wait_for(main(), TIMEOUT_S))
@@ -145,7 +145,7 @@ async def test_a_connection_lost_during_a_commit_costs_nothing(mosquitto, qos):
         if qos == 1:
             await until(lambda: len(subscriber.intake.taken) == 200)
         else:
-            await until(lambda: subscriber.counters.again_total == 100)
+            await until(lambda: subscriber.counters.redelivered_total == 100)
         subscriber.intake.holding = False
         subscriber.intake.commit()
         await publish(mosquitto.port, [b"after"], qos=qos)
@@ -153,7 +153,7 @@ async def test_a_connection_lost_during_a_commit_costs_nothing(mosquitto, qos):
         distinct = list(dict.fromkeys(subscriber.intake.payloads))
         assert distinct == [*numbers(100), b"after"]
         assert len(subscriber.intake.taken) == (201 if qos == 1 else 101)
-        await until(lambda: len(subscriber._exchanges) == 0)
+        await until(lambda: len(subscriber._qos2_exchanges) == 0)
 
 
 async def test_the_broker_sends_no_more_than_the_receive_maximum_before_an_acknowledgement(mosquitto):
@@ -381,8 +381,8 @@ async def test_tls_with_a_private_authority_and_a_client_certificate(mosquitto, 
         (private, "broken"),  # without the certificate that the broker demands
     ]
     for settings, kind in refused:
-        asked = SubscribeSettings(url=url, client_id="g", filters=("a",), **settings)
-        fault = await Subscriber(asked, Committing()).attend_once()
+        asked = SubscriberOptions(url=url, client_id="g", filters=("a",), **settings)
+        fault = await Subscriber(asked, Committing()).run_connection()
         assert fault.kind == kind, fault
 
 

@@ -7,9 +7,10 @@ from contextlib import asynccontextmanager, suppress
 
 import pytest
 
-from cloud_sync.backoff import Backoff
-from gateway.ingress.encoder import encode
-from gateway.ingress.packets import (
+from cloud_sync.runtime.rates import Backoff
+from gateway.mqtt.broker_session import SubscriberOptions
+from gateway.mqtt.codec.packet_codec import encode_packet
+from gateway.mqtt.codec.packets import (
     Connack,
     Connect,
     Disconnect,
@@ -17,14 +18,13 @@ from gateway.ingress.packets import (
     Pingreq,
     Property,
     Publish,
-    Reply,
+    PublishAck,
     Suback,
     Subscribe,
-    TopicTable,
+    TopicCache,
 )
-from gateway.ingress.parser import Parser
-from gateway.ingress.subscriber import Subscriber
-from gateway.ingress.subscription import SubscribeSettings
+from gateway.mqtt.codec.parser import PacketParser
+from gateway.mqtt.subscriber import Subscriber
 
 TIMEOUT_S = 15
 AT_ONCE = Backoff(0.02, 0.05, 0.01)
@@ -57,11 +57,11 @@ class Line:
 
     def __init__(self, reader, writer):
         self._reader, self.writer = reader, writer
-        self._parser = Parser(max_packet_bytes=1 << 20, topics=TopicTable())
+        self._parser = PacketParser(max_packet_bytes=1 << 20, topics=TopicCache())
         self._found = []
 
     def send(self, *packets):
-        self.writer.write(b"".join(p if isinstance(p, bytes) else encode(p) for p in packets))
+        self.writer.write(b"".join(p if isinstance(p, bytes) else encode_packet(p) for p in packets))
 
     async def receive(self, count=1):
         """The next `count` packets, fewer only at the end of the connection."""
@@ -131,7 +131,7 @@ async def stub():
 
 @asynccontextmanager
 async def subscribing(stub, *, slowly=AT_ONCE, filters=("sensors/#",), **settings):
-    asked = SubscribeSettings(
+    asked = SubscriberOptions(
         url=f"mqtt://127.0.0.1:{stub.port}", client_id="tidegate-g", filters=filters, **settings
     )
     subscriber = Subscriber(asked, Withholding(), backoff=AT_ONCE, slowly=slowly)
@@ -152,7 +152,7 @@ async def until(condition):
 
 
 def pubacks(*packet_ids):
-    return [Reply(PacketType.PUBACK, packet_id) for packet_id in packet_ids]
+    return [PublishAck(PacketType.PUBACK, packet_id) for packet_id in packet_ids]
 
 
 def reading(packet_id, payload=b"1", qos=1, **flags):
@@ -180,14 +180,14 @@ async def test_acknowledgements_wait_for_the_intake_and_come_in_order(stub):
         assert subscriber.in_flight == 5
         assert await line.silent()
         subscriber.intake.commit()
-        recs = [Reply(PacketType.PUBREC, n) for n in (5, 4)]
+        recs = [PublishAck(PacketType.PUBREC, n) for n in (5, 4)]
         found = await line.receive(5)
         assert [p for p in found if p.kind is PacketType.PUBACK] == pubacks(9, 3, 7)
         assert [p for p in found if p.kind is PacketType.PUBREC] == recs
         assert subscriber.in_flight == 0
         assert subscriber.counters.acknowledged_total == 5
-        line.send(Reply(PacketType.PUBREL, 5), Reply(PacketType.PUBREL, 4))
-        assert await line.receive(2) == [Reply(PacketType.PUBCOMP, n) for n in (5, 4)]
+        line.send(PublishAck(PacketType.PUBREL, 5), PublishAck(PacketType.PUBREL, 4))
+        assert await line.receive(2) == [PublishAck(PacketType.PUBCOMP, n) for n in (5, 4)]
 
 
 async def test_an_acknowledgement_is_never_written_to_a_newer_connection(stub):
@@ -206,7 +206,7 @@ async def test_an_acknowledgement_is_never_written_to_a_newer_connection(stub):
         await until(lambda: len(subscriber.intake.taken) == 4)
         subscriber.intake.commit()
         assert await second.receive(2) == pubacks(2, 3)
-        assert subscriber.counters.again_total == 1
+        assert subscriber.counters.redelivered_total == 1
 
 
 async def test_a_qos_2_message_sent_again_while_it_is_committed_is_taken_once(stub):
@@ -221,9 +221,9 @@ async def test_a_qos_2_message_sent_again_while_it_is_committed_is_taken_once(st
         second.send(reading(1, qos=2, dup=True))
         assert await second.silent()
         subscriber.intake.commit()
-        assert await second.receive() == [Reply(PacketType.PUBREC, 1)]
+        assert await second.receive() == [PublishAck(PacketType.PUBREC, 1)]
         second.send(reading(2, qos=2, dup=True))  # durable by now, though its PUBREC was never sent
-        assert await second.receive() == [Reply(PacketType.PUBREC, 2)]
+        assert await second.receive() == [PublishAck(PacketType.PUBREC, 2)]
         assert len(subscriber.intake.taken) == 2
 
 
@@ -234,14 +234,14 @@ async def test_a_qos_2_identifier_used_for_another_message_does_not_hide_it(stub
         line.send(reading(1, b"1", qos=2))
         await until(lambda: subscriber.intake.taken)
         subscriber.intake.commit()
-        assert await line.receive() == [Reply(PacketType.PUBREC, 1)]
+        assert await line.receive() == [PublishAck(PacketType.PUBREC, 1)]
         line.writer.transport.abort()  # and the broker comes back as it was before
         line = await stub.line()
         await line.accept(Connack(session_present=True))
         line.send(reading(1, b"2", qos=2))
         await until(lambda: len(subscriber.intake.taken) == 2)
         subscriber.intake.commit()
-        assert await line.receive() == [Reply(PacketType.PUBREC, 1)]
+        assert await line.receive() == [PublishAck(PacketType.PUBREC, 1)]
 
 
 async def test_a_new_session_shares_no_identifier_with_the_one_before(stub):
@@ -256,15 +256,15 @@ async def test_a_new_session_shares_no_identifier_with_the_one_before(stub):
         line.send(reading(1, qos=2, dup=True))
         await until(lambda: len(subscriber.intake.taken) == 2)
         subscriber.intake.commit()
-        assert await line.receive() == [Reply(PacketType.PUBREC, 1)]
+        assert await line.receive() == [PublishAck(PacketType.PUBREC, 1)]
 
 
 async def test_a_release_of_something_unknown_is_completed_as_such(stub):
     async with subscribing(stub):
         line = await stub.line()
         await line.accept()
-        line.send(Reply(PacketType.PUBREL, 77))
-        assert await line.receive() == [Reply(PacketType.PUBCOMP, 77, 0x92)]
+        line.send(PublishAck(PacketType.PUBREL, 77))
+        assert await line.receive() == [PublishAck(PacketType.PUBCOMP, 77, 0x92)]
 
 
 async def test_topic_aliases_of_the_broker_are_understood_and_end_with_the_connection(stub):
@@ -308,7 +308,10 @@ async def test_a_refusal_for_good_is_told_to_the_broker(stub):
         line.send(reading(1), reading(2, qos=2))
         await until(lambda: len(subscriber.intake.taken) == 2)
         subscriber.intake.refuse(0x99)
-        assert await line.receive(2) == [Reply(PacketType.PUBACK, 1, 0x99), Reply(PacketType.PUBREC, 2, 0x99)]
+        assert await line.receive(2) == [
+            PublishAck(PacketType.PUBACK, 1, 0x99),
+            PublishAck(PacketType.PUBREC, 2, 0x99),
+        ]
         assert subscriber.counters.refused_total == {"payload_format_invalid": 2}
 
 
@@ -423,9 +426,9 @@ async def test_a_shared_filter_is_not_sent_to_a_broker_without_shared_subscripti
     [
         (b"SSH-2.0-OpenSSH_9.2p1\r\n" * 4, "malformed_packet"),
         (b"\x20\x02\x00\x01", "protocol_error"),  # how a broker of 3.1.1 says that it is one
-        (encode(Publish(b"a", b"1", 1, 1)), "protocol_error"),
-        (encode(Suback(1, (0,))), "protocol_error"),
-        (encode(Connack()) * 2, "protocol_error"),
+        (encode_packet(Publish(b"a", b"1", 1, 1)), "protocol_error"),
+        (encode_packet(Suback(1, (0,))), "protocol_error"),
+        (encode_packet(Connack()) * 2, "protocol_error"),
     ],
 )
 async def test_nonsense_from_the_broker_ends_the_connection_and_nothing_else(stub, nonsense, kind):
@@ -465,8 +468,8 @@ async def test_addresses_that_cannot_be_reached_are_faults_and_not_the_end(stub)
         free.bind(("127.0.0.1", 0))
         refusing = f"mqtt://127.0.0.1:{free.getsockname()[1]}"
     for url, kind in ((refusing, "unreachable"), ("mqtt://no..host", "name_lookup")):
-        asked = SubscribeSettings(url=url, client_id="g", filters=("a",))
-        assert (await Subscriber(asked, Withholding()).attend_once()).kind == kind
+        asked = SubscriberOptions(url=url, client_id="g", filters=("a",))
+        assert (await Subscriber(asked, Withholding()).run_connection()).kind == kind
 
 
 async def test_a_broker_that_does_not_answer_is_not_waited_for(stub):

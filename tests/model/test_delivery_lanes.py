@@ -12,11 +12,11 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
 
-from cloud_sync.courier import Courier
-from cloud_sync.errors import DeliveryError, RetryLater, StoreFault
-from cloud_sync.lanes import Lane
-from cloud_sync.shipper import Shipper
-from gateway.spool.claims import BEHIND_US
+from cloud_sync.delivery.batch_sender import BatchSender
+from cloud_sync.delivery.lanes import Lane
+from cloud_sync.delivery.shipper import Shipper
+from cloud_sync.model.errors import DeliveryError, RetryLaterError, StoreDeliveryError
+from gateway.spool.delivery_ranges import LIVE_MAX_LAG_US
 from gateway.spool.retention import Retention
 from tests.support.memory_region import LOST, MemoryRegion
 from tests.support.open_spool import NOW_US, OpenSpool, open_spool
@@ -69,14 +69,14 @@ class LanesMachine(RuleBasedStateMachine):
         self._run(self.spool.appender.append(self.spool.readings(made), [], now_us=self.now_us))
         self.commits.append((self.now_us, made))
 
-    @rule(name=NAMES, lane=LANES, outcome=st.sampled_from((None, None, LOST, RetryLater("down"))))
+    @rule(name=NAMES, lane=LANES, outcome=st.sampled_from((None, None, LOST, RetryLaterError("down"))))
     def ship(self, name, lane, outcome) -> None:
         region = self.regions[name]
         region.outcomes.clear()
         region.outcomes.append(outcome)
         try:
-            self._run(self.couriers[name, lane].ship_once())
-        except StoreFault:
+            self._run(self.senders[name, lane].ship_once())
+        except StoreDeliveryError:
             raise
         except DeliveryError:
             return
@@ -123,13 +123,13 @@ class LanesMachine(RuleBasedStateMachine):
             return
         region.outcomes.clear()
         for _ in range(40):
-            if not self._run(self.couriers[name, Lane.LIVE].ship_once()):
+            if not self._run(self.senders[name, Lane.LIVE].ship_once()):
                 break
         newest_us, rows = self.commits[-1]
         if set(rows) & self.bad:
             return  # halves of a refused batch are finished by the other lane
         assert newest_us == self.now_us
-        recent = [row for at, rows in self.commits if newest_us - at <= BEHIND_US // 4 for row in rows]
+        recent = [row for at, rows in self.commits if newest_us - at <= LIVE_MAX_LAG_US // 4 for row in rows]
         missing = set(recent) - set(region.applied) - self.bad
         assert not set(rows) & missing
 
@@ -139,7 +139,7 @@ class LanesMachine(RuleBasedStateMachine):
             region.most_rows = 10**9
             for _ in range(3000):
                 done = [
-                    self._run(self.couriers[name, lane].ship_once()) for lane in (Lane.LIVE, Lane.BACKFILL)
+                    self._run(self.senders[name, lane].ship_once()) for lane in (Lane.LIVE, Lane.BACKFILL)
                 ]
                 if not any(done):
                     break
@@ -159,14 +159,14 @@ class LanesMachine(RuleBasedStateMachine):
         self.context = open_spool(self.path)
         self.spool: OpenSpool = self._run(self.context.__aenter__())
         deliveries: Deliveries = self.spool.deliveries
-        self.couriers = {}
+        self.senders = {}
         for name, region in self.regions.items():
             self._run(deliveries.register(name, "ingest", now_us=1))
-            office = Shipper(
+            delivery_state = Shipper(
                 deliveries, region, keeps_ledger=True, max_batch_rows=20, chance=lambda: 0.0
-            )._office
+            )._delivery_state
             for lane in (Lane.LIVE, Lane.BACKFILL):
-                self.couriers[name, lane] = Courier(office, [lane])
+                self.senders[name, lane] = BatchSender(delivery_state, [lane])
 
 
 def test_lanes_deliver_every_commit_once_whatever_happens():

@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cloud_sync.records import Flag
-from gateway.processing.closing import RollTerms
-from gateway.processing.rollup import M2_ERROR, MEAN_ERROR
+from cloud_sync.model.records import Flag
+from gateway.rollups.open_windows import RollupOptions
+from gateway.rollups.rollup import M2_ERROR, MEAN_ERROR
 from tests.support.naive_rollups import naive, of_rows
 from tests.support.roller_rig import START_US, MemoryLog, Rolling, newest
 
@@ -61,7 +61,7 @@ action = st.one_of(
     st.tuples(st.just("trust"), st.booleans()),
 )
 terms_ = st.builds(
-    RollTerms,
+    RollupOptions,
     lateness_s=st.sampled_from([0.0, 30.0]),
     idle_s=st.sampled_from([0.0, 30.0]),
     close_every_s=st.sampled_from([0.0, 5.0]),
@@ -71,7 +71,7 @@ terms_ = st.builds(
 
 @settings(max_examples=150, deadline=None)
 @given(terms_, st.lists(action, max_size=40))
-def test_the_newest_revisions_equal_a_full_computation(terms: RollTerms, actions: list) -> None:
+def test_the_newest_revisions_equal_a_full_computation(terms: RollupOptions, actions: list) -> None:
     rolling = Rolling(terms)
     seen: set[tuple[int, int]] = set()
     stamp = 0
@@ -109,7 +109,7 @@ def _minutes(series: int, first: int, count: int, *, value: float = 1.0) -> list
 
 
 def test_a_window_is_closed_once_when_its_series_has_gone_on_and_the_lateness_is_over() -> None:
-    rolling = Rolling(RollTerms(windows_s=(60,), close_every_s=0.0))
+    rolling = Rolling(RollupOptions(windows_s=(60,), close_every_s=0.0))
     start = START_US // _MINUTE_US * _MINUTE_US
     rolling.commit([(1, start + 1, 1.0, 0)])
     assert rolling.step().rows == 0
@@ -122,7 +122,7 @@ def test_a_window_is_closed_once_when_its_series_has_gone_on_and_the_lateness_is
 
 
 def test_an_idle_series_is_closed_by_time() -> None:
-    rolling = Rolling(RollTerms(close_every_s=0.0))
+    rolling = Rolling(RollupOptions(close_every_s=0.0))
     rolling.commit([(1, START_US, 5.0, 0)])
     rolling.step()
     rolling.now_us += 86_400_000_000 + 60_000_000
@@ -131,13 +131,13 @@ def test_an_idle_series_is_closed_by_time() -> None:
 
 
 def test_a_device_in_the_year_2106_closes_nothing_of_others_nor_of_itself() -> None:
-    rolling = Rolling(RollTerms(windows_s=(60,), close_every_s=0.0))
+    rolling = Rolling(RollupOptions(windows_s=(60,), close_every_s=0.0))
     rolling.commit([(1, START_US, 1.0, 0), (2, START_US, 1.0, 0), (2, _YEAR_2106_US, 1.0, 0)])
     assert rolling.step().rows == 0
 
 
 def test_a_late_reading_makes_a_higher_revision_of_every_length() -> None:
-    rolling = Rolling(RollTerms(close_every_s=0.0))
+    rolling = Rolling(RollupOptions(close_every_s=0.0))
     rolling.commit([(1, START_US, 1.0, 0)])
     rolling.settle()
     rolling.commit([(1, START_US + 1, 3.0, 0)])
@@ -152,7 +152,7 @@ def test_filling_a_gap_looks_nothing_up() -> None:
         def newest_revisions(self, wanted):
             raise AssertionError(f"looked for {wanted.rows} windows")
 
-    rolling = Rolling(RollTerms(windows_s=(60,), close_every_s=0.0), Unasked())
+    rolling = Rolling(RollupOptions(windows_s=(60,), close_every_s=0.0), Unasked())
     rolling.commit(_minutes(1, 0, 10))
     rolling.settle()
     rolling.commit(_minutes(1, -100, 50))
@@ -161,10 +161,10 @@ def test_filling_a_gap_looks_nothing_up() -> None:
 
 
 def test_what_was_pruned_is_not_overwritten_by_less() -> None:
-    rolling = Rolling(RollTerms(windows_s=(60,), close_every_s=0.0))
+    rolling = Rolling(RollupOptions(windows_s=(60,), close_every_s=0.0))
     rolling.commit(_minutes(1, 0, 5))
     rolling.settle()
-    rolling.log.pruned, rolling.log.gone_before_us = len(rolling.log.rollups), rolling.now_us
+    rolling.log.pruned, rolling.log.evicted_before_us = len(rolling.log.rollups), rolling.now_us
     before = len(rolling.log.rollups)
     rolling.commit([(1, START_US + 1, 9.0, 0)])
     rolling.settle()
@@ -173,7 +173,7 @@ def test_what_was_pruned_is_not_overwritten_by_less() -> None:
 
 
 def test_a_backlog_that_is_read_fast_does_not_pile_up() -> None:
-    rolling = Rolling(RollTerms(windows_s=(60,), close_every_s=5.0))
+    rolling = Rolling(RollupOptions(windows_s=(60,), close_every_s=5.0))
     for day in range(-40, -30):
         rolling.commit(_minutes(1, day * 1440, 1440))
     while rolling.at < len(rolling.log.commits):
@@ -185,10 +185,10 @@ def test_a_backlog_that_is_read_fast_does_not_pile_up() -> None:
 
 @pytest.mark.parametrize("lengths", [(60, 600), (60,), (60, 300, 1800, 3600, 86400), (120, 3600)])
 def test_lengths_may_change_between_two_starts(lengths: tuple[int, ...]) -> None:
-    rolling = Rolling(RollTerms(close_every_s=0.0))
+    rolling = Rolling(RollupOptions(close_every_s=0.0))
     rolling.commit(_minutes(1, 0, 90))
     rolling.step(durable=True)
-    rolling.terms = RollTerms(windows_s=lengths, close_every_s=0.0)
+    rolling.terms = RollupOptions(windows_s=lengths, close_every_s=0.0)
     rolling.restart()
     rolling.settle()
     kept = tuple(length for length in lengths if length in LEVELS)
@@ -196,7 +196,7 @@ def test_lengths_may_change_between_two_starts(lengths: tuple[int, ...]) -> None
 
 
 def test_state_that_cannot_be_read_never_counts_a_reading_twice() -> None:
-    rolling = Rolling(RollTerms(close_every_s=0.0))
+    rolling = Rolling(RollupOptions(close_every_s=0.0))
     rolling.commit(_minutes(1, 0, 90))
     rolling.step(durable=True)
     rolling.log.state = {key: b"\x63" + value[1:] for key, value in rolling.log.state.items()}

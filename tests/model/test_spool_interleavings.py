@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from cloud_sync.records import RecordClass
+from cloud_sync.model.records import RecordClass
 from gateway.spool.appender import Appender
 from gateway.spool.compaction import Compaction
 from gateway.spool.deliveries import Deliveries
-from gateway.spool.duplicates import Duplicates
+from gateway.spool.duplicates import DuplicateFilter
 from gateway.spool.retention import Retention
-from gateway.spool.segments import commit_of, span_of
+from gateway.spool.segments import first_commit_at, position_span
 from tests.crash.spools import ROWS, OpenSpool
 
 if TYPE_CHECKING:
@@ -73,8 +73,10 @@ async def _spool(path):
 
 async def _covered(spool) -> list[tuple[int, int]]:
     query = "SELECT position, last_commit FROM segment WHERE position BETWEEN ? AND ? ORDER BY 1"
-    rows = await spool.database.read(lambda c: c.execute(query, span_of(RecordClass.READING)).fetchall())
-    return [(commit_of(position), last) for position, last in rows]
+    rows = await spool.database.read(
+        lambda c: c.execute(query, position_span(RecordClass.READING)).fetchall()
+    )
+    return [(first_commit_at(position), last) for position, last in rows]
 
 
 def _deliveries(spool, database: Any) -> Deliveries:
@@ -108,7 +110,7 @@ async def test_segments_that_are_claimed_while_they_are_merged_are_not_merged(tm
             claims.append(await spool.deliveries.claim("up", now_us=1, max_rows=3 * ROWS))
 
         seen = interrupted(spool.database, claim, nth=nth)
-        duplicates = await Duplicates.load(spool.database, spool.book)
+        duplicates = await DuplicateFilter.load(spool.database, spool.book)
         await Compaction(seen, spool.book, duplicates).compact_once(everything=True)
         for claimed in claims:
             batch = await spool.deliveries.load(claimed)
@@ -136,14 +138,14 @@ async def test_a_merge_that_finds_its_segments_pruned_does_not_bring_them_back(t
         await spool.drained()
         prune = Retention(spool.database, ["up"], keep_s=0)
         seen = interrupted(spool.database, lambda: prune.prune_once(1 << 60), nth=nth, before=before)
-        duplicates = await Duplicates.load(spool.database, spool.book)
+        duplicates = await DuplicateFilter.load(spool.database, spool.book)
         await Compaction(seen, spool.book, duplicates).compact_once(everything=True)
         assert await _covered(spool) == []
 
 
 async def test_a_damaged_segment_is_set_aside_once_by_two_destinations_at_a_time(tmp_path):
     async with _spool(tmp_path / "spool.db") as spool:
-        position = span_of(RecordClass.READING, 1)[0]
+        position = position_span(RecordClass.READING, 1)[0]
         spoil = "UPDATE segment SET block = x'00' WHERE position = ?"
         await spool.database.write(lambda c: c.execute(spoil, (position,)))
         claimed = await spool.deliveries.claim("up", now_us=1)
@@ -168,7 +170,7 @@ async def test_a_reading_sent_again_while_segments_are_merged_is_stored_once(tmp
                 merged.append(await compaction.compact_once(everything=True))
 
         reads = COMMITS + 2  # the marks, the keys of every fresh segment, then the look for indexed ones
-        duplicates = await Duplicates.load(
+        duplicates = await DuplicateFilter.load(
             interrupted(spool.database, merge, nth=reads, before="after"), spool.book
         )
         compaction = Compaction(spool.database, spool.book, duplicates)

@@ -26,15 +26,14 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from cloud_sync.records import SEQ_ABSENT, Readings, RecordClass, Series
-from gateway.spool.appender import Appender
+from cloud_sync.model.records import SEQ_ABSENT, Readings, RecordClass, Series
+from gateway.spool.appender import Appender, AppendResult
 from gateway.spool.compaction import Compaction
 from gateway.spool.database import Database
 from gateway.spool.deliveries import Deliveries
-from gateway.spool.duplicates import Duplicates
-from gateway.spool.lots import Appended
+from gateway.spool.duplicates import DuplicateFilter
 from gateway.spool.retention import Retention
-from gateway.spool.segments import Segments, commit_of, span_of
+from gateway.spool.segments import SegmentWriter, first_commit_at, position_span
 from gateway.spool.series import SeriesBook
 
 if TYPE_CHECKING:
@@ -107,7 +106,7 @@ class SpoolMachine(RuleBasedStateMachine):
             else:
                 conflicts += 1
         appended = self._run(self.appender.append(self._readings(rows), [], now_us=1000 + len(self.commits)))
-        assert appended == Appended(len(new), duplicates, conflicts)
+        assert appended == AppendResult(len(new), duplicates, conflicts)
         if new:
             self.commits.append(new)
             self.live.append(len(self.commits) - 1)
@@ -258,8 +257,8 @@ class SpoolMachine(RuleBasedStateMachine):
     async def _opened(self) -> None:
         self.database = await Database.open(self.path)
         self.book = await SeriesBook.load(self.database)
-        self.segments = await Segments.load(self.database, self.book)
-        duplicates = await Duplicates.load(self.database, self.book)
+        self.segments = await SegmentWriter.load(self.database, self.book)
+        duplicates = await DuplicateFilter.load(self.database, self.book)
         self.appender = Appender(self.database, self.segments, duplicates, self.book)
         self.compaction = Compaction(self.database, self.book, duplicates)
         self.deliveries = Deliveries(self.database, self.segments, self.book, "g1")
@@ -287,15 +286,15 @@ class SpoolMachine(RuleBasedStateMachine):
     def _segments(self) -> list[int]:
         """First commits of the segments in the file."""
         query = "SELECT position FROM segment WHERE position BETWEEN ? AND ? ORDER BY 1"
-        return [commit_of(position) for (position,) in self._rows(query, span_of(_READING))]
+        return [first_commit_at(position) for (position,) in self._rows(query, position_span(_READING))]
 
     def _covered(self) -> set[int]:
         """The commits of the segments in the file; none twice."""
         query = "SELECT position, last_commit FROM segment WHERE position BETWEEN ? AND ? ORDER BY 1"
         commits = [
             commit
-            for position, last in self._rows(query, span_of(_READING))
-            for commit in range(commit_of(position), last + 1)
+            for position, last in self._rows(query, position_span(_READING))
+            for commit in range(first_commit_at(position), last + 1)
         ]
         assert len(commits) == len(set(commits))
         return set(commits)

@@ -7,7 +7,7 @@ from uuid import UUID
 
 import numpy as np
 
-from cloud_sync.records import SEQ_ABSENT, Batch, BatchRange, Readings, RecordClass, Series
+from cloud_sync.model.records import SEQ_ABSENT, Batch, BatchRange, Readings, RecordClass, Series
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -13,9 +13,9 @@ from uuid import uuid4
 
 from line_protocol_parser import parse_line
 
-from cloud_sync import line_protocol
-from cloud_sync.destinations.files import FileDestination
-from cloud_sync.destinations.influxdb import InfluxDestination
+from cloud_sync.codec import line_protocol
+from cloud_sync.destinations.file.destination import FileDestination
+from cloud_sync.destinations.influxdb.destination import InfluxDestination
 from tests.support.http_stub import InfluxV2Stub, http_stub
 
 if TYPE_CHECKING:
@@ -63,7 +63,7 @@ class Kind:
 
 def carried(text: str) -> str:
     """How line protocol carries a tag value once the server has taken the escapes away."""
-    return line_protocol.tag_text(text).replace("\\,", ",").replace("\\=", "=").replace("\\ ", " ")
+    return line_protocol.escape_tag(text).replace("\\,", ",").replace("\\=", "=").replace("\\ ", " ")
 
 
 def rows_of(lines: Sequence[str], *, unit_per_us: float) -> list[Row]:

@@ -10,19 +10,19 @@ from typing import TYPE_CHECKING, Any
 
 import httpx
 
-from cloud_sync import wire
+from cloud_sync.codec import wire
 from cloud_sync.destinations.ingest_client import IngestClient
-from cloud_sync.ingest import tokens
-from cloud_sync.records import Batch, Readings
+from cloud_sync.http import tokens
+from cloud_sync.model.records import Batch, Readings
 from gateway import agent
-from gateway.settings import GatewaySettings
+from gateway.settings.gateway_settings import GatewaySettings
 from gateway.spool.database import Database
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
     from pathlib import Path
 
-    from gateway.parts import Parts
+    from gateway.runtime import Runtime
 
 MEDIA = {"Content-Type": wire.MEDIA_TYPE}
 JSON = "application/json"
@@ -32,16 +32,16 @@ JSON = "application/json"
 class HttpGateway:
     """A running gateway, its address, and a client without credentials."""
 
-    parts: Parts
+    parts: Runtime
     url: str
     http: httpx.AsyncClient
     tokens_file: Path
 
     def bearer(self, name: str, scope: Any = "batches") -> dict[str, str]:
-        return {"Authorization": f"Bearer {tokens.add(self.tokens_file, name, scope)}"}
+        return {"Authorization": f"Bearer {tokens.add_token(self.tokens_file, name, scope)}"}
 
     def client(self, name: str) -> IngestClient:
-        return IngestClient("up", self.url, tokens.add(self.tokens_file, name))
+        return IngestClient("up", self.url, tokens.add_token(self.tokens_file, name))
 
     async def batch(self, data: bytes, headers: dict[str, str]) -> tuple[int, dict[str, Any]]:
         answer = await self.http.post("/v1/batches", content=data, headers=MEDIA | headers)
@@ -114,7 +114,7 @@ async def http_gateway(
     )
     database = await Database.open(settings.spool.path)
     try:
-        parts = await agent.build(settings, database)
+        parts = await agent.build_runtime(settings, database)
         assert parts.http is not None
         committing = asyncio.create_task(parts.committer.run())
         await parts.http.start()

@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 import httpx
 
-from cloud_sync import wire
+from cloud_sync.codec import wire
 from cloud_sync.destinations.ingest_client import IngestClient
-from cloud_sync.destinations.timescaledb import TimescaleSink
-from cloud_sync.ingest import serve, tokens
-from cloud_sync.ingest.server import bind
+from cloud_sync.http import tokens
+from cloud_sync.http.uvicorn_server import bind_socket
+from cloud_sync.ingest import program
 from cloud_sync.ingest.settings import IngestSettings
+from cloud_sync.timescale.sink import TimescaleSink
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -45,7 +46,7 @@ async def running(
 ) -> AsyncIterator[Service]:
     """A service on a free port until the block ends."""
     tokens_file = folder / "tokens"
-    token = tokens.add(tokens_file, "gw-1")
+    token = tokens.add_token(tokens_file, "gw-1")
     settings = IngestSettings.model_validate(
         {
             "tokens_file": tokens_file,
@@ -56,9 +57,9 @@ async def running(
         }
     )
     sink = TimescaleSink(dsn)
-    bound = bind("127.0.0.1", 0)
+    bound = bind_socket("127.0.0.1", 0)
     stop = asyncio.Event()
-    task = asyncio.create_task(serve.serve(settings, sink, tokens.TokenFile(tokens_file), bound, stop))
+    task = asyncio.create_task(program.serve(settings, sink, tokens.TokenFile(tokens_file), bound, stop))
     scheme = "http" if tls is None else "https"
     service = Service(f"{scheme}://127.0.0.1:{bound.getsockname()[1]}", token, tokens_file)
     try:

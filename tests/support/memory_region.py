@@ -7,10 +7,10 @@ from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import TYPE_CHECKING
 
-from cloud_sync import wire
-from cloud_sync.destinations import Parcel
-from cloud_sync.errors import DeliveryError, Refused, RetryLater, TooLarge
-from cloud_sync.records import Batch, BatchRange, Credit, Receipt, RecordClass
+from cloud_sync.codec import wire
+from cloud_sync.destinations import EncodedBatch
+from cloud_sync.model.errors import DeliveryError, RefusedError, RetryLaterError, TooLargeError
+from cloud_sync.model.records import Batch, BatchRange, Credit, Receipt, RecordClass
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -49,11 +49,11 @@ class MemoryRegion:
     others: list[Batch] = field(default_factory=list)
     ledger: dict[tuple[UUID, int, int], dict[tuple[int, int], Receipt]] = field(default_factory=dict)
 
-    def encode(self, batch: Batch) -> Parcel:
-        return Parcel(batch.range, batch.rows, (wire.encode(batch),))
+    def encode(self, batch: Batch) -> EncodedBatch:
+        return EncodedBatch(batch.range, batch.rows, (wire.encode(batch),))
 
-    async def send(self, parcel: Parcel) -> Receipt:
-        batch = wire.decode(parcel.bodies[0])
+    async def send(self, encoded_batch: EncodedBatch) -> Receipt:
+        batch = wire.decode(encoded_batch.bodies[0])
         self.sent.append(batch.range)
         self.rows_sent += batch.rows
         outcome = self.outcomes.popleft() if self.outcomes else None
@@ -61,7 +61,7 @@ class MemoryRegion:
             raise outcome
         receipt = self._apply(batch)
         if outcome == LOST:
-            raise ConnectionLost
+            raise ConnectionLostError
         return receipt
 
     async def aclose(self) -> None:
@@ -73,12 +73,12 @@ class MemoryRegion:
                 self.others.append(batch)
             return Receipt(batch.rows, batch.rows)
         if batch.rows > self.most_rows:
-            raise TooLarge("too many rows")
+            raise TooLargeError("too many rows")
         rows = rows_of(batch)
         bad = [at for at, row in enumerate(rows) if self.is_bad(row)]
         if bad:
             told = bad if self.tells_rows else ()
-            raise Refused(f"{len(bad)} rows are bad", self.reason, of_rows=True, rows=told)
+            raise RefusedError(f"{len(bad)} rows are bad", self.reason, of_rows=True, rows=told)
         wanted = batch.range
         key, part = (wanted.epoch, wanted.first_commit, wanted.last_commit), (wanted.part, wanted.parts)
         if self._covered(wanted):
@@ -87,10 +87,10 @@ class MemoryRegion:
         for epoch, first, last in self.ledger:
             apart = epoch != wanted.epoch or last < wanted.first_commit or wanted.last_commit < first
             if not apart and (first, last) != key[1:]:
-                raise Refused(f"{wanted} overlaps {first}..{last}", "range_overlap")
+                raise RefusedError(f"{wanted} overlaps {first}..{last}", "range_overlap")
         parts = self.ledger.setdefault(key, {})
         if any(_overlap(part, other) for other in parts):
-            raise Refused(f"{wanted} overlaps a part", "range_overlap")
+            raise RefusedError(f"{wanted} overlaps a part", "range_overlap")
         self.applied.update(rows)
         parts[part] = Receipt(batch.rows, batch.rows, credit=self.credit)
         return parts[part]
@@ -119,7 +119,7 @@ class MemoryRegion:
         )
 
 
-class ConnectionLost(RetryLater):
+class ConnectionLostError(RetryLaterError):
     """The receipt did not arrive."""
 
     def __init__(self) -> None:

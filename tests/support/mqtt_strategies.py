@@ -2,8 +2,8 @@
 
 from hypothesis import strategies as st
 
-from gateway.ingress.bodies import CODES
-from gateway.ingress.packets import (
+from gateway.mqtt.codec.packet_codec import ALLOWED_REASON_CODES
+from gateway.mqtt.codec.packets import (
     V5,
     V311,
     Auth,
@@ -15,14 +15,14 @@ from gateway.ingress.packets import (
     Pingresp,
     Property,
     Publish,
-    Reply,
+    PublishAck,
     Suback,
     Subscribe,
     Unsuback,
     Unsubscribe,
     Will,
 )
-from gateway.ingress.properties import ALLOWED, VARINT_MAX, WILL
+from gateway.mqtt.codec.properties import ALLOWED_PROPERTIES, VARINT_MAX, WILL_PROPERTIES
 
 CLIENT_CODES = (0x00, 0x04, 0x80, 0x81, 0x82, 0x83, 0x90, 0x93, 0x94, 0x95, 0x96, 0x97, 0x98, 0x99)
 
@@ -70,7 +70,7 @@ def properties(owner, version=V5):
     """Any properties that may stand in a packet of this type; topic aliases are tested on their own."""
     if version != V5:
         return st.just({})
-    optional = {key: _VALUES[key] for key in sorted(ALLOWED[owner]) if key in _VALUES}
+    optional = {key: _VALUES[key] for key in sorted(ALLOWED_PROPERTIES[owner]) if key in _VALUES}
     if owner == PacketType.PUBLISH:
         del optional[Property.SUBSCRIPTION_IDENTIFIER]
     drawn = st.fixed_dictionaries({}, optional=optional)
@@ -105,7 +105,7 @@ def connects(version=V5):
         payload=blob,
         qos=st.integers(0, 2),
         retain=st.booleans(),
-        properties=properties(WILL, version),
+        properties=properties(WILL_PROPERTIES, version),
     )
     built = st.builds(
         Connect,
@@ -123,15 +123,15 @@ def connects(version=V5):
 
 def replies(kind, version=V5):
     """A PUBACK, PUBREC, PUBREL or PUBCOMP."""
-    code = st.sampled_from(sorted(CODES[kind])) if version == V5 else st.just(0)
-    return st.builds(Reply, st.just(kind), packet_id, code, properties(kind, version))
+    code = st.sampled_from(sorted(ALLOWED_REASON_CODES[kind])) if version == V5 else st.just(0)
+    return st.builds(PublishAck, st.just(kind), packet_id, code, properties(kind, version))
 
 
 def _common(version):
     kinds = (PacketType.PUBACK, PacketType.PUBREC, PacketType.PUBREL, PacketType.PUBCOMP)
     found = [publishes(version), *(replies(kind, version) for kind in kinds)]
     if version == V5:
-        codes = st.sampled_from(sorted(CODES[PacketType.AUTH]))
+        codes = st.sampled_from(sorted(ALLOWED_REASON_CODES[PacketType.AUTH]))
         found.append(st.builds(Auth, codes, properties(PacketType.AUTH)))
     return st.one_of(found)
 
@@ -168,9 +168,15 @@ def to_client(version=V5):
     """Any packet a server sends."""
 
     def codes(kind):
-        return st.lists(st.sampled_from(sorted(CODES[kind])), min_size=1, max_size=3).map(tuple)
+        return st.lists(st.sampled_from(sorted(ALLOWED_REASON_CODES[kind])), min_size=1, max_size=3).map(
+            tuple
+        )
 
-    code = st.sampled_from(sorted(CODES[PacketType.CONNACK])) if version == V5 else st.integers(0, 5)
+    code = (
+        st.sampled_from(sorted(ALLOWED_REASON_CODES[PacketType.CONNACK]))
+        if version == V5
+        else st.integers(0, 5)
+    )
     connack = st.one_of(
         st.builds(Connack, code, st.just(False), properties(PacketType.CONNACK, version)),
         st.builds(Connack, st.just(0), st.just(True), properties(PacketType.CONNACK, version)),
@@ -188,6 +194,6 @@ def to_client(version=V5):
         st.just(Pingresp()),
     ]
     if version == V5:
-        reasons = st.sampled_from(sorted(CODES[PacketType.DISCONNECT] - {0x04}))
+        reasons = st.sampled_from(sorted(ALLOWED_REASON_CODES[PacketType.DISCONNECT] - {0x04}))
         found.append(st.builds(Disconnect, reasons, properties(PacketType.DISCONNECT)))
     return st.one_of(found)

@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from cloud_sync.records import Flag, Readings
+from cloud_sync.model.records import Flag, Readings
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from cloud_sync.summaries import Rollups
+    from cloud_sync.model.records import Rollups
 
 Row = tuple[int, int, float, int]
 

@@ -8,14 +8,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from cloud_sync.records import Readings, RecordClass, Series
-from gateway.spool.appender import Appender
-from gateway.spool.capacity import Capacity
+from cloud_sync.model.records import Readings, RecordClass, Series
+from gateway.spool.appender import Appender, Capacity
 from gateway.spool.compaction import Compaction
 from gateway.spool.database import Database
 from gateway.spool.deliveries import Deliveries
-from gateway.spool.duplicates import Duplicates
-from gateway.spool.segments import Segments
+from gateway.spool.duplicates import DuplicateFilter
+from gateway.spool.segments import SegmentWriter
 from gateway.spool.series import SeriesBook
 
 if TYPE_CHECKING:
@@ -29,8 +28,8 @@ NOW_US = 1_790_000_000_000_000
 class OpenSpool:
     database: Database
     book: SeriesBook
-    segments: Segments
-    duplicates: Duplicates
+    segments: SegmentWriter
+    duplicates: DuplicateFilter
     appender: Appender
     deliveries: Deliveries
     compaction: Compaction
@@ -80,8 +79,8 @@ async def open_spool(path: Path, *, capacity: Capacity = Capacity()) -> AsyncIte
     database = await Database.open(path)
     try:
         book = await SeriesBook.load(database)
-        segments = await Segments.load(database, book)
-        duplicates = await Duplicates.load(database, book)
+        segments = await SegmentWriter.load(database, book)
+        duplicates = await DuplicateFilter.load(database, book)
         yield OpenSpool(
             database,
             book,

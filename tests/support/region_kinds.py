@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import asyncpg
 
 from cloud_sync.destinations.ingest_client import IngestClient
-from cloud_sync.destinations.timescaledb import TimescaleSink
+from cloud_sync.timescale.sink import TimescaleSink
 from tests.support.destination_kinds import Kind, Subject
 from tests.support.fixtures_postgres import fresh_database
 from tests.support.ingest_service import running

@@ -7,17 +7,16 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from cloud_sync.records import Readings
-from cloud_sync.summaries import Rollups
-from gateway.processing.roller import Roller
-from gateway.processing.steps import Step
-from gateway.spool.stored_rollups import Prior
+from cloud_sync.model.records import Readings, Rollups
+from gateway.processing.stage import StageInput
+from gateway.rollups.roller import Roller
+from gateway.spool.segment_reader import StoredRevisions
 from tests.support.naive_rollups import Row, readings_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from gateway.processing.closing import RollTerms
+    from gateway.rollups.open_windows import RollupOptions
 
 START_US = 1_790_000_000_000_000
 
@@ -31,15 +30,17 @@ class MemoryLog:
     state: dict[str, bytes] = field(default_factory=dict)
     progress: int = 0
     pruned: int = 0
-    gone_before_us: int = -(1 << 62)
+    evicted_before_us: int = -(1 << 62)
 
-    def newest_revisions(self, wanted: Rollups) -> Prior:
+    def newest_revisions(self, wanted: Rollups) -> StoredRevisions:
         """Implements the roller's `Stored`."""
         kept = self.rollups[self.pruned :]
         known = newest(kept, int(wanted.window_s[0]))
         named = set(zip(wanted.series.tolist(), wanted.time_us.tolist(), strict=True))
         keys = zip(known.series.tolist(), known.time_us.tolist(), strict=True)
-        return Prior(known.take(np.array([key in named for key in keys], np.bool_)), self.gone_before_us)
+        return StoredRevisions(
+            known.take(np.array([key in named for key in keys], np.bool_)), self.evicted_before_us
+        )
 
     def ever(self) -> bool:
         """Implements the roller's `Stored`."""
@@ -62,7 +63,7 @@ def newest(rollups: Sequence[Rollups], window_s: int) -> Rollups:
 class Rolling:
     """The way of a follower, one step at a time."""
 
-    def __init__(self, terms: RollTerms, log: MemoryLog | None = None) -> None:
+    def __init__(self, terms: RollupOptions, log: MemoryLog | None = None) -> None:
         self.terms = terms
         self.log = log or MemoryLog()
         self.now_us = START_US
@@ -83,7 +84,7 @@ class Rolling:
         """One step over at most so many commits; what it closed. When it fails it has not happened."""
         taken = self.log.commits[self.at : self.at + most]
         readings = Readings.concat([readings_of(rows) for rows in taken]) if taken else Readings.none()
-        outcome = self.roller.step(Step(readings, now_us=self.now_us, clock_trusted=self.trusted))
+        outcome = self.roller.step(StageInput(readings, now_us=self.now_us, clock_trusted=self.trusted))
         if outcome.records or durable:
             assert outcome.snapshot is not None
             state = outcome.snapshot()

@@ -6,9 +6,7 @@ import math
 
 import numpy as np
 
-from cloud_sync.notices import Alerts, AlertState, Declarations, Severity
-from cloud_sync.records import RecordClass
-from cloud_sync.summaries import Rollups
+from cloud_sync.model.records import Alerts, AlertState, Declarations, RecordClass, Rollups, Severity
 from tests.support.wire_examples import SECOND_US, START_US
 
 _MINUTE_US = 60 * SECOND_US

@@ -6,7 +6,7 @@ from uuid import UUID
 
 import numpy as np
 
-from cloud_sync.records import SEQ_ABSENT, Batch, BatchRange, Readings, Records, Series
+from cloud_sync.model.records import SEQ_ABSENT, Batch, BatchRange, Readings, Records, Series
 
 EPOCH = UUID("0190c1a2-0000-7000-8000-000000000001")
 START_US = 1_750_000_000_000_000

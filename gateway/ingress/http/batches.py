@@ -1,10 +1,8 @@
-"""Batches of other gateways into the spool: each range at most once (promise 4), in columns.
+"""Batches of downstream gateways into the spool: each range at most once (promise 4), in columns.
 
-What a gateway passes on it tells upstream as its own: records keep their series, times and contents, and get
-commits of this gateway. Readings were checked, rolled up and watched by the gateway that took them in, so
-that none of it is done again here; its rollups and alerts are passed on beside them. What it declares lost is
-told as an alert, because commits of another gateway mean nothing under this one's name
-(docs/decisions/023-chained-gateways.md).
+Records keep their series, times and contents and get commits of this gateway; they were checked, rolled up
+and watched downstream, so none of it is repeated. Declared losses become alerts, because a downstream
+gateway's commits mean nothing under this one's name (docs/decisions/023-chained-gateways.md).
 """
 
 from __future__ import annotations
@@ -18,36 +16,45 @@ from weakref import WeakValueDictionary
 
 import numpy as np
 
-from cloud_sync.applied import RangeConflict
-from cloud_sync.errors import RetryLater
-from cloud_sync.notices import Alerts, AlertState, Declarations, Severity
-from cloud_sync.records import Flag, Readings, Receipt, RecordClass, Records, Series
-from gateway.spool.lots import Appended
+from cloud_sync.model.errors import RetryLaterError
+from cloud_sync.model.ledger_rules import RangeConflictError
+from cloud_sync.model.records import (
+    Alerts,
+    AlertState,
+    Declarations,
+    Flag,
+    Readings,
+    Receipt,
+    RecordClass,
+    Records,
+    Series,
+    Severity,
+)
+from gateway.spool.appender import AppendResult
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from cloud_sync.records import Batch
+    from cloud_sync.model.records import Batch
     from gateway.ingress.committer import Committer
-    from gateway.spool.appender import Appender
-    from gateway.spool.lots import Note
-    from gateway.spool.received import ReceivedRanges
+    from gateway.spool.appender import Appender, CommitHook
+    from gateway.spool.received_ledger import ReceivedLedger
     from gateway.spool.series import SeriesBook
 
 
 R = TypeVar("R", bound=Records)
 
-LOSS = "declared_loss"
+LOSS_RULE = "declared_loss"
 """The rule of alerts that stand for what another gateway gave up, and the sensor_type of their series."""
 
-_PROCESSED = np.int32(Flag.PROCESSED)
+_PROCESSED_FLAG = np.int32(Flag.PROCESSED)
 
 
 def _now_us() -> int:
     return time.time_ns() // 1000
 
 
-class BatchIntake:
+class BatchReceiver:
     """Takes batches, one of a gateway at a time.
 
     Args:
@@ -64,7 +71,7 @@ class BatchIntake:
         committer: Committer,
         appender: Appender,
         book: SeriesBook,
-        ledger: ReceivedRanges,
+        ledger: ReceivedLedger,
         *,
         process: bool = False,
         clock_us: Callable[[], int] = _now_us,
@@ -99,7 +106,7 @@ class BatchIntake:
             turn.release()
             return begun
 
-        def end(done: asyncio.Future[Appended]) -> None:
+        def end(done: asyncio.Future[AppendResult]) -> None:
             turn.release()
             if not done.cancelled():
                 done.exception()  # looked at, in case nobody waits for it any more
@@ -108,53 +115,53 @@ class BatchIntake:
         taken = await asyncio.shield(begun)
         return Receipt(batch.rows, taken.stored, taken.duplicates, taken.conflicts)
 
-    async def _begin(self, batch: Batch) -> Receipt | asyncio.Future[Appended]:
+    async def _begin(self, batch: Batch) -> Receipt | asyncio.Future[AppendResult]:
         """The receipt of a batch that was taken before, or what will tell of one that is new."""
         earlier = await self.ledger.earlier(batch)
         if isinstance(earlier, Receipt):
             return earlier
         note = self.ledger.note(batch, self._clock_us())
         if isinstance(batch.records, Readings):
-            readings = self._renumbered(batch.records, batch.series)
+            readings = self._with_spool_series(batch.records, batch.series)
             if earlier == "covered":
                 return await self._recognised(batch, readings)
             if not self._process:
-                readings = replace(readings, flags=readings.flags | _PROCESSED)
-            return self._committer.bring(readings, note=note, checked=True)
+                readings = replace(readings, flags=readings.flags | _PROCESSED_FLAG)
+            return self._committer.submit_readings(readings, note=note, checked=True)
         if earlier == "covered":
-            raise _was_applied(batch)
+            raise _range_conflict_error(batch)
         records, series = batch.records, batch.series
         if isinstance(records, Declarations):
-            records, series = as_alerts(records, batch.range.gateway_id)
-        own = self._renumbered(records, series).in_order()
-        return asyncio.ensure_future(self._pass_on(own, note, batch.rows))
+            records, series = alerts_from_declarations(records, batch.range.gateway_id)
+        own = self._with_spool_series(records, series).in_order()
+        return asyncio.ensure_future(self._append_records(own, note, batch.rows))
 
-    async def _pass_on(self, records: Records, note: Note, rows: int) -> Appended:
-        taken = Appended(rows, 0, 0)
-        await self._appender.pass_on(records, lambda c: note(c, taken), now_us=self._clock_us())
+    async def _append_records(self, records: Records, note: CommitHook, rows: int) -> AppendResult:
+        taken = AppendResult(rows, 0, 0)
+        await self._appender.append_records(records, lambda c: note(c, taken), now_us=self._clock_us())
         return taken
 
-    def _renumbered(self, records: R, series: Sequence[Series]) -> R:
+    def _with_spool_series(self, records: R, series: Sequence[Series]) -> R:
         """Records by the spool's numbers of their series."""
         numbers = [self._book.number_of(one) for one in series]
         if None in numbers:
             known = len(self._book)
-            raise RetryLater(f"the spool already knows {known} series (spool.max_series)")
+            raise RetryLaterError(f"the spool already knows {known} series (spool.max_series)")
         return records.with_series(np.array(numbers, np.int32)[records.series]) if records.rows else records
 
     async def _recognised(self, batch: Batch, readings: Readings) -> Receipt:
         """The answer to a batch whose range was taken in other pieces: its rows are there, or it is a no."""
         found = await self._appender.recognise(readings)
         if found is None:
-            raise _was_applied(batch)
+            raise _range_conflict_error(batch)
         return Receipt(batch.rows, 0, found.duplicates, found.conflicts, applied_before=True)
 
 
-def as_alerts(declared: Declarations, gateway_id: str) -> tuple[Alerts, tuple[Series, ...]]:
+def alerts_from_declarations(declared: Declarations, gateway_id: str) -> tuple[Alerts, tuple[Series, ...]]:
     """What a gateway gave up, as alerts of a series called like it; one a row, in their order."""
     rows = declared.rows
     details = np.empty(rows, np.object_)
-    details[:] = [_told(declared, row) for row in range(rows)]
+    details[:] = [_describe_loss(declared, row) for row in range(rows)]
     alerts = Alerts(
         series=np.zeros(rows, np.int32),
         time_us=declared.time_us,
@@ -163,13 +170,13 @@ def as_alerts(declared: Declarations, gateway_id: str) -> tuple[Alerts, tuple[Se
         value=declared.lost.astype(np.float64),
         threshold=np.zeros(rows),
         count=np.ones(rows, np.int32),
-        rule=np.full(rows, LOSS, np.object_),
+        rule=np.full(rows, LOSS_RULE, np.object_),
         detail=details,
     )
-    return alerts, (Series(gateway_id, LOSS),) if rows else ()
+    return alerts, (Series(gateway_id, LOSS_RULE),) if rows else ()
 
 
-def _told(declared: Declarations, row: int) -> str:
+def _describe_loss(declared: Declarations, row: int) -> str:
     of_class = RecordClass(int(declared.of_class[row])).name.lower()
     first, last = (
         datetime.fromtimestamp(int(at_us[row]) / 1e6, UTC).isoformat(timespec="seconds")
@@ -183,5 +190,5 @@ def _told(declared: Declarations, row: int) -> str:
     )
 
 
-def _was_applied(batch: Batch) -> RangeConflict:
-    return RangeConflict(f"{batch.range}: was applied before with other records", "range_overlap")
+def _range_conflict_error(batch: Batch) -> RangeConflictError:
+    return RangeConflictError(f"{batch.range}: was applied before with other records", "range_overlap")

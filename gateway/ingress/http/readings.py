@@ -1,49 +1,112 @@
-"""Plain readings over HTTP into the spool: JSON, NDJSON, line protocol or SenML, once by series and time.
+"""Plain readings over HTTP: JSON, NDJSON, line protocol or SenML, stored once by series and time.
 
-What is no reading goes to quarantine by itself, its neighbours are stored; a reading under another device's
-name is neither, because a stranger could fill the quarantine. With an Idempotency-Key a request that comes
-again gets its first answer, which the same transaction keeps: readings without a time are not doubled.
+Invalid input is quarantined item by item, valid readings are stored; readings under another device's name
+are neither, because a stranger could fill the quarantine. With an Idempotency-Key a repeated request gets
+its first answer, which is stored in the same transaction.
 """
 
 from __future__ import annotations
 
 import asyncio
 import hashlib
+import math
 import time
 from typing import TYPE_CHECKING
 from weakref import WeakValueDictionary
 
 import numpy as np
 
-from cloud_sync.errors import RetryLater
-from cloud_sync.ingest import plain
-from cloud_sync.ingest.answers import Rejection
-from cloud_sync.ingest.clients import answer_to
-from cloud_sync.ingest.plain import LINES, NotPlain, Stamps
-from gateway.ingress.http import senml_body
-from gateway.ingress.topics import SeriesName, fault_in
-from gateway.spool.answered import Asked
-from gateway.spool.quarantine import QuarantineItem
+from cloud_sync.codec import plain_readings
+from cloud_sync.codec.plain_readings import (
+    LINES,
+    AssignedTimes,
+    PlainBodyError,
+    PlainReadings,
+    RejectedReading,
+)
+from cloud_sync.http.requests import plain_answer_json
+from cloud_sync.http.responses import RequestRejectedError
+from cloud_sync.model.errors import RetryLaterError
+from cloud_sync.model.reading_builder import ColumnBuilder, InvalidReadingError, Reading
+from cloud_sync.model.records import ATTRIBUTE_NAMES, Flag, Series
+from gateway.payloads.decoder_registry import decode_payload
+from gateway.payloads.rule import build_rule
+from gateway.payloads.topics import SeriesName, find_series_name_fault
+from gateway.spool.quarantine_items import QuarantineItem
+from gateway.spool.received_ledger import KeyedRequest
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from cloud_sync.ingest.clients import PlainRequest
-    from cloud_sync.ingest.plain import Plain
-    from cloud_sync.records import Readings, Series
+    from cloud_sync.http.requests import PlainRequest
+    from cloud_sync.model.records import Readings
     from gateway.ingress.committer import Committer
-    from gateway.ingress.http.callers import Caller
-    from gateway.spool.answered import Answers
-    from gateway.spool.lots import Appended
+    from gateway.ingress.http.request_auth import Caller
+    from gateway.payloads.measurement import Measurement
+    from gateway.spool.appender import AppendResult
+    from gateway.spool.received_ledger import IdempotencyKeys
     from gateway.spool.series import SeriesBook
 
-MEDIA_TYPES = (*plain.MEDIA_TYPES, *senml_body.MEDIA_TYPES)
-_INLINE_BYTES = 8192
-_ITEMS_MAX = 100
-_PARTS_MAX = 100_000
+SENML_MEDIA_TYPES = ("application/senml+json", "application/senml+cbor")
+_SENML_TOPIC = "http"
+_SENML_RULE = build_rule(_SENML_TOPIC, "senml")
+
+
+def parse_senml_body(
+    body: bytes,
+    *,
+    now_us: int,
+    max_rows: int,
+    stamps: AssignedTimes,
+    fault_of: Callable[[Series], str | None],
+) -> PlainReadings:
+    """The readings of a pack, as `plain_readings.parse_readings` gives those of other bodies.
+
+    Raises:
+        NotPlain: nothing of it can be taken.
+    """
+    measurements, faults = decode_payload(body, _SENML_TOPIC, _SENML_RULE, now_us=now_us)
+    if len(measurements) > max_rows:
+        raise PlainBodyError("too_many_rows", f"a request may have {max_rows} readings")
+    rejected = [RejectedReading(None, fault.reason, fault.part, fault.detail) for fault in faults]
+    if not measurements and len(faults) == 1 and faults[0].reason == "not_senml":
+        raise PlainBodyError("not_senml", faults[0].detail)
+    builder = ColumnBuilder()
+    for one in measurements:
+        series = Series(*one.name, _series_attributes(one))
+        flags, time_us = one.flags, one.time_us
+        fault = fault_of(series)
+        if fault is None:
+            if time_us is None:
+                time_us, flags = stamps.stamp(series, now_us), flags | Flag.TIME_ASSIGNED
+            try:
+                builder.add(Reading(series, time_us, one.value, *_companion_values(one), one.seq, flags))
+            except InvalidReadingError as bad:
+                fault = str(bad)
+        if fault is not None:
+            rejected.append(RejectedReading(None, fault, b"", f"{series.sensor_id}/{series.sensor_type}"))
+    return PlainReadings(*builder.take(), rejected)
+
+
+def _series_attributes(one: Measurement) -> tuple[tuple[str, str], ...]:
+    return tuple((name, text) for name in sorted(ATTRIBUTE_NAMES) if (text := getattr(one, name)))
+
+
+def _companion_values(one: Measurement) -> tuple[float, float, float]:
+    quality, battery_level, signal_strength = (
+        math.nan if number is None else number
+        for number in (one.quality, one.battery_level, one.signal_strength)
+    )
+    return quality, battery_level, signal_strength
+
+
+MEDIA_TYPES = (*plain_readings.MEDIA_TYPES, *SENML_MEDIA_TYPES)
+_INLINE_PARSE_MAX_BYTES = 8192
+_QUARANTINE_ITEMS_MAX = 100
+_QUARANTINED_ROWS_MAX = 100_000
 _ATTRIBUTE_STATES_MAX = 100
-_STRANGE = frozenset({"other_device"})
-_EXPECTED = {
+_NOT_QUARANTINED = frozenset({"other_device"})
+_EXPECTED_BY_REASON = {
     "not_json": "expected a JSON object",
     "not_utf8": "expected UTF-8",
     "not_line_protocol": "expected a line of InfluxDB line protocol",
@@ -61,7 +124,7 @@ _EXPECTED = {
 }
 
 
-class ReadingIntake:
+class ReadingReceiver:
     """Takes requests with plain readings.
 
     Args:
@@ -76,7 +139,7 @@ class ReadingIntake:
         self,
         committer: Committer,
         book: SeriesBook,
-        answers: Answers,
+        answers: IdempotencyKeys,
         *,
         max_rows: int,
         clock_us: Callable[[], int] = lambda: time.time_ns() // 1000,
@@ -86,7 +149,7 @@ class ReadingIntake:
         self._answers = answers
         self._max_rows = max_rows
         self._clock_us = clock_us
-        self._stamps = Stamps()
+        self._stamps = AssignedTimes()
         self._turns: WeakValueDictionary[tuple[str, str], asyncio.Lock] = WeakValueDictionary()
 
     async def take(self, request: PlainRequest, data: bytes, caller: Caller) -> str:
@@ -103,33 +166,33 @@ class ReadingIntake:
         """
         if not request.key:
             parsed = await self._parsed(request, data, caller)
-            taken = await asyncio.shield(self._bring(request, parsed, caller, None))
-            return answer_to(parsed, taken.stored, taken.duplicates, taken.conflicts)
+            taken = await asyncio.shield(self._submit_readings(request, parsed, caller, None))
+            return plain_answer_json(parsed, taken.stored, taken.duplicates, taken.conflicts)
         turn = self._turns.setdefault((caller.name, request.key), asyncio.Lock())
         await turn.acquire()
         try:
             digest = hashlib.sha256(f"{request.media_type}\n{request.precision}\n".encode() + data).digest()
-            asked = Asked(caller.name, request.key, digest)
+            asked = KeyedRequest(caller.name, request.key, digest)
             earlier = await self._answers.earlier(asked, self._clock_us())
             if earlier is not None:
                 turn.release()
-                return _same(asked, *earlier)
+                return _repeat_answer(asked, *earlier)
             parsed = await self._parsed(request, data, caller)
-            promised = self._bring(request, parsed, caller, asked)
+            promised = self._submit_readings(request, parsed, caller, asked)
         except BaseException:
             if turn.locked():
                 turn.release()
             raise
         promised.add_done_callback(lambda _: turn.release())
         taken = await asyncio.shield(promised)
-        return answer_to(parsed, taken.stored, taken.duplicates, taken.conflicts)
+        return plain_answer_json(parsed, taken.stored, taken.duplicates, taken.conflicts)
 
-    async def _parsed(self, request: PlainRequest, data: bytes, caller: Caller) -> Plain:
+    async def _parsed(self, request: PlainRequest, data: bytes, caller: Caller) -> PlainReadings:
         new = 0
 
         def fault_of(series: Series) -> str | None:
             nonlocal new
-            if (fault := _name_fault(series) or caller.fault_of(series)) is not None:
+            if (fault := _find_name_fault(series) or caller.fault_of(series)) is not None:
                 return fault
             if not self._book.has(series):
                 new += 1
@@ -137,95 +200,111 @@ class ReadingIntake:
                     return "too_many_series"
             return None
 
-        def parse() -> Plain:
-            if request.media_type not in senml_body.MEDIA_TYPES:
+        def parse() -> PlainReadings:
+            if request.media_type not in SENML_MEDIA_TYPES:
                 return request.parse(data, max_rows=self._max_rows, stamps=self._stamps, fault_of=fault_of)
             try:
-                return senml_body.parse(
+                return parse_senml_body(
                     data,
                     now_us=self._clock_us(),
                     max_rows=self._max_rows,
                     stamps=self._stamps,
                     fault_of=fault_of,
                 )
-            except NotPlain as fault:
+            except PlainBodyError as fault:
                 status = 413 if fault.reason == "too_many_rows" else 400
-                raise Rejection(status, fault.reason, str(fault)) from fault
+                raise RequestRejectedError(status, fault.reason, str(fault)) from fault
 
-        parsed = parse() if len(data) <= _INLINE_BYTES else await asyncio.to_thread(parse)
-        if not parsed.readings.rows and parsed.rejected and {b.reason for b in parsed.rejected} <= _STRANGE:
-            raise Rejection(403, "other_device", f"{caller.name} may not bring readings of these sensors")
+        parsed = parse() if len(data) <= _INLINE_PARSE_MAX_BYTES else await asyncio.to_thread(parse)
+        if (
+            not parsed.readings.rows
+            and parsed.rejected
+            and {b.reason for b in parsed.rejected} <= _NOT_QUARANTINED
+        ):
+            raise RequestRejectedError(
+                403, "other_device", f"{caller.name} may not bring readings of these sensors"
+            )
         return parsed
 
-    def _bring(
-        self, request: PlainRequest, parsed: Plain, caller: Caller, asked: Asked | None
-    ) -> asyncio.Future[Appended]:
+    def _submit_readings(
+        self, request: PlainRequest, parsed: PlainReadings, caller: Caller, asked: KeyedRequest | None
+    ) -> asyncio.Future[AppendResult]:
         now_us = self._clock_us()
         note = None
         if asked is not None:
 
-            def worded(taken: Appended) -> str:
-                return answer_to(parsed, taken.stored, taken.duplicates, taken.conflicts)
+            def worded(taken: AppendResult) -> str:
+                return plain_answer_json(parsed, taken.stored, taken.duplicates, taken.conflicts)
 
             note = self._answers.note(asked, worded, now_us)
-        items = list(_items(request, parsed, caller, now_us))
-        return self._committer.bring(self._renumbered(parsed), items, note)
+        items = list(_build_quarantine_items(request, parsed, caller, now_us))
+        return self._committer.submit_readings(self._with_spool_series(parsed), items, note)
 
-    def _renumbered(self, parsed: Plain) -> Readings:
-        numbers = [self._book.number_within(series, _ATTRIBUTE_STATES_MAX) for series in parsed.series]
+    def _with_spool_series(self, parsed: PlainReadings) -> Readings:
+        numbers = [
+            self._book.number_with_state_limit(series, _ATTRIBUTE_STATES_MAX) for series in parsed.series
+        ]
         if None in numbers:
-            raise RetryLater(f"the spool already knows {len(self._book)} series (spool.max_series)")
+            raise RetryLaterError(f"the spool already knows {len(self._book)} series (spool.max_series)")
         readings = parsed.readings
         return readings.with_series(np.array(numbers, np.int32)[readings.series]) if numbers else readings
 
 
-def _items(request: PlainRequest, parsed: Plain, caller: Caller, now_us: int) -> Iterator[QuarantineItem]:
+def _build_quarantine_items(
+    request: PlainRequest, parsed: PlainReadings, caller: Caller, now_us: int
+) -> Iterator[QuarantineItem]:
     """A quarantine item for each that is no reading; its topic is what it was said to be, for a retry.
 
     Of very many the last one stands for the rest: one request must not push all else out of the quarantine.
     """
     kind = f"{LINES}; precision={request.precision}" if request.media_type == LINES else request.media_type
-    kept = [bad for bad in parsed.rejected if bad.reason not in _STRANGE]
-    for number, bad in enumerate(kept[:_ITEMS_MAX], start=1):
+    kept = [bad for bad in parsed.rejected if bad.reason not in _NOT_QUARANTINED]
+    for number, bad in enumerate(kept[:_QUARANTINE_ITEMS_MAX], start=1):
         where = bad.detail or f"position {bad.index}"
-        more = f"; {len(kept) - number} more of this request" if number == _ITEMS_MAX < len(kept) else ""
+        more = (
+            f"; {len(kept) - number} more of this request"
+            if number == _QUARANTINE_ITEMS_MAX < len(kept)
+            else ""
+        )
         yield QuarantineItem.of(
             received_at_us=now_us,
             source="http",
             topic=kind,
             reason=bad.reason,
-            detail=f"{_EXPECTED.get(bad.reason, bad.reason)} ({where}, from {caller.name}{more})",
+            detail=f"{_EXPECTED_BY_REASON.get(bad.reason, bad.reason)} ({where}, from {caller.name}{more})",
             payload=bytes(bad.part),
         )
 
 
-def parse_kept(kind: str, payload: bytes, *, now_us: int, stamps: Stamps) -> Plain:
+def parse_quarantined_body(kind: str, payload: bytes, *, now_us: int, stamps: AssignedTimes) -> PlainReadings:
     """The readings of a quarantine item of source `http`: its topic is `kind`.
 
     Raises:
         NotPlain: nothing of it can be taken.
     """
     media_type, _, precision = kind.partition("; precision=")
-    if media_type in senml_body.MEDIA_TYPES:
-        return senml_body.parse(
-            payload, now_us=now_us, max_rows=_PARTS_MAX, stamps=stamps, fault_of=_name_fault
+    if media_type in SENML_MEDIA_TYPES:
+        return parse_senml_body(
+            payload, now_us=now_us, max_rows=_QUARANTINED_ROWS_MAX, stamps=stamps, fault_of=_find_name_fault
         )
-    return plain.parse(
+    return plain_readings.parse_readings(
         payload,
         media_type,
         now_us=now_us,
-        max_rows=_PARTS_MAX,
+        max_rows=_QUARANTINED_ROWS_MAX,
         precision=precision or "ns",
         stamps=stamps,
-        fault_of=_name_fault,
+        fault_of=_find_name_fault,
     )
 
 
-def _name_fault(series: Series) -> str | None:
-    return None if fault_in(SeriesName(*series[:2])) is None else "bad_series_name"
+def _find_name_fault(series: Series) -> str | None:
+    return None if find_series_name_fault(SeriesName(*series[:2])) is None else "bad_series_name"
 
 
-def _same(asked: Asked, body_hash: bytes, answer: str) -> str:
+def _repeat_answer(asked: KeyedRequest, body_hash: bytes, answer: str) -> str:
     if body_hash != asked.body_hash:
-        raise Rejection(422, "key_reused", f"the Idempotency-Key {asked.key} came before with another body")
+        raise RequestRejectedError(
+            422, "key_reused", f"the Idempotency-Key {asked.key} came before with another body"
+        )
     return answer

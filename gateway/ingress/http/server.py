@@ -1,46 +1,274 @@
-"""The `http` ingress as a part of the gateway: served, paused with the other ways in, stopped in order."""
+"""The `http` ingress: requests, and the server as a pausable source. Answers follow the commit.
+
+POST /v1/readings         plain readings: JSON, NDJSON, line protocol, SenML
+POST /v1/batches          a wire batch of another gateway; the answer is its receipt
+GET  /v1/gateways         progress of every gateway that delivers here
+GET  /v1/gateways/{id}    progress of one; ?epoch=UUID for one epoch
+GET  /healthz             the process answers
+
+Requests, answers and codes are those of the ingest service (docs/wire-format.md), so that tiers chain.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, TypeVar
+from uuid import UUID
 
 import uvicorn
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
 
-from cloud_sync.ingest.server import CannotStartError, Server, bind
-from gateway.ingress.http.protocol import DeviceProtocol
+from cloud_sync.codec import wire
+from cloud_sync.http.requests import PlainRequest
+from cloud_sync.http.responses import RequestRejectedError, progress_to_json, receipt_to_json
+from cloud_sync.http.uvicorn_server import CannotStartError, UvicornServer, bind_socket
+from cloud_sync.model.errors import FormatError, RefusedError, RetryLaterError
+from cloud_sync.model.ledger_rules import RangeConflictError
+from gateway.ingress.http.readings import MEDIA_TYPES
+from gateway.ingress.http.request_auth import ClientCertificateProtocol
+from gateway.spool.errors import SpoolError
 
 if TYPE_CHECKING:
     import socket
     import ssl
+    from collections.abc import Awaitable, Callable
 
-    from gateway.ingress.http.app import HttpApp, HttpCounters
-    from gateway.ingress.tls import Certificates
+    from cloud_sync.http.requests import RequestAdmission, RequestBody
+    from cloud_sync.model.records import Batch
+    from gateway.auth.tls import ReloadingServerContext
+    from gateway.ingress.committer import Committer
+    from gateway.ingress.http.batches import BatchReceiver
+    from gateway.ingress.http.readings import ReadingReceiver
+    from gateway.ingress.http.request_auth import RequestAuthenticator
+
+T = TypeVar("T")
+
+_log = logging.getLogger(__name__)
+_CLIENT_CLOSED_STATUS = 499
+_INLINE_DECODE_MAX_BYTES = 16_384
+
+
+@dataclass(slots=True)
+class HttpCounters:
+    """What has happened since start; `rejections` by code, of which there are few."""
+
+    requests: int = 0
+    batches: int = 0
+    batches_again: int = 0
+    rejections: Counter[str] = field(default_factory=Counter)
+
+
+class HttpApp:
+    """The requests, over the parts that take them."""
+
+    def __init__(
+        self,
+        gateway_id: str,
+        *,
+        callers: RequestAuthenticator,
+        intake: RequestAdmission,
+        committer: Committer,
+        batches: BatchReceiver,
+        readings: ReadingReceiver,
+        limits: wire.WireLimits,
+        answer_within_s: float,
+    ) -> None:
+        self._gateway_id = gateway_id
+        self._callers = callers
+        self._intake = intake
+        self._committer = committer
+        self._batches = batches
+        self._readings = readings
+        self._wire_limits = limits
+        self._answer_within_s = answer_within_s
+        self.closed = ""
+        self.counters = HttpCounters()
+
+    def starlette(self) -> Starlette:
+        """The ASGI application."""
+        routes = [
+            Route("/v1/readings", self._answered(self.post_readings), methods=["POST"]),
+            Route("/v1/batches", self._answered(self.post_batch), methods=["POST"]),
+            Route("/v1/gateways", self._answered(self.get_gateways), methods=["GET"]),
+            Route("/v1/gateways/{gateway_id}", self._answered(self.get_gateway_progress), methods=["GET"]),
+            Route("/healthz", self.get_health, methods=["GET"]),
+        ]
+        return Starlette(
+            routes=routes, exception_handlers={HTTPException: self._no_route, Exception: self._internal}
+        )
+
+    async def post_readings(self, request: Request) -> Response:
+        """Store plain readings and answer with what became of them."""
+        caller = await self._callers.of(request, "readings")
+        plain = PlainRequest(request, MEDIA_TYPES)
+        self._require_open()
+        with self._intake.admitted(caller.name) as body:
+            raw = await self._read(request, body)
+            data = await plain.decompress(raw, body, self._intake.limits.plain_bytes)
+            answer = await self._in_time(self._readings.take(plain, data, caller))
+        return Response(answer, media_type="application/json")
+
+    async def post_batch(self, request: Request) -> Response:
+        """Store one batch of another gateway and answer with its receipt."""
+        caller = await self._callers.of(request, "batches")
+        media_type = request.headers.get("Content-Type", "").partition(";")[0].strip().lower()
+        if media_type != wire.MEDIA_TYPE:
+            raise RequestRejectedError(
+                415, "media_type", f"expected {wire.MEDIA_TYPE}, not {media_type or 'nothing'}"
+            )
+        self._require_open()
+        with self._intake.admitted(caller.name) as body:
+            batch = await self._decoded(await self._read(request, body))
+            gateway_id = batch.range.gateway_id
+            if gateway_id == self._gateway_id:
+                raise RequestRejectedError(
+                    403, "own_gateway", f"this is {gateway_id} itself; a gateway_id names one"
+                )
+            if not caller.may_act_for(gateway_id):
+                message = f"the credentials are of {caller.name}, the batch is of {gateway_id}"
+                raise RequestRejectedError(403, "other_gateway", message)
+            others = [s.sensor_id for s in batch.series if caller.fault_of(s) is not None]
+            if others:
+                message = f"{caller.name} may not bring readings of {others[0]}"
+                raise RequestRejectedError(403, "other_device", message)
+            receipt = await self._in_time(self._batches.take(batch))
+        self.counters.batches += 1
+        self.counters.batches_again += receipt.applied_before
+        return JSONResponse(receipt_to_json(batch.range, receipt))
+
+    async def get_gateways(self, request: Request) -> Response:
+        """Answer with the ranges and gaps of every gateway that delivers here."""
+        await self._callers.of(request, "view")
+        ledger = self._batches.ledger
+        names = await ledger.gateways()
+        return JSONResponse(
+            {"gateways": [progress_to_json(name, await ledger.progress(name)) for name in names]}
+        )
+
+    async def get_gateway_progress(self, request: Request) -> Response:
+        """Answer with the ranges and gaps of the caller's own gateway, or of any to who may view."""
+        gateway_id = request.path_params["gateway_id"]
+        caller = await self._callers.of(request, "batches", "view")
+        if "view" not in caller.scopes and not caller.may_act_for(gateway_id):
+            raise RequestRejectedError(403, "other_gateway", f"the credentials are of {caller.name}")
+        try:
+            epoch = UUID(request.query_params["epoch"]) if "epoch" in request.query_params else None
+        except ValueError as fault:
+            raise RequestRejectedError(400, "bad_epoch", "epoch is no UUID") from fault
+        known = await self._batches.ledger.progress(gateway_id, epoch)
+        return JSONResponse(progress_to_json(gateway_id, known))
+
+    async def get_health(self, _request: Request) -> Response:
+        """Answer that the process lives."""
+        return JSONResponse({"status": "ok"})
+
+    def _require_open(self) -> None:
+        """Turn a request away before its body when it could not be committed soon: its sender keeps it."""
+        why = self.closed
+        if not why and self._committer.counters.holding_reason:
+            why = f"the spool cannot be written: {self._committer.counters.holding_reason}"
+        if why:
+            raise self._later("holding", why)
+
+    async def _read(self, request: Request, body: RequestBody) -> bytes:
+        declared = request.headers.get("Content-Length")
+        pieces = (piece async for piece in request.stream() if piece)
+        return await body.read(pieces, int(declared) if declared is not None else None)
+
+    async def _decoded(self, data: bytes) -> Batch:
+        if len(data) <= _INLINE_DECODE_MAX_BYTES:
+            return wire.decode(data, self._wire_limits)
+        return await asyncio.to_thread(wire.decode, data, self._wire_limits)
+
+    async def _in_time(self, work: Awaitable[T]) -> T:
+        """Wait for a commit, but not without end. What was handed over is committed all the same."""
+        try:
+            async with asyncio.timeout(self._answer_within_s):
+                return await work
+        except TimeoutError as fault:
+            why = self._committer.counters.holding_reason or "the commit takes too long"
+            raise self._later("holding", why) from fault
+
+    def _later(self, error: str, message: str) -> RequestRejectedError:
+        return RequestRejectedError(503, error, message, retry_after_s=self._intake.limits.retry_after_s)
+
+    def _answered(
+        self, handler: Callable[[Request], Awaitable[Response]]
+    ) -> Callable[[Request], Awaitable[Response]]:
+        """A handler whose every fault becomes an answer, counted by its code."""
+
+        async def answer(request: Request) -> Response:
+            self.counters.requests += 1
+            try:
+                return await handler(request)
+            except ClientDisconnect:
+                self.counters.rejections["disconnected"] += 1
+                return Response(status_code=_CLIENT_CLOSED_STATUS)
+            except (RequestRejectedError, FormatError, RefusedError, RetryLaterError, SpoolError) as fault:
+                rejection = self._rejection_of(fault)
+            self.counters.rejections[rejection.error] += 1
+            return rejection.response()
+
+        return answer
+
+    def _rejection_of(self, fault: Exception) -> RequestRejectedError:
+        """How a fault is told to a sender."""
+        match fault:
+            case RequestRejectedError():
+                return fault
+            case FormatError():
+                return RequestRejectedError(400, fault.reason, str(fault))
+            case RangeConflictError():
+                return RequestRejectedError(409, fault.reason, str(fault))
+            case RefusedError():
+                return RequestRejectedError(422, fault.reason, str(fault))
+            case RetryLaterError():
+                return self._later("no_room", str(fault))
+            case _:
+                _log.warning("http: %s", fault)
+                return self._later("spool", str(fault))
+
+    async def _no_route(self, _request: Request, fault: Exception) -> Response:
+        assert isinstance(fault, HTTPException)
+        return RequestRejectedError(fault.status_code, "no_such_request", str(fault.detail)).response()
+
+    async def _internal(self, _request: Request, fault: Exception) -> Response:
+        """Answer for a fault of ours; Starlette raises it again, so that it is logged with its traceback."""
+        return RequestRejectedError(
+            500, "internal", f"a fault of this gateway: {type(fault).__name__}"
+        ).response()
+
 
 _KEEP_ALIVE_S = 75
 
 
 @dataclass(frozen=True, slots=True)
-class HttpSettings:
+class HttpServerOptions:
     """Where to serve and whom. `certificates` None is without TLS."""
 
     host: str
     port: int
     max_connections: int
-    certificates: Certificates | None = None
+    certificates: ReloadingServerContext | None = None
 
 
-class HttpIngress:
+class HttpSource:
     """Implements `Gate`."""
 
-    def __init__(self, settings: HttpSettings, app: HttpApp, *, stop_within_s: float) -> None:
+    def __init__(self, settings: HttpServerOptions, app: HttpApp, *, stop_within_s: float) -> None:
         self.settings = settings
         self._app = app
         self._stop_within_s = stop_within_s
         self._bound: socket.socket | None = None
-        self._server: Server | None = None
+        self._server: UvicornServer | None = None
         self._serving: asyncio.Task[None] | None = None
 
     @property
@@ -61,12 +289,14 @@ class HttpIngress:
             OSError: the address cannot be bound.
         """
         try:
-            self._bound = bind(self.settings.host, self.settings.port, "ingress.http.host, ingress.http.port")
+            self._bound = bind_socket(
+                self.settings.host, self.settings.port, "ingress.http.host, ingress.http.port"
+            )
         except CannotStartError as fault:
             raise OSError(str(fault)) from fault
         config = uvicorn.Config(
             self._app.starlette(),
-            http=DeviceProtocol,
+            http=ClientCertificateProtocol,
             ws="none",
             ssl_context_factory=None if self.settings.certificates is None else lambda *_: self._context(),
             log_config=None,
@@ -77,7 +307,7 @@ class HttpIngress:
             timeout_keep_alive=_KEEP_ALIVE_S,
             timeout_graceful_shutdown=max(1, int(self._stop_within_s)),
         )
-        self._server = Server(config)
+        self._server = UvicornServer(config)
         self._serving = asyncio.create_task(self._server.serve(sockets=[self._bound]), name="http ingress")
 
     def pause(self) -> None:

@@ -7,7 +7,7 @@ import sys
 
 HOLES = """
 import asyncio, ctypes
-from gateway import heap
+from gateway import malloc
 
 library = ctypes.CDLL(None)
 library.malloc.restype = ctypes.c_void_p
@@ -18,7 +18,7 @@ def resident_mb():
         return int(told.read().split()[1]) * 4096 / 1e6
 
 async def main():
-    heap.share_one()
+    malloc.use_one_arena()
     blocks = [library.malloc(100_000) for _ in range(600)]
     for block in blocks:
         ctypes.memset(block, 1, 100_000)
@@ -26,7 +26,7 @@ async def main():
         library.free(block)
     full = resident_mb()
     stop = asyncio.Event()
-    keeping = asyncio.create_task(heap.keep_small(stop, every_s=0.01))
+    keeping = asyncio.create_task(malloc.trim_periodically(stop, every_s=0.01))
     for _ in range(500):
         await asyncio.sleep(0.01)
         if resident_mb() < full - 50:

@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from pcodec import ChunkConfig, standalone
 
-from cloud_sync import columns
-from cloud_sync.errors import FormatError
-from cloud_sync.records import DTYPES, Readings
+from cloud_sync.codec import columns
+from cloud_sync.model.errors import FormatError
+from cloud_sync.model.records import READING_DTYPES, Readings
 from tests.support.wire_examples import from_rows, readings
 
 FLOAT32 = st.one_of(
@@ -46,7 +46,7 @@ def any_readings(draw):
 
 def same_bits(one: Readings, other: Readings) -> bool:
     """Equal bit for bit, except that any NaN of a float32 column is as good as another."""
-    for name, dtype in DTYPES.items():
+    for name, dtype in READING_DTYPES.items():
         a, b = getattr(one, name), getattr(other, name)
         if dtype == np.float32:
             absent = np.isnan(a)
@@ -57,7 +57,7 @@ def same_bits(one: Readings, other: Readings) -> bool:
     return True
 
 
-@given(any_readings(), st.sampled_from([columns.FRESH_LEVEL, columns.FINAL_LEVEL]))
+@given(any_readings(), st.sampled_from([columns.FAST_LEVEL, columns.FINAL_LEVEL]))
 @settings(max_examples=150, deadline=None)
 def test_columns_come_out_as_they_went_in(sent, level):
     block = columns.encode(sent, level=level)
@@ -159,4 +159,4 @@ def test_damage_behind_a_right_checksum_is_a_format_error_or_columns_of_the_righ
         decoded = columns.decode(reseal(block), max_rows=1000)
     except FormatError:
         return
-    assert {len(getattr(decoded, name)) for name in DTYPES} == {decoded.rows}
+    assert {len(getattr(decoded, name)) for name in READING_DTYPES} == {decoded.rows}

@@ -10,8 +10,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from line_protocol_parser import parse_line
 
-from cloud_sync.line_protocol import bodies, check_tags, lines, measurement, series_key, tag_text
-from cloud_sync.records import SEQ_ABSENT, Batch, BatchRange, Flag, Readings, RecordClass, Series
+from cloud_sync.codec.line_protocol import (
+    encode_lines,
+    escape_measurement,
+    escape_tag,
+    series_key,
+    split_into_bodies,
+    validate_tags,
+)
+from cloud_sync.model.records import SEQ_ABSENT, Batch, BatchRange, Flag, Readings, RecordClass, Series
 
 RANGE = BatchRange("gw-1", UUID(int=7), RecordClass.READING, 1, 1)
 
@@ -55,13 +62,13 @@ def rows_of_one(**changes: Any) -> dict[str, Any]:
 
 
 def one_line(series=("t-17", "temperature"), *, precision="ns", **changes) -> str:
-    (line,) = lines(batch_of((Series(*series),), [rows_of_one(**changes)]), precision=precision)
+    (line,) = encode_lines(batch_of((Series(*series),), [rows_of_one(**changes)]), precision=precision)
     return line
 
 
 def carried(text: str, specials: str) -> str:
     """What a reader sees: the escaped form without its escapes."""
-    escaped = tag_text(text) if "=" in specials else measurement(text)
+    escaped = escape_tag(text) if "=" in specials else escape_measurement(text)
     for special in specials:
         escaped = escaped.replace("\\" + special, special)
     return escaped
@@ -73,7 +80,7 @@ def carried(text: str, specials: str) -> str:
 )
 def test_an_independent_parser_reads_back_every_column(identities, content):
     series = tuple(Series(sensor, kind, (("location", place),)) for sensor, kind, place in identities)
-    written = lines(batch_of(series, content))
+    written = encode_lines(batch_of(series, content))
     assert len(written) == len(content)
     for line, row in zip(written, content, strict=True):
         parsed = parse_line(line)
@@ -101,16 +108,16 @@ def test_different_ordinary_names_stay_different(one, other):
     plain = str.maketrans("", "", "\\\uff3c")
     one, other = one.translate(plain), other.translate(plain)
     if one != other and not {*one, *other} & {chr(0x2400 + code) for code in range(0x22)}:
-        assert tag_text(one) != tag_text(other)
+        assert escape_tag(one) != escape_tag(other)
 
 
 @given(names)
 def test_a_name_never_breaks_a_line_or_ends_in_a_backslash(name):
-    for text in (measurement(name), tag_text(name)):
+    for text in (escape_measurement(name), escape_tag(name)):
         assert "\n" not in text
         assert not text.endswith("\\")
         assert "\\\\" not in text
-    assert not measurement(name).startswith("#")
+    assert not escape_measurement(name).startswith("#")
 
 
 def test_a_line_is_measurement_tags_fields_and_time():
@@ -135,17 +142,17 @@ def test_a_line_is_measurement_tags_fields_and_time():
     ],
 )
 def test_names_that_need_care(name, as_tag):
-    assert tag_text(name) == as_tag
+    assert escape_tag(name) == as_tag
 
 
 def test_a_measurement_keeps_equals_signs_and_cannot_look_like_a_comment():
-    assert measurement("a=b") == "a=b"
-    assert measurement("#1") == "\uff031"
-    assert measurement("_hidden") == "_hidden"
+    assert escape_measurement("a=b") == "a=b"
+    assert escape_measurement("#1") == "\uff031"
+    assert escape_measurement("_hidden") == "_hidden"
 
 
 def test_half_a_surrogate_pair_does_not_stop_the_batch():
-    (body,) = bodies([one_line(("\ud800", "temperature"))], max_lines=5, max_bytes=1000)
+    (body,) = split_into_bodies([one_line(("\ud800", "temperature"))], max_lines=5, max_bytes=1000)
     assert body.startswith(b"temperature,sensor_id=? value")
 
 
@@ -161,7 +168,7 @@ def test_tags_are_those_asked_for_sorted_and_not_empty():
 @pytest.mark.parametrize("name", ["", "time", "sensor_id", "value", "flags", "_x"])
 def test_a_name_that_cannot_be_a_tag_is_refused(name):
     with pytest.raises(ValueError, match="cannot be a tag"):
-        check_tags(["location", name])
+        validate_tags(["location", name])
 
 
 @pytest.mark.parametrize(
@@ -191,7 +198,7 @@ def test_times_before_1970_and_beyond_64_bits_of_nanoseconds_are_written(time_us
     st.integers(1, 60),
 )
 def test_bodies_hold_all_lines_in_order_within_their_bounds(content, max_lines, max_bytes):
-    parts = list(bodies(content, max_lines=max_lines, max_bytes=max_bytes))
+    parts = list(split_into_bodies(content, max_lines=max_lines, max_bytes=max_bytes))
     assert b"".join(parts) == "".join(line + "\n" for line in content).encode()
     for part in parts:
         assert part.endswith(b"\n")
@@ -204,11 +211,13 @@ def test_columns_need_not_be_contiguous():
     batch = batch_of((Series("t", "x"),), content)
     every_other = batch.readings.take(np.arange(10)).take(np.arange(0, 10, 2))
     strided = Readings(*(getattr(batch.readings, name)[::2] for name in rows_of_one()))
-    assert lines(Batch(RANGE, batch.series, strided)) == lines(Batch(RANGE, batch.series, every_other))
+    assert encode_lines(Batch(RANGE, batch.series, strided)) == encode_lines(
+        Batch(RANGE, batch.series, every_other)
+    )
 
 
 def test_a_long_batch_has_a_line_for_each_of_its_readings_in_order() -> None:
     content = [rows_of_one(time_us=n, seq=n) for n in range(4_500)]
-    found = lines(batch_of((Series("t-17", "temperature"),), content), precision="us")
+    found = encode_lines(batch_of((Series("t-17", "temperature"),), content), precision="us")
     assert [line.rpartition(" ")[2] for line in found] == [str(n) for n in range(4_500)]
     assert found[4_321] == "temperature,sensor_id=t-17 value=21.5,seq=4321i 4321"

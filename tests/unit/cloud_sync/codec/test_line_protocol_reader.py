@@ -11,10 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from line_protocol_parser import parse_line
 
-from cloud_sync import line_protocol
-from cloud_sync.gathered import BadReading, Gathering, Reading
-from cloud_sync.line_protocol_reader import LineReader
-from cloud_sync.records import DTYPES, Batch, BatchRange, Readings, RecordClass, Series
+from cloud_sync.codec import line_protocol
+from cloud_sync.codec.line_protocol import LineReader
+from cloud_sync.model.reading_builder import ColumnBuilder, InvalidReadingError, Reading
+from cloud_sync.model.records import READING_DTYPES, Batch, BatchRange, Readings, RecordClass, Series
 
 RANGE = BatchRange("gw-1", UUID(int=7), RecordClass.READING, 1, 1)
 carried = st.text(
@@ -34,7 +34,7 @@ def batches(draw):
     each = [draw(st.integers(0, len(names) - 1)) for _ in range(rows)]
 
     def column(values, name):
-        return np.array([draw(values) for _ in range(rows)], DTYPES[name])
+        return np.array([draw(values) for _ in range(rows)], READING_DTYPES[name])
 
     maybe = st.one_of(st.just(math.nan), single)
     readings = Readings(
@@ -53,27 +53,27 @@ def batches(draw):
 
 def rows_of(series, readings):
     names = [(series[n].sensor_id, series[n].sensor_type, series[n].attributes) for n in readings.series]
-    columns = (getattr(readings, name).tolist() for name in list(DTYPES)[1:])
+    columns = (getattr(readings, name).tolist() for name in list(READING_DTYPES)[1:])
     return sorted(map(repr, zip(names, *columns, strict=True)))
 
 
 @given(batches())
 @settings(max_examples=150, deadline=None)
 def test_what_is_written_is_read_back_exactly(batch):
-    reader, gathering = LineReader("ns"), Gathering()
-    for line in line_protocol.lines(batch, precision="ns"):
+    reader, builder = LineReader("ns"), ColumnBuilder()
+    for line in line_protocol.encode_lines(batch, precision="ns"):
         found = reader.read(line)
         assert found is not None
-        gathering.add(found)
+        builder.add(found)
 
-    assert rows_of(*gathering.take()) == rows_of(batch.series, batch.readings)
-    assert gathering.take()[1].rows == 0
+    assert rows_of(*builder.take()) == rows_of(batch.series, batch.readings)
+    assert builder.take()[1].rows == 0
 
 
 @given(batches())
 @settings(max_examples=60, deadline=None)
 def test_an_independent_parser_reads_the_same(batch):
-    for line in line_protocol.lines(batch, precision="us"):
+    for line in line_protocol.encode_lines(batch, precision="us"):
         theirs = parse_line(line)
         ours = LineReader("us").read(line)
         assert ours is not None
@@ -108,13 +108,13 @@ def test_lines_of_others_are_read_as_the_reference_says(line, value, time_us):
 @given(st.text(max_size=60))
 @settings(max_examples=400, deadline=None)
 def test_any_text_is_a_reading_or_a_reason(text):
-    reader, gathering, reasons = LineReader("ns"), Gathering(), []
+    reader, builder, reasons = LineReader("ns"), ColumnBuilder(), []
     for line in (text, f"t,sensor_id=a {text}", f"t,{text} value=1 1", f"t,sensor_id=a value={text} 1"):
         try:
             found = reader.read(line)
             if found is not None:
-                gathering.add(found)
-        except BadReading as fault:
+                builder.add(found)
+        except InvalidReadingError as fault:
             reasons.append(str(fault))
 
     assert all(reasons)

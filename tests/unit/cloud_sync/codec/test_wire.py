@@ -14,9 +14,9 @@ import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cloud_sync import wire
-from cloud_sync.errors import FormatError
-from cloud_sync.records import Batch, Readings, Records, Series
+from cloud_sync.codec import wire
+from cloud_sync.model.errors import FormatError
+from cloud_sync.model.records import Batch, Readings, Records, Series
 from tests.support.summary_examples import alerts, declarations, rollups
 from tests.support.wire_examples import EPOCH, batch, readings
 from tests.support.wire_examples import series as example_series
@@ -102,7 +102,7 @@ def test_a_header_key_of_a_later_release_is_skipped():
     assert_same(wire.decode(with_header(wire.encode(sent), credits=[1, {"a": None}])), sent)
 
 
-@given(st.integers(1, wire.PARTS_MAX), st.integers(0, 5000), st.data())
+@given(st.integers(1, wire.MAX_PARTS), st.integers(0, 5000), st.data())
 @settings(max_examples=60, deadline=None)
 def test_a_part_says_which_it_is_and_how_many_rows_were_refused(parts, refused, data):
     whole = batch(3, 9)
@@ -139,7 +139,7 @@ def test_a_whole_batch_does_not_speak_of_parts():
         {"part": 2},
         {"part": 3, "parts": 2},
         {"parts": 0},
-        {"part": 1, "parts": wire.PARTS_MAX + 1},
+        {"part": 1, "parts": wire.MAX_PARTS + 1},
         {"part": -1, "parts": -1},
         {"refused": -1},
         {"refused": 2**31},

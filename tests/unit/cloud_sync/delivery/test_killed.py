@@ -6,7 +6,7 @@ import shutil
 
 import pytest
 
-from cloud_sync.shipper import Shipper
+from cloud_sync.delivery.shipper import Shipper
 from tests.support.memory_region import MemoryRegion
 from tests.support.open_spool import NOW_US, open_spool
 

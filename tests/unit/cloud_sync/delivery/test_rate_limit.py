@@ -2,15 +2,13 @@ from __future__ import annotations
 
 import pytest
 
-from cloud_sync.budget import CREDIT_MAX_S, Budget, TokenBucket
-from cloud_sync.lanes import Lane
-from cloud_sync.link import SPREAD_MAX_S, Link, spread_s
-from cloud_sync.records import Credit
-from cloud_sync.sizing import SMALLEST_ROWS, Sizing
+from cloud_sync.delivery.batch_sender import MAX_BACKFILL_SPREAD_S, EndpointHealth, backfill_spread_s
+from cloud_sync.delivery.lanes import MAX_CREDIT_S, MIN_ROWS, BatchSizer, Lane, SendBudget, TokenBucket
+from cloud_sync.model.records import Credit
 
 
 def test_a_budget_is_kept_on_average_and_a_debt_is_paid_before_the_next():
-    budget, at, sent = Budget(1000.0), 0.0, 0
+    budget, at, sent = SendBudget(1000.0), 0.0, 0
     while at < 100:
         wait_s = budget.wait_s(Lane.BACKFILL, at)
         if wait_s:
@@ -22,7 +20,7 @@ def test_a_budget_is_kept_on_average_and_a_debt_is_paid_before_the_next():
 
 
 def test_live_borrows_what_backfill_must_wait_for_and_no_more():
-    budget = Budget(1000.0)
+    budget = SendBudget(1000.0)
     budget.spend(Lane.BACKFILL, wire_bytes=6000, rows=1, at=0.0)
     assert budget.wait_s(Lane.BACKFILL, 0.0) == 6.0
     assert budget.wait_s(Lane.LIVE, 0.0) == 0.0
@@ -32,14 +30,14 @@ def test_live_borrows_what_backfill_must_wait_for_and_no_more():
 
 
 def test_without_a_budget_nothing_waits():
-    budget = Budget()
+    budget = SendBudget()
     budget.spend(None, wire_bytes=10**12, rows=10**9, at=0.0)
     assert [budget.wait_s(lane, 0.0) for lane in (None, *Lane)] == [0.0, 0.0, 0.0]
     assert budget.max_rows_in(5, Lane.BACKFILL, 2.0, 0.0) == float("inf")
 
 
 def test_a_credit_holds_back_the_backlog_only_and_only_while_it_is_valid():
-    budget = Budget()
+    budget = SendBudget()
     budget.grant(Credit(100.0, 30.0), 0.0)
     budget.spend(Lane.LIVE, wire_bytes=1, rows=10**6, at=0.0)
     assert budget.wait_s(Lane.BACKFILL, 0.0) == 0.0, "live spends none of it"
@@ -52,16 +50,16 @@ def test_a_credit_holds_back_the_backlog_only_and_only_while_it_is_valid():
 
 
 def test_a_credit_of_nothing_waits_until_it_runs_out_and_never_longer_than_an_hour():
-    budget = Budget()
+    budget = SendBudget()
     budget.grant(Credit(0.0, 10**9), 0.0)
     budget.spend(Lane.BACKFILL, wire_bytes=1, rows=1, at=0.0)
-    assert budget.wait_s(Lane.BACKFILL, 0.0) == CREDIT_MAX_S
+    assert budget.wait_s(Lane.BACKFILL, 0.0) == MAX_CREDIT_S
     budget.grant(None, 1.0)
     assert budget.wait_s(Lane.BACKFILL, 1.0) == 0.0, "a receipt without a credit lifts it"
 
 
 def test_a_new_credit_keeps_the_debt_of_the_old():
-    budget = Budget()
+    budget = SendBudget()
     budget.grant(Credit(10.0, 30.0), 0.0)
     budget.spend(Lane.BACKFILL, wire_bytes=1, rows=100, at=0.0)
     budget.grant(Credit(50.0, 30.0), 0.0)
@@ -77,7 +75,7 @@ def test_a_clock_that_stands_still_or_goes_back_gives_nothing():
 
 
 def test_batches_grow_to_the_ceiling_while_requests_are_quick():
-    sizing = Sizing(50_000)
+    sizing = BatchSizer(50_000)
     sizes = []
     for _ in range(5):
         sizes.append(sizing.rows)
@@ -86,23 +84,23 @@ def test_batches_grow_to_the_ceiling_while_requests_are_quick():
 
 
 def test_batches_shrink_until_a_request_takes_its_time_but_not_for_ever():
-    sizing = Sizing(50_000, target_s=1.0)
+    sizing = BatchSizer(50_000, target_s=1.0)
     for _ in range(20):
         sizing.took(sizing.rows, sizing.rows * 2, sizing.rows / 2000)
     assert 1800 <= sizing.rows <= 2600
     for _ in range(20):
         sizing.took(sizing.rows, sizing.rows * 2, 60.0)
-    assert sizing.rows == SMALLEST_ROWS
+    assert sizing.rows == MIN_ROWS
 
 
 def test_a_small_batch_says_nothing_against_large_ones():
-    sizing = Sizing(10_000)
+    sizing = BatchSizer(10_000)
     sizing.took(3, 300, 0.001)
     assert sizing.rows == 10_000
 
 
 def test_what_was_too_large_is_remembered_and_tried_again_much_later():
-    sizing = Sizing(50_000)
+    sizing = BatchSizer(50_000)
     sizing.too_large(10_000)
     assert sizing.rows == 5_000
     for _ in range(199):
@@ -116,13 +114,13 @@ def test_what_was_too_large_is_remembered_and_tried_again_much_later():
 
 
 def test_a_ceiling_in_bytes_holds_by_what_rows_have_taken():
-    sizing = Sizing(50_000, max_bytes=100_000)
+    sizing = BatchSizer(50_000, max_bytes=100_000)
     sizing.took(1000, 50_000, 0.1)
     assert sizing.rows == 2000
 
 
 def test_a_link_remembers_an_outage_until_it_answers_and_then_spreads_the_backfill():
-    link = Link()
+    link = EndpointHealth()
     assert [link.failed(at) for at in (10.0, 20.0, 110.0)] == [1, 2, 3]
     assert link.is_down
     link.answered(110.0, chance=0.5)
@@ -132,6 +130,6 @@ def test_a_link_remembers_an_outage_until_it_answers_and_then_spreads_the_backfi
     assert link.backfill_from == 115.0, "no outage, no waiting"
 
 
-@pytest.mark.parametrize(("outage_s", "spread"), [(0, 0), (-5, 0), (10, 1), (10**6, SPREAD_MAX_S)])
+@pytest.mark.parametrize(("outage_s", "spread"), [(0, 0), (-5, 0), (10, 1), (10**6, MAX_BACKFILL_SPREAD_S)])
 def test_short_outages_spread_little_and_long_ones_not_without_bound(outage_s, spread):
-    assert spread_s(outage_s) == spread
+    assert backfill_spread_s(outage_s) == spread

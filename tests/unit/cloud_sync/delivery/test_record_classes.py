@@ -8,13 +8,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from cloud_sync.errors import Refused
-from cloud_sync.lanes import Lane
-from cloud_sync.notices import Declarations
-from cloud_sync.records import BatchRange, Flag, RecordClass, Series
-from cloud_sync.schedule import Schedule
-from cloud_sync.shipper import Shipper
-from gateway.spool.segments import seal
+from cloud_sync.delivery.lanes import Lane, Schedule
+from cloud_sync.delivery.shipper import Shipper
+from cloud_sync.model.errors import RefusedError
+from cloud_sync.model.records import BatchRange, Declarations, Flag, RecordClass, Series
+from gateway.spool.segments import encode_segments
 from tests.support.memory_region import MemoryRegion
 from tests.support.open_spool import NOW_US, OpenSpool, open_spool
 from tests.support.summary_examples import alerts, declarations, rollups
@@ -27,7 +25,7 @@ async def keep(spool: OpenSpool, records) -> None:
     if records.named:
         numbers = [spool.book.number_of(Series(f"s{n}", "t")) for n in range(3)]
         records = records.with_series(np.array(numbers, np.int32)[records.series]).in_order()
-    await spool.segments.append(seal(records), now_us=NOW_US)
+    await spool.segments.append(encode_segments(records), now_us=NOW_US)
 
 
 def shipper_to(spool: OpenSpool, region: MemoryRegion, **options) -> Shipper:
@@ -184,7 +182,7 @@ async def test_a_refused_alert_goes_to_quarantine_with_its_words(tmp_path):
     async with open_spool(tmp_path / "spool.db") as spool:
         await keep(spool, alerts(1))
         region = MemoryRegion("regional")
-        region.outcomes.append(Refused("no room for it", "unacceptable_data", of_rows=True, rows=[0]))
+        region.outcomes.append(RefusedError("no room for it", "unacceptable_data", of_rows=True, rows=[0]))
         await drain(shipper_to(spool, region))
 
         rows = await spool.database.read(

@@ -4,7 +4,7 @@ from datetime import UTC, datetime
 
 import pytest
 
-from cloud_sync.schedule import Schedule, window_of
+from cloud_sync.delivery.lanes import Schedule, parse_window
 
 
 def at(text: str) -> int:
@@ -66,7 +66,7 @@ def test_without_windows_it_is_always_open_and_with_several_while_one_is():
 )
 def test_what_is_no_window_is_refused_with_an_example(text):
     with pytest.raises(ValueError, match=r"window|time of day|write Mon|24:00"):
-        window_of(text)
+        parse_window(text)
 
 
 def test_an_unknown_time_zone_is_refused():

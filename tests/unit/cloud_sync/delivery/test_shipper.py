@@ -8,11 +8,17 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from cloud_sync.backoff import RETRY_AFTER_MAX_S, Backoff
-from cloud_sync.destinations import Parcel
-from cloud_sync.errors import DeliveryError, Refused, RetryLater, TooLarge, Unauthorised
-from cloud_sync.records import Batch, BatchRange, Receipt, RecordClass
-from cloud_sync.shipper import Shipper
+from cloud_sync.delivery.shipper import Shipper
+from cloud_sync.destinations import EncodedBatch
+from cloud_sync.model.errors import (
+    DeliveryError,
+    RefusedError,
+    RetryLaterError,
+    TooLargeError,
+    UnauthorisedError,
+)
+from cloud_sync.model.records import Batch, BatchRange, Receipt, RecordClass
+from cloud_sync.runtime.rates import MAX_RETRY_AFTER_S, Backoff
 from tests.support.open_spool import open_spool
 
 
@@ -26,17 +32,17 @@ class MemoryDestination:
     applied: dict[BatchRange, int] = field(default_factory=dict)
     sends: int = 0
 
-    def encode(self, batch: Batch) -> Parcel:
-        return Parcel(batch.range, batch.rows, (b"x" * batch.rows,))
+    def encode(self, batch: Batch) -> EncodedBatch:
+        return EncodedBatch(batch.range, batch.rows, (b"x" * batch.rows,))
 
-    async def send(self, parcel: Parcel) -> Receipt:
+    async def send(self, encoded_batch: EncodedBatch) -> Receipt:
         self.sends += 1
         if self.faults:
             raise self.faults.pop(0)
-        if parcel.rows > self.most_rows:
-            raise TooLarge("too many rows")
-        self.applied[parcel.range] = parcel.rows
-        return Receipt(parcel.rows, parcel.rows)
+        if encoded_batch.rows > self.most_rows:
+            raise TooLargeError("too many rows")
+        self.applied[encoded_batch.range] = encoded_batch.rows
+        return Receipt(encoded_batch.rows, encoded_batch.rows)
 
     async def aclose(self) -> None:
         return
@@ -67,9 +73,9 @@ async def test_a_backlog_is_delivered_once_in_order(tmp_path):
 @pytest.mark.parametrize(
     ("fault", "state"),
     [
-        (RetryLater("down"), "waiting"),
-        (Unauthorised("no token"), "held"),
-        (Refused("never"), "held"),
+        (RetryLaterError("down"), "waiting"),
+        (UnauthorisedError("no token"), "held"),
+        (RefusedError("never"), "held"),
     ],
 )
 async def test_a_fault_keeps_the_batch_and_the_same_range_is_sent_again(tmp_path, fault, state):
@@ -106,7 +112,7 @@ async def test_a_batch_too_large_is_halved_until_it_is_taken(tmp_path):
 async def test_one_destination_does_not_wait_for_another(tmp_path):
     async with open_spool(tmp_path / "spool.db") as spool:
         await filled(spool)
-        dead = Shipper(spool.deliveries, MemoryDestination("dead", faults=[RetryLater("gone")] * 99))
+        dead = Shipper(spool.deliveries, MemoryDestination("dead", faults=[RetryLaterError("gone")] * 99))
         well = Shipper(spool.deliveries, MemoryDestination("well"))
         await asyncio.gather(dead.ship_or_wait(), well.ship_or_wait())
         assert (await spool.deliveries.backlog("dead")).readings == 100
@@ -152,7 +158,7 @@ def test_backoff_grows_to_its_ceiling_with_full_jitter():
 def test_a_destinations_wish_is_a_floor_but_no_weapon():
     backoff = Backoff(first_s=1, ceiling_s=10)
     assert 30 <= backoff.wait_s(1, retry_after_s=30) <= 40
-    assert backoff.wait_s(1, retry_after_s=10**9) <= RETRY_AFTER_MAX_S + 10
+    assert backoff.wait_s(1, retry_after_s=10**9) <= MAX_RETRY_AFTER_S + 10
 
 
 async def test_the_commit_of_a_damaged_newest_segment_is_never_used_again(tmp_path):

@@ -8,15 +8,19 @@ import math
 
 import pytest
 
-from cloud_sync.backoff import Backoff
-from cloud_sync.courier import Courier
-from cloud_sync.errors import Refused, RetryLater, TooLarge, Unauthorised
-from cloud_sync.evidence import UNEXPLAINED_ROWS_MAX
-from cloud_sync.lanes import Lane
-from cloud_sync.records import BatchRange, Credit, RecordClass
-from cloud_sync.schedule import Schedule
-from cloud_sync.shipper import Shipper
-from gateway.spool.deliveries import FROM_NOW
+from cloud_sync.delivery.batch_sender import BatchSender
+from cloud_sync.delivery.lanes import Lane, Schedule
+from cloud_sync.delivery.shipper import Shipper
+from cloud_sync.model.errors import (
+    MAX_UNEXPLAINED_ROWS,
+    RefusedError,
+    RetryLaterError,
+    TooLargeError,
+    UnauthorisedError,
+)
+from cloud_sync.model.records import BatchRange, Credit, RecordClass
+from cloud_sync.runtime.rates import Backoff
+from gateway.spool.deliveries import FROM_NOW_ON
 from tests.support.memory_region import LOST, MemoryRegion
 from tests.support.open_spool import NOW_US, open_spool
 
@@ -180,10 +184,10 @@ async def test_a_destination_that_refuses_everything_is_held_after_a_few_rows(tm
         waits = [await shipper.ship_or_wait() or 0.0 for _ in range(100)]
         assert min(waits[-2:]) >= 30, "both lanes"
         assert shipper.counters.state == "held"
-        assert shipper.counters.refused == UNEXPLAINED_ROWS_MAX
+        assert shipper.counters.refused == MAX_UNEXPLAINED_ROWS
         region.is_bad = lambda _: False
         await drain(shipper)
-        assert region.applied.total() == 1000 - UNEXPLAINED_ROWS_MAX
+        assert region.applied.total() == 1000 - MAX_UNEXPLAINED_ROWS
 
 
 async def test_a_refusal_that_explains_itself_is_believed_of_every_row(tmp_path):
@@ -228,7 +232,7 @@ async def test_a_single_row_that_is_too_large_is_held(tmp_path):
     async with open_spool(tmp_path / "spool.db") as spool:
         await fill(spool, 1, rows=1)
         shipper = shipper_to(spool, MemoryRegion(most_rows=0))
-        with pytest.raises(TooLarge):
+        with pytest.raises(TooLargeError):
             await shipper.ship_once()
         assert (await spool.deliveries.backlog("region")).readings == 1
 
@@ -240,7 +244,7 @@ async def test_a_renewed_epoch_sends_parts_whole_again(tmp_path):
         shipper = shipper_to(spool, region)
         await shipper.ship_once()
         await shipper.ship_once()
-        region.outcomes.append(Refused("known otherwise", "range_overlap"))
+        region.outcomes.append(RefusedError("known otherwise", "range_overlap"))
         await shipper.ship_once()
         await drain(shipper)
         assert region.commits(spool.database.epoch) == [(1, 1)]
@@ -251,7 +255,7 @@ async def test_wrong_credentials_hold_and_are_told_once(tmp_path, caplog):
     async with open_spool(tmp_path / "spool.db") as spool:
         await fill(spool, 3)
         region = MemoryRegion()
-        region.outcomes.extend([Unauthorised("no such token")] * 3)
+        region.outcomes.extend([UnauthorisedError("no such token")] * 3)
         shipper = shipper_to(spool, region)
         with caplog.at_level(logging.WARNING):
             waits = [await shipper.ship_or_wait() or 0.0 for _ in range(3)]
@@ -311,11 +315,11 @@ async def test_settling_and_claiming_the_next_is_one_transaction(tmp_path):
         region = MemoryRegion()
         shipper = shipper_to(spool, region)
         await shipper.ship_once()
-        courier = Courier(shipper._office, [Lane.BACKFILL])
+        batch_sender = BatchSender(shipper._delivery_state, [Lane.BACKFILL])
         told: list[str] = []
         await spool.database._writer.run(lambda c: c.set_trace_callback(told.append))
         for _ in range(5):
-            await courier.ship_once()
+            await batch_sender.ship_once()
         await spool.database._writer.run(lambda c: c.set_trace_callback(None))
         assert told.count("COMMIT") == 6, "one to claim the first, then one a batch"
 
@@ -325,13 +329,13 @@ async def test_a_new_destination_starts_where_it_was_told_and_an_old_one_keeps_i
         await fill(spool, 10)
         deliveries = spool.deliveries
         await deliveries.register("all", "file", now_us=NOW_US)
-        await deliveries.register("now", "file", now_us=NOW_US, since_us=FROM_NOW)
+        await deliveries.register("now", "file", now_us=NOW_US, since_us=FROM_NOW_ON)
         await deliveries.register("some", "file", now_us=NOW_US, since_us=NOW_US + round(6.5 * SECOND_US))
         backlogs = {name: (await deliveries.backlog(name)).readings for name in ("all", "now", "some")}
         assert backlogs == {"all": 100, "now": 0, "some": 40}, (
             "whole segments: the one that holds the moment too"
         )
-        await deliveries.register("all", "file", now_us=NOW_US, since_us=FROM_NOW)
+        await deliveries.register("all", "file", now_us=NOW_US, since_us=FROM_NOW_ON)
         assert (await deliveries.backlog("all")).readings == 100
         assert await deliveries.drop("now")
         assert not await deliveries.drop("now")
@@ -384,7 +388,7 @@ async def test_while_the_destination_is_down_only_live_asks_and_the_backlog_star
     async with open_spool(tmp_path / "spool.db") as spool:
         truth = await fill(spool, 20)
         region = MemoryRegion()
-        region.outcomes.extend([RetryLater("down")] * 5)
+        region.outcomes.extend([RetryLaterError("down")] * 5)
         backoff = Backoff(first_s=0.02, ceiling_s=0.05, floor_s=0.01)
         shipper = shipper_to(spool, region, flush_s=0.01, backoff=backoff)
         await run_for(shipper, lambda: region.applied.total() == len(truth))

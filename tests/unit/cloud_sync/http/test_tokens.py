@@ -7,7 +7,7 @@ import stat
 
 import pytest
 
-from cloud_sync.ingest import tokens
+from cloud_sync.http import tokens
 
 
 def owner(file: tokens.TokenFile, token: str) -> str | None:
@@ -17,7 +17,7 @@ def owner(file: tokens.TokenFile, token: str) -> str | None:
 
 def test_a_token_that_was_added_is_known_and_only_its_hash_is_kept(tmp_path):
     path = tmp_path / "tokens"
-    first, second, other = (tokens.add(path, gateway) for gateway in ("gw-1", "gw-1", "gw-2"))
+    first, second, other = (tokens.add_token(path, gateway) for gateway in ("gw-1", "gw-1", "gw-2"))
     text = path.read_text()
 
     assert len({first, second, other}) == 3
@@ -38,13 +38,13 @@ def test_a_token_that_was_added_is_known_and_only_its_hash_is_kept(tmp_path):
 
 def test_revoking_takes_every_token_of_a_gateway(tmp_path):
     path = tmp_path / "tokens"
-    gone = [tokens.add(path, "gw-1") for _ in range(2)]
-    kept = tokens.add(path, "gw-2")
+    gone = [tokens.add_token(path, "gw-1") for _ in range(2)]
+    kept = tokens.add_token(path, "gw-2")
     file = tokens.TokenFile(path)
     file.refresh()
 
-    assert tokens.revoke(path, "gw-1") == 2
-    assert tokens.revoke(path, "gw-1") == 0
+    assert tokens.revoke_tokens(path, "gw-1") == 2
+    assert tokens.revoke_tokens(path, "gw-1") == 0
 
     assert file.refresh() == 1
     assert [owner(file, token) for token in (*gone, kept)] == [None, None, "gw-2"]
@@ -53,28 +53,28 @@ def test_revoking_takes_every_token_of_a_gateway(tmp_path):
 def test_comments_and_blank_lines_are_allowed_and_nonsense_is_named_by_line():
     good = "0" * 64
     text = f"# a comment\n\n gw-1   {good}  # north\n"
-    assert tokens.parse(text, "f") == [("gw-1", good, "batches")]
-    assert tokens.parse(f"a {good} readings\nb {good} view", "f")[1].scope == "view"
+    assert tokens.parse_tokens(text, "f") == [("gw-1", good, "batches")]
+    assert tokens.parse_tokens(f"a {good} readings\nb {good} view", "f")[1].scope == "view"
     for line in ("gw-1", f"gw-1 {good}0", f"gw-1 {good} extra", "gw-1 " + "g" * 64):
-        with pytest.raises(tokens.TokensFault, match="f: line 2: expected"):
-            tokens.parse(f"# x\n{line}\n", "f")
+        with pytest.raises(tokens.TokenFileError, match="f: line 2: expected"):
+            tokens.parse_tokens(f"# x\n{line}\n", "f")
 
 
 @pytest.mark.parametrize("gateway", ["", "a b", "a#b", "a/b", "a\n", "x" * 129])
 def test_a_gateway_id_that_the_file_cannot_hold_is_refused(tmp_path, gateway):
-    with pytest.raises(tokens.TokensFault, match="no gateway_id"):
-        tokens.add(tmp_path / "tokens", gateway)
+    with pytest.raises(tokens.TokenFileError, match="no gateway_id"):
+        tokens.add_token(tmp_path / "tokens", gateway)
 
 
 def test_a_file_that_goes_bad_leaves_the_tokens_read_before_in_force(tmp_path):
     path = tmp_path / "tokens"
-    token = tokens.add(path, "gw-1")
+    token = tokens.add_token(path, "gw-1")
     file = tokens.TokenFile(path)
     file.refresh()
     path.write_text("nonsense")
-    with pytest.raises(tokens.TokensFault, match="line 1"):
+    with pytest.raises(tokens.TokenFileError, match="line 1"):
         file.refresh()
     path.unlink()
-    with pytest.raises(tokens.TokensFault, match="No such file"):
+    with pytest.raises(tokens.TokenFileError, match="No such file"):
         file.refresh()
     assert owner(file, token) == "gw-1"

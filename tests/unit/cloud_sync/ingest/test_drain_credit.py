@@ -8,8 +8,7 @@ from itertools import count
 
 import pytest
 
-from cloud_sync.ingest.fairness import Fairness, fair_share
-from cloud_sync.ingest.turns import Turns
+from cloud_sync.ingest.apply_queue import ApplyQueue, DrainCredit, fair_share
 
 PLACES = 4
 ROWS_PER_S = 200_000
@@ -22,7 +21,7 @@ class Fleet:
     def __init__(self, gateways: int, backlog_rows: int, *, obey: bool = True) -> None:
         self.left = dict.fromkeys(range(gateways), backlog_rows)
         self.obey = obey
-        self.fairness = Fairness()
+        self.fairness = DrainCredit()
         self.line: list[int] = []
         self.serving = 0
         self.queue_over_time: list[tuple[float, int]] = []
@@ -100,7 +99,7 @@ def test_gateways_that_send_little_are_not_counted_against_those_that_send_much(
 
 
 def test_a_credit_ends_when_nobody_waits_any_more():
-    fairness = Fairness()
+    fairness = DrainCredit()
     fairness.begin(0, 3)
     fairness.end("a", 1000, 1)
     fairness.begin(1, 2)
@@ -114,7 +113,7 @@ def test_a_credit_ends_when_nobody_waits_any_more():
 
 
 async def test_gateways_take_turns_and_one_of_them_cannot_take_every_place():
-    turns = Turns(2)
+    turns = ApplyQueue(2)
     order: list[str] = []
     at_once: list[int] = []
     serving: set[str] = set()
@@ -137,7 +136,7 @@ async def test_gateways_take_turns_and_one_of_them_cannot_take_every_place():
 
 
 async def test_batches_of_one_gateway_that_wait_for_each_other_are_no_crowd():
-    turns = Turns(1)
+    turns = ApplyQueue(1)
     crowds: list[tuple[int, int]] = []
 
     async def apply(name: str) -> None:
@@ -153,7 +152,7 @@ async def test_batches_of_one_gateway_that_wait_for_each_other_are_no_crowd():
 
 
 async def test_a_request_that_gives_up_leaves_its_place_to_others():
-    turns = Turns(1)
+    turns = ApplyQueue(1)
     release = asyncio.Event()
 
     async def hold() -> None:

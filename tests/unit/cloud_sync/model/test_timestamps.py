@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from cloud_sync.instants import BadInstant, instant_us
+from cloud_sync.model.reading_builder import TimestampError, parse_timestamp
 
 
 @pytest.mark.parametrize(
@@ -24,7 +24,7 @@ from cloud_sync.instants import BadInstant, instant_us
     ],
 )
 def test_an_instant_is_read_in_the_unit_its_size_tells(ts, expected_us):
-    assert instant_us(ts) == expected_us
+    assert parse_timestamp(ts) == expected_us
 
 
 @pytest.mark.parametrize(
@@ -40,5 +40,5 @@ def test_an_instant_is_read_in_the_unit_its_size_tells(ts, expected_us):
     ],
 )
 def test_what_names_no_instant_is_refused_with_the_reason(ts, words):
-    with pytest.raises(BadInstant, match=words):
-        instant_us(ts)
+    with pytest.raises(TimestampError, match=words):
+        parse_timestamp(ts)

@@ -8,7 +8,7 @@ import logging
 
 import pytest
 
-from cloud_sync.logs import Lines, Repeats, leads_to_journal
+from cloud_sync.runtime.logs import LogFormatter, RepeatFilter, is_journal
 
 
 class Clock:
@@ -39,19 +39,21 @@ def record(message: str, *values: object, level: int = logging.WARNING, fault: b
     ],
 )
 def test_the_journal_gets_a_priority_and_no_time(level, priority):
-    assert Lines("auto", journal=True).format(record("full: %d %%", 3, level=level)) == (
+    assert LogFormatter("auto", journal=True).format(record("full: %d %%", 3, level=level)) == (
         f"{priority}gateway.spool: full: 3 %"
     )
 
 
 def test_every_line_of_a_traceback_has_the_priority_of_the_first():
-    lines = Lines("auto", journal=True).format(record("no", fault=True, level=logging.ERROR)).split("\n")
+    lines = (
+        LogFormatter("auto", journal=True).format(record("no", fault=True, level=logging.ERROR)).split("\n")
+    )
     assert len(lines) > 4
     assert all(line.startswith("<3>") for line in lines)
 
 
 def test_a_message_cannot_pretend_to_be_two_or_move_the_cursor():
-    text = Lines("text", journal=False).format(
+    text = LogFormatter("text", journal=False).format(
         record("from %s", "a\n2026-01-01 ERROR root: gone\x1b[2J\u202e")
     )
     first, second = text.split("\n")
@@ -62,7 +64,7 @@ def test_a_message_cannot_pretend_to_be_two_or_move_the_cursor():
 
 
 def test_json_is_one_object_a_line_with_the_traceback_inside():
-    line = Lines("json", journal=True).format(record('it said "%s"', "x\ny", fault=True))
+    line = LogFormatter("json", journal=True).format(record('it said "%s"', "x\ny", fault=True))
     assert line.startswith("<4>{")
     entry = json.loads(line[3:])
     assert entry["message"] == 'it said "x\ny"'
@@ -74,7 +76,7 @@ def test_json_is_one_object_a_line_with_the_traceback_inside():
 
 def test_the_same_message_is_said_once_a_minute_with_a_count():
     clock = Clock()
-    repeats = Repeats(clock)
+    repeats = RepeatFilter(clock)
     said = [repeats.filter(record("no answer from %s", "region")) for _ in range(5)]
     assert said == [True, False, False, False, False]
     assert repeats.filter(record("no answer from %s", "cloud"))
@@ -86,7 +88,7 @@ def test_the_same_message_is_said_once_a_minute_with_a_count():
 
 def test_messages_of_one_form_are_bounded_though_each_is_another():
     clock = Clock()
-    repeats = Repeats(clock)
+    repeats = RepeatFilter(clock)
     assert sum(repeats.filter(record("closed %d%%", n)) for n in range(100)) == 20
     assert repeats.filter(record("another form"))
     clock.now += 61
@@ -96,14 +98,14 @@ def test_messages_of_one_form_are_bounded_though_each_is_another():
 
 
 def test_what_is_remembered_of_messages_is_bounded():
-    repeats = Repeats(Clock())
+    repeats = RepeatFilter(Clock())
     for n in range(5000):
         repeats.filter(record(f"form {n}"))
     assert len(repeats._kinds) <= 1000
 
 
 def test_errors_with_a_traceback_and_debugging_are_never_held_back():
-    repeats = Repeats(Clock())
+    repeats = RepeatFilter(Clock())
     assert all(repeats.filter(record("no", fault=True)) for _ in range(30))
     assert all(repeats.filter(record("no", level=logging.DEBUG)) for _ in range(30))
 
@@ -111,7 +113,7 @@ def test_errors_with_a_traceback_and_debugging_are_never_held_back():
 def test_only_the_stream_that_systemd_connected_leads_to_the_journal(tmp_path):
     with (tmp_path / "log").open("w") as stream:
         there = (tmp_path / "log").stat()
-        assert leads_to_journal(stream, {"JOURNAL_STREAM": f"{there.st_dev}:{there.st_ino}"})
-        assert not leads_to_journal(stream, {"JOURNAL_STREAM": f"{there.st_dev}:{there.st_ino + 1}"})
-        assert not leads_to_journal(stream, {})
-    assert not leads_to_journal(io.StringIO(), {"JOURNAL_STREAM": "1:2"})
+        assert is_journal(stream, {"JOURNAL_STREAM": f"{there.st_dev}:{there.st_ino}"})
+        assert not is_journal(stream, {"JOURNAL_STREAM": f"{there.st_dev}:{there.st_ino + 1}"})
+        assert not is_journal(stream, {})
+    assert not is_journal(io.StringIO(), {"JOURNAL_STREAM": "1:2"})

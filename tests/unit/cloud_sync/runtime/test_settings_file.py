@@ -12,7 +12,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from cloud_sync.ingest import settings as ingest_settings
 from cloud_sync.ingest.settings import Database, IngestSettings, Limits, Listen, Tls
-from cloud_sync.settings_file import SettingsFault, load
+from cloud_sync.runtime.settings_file import InvalidSettingsError, load_settings
 
 PREFIX = "TIDEGATE_EXAMPLE_"
 
@@ -53,15 +53,15 @@ def file(tmp_path):
 
 
 def faults_of(path: Path) -> dict[str, tuple[str, str]]:
-    with pytest.raises(SettingsFault) as raised:
-        load(Example, path, PREFIX)
+    with pytest.raises(InvalidSettingsError) as raised:
+        load_settings(Example, path, PREFIX)
     assert str(raised.value).count("\n") == len(raised.value.faults) - 1
     assert all(fault.source == str(path) for fault in raised.value.faults)
     return {fault.key: (fault.what, fault.allowed) for fault in raised.value.faults}
 
 
 def test_a_file_becomes_settings(file):
-    settings = load(Example, file('name = "a"\n[[targets]]\nkind = "disk"\nfolder = "x"'), PREFIX)
+    settings = load_settings(Example, file('name = "a"\n[[targets]]\nkind = "disk"\nfolder = "x"'), PREFIX)
 
     assert isinstance(settings, Example)
     assert (settings.name, settings.limit, settings.targets) == (
@@ -101,8 +101,8 @@ def test_every_fault_is_named_with_its_key_and_what_is_allowed(file):
 
 def test_a_secret_is_never_repeated(file):
     path = file('name = "a"\n[[targets]]\nkind = "web"\nurl = "x"\ntoken = 123456')
-    with pytest.raises(SettingsFault) as raised:
-        load(Example, path, PREFIX)
+    with pytest.raises(InvalidSettingsError) as raised:
+        load_settings(Example, path, PREFIX)
     assert "token" in str(raised.value)
     assert "123456" not in str(raised.value)
 
@@ -117,8 +117,8 @@ def test_files_that_cannot_be_read_are_one_clear_fault(tmp_path, file):
         (binary, "is not UTF-8 text at byte 5"),
         (file("a = = 3"), r"is not valid TOML: Invalid value \(at line 1, column 5\)"),
     ]:
-        with pytest.raises(SettingsFault, match=words) as raised:
-            load(Example, path, PREFIX)
+        with pytest.raises(InvalidSettingsError, match=words) as raised:
+            load_settings(Example, path, PREFIX)
         assert [(fault.source, fault.key) for fault in raised.value.faults] == [(str(path), "")]
 
 
@@ -129,7 +129,7 @@ def test_the_environment_overrides_the_file_key_by_key(file, monkeypatch):
     monkeypatch.setenv("HOST", "not.for.us")
     monkeypatch.setenv("PORT", "5")
 
-    settings = ingest_settings.load(path)
+    settings = ingest_settings.load_settings(path)
 
     assert (settings.listen.host, settings.listen.port, settings.log_level) == ("::1", 77, "debug")
     assert settings.tokens_file == path.parent / "t"
@@ -139,8 +139,8 @@ def test_faults_of_the_environment_name_the_variable(file, monkeypatch):
     path = file('name = "a"')
     monkeypatch.setenv("TIDEGATE_EXAMPLE_LIMIT", "many")
     monkeypatch.setenv("TIDEGATE_EXAMPLE_LIMITS", "7")
-    with pytest.raises(SettingsFault) as raised:
-        load(Example, path, PREFIX)
+    with pytest.raises(InvalidSettingsError) as raised:
+        load_settings(Example, path, PREFIX)
     assert [fault.source for fault in raised.value.faults] == [
         "environment TIDEGATE_EXAMPLE_LIMITS",
         "environment TIDEGATE_EXAMPLE_LIMIT",
@@ -148,8 +148,8 @@ def test_faults_of_the_environment_name_the_variable(file, monkeypatch):
     monkeypatch.delenv("TIDEGATE_EXAMPLE_LIMITS")
     monkeypatch.setenv("TIDEGATE_EXAMPLE_LIMIT", "3")
     monkeypatch.setenv("TIDEGATE_EXAMPLE_LISTEN", "{not json")
-    with pytest.raises(SettingsFault, match="listen"):
-        load(Example, path, PREFIX)
+    with pytest.raises(InvalidSettingsError, match="listen"):
+        load_settings(Example, path, PREFIX)
 
 
 def test_the_example_configuration_shows_every_key_with_its_default(file):
@@ -157,10 +157,10 @@ def test_the_example_configuration_shows_every_key_with_its_default(file):
     text = path.read_text(encoding="utf-8")
     shown = re.sub(r"^# ([a-z_]+ = [^ ].*)$", r"\1", text.replace("# dsn = ", "# "), flags=re.MULTILINE)
 
-    as_shipped = ingest_settings.load(path).model_dump(
+    as_shipped = ingest_settings.load_settings(path).model_dump(
         exclude={"tokens_file": True, "database": {"dsn_file"}}
     )
-    with_every_line = ingest_settings.load(file(shown)).model_dump(
+    with_every_line = ingest_settings.load_settings(file(shown)).model_dump(
         exclude={"tokens_file": True, "database": {"dsn_file"}}
     )
 

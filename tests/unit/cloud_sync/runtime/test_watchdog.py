@@ -7,12 +7,17 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from cloud_sync.progress import Stage, late_of
-from cloud_sync.restarts import Restarts
-from cloud_sync.watchdog import STATUS_EVERY_S, Watchdog, period_of
+from cloud_sync.runtime.watchdog import (
+    STATUS_EVERY_S,
+    FailedStarts,
+    StageProgress,
+    Watchdog,
+    find_late_stages,
+    watchdog_period_s,
+)
 from gateway.ingress.committer import Committer
-from gateway.ingress.packets import Publish
-from gateway.ingress.topics import TopicTemplate
+from gateway.mqtt.codec.packets import Publish
+from gateway.payloads.topics import TopicTemplate
 from gateway.spool.retention import Retention
 from tests.support.open_spool import open_spool
 
@@ -36,7 +41,7 @@ class Systemd:
         return sum("WATCHDOG=1" in words for words in self.heard)
 
 
-def ready(stages: list[Stage], text: str = "fine") -> tuple[Watchdog, Systemd]:
+def ready(stages: list[StageProgress], text: str = "fine") -> tuple[Watchdog, Systemd]:
     systemd = Systemd()
     watchdog = Watchdog(lambda: stages, lambda: text, tell=systemd.heard.append)
     watchdog.ready()
@@ -45,41 +50,41 @@ def ready(stages: list[Stage], text: str = "fine") -> tuple[Watchdog, Systemd]:
 
 def test_a_stage_that_keeps_its_word_is_not_late():
     clock = Clock()
-    stage = Stage("committer", clock)
+    stage = StageProgress("committer", clock)
     stage.works(within_s=10)
     clock.now += 9
-    assert late_of([stage]) == []
+    assert find_late_stages([stage]) == []
     stage.works(within_s=10)
     clock.now += 9
-    assert late_of([stage]) == []
+    assert find_late_stages([stage]) == []
 
 
 def test_a_stage_without_work_may_rest_for_ever():
     clock = Clock()
-    stage = Stage("committer", clock)
+    stage = StageProgress("committer", clock)
     stage.works(within_s=10)
     stage.rests()
     clock.now += 1e9
-    assert late_of([stage]) == []
+    assert find_late_stages([stage]) == []
 
 
 def test_a_stage_that_hangs_starves_the_watchdog_until_it_moves_again(caplog):
     clock = Clock()
-    hanging, well = Stage("shipper regional", clock), Stage("committer", clock)
+    hanging, well = StageProgress("shipper regional", clock), StageProgress("committer", clock)
     watchdog, systemd = ready([well, hanging])
     hanging.works(within_s=10)
-    watchdog.tell_once()
+    watchdog.feed_once()
     assert systemd.fed == 1
     clock.now += 11
-    assert [str(late) for late in watchdog.tell_once()] == [
+    assert [str(late) for late in watchdog.feed_once()] == [
         "shipper regional has been silent for 11 s, 10 s are allowed"
     ]
-    watchdog.tell_once()
+    watchdog.feed_once()
     assert systemd.fed == 1
     assert systemd.heard[-1].startswith("STATUS=stuck: shipper regional")
     assert len(caplog.records) == 1, "said once, not at every look"
     hanging.works(within_s=10)
-    assert watchdog.tell_once() == []
+    assert watchdog.feed_once() == []
     assert systemd.fed == 2
 
 
@@ -91,15 +96,15 @@ def test_a_status_text_stays_one_assignment_whatever_an_error_says():
 def test_a_start_is_given_more_time_while_it_works_and_none_while_it_does_nothing():
     systemd = Systemd()
     watchdog = Watchdog(list, lambda: "", tell=systemd.heard.append, period_s=5)
-    watchdog.tell_once()
+    watchdog.feed_once()
     before = len(systemd.heard)
     sum(n * n for n in range(4_000_000))
-    watchdog.tell_once()
+    watchdog.feed_once()
     assert systemd.heard[before:] == ["EXTEND_TIMEOUT_USEC=65000000"]
     watchdog._work = (1e9, 1 << 60, 0)
-    watchdog.tell_once()
+    watchdog.feed_once()
     at_rest = len(systemd.heard)
-    watchdog.tell_once()
+    watchdog.feed_once()
     assert len(systemd.heard) == at_rest
 
 
@@ -115,7 +120,7 @@ def test_a_start_is_given_more_time_while_it_works_and_none_while_it_does_nothin
     ],
 )
 def test_the_watchdog_is_fed_three_times_within_what_systemd_allows(environ, period_s):
-    assert period_of(environ, pid=7) == period_s
+    assert watchdog_period_s(environ, pid=7) == period_s
 
 
 async def test_a_commit_that_never_ends_makes_the_committer_late_and_waiting_for_readings_does_not(tmp_path):
@@ -138,13 +143,13 @@ async def test_a_commit_that_never_ends_makes_the_committer_late_and_waiting_for
         running = asyncio.create_task(committer.run())
         await asyncio.sleep(0)
         clock.now += 1e6
-        assert late_of([committer.stage]) == []
+        assert find_late_stages([committer.stage]) == []
         committer.publishes(Device(), [Publish(b"sensors/a/t", b"1", 1, 1)])  # type: ignore[arg-type]  # as above
         for _ in range(10):
             await asyncio.sleep(0.002)
-        assert late_of([committer.stage]) == []
+        assert find_late_stages([committer.stage]) == []
         clock.now += 200
-        assert [late.name for late in late_of([committer.stage])] == ["committer"]
+        assert [late.name for late in find_late_stages([committer.stage])] == ["committer"]
         running.cancel()
 
 
@@ -157,29 +162,29 @@ async def test_upkeep_that_has_been_stopped_is_not_late(tmp_path):
         running = asyncio.create_task(retention.run(stop))
         await asyncio.sleep(0)
         clock.now += 1e6
-        assert late_of([retention.stage]) != []
+        assert find_late_stages([retention.stage]) != []
         stop.set()
         await running
-        assert late_of([retention.stage]) == []
+        assert find_late_stages([retention.stage]) == []
 
 
 def test_failed_starts_in_a_row_wait_longer_and_longer_and_a_good_one_ends_the_row(tmp_path):
     waits: list[float] = []
-    restarts = Restarts({"RUNTIME_DIRECTORY": str(tmp_path)})
+    restarts = FailedStarts({"RUNTIME_DIRECTORY": str(tmp_path)})
     for _ in range(9):
         restarts.begin(waits.append)
     assert waits == [2, 4, 8, 16, 32, 60, 60]
     restarts.succeeded()
     assert [restarts.begin(waits.append), restarts.begin(waits.append)] == [0, 0]
-    assert Restarts({}).begin(waits.append) == 0
+    assert FailedStarts({}).begin(waits.append) == 0
     assert len(waits) == 7
 
 
 def test_an_orderly_stop_is_no_failed_start(tmp_path, monkeypatch):
     monkeypatch.setenv("RUNTIME_DIRECTORY", str(tmp_path))
-    Restarts().begin()
+    FailedStarts().begin()
     watchdog = Watchdog(list, lambda: "", tell=lambda _: None)
-    watchdog._restarts = Restarts({"RUNTIME_DIRECTORY": str(tmp_path)})
+    watchdog._restarts = FailedStarts({"RUNTIME_DIRECTORY": str(tmp_path)})
     watchdog.ready()
     assert list(tmp_path.iterdir())
     watchdog.stopping()

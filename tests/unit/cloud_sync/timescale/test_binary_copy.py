@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from cloud_sync.database import copying
-from cloud_sync.records import SEQ_ABSENT, Readings
+from cloud_sync.model.records import SEQ_ABSENT, Readings
+from cloud_sync.timescale import row_store
 from tests.support.wire_examples import readings
 
-FORMS = dict(zip((*copying.COLUMNS, copying.ORDINAL), "iqdfffqii", strict=True))
+FORMS = dict(zip((*row_store.COPY_COLUMNS, row_store.ORDINAL_COLUMN), "iqdfffqii", strict=True))
 
 
 def rows_of(body: bytes, names: tuple[str, ...]) -> list[tuple[Any, ...]]:
@@ -62,9 +62,9 @@ def test_the_body_holds_every_row_once(rows):
     content = readings(rows, min(rows, 3))
     numbers = np.array([70, 80, 90], np.int32)
 
-    body = b"".join(copying.body(content, numbers, ordinal=True))
+    body = b"".join(row_store.encode_copy(content, numbers, ordinal=True))
 
-    found = rows_of(body, (*copying.COLUMNS, copying.ORDINAL))
+    found = rows_of(body, (*row_store.COPY_COLUMNS, row_store.ORDINAL_COLUMN))
     assert sorted(found, key=lambda row: row[-1]) == naive(content, [70, 80, 90])
 
 
@@ -77,13 +77,17 @@ def test_every_combination_of_absent_values_is_null_where_it_should_be():
         getattr(content, name)[:] = np.where(flags, np.nan, 5)
     content.seq[:] = np.where([c[3] for c in combinations], SEQ_ABSENT, 6)
 
-    body = b"".join(copying.body(content, np.array([1], np.int32)))
+    body = b"".join(row_store.encode_copy(content, np.array([1], np.int32)))
 
-    found = {row[1]: tuple(column is None for column in row[3:7]) for row in rows_of(body, copying.COLUMNS)}
+    found = {
+        row[1]: tuple(column is None for column in row[3:7]) for row in rows_of(body, row_store.COPY_COLUMNS)
+    }
     assert [found[time] for time in sorted(found)] == combinations
 
 
 def test_the_earliest_time_fits():
-    content = readings(1, 1, start_us=copying.SMALLEST_TIME_US)
-    ((_, time, *_),) = rows_of(b"".join(copying.body(content, np.array([1], np.int32))), copying.COLUMNS)
+    content = readings(1, 1, start_us=row_store.MIN_READING_TIME_US)
+    ((_, time, *_),) = rows_of(
+        b"".join(row_store.encode_copy(content, np.array([1], np.int32))), row_store.COPY_COLUMNS
+    )
     assert time == -211_813_488_000_000_000

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from esio_spb_builder.core import sparkplug_b_pb2 as spb
 
-from firmware_sim.payloads import Sample, encode
-from firmware_sim.sparkplug import Session
-from firmware_sim.truth import State
+from firmware_sim.devices.payloads import Sample, SparkplugSession, encode_samples
+from firmware_sim.ground_truth import SeriesState
 
-STATE = State("d", "temperature", ("degC", "hall", "m", "1"))
+STATE = SeriesState("d", "temperature", ("degC", "hall", "m", "1"))
 SAMPLES = [Sample(-21.5, 1_790_000_000_001_000), Sample(0.1, 1_790_000_000_002_000, 97.5, seq=3)]
 
 
@@ -19,7 +18,7 @@ def read(payload: bytes):
 
 
 def test_data_names_the_aliases_of_the_birth_and_counts_from_it():
-    session = Session("d", [("humidity", "%"), ("temperature", "degC")])
+    session = SparkplugSession("d", [("humidity", "%"), ("temperature", "degC")])
     will = session.begin()
     birth = session.birth(1_790_000_000_000)
     assert (will.topic, birth.topic) == ("spBv1.0/sim/NDEATH/d", "spBv1.0/sim/NBIRTH/d")
@@ -29,7 +28,7 @@ def test_data_names_the_aliases_of_the_birth_and_counts_from_it():
     assert born.metrics[0].long_value == read(will.payload).metrics[0].long_value == 0
     assert born.metrics[2].is_null
     assert born.metrics[3].properties.values[0].string_value == "degC"
-    payload = encode("sparkplug_b", STATE, SAMPLES)
+    payload = encode_samples("sparkplug_b", STATE, SAMPLES)
     told = [read(session.numbered(payload)) for _ in range(256)]
     assert [m.seq for m in told] == [*range(1, 256), 0]
     assert [(m.alias, m.timestamp, m.double_value) for m in told[0].metrics] == [
@@ -43,6 +42,6 @@ def test_data_names_the_aliases_of_the_birth_and_counts_from_it():
 
 
 def test_lines_have_every_column_and_a_number_is_the_newest_alone():
-    lines = encode("csv", STATE, SAMPLES).decode().splitlines()
+    lines = encode_samples("csv", STATE, SAMPLES).decode().splitlines()
     assert lines == ["1790000000001000,-21.5,,,,,,,,", "1790000000002000,0.1,97.5,,,3,,,,"]
-    assert encode("number", STATE, SAMPLES) == b"0.1"
+    assert encode_samples("number", STATE, SAMPLES) == b"0.1"

@@ -8,14 +8,11 @@ from itertools import pairwise
 
 import pytest
 
-from firmware_sim.broker import parse_broker
-from firmware_sim.device import backoff_s
+from firmware_sim.devices.device import backoff_s, parse_broker
+from firmware_sim.devices.sensors import WAVEFORMS, Fault, SensorFaultState, apply_reading_faults, build_site
 from firmware_sim.errors import SimError
-from firmware_sim.faults import Fault, SensorState, distort
-from firmware_sim.planning import plan_devices
-from firmware_sim.scenarios import FaultEntry, Group, Scenario, read_scenario
-from firmware_sim.truth import TruthWriter, load
-from firmware_sim.waveforms import WAVEFORMS, make_site
+from firmware_sim.ground_truth import GroundTruthWriter, load_ground_truth
+from firmware_sim.scenarios import FaultEntry, Group, Scenario, plan_devices, read_scenario
 
 NOW_US = 1_767_225_600_000_000
 RANGES = {
@@ -31,7 +28,7 @@ RANGES = {
 @pytest.mark.parametrize("kind", WAVEFORMS)
 def test_a_year_of_every_waveform_stays_in_its_range_and_moves(kind):
     rng = random.Random(1)
-    site = make_site(rng)
+    site = build_site(rng)
     values = [WAVEFORMS[kind][0](site, NOW_US / 1e6 + hour * 3600, rng) for hour in range(0, 8760, 5)]
     low, high = RANGES[kind]
     assert low <= min(values) < max(values) <= high
@@ -45,15 +42,15 @@ def only_device(start_us=NOW_US, seed=1, **group):
 def test_payloads_say_what_the_record_says_and_times_rise(tmp_path):
     device = only_device(types=("humidity",))
     (sensor,) = device.sensors
-    with TruthWriter(tmp_path, "a", {}) as writer:
+    with GroundTruthWriter(tmp_path, "a", {}) as writer:
         taken = [
             device.publish(
                 sensor, writer, at_s=at, now_us=NOW_US + at * 1_000_000, readings=3, spacing_us=1000
             )
             for at in (0, 1)
         ]
-    truth = load(tmp_path)
-    publishes = [publish for happened in taken for publish in happened.publishes]
+    truth = load_ground_truth(tmp_path)
+    publishes = [publish for outcome in taken for publish in outcome.publishes]
     sent = [reading for publish in publishes for reading in json.loads(publish.payload)]
     assert [p.topic for p in publishes] == ["sensors/sim-0001/humidity"] * 2
     assert [(p.first_row, p.rows) for p in publishes] == [(0, 3), (3, 3)]
@@ -83,21 +80,24 @@ def test_the_same_seed_makes_the_same_fleet_and_another_does_not():
 
 def test_faults_drop_spike_and_stick():
     rng = random.Random(3)
-    assert distort(1.0, SensorState(), [Fault("dropout", 1.0)], rng) is None
-    assert distort(1.0, SensorState(), [Fault("spike", 1.0, size=7)], rng) in {8.0, -6.0}
-    state = SensorState()
-    stuck = [distort(float(n), state, [Fault("stuck", 1.0, hold=3)] if n == 0 else [], rng) for n in range(6)]
+    assert apply_reading_faults(1.0, SensorFaultState(), [Fault("dropout", 1.0)], rng) is None
+    assert apply_reading_faults(1.0, SensorFaultState(), [Fault("spike", 1.0, size=7)], rng) in {8.0, -6.0}
+    state = SensorFaultState()
+    stuck = [
+        apply_reading_faults(float(n), state, [Fault("stuck", 1.0, hold=3)] if n == 0 else [], rng)
+        for n in range(6)
+    ]
     assert stuck == [0.0, 0.0, 0.0, 0.0, 4.0, 5.0]
 
 
 def test_a_sensor_that_only_drops_out_publishes_nothing(tmp_path):
     device = only_device(types=("humidity",), faults=(FaultEntry("dropout", 1.0),))
-    with TruthWriter(tmp_path, "a", {}) as writer:
-        happened = device.publish(
+    with GroundTruthWriter(tmp_path, "a", {}) as writer:
+        outcome = device.publish(
             device.sensors[0], writer, at_s=0, now_us=NOW_US, readings=2, spacing_us=1000
         )
-    assert happened.publishes == []
-    assert load(tmp_path).rows == 0
+    assert outcome.publishes == []
+    assert load_ground_truth(tmp_path).rows == 0
 
 
 @pytest.mark.parametrize(

@@ -12,18 +12,23 @@ from pyarrow import parquet
 
 from firmware_sim.commands.replay import parse_shift
 from firmware_sim.errors import SimError
-from firmware_sim.mapping import Options, find_mapping
-from firmware_sim.recordings import Tally, read_recording
-from firmware_sim.replay import Extent, find_extent, together
-from firmware_sim.truth import load
+from firmware_sim.ground_truth import load_ground_truth
+from firmware_sim.replay.column_map import ColumnOptions, detect_columns
+from firmware_sim.replay.player import (
+    RecordingCounters,
+    TimeExtent,
+    find_time_extent,
+    merge_recordings,
+    read_recording,
+)
 from tests.unit.firmware_sim.replay.test_recordings import read as read_rows
 
 AT_US = 1_767_225_600_000_000
 
 
 def read(path, **options):
-    tally = Tally()
-    return list(read_recording(path, find_mapping(path, Options(**options)), tally)), tally
+    tally = RecordingCounters()
+    return list(read_recording(path, detect_columns(path, ColumnOptions(**options)), tally)), tally
 
 
 def test_parquet_is_read_value_for_value(tmp_path):
@@ -89,20 +94,20 @@ def test_a_parquet_file_that_is_none_is_named(tmp_path):
 def write(tmp_path, name, seconds):
     path = tmp_path / name
     path.write_text("time,value\n" + "".join(f"2026-01-01T00:00:{s:02d},{s}\n" for s in seconds))
-    return path, find_mapping(path, Options())
+    return path, detect_columns(path, ColumnOptions())
 
 
 def test_files_go_together_by_time_or_in_turn(tmp_path):
     recordings = [write(tmp_path, "a.csv", [0, 10, 20]), write(tmp_path, "b.csv", [5, 6])]
 
     def order(**how):
-        parts = [read_recording(path, mapping, Tally()) for path, mapping in recordings]
-        return [(number, r.value) for number, r in together(parts, **how)]
+        parts = [read_recording(path, mapping, RecordingCounters()) for path, mapping in recordings]
+        return [(number, r.value) for number, r in merge_recordings(parts, **how)]
 
     assert order(by_time=True) == [(0, 0), (1, 5), (1, 6), (0, 10), (0, 20)]
     assert order(by_time=False) == [(0, 0), (1, 5), (0, 10), (1, 6), (0, 20)]
-    extent = find_extent(recordings)
-    assert extent == Extent(AT_US, AT_US + 20_000_000, 5)
+    extent = find_time_extent(recordings)
+    assert extent == TimeExtent(AT_US, AT_US + 20_000_000, 5)
     assert extent.period_us == 25_000_000
 
 
@@ -130,7 +135,7 @@ def test_two_files_in_loops_arrive_shifted_and_whole(mosquitto, tmp_path):
     assert done.returncode == 0, done.stderr
     outcome = json.loads(done.stdout)
     assert (outcome["sent"], outcome["acknowledged"], outcome["loops"], outcome["repeated"]) == (18, 18, 3, 0)
-    truth = load(tmp_path / "t")
+    truth = load_ground_truth(tmp_path / "t")
     times = sorted({int(t) for t in truth.produced["time_us"]})
     day_before = AT_US - 86_400_000_000
     assert times == [day_before + loop * 24_000_000 + s * 1_000_000 for loop in range(3) for s in (0, 10, 20)]

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from firmware_sim.cells import CellError, is_missing, parse_number, parse_time_us
+from firmware_sim.replay.csv_values import CellError, is_missing, parse_number, parse_time_us
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 MOMENT = int((datetime(2026, 1, 31, 12, 30, 5, 123456, tzinfo=UTC) - EPOCH) / timedelta(microseconds=1))

@@ -6,13 +6,13 @@ import math
 import pytest
 
 from firmware_sim.errors import SimError
-from firmware_sim.mapping import Options, describe_mapping, find_mapping
-from firmware_sim.recordings import Tally, read_recording
+from firmware_sim.replay.column_map import ColumnOptions, describe_column_map, detect_columns
+from firmware_sim.replay.player import RecordingCounters, read_recording
 
 
 def read(path, **options):
-    mapping = find_mapping(path, Options(**options))
-    tally = Tally()
+    mapping = detect_columns(path, ColumnOptions(**options))
+    tally = RecordingCounters()
     readings = list(read_recording(path, mapping, tally))
     return [(r.state.sensor_id, r.state.sensor_type, r.time_us, r.value) for r in readings], tally
 
@@ -91,8 +91,8 @@ def test_measures_and_attributes_are_taken_where_their_columns_are(tmp_path):
     path = write(
         tmp_path, "ts,device,value,quality,battery,rssi,unit,room\n1769862605,a,1,98.5,,-70,degC,hall\n"
     )
-    mapping = find_mapping(path, Options())
-    (reading,) = read_recording(path, mapping, Tally())
+    mapping = detect_columns(path, ColumnOptions())
+    (reading,) = read_recording(path, mapping, RecordingCounters())
     assert reading.quality == 98.5
     assert math.isnan(reading.battery_level)
     assert reading.signal_strength == -70
@@ -150,7 +150,7 @@ def test_another_encoding_is_asked_for_and_then_read(tmp_path):
 
 def test_the_description_names_every_column(tmp_path):
     path = write(tmp_path, "time,sensor,value,comment\n2026-01-01,a,1,x\n")
-    text = describe_mapping(path, find_mapping(path, Options()))
+    text = describe_column_map(path, detect_columns(path, ColumnOptions()))
     assert "time: column 'time'" in text
     assert "sensor_id: column 'sensor'" in text
     assert "not used: 'comment'" in text

@@ -6,10 +6,10 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import pytest
 
-from firmware_sim import influx
 from firmware_sim.errors import SimError
-from firmware_sim.truth import State, TruthWriter, load
-from firmware_sim.verify import compare
+from firmware_sim.ground_truth import GroundTruthWriter, SeriesState, load_ground_truth
+from firmware_sim.verify import databases
+from firmware_sim.verify.comparison import compare_readings
 
 AT_US = 1_767_225_600_000_001
 
@@ -48,17 +48,17 @@ def server():
 
 @pytest.fixture
 def truth(tmp_path):
-    with TruthWriter(tmp_path, "a", {}) as writer:
-        state = writer.state(State("s1", "temperature", ("degC", None, None, "1.0")))
+    with GroundTruthWriter(tmp_path, "a", {}) as writer:
+        state = writer.state(SeriesState("s1", "temperature", ("degC", None, None, "1.0")))
         for n in range(3):
             writer.produce(state, AT_US + n, 20.5 + n, 97.0, 80.0, -60.0, n)
         writer.settle(0, 3, 0, 0)
-    return load(tmp_path)
+    return load_ground_truth(tmp_path)
 
 
 def fetch(server, truth, token="t0p"):
     url = f"http://127.0.0.1:{server.server_port}"
-    return influx.fetch(url, "db", truth, on_rows=lambda _: None, token=token)
+    return databases.fetch_influx_rows(url, "db", truth, on_rows=lambda _: None, token=token)
 
 
 def test_chunks_of_a_series_are_put_together(server, truth):
@@ -75,7 +75,7 @@ def test_chunks_of_a_series_are_put_together(server, truth):
             [[AT_US + 2, 80, None, 97, 2, -60, 22.5]],
         )
     ]
-    found = compare(truth, fetch(server, truth))
+    found = compare_readings(truth, fetch(server, truth))
     assert (found.clean, found.matched, found.late) == (True, 3, 1)
 
 

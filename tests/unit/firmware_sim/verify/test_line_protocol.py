@@ -7,30 +7,30 @@ import numpy as np
 import pytest
 
 from firmware_sim.errors import SimError
-from firmware_sim.lines import parse_key, read_files
-from firmware_sim.truth import State, TruthWriter, load
-from firmware_sim.verify import compare
+from firmware_sim.ground_truth import GroundTruthWriter, SeriesState, load_ground_truth
+from firmware_sim.verify.comparison import compare_readings
+from firmware_sim.verify.stored_files import parse_line_key, read_line_files
 
-HALL = State("s 1", "air,temp", ("deg=C", "hall 3", None, "1.0"))
+HALL = SeriesState("s 1", "air,temp", ("deg=C", "hall 3", None, "1.0"))
 KEY = r"air\,temp,firmware_version=1.0,location=hall\ 3,sensor_id=s\ 1,unit=deg\=C"
 LINE = f"{KEY} value=21.5,quality=98.5,seq=7i 1767225600000001000"
 
 
 @pytest.fixture
 def truth(tmp_path):
-    with TruthWriter(tmp_path / "truth", "a", {}) as writer:
+    with GroundTruthWriter(tmp_path / "truth", "a", {}) as writer:
         writer.produce(writer.state(HALL), 1_767_225_600_000_001, 21.5, 98.5, math.nan, math.nan, 7)
         writer.settle(0, 1, 0, 0)
-    return load(tmp_path / "truth")
+    return load_ground_truth(tmp_path / "truth")
 
 
 def verify(folder, truth, precision="ns"):
-    stored = read_files(folder, truth, precision=precision, on_rows=lambda _: None)
-    return compare(truth, stored), stored
+    stored = read_line_files(folder, truth, precision=precision, on_rows=lambda _: None)
+    return compare_readings(truth, stored), stored
 
 
 def test_escaped_names_are_read():
-    assert parse_key(KEY) == (
+    assert parse_line_key(KEY) == (
         "air,temp",
         {"firmware_version": "1.0", "location": "hall 3", "sensor_id": "s 1", "unit": "deg=C"},
     )

@@ -9,13 +9,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cloud_sync.notices import Alerts, AlertState, Severity
-from cloud_sync.records import Flag, Readings
-from cloud_sync.summaries import Rollups
-from gateway.processing.alert_rules import DEFAULT_RULES, Rule
-from gateway.processing.alerts import AlertStage, Event
-from gateway.processing.patterns import Pattern
-from gateway.processing.steps import Outcome, Step
+from cloud_sync.model.records import Alerts, AlertState, Flag, Readings, Rollups, Severity
+from gateway.alerts.evaluator import AlertEvaluator, AlertEvent
+from gateway.alerts.rules import DEFAULT_ALERT_RULES, Rule
+from gateway.processing.series_pattern import Pattern
+from gateway.processing.stage import StageInput, StageOutput
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -74,8 +72,8 @@ class Bench:
         self.told: list[Told] = []
         self.stage = self.made()
 
-    def made(self) -> AlertStage:
-        stage = AlertStage(
+    def made(self) -> AlertEvaluator:
+        stage = AlertEvaluator(
             self.rules,
             name_of,
             lambda: np.array(self.known, np.int32),
@@ -85,7 +83,7 @@ class Bench:
         stage.load(self.durable)
         return stage
 
-    def made_from(self, before: AlertStage) -> AlertStage:
+    def made_from(self, before: AlertEvaluator) -> AlertEvaluator:
         """With the rules of now, where another stage is."""
         durable, self.durable = self.durable, {}
         stage, self.durable = self.made(), durable
@@ -93,10 +91,10 @@ class Bench:
         return stage
 
     def step(self, now_us: int, rows: Sequence[Seen] = (), rollups: Rollups | None = None) -> list[Told]:
-        step = Step(readings(rows), rollups or Rollups.none(), now_us)
+        step = StageInput(readings(rows), rollups or Rollups.none(), now_us)
         return self.settle(self.stage.step(step))
 
-    def settle(self, outcome: Outcome, *, durable: bool = True) -> list[Told]:
+    def settle(self, outcome: StageOutput, *, durable: bool = True) -> list[Told]:
         found = []
         self.remembered |= outcome.state
         if durable:
@@ -298,23 +296,23 @@ def test_state_of_a_series_that_the_spool_has_lost_is_forgotten():
     def lost(number: int) -> tuple[str, str]:
         return {2: ("d2", "temperature")}[number]
 
-    stage = AlertStage([hot()], lost, lambda: np.array([2], np.int32), lambda *_: None)
+    stage = AlertEvaluator([hot()], lost, lambda: np.array([2], np.int32), lambda *_: None)
     stage.load(bench.durable)
     assert [series for _, series, _ in stage.firing_alerts(9)] == [2]
 
 
 def test_a_step_that_is_not_accepted_changes_nothing():
     bench = Bench([hot(), SILENCE])
-    step = Step(readings([Seen(2, at(1), 40)]), Rollups.none(), at(1))
+    step = StageInput(readings([Seen(2, at(1), 40)]), Rollups.none(), at(1))
     first, second = bench.stage.step(step), bench.stage.step(step)
     assert first.records[0].take(np.array([0])).time_us == second.records[0].time_us
     assert len(bench.settle(second)) == 1
 
 
 def test_nothing_is_written_while_nothing_is_out_of_the_ordinary():
-    bench = Bench(DEFAULT_RULES)
+    bench = Bench(DEFAULT_ALERT_RULES)
     for second in range(100):
-        step = Step(readings([Seen(2, at(second), 20, 95, 90)]), Rollups.none(), at(second))
+        step = StageInput(readings([Seen(2, at(second), 20, 95, 90)]), Rollups.none(), at(second))
         outcome = bench.stage.step(step)
         assert (outcome.records, dict(outcome.state), outcome.snapshot, outcome.also) == ((), {}, None, None)
         bench.stage.accept(outcome)
@@ -349,7 +347,7 @@ def test_a_crash_at_any_step_leaves_the_same_records(seed):
         whole.step(at(number), rows)
     crashing, durable_to, pending = Bench(rules), 0, 0
     while pending < len(chunks):
-        outcome = crashing.stage.step(Step(readings(chunks[pending]), Rollups.none(), at(pending)))
+        outcome = crashing.stage.step(StageInput(readings(chunks[pending]), Rollups.none(), at(pending)))
         if rng.random() < 0.15:  # before the transaction
             crashing.crash()
             pending = durable_to
@@ -376,7 +374,7 @@ def test_a_series_that_comes_and_goes_about_a_limit_writes_nothing_between_its_r
     written = []
     for second in range(300):
         outcome = bench.stage.step(
-            Step(readings([Seen(2, at(second), 36 if second % 2 else 20)]), Rollups.none(), at(second))
+            StageInput(readings([Seen(2, at(second), 36 if second % 2 else 20)]), Rollups.none(), at(second))
         )
         written.append((len(outcome.state), len(outcome.records)))
         bench.settle(outcome)
@@ -386,9 +384,9 @@ def test_a_series_that_comes_and_goes_about_a_limit_writes_nothing_between_its_r
 
 
 def test_events_say_which_rule_and_series_they_are_of():
-    told: list[Event] = []
-    stage = AlertStage([hot()], name_of, lambda: np.empty(0, np.int32), lambda _c, e, _n: told.extend(e))
-    outcome = stage.step(Step(readings([Seen(2, at(1), 40)]), Rollups.none(), at(1)))
+    told: list[AlertEvent] = []
+    stage = AlertEvaluator([hot()], name_of, lambda: np.empty(0, np.int32), lambda _c, e, _n: told.extend(e))
+    outcome = stage.step(StageInput(readings([Seen(2, at(1), 40)]), Rollups.none(), at(1)))
     assert outcome.also is not None
     outcome.also(None)  # type: ignore[arg-type]  # this outbox needs no file
     assert [(e.rule.name, e.series, e.detail) for e in told] == [("hot", 2, "value 40 is above 35")]

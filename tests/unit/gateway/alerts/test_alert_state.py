@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 
-from cloud_sync.notices import Severity
-from gateway.processing.alert_course import NEVER, Course, advance
-from gateway.processing.alert_rules import DEFAULT_RULES, QUANTITIES, Level, Rule
-from gateway.processing.patterns import Pattern
+from cloud_sync.model.records import Severity
+from gateway.alerts.alert_state import NO_TIME_US, AlertInstance, advance_instance
+from gateway.alerts.rules import DEFAULT_ALERT_RULES, QUANTITIES, LimitState, Rule
+from gateway.processing.series_pattern import Pattern
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -24,7 +24,7 @@ def told(
     rule: Rule, findings: Sequence[tuple[float, float]], split: int = 1000
 ) -> list[tuple[str, float, int]]:
     """What comes of (seconds, value): state, seconds and count of each change."""
-    course, found = Course(), []
+    instance, found = AlertInstance(), []
     for start in range(0, len(findings), split):
         part = findings[start : start + split]
         times = np.array([START + round(s * SECOND) for s, _ in part], np.int64)
@@ -35,7 +35,9 @@ def told(
             stop = at + 1
             while stop < len(part) and levels[stop] == levels[at]:
                 stop += 1
-            course, changes = advance(rule, course, Level(int(levels[at])), times[at:stop], values[at:stop])
+            instance, changes = advance_instance(
+                rule, instance, LimitState(int(levels[at])), times[at:stop], values[at:stop]
+            )
             found += changes
             at = stop
     return [(c.state.name, (c.at_us - START) / SECOND, c.findings) for c in found]
@@ -109,23 +111,25 @@ def test_a_clock_that_steps_back_by_years_silences_no_alert():
 
 
 def test_no_two_changes_of_an_alert_have_the_same_time():
-    course, changes = advance(
-        hot(), Course(noted_us=START), Level.BROKEN, np.array([START]), np.array([36.0])
+    instance, changes = advance_instance(
+        hot(), AlertInstance(recorded_us=START), LimitState.BROKEN, np.array([START]), np.array([36.0])
     )
     assert [c.at_us for c in changes] == [START + 1]
-    assert course.told_us == START + 1
+    assert instance.notified_us == START + 1
 
 
 def test_a_good_series_has_no_course():
-    course, changes = advance(hot(), Course(), Level.GOOD, np.array([START]), np.array([1.0]))
-    assert (course, changes) == (Course(), [])
-    assert Course().told_us == NEVER
+    instance, changes = advance_instance(
+        hot(), AlertInstance(), LimitState.GOOD, np.array([START]), np.array([1.0])
+    )
+    assert (instance, changes) == (AlertInstance(), [])
+    assert AlertInstance().notified_us == NO_TIME_US
 
 
 def test_the_built_in_rules_are_those_of_the_design():
     table = {
         r.name: (str(r.pattern), r.on, r.above, r.below, r.severity, r.cooldown_us // SECOND)
-        for r in DEFAULT_RULES
+        for r in DEFAULT_ALERT_RULES
     }
     inf = float("inf")
     assert table == {
@@ -134,4 +138,4 @@ def test_the_built_in_rules_are_those_of_the_design():
         "quality": ("*/*", "quality", inf, 80, Severity.WARNING, 1800),
         "silence": ("*/*", "silence", 300, -inf, Severity.CRITICAL, 600),
     }
-    assert all(r.on in QUANTITIES for r in DEFAULT_RULES)
+    assert all(r.on in QUANTITIES for r in DEFAULT_ALERT_RULES)

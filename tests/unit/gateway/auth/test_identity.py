@@ -6,14 +6,21 @@ from collections import Counter
 
 import pytest
 
-from gateway.ingress import doorkeeper as doorkeeper_module
-from gateway.ingress.admission import Identity, Refusal, not_owned_by, own_topics
-from gateway.ingress.buckets import Buckets
-from gateway.ingress.credentials import PasswordHash, hash_of
-from gateway.ingress.doorkeeper import Doorkeeper, Policy, name_in
-from gateway.ingress.packets import Connack, ReasonCode
-from gateway.ingress.terms import refusing_connack
-from gateway.ingress.topics import TopicTemplate
+from cloud_sync.runtime.rates import TokenBuckets
+from gateway.auth import authenticator as doorkeeper_module
+from gateway.auth.authenticator import (
+    AuthenticationPolicy,
+    CredentialsAuthenticator,
+    Identity,
+    Refusal,
+    allow_own_topics,
+    allow_unregistered_topics,
+    device_name_from_certificate,
+)
+from gateway.auth.device_passwords import PasswordHash, hash_password
+from gateway.mqtt.codec.packets import Connack, ReasonCode
+from gateway.mqtt.handshake import build_refusal_connack
+from gateway.payloads.topics import TopicTemplate
 
 TEMPLATE = TopicTemplate("sensors/{sensor_id}/{sensor_type}")
 WRONG, RATE, NOT_AUTHORIZED = Refusal(0x86), Refusal(0x9F), Refusal(0x87)
@@ -43,12 +50,12 @@ class Door:
         self.clock = Clock()
         self.write(**dict.fromkeys(devices, "secret"))
         policy = {"identity": "username", "allow_anonymous": False, "publish_as_self": True, **policy}
-        self.doorkeeper = Doorkeeper(
-            Policy(**policy), TEMPLATE, self.path if devices else None, clock_s=self.clock
+        self.doorkeeper = CredentialsAuthenticator(
+            AuthenticationPolicy(**policy), TEMPLATE, self.path if devices else None, clock_s=self.clock
         )
 
     def write(self, **passwords):
-        lines = [f"{name}:{hash_of(word.encode(), ln=4)}\n" for name, word in passwords.items()]
+        lines = [f"{name}:{hash_password(word.encode(), ln=4)}\n" for name, word in passwords.items()]
         draft = self.path.with_suffix(".new")
         draft.write_text("".join(lines))
         draft.replace(self.path)
@@ -56,7 +63,7 @@ class Door:
 
     async def knock(self, username=None, password=None, *, certificate=None, address=HOME):
         word = None if password is None else password.encode()
-        outcome = self.doorkeeper.admit("client", username, word, certificate, address)
+        outcome = self.doorkeeper.authenticate("client", username, word, certificate, address)
         return outcome if isinstance(outcome, Identity | Refusal) else await outcome
 
 
@@ -99,7 +106,9 @@ async def test_an_unknown_name_costs_the_hash_of_a_device_always_the_same(tmp_pa
     door = Door(tmp_path, [f"d{n}" for n in range(8)])
     compared: Counter[PasswordHash] = Counter()
     monkeypatch.setattr(
-        doorkeeper_module, "matches", lambda stored, word: (compared.update([stored]), word == b"guess")[1]
+        doorkeeper_module,
+        "verify_password",
+        lambda stored, word: (compared.update([stored]), word == b"guess")[1],
     )
     for n in range(20):
         assert await door.knock("nobody", "guess", address=f"192.0.2.{n}") == WRONG
@@ -112,15 +121,15 @@ async def test_an_unknown_name_costs_the_hash_of_a_device_always_the_same(tmp_pa
 async def test_a_removed_device_is_out_and_a_new_password_counts_at_once(door):
     first = await door.knock("pump-1", "secret")
     other = await door.knock("pump-2", "secret")
-    assert first.stands()
+    assert first.still_valid()
     door.write(**{"pump-1": "another", "pump-2": "secret"})
-    assert not first.stands()
-    assert not other.stands()  # the same password with a new salt is a new line
+    assert not first.still_valid()
+    assert not other.still_valid()  # the same password with a new salt is a new line
     assert await door.knock("pump-1", "secret") == WRONG
     again = await door.knock("pump-1", "another")
-    assert again.stands()
+    assert again.still_valid()
     door.write()
-    assert not again.stands()
+    assert not again.still_valid()
     assert await door.knock("pump-1", "another") == WRONG
 
 
@@ -130,7 +139,7 @@ async def test_a_file_that_makes_no_sense_for_a_moment_locks_nobody_out(door, ca
     door.clock.now_s += 2
     assert isinstance(await door.knock("pump-1", "secret"), Identity)
     assert isinstance(await door.knock("pump-2", "secret"), Identity)
-    assert admitted.stands()
+    assert admitted.still_valid()
     door.path.unlink()
     door.clock.now_s += 2
     assert isinstance(await door.knock("pump-2", "secret"), Identity)
@@ -174,12 +183,12 @@ async def test_all_addresses_of_one_ipv6_network_are_one(door):
 
 
 async def test_what_is_kept_of_guessers_is_bounded(door, monkeypatch):
-    monkeypatch.setattr(doorkeeper_module, "matches", lambda *_: False)
-    door.doorkeeper._by_name = Buckets(5, 0.1, keys_max=20)
+    monkeypatch.setattr(doorkeeper_module, "verify_password", lambda *_: False)
+    door.doorkeeper._failures_by_name = TokenBuckets(5, 0.1, keys_max=20)
     for n in range(100):
         await door.knock(f"name-{n}" * 1000, "guess", address=f"192.0.{n}.1")
-    assert len(door.doorkeeper._by_name) == 20
-    assert door.doorkeeper._found_right == {}
+    assert len(door.doorkeeper._failures_by_name) == 20
+    assert door.doorkeeper._verified_digests == {}
 
 
 async def test_refusals_are_logged_a_few_times_for_each_address(door, caplog):
@@ -210,7 +219,7 @@ async def test_refusals_are_logged_a_few_times_for_each_address(door, caplog):
     ],
 )
 def test_a_certificate_names_its_owner_once_or_not_at_all(source, shown, name):
-    assert name_in(shown, source) == name
+    assert device_name_from_certificate(shown, source) == name
 
 
 async def test_a_certificate_is_enough_where_no_password_is_asked_for(tmp_path):
@@ -265,11 +274,11 @@ async def test_a_certificate_of_the_whole_fleet_leaves_the_name_to_the_password(
     ],
 )
 def test_a_device_owns_its_name_and_its_name_with_a_colon_and_more(topic, granted):
-    assert own_topics("pump-1", TEMPLATE)(topic) is granted
+    assert allow_own_topics("pump-1", TEMPLATE)(topic) is granted
 
 
 def test_nobody_in_particular_may_publish_what_no_device_owns():
-    rule = not_owned_by(lambda: {"pump-1": 1}, TEMPLATE)
+    rule = allow_unregistered_topics(lambda: {"pump-1": 1}, TEMPLATE)
     assert not rule(b"sensors/pump-1/t")
     assert not rule(b"sensors/pump-1:flow/t")
     assert rule(b"sensors/pump-2/t")
@@ -294,7 +303,7 @@ async def test_those_who_show_nothing_are_admitted_where_that_is_said_but_own_no
 
 
 def test_a_bucket_refills_evenly_and_never_beyond_its_size():
-    buckets: Buckets[str] = Buckets(2, 0.5)
+    buckets: TokenBuckets[str] = TokenBuckets(2, 0.5)
     assert [buckets.take("a", now_s=0) for _ in range(3)] == [True, True, False]
     assert not buckets.holds("a", now_s=1.9)
     assert buckets.take("a", now_s=2)
@@ -304,7 +313,7 @@ def test_a_bucket_refills_evenly_and_never_beyond_its_size():
 
 
 def test_beyond_its_bound_the_bucket_longest_not_used_is_forgotten():
-    buckets: Buckets[str] = Buckets(1, 0, keys_max=2)
+    buckets: TokenBuckets[str] = TokenBuckets(1, 0, keys_max=2)
     for key in ("a", "b", "c"):
         buckets.take(key, now_s=0)
     assert len(buckets) == 2
@@ -318,5 +327,5 @@ def test_every_refusal_has_words_in_both_versions():
         ReasonCode.CONNECTION_RATE_EXCEEDED: 3,
     }
     for code, old in codes.items():
-        assert refusing_connack(5, code) == Connack(code)
-        assert refusing_connack(4, code) == Connack(old)
+        assert build_refusal_connack(5, code) == Connack(code)
+        assert build_refusal_connack(4, code) == Connack(old)

@@ -9,26 +9,32 @@ import cbor2
 import pytest
 from esio_spb_builder.core import sparkplug_b_pb2 as spb
 
-from gateway.ingress.formats.rule import rule_of
-from gateway.ingress.formats.rules import Rules
-from gateway.ingress.topics import TopicTemplate
-from gateway.operate.learning import PAYLOADS_A_TOPIC, TOPICS_MAX, Seen, learn, table_text
-from gateway.operate.shape_guess import guess
-from gateway.settings import IngressRule
+from gateway.discovery.payload_guess import guess_format
+from gateway.discovery.topic_observer import (
+    PAYLOADS_PER_TOPIC_MAX,
+    TOPICS_MAX,
+    TopicObserver,
+    format_rule_table,
+    propose_rules,
+)
+from gateway.payloads.decoder_registry import RuleSet
+from gateway.payloads.rule import build_rule
+from gateway.payloads.topics import TopicTemplate
+from gateway.settings.sources import IngressRule
 
 NOW_US = 1_790_000_000_000_000
 TEMPLATE = TopicTemplate("sensors/{sensor_id}/{sensor_type}")
 
 
 def heard(*published):
-    seen = Seen()
+    seen = TopicObserver()
     for topic, payload in published:
         seen.add(topic.encode(), payload if isinstance(payload, bytes) else json.dumps(payload).encode())
     return seen
 
 
 def learnt(*published, rules=()):
-    return learn(heard(*published), Rules(TEMPLATE, rules), now_us=NOW_US)
+    return propose_rules(heard(*published), RuleSet(TEMPLATE, rules), now_us=NOW_US)
 
 
 @pytest.mark.parametrize(
@@ -54,7 +60,7 @@ def learnt(*published, rules=()):
     ],
 )
 def test_a_payload_looks_like_its_shape(payload, shape):
-    found = guess(payload)
+    found = guess_format(payload)
     assert (found.format if found else None) == shape
 
 
@@ -160,7 +166,7 @@ def test_what_the_rules_of_today_take_is_not_proposed_again():
         ("mine/x", {"t": 1}),
         ("$SYS/broker/uptime", b"1"),
         ("dark/matter", b"\xff"),
-        rules=[rule_of("mine/{sensor_id}", "fields")],
+        rules=[build_rule("mine/{sensor_id}", "fields")],
     )
     assert found.proposals == []
     assert found.known == ["mine/x", "sensors/a/t"]
@@ -170,20 +176,20 @@ def test_what_the_rules_of_today_take_is_not_proposed_again():
 def test_a_proposal_is_a_table_of_the_configuration():
     published = [('we "ird/m\\1', {"t": 1, "state": "ON"}), ('we "ird/m\u00e9', {"t": 1, "state": "OFF"})]
     (proposal,) = learnt(*published).proposals
-    (table,) = tomllib.loads(table_text(proposal))["ingress"]["rule"]
+    (table,) = tomllib.loads(format_rule_table(proposal))["ingress"]["rule"]
     assert table == proposal.table
     assert IngressRule(**table).rules[0].topic.pattern == 'we "ird/{sensor_id}'
 
 
 def test_what_is_kept_of_a_flood_is_bounded():
-    seen = Seen()
+    seen = TopicObserver()
     for n in range(TOPICS_MAX + 10):
         seen.add(b"t/%d" % n, b"1")
     for n in range(100):
         seen.add(b"t/0", b"%d" % n)
     seen.add(b"t/1", b"x" * 100_000)
     assert (len(seen.topics), seen.left_out) == (TOPICS_MAX, 10)
-    assert len(seen.topics["t/0"]) == PAYLOADS_A_TOPIC
+    assert len(seen.topics["t/0"]) == PAYLOADS_PER_TOPIC_MAX
     assert seen.topics["t/0"][0] == b"1"
     assert seen.topics["t/0"][-1] == b"99"
     assert seen.topics["t/1"] == [b"1"]

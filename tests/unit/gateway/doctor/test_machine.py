@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from gateway import settings
-from gateway.operate.doctor import Level, files, machine, network
-from gateway.settings import Spool
+from gateway.doctor import Level, machine, network
+from gateway.settings import gateway_settings
+from gateway.settings.gateway_settings import SpoolSettings
 from tests.support.certificates import Authority
 
 if TYPE_CHECKING:
-    from gateway.operate.doctor.finding import Finding
+    from gateway.doctor import Finding
 
 NOW_S = 1_790_000_000.0
 
@@ -54,7 +54,7 @@ def test_a_clock_that_cannot_be_right_is_found(now_s, synchronised, newest_s, le
 
 
 def test_the_kernel_is_asked_whether_the_clock_is_synchronised():
-    assert machine.synchronised() in (True, False, None)
+    assert machine.is_clock_synchronised() in (True, False, None)
 
 
 @pytest.mark.parametrize(
@@ -74,8 +74,8 @@ def test_a_disk_that_does_not_keep_what_it_is_told_is_found(tmp_path, kind, opti
     assert (found.level, words in found.what) == (level, True), found
 
 
-def spool(folder: Path, **keys: Any) -> Spool:
-    return Spool(path=folder / "new" / "spool.db", **keys)
+def spool(folder: Path, **keys: Any) -> SpoolSettings:
+    return SpoolSettings(path=folder / "new" / "spool.db", **keys)
 
 
 def test_a_disk_without_room_is_found_and_a_cap_that_it_cannot_hold(tmp_path):
@@ -119,8 +119,10 @@ def test_a_disk_that_is_no_flash_or_not_known_has_nothing_to_say(tmp_path):
     assert machine.check_flash(spool(tmp_path), "", tmp_path) == []
 
 
-def site(folder: Path, **tables: Any) -> settings.GatewaySettings:
-    return settings.GatewaySettings(**{"gateway_id": "g", "spool": {"path": folder / "spool.db"}, **tables})
+def site(folder: Path, **tables: Any) -> gateway_settings.GatewaySettings:
+    return gateway_settings.GatewaySettings(
+        **{"gateway_id": "g", "spool": {"path": folder / "spool.db"}, **tables}
+    )
 
 
 def ingest(folder: Path, **keys: Any) -> dict[str, Any]:
@@ -142,33 +144,33 @@ def test_a_secret_that_others_can_read_or_that_is_missing_is_found(tmp_path, mod
     if mode is not None:
         (tmp_path / "token").write_text("x")
         (tmp_path / "token").chmod(mode)
-    (found,) = files.check_secrets(site(tmp_path, **ingest(tmp_path)))
+    (found,) = machine.check_secrets(site(tmp_path, **ingest(tmp_path)))
     assert (found.level, words in found.what) == (level, True), found
 
 
 def test_a_configuration_that_everybody_may_change_is_found(tmp_path):
     path = tmp_path / "gateway.toml"
     path.touch()
-    assert worst(files.check_configuration(path)).level is Level.OK
+    assert worst(machine.check_config_permissions(path)).level is Level.OK
     path.chmod(0o666)
-    assert worst(files.check_configuration(path)).level is Level.FAULT
+    assert worst(machine.check_config_permissions(path)).level is Level.FAULT
     path.chmod(0o644)
     tmp_path.chmod(0o777)
-    assert worst(files.check_configuration(path)).subject == str(tmp_path)
+    assert worst(machine.check_config_permissions(path)).subject == str(tmp_path)
 
 
 def test_a_stick_that_is_not_there_is_found(tmp_path):
     stick = {"kind": "file", "name": "s", "directory": tmp_path / "stick", "create": False}
     given = site(tmp_path, destinations=[stick])
-    assert "is not there" in worst(files.check_folders(given, as_service=True)).what
+    assert "is not there" in worst(machine.check_folders(given, as_service=True)).what
     (tmp_path / "stick").mkdir()
-    assert worst(files.check_folders(given, as_service=True)).level is Level.OK
+    assert worst(machine.check_folders(given, as_service=True)).level is Level.OK
 
 
 def test_a_folder_that_the_service_may_not_write_is_found(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "access", lambda path, _: Path(path) != tmp_path)  # root may write everywhere
-    assert "cannot be written" in worst(files.check_folders(site(tmp_path), as_service=True)).what
-    assert worst(files.check_folders(site(tmp_path), as_service=False)).level is Level.OK
+    assert "cannot be written" in worst(machine.check_folders(site(tmp_path), as_service=True)).what
+    assert worst(machine.check_folders(site(tmp_path), as_service=False)).level is Level.OK
 
 
 def test_certificates_that_end_soon_have_ended_or_do_not_fit_are_found(tmp_path):
@@ -180,7 +182,7 @@ def test_certificates_that_end_soon_have_ended_or_do_not_fit_are_found(tmp_path)
 
     def found(listen: dict[str, Path], at_s: float) -> Finding:
         given = site(tmp_path, ingress={"listen": {**listen, "passwords_file": tmp_path / "p"}})
-        return worst(files.check_certificates(given, at_s))
+        return worst(machine.check_certificates(given, at_s))
 
     assert (found(listen, now_s).level, "ends in 2 days" in found(listen, now_s).what) == (Level.FAULT, True)
     assert found(listen, now_s - 12 * 86_400).level is Level.FAULT  # not valid yet
@@ -188,7 +190,7 @@ def test_certificates_that_end_soon_have_ended_or_do_not_fit_are_found(tmp_path)
     assert "ended 3 days ago" in found(listen, now_s + 5 * 86_400).what
     (fault,) = [
         f
-        for f in files.check_certificates(
+        for f in machine.check_certificates(
             site(tmp_path, ingress={"listen": {**listen, "tls_key_file": other_key}}), now_s
         )
         if "is not the key of" in f.what
@@ -197,7 +199,7 @@ def test_certificates_that_end_soon_have_ended_or_do_not_fit_are_found(tmp_path)
     certificate.write_text("no certificate")
     assert (
         "holds no PEM certificate"
-        in worst(files.check_certificates(site(tmp_path, ingress={"listen": listen}), now_s)[:1]).what
+        in worst(machine.check_certificates(site(tmp_path, ingress={"listen": listen}), now_s)[:1]).what
     )
 
 
@@ -230,10 +232,12 @@ def test_secrets_and_certificates_of_the_endpoint_and_of_channels_are_looked_at(
     )
     (tmp_path / "ops.url").write_text("https://chat.example/hook\n")
     (tmp_path / "ops.url").chmod(0o644)
-    given = settings.read(config)
-    secrets = {f.what.partition(": ")[0].partition(" names")[0] for f in files.check_secrets(given)}
+    given = gateway_settings.parse_settings_file(config)
+    secrets = {f.what.partition(": ")[0].partition(" names")[0] for f in machine.check_secrets(given)}
     assert secrets >= {"status.tls_key_file", "status.tokens_file", "alerts.channel[mail].password_file"}
-    assert any(f.subject.endswith("ops.url") and f.level is Level.WARNING for f in files.check_secrets(given))
-    found = files.check_certificates(given, NOW_S)
+    assert any(
+        f.subject.endswith("ops.url") and f.level is Level.WARNING for f in machine.check_secrets(given)
+    )
+    found = machine.check_certificates(given, NOW_S)
     faults = {Path(f.subject).name for f in found if f.level is Level.FAULT}
     assert faults >= {"server.pem", "ops-ca.pem"}

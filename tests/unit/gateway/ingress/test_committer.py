@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 
-from cloud_sync.records import Flag, Readings
+from cloud_sync.model.records import Flag, Readings
 from gateway.ingress import committer as committer_module
 from gateway.ingress.committer import Committer
-from gateway.ingress.packets import Publish
-from gateway.ingress.topics import TopicTemplate
-from gateway.spool.capacity import Capacity
+from gateway.mqtt.codec.packets import Publish
+from gateway.payloads.topics import TopicTemplate
+from gateway.spool.appender import Capacity
 from tests.support.open_spool import OpenSpool, open_spool
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ class Device:
     """Stands where a connection would."""
 
     name: str = "listen"
-    owns: Callable[[str], bool] | None = None
+    may_publish_sensor: Callable[[str], bool] | None = None
     acknowledged: list[Publish] = field(default_factory=list)
     refused: list[tuple[Publish, int]] = field(default_factory=list)
 

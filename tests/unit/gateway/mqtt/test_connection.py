@@ -4,11 +4,9 @@ import asyncio
 
 import pytest
 
-from gateway.ingress.admission import Identity, Refusal
-from gateway.ingress.connection import Connection
-from gateway.ingress.encoder import encode
-from gateway.ingress.listener import Listener, ListenSettings
-from gateway.ingress.packets import (
+from gateway.auth.authenticator import Identity, Refusal
+from gateway.mqtt.codec.packet_codec import encode_packet
+from gateway.mqtt.codec.packets import (
     V5,
     V311,
     Auth,
@@ -20,16 +18,18 @@ from gateway.ingress.packets import (
     Pingresp,
     Property,
     Publish,
+    PublishAck,
     ReasonCode,
-    Reply,
     Suback,
     Subscribe,
-    TopicTable,
+    TopicCache,
     Unsuback,
     Unsubscribe,
     Will,
 )
-from gateway.ingress.parser import Parser
+from gateway.mqtt.codec.parser import PacketParser
+from gateway.mqtt.connection import DeviceConnection
+from gateway.mqtt.server import MqttServer, MqttServerOptions
 
 P = Property
 PUBACK, PUBREC, PUBREL, PUBCOMP = PacketType.PUBACK, PacketType.PUBREC, PacketType.PUBREL, PacketType.PUBCOMP
@@ -100,14 +100,16 @@ class Peer:
 
     def __init__(self, listener, version=V5):
         self.version = version
-        self.connection = Connection(listener)
+        self.connection = DeviceConnection(listener)
         self.wire = Wire()
         self.connection.connection_made(self.wire)
-        self._parser = Parser(max_packet_bytes=1 << 20, topics=TopicTable(), client=True, version=version)
+        self._parser = PacketParser(
+            max_packet_bytes=1 << 20, topics=TopicCache(), client=True, version=version
+        )
 
     def send(self, *packets):
         self.connection.data_received(
-            b"".join(p if isinstance(p, bytes) else encode(p, self.version) for p in packets)
+            b"".join(p if isinstance(p, bytes) else encode_packet(p, self.version) for p in packets)
         )
         return self.received()
 
@@ -130,7 +132,7 @@ class Peer:
 
 
 def make_listener(authenticator=None, **settings):
-    return Listener(ListenSettings(port=0, **settings), Holding(), authenticator)
+    return MqttServer(MqttServerOptions(port=0, **settings), Holding(), authenticator)
 
 
 @pytest.fixture
@@ -165,7 +167,7 @@ def test_connack_of_mqtt_5_announces_the_limits_in_force(listener):
 
 def test_connack_of_3_1_1_is_four_bytes(listener):
     peer = Peer(listener, V311)
-    peer.connection.data_received(encode(Connect("dev", V311), V311))
+    peer.connection.data_received(encode_packet(Connect("dev", V311), V311))
     assert bytes(peer.wire.sent) == b"\x20\x02\0\0"
 
 
@@ -223,7 +225,7 @@ def test_qos_1_is_acknowledged_after_the_commit_and_not_before(listener, peer):
     peer.connect()
     assert peer.send(qos(1, 5), qos(1, 6)) == []
     listener.intake.commit()
-    assert peer.received() == [Reply(PUBACK, 5), Reply(PUBACK, 6)]
+    assert peer.received() == [PublishAck(PUBACK, 5), PublishAck(PUBACK, 6)]
 
 
 def test_all_acknowledgements_of_a_commit_go_out_in_one_write(listener, peer):
@@ -267,8 +269,8 @@ def test_qos_2_runs_through_its_four_steps(listener, peer):
     peer.connect()
     assert peer.send(qos(2, 9)) == []
     listener.intake.commit()
-    assert peer.received() == [Reply(PUBREC, 9)]
-    assert peer.send(Reply(PUBREL, 9)) == [Reply(PUBCOMP, 9)]
+    assert peer.received() == [PublishAck(PUBREC, 9)]
+    assert peer.send(PublishAck(PUBREL, 9)) == [PublishAck(PUBCOMP, 9)]
     peer.send(qos(2, 9, payload=b"2"))
     assert [p.payload for p in listener.intake.all] == [b"1", b"2"]
 
@@ -278,8 +280,8 @@ def test_a_qos_2_publish_sent_again_is_not_handed_over_again(listener, peer):
     again = Publish(b"a", b"1", 9, 2, dup=True)
     assert peer.send(qos(2, 9), again) == []
     listener.intake.commit()
-    assert peer.received() == [Reply(PUBREC, 9)]
-    assert peer.send(again) == [Reply(PUBREC, 9)]
+    assert peer.received() == [PublishAck(PUBREC, 9)]
+    assert peer.send(again) == [PublishAck(PUBREC, 9)]
     assert listener.intake.all == [qos(2, 9)]
 
 
@@ -288,30 +290,30 @@ def test_release_and_reuse_of_an_identifier_in_one_read_keep_their_order(listene
     peer.send(qos(2, 9))
     listener.intake.commit()
     peer.received()
-    assert peer.send(Reply(PUBREL, 9), qos(2, 9, payload=b"2")) == [Reply(PUBCOMP, 9)]
+    assert peer.send(PublishAck(PUBREL, 9), qos(2, 9, payload=b"2")) == [PublishAck(PUBCOMP, 9)]
     assert [p.payload for p in listener.intake.all] == [b"1", b"2"]
 
 
 def test_an_unknown_identifier_is_released_with_0x92(listener):
     peer = Peer(listener)
     peer.connect()
-    assert peer.send(Reply(PUBREL, 77)) == [Reply(PUBCOMP, 77, 0x92)]
+    assert peer.send(PublishAck(PUBREL, 77)) == [PublishAck(PUBCOMP, 77, 0x92)]
     old = Peer(listener, V311)
     old.connect("old")
-    assert old.send(Reply(PUBREL, 77)) == [Reply(PUBCOMP, 77)]
+    assert old.send(PublishAck(PUBREL, 77)) == [PublishAck(PUBCOMP, 77)]
 
 
 def test_a_release_before_the_commit_is_a_protocol_error(listener):
     peer = Peer(listener)
     peer.connect()
-    assert peer.send(qos(2, 9), Reply(PUBREL, 9)) == [Disconnect(0x82)]
+    assert peer.send(qos(2, 9), PublishAck(PUBREL, 9)) == [Disconnect(0x82)]
 
 
 def test_replies_to_publishes_never_sent_do_no_harm(listener):
     peer = Peer(listener)
     peer.connect()
-    assert peer.send(Reply(PUBACK, 1), Reply(PUBCOMP, 2)) == []
-    assert peer.send(Reply(PUBREC, 3)) == [Reply(PUBREL, 3, 0x92)]
+    assert peer.send(PublishAck(PUBACK, 1), PublishAck(PUBCOMP, 2)) == []
+    assert peer.send(PublishAck(PUBREC, 3)) == [PublishAck(PUBREL, 3, 0x92)]
 
 
 def test_topic_aliases_reach_the_intake_resolved(listener):
@@ -390,7 +392,7 @@ def test_refused_publishes_get_their_reason_code_in_5(listener):
     peer.connect()
     peer.send(qos(1, 1), qos(2, 2), qos(0))
     peer.connection.refuse(listener.intake.all, 0x97)
-    assert peer.received() == [Reply(PUBACK, 1, 0x97), Reply(PUBREC, 2, 0x97)]
+    assert peer.received() == [PublishAck(PUBACK, 1, 0x97), PublishAck(PUBREC, 2, 0x97)]
     assert not peer.wire.ended
     peer.send(qos(2, 2))
     assert listener.intake.all[-1] == qos(2, 2)
@@ -506,10 +508,13 @@ def test_qos_2_is_handed_over_once_across_a_reconnect(listener, peer):
     peer.lose()
     again = Peer(listener, peer.version)
     assert again.connect(**kept).session_present
-    assert again.send(qos(2, 1), qos(2, 2)) == [Reply(PUBREC, 1)]
+    assert again.send(qos(2, 1), qos(2, 2)) == [PublishAck(PUBREC, 1)]
     source.acknowledge(batch[1:])
-    assert again.received() == [Reply(PUBREC, 2)]
-    assert again.send(Reply(PUBREL, 1), Reply(PUBREL, 2)) == [Reply(PUBCOMP, 1), Reply(PUBCOMP, 2)]
+    assert again.received() == [PublishAck(PUBREC, 2)]
+    assert again.send(PublishAck(PUBREL, 1), PublishAck(PUBREL, 2)) == [
+        PublishAck(PUBCOMP, 1),
+        PublishAck(PUBCOMP, 2),
+    ]
     assert len(listener.intake.all) == 2
 
 
@@ -705,7 +710,7 @@ class Doorkeeper:
     def __init__(self):
         self.asked = []
 
-    def admit(self, client_id, _username, password, _certificate, _address):
+    def authenticate(self, client_id, _username, password, _certificate, _address):
         if password != b"secret":
             return Refusal(ReasonCode.BAD_USER_NAME_OR_PASSWORD)
         return Identity(client_id, self.rule(client_id))
@@ -740,7 +745,10 @@ def test_a_device_publishes_only_where_it_may_and_is_asked_about_once_per_topic(
         qos(2, 4, mine),
         qos(1, 5, mine),
     )
-    assert sorted(answer, key=lambda r: r.packet_id) == [Reply(PUBACK, 2, 0x87), Reply(PUBREC, 3, 0x87)]
+    assert sorted(answer, key=lambda r: r.packet_id) == [
+        PublishAck(PUBACK, 2, 0x87),
+        PublishAck(PUBREC, 3, 0x87),
+    ]
     assert [p.packet_id for p in listener.intake.all] == [1, 4, 5]
     assert doorkeeper.asked == [mine, other]
     assert listener.counters.refused_total == {"not_authorized": 3}
@@ -778,7 +786,7 @@ class SlowDoorkeeper(Doorkeeper):
         super().__init__()
         self.decision = asyncio.get_running_loop().create_future()
 
-    def admit(self, *_applicant):
+    def authenticate(self, *_applicant):
         return self.decision
 
 

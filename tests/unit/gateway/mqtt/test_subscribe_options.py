@@ -2,20 +2,22 @@
 
 import pytest
 
-from gateway.ingress.broker import Granted, coded_fault, concerns
-from gateway.ingress.exchanges import Exchanges
-from gateway.ingress.packets import Connack, Property, Publish, ReasonCode
-from gateway.ingress.subscription import (
-    SubscribeSettings,
-    address_of,
-    check_filter,
-    connect_packet,
-    subscription_options,
+from gateway.mqtt.broker_session import (
+    BrokerLimits,
+    SubscriberOptions,
+    build_broker_error,
+    build_connect,
+    build_subscription_options,
+    check_topic_filter,
+    find_broker_concerns,
+    parse_broker_url,
 )
+from gateway.mqtt.codec.packets import Connack, Property, Publish, ReasonCode
+from gateway.mqtt.session_state import Qos2Exchanges
 
 
 def settings(**changes):
-    return SubscribeSettings(
+    return SubscriberOptions(
         **{"url": "mqtt://b", "client_id": "tidegate-g", "filters": ("sensors/#",)} | changes
     )
 
@@ -29,9 +31,9 @@ def settings(**changes):
     ],
 )
 def test_a_broker_has_a_host_a_port_and_perhaps_tls(url, host, port, tls):
-    address = address_of(url)
+    address = parse_broker_url(url)
     assert (address.host, address.port, address.tls) == (host, port, tls)
-    assert address_of(str(address)) == address
+    assert parse_broker_url(str(address)) == address
 
 
 @pytest.mark.parametrize(
@@ -40,12 +42,12 @@ def test_a_broker_has_a_host_a_port_and_perhaps_tls(url, host, port, tls):
 )
 def test_what_is_no_broker_address_is_refused(url):
     with pytest.raises(ValueError):  # noqa: PT011 - the words are for people
-        address_of(url)
+        parse_broker_url(url)
 
 
 @pytest.mark.parametrize("name", ["#", "+", "a/+/b", "a/#", "/", "$share/group/a/#", "$SYS/#", "Größe/+"])
 def test_a_topic_filter_of_the_specification_is_taken(name):
-    check_filter(name)
+    check_topic_filter(name)
 
 
 @pytest.mark.parametrize(
@@ -58,7 +60,7 @@ def test_what_is_no_topic_filter_is_refused(name):
 
 
 def test_connect_resumes_a_session_under_a_stable_name():
-    packet = connect_packet(settings(username="u", receive_maximum=7, session_expiry_s=9), b"p")
+    packet = build_connect(settings(username="u", receive_maximum=7, session_expiry_s=9), b"p")
     assert (packet.client_id, packet.clean_start, packet.password) == ("tidegate-g", False, b"p")
     assert packet.properties[Property.SESSION_EXPIRY_INTERVAL] == 9
     assert packet.properties[Property.RECEIVE_MAXIMUM] == 7
@@ -66,11 +68,11 @@ def test_connect_resumes_a_session_under_a_stable_name():
 
 @pytest.mark.parametrize(("retained", "options"), [(False, 0x21), (True, 0x11)])
 def test_retained_messages_are_asked_for_only_when_wanted(retained, options):
-    assert subscription_options(settings(retained=retained)) == options
+    assert build_subscription_options(settings(retained=retained)) == options
 
 
 def test_a_broker_that_grants_everything_raises_no_concern():
-    assert concerns(settings(), Granted.of(Connack(), settings())) == []
+    assert find_broker_concerns(settings(), BrokerLimits.of(Connack(), settings())) == []
 
 
 @pytest.mark.parametrize(
@@ -82,24 +84,26 @@ def test_a_broker_that_grants_everything_raises_no_concern():
     ],
 )
 def test_what_a_broker_cuts_down_raises_a_concern(key, value, word):
-    [concern] = concerns(settings(), Granted.of(Connack(properties={key: value}), settings()))
+    [concern] = find_broker_concerns(
+        settings(), BrokerLimits.of(Connack(properties={key: value}), settings())
+    )
     assert word in concern
 
 
 def test_a_filter_that_the_broker_cannot_serve_is_not_sent_to_it():
     limits = {Property.SHARED_SUBSCRIPTION_AVAILABLE: 0, Property.WILDCARD_SUBSCRIPTION_AVAILABLE: 0}
-    granted = Granted.of(Connack(properties=limits), settings())
-    assert granted.bars("$share/g/a") == ReasonCode.SHARED_SUBSCRIPTIONS_NOT_SUPPORTED
-    assert granted.bars("a/#") == ReasonCode.WILDCARD_SUBSCRIPTIONS_NOT_SUPPORTED
-    assert granted.bars("a/b") is None
+    granted = BrokerLimits.of(Connack(properties=limits), settings())
+    assert granted.refusal_for("$share/g/a") == ReasonCode.SHARED_SUBSCRIPTIONS_NOT_SUPPORTED
+    assert granted.refusal_for("a/#") == ReasonCode.WILDCARD_SUBSCRIPTIONS_NOT_SUPPORTED
+    assert granted.refusal_for("a/b") is None
 
 
 def test_a_fault_says_the_reason_and_whether_waiting_helps():
-    busy = coded_fault("CONNACK", 0x89, {Property.REASON_STRING: "later\n"})
-    assert (busy.kind, busy.for_a_person) == ("server_busy", False)
+    busy = build_broker_error("CONNACK", 0x89, {Property.REASON_STRING: "later\n"})
+    assert (busy.kind, busy.needs_operator) == ("server_busy", False)
     assert str(busy) == r"the broker says server busy (0x89, CONNACK): 'later\n'"
-    assert coded_fault("CONNACK", 0x86, {}).for_a_person
-    assert "same client id" in str(coded_fault("DISCONNECT", 0x8E, {}))
+    assert build_broker_error("CONNACK", 0x86, {}).needs_operator
+    assert "same client id" in str(build_broker_error("DISCONNECT", 0x8E, {}))
 
 
 class Holder:
@@ -108,23 +112,23 @@ class Holder:
 
 
 def test_an_exchange_is_repeated_only_by_the_same_message_marked_as_a_duplicate():
-    exchanges, first, second = Exchanges(), Holder(), Holder()
+    exchanges, first, second = Qos2Exchanges(), Holder(), Holder()
     message = Publish(b"t", b"1", 5, 2)
     assert exchanges.take(message, first) is None
     repeated = exchanges.take(Publish(b"t", b"1", 5, 2, dup=True), second)
     assert repeated is not None
     assert not repeated.durable
-    assert exchanges.made_durable(message) is second
+    assert exchanges.mark_durable(message) is second
     assert exchanges.take(Publish(b"t", b"2", 5, 2, dup=True), second) is None
     assert exchanges.take(Publish(b"t", b"2", 5, 2), second) is None
 
 
 def test_a_message_whose_identifier_was_given_to_another_marks_nothing_durable():
-    exchanges, holder = Exchanges(), Holder()
+    exchanges, holder = Qos2Exchanges(), Holder()
     old = Publish(b"t", b"1", 5, 2)
     exchanges.take(old, holder)
     exchanges.take(Publish(b"t", b"2", 5, 2), holder)
-    assert exchanges.made_durable(old) is None
+    assert exchanges.mark_durable(old) is None
     exchanges.forget(old)
     assert len(exchanges) == 1
     assert not exchanges.release(5)

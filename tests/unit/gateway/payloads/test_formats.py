@@ -8,28 +8,28 @@ import math
 import msgspec
 import pytest
 
-from cloud_sync.records import Flag
-from gateway.ingress.formats.measurement import FAULTS_MAX
-from gateway.ingress.formats.rule import Member, rule_of
-from gateway.ingress.formats.shapes import decode
+from cloud_sync.model.records import Flag
+from gateway.payloads.decoder_registry import decode_payload
+from gateway.payloads.measurement import FAULTS_MAX
+from gateway.payloads.rule import FieldConversion, build_rule
 
 NOW_US = 1_790_000_000_000_000
 
 
 def measured(rule, payload, topic="plant/m1"):
     """Readings as (sensor_id, sensor_type, value, time_us); no faults."""
-    found, faults = decode(payload, topic, rule, now_us=NOW_US)
+    found, faults = decode_payload(payload, topic, rule, now_us=NOW_US)
     assert [(f.reason, f.detail) for f in faults] == []
     return [(*m.name, m.value, m.time_us) for m in found]
 
 
 def both(rule, payload, topic="plant/m1"):
     """Readings as (sensor_type, value), and faults as (reason, detail)."""
-    found, faults = decode(payload, topic, rule, now_us=NOW_US)
+    found, faults = decode_payload(payload, topic, rule, now_us=NOW_US)
     return [(m.name.sensor_type, m.value) for m in found], [(f.reason, f.detail) for f in faults]
 
 
-FIELDS = rule_of("plant/{sensor_id}", "fields")
+FIELDS = build_rule("plant/{sensor_id}", "fields")
 
 
 # fields
@@ -46,19 +46,19 @@ def test_every_number_and_boolean_of_an_object_is_a_reading_by_its_dotted_path()
 
 
 def test_members_are_renamed_scaled_mapped_left_out_and_given_units():
-    rule = rule_of(
+    rule = build_rule(
         "plant/{sensor_id}",
         "fields",
         include=("t10", "door*", "text"),
         exclude=("door.count",),
         members={
-            "t10": Member(name="temperature", unit="degC", scale=0.1, offset=-1),
-            "door.state": Member(values={"open": 1, "closed": 0}),
+            "t10": FieldConversion(name="temperature", unit="degC", scale=0.1, offset=-1),
+            "door.state": FieldConversion(values={"open": 1, "closed": 0}),
         },
         unit="1",
     )
     payload = b'{"t10": 215, "door": {"state": "open", "count": 7}, "text": "4.5", "other": 1}'
-    found, faults = decode(payload, "plant/m1", rule, now_us=NOW_US)
+    found, faults = decode_payload(payload, "plant/m1", rule, now_us=NOW_US)
     assert faults == []
     assert [(m.name.sensor_type, m.value, m.unit) for m in found] == [
         ("temperature", pytest.approx(20.5), "degC"),
@@ -68,7 +68,7 @@ def test_members_are_renamed_scaled_mapped_left_out_and_given_units():
 
 
 def test_companions_go_with_every_reading_and_are_none_themselves():
-    rule = rule_of(
+    rule = build_rule(
         "plant/{sensor_id}",
         "fields",
         companions={
@@ -80,7 +80,7 @@ def test_companions_go_with_every_reading_and_are_none_themselves():
         },
     )
     payload = b'{"t": 1, "q": 90, "sys": {"bat": 55.5}, "rssi": -70, "n": 8, "fw": 3}'
-    (m,) = decode(payload, "plant/m1", rule, now_us=NOW_US)[0]
+    (m,) = decode_payload(payload, "plant/m1", rule, now_us=NOW_US)[0]
     assert (m.quality, m.battery_level, m.signal_strength, m.seq, m.firmware_version) == (
         90,
         55.5,
@@ -108,7 +108,7 @@ def test_companions_go_with_every_reading_and_are_none_themselves():
 def test_times_are_read_in_the_unit_and_zone_that_the_rule_says(unit, zone, said, expected_us):
     from zoneinfo import ZoneInfo  # noqa: PLC0415 - of this test only
 
-    rule = rule_of(
+    rule = build_rule(
         "plant/{sensor_id}",
         "fields",
         time="at",
@@ -119,17 +119,21 @@ def test_times_are_read_in_the_unit_and_zone_that_the_rule_says(unit, zone, said
 
 
 def test_an_array_of_records_of_several_devices_is_taken_apart():
-    rule = rule_of("plant/+", "fields", sensor_id="{dev.id}", sensor_type="{kind}", include=("v",))
+    rule = build_rule("plant/+", "fields", sensor_id="{dev.id}", sensor_type="{kind}", include=("v",))
     payload = b'[{"dev": {"id": "a"}, "kind": "t", "v": 1}, {"dev": {"id": 7}, "kind": "h", "v": 2}]'
     assert measured(rule, payload) == [("a", "t", 1.0, None), ("7", "h", 2.0, None)]
 
 
-MAPPED = rule_of(
+MAPPED = build_rule(
     "plant/{sensor_id}",
     "fields",
     time="at",
     companions={"quality": "q", "seq": "n"},
-    members={"state": Member(values={"open": 1, "closed": 0}), "t": Member(), "big": Member(scale=1e300)},
+    members={
+        "state": FieldConversion(values={"open": 1, "closed": 0}),
+        "t": FieldConversion(),
+        "big": FieldConversion(scale=1e300),
+    },
 )
 
 
@@ -175,7 +179,7 @@ MAPPED = rule_of(
     ],
 )
 def test_what_is_bad_in_a_record_costs_the_least_that_it_can(payload, survivors, reason, words):
-    found, faults = decode(payload, "plant/m1", MAPPED, now_us=NOW_US)
+    found, faults = decode_payload(payload, "plant/m1", MAPPED, now_us=NOW_US)
     assert len(found) == survivors
     assert [f.reason for f in faults] == [reason]
     assert words.lower() in faults[0].detail.lower()
@@ -197,9 +201,11 @@ def test_a_bad_record_costs_its_neighbours_nothing_and_says_where_it_is():
 
 def test_a_fault_keeps_what_is_needed_to_decode_that_member_by_itself():
     payload = b'{"t": "warm", "h": 1, "at": 1700000000, "q": 50, "x": {"y": [1]}}'
-    _, (fault,) = decode(payload, "plant/m1", MAPPED, now_us=NOW_US)
+    _, (fault,) = decode_payload(payload, "plant/m1", MAPPED, now_us=NOW_US)
     assert msgspec.json.decode(fault.part) == {"t": "warm", "at": 1700000000, "q": 50}
-    repaired = rule_of("plant/{sensor_id}", "fields", time="at", members={"t": Member(values={"warm": 30})})
+    repaired = build_rule(
+        "plant/{sensor_id}", "fields", time="at", members={"t": FieldConversion(values={"warm": 30})}
+    )
     assert measured(repaired, fault.part) == [
         ("m1", "t", 30.0, 1_700_000_000_000_000),
         ("m1", "q", 50.0, 1_700_000_000_000_000),
@@ -208,7 +214,7 @@ def test_a_fault_keeps_what_is_needed_to_decode_that_member_by_itself():
 
 def test_one_payload_cannot_fill_the_quarantine():
     payload = b"[" + b"7," * 5_000 + b'{"t": 1}]'
-    found, faults = decode(payload, "plant/m1", FIELDS, now_us=NOW_US)
+    found, faults = decode_payload(payload, "plant/m1", FIELDS, now_us=NOW_US)
     assert len(found) == 1
     assert len(faults) == FAULTS_MAX
     assert faults[-1].detail.startswith("4901 more faults")
@@ -222,7 +228,7 @@ def test_one_payload_cannot_fill_the_quarantine():
     [(b"21.5", 21.5), (b" -4\r\n", -4), (b"1e3", 1000), (b".5", 0.5), (b"true", 1), (b"ON", 1), (b"off", 0)],
 )
 def test_a_bare_number_or_a_word_with_a_number_is_a_reading(payload, value):
-    rule = rule_of("plant/{sensor_id}/{sensor_type}", "number", values={"ON": 1, "off": 0})
+    rule = build_rule("plant/{sensor_id}/{sensor_type}", "number", values={"ON": 1, "off": 0})
     assert measured(rule, payload, "plant/m1/t") == [("m1", "t", value, None)]
 
 
@@ -246,7 +252,7 @@ def test_a_bare_number_or_a_word_with_a_number_is_a_reading(payload, value):
     ],
 )
 def test_what_is_no_number_is_a_fault(payload, reason):
-    rule = rule_of("plant/{sensor_id}/{sensor_type}", "number")
+    rule = build_rule("plant/{sensor_id}/{sensor_type}", "number")
     _, faults = both(rule, payload, "plant/m1/t")
     assert [r for r, _ in faults] == [reason]
     assert "expected a number" in faults[0][1] or "beyond" in faults[0][1]
@@ -255,7 +261,7 @@ def test_what_is_no_number_is_a_fault(payload, reason):
 # csv
 
 
-CSV = rule_of(
+CSV = build_rule(
     "plant/{sensor_id}",
     "csv",
     columns=("at", "t", "door", "", "bat"),
@@ -268,7 +274,7 @@ CSV = rule_of(
 
 def test_csv_lines_are_records_of_their_columns():
     payload = b'at;t;door;x;bat\r\n1700000000; 21.5 ;"open";junk;80\n\n2023-11-14T22:13:21Z;22;;;\n'
-    found, faults = decode(payload, "plant/m1", CSV, now_us=NOW_US)
+    found, faults = decode_payload(payload, "plant/m1", CSV, now_us=NOW_US)
     assert faults == []
     assert [(m.name.sensor_type, m.value, m.time_us, m.battery_level) for m in found] == [
         ("t", 21.5, 1_700_000_000_000_000, 80.0),
@@ -290,14 +296,14 @@ def test_csv_lines_are_records_of_their_columns():
     ],
 )
 def test_a_bad_line_costs_itself(line, survivors, reason, words):
-    found, faults = decode(b"1;1;open;;5\n" + line, "plant/m1", CSV, now_us=NOW_US)
+    found, faults = decode_payload(b"1;1;open;;5\n" + line, "plant/m1", CSV, now_us=NOW_US)
     assert len(found) == 2 + survivors
     assert [f.reason for f in faults] == [reason]
     assert words in faults[0].detail
 
 
 def test_a_csv_fault_is_a_line_of_its_own():
-    _, (fault,) = decode(b"5;warm;open;;80", "plant/m1", CSV, now_us=NOW_US)
+    _, (fault,) = decode_payload(b"5;warm;open;;80", "plant/m1", CSV, now_us=NOW_US)
     assert fault.part == b"5;warm;;;80"
 
 
@@ -308,7 +314,7 @@ def test_csv_that_is_not_utf8_is_a_fault():
 # reading and ndjson with names in the payload
 
 
-NAMED = rule_of("plant/#", "reading")
+NAMED = build_rule("plant/#", "reading")
 
 
 def test_readings_that_name_their_series_are_taken_one_by_one():
@@ -318,7 +324,7 @@ def test_readings_that_name_their_series_are_taken_one_by_one():
     )
     expected = [("a", "t", 1.0, 1_700_000_000_000_000), ("b", "h", 1.0, None)]
     assert measured(NAMED, b"[%s, %s]" % members) == expected
-    assert measured(rule_of("plant/#", "ndjson"), b"%s\n\n%s\r\n" % members) == expected
+    assert measured(build_rule("plant/#", "ndjson"), b"%s\n\n%s\r\n" % members) == expected
 
 
 @pytest.mark.parametrize(
@@ -336,9 +342,9 @@ def test_a_bad_named_reading_costs_itself(member, reason, words):
     good = b'{"value": 1, "sensor_id": "a", "sensor_type": "t"}'
     for rule, payload in (
         (NAMED, b"[%s,%s,%s]" % (good, member, good)),
-        (rule_of("plant/#", "ndjson"), b"%s\n%s\n%s" % (good, member, good)),
+        (build_rule("plant/#", "ndjson"), b"%s\n%s\n%s" % (good, member, good)),
     ):
-        found, faults = decode(payload, "plant/m1", rule, now_us=NOW_US)
+        found, faults = decode_payload(payload, "plant/m1", rule, now_us=NOW_US)
         assert len(found) == 2
         assert [(f.reason, f.part) for f in faults] == [(reason, member)]
         assert faults[0].detail.startswith("member 1: ")
@@ -348,7 +354,7 @@ def test_a_bad_named_reading_costs_itself(member, reason, words):
 # line protocol
 
 
-LINES = rule_of("plant/#", "line_protocol", sensor_id="{host}")
+LINES = build_rule("plant/#", "line_protocol", sensor_id="{host}")
 
 
 def test_every_field_of_a_line_is_a_reading_and_value_stands_for_the_measurement():
@@ -357,7 +363,7 @@ def test_every_field_of_a_line_is_a_reading_and_value_stands_for_the_measurement
         b"# a comment\n\n"
         b"t,host=b,unit=C value=1u,quality=50,seq=9i,battery_level=3,flags=16i\n"
     )
-    found, faults = decode(payload, "plant/m1", LINES, now_us=NOW_US)
+    found, faults = decode_payload(payload, "plant/m1", LINES, now_us=NOW_US)
     assert faults == []
     assert [(*m.name, m.value, m.time_us) for m in found] == [
         ("a", "weather.temp", 21.5, 1_700_000_000_000_000),
@@ -394,14 +400,14 @@ def test_every_field_of_a_line_is_a_reading_and_value_stands_for_the_measurement
     ],
 )
 def test_a_bad_line_or_field_costs_itself(line, survivors, reason, words):
-    found, faults = decode(b"w,host=a t=1\n" + line, "plant/m1", LINES, now_us=NOW_US)
+    found, faults = decode_payload(b"w,host=a t=1\n" + line, "plant/m1", LINES, now_us=NOW_US)
     assert len(found) == 1 + survivors
     assert [f.reason for f in faults] == [reason]
     assert words in faults[0].detail
 
 
 def test_a_bad_field_is_kept_as_a_line_of_its_own():
-    _, (fault,) = decode(b"w,host=a t=oops,h=1 5", "plant/m1", LINES, now_us=NOW_US)
+    _, (fault,) = decode_payload(b"w,host=a t=oops,h=1 5", "plant/m1", LINES, now_us=NOW_US)
     assert fault.part == b"w,host=a t=oops 5"
 
 
@@ -410,7 +416,7 @@ def test_a_bad_field_is_kept_as_a_line_of_its_own():
 
 @pytest.mark.parametrize("shape", ["reading", "ndjson", "fields", "senml", "line_protocol"])
 def test_compressed_payloads_are_expanded_up_to_the_bound(shape):
-    rule = rule_of("plant/{sensor_id}/{sensor_type}", shape, max_payload_bytes=1_000)
+    rule = build_rule("plant/{sensor_id}/{sensor_type}", shape, max_payload_bytes=1_000)
     bomb = gzip.compress(b" " * 100_000)
     assert [r for r, _ in both(rule, bomb, "plant/a/b")[1]] == ["too_large"]
     assert [r for r, _ in both(rule, bomb[:20], "plant/a/b")[1]] == ["bad_compression"]
@@ -421,10 +427,12 @@ def test_a_compressed_payload_is_taken_like_a_plain_one():
 
 
 def test_nothing_is_taken_of_ignored_topics():
-    assert decode(b"\xff", "noise/x", rule_of("noise/#", "ignore"), now_us=NOW_US) == ((), [])
+    assert decode_payload(b"\xff", "noise/x", build_rule("noise/#", "ignore"), now_us=NOW_US) == ((), [])
 
 
 def test_values_are_the_numbers_that_were_written():
-    found = decode(b'{"t": 0.1, "u": 1e-320, "v": 9007199254740993}', "plant/m1", FIELDS, now_us=NOW_US)[0]
+    found = decode_payload(
+        b'{"t": 0.1, "u": 1e-320, "v": 9007199254740993}', "plant/m1", FIELDS, now_us=NOW_US
+    )[0]
     assert [m.value for m in found] == [0.1, 1e-320, 9007199254740992.0]
     assert all(math.isfinite(m.value) for m in found)

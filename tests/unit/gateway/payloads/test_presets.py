@@ -8,9 +8,9 @@ from zoneinfo import ZoneInfo
 
 import pytest
 
-from gateway.ingress.formats.presets import PRESETS, rules_of
-from gateway.ingress.formats.rules import Rules
-from gateway.ingress.topics import TopicTemplate
+from gateway.payloads.decoder_registry import RuleSet
+from gateway.payloads.presets import PRESETS, build_preset_rules
+from gateway.payloads.topics import TopicTemplate
 
 NOW_US = 1_790_000_000_000_000
 AT_US = 1_780_000_000_000_000
@@ -18,7 +18,7 @@ AT_US = 1_780_000_000_000_000
 
 def taken(preset, topic, payload, **options):
     """(sensor_id, sensor_type, value) of each reading, with the times; no faults."""
-    rules = Rules(TopicTemplate("sensors/{sensor_id}/{sensor_type}"), rules_of(preset, **options))
+    rules = RuleSet(TopicTemplate("sensors/{sensor_id}/{sensor_type}"), build_preset_rules(preset, **options))
     decode = rules.decoder_for(topic)
     assert decode is not None
     raw = payload if isinstance(payload, bytes) else json.dumps(payload).encode()
@@ -218,10 +218,10 @@ def test_senml_and_sparkplug_are_taken_under_their_base():
 @pytest.mark.parametrize("preset", [p for p in PRESETS if p != "tasmota"])
 def test_a_time_zone_is_refused_where_it_says_nothing(preset):
     with pytest.raises(ValueError, match="time_zone is not for preset"):
-        rules_of(preset, time_zone=ZoneInfo("UTC"))
+        build_preset_rules(preset, time_zone=ZoneInfo("UTC"))
 
 
 @pytest.mark.parametrize("preset", PRESETS)
 def test_no_preset_takes_what_is_the_listeners_own_topic(preset):
-    rules = Rules(TopicTemplate("sensors/{sensor_id}/{sensor_type}"), rules_of(preset))
+    rules = RuleSet(TopicTemplate("sensors/{sensor_id}/{sensor_type}"), build_preset_rules(preset))
     assert rules.rule_for("sensors/a/temperature") is None

@@ -8,14 +8,13 @@ import msgspec
 import pytest
 import zstandard
 
-from gateway.ingress.admission import not_owned_by, own_topics, owned_by
+from gateway.auth.authenticator import allow_own_sensors, allow_own_topics, allow_unregistered_topics
 from gateway.ingress.committer import Committer
-from gateway.ingress.formats import json_reading
-from gateway.ingress.formats.naming import Template, TopicPattern
-from gateway.ingress.formats.rule import rule_of
-from gateway.ingress.formats.rules import Rules
-from gateway.ingress.packets import Publish
-from gateway.ingress.topics import TopicTemplate
+from gateway.mqtt.codec.packets import Publish
+from gateway.payloads.decoder_registry import RuleSet
+from gateway.payloads.formats import json_reading
+from gateway.payloads.rule import build_rule
+from gateway.payloads.topics import NameTemplate, TopicPattern, TopicTemplate
 from tests.support.open_spool import open_spool
 
 TEMPLATE = TopicTemplate("sensors/{sensor_id}/{sensor_type}")
@@ -24,8 +23,8 @@ TEMPLATE = TopicTemplate("sensors/{sensor_id}/{sensor_type}")
 class Device:
     name = "listen"
 
-    def __init__(self, owns=None):
-        self.owns = owns
+    def __init__(self, may_publish_sensor=None):
+        self.may_publish_sensor = may_publish_sensor
         self.acknowledged = []
 
     def acknowledge(self, publishes):
@@ -70,7 +69,7 @@ def test_what_is_no_pattern_is_refused(pattern):
 
 
 def test_a_template_is_filled_in_step_by_step():
-    template = Template("{group}.{node}:{member}")
+    template = NameTemplate("{group}.{node}:{member}")
     assert template.names == ("group", "node", "member")
     part = template.filled({"node": "n", "group": "g"})
     assert (part.names, part.text) == (("member",), None)
@@ -97,29 +96,29 @@ def test_a_template_is_filled_in_step_by_step():
 )
 def test_a_rule_that_contradicts_itself_is_refused_in_words(arguments, words):
     with pytest.raises(ValueError, match=words):
-        rule_of(**arguments)
+        build_rule(**arguments)
 
 
 def test_the_first_rule_whose_topic_fits_counts_and_the_template_comes_last():
-    first = rule_of("plant/special/#", "ignore")
-    second = rule_of("plant/{sensor_id}/{sensor_type}", "number")
-    rules = Rules(TEMPLATE, [first, second])
+    first = build_rule("plant/special/#", "ignore")
+    second = build_rule("plant/{sensor_id}/{sensor_type}", "number")
+    rules = RuleSet(TEMPLATE, [first, second])
     assert rules.rule_for("plant/special/x") is first
     assert rules.rule_for("plant/a/b") is second
     assert rules.rule_for("sensors/a/b") is None
-    assert [rules.sensor_id_in(t) for t in ("plant/a/b", "sensors/a/b", "else")] == ["a", "a", None]
+    assert [rules.sensor_id_from_topic(t) for t in ("plant/a/b", "sensors/a/b", "else")] == ["a", "a", None]
 
 
 def test_ownership_is_of_the_topic_where_it_names_the_device_and_of_the_payload_where_not():
-    rules = Rules(
+    rules = RuleSet(
         TEMPLATE,
         [
-            rule_of("z/{sensor_id}", "fields"),
-            rule_of("many/#", "fields", sensor_id="{device}"),
-            rule_of("noise/#", "ignore"),
+            build_rule("z/{sensor_id}", "fields"),
+            build_rule("many/#", "fields", sensor_id="{device}"),
+            build_rule("noise/#", "ignore"),
         ],
     )
-    mine = own_topics("pump", rules)
+    mine = allow_own_topics("pump", rules)
     granted = {t: mine(t.encode()) for t in ("z/pump", "z/other", "sensors/pump/t", "many/x", "noise/x", "?")}
     assert granted == {
         "z/pump": True,
@@ -129,14 +128,14 @@ def test_ownership_is_of_the_topic_where_it_names_the_device_and_of_the_payload_
         "noise/x": True,
         "?": False,
     }
-    nobody = not_owned_by(lambda: {"pump"}, rules)
+    nobody = allow_unregistered_topics(lambda: {"pump"}, rules)
     assert [nobody(t) for t in (b"z/pump", b"z/other", b"many/x")] == [False, True, True]
 
 
 async def test_a_device_that_names_another_in_its_payload_is_not_believed(tmp_path):
-    rules = Rules(TEMPLATE, [rule_of("many", "fields", sensor_id="{device}", include=("t",))])
+    rules = RuleSet(TEMPLATE, [build_rule("many", "fields", sensor_id="{device}", include=("t",))])
     payload = b'[{"device": "pump", "t": 1}, {"device": "pump:b", "t": 2}, {"device": "other", "t": 3}]'
-    device = Device(owned_by("pump"))
+    device = Device(allow_own_sensors("pump"))
     async with open_spool(tmp_path / "spool.db") as spool:
         committer = Committer(spool.appender, spool.book, rules, interval_s=0, clock_us=lambda: 1000)
         committer.publishes(device, [Publish(b"many", payload, 1, 1)])
@@ -150,12 +149,12 @@ async def test_a_device_that_names_another_in_its_payload_is_not_believed(tmp_pa
 
 
 async def test_topics_of_every_shape_go_into_one_commit(tmp_path):
-    rules = Rules(
+    rules = RuleSet(
         TEMPLATE,
         [
-            rule_of("z/{sensor_id}", "fields", time="at", time_unit="ms"),
-            rule_of("n/{sensor_id}/{sensor_type}", "number"),
-            rule_of("noise/#", "ignore"),
+            build_rule("z/{sensor_id}", "fields", time="at", time_unit="ms"),
+            build_rule("n/{sensor_id}/{sensor_type}", "number"),
+            build_rule("noise/#", "ignore"),
         ],
     )
     published = [
@@ -181,7 +180,7 @@ async def test_topics_of_every_shape_go_into_one_commit(tmp_path):
 
 
 async def test_names_that_cannot_be_stored_cost_their_reading_only(tmp_path):
-    rules = Rules(TEMPLATE, [rule_of("z", "fields", sensor_id="{d}", include=("t", "x*"))])
+    rules = RuleSet(TEMPLATE, [build_rule("z", "fields", sensor_id="{d}", include=("t", "x*"))])
     bad = {"d": "a", "t": 1, "x\x1b": 2, "x" * 300: 3}
     async with open_spool(tmp_path / "spool.db") as spool:
         committer = Committer(spool.appender, spool.book, rules, interval_s=0)
@@ -193,9 +192,9 @@ async def test_names_that_cannot_be_stored_cost_their_reading_only(tmp_path):
 @pytest.mark.parametrize("pack", [gzip.compress, zstandard.compress])
 def test_compressed_readings_are_expanded_within_a_bound(pack, monkeypatch):
     payload = pack(b'[{"value": 1.5}]')
-    readings, faults = json_reading.decode(payload)
+    readings, faults = json_reading.decode_readings(payload)
     assert ([r.value for r in readings], faults) == ([1.5], [])
-    assert [f.reason for f in json_reading.decode(payload[:9])[1]] == ["bad_compression"]
-    assert [f.reason for f in json_reading.decode(pack(payload))[1]] == ["bad_compression"]
-    monkeypatch.setattr(json_reading, "EXPANDED_MAX_BYTES", 5)
-    assert [f.reason for f in json_reading.decode(payload)[1]] == ["too_large"]
+    assert [f.reason for f in json_reading.decode_readings(payload[:9])[1]] == ["bad_compression"]
+    assert [f.reason for f in json_reading.decode_readings(pack(payload))[1]] == ["bad_compression"]
+    monkeypatch.setattr(json_reading, "DECOMPRESSED_MAX_BYTES", 5)
+    assert [f.reason for f in json_reading.decode_readings(payload)[1]] == ["too_large"]

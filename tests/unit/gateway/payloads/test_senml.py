@@ -7,17 +7,17 @@ import json
 import cbor2
 import pytest
 
-from cloud_sync.records import Flag
-from gateway.ingress.formats.rule import Member, rule_of
-from gateway.ingress.formats.shapes import decode
+from cloud_sync.model.records import Flag
+from gateway.payloads.decoder_registry import decode_payload
+from gateway.payloads.rule import FieldConversion, build_rule
 
 NOW_US = 1_790_000_000_000_000
-RULE = rule_of("#", "senml")
+RULE = build_rule("#", "senml")
 
 
 def taken(payload, rule=RULE):
     """(sensor_id, sensor_type, value, seconds, unit) of each reading; no faults."""
-    found, faults = decode(payload, "senml", rule, now_us=NOW_US)
+    found, faults = decode_payload(payload, "senml", rule, now_us=NOW_US)
     assert [(f.reason, f.detail) for f in faults] == []
     return [(*m.name, m.value, None if m.time_us is None else m.time_us / 1e6, m.unit) for m in found]
 
@@ -64,14 +64,14 @@ def test_5_1_2_relative_times_count_from_now_and_say_that_they_are_assigned():
         {"n": "urn:dev:ow:10e2073a01080063", "u": "Cel", "t": -10, "v": 23.5},
         {"n": "urn:dev:ow:10e2073a01080063", "u": "Cel", "t": 0, "v": 23.6},
     ]
-    early, now = decode(json.dumps(pack).encode(), "senml", RULE, now_us=NOW_US)[0]
+    early, now = decode_payload(json.dumps(pack).encode(), "senml", RULE, now_us=NOW_US)[0]
     assert (early.time_us, early.flags) == (NOW_US - 10_000_000, Flag.TIME_ASSIGNED)
     assert (now.time_us, now.flags) == (None, 0)
 
 
 @pytest.mark.parametrize(("at_s", "is_relative"), [(2**28 - 1, True), (2**28, False), (-1, True)])
 def test_times_are_relative_below_2_to_the_28(at_s, is_relative):
-    (m,), _ = decode(b'[{"n":"a","v":1,"t":%d}]' % at_s, "senml", RULE, now_us=NOW_US)
+    (m,), _ = decode_payload(b'[{"n":"a","v":1,"t":%d}]' % at_s, "senml", RULE, now_us=NOW_US)
     assert m.time_us == at_s * 1_000_000 + NOW_US * is_relative
     assert bool(m.flags & Flag.TIME_ASSIGNED) is is_relative
 
@@ -111,7 +111,7 @@ def test_5_1_5_texts_data_and_booleans_beside_numbers():
         (device, "temp", 23.1, None, "Cel"),
         (device, "open", 0.0, None, None),
     ]
-    named = rule_of("#", "senml", members={"label": Member(values={"Machine Room": 7})})
+    named = build_rule("#", "senml", members={"label": FieldConversion(values={"Machine Room": 7})})
     assert (device, "label", 7.0, None, None) in taken(json.dumps(pack).encode(), named)
 
 
@@ -189,8 +189,8 @@ def test_names_are_cut_where_a_device_ends():
 
 
 def test_a_topic_that_names_the_device_goes_before_the_base_name():
-    rule = rule_of("up/{sensor_id}", "senml")
-    found, _ = decode(b'[{"bn":"urn:dev:ow:1:","n":"t","v":1}]', "up/m1", rule, now_us=NOW_US)
+    rule = build_rule("up/{sensor_id}", "senml")
+    found, _ = decode_payload(b'[{"bn":"urn:dev:ow:1:","n":"t","v":1}]', "up/m1", rule, now_us=NOW_US)
     assert found[0].name == ("m1", "t")
 
 
@@ -229,7 +229,7 @@ def test_a_topic_that_names_the_device_goes_before_the_base_name():
     ],
 )
 def test_what_is_bad_in_a_pack_costs_the_least_that_it_can(payload, survivors, reason, words):
-    found, faults = decode(payload, "senml", RULE, now_us=NOW_US)
+    found, faults = decode_payload(payload, "senml", RULE, now_us=NOW_US)
     assert len(found) == survivors
     assert [f.reason for f in faults] == [reason]
     assert words.lower() in faults[0].detail.lower()
@@ -237,12 +237,12 @@ def test_what_is_bad_in_a_pack_costs_the_least_that_it_can(payload, survivors, r
 
 def test_cbor_numbers_that_are_none_are_faults():
     pack = [{-2: "m:", 0: "a", 2: float("nan")}, {0: "b", 2: float("-inf")}, {0: "c", 2: 2**70}]
-    found, faults = decode(cbor2.dumps(pack), "senml", RULE, now_us=NOW_US)
+    found, faults = decode_payload(cbor2.dumps(pack), "senml", RULE, now_us=NOW_US)
     assert [(m.name.sensor_type, m.value) for m in found] == [("c", float(2**70))]
     assert [f.reason for f in faults] == ["bad_record"] * 2
 
 
 def test_a_bad_record_is_kept_as_a_pack_of_its_own_that_means_the_same():
     payload = b'[{"bn":"m:","bt":1700000000,"bu":"V","n":"a","v":1},{"n":"b","v":"2","t":5}]'
-    _, (fault,) = decode(payload, "senml", RULE, now_us=NOW_US)
+    _, (fault,) = decode_payload(payload, "senml", RULE, now_us=NOW_US)
     assert taken(fault.part.replace(b'"2"', b"2")) == [("m", "b", 2.0, 1_700_000_005.0, "V")]

@@ -8,20 +8,20 @@ import random
 import pytest
 
 from gateway.ingress.committer import Committer
-from gateway.ingress.formats.rule import rule_of
-from gateway.ingress.formats.rules import Rules
-from gateway.ingress.packets import Publish
-from gateway.ingress.topics import TopicTemplate
+from gateway.mqtt.codec.packets import Publish
+from gateway.payloads.decoder_registry import RuleSet
+from gateway.payloads.rule import build_rule
+from gateway.payloads.topics import TopicTemplate
 from tests.support.open_spool import open_spool
 
 START_S = 1_780_000_000
-RULES = Rules(
+RULES = RuleSet(
     TopicTemplate("sensors/{sensor_id}/{sensor_type}"),
     [
-        rule_of("fields/{sensor_id}", "fields", time="at"),
-        rule_of("csv/{sensor_id}", "csv", columns=("at", "t"), time="at"),
-        rule_of("senml/{sensor_id}", "senml", sensor_type="t"),
-        rule_of("lines/{sensor_id}", "line_protocol"),
+        build_rule("fields/{sensor_id}", "fields", time="at"),
+        build_rule("csv/{sensor_id}", "csv", columns=("at", "t"), time="at"),
+        build_rule("senml/{sensor_id}", "senml", sensor_type="t"),
+        build_rule("lines/{sensor_id}", "line_protocol"),
     ],
 )
 
@@ -40,7 +40,7 @@ WRITERS = {
 
 
 class Device:
-    name, owns = "listen", None
+    name, may_publish_sensor = "listen", None
 
     def acknowledge(self, publishes):
         pass

@@ -12,18 +12,17 @@ from esio_spb_builder.core import sparkplug_b_pb2 as spb
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cloud_sync.records import Flag
-from gateway.ingress.formats.births import Births, NodeId
-from gateway.ingress.formats.rule import Member, rule_of
-from gateway.ingress.formats.rules import Rules
-from gateway.ingress.formats.shapes import decode
-from gateway.ingress.formats.sparkplug import rebirth
-from gateway.ingress.topics import TopicTemplate
+from cloud_sync.model.records import Flag
+from gateway.payloads.decoder_registry import RuleSet, decode_payload
+from gateway.payloads.formats.sparkplug import encode_rebirth_command
+from gateway.payloads.formats.sparkplug_births import SparkplugBirths, SparkplugNodeId
+from gateway.payloads.rule import FieldConversion, build_rule
+from gateway.payloads.topics import TopicTemplate
 
 NOW_US = 1_790_000_000_000_000
 AT_MS = 1_780_000_000_000
-RULE = rule_of("spBv1.0/#", "sparkplug_b")
-NODE = NodeId("plant", "press")
+RULE = build_rule("spBv1.0/#", "sparkplug_b")
+NODE = SparkplugNodeId("plant", "press")
 INT8, INT16, INT32, INT64, UINT8, UINT64, FLOAT, DOUBLE, BOOLEAN, STRING = 1, 2, 3, 4, 5, 8, 9, 10, 11, 12
 
 
@@ -62,13 +61,13 @@ class Plant:
     """A group of nodes as the decoder sees it."""
 
     def __init__(self, rule=RULE):
-        self.births = Births()
+        self.births = SparkplugBirths()
         self.rule = rule
         self.now_us = NOW_US
 
     def says(self, kind, message, device=""):
         topic = f"spBv1.0/plant/{kind}/press" + (f"/{device}" if device else "")
-        return decode(message, topic, self.rule, now_us=self.now_us, births=self.births)
+        return decode_payload(message, topic, self.rule, now_us=self.now_us, births=self.births)
 
     def taken(self, kind, message, device=""):
         found, faults = self.says(kind, message, device)
@@ -78,7 +77,7 @@ class Plant:
 
 @pytest.fixture
 def plant():
-    born = Plant(rule_of("spBv1.0/#", "sparkplug_b", exclude=("Node Control/*",)))
+    born = Plant(build_rule("spBv1.0/#", "sparkplug_b", exclude=("Node Control/*",)))
     assert born.taken("NBIRTH", NBIRTH) == [("plant.press", "online", 1), ("plant.press", "uptime", 10)]
     assert born.taken("DBIRTH", DBIRTH, "oven") == [
         ("plant.press:oven", "online", 1),
@@ -138,7 +137,9 @@ def test_quality_and_what_a_store_held_back_are_told(plant):
 
 def test_texts_count_where_the_rule_knows_them():
     plant = Plant(
-        rule_of("spBv1.0/#", "sparkplug_b", members={"state": Member(values={"idle": 0, "run": 1})})
+        build_rule(
+            "spBv1.0/#", "sparkplug_b", members={"state": FieldConversion(values={"idle": 0, "run": 1})}
+        )
     )
     assert ("plant.press:oven", "state", 0.0) in plant.taken("DBIRTH", DBIRTH, "oven")
 
@@ -168,8 +169,8 @@ def test_an_alias_that_no_birth_explained_costs_its_metric_and_asks_for_a_rebirt
     plant.taken(
         "DBIRTH", payload({"name": "late", "alias": 99, "datatype": FLOAT, "float_value": 0}, seq=3), "oven"
     )
-    again, faults = decode(
-        fault.part, "spBv1.0/plant/DDATA/press/oven", plant.rule, now_us=1, births=plant.births.replayed()
+    again, faults = decode_payload(
+        fault.part, "spBv1.0/plant/DDATA/press/oven", plant.rule, now_us=1, births=plant.births.for_replay()
     )
     assert faults == []
     assert [(m.name.sensor_type, m.value, m.time_us) for m in again] == [("late", 1, AT_MS * 1000)]
@@ -203,21 +204,21 @@ def test_the_death_of_a_device_is_a_reading_of_that_device(plant):
 
 
 def test_births_are_shared_by_the_topics_of_a_gateway():
-    rules = Rules(TopicTemplate("sensors/{sensor_id}/{sensor_type}"), [RULE])
+    rules = RuleSet(TopicTemplate("sensors/{sensor_id}/{sensor_type}"), [RULE])
     born, said = (rules.decoder_for(f"spBv1.0/plant/{kind}/press") for kind in ("NBIRTH", "NDATA"))
     assert born is not None
     assert said is not None
     born(NBIRTH, NOW_US)
     found, faults = said(payload({"alias": 1, "long_value": 4}, seq=1), NOW_US)
     assert ([m.value for m in found], faults) == ([4], [])
-    assert rules.leaves_owner_open("spBv1.0/plant/NDATA/press")
+    assert rules.has_sensor_id_in_payload("spBv1.0/plant/NDATA/press")
 
 
 @pytest.mark.parametrize(
     "topic", ["spBv1.0/STATE/host", "spBv1.0/plant/NCMD/press", "spBv1.0/plant/DCMD/press/x"]
 )
 def test_commands_and_states_of_hosts_are_not_readings(topic):
-    assert decode(b"\xff", topic, RULE, now_us=1) == ((), [])
+    assert decode_payload(b"\xff", topic, RULE, now_us=1) == ((), [])
 
 
 @pytest.mark.parametrize(
@@ -231,7 +232,7 @@ def test_commands_and_states_of_hosts_are_not_readings(topic):
     ],
 )
 def test_topics_that_are_none_of_sparkplug_are_faults(topic):
-    assert [f.reason for f in decode(NBIRTH, topic, RULE, now_us=1)[1]] == ["bad_topic"]
+    assert [f.reason for f in decode_payload(NBIRTH, topic, RULE, now_us=1)[1]] == ["bad_topic"]
 
 
 @pytest.mark.parametrize(
@@ -255,14 +256,16 @@ def test_topics_that_are_none_of_sparkplug_are_faults(topic):
     ],
 )
 def test_what_is_bad_in_a_message_costs_the_least_that_it_can(message, survivors, reason, words):
-    found, faults = decode(message, "spBv1.0/plant/NDATA/press", RULE, now_us=1)
+    found, faults = decode_payload(message, "spBv1.0/plant/NDATA/press", RULE, now_us=1)
     assert len(found) == survivors
     assert [f.reason for f in faults] == [reason]
     assert words in faults[0].detail
 
 
 def test_a_metric_of_a_birth_without_a_name_is_a_fault():
-    _, faults = decode(payload({"alias": 1, "int_value": 1}), "spBv1.0/plant/NBIRTH/press", RULE, now_us=1)
+    _, faults = decode_payload(
+        payload({"alias": 1, "int_value": 1}), "spBv1.0/plant/NBIRTH/press", RULE, now_us=1
+    )
     assert [f.reason for f in faults] == ["bad_metric"]
 
 
@@ -272,11 +275,14 @@ def test_what_is_null_or_no_number_is_passed_over():
     message.metrics.add(name="bytes", bytes_value=b"x")
     message.metrics.add(name="set").dataset_value.num_of_columns = 1
     message.metrics.add(name="empty")
-    assert decode(message.SerializeToString(), "spBv1.0/plant/NDATA/press", RULE, now_us=1) == ([], [])
+    assert decode_payload(message.SerializeToString(), "spBv1.0/plant/NDATA/press", RULE, now_us=1) == (
+        [],
+        [],
+    )
 
 
 def test_the_rebirth_command_is_what_another_package_reads_as_one():
-    message = spb.Payload.FromString(rebirth(NOW_US))
+    message = spb.Payload.FromString(encode_rebirth_command(NOW_US))
     (metric,) = message.metrics
     assert (metric.name, metric.datatype, metric.boolean_value) == ("Node Control/Rebirth", BOOLEAN, True)
     assert message.timestamp == NOW_US // 1000

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from gateway.ingress.topics import SeriesName, TopicTemplate, fault_in
+from gateway.payloads.topics import SeriesName, TopicTemplate, find_series_name_fault
 
 
 def test_a_topic_names_its_series():
@@ -30,6 +30,6 @@ def test_a_template_without_both_members_is_refused(template):
 
 
 def test_names_with_control_characters_or_too_long_cannot_be_stored():
-    assert fault_in(SeriesName("a\x1b[2J", "t")) == "sensor_id holds control characters"
-    assert "257 characters" in (fault_in(SeriesName("a", "t" * 257)) or "")
-    assert fault_in(SeriesName("größe/…", "t")) is None
+    assert find_series_name_fault(SeriesName("a\x1b[2J", "t")) == "sensor_id holds control characters"
+    assert "257 characters" in (find_series_name_fault(SeriesName("a", "t" * 257)) or "")
+    assert find_series_name_fault(SeriesName("größe/…", "t")) is None

@@ -10,9 +10,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cloud_sync.records import Flag, Readings
-from gateway.processing.checks import HISTORY, REFRESH, Checks, LimitRule, Limits, Plausible
-from gateway.processing.patterns import Pattern, by_weight
+from cloud_sync.model.records import Flag, Readings
+from gateway.processing.checks import (
+    HISTORY_READINGS,
+    REFRESH_EVERY_READINGS,
+    LimitRule,
+    Limits,
+    PlausibleTimes,
+    ReadingChecker,
+)
+from gateway.processing.series_pattern import Pattern, sort_by_specificity
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -47,9 +54,9 @@ def readings(rows: list[Row]) -> Readings:
 
 def checks(
     rules: Sequence[tuple[str, dict[str, float]]] = (), types: str = "temperature", **options
-) -> Checks:
+) -> ReadingChecker:
     """Series n is sensor "dn"; all are of one type, and each is its own identity."""
-    return Checks(
+    return ReadingChecker(
         lambda number: (f"d{number}", types),
         lambda numbers: numbers,
         rules=[LimitRule(Pattern.of(pattern), limits) for pattern, limits in rules],
@@ -57,7 +64,7 @@ def checks(
     )
 
 
-def flags(checks: Checks, rows: list[Row], now_us: int = NOW_US) -> list[Flag]:
+def flags(checks: ReadingChecker, rows: list[Row], now_us: int = NOW_US) -> list[Flag]:
     return [Flag(f) for f in checks.check(readings(rows), now_us).flags.tolist()]
 
 
@@ -78,7 +85,7 @@ def flags(checks: Checks, rows: list[Row], now_us: int = NOW_US) -> list[Flag]:
     ],
 )
 def test_values_outside_the_range_of_their_type_are_flagged(sensor_type, value, flagged):
-    found = Checks(lambda _: ("d", sensor_type), lambda n: n)
+    found = ReadingChecker(lambda _: ("d", sensor_type), lambda n: n)
     assert flags(found, [Row(1, NOW_US, value)]) == [Flag.OUT_OF_RANGE if flagged else Flag(0)]
 
 
@@ -133,7 +140,7 @@ def test_a_pattern_without_both_halves_is_refused(text):
 
 def test_wild_characters_do_not_make_a_pattern_specific():
     listed = ["[abc]??*/flow", "ab*/flow", "*/flow"]
-    assert [str(p) for p, _ in by_weight([(Pattern.of(t), t) for t in listed])] == [
+    assert [str(p) for p, _ in sort_by_specificity([(Pattern.of(t), t) for t in listed])] == [
         "[abc]??*/flow",
         "*/flow",
         "ab*/flow",
@@ -157,7 +164,7 @@ def test_a_reading_that_is_old_on_arrival_is_late():
 
 def test_times_that_cannot_be_true_are_in_doubt_and_do_not_make_what_follows_late():
     year_2106, year_1970 = 4_294_967_295 * SECOND, 86_400 * SECOND
-    found = checks(plausible=Plausible(max_ahead_us=300 * SECOND))
+    found = checks(plausible=PlausibleTimes(max_ahead_us=300 * SECOND))
     assert flags(found, [Row(1, year_2106, 1), Row(2, NOW_US + 300 * SECOND, 1)]) == [
         Flag.CLOCK_IN_DOUBT,
         Flag(0),
@@ -202,7 +209,7 @@ def test_values_at_the_edge_of_floats_are_judged_without_a_warning():
 class Plain:
     """The same, reading by reading."""
 
-    def __init__(self, limits: Limits, plausible: Plausible) -> None:
+    def __init__(self, limits: Limits, plausible: PlausibleTimes) -> None:
         self.limits, self.plausible = limits, plausible
         self.newest: dict[int, int] = {}
         self.run: dict[int, tuple[float, int, int]] = {}
@@ -232,8 +239,8 @@ class Plain:
             found |= Flag.SPIKE
         seen = self.seen.setdefault(row.series, [])
         seen.append(row.value)
-        if len(seen) >= HISTORY and len(seen) % REFRESH == 0:
-            history = seen[-HISTORY:]
+        if len(seen) >= HISTORY_READINGS and len(seen) % REFRESH_EVERY_READINGS == 0:
+            history = seen[-HISTORY_READINGS:]
             middle = median(history)
             deviation = median(abs(v - middle) for v in history)
             self.bounds[row.series] = middle, max(limits.spike_z * 1.4826 * deviation, limits.spike_min)
@@ -246,7 +253,7 @@ def test_any_split_into_groups_gives_what_reading_by_reading_gives(data):
     limits = Limits(
         minimum=0, maximum=8, late_s=3, old_s=200, stuck_readings=3, stuck_s=4, spike_z=2, spike_min=1
     )
-    plausible = Plausible(not_before_us=NOW_US - 100 * SECOND, max_ahead_us=20 * SECOND)
+    plausible = PlausibleTimes(not_before_us=NOW_US - 100 * SECOND, max_ahead_us=20 * SECOND)
     rng = np.random.default_rng(data.draw(st.integers(0, 1 << 32)))
     total = data.draw(st.sampled_from([5, 40, 400, 1500]))
     few = data.draw(st.sampled_from([1, 2, 7, 3000]))
@@ -271,6 +278,6 @@ def test_any_split_into_groups_gives_what_reading_by_reading_gives(data):
 
 def test_series_numbers_of_one_series_share_its_state():
     identities = np.array([0, 1, 1], np.int32)
-    found = Checks(lambda _: ("d", "t"), lambda n: identities[n], base=Limits(late_s=1))
+    found = ReadingChecker(lambda _: ("d", "t"), lambda n: identities[n], base=Limits(late_s=1))
     assert flags(found, [Row(1, NOW_US, 1)]) == [Flag(0)]
     assert flags(found, [Row(2, NOW_US - 5 * SECOND, 1)]) == [Flag.LATE]

@@ -7,19 +7,19 @@ from dataclasses import dataclass
 import pytest
 
 from gateway.processing.clock import (
-    RELEASED_US,
-    Anchor,
-    Clock,
-    Sources,
-    Sync,
-    boot_id,
-    since_boot_us,
-    system_sync,
-    timedated_says,
+    RELEASE_TIME_US,
+    ClockAnchor,
+    ClockSources,
+    GatewayClock,
+    SyncStatus,
+    query_timedatectl,
+    read_boot_id,
+    read_sync_status,
+    read_time_since_boot_us,
 )
 
 SECOND = 1_000_000
-TRUE_US = RELEASED_US + 90 * 86_400 * SECOND
+TRUE_US = RELEASE_TIME_US + 90 * 86_400 * SECOND
 YEAR = 365 * 86_400 * SECOND
 
 
@@ -29,12 +29,12 @@ class World:
 
     wall_us: int = TRUE_US
     boot_us: int = 40 * SECOND
-    sync: Sync = Sync.NO
+    sync: SyncStatus = SyncStatus.NO
     said: bool = False
     boot: str = "boot-1"
 
-    def sources(self) -> Sources:
-        return Sources(
+    def sources(self) -> ClockSources:
+        return ClockSources(
             lambda: self.wall_us, lambda: self.boot_us, lambda: self.sync, lambda: self.said, self.boot
         )
 
@@ -43,20 +43,26 @@ class World:
         self.boot_us += round(seconds * SECOND)
 
 
-def clock(world: World, floor_us: int = 0, trust="auto", wait_max_s: float = 600) -> Clock:
-    return Clock(floor_us, trust, wait_max_s=wait_max_s, sources=world.sources())
+def clock(world: World, floor_us: int = 0, trust="auto", wait_max_s: float = 600) -> GatewayClock:
+    return GatewayClock(floor_us, trust, wait_max_s=wait_max_s, sources=world.sources())
 
 
 @pytest.mark.parametrize(
     ("sync", "wall_us", "trust", "trusted", "why"),
     [
-        (Sync.YES, TRUE_US, "auto", True, "synchronised"),
-        (Sync.NO, TRUE_US, "auto", False, "it is not synchronised yet"),
-        (Sync.NOBODY, TRUE_US, "auto", True, "nothing here synchronises it, and it is past what has been"),
-        (Sync.NOBODY, TRUE_US - YEAR // 12, "auto", False, "has been"),
-        (Sync.NOBODY, TRUE_US, "synchronised", False, "nothing here synchronises it"),
-        (Sync.YES, 86_400 * SECOND, "auto", False, "it says 1970-01-02T00:00:00Z, before this release"),
-        (Sync.NO, 86_400 * SECOND, "always", True, "the configuration says so"),
+        (SyncStatus.YES, TRUE_US, "auto", True, "synchronised"),
+        (SyncStatus.NO, TRUE_US, "auto", False, "it is not synchronised yet"),
+        (
+            SyncStatus.NOBODY,
+            TRUE_US,
+            "auto",
+            True,
+            "nothing here synchronises it, and it is past what has been",
+        ),
+        (SyncStatus.NOBODY, TRUE_US - YEAR // 12, "auto", False, "has been"),
+        (SyncStatus.NOBODY, TRUE_US, "synchronised", False, "nothing here synchronises it"),
+        (SyncStatus.YES, 86_400 * SECOND, "auto", False, "it says 1970-01-02T00:00:00Z, before this release"),
+        (SyncStatus.NO, 86_400 * SECOND, "always", True, "the configuration says so"),
     ],
 )
 def test_the_clock_is_trusted_when_it_is_kept_or_past_what_has_been(sync, wall_us, trust, trusted, why):
@@ -66,9 +72,9 @@ def test_the_clock_is_trusted_when_it_is_kept_or_past_what_has_been(sync, wall_u
 
 
 def test_once_synchronised_it_stays_trusted():
-    world = World(sync=Sync.YES)
+    world = World(sync=SyncStatus.YES)
     found = clock(world)
-    world.sync = Sync.NO
+    world.sync = SyncStatus.NO
     found.look_once()
     assert found.trusted
 
@@ -76,10 +82,10 @@ def test_once_synchronised_it_stays_trusted():
 def test_what_takes_long_to_answer_is_asked_while_in_doubt():
     world = World()
     found = clock(world)
-    found.ask_once()
+    found.query_sync_once()
     assert (found.look_once(), found.trusted) == (False, False)
     world.said = True
-    found.ask_once()
+    found.query_sync_once()
     assert (found.look_once(), found.trusted) == (True, True)
 
 
@@ -100,7 +106,7 @@ def test_what_was_stamped_in_doubt_gets_its_true_time_once_the_clock_is_right(wr
     stamped_us, anchor = found.now_us(), found.anchor
     assert found.correction_us(anchor) is None
     world.pass_s(100)
-    world.wall_us, world.sync = TRUE_US + 100 * SECOND, Sync.YES
+    world.wall_us, world.sync = TRUE_US + 100 * SECOND, SyncStatus.YES
     assert found.look_once()
     difference_us = found.correction_us(anchor)
     assert difference_us is not None
@@ -109,9 +115,9 @@ def test_what_was_stamped_in_doubt_gets_its_true_time_once_the_clock_is_right(wr
 
 
 def test_what_was_stamped_in_another_boot_has_no_true_time():
-    found = clock(World(sync=Sync.YES))
-    assert found.correction_us(Anchor("boot-0", 0)) is None
-    assert found.correction_us(Anchor("boot-1", 0)) is not None
+    found = clock(World(sync=SyncStatus.YES))
+    assert found.correction_us(ClockAnchor("boot-0", 0)) is None
+    assert found.correction_us(ClockAnchor("boot-1", 0)) is not None
 
 
 def test_it_is_worth_waiting_only_so_long():
@@ -123,8 +129,8 @@ def test_it_is_worth_waiting_only_so_long():
 
 
 def test_this_machine_answers():
-    assert isinstance(system_sync(), Sync)
-    assert isinstance(timedated_says(), bool)
-    first = since_boot_us()
-    assert 0 < first <= since_boot_us()
-    assert len(boot_id()) == 36
+    assert isinstance(read_sync_status(), SyncStatus)
+    assert isinstance(query_timedatectl(), bool)
+    first = read_time_since_boot_us()
+    assert 0 < first <= read_time_since_boot_us()
+    assert len(read_boot_id()) == 36

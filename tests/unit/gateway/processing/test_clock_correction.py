@@ -8,13 +8,12 @@ from contextlib import asynccontextmanager
 
 import pytest
 
-from cloud_sync.records import Flag, RecordClass
+from cloud_sync.model.records import Flag, RecordClass
 from gateway.ingress.committer import Committer
-from gateway.ingress.topics import TopicTemplate
-from gateway.processing.checks import Checks
-from gateway.processing.clock import Sync
-from gateway.processing.restamp import Restamper, floor_of
-from gateway.spool.parked import parked_rows
+from gateway.payloads.topics import TopicTemplate
+from gateway.processing.checks import ReadingChecker
+from gateway.processing.clock import ClockCorrector, SyncStatus, read_clock_floor
+from gateway.spool.processing_state import count_pending_rows
 from tests.support.open_spool import OpenSpool, open_spool
 from tests.unit.gateway.ingress.test_committer import Device, publish
 from tests.unit.gateway.processing.test_clock import SECOND, TRUE_US, YEAR, World, clock
@@ -26,7 +25,7 @@ class Gateway:
     def __init__(self, spool: OpenSpool, world: World, wait_max_s: float = 600) -> None:
         self.spool, self.world = spool, world
         self.clock = clock(world, wait_max_s=wait_max_s)
-        checks = Checks(lambda n: spool.book[n][:2], spool.book.identities)
+        checks = ReadingChecker(lambda n: spool.book[n][:2], spool.book.identities)
         self.committer = Committer(
             spool.appender,
             spool.book,
@@ -35,14 +34,14 @@ class Gateway:
             check=lambda r, now_us: checks.check(r, now_us if self.clock.trusted else None),
             clock_us=self.clock.now_us,
         )
-        self.restamper = Restamper(
+        self.clock_corrector = ClockCorrector(
             self.clock,
             spool.database,
-            lambda readings, note: self.committer.bring(readings, note=lambda c, _: note(c)),
+            lambda readings, note: self.committer.submit_readings(readings, note=lambda c, _: note(c)),
             lambda: world.boot_us,
             wait_max_s=wait_max_s,
         )
-        self.committer.park = self.restamper.park
+        self.committer.park = self.clock_corrector.park
 
     async def publish(self, *payloads: bytes) -> None:
         device, sent = Device(), [publish(p) for p in payloads]
@@ -55,7 +54,7 @@ class Gateway:
         committing = asyncio.create_task(self.committer.run())
         try:
             total = 0
-            while released := await self.restamper.release_once():
+            while released := await self.clock_corrector.release_once():
                 total += released
             return total
         finally:
@@ -64,7 +63,7 @@ class Gateway:
                 await committing
 
     async def waiting(self) -> int:
-        return await self.spool.database.read(parked_rows)
+        return await self.spool.database.read(count_pending_rows)
 
     async def stored(self) -> list[tuple[int, float, Flag]]:
         """Time, value and flags of every reading that is committed."""
@@ -92,7 +91,7 @@ IN_DOUBT = ASSIGNED | Flag.CLOCK_IN_DOUBT
 
 
 def becomes_right(world: World) -> None:
-    world.wall_us, world.sync = TRUE_US + world.boot_us, Sync.YES
+    world.wall_us, world.sync = TRUE_US + world.boot_us, SyncStatus.YES
 
 
 @pytest.mark.parametrize("wrong_by_us", [-40 * YEAR, -3600 * SECOND, 4 * YEAR])
@@ -155,7 +154,7 @@ async def test_what_has_waited_long_enough_is_committed_as_it_is_and_what_comes_
 
 
 async def test_while_the_clock_is_right_nothing_waits(tmp_path):
-    async with gateway(tmp_path, World(sync=Sync.YES)) as g:
+    async with gateway(tmp_path, World(sync=SyncStatus.YES)) as g:
         await g.publish(b'{"value": 1}')
         assert (await g.waiting(), await g.stored()) == (0, [(TRUE_US, 1.0, ASSIGNED)])
 
@@ -174,7 +173,7 @@ async def test_what_requests_bring_is_not_parked_and_they_are_told_what_became_o
     async with gateway(tmp_path, world) as g:
         brought = g.spool.readings([("b", TRUE_US, 5.0), ("b", TRUE_US + 1, 6.0)])
         brought.flags[:] = ASSIGNED
-        promised = g.committer.bring(brought)
+        promised = g.committer.submit_readings(brought)
         await g.publish(b'{"value": 1}')
         told = await promised
         assert (told.stored, told.duplicates, await g.waiting()) == (2, 0, 1)
@@ -182,7 +181,7 @@ async def test_what_requests_bring_is_not_parked_and_they_are_told_what_became_o
 
 
 async def test_a_clock_that_steps_back_is_followed_by_what_is_stamped(tmp_path):
-    world = World(wall_us=TRUE_US + 4 * YEAR, sync=Sync.YES)
+    world = World(wall_us=TRUE_US + 4 * YEAR, sync=SyncStatus.YES)
     async with gateway(tmp_path, world) as g:
         await g.publish(b'{"value": 1}')
         world.wall_us = TRUE_US
@@ -203,19 +202,19 @@ async def test_a_damaged_parked_row_does_not_stop_the_others(tmp_path):
         becomes_right(world)
         await g.release()
         assert [value for _, value, _ in await g.stored()] == [2.0]
-        assert g.restamper.counters.damaged == 1
+        assert g.clock_corrector.counters.damaged == 1
 
 
 async def test_the_spool_remembers_that_a_time_has_been(tmp_path):
-    async with gateway(tmp_path, World(sync=Sync.YES)) as g:
+    async with gateway(tmp_path, World(sync=SyncStatus.YES)) as g:
         stop = asyncio.Event()
         stop.set()
-        await g.restamper.run(stop)
-        assert await g.spool.database.read(floor_of) == 0
-        running = asyncio.create_task(g.restamper.run(unset := asyncio.Event()))
+        await g.clock_corrector.run(stop)
+        assert await g.spool.database.read(read_clock_floor) == 0
+        running = asyncio.create_task(g.clock_corrector.run(unset := asyncio.Event()))
         async with asyncio.timeout(10):
-            while not await g.spool.database.read(floor_of):  # noqa: ASYNC110 - the file is what is watched
+            while not await g.spool.database.read(read_clock_floor):  # noqa: ASYNC110 - the file is what is watched
                 await asyncio.sleep(0.01)
         unset.set()
         await running
-        assert await g.spool.database.read(floor_of) == TRUE_US
+        assert await g.spool.database.read(read_clock_floor) == TRUE_US

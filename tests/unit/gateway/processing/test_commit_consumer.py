@@ -6,19 +6,23 @@ from contextlib import asynccontextmanager
 
 import pytest
 
-from cloud_sync import columns
-from cloud_sync.records import RecordClass, Series
-from gateway.processing.closing import RollTerms
-from gateway.processing.commit_log import CommitLog
-from gateway.processing.follower import Follower, FollowTerms
-from gateway.processing.roller import Roller
+from cloud_sync.codec import columns
+from cloud_sync.model.records import RecordClass, Series
+from gateway.processing.commit_consumer import CommitConsumer, ConsumerOptions
+from gateway.rollups.open_windows import RollupOptions
+from gateway.rollups.roller import Roller
 from gateway.spool.compaction import Compaction
 from gateway.spool.database import open_read_only
-from gateway.spool.errors import SpoolFailed
-from gateway.spool.processed import PROGRESS, processed_through, read_state, write_state
+from gateway.spool.errors import SpoolAccessError
+from gateway.spool.processing_state import (
+    PROGRESS_KEY,
+    read_processed_through,
+    read_processing_state,
+    write_processing_state,
+)
 from gateway.spool.retention import Retention
-from gateway.spool.segments import span_of
-from gateway.spool.stored_rollups import StoredRollups
+from gateway.spool.segment_reader import CommitLogReader, StoredRollups
+from gateway.spool.segments import position_span
 from tests.support.naive_rollups import naive, of_rows
 from tests.support.open_spool import NOW_US, open_spool
 from tests.support.roller_rig import newest
@@ -38,22 +42,22 @@ class Clock:
 
 
 @asynccontextmanager
-async def following(spool, clock, *, terms=RollTerms(close_every_s=0.0), chunk_rows=50_000):  # noqa: B008 - an immutable value
+async def following(spool, clock, *, terms=RollupOptions(close_every_s=0.0), chunk_rows=50_000):  # noqa: B008 - an immutable value
     connection = open_read_only(spool.database.path)
     roller = Roller(StoredRollups(connection), terms)
-    follower = Follower(
+    commit_consumer = CommitConsumer(
         spool.database,
         spool.segments,
-        CommitLog(connection, spool.book),
+        CommitLogReader(connection, spool.book),
         [roller],
-        FollowTerms(interval_s=0, checkpoint_s=3600, chunk_rows=chunk_rows),
+        ConsumerOptions(interval_s=0, checkpoint_s=3600, chunk_rows=chunk_rows),
         clock_us=clock,
     )
     try:
-        await follower.load()
-        yield follower, roller
+        await commit_consumer.load()
+        yield commit_consumer, roller
     finally:
-        await follower.aclose()
+        await commit_consumer.aclose()
 
 
 @pytest.fixture
@@ -67,12 +71,12 @@ def clock():
     return Clock()
 
 
-async def settle(follower, clock) -> None:
-    while await follower.follow_once():
+async def settle(commit_consumer, clock) -> None:
+    while await commit_consumer.consume_once():
         continue
     for _ in range(8):
         clock.us += 86_400 * _SECOND_US
-        await follower.follow_once()
+        await commit_consumer.consume_once()
 
 
 async def stored(spool) -> list:
@@ -80,7 +84,7 @@ async def stored(spool) -> list:
     blocks = await spool.database.read(
         lambda c: c.execute(
             "SELECT block FROM segment WHERE position BETWEEN ? AND ? ORDER BY position",
-            span_of(RecordClass.ROLLUP),
+            position_span(RecordClass.ROLLUP),
         ).fetchall()
     )
     return [columns.decode_records(block, RecordClass.ROLLUP) for (block,) in blocks]
@@ -114,17 +118,17 @@ async def assert_rolled(spool, rows) -> None:
 
 async def test_rollups_equal_the_readings_whatever_the_chunks_and_however_late(spool, clock) -> None:
     first, second = minutes("a", 0, 30) + minutes("b", 0, 7), minutes("a", -90, 20)
-    async with following(spool, clock, chunk_rows=50) as (follower, roller):
+    async with following(spool, clock, chunk_rows=50) as (commit_consumer, roller):
         for n in range(0, len(first), 40):
             await spool.append(first[n : n + 40])
-            await follower.follow_once()
-        await settle(follower, clock)
+            await commit_consumer.consume_once()
+        await settle(commit_consumer, clock)
         await assert_rolled(spool, first)
         await spool.append(second)
-        await settle(follower, clock)
+        await settle(commit_consumer, clock)
         await spool.append(late(first))
-        await settle(follower, clock)
-        assert follower.lag_commits == 0
+        await settle(commit_consumer, clock)
+        assert commit_consumer.lag_commits == 0
         assert roller.counters.revisions > 0
         assert roller.counters.late_unrolled == 0
     await assert_rolled(spool, first + second + late(first))
@@ -133,29 +137,29 @@ async def test_rollups_equal_the_readings_whatever_the_chunks_and_however_late(s
 async def test_what_was_not_durable_is_read_again_after_a_restart(spool, clock) -> None:
     rows = minutes("a", 0, 12)
     await spool.append(rows[:30])
-    async with following(spool, clock) as (follower, _):
-        await follower.follow_once()
+    async with following(spool, clock) as (commit_consumer, _):
+        await commit_consumer.consume_once()
         await spool.append(rows[30:31])
-        await follower.follow_once()
-        assert follower.progress == 2
-        assert await spool.database.read(processed_through) == 1
-    async with following(spool, clock) as (follower, _):
-        assert follower.progress == 1
+        await commit_consumer.consume_once()
+        assert commit_consumer.progress == 2
+        assert await spool.database.read(read_processed_through) == 1
+    async with following(spool, clock) as (commit_consumer, _):
+        assert commit_consumer.progress == 1
         await spool.append(rows[31:])
-        await settle(follower, clock)
+        await settle(commit_consumer, clock)
     await assert_rolled(spool, rows)
 
 
 async def test_a_checkpoint_keeps_what_is_open(spool, clock) -> None:
     rows = minutes("a", 0, 1)
     await spool.append(rows[:3])
-    async with following(spool, clock) as (follower, _):
-        await follower.follow_once(durable=True)
-        assert await spool.database.read(processed_through) == 1
-    async with following(spool, clock) as (follower, roller):
+    async with following(spool, clock) as (commit_consumer, _):
+        await commit_consumer.consume_once(durable=True)
+        assert await spool.database.read(read_processed_through) == 1
+    async with following(spool, clock) as (commit_consumer, roller):
         assert roller.open_windows == 1
         await spool.append(rows[3:])
-        await settle(follower, clock)
+        await settle(commit_consumer, clock)
     await assert_rolled(spool, rows)
 
 
@@ -165,15 +169,15 @@ async def test_a_transaction_that_fails_has_not_happened(spool, clock, monkeypat
     write = spool.database.write
 
     async def failing(work):
-        raise SpoolFailed("no")
+        raise SpoolAccessError("no")
 
-    async with following(spool, clock) as (follower, roller):
+    async with following(spool, clock) as (commit_consumer, roller):
         monkeypatch.setattr(type(spool.database), "write", staticmethod(failing))
-        with pytest.raises(SpoolFailed):
-            await follower.follow_once()
-        assert (follower.progress, roller.open_windows) == (0, 0)
+        with pytest.raises(SpoolAccessError):
+            await commit_consumer.consume_once()
+        assert (commit_consumer.progress, roller.open_windows) == (0, 0)
         monkeypatch.setattr(type(spool.database), "write", staticmethod(write))
-        await settle(follower, clock)
+        await settle(commit_consumer, clock)
     await assert_rolled(spool, rows)
 
 
@@ -184,22 +188,22 @@ async def test_a_damaged_segment_is_passed_over_and_counted(spool, clock) -> Non
     await spool.database.write(
         lambda c: c.execute("UPDATE segment SET block = x'00' WHERE rowid = (SELECT min(rowid) FROM segment)")
     )
-    async with following(spool, clock) as (follower, _):
-        await settle(follower, clock)
-        assert follower.counters.damaged_rows == 6
+    async with following(spool, clock) as (commit_consumer, _):
+        await settle(commit_consumer, clock)
+        assert commit_consumer.counters.damaged_rows == 6
     await assert_rolled(spool, second)
 
 
 async def test_commits_that_are_gone_do_not_keep_it_behind(spool, clock) -> None:
     await spool.append(minutes("a", 0, 1))
     await spool.database.write(lambda c: c.execute("DELETE FROM segment"))
-    async with following(spool, clock) as (follower, _):
-        await follower.follow_once()
-        assert follower.lag_commits == 0
+    async with following(spool, clock) as (commit_consumer, _):
+        await commit_consumer.consume_once()
+        assert commit_consumer.lag_commits == 0
 
 
 async def test_compaction_and_retention_keep_what_was_not_processed(spool, clock) -> None:
-    async with following(spool, clock) as (follower, _):
+    async with following(spool, clock) as (commit_consumer, _):
         for n in range(4):
             await spool.append(minutes("a", n, 1))
         assert await spool.compaction.compact_once(everything=True) == 0
@@ -211,13 +215,13 @@ async def test_compaction_and_retention_keep_what_was_not_processed(spool, clock
         for n in range(4, 12):
             await spool.append(minutes("a", n, 1))
             clock.us = NOW_US + (n + 1) * 60 * _SECOND_US
-            await follower.follow_once()
-        await settle(follower, clock)
+            await commit_consumer.consume_once()
+        await settle(commit_consumer, clock)
         before = await stored(spool)
         await spool.compaction.compact_once(everything=True)
         readings = await spool.database.read(
             lambda c: c.execute(
-                "SELECT rows FROM segment WHERE position BETWEEN ? AND ?", span_of(RecordClass.READING)
+                "SELECT rows FROM segment WHERE position BETWEEN ? AND ?", position_span(RecordClass.READING)
             ).fetchall()
         )
         assert sum(rows for (rows,) in readings) == 72
@@ -232,8 +236,8 @@ async def test_compaction_and_retention_keep_what_was_not_processed(spool, clock
 async def test_rollups_go_by_their_age_once_they_are_delivered(spool, clock, destinations) -> None:
     retention = Retention(spool.database, destinations, keep_s=86_400, record_class=RecordClass.ROLLUP)
     await spool.append(minutes("a", 0, 3))
-    async with following(spool, clock) as (follower, roller):
-        await settle(follower, clock)
+    async with following(spool, clock) as (commit_consumer, roller):
+        await settle(commit_consumer, clock)
         kept = len(await stored(spool))
         assert await retention.prune_once(NOW_US + 80_000 * _SECOND_US) == 0
         if destinations:
@@ -244,7 +248,7 @@ async def test_rollups_go_by_their_age_once_they_are_delivered(spool, clock, des
         assert await retention.prune_once(clock.us + 10**12) == kept
         assert await stored(spool) == []
         await spool.append(late(minutes("a", 0, 3)))
-        await settle(follower, clock)
+        await settle(commit_consumer, clock)
         assert await stored(spool) == []
         assert roller.counters.late_unrolled == 8
 
@@ -254,43 +258,44 @@ async def test_delivered_rollups_are_merged_whatever_their_windows(spool, clock)
     rows = minutes("a", 0, 30)
     await spool.append(rows)
     await spool.deliveries.register("d", "file", now_us=NOW_US)
-    async with following(spool, clock) as (follower, _):
-        await settle(follower, clock)
+    async with following(spool, clock) as (commit_consumer, _):
+        await settle(commit_consumer, clock)
         while (claimed := await spool.deliveries.claim("d", now_us=NOW_US)) is not None:
             await spool.deliveries.settle("d", claimed)
         await compaction.compact_once(everything=True)
         assert len(await stored(spool)) == 1
         await spool.append(late(rows))
-        await settle(follower, clock)
+        await settle(commit_consumer, clock)
     await assert_rolled(spool, rows + late(rows))
 
 
 async def test_rollups_are_not_begun_twice_when_the_progress_is_lost(spool, clock) -> None:
     rows = minutes("a", 0, 12)
     await spool.append(rows)
-    async with following(spool, clock) as (follower, _):
-        await settle(follower, clock)
-    await spool.database.write(lambda c: write_state(c, {PROGRESS: None}))
-    async with following(spool, clock) as (follower, _):
+    async with following(spool, clock) as (commit_consumer, _):
+        await settle(commit_consumer, clock)
+    await spool.database.write(lambda c: write_processing_state(c, {PROGRESS_KEY: None}))
+    async with following(spool, clock) as (commit_consumer, _):
         await spool.append(late(rows))
-        await settle(follower, clock)
+        await settle(commit_consumer, clock)
     await assert_rolled(spool, rows + late(rows))
 
 
 async def test_a_late_reading_whose_rollup_is_damaged_does_not_replace_it(spool, clock) -> None:
     rows = minutes("a", 0, 3)
     await spool.append(rows)
-    async with following(spool, clock) as (follower, roller):
-        await settle(follower, clock)
+    async with following(spool, clock) as (commit_consumer, roller):
+        await settle(commit_consumer, clock)
         before = await spool.database.read(lambda c: c.execute("SELECT count(*) FROM segment").fetchone())
     await spool.database.write(
         lambda c: c.execute(
-            "UPDATE segment SET block = x'00' WHERE position BETWEEN ? AND ?", span_of(RecordClass.ROLLUP)
+            "UPDATE segment SET block = x'00' WHERE position BETWEEN ? AND ?",
+            position_span(RecordClass.ROLLUP),
         )
     )
-    async with following(spool, clock) as (follower, roller):
+    async with following(spool, clock) as (commit_consumer, roller):
         await spool.append(late(rows[:1]))
-        await settle(follower, clock)
+        await settle(commit_consumer, clock)
         assert roller.counters.late_unrolled == len(_LEVELS)
         after = await spool.database.read(lambda c: c.execute("SELECT count(*) FROM segment").fetchone())
         assert after[0] == before[0] + 1
@@ -298,9 +303,9 @@ async def test_a_late_reading_whose_rollup_is_damaged_does_not_replace_it(spool,
 
 async def test_the_state_is_written_in_one_transaction_with_the_rollups(spool, clock) -> None:
     await spool.append(minutes("a", 0, 12))
-    async with following(spool, clock) as (follower, _):
-        await follower.follow_once()
-        state = await spool.database.read(read_state)
-        assert state[PROGRESS] == b"1"
+    async with following(spool, clock) as (commit_consumer, _):
+        await commit_consumer.consume_once()
+        state = await spool.database.read(read_processing_state)
+        assert state[PROGRESS_KEY] == b"1"
         assert {"roller/60", "roller/300", "roller/newest"} <= state.keys()
         assert len(await stored(spool)) > 0

@@ -8,9 +8,9 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cloud_sync.records import Flag, Readings
+from cloud_sync.model.records import Flag, Readings
 from gateway.processing.deadband import Band, BandRule, Deadband
-from gateway.processing.patterns import Pattern
+from gateway.processing.series_pattern import Pattern
 
 NOW_US = 1_790_000_000_000_000
 SECOND = 1_000_000

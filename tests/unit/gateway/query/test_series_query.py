@@ -8,20 +8,24 @@ from contextlib import asynccontextmanager
 import numpy as np
 import pytest
 
-from cloud_sync.records import Series
-from cloud_sync.summaries import Rollups
-from gateway.operate.downsample import chosen, outline
-from gateway.operate.line_chart import line_chart
-from gateway.operate.query import Answer, Question, answer, moving_average
-from gateway.operate.selection import Selection
-from gateway.operate.series_history import known_series
-from gateway.operate.spool_file import opened
-from gateway.processing.closing import RollTerms
-from gateway.processing.commit_log import CommitLog
-from gateway.processing.follower import Follower, FollowTerms
-from gateway.processing.roller import Roller
+from cloud_sync.model.records import Rollups, Series
+from gateway.processing.commit_consumer import CommitConsumer, ConsumerOptions
+from gateway.query.series_chart import draw_line_chart
+from gateway.query.series_query import (
+    SeriesQuery,
+    SeriesResult,
+    choose_points,
+    find_series,
+    moving_average,
+    outline_windows,
+    run_query,
+)
+from gateway.rollups.open_windows import RollupOptions
+from gateway.rollups.roller import Roller
 from gateway.spool.database import open_read_only
-from gateway.spool.stored_rollups import StoredRollups
+from gateway.spool.segment_reader import CommitLogReader, StoredRollups
+from gateway.spool.spool_file import open_spool_read_only
+from gateway.spooltools.reading_selection import ReadingFilter
 from tests.support.naive_rollups import naive
 from tests.support.open_spool import NOW_US, open_spool
 
@@ -34,16 +38,16 @@ async def rolled(path, *groups):
     """A spool with these groups of rows; the first ones were processed, what follows None was not."""
     async with open_spool(path) as spool:
         connection = open_read_only(path)
-        follower = Follower(
+        commit_consumer = CommitConsumer(
             spool.database,
             spool.segments,
-            CommitLog(connection, spool.book),
-            [Roller(StoredRollups(connection), RollTerms(windows_s=(60, 300), close_every_s=0))],
-            FollowTerms(),
+            CommitLogReader(connection, spool.book),
+            [Roller(StoredRollups(connection), RollupOptions(windows_s=(60, 300), close_every_s=0))],
+            ConsumerOptions(),
             clock_us=lambda: NOW_US,
         )
         try:
-            await follower.load()
+            await commit_consumer.load()
             processed = True
             for rows in groups:
                 if rows is None:
@@ -51,28 +55,28 @@ async def rolled(path, *groups):
                     continue
                 await spool.append(rows)
                 if processed:
-                    await follower.follow_once()
+                    await commit_consumer.consume_once()
             await spool.compaction.compact_once(everything=True)
             yield spool
         finally:
-            await follower.aclose()
+            await commit_consumer.aclose()
 
 
 def every(name: str, step_s: int, count: int, *, start_s: int = 0) -> list[tuple[str, int, float]]:
     return [(name, _START_US + (start_s + n * step_s) * _SECOND_US, math.sin(n / 9)) for n in range(count)]
 
 
-def asked(path, name: str, question: Question) -> Answer:
-    with opened(path) as connection:
-        (known,) = known_series(connection, Selection(patterns=(f"{name}/t",)))
-        return answer(connection, known, question)
+def asked(path, name: str, question: SeriesQuery) -> SeriesResult:
+    with open_spool_read_only(path) as connection:
+        (known,) = find_series(connection, ReadingFilter(patterns=(f"{name}/t",)))
+        return run_query(connection, known, question)
 
 
 def span(hours: float = 24) -> tuple[int, int]:
     return _START_US, _START_US + round(hours * 3600 * _SECOND_US)
 
 
-def assert_answers(found: Answer, rows, window_s: int) -> None:
+def assert_answers(found: SeriesResult, rows, window_s: int) -> None:
     expected = {
         start: want for (_, start), want in naive(((1, t, v, 0) for _, t, v in rows), window_s).items()
     }
@@ -90,7 +94,7 @@ async def test_windows_equal_the_readings_wherever_they_come_from(tmp_path, ever
     unrolled = every("a", 7, 100, start_s=16_100)
     path = tmp_path / "spool.db"
     async with rolled(path, early, every("b", 1, 500), late, None, unrolled):
-        found = asked(path, "a", Question(*span(), every_s))
+        found = asked(path, "a", SeriesQuery(*span(), every_s))
         assert found.every_s == every_s
         assert_answers(found, early + late + unrolled, every_s)
 
@@ -99,7 +103,7 @@ async def test_the_first_window_is_whole(tmp_path) -> None:
     rows = every("a", 10, 60)
     path = tmp_path / "spool.db"
     async with rolled(path, rows):
-        found = asked(path, "a", Question(_START_US + 90 * _SECOND_US, span()[1], 60))
+        found = asked(path, "a", SeriesQuery(_START_US + 90 * _SECOND_US, span()[1], 60))
         assert found.columns["time_us"][0] == _START_US + 60 * _SECOND_US
         assert found.columns["count"][0] == 6
 
@@ -108,7 +112,7 @@ async def test_a_short_span_gives_the_readings_themselves(tmp_path) -> None:
     rows = every("a", 10, 60)
     path = tmp_path / "spool.db"
     async with rolled(path, rows):
-        found = asked(path, "a", Question(_START_US, _START_US + 300 * _SECOND_US))
+        found = asked(path, "a", SeriesQuery(_START_US, _START_US + 300 * _SECOND_US))
         assert found.every_s == 0
         assert found.columns["time_us"] == [t for _, t, _ in rows[:30]]
         assert found.columns["quality"] == [None] * 30
@@ -120,7 +124,7 @@ async def test_every_attribute_state_belongs_to_the_series(tmp_path) -> None:
         other = spool.readings(every("a", 10, 12, start_s=3600))
         number = spool.book.number_of(Series("a", "t", (("unit", "K"),)))
         await spool.appender.append(other.with_series(np.full(12, number, np.int32)), [], now_us=NOW_US)
-        found = asked(path, "a", Question(*span(), 3600))
+        found = asked(path, "a", SeriesQuery(*span(), 3600))
         assert found.unit == "K"
         assert found.columns["count"] == [12, 12]
 
@@ -129,7 +133,7 @@ async def test_damaged_segments_are_left_out_and_counted(tmp_path) -> None:
     path = tmp_path / "spool.db"
     async with rolled(path, None, every("a", 10, 12)) as spool:
         await spool.database.write(lambda c: c.execute("UPDATE segment SET block = x'00'"))
-        found = asked(path, "a", Question(*span(), 60))
+        found = asked(path, "a", SeriesQuery(*span(), 60))
         assert (found.rows, found.damaged_rows) == (0, 12)
 
 
@@ -138,7 +142,7 @@ async def test_points_are_few_and_keep_the_extremes(tmp_path) -> None:
     rows[1234] = (*rows[1234][:2], 99.0)
     path = tmp_path / "spool.db"
     async with rolled(path, rows):
-        for question in (Question(*span(2), 0, 100), Question(*span(2), 60, 100)):
+        for question in (SeriesQuery(*span(2), 0, 100), SeriesQuery(*span(2), 60, 100)):
             found = asked(path, "a", question)
             assert 50 < found.rows <= 100
             assert max(found.columns["value"]) == 99.0
@@ -164,19 +168,19 @@ def test_a_moving_average_weighs_windows_by_their_readings() -> None:
 
 
 def test_an_outline_goes_through_both_extremes_of_every_window() -> None:
-    time_us, value = outline(windows_of([1, 0, 1], [4.0, math.nan, 8.0]))
+    time_us, value = outline_windows(windows_of([1, 0, 1], [4.0, math.nan, 8.0]))
     assert value.tolist() == [3.0, 5.0, 7.0, 9.0]
     assert (np.diff(time_us) > 0).all()
 
 
 def test_few_points_are_all_chosen() -> None:
-    assert chosen(np.arange(5), np.arange(5.0), 10).tolist() == [0, 1, 2, 3, 4]
+    assert choose_points(np.arange(5), np.arange(5.0), 10).tolist() == [0, 1, 2, 3, 4]
 
 
 def test_a_chart_shows_the_greatest_at_the_top_and_leaves_gaps_open() -> None:
     at = np.concatenate([np.arange(50), np.arange(150, 200)])
     value = np.where(at < 100, 5.0, -5.0)
-    lines = line_chart(at, value, (0, 200), width=112, height=5)
+    lines = draw_line_chart(at, value, (0, 200), width=112, height=5)
     assert len(lines) == 5
     assert lines[0].split()[0] == "5"
     assert lines[-1].split()[0] == "-5"
@@ -186,6 +190,6 @@ def test_a_chart_shows_the_greatest_at_the_top_and_leaves_gaps_open() -> None:
 
 
 def test_a_chart_of_one_value_or_of_the_largest_ones_can_be_drawn() -> None:
-    assert len(line_chart(np.array([5]), np.array([1.0]), (0, 10))) == 12
+    assert len(draw_line_chart(np.array([5]), np.array([1.0]), (0, 10))) == 12
     largest = np.finfo(np.float64).max
-    assert len(line_chart(np.array([1, 5]), np.array([-largest, largest]), (0, 10))) == 12
+    assert len(draw_line_chart(np.array([1, 5]), np.array([-largest, largest]), (0, 10))) == 12

@@ -9,9 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cloud_sync.records import Flag
-from cloud_sync.summaries import Rollups
-from gateway.processing.rollup import M2_ERROR, MEAN_ERROR, merged, summarise
+from cloud_sync.model.records import Flag, Rollups
+from gateway.rollups.rollup import M2_ERROR, MEAN_ERROR, merge_rollups, roll_up_readings
 from tests.support.naive_rollups import naive, of_rows, readings_of
 
 _MINUTE_US = 60_000_000
@@ -24,7 +23,7 @@ def _one(rollups: Rollups) -> dict:
 
 def test_a_summary_says_what_the_readings_of_its_window_were() -> None:
     rows = [(7, 61_000_000, 2.0, 0), (7, 65_000_000, 4.0, 0), (7, 119_999_999, 9.0, 0)]
-    summary = _one(summarise(readings_of(rows), 60))
+    summary = _one(roll_up_readings(readings_of(rows), 60))
     assert summary["series"] == 7
     assert summary["time_us"] == _MINUTE_US
     assert summary["window_s"] == 60
@@ -39,7 +38,7 @@ def test_a_summary_says_what_the_readings_of_its_window_were() -> None:
 def test_out_of_range_readings_are_left_out_and_counted_apart() -> None:
     bad = int(Flag.OUT_OF_RANGE)
     rows = [(1, 0, 1e9, bad), (1, 1, 2.0, int(Flag.STUCK)), (1, 2, -1e9, bad), (1, 3, 4.0, 0)]
-    summary = _one(summarise(readings_of(rows), 60))
+    summary = _one(roll_up_readings(readings_of(rows), 60))
     assert (summary["count"], summary["excluded"], summary["flagged"]) == (2, 2, 3)
     assert (summary["minimum"], summary["mean"], summary["maximum"]) == (2.0, 3.0, 4.0)
     assert (summary["first_at_us"], summary["last_at_us"]) == (1, 3)
@@ -48,14 +47,14 @@ def test_out_of_range_readings_are_left_out_and_counted_apart() -> None:
 def test_suppressed_readings_count_for_the_mean_and_are_counted() -> None:
     held = int(Flag.SUPPRESSED)
     rows = [(1, 0, 1.0, 0), (1, 1, 3.0, held), (1, 2, 5.0, held | int(Flag.LOW_QUALITY))]
-    summary = _one(summarise(readings_of(rows), 60))
+    summary = _one(roll_up_readings(readings_of(rows), 60))
     assert (summary["count"], summary["suppressed"], summary["flagged"]) == (3, 2, 1)
     assert summary["mean"] == 3.0
 
 
 def test_a_window_of_nothing_but_excluded_readings_has_no_values() -> None:
     rows = [(1, _MINUTE_US + 5, 1e9, int(Flag.OUT_OF_RANGE))]
-    summary = _one(summarise(readings_of(rows), 60))
+    summary = _one(roll_up_readings(readings_of(rows), 60))
     assert summary["count"] == 0
     assert summary["excluded"] == 1
     assert all(math.isnan(summary[name]) for name in ("mean", "m2", "minimum", "maximum", "first", "last"))
@@ -63,25 +62,26 @@ def test_a_window_of_nothing_but_excluded_readings_has_no_values() -> None:
 
 
 def test_windows_before_1970_begin_at_multiples_too() -> None:
-    summary = _one(summarise(readings_of([(1, -1, 1.0, 0)]), 60))
+    summary = _one(roll_up_readings(readings_of([(1, -1, 1.0, 0)]), 60))
     assert summary["time_us"] == -_MINUTE_US
 
 
 def test_values_as_large_as_they_may_be_have_a_mean() -> None:
     largest = np.finfo(np.float64).max
-    summary = _one(summarise(readings_of([(1, 0, largest, 0), (1, 1, largest, 0)]), 60))
+    summary = _one(roll_up_readings(readings_of([(1, 0, largest, 0), (1, 1, largest, 0)]), 60))
     assert summary["mean"] == largest
-    halves = [summarise(readings_of([(1, at, largest, 0)]), 60) for at in (0, 1, 2)]
-    assert _one(merged(Rollups.concat(halves), 60))["mean"] == pytest.approx(largest, rel=1e-15)
+    halves = [roll_up_readings(readings_of([(1, at, largest, 0)]), 60) for at in (0, 1, 2)]
+    assert _one(merge_rollups(Rollups.concat(halves), 60))["mean"] == pytest.approx(largest, rel=1e-15)
     wide = [(1, 0, largest, 0), (1, 1, -largest, 0)]
-    assert np.isfinite(_one(summarise(readings_of(wide), 60))["m2"])
+    assert np.isfinite(_one(roll_up_readings(readings_of(wide), 60))["m2"])
 
 
 def test_equal_values_have_no_variance_however_they_are_merged() -> None:
     parts = [
-        summarise(readings_of([(1, at, 0.1, 0) for at in range(n, n + 7)]), 60) for n in range(0, 700, 7)
+        roll_up_readings(readings_of([(1, at, 0.1, 0) for at in range(n, n + 7)]), 60)
+        for n in range(0, 700, 7)
     ]
-    whole = _one(merged(Rollups.concat(parts), 60))
+    whole = _one(merge_rollups(Rollups.concat(parts), 60))
     assert (whole["mean"], whole["m2"], whole["count"]) == (0.1, 0.0, 700)
 
 
@@ -97,10 +97,10 @@ rows_ = st.lists(row, min_size=1, max_size=120, unique_by=lambda r: r[:2])
 def test_merging_any_split_equals_a_computation_at_once(rows: list, window_s: int, data) -> None:
     parts = data.draw(st.lists(st.integers(0, 5), min_size=len(rows), max_size=len(rows)))
     summaries = [
-        summarise(readings_of([r for r, p in zip(rows, parts, strict=True) if p == part]), 60)
+        roll_up_readings(readings_of([r for r, p in zip(rows, parts, strict=True) if p == part]), 60)
         for part in sorted(set(parts))
     ]
-    found = of_rows(merged(Rollups.concat(summaries), window_s))
+    found = of_rows(merge_rollups(Rollups.concat(summaries), window_s))
     expected = naive(rows, window_s)
     assert found.keys() == expected.keys()
     for key, want in expected.items():

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from gateway.ingress import descriptors
-from gateway.settings import Listen
+from cloud_sync.runtime import server_sockets
+from gateway.settings.listeners import Listen
 
 P, CA = {"passwords_file": Path("p")}, {"client_ca_file": Path("ca.pem")}
 TLS = {"tls_cert_file": Path("c.pem"), "tls_key_file": Path("k.pem")}
@@ -36,7 +36,7 @@ OPTIONAL, NET = {"client_certificate": "optional"}, {"host": "0.0.0.0"}
 )
 def test_what_is_not_said_follows_from_what_is(keys, anonymous, named_by, own_only):
     listen = Listen(**keys)
-    assert (listen.admits_anonymous, listen.named_by, listen.own_only) == (anonymous, named_by, own_only)
+    assert (listen.allows_anonymous, listen.named_by, listen.own_only) == (anonymous, named_by, own_only)
 
 
 @pytest.mark.parametrize(
@@ -92,7 +92,7 @@ def test_the_limit_of_open_files_is_raised_to_what_is_needed(  # noqa: PLR0917 -
 
     monkeypatch.setattr(resource, "getrlimit", lambda _which: now["limits"])
     monkeypatch.setattr(resource, "setrlimit", setrlimit)
-    assert descriptors.connections_affordable(wanted) == affordable
+    assert server_sockets.raise_fd_limit(wanted) == affordable
     assert now["raised_to"] == raised_to
     assert ("LimitNOFILE" in caplog.text) is (affordable < wanted)
 
@@ -103,5 +103,5 @@ def test_a_sandbox_that_forbids_to_raise_the_limit_leaves_fewer_connections(monk
 
     monkeypatch.setattr(resource, "getrlimit", lambda _which: (1024, 524_288))
     monkeypatch.setattr(resource, "setrlimit", setrlimit)
-    assert descriptors.connections_affordable(10_500) == 768
+    assert server_sockets.raise_fd_limit(10_500) == 768
     assert "768 connections are taken" in caplog.text

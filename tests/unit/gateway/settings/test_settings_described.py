@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from cloud_sync.settings_file import models_in
-from gateway.settings import GatewaySettings
+from cloud_sync.runtime.settings_file import find_models
+from gateway.settings.gateway_settings import GatewaySettings
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -17,7 +17,7 @@ def undescribed(model: type[BaseModel]) -> Iterator[str]:
     for name, field in model.model_fields.items():
         if not field.description:
             yield f"{model.__name__}.{name}"
-        for inner in models_in(field.annotation):
+        for inner in find_models(field.annotation):
             yield from undescribed(inner)
 
 

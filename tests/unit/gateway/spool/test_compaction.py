@@ -1,40 +1,45 @@
 from __future__ import annotations
 
-from gateway.spool.compaction import Bounds, runs_of
-from gateway.spool.ranges import Range, gaps, merged
-from gateway.spool.segments import MAX_SEGMENT_ROWS, Stored
+from gateway.spool.compaction import MergeBounds, group_mergeable_runs
+from gateway.spool.delivery_ranges import CommitRange, find_gaps, merge_ranges
+from gateway.spool.segments import MAX_SEGMENT_ROWS, StoredSegment
 from tests.support.open_spool import NOW_US, open_spool
 
 
-def segment(commit: int, rows: int = 10, last: int | None = None) -> Stored:
-    return Stored(4 << 56 | commit, last or commit, rows, 0, 0, 1, 0)
+def segment(commit: int, rows: int = 10, last: int | None = None) -> StoredSegment:
+    return StoredSegment(4 << 56 | commit, last or commit, rows, 0, 0, 1, 0)
 
 
-def commits(runs: list[list[Stored]]) -> list[list[int]]:
+def commits(runs: list[list[StoredSegment]]) -> list[list[int]]:
     return [[s.first_commit for s in run] for run in runs]
 
 
 def test_runs_end_where_a_destinations_progress_does():
-    bounds = Bounds(frozenset({1, 4}), ())
-    assert commits(runs_of([segment(i) for i in range(1, 7)], bounds)) == [[1, 2, 3], [4, 5, 6]]
+    bounds = MergeBounds(frozenset({1, 4}), ())
+    assert commits(group_mergeable_runs([segment(i) for i in range(1, 7)], bounds)) == [[1, 2, 3], [4, 5, 6]]
 
 
 def test_segments_of_an_open_batch_are_left_as_they_are():
-    bounds = Bounds(frozenset({3, 5}), (Range(3, 4),))
-    assert commits(runs_of([segment(i) for i in range(1, 7)], bounds)) == [[1, 2], [3], [4], [5, 6]]
+    bounds = MergeBounds(frozenset({3, 5}), (CommitRange(3, 4),))
+    assert commits(group_mergeable_runs([segment(i) for i in range(1, 7)], bounds)) == [
+        [1, 2],
+        [3],
+        [4],
+        [5, 6],
+    ]
 
 
 def test_runs_do_not_bridge_missing_commits_or_grow_past_the_limit():
-    bounds = Bounds(frozenset(), ())
-    assert commits(runs_of([segment(1), segment(2), segment(4)], bounds)) == [[1, 2], [4]]
+    bounds = MergeBounds(frozenset(), ())
+    assert commits(group_mergeable_runs([segment(1), segment(2), segment(4)], bounds)) == [[1, 2], [4]]
     half = MAX_SEGMENT_ROWS // 2
-    assert commits(runs_of([segment(i, half) for i in range(1, 4)], bounds)) == [[1, 2], [3]]
+    assert commits(group_mergeable_runs([segment(i, half) for i in range(1, 4)], bounds)) == [[1, 2], [3]]
 
 
 def test_ranges_merge_and_leave_gaps():
-    assert merged([(5, 6), (1, 2), (3, 3), (9, 9)]) == [(1, 3), (5, 6), (9, 9)]
-    assert list(gaps([Range(1, 3), Range(5, 6)], 1, 10)) == [(4, 4), (7, 10)]
-    assert list(gaps([], 1, 0)) == []
+    assert merge_ranges([(5, 6), (1, 2), (3, 3), (9, 9)]) == [(1, 3), (5, 6), (9, 9)]
+    assert list(find_gaps([CommitRange(1, 3), CommitRange(5, 6)], 1, 10)) == [(4, 4), (7, 10)]
+    assert list(find_gaps([], 1, 0)) == []
 
 
 async def test_compaction_changes_nothing_that_can_be_read(tmp_path):

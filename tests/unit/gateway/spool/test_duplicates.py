@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 
-from cloud_sync.records import Series
+from cloud_sync.model.records import Series
 from tests.support.open_spool import NOW_US, open_spool
 
 

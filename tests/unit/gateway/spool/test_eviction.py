@@ -8,17 +8,16 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from cloud_sync.notices import Declarations
-from cloud_sync.records import RecordClass, Series
-from cloud_sync.shipper import Shipper
-from gateway.operate.spool_check import check
-from gateway.spool import losses
-from gateway.spool.capacity import Capacity
-from gateway.spool.errors import SpoolFull
-from gateway.spool.giving_up import GivingUp
-from gateway.spool.processed import PROGRESS, write_state
+from cloud_sync.delivery.shipper import Shipper
+from cloud_sync.model.records import Declarations, RecordClass, Series
+from gateway.spool import eviction
+from gateway.spool.appender import Capacity
+from gateway.spool.errors import SpoolFullError
+from gateway.spool.eviction import Evictor
+from gateway.spool.processing_state import PROGRESS_KEY, write_processing_state
 from gateway.spool.retention import Retention
-from gateway.spool.segments import seal
+from gateway.spool.segments import encode_segments
+from gateway.spooltools.checker import check_spool
 from tests.support.memory_region import MemoryRegion
 from tests.support.open_spool import NOW_US, OpenSpool, open_spool
 from tests.support.summary_examples import rollups
@@ -43,11 +42,11 @@ async def roll(spool: OpenSpool, window_s: int, minutes: int = 200) -> None:
     made = replace(
         made, series=np.full(minutes, number, np.int32), window_s=np.full(minutes, window_s, np.int32)
     )
-    await spool.segments.append(seal(made), now_us=NOW_US)
+    await spool.segments.append(encode_segments(made), now_us=NOW_US)
 
 
 async def processed(spool: OpenSpool, commit: int) -> None:
-    await spool.database.write(lambda c: write_state(c, {PROGRESS: str(commit).encode()}))
+    await spool.database.write(lambda c: write_processing_state(c, {PROGRESS_KEY: str(commit).encode()}))
 
 
 async def pages_bytes(spool: OpenSpool) -> int:
@@ -55,8 +54,8 @@ async def pages_bytes(spool: OpenSpool) -> int:
     return used
 
 
-def giving_up(spool: OpenSpool, max_bytes: int | None, *destinations: str, **options) -> GivingUp:
-    return GivingUp(
+def evictor(spool: OpenSpool, max_bytes: int | None, *destinations: str, **options) -> Evictor:
+    return Evictor(
         spool.database,
         spool.segments,
         capacity=Capacity(max_bytes=max_bytes),
@@ -86,11 +85,11 @@ async def deliver(spool: OpenSpool, name: str, max_rows: int) -> None:
     await spool.deliveries.settle(name, claimed)
 
 
-async def until_it_fits(spool: OpenSpool, means: GivingUp) -> None:
+async def until_it_fits(spool: OpenSpool, means: Evictor) -> None:
     """Give up until nothing more has to be; the log is folded in, so that pages are what counts."""
     for _ in range(100):
         await spool.database.write(lambda c: c.execute("SELECT 1"))
-        if not await means.give_up_once(NOW_US):
+        if not await means.evict_once(NOW_US):
             return
     raise AssertionError("does not come to an end")
 
@@ -102,7 +101,7 @@ async def test_the_oldest_readings_go_and_what_is_delivered_and_declared_is_what
         await fill(spool, 40)
         await processed(spool, 40)
         cap = (await pages_bytes(spool)) * 6 // 10
-        means = giving_up(spool, cap, "regional")
+        means = evictor(spool, cap, "regional")
         await until_it_fits(spool, means)
 
         left = await kept(spool)
@@ -116,7 +115,7 @@ async def test_the_oldest_readings_go_and_what_is_delivered_and_declared_is_what
         assert sum(int(d.lost.sum()) for d in told) + region.applied.total() == 40 * ROWS
         assert {w for d in told for w in d.survives} == {"rollup 60 s"}
         assert {w for d in told for w in d.reason} == {"no_room"}
-        (total,) = await spool.database.read(losses.totals)
+        (total,) = await spool.database.read(eviction.read_loss_totals)
         assert (total.destination, total.rows) == ("regional", sum(int(d.lost.sum()) for d in told))
         assert (await spool.deliveries.backlog("regional")).readings == 0
 
@@ -127,8 +126,8 @@ async def test_nothing_is_given_up_while_there_is_room(tmp_path):
         await fill(spool, 3)
         await processed(spool, 3)
         for cap in (None, 1 << 30):
-            assert await giving_up(spool, cap, "regional").give_up_once(NOW_US) == 0
-        assert await spool.database.read(losses.totals) == []
+            assert await evictor(spool, cap, "regional").evict_once(NOW_US) == 0
+        assert await spool.database.read(eviction.read_loss_totals) == []
 
 
 async def test_readings_that_are_not_rolled_up_yet_stay(tmp_path):
@@ -136,7 +135,7 @@ async def test_readings_that_are_not_rolled_up_yet_stay(tmp_path):
         await register(spool, "regional")
         await fill(spool, 6)
         await processed(spool, 2)
-        means = giving_up(spool, 1, "regional")
+        means = evictor(spool, 1, "regional")
         await until_it_fits(spool, means)
         assert (await kept(spool))[0] == (3, 3)
 
@@ -148,10 +147,10 @@ async def test_an_open_batch_stays_and_what_comes_after_it_goes(tmp_path):
         await processed(spool, 6)
         await deliver(spool, "regional", ROWS)
         await spool.deliveries.claim("regional", now_us=NOW_US, max_rows=ROWS)
-        await until_it_fits(spool, giving_up(spool, 1, "regional"))
+        await until_it_fits(spool, evictor(spool, 1, "regional"))
         assert await kept(spool) == [(2, 2)], "the first is delivered; the second is open"
         assert (await spool.deliveries.backlog("regional")).readings == ROWS
-        assert check(spool.database.path).problems == []
+        assert check_spool(spool.database.path).problems == []
 
 
 async def test_only_those_who_do_not_have_it_are_told(tmp_path):
@@ -160,8 +159,8 @@ async def test_only_those_who_do_not_have_it_are_told(tmp_path):
         await fill(spool, 6)
         await processed(spool, 6)
         await deliver(spool, "regional", 4 * ROWS)
-        await until_it_fits(spool, giving_up(spool, 1, "regional", "cloud"))
-        found = await spool.database.read(losses.totals)
+        await until_it_fits(spool, evictor(spool, 1, "regional", "cloud"))
+        found = await spool.database.read(eviction.read_loss_totals)
         assert [(t.destination, t.rows) for t in found] == [("cloud", 6 * ROWS), ("regional", 2 * ROWS)]
         rows = await spool.database.read(lambda c: c.execute("SELECT count(*) FROM loss").fetchone()[0])
         assert rows == 2, "what follows one another is one row"
@@ -172,10 +171,10 @@ async def test_a_destination_that_does_not_want_readings_loses_none(tmp_path):
         await register(spool, "cloud")
         await fill(spool, 3)
         await processed(spool, 3)
-        means = giving_up(spool, 1)
+        means = evictor(spool, 1)
         means._wanted_by = {RecordClass.ROLLUP: ("cloud",)}
         await until_it_fits(spool, means)
-        found = await spool.database.read(losses.totals)
+        found = await spool.database.read(eviction.read_loss_totals)
         assert [(t.destination, t.rows) for t in found] == [("", 3 * ROWS)]
         assert await kept(spool, RecordClass.DECLARATION) == []
 
@@ -188,8 +187,8 @@ async def test_after_the_readings_the_shortest_windows_go_and_the_longest_never(
             for window_s in WINDOWS:
                 await roll(spool, window_s)
         await processed(spool, 2)
-        await until_it_fits(spool, giving_up(spool, 1, "regional"))
-        found = await spool.database.read(losses.totals)
+        await until_it_fits(spool, evictor(spool, 1, "regional"))
+        found = await spool.database.read(eviction.read_loss_totals)
 
         assert [(t.record_class.name, t.survives, t.rows) for t in found] == [
             ("ROLLUP", "rollup 300 s", 600),
@@ -197,7 +196,7 @@ async def test_after_the_readings_the_shortest_windows_go_and_the_longest_never(
             ("READING", "rollup 60 s", 2 * ROWS),
         ]
         assert await kept(spool, RecordClass.ROLLUP) == [(3, 3), (6, 6), (9, 9)]
-    assert check(tmp_path / "spool.db").problems == []
+    assert check_spool(tmp_path / "spool.db").problems == []
 
 
 async def test_readings_older_than_their_greatest_age_go_whatever_room_there_is(tmp_path):
@@ -205,9 +204,9 @@ async def test_readings_older_than_their_greatest_age_go_whatever_room_there_is(
         await register(spool, "regional")
         await fill(spool, 6)
         await processed(spool, 6)
-        means = giving_up(spool, None, "regional", max_age_s=60.0)
-        assert await means.give_up_once(NOW_US + 63_500_000) == 4 * ROWS
-        (total,) = await spool.database.read(losses.totals)
+        means = evictor(spool, None, "regional", max_age_s=60.0)
+        assert await means.evict_once(NOW_US + 63_500_000) == 4 * ROWS
+        (total,) = await spool.database.read(eviction.read_loss_totals)
         assert (total.reason, total.rows) == ("max_age", 4 * ROWS)
 
 
@@ -221,10 +220,10 @@ async def test_what_was_damaged_before_it_was_delivered_is_declared_to_those_wit
             lambda c: c.execute("UPDATE segment SET block = zeroblob(50) WHERE position = ?", (position,))
         )
         await deliver_all_to(spool, "regional")
-        await giving_up(spool, None, "regional", "cloud").give_up_once(NOW_US)
-        await giving_up(spool, None, "regional", "cloud").give_up_once(NOW_US)
+        await evictor(spool, None, "regional", "cloud").evict_once(NOW_US)
+        await evictor(spool, None, "regional", "cloud").evict_once(NOW_US)
 
-        (total,) = await spool.database.read(losses.totals)
+        (total,) = await spool.database.read(eviction.read_loss_totals)
         assert (total.destination, total.reason, total.rows, total.survives) == (
             "regional",
             "damaged",
@@ -247,7 +246,7 @@ async def test_what_somebody_claims_meanwhile_is_not_taken_away(tmp_path, monkey
         await register(spool, "regional")
         await fill(spool, 3)
         await processed(spool, 3)
-        means = giving_up(spool, 1, "regional")
+        means = evictor(spool, 1, "regional")
         take_away = means._take_away
 
         async def late(*arguments):
@@ -255,9 +254,9 @@ async def test_what_somebody_claims_meanwhile_is_not_taken_away(tmp_path, monkey
             return await take_away(*arguments)
 
         monkeypatch.setattr(means, "_take_away", late)
-        assert await means.give_up_once(NOW_US) == 0
+        assert await means.evict_once(NOW_US) == 0
         assert await kept(spool) == [(1, 1), (2, 2), (3, 3)]
-        assert await spool.database.read(losses.totals) == []
+        assert await spool.database.read(eviction.read_loss_totals) == []
 
 
 async def test_delivered_readings_go_before_anything_is_given_up(tmp_path):
@@ -272,11 +271,11 @@ async def test_delivered_readings_go_before_anything_is_given_up(tmp_path):
             ["regional"],
             keep_s=10**6,
             capacity=capacity,
-            giving_up=giving_up(spool, 1, "regional"),
+            evictor=evictor(spool, 1, "regional"),
         )
         await retention.prune_once(NOW_US + 3600 * 1_000_000)
         assert (await kept(spool))[0] == (6, 6)
-        assert await spool.database.read(losses.totals) == []
+        assert await spool.database.read(eviction.read_loss_totals) == []
 
 
 @pytest.mark.parametrize("gone", [1, 2])
@@ -284,7 +283,7 @@ async def test_commit_numbers_go_on_after_everything_was_given_up(tmp_path, gone
     async with open_spool(tmp_path / "spool.db") as spool:
         await fill(spool, gone)
         await processed(spool, gone)
-        await until_it_fits(spool, giving_up(spool, 1))
+        await until_it_fits(spool, evictor(spool, 1))
     async with open_spool(tmp_path / "spool.db") as spool:
         assert spool.segments.newest_commit(RecordClass.READING) == gone
 
@@ -293,9 +292,9 @@ async def test_thinning_holds_one_segment_of_rollups_in_memory_however_many_ther
     async with open_spool(tmp_path / "spool.db") as spool:
         for _ in range(30):
             await roll(spool, 60, 5000)
-        means = giving_up(spool, 1, "regional")
+        means = evictor(spool, 1, "regional")
         tracemalloc.start()
-        assert await means.give_up_once(NOW_US) == 30 * 5000
+        assert await means.evict_once(NOW_US) == 30 * 5000
         _, highest = tracemalloc.get_traced_memory()
         tracemalloc.stop()
         (held,) = await spool.database.read(
@@ -314,20 +313,20 @@ async def test_a_disk_that_something_else_fills_costs_half_of_the_spool_and_no_m
         await processed(spool, 120)
     async with open_spool(tmp_path / "spool.db") as spool:
         await spool.database.limit_log(100_000)
-        means = giving_up(spool, None, "regional")
+        means = evictor(spool, None, "regional")
         means._capacity = capacity
         await until_it_fits(spool, means)
         left = len(await kept(spool))
         assert 35 <= left <= 75
-        with pytest.raises(SpoolFull, match="Something else fills the disk"):
+        with pytest.raises(SpoolFullError, match="Something else fills the disk"):
             await capacity.require(spool.database)
     async with open_spool(tmp_path / "spool.db") as spool:
-        again = giving_up(spool, None, "regional")
+        again = evictor(spool, None, "regional")
         again._capacity = capacity
         await until_it_fits(spool, again)
         assert len(await kept(spool)) == left, "a restart is no reason to give up another half"
         capacity.min_free_bytes = 0
-        await again.give_up_once(NOW_US)
+        await again.evict_once(NOW_US)
         assert not capacity.floor_out_of_reach
 
 
@@ -350,6 +349,6 @@ async def test_what_is_given_up_is_declared_to_a_destination_that_was_taken_out(
         await register(spool, "regional", "cloud")
         await fill(spool, 2)
         await processed(spool, 2)
-        await until_it_fits(spool, giving_up(spool, 1, "regional", configured=["regional"]))
-        found = await spool.database.read(losses.totals)
+        await until_it_fits(spool, evictor(spool, 1, "regional", configured=["regional"]))
+        found = await spool.database.read(eviction.read_loss_totals)
         assert [(t.destination, t.rows) for t in found] == [("cloud", 2 * ROWS), ("regional", 2 * ROWS)]

@@ -8,25 +8,24 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from cloud_sync.backoff import Backoff
-from cloud_sync.notices import AlertState, Severity
-from gateway.processing.messages import message_of
-from gateway.processing.notify import ChannelDesk, ChannelFault, NotifyTerms
-from gateway.spool import outbox
+from cloud_sync.model.records import AlertState, Severity
+from cloud_sync.runtime.rates import Backoff
+from gateway.alerts.notifier import AlertNotifier, ChannelError, NotifierOptions, build_message
+from gateway.spool import processing_state
 from gateway.spool.database import Database
-from gateway.spool.outbox import Example, Notice
+from gateway.spool.processing_state import AlertExample, AlertNotice
 
 if TYPE_CHECKING:
-    from gateway.processing.messages import Message
+    from gateway.alerts.notifier import AlertMessage
 
 NOW_US = 1_790_000_000_000_000
 
 
 def notice(
     *names: str, rule: str = "hot", state: AlertState = AlertState.FIRING, series: int | None = None
-) -> Notice:
-    examples = tuple(Example(name, "t", NOW_US, 36.0, 35.0, 1, "value 36 is above 35") for name in names)
-    return Notice(rule, Severity.CRITICAL, state, len(names) if series is None else series, examples)
+) -> AlertNotice:
+    examples = tuple(AlertExample(name, "t", NOW_US, 36.0, 35.0, 1, "value 36 is above 35") for name in names)
+    return AlertNotice(rule, Severity.CRITICAL, state, len(names) if series is None else series, examples)
 
 
 @dataclass
@@ -35,12 +34,12 @@ class Phone:
 
     name: str = "phone"
     broken: int = 0
-    told: list[Message] = field(default_factory=list)
+    told: list[AlertMessage] = field(default_factory=list)
 
-    async def send(self, message: Message) -> None:
+    async def send(self, message: AlertMessage) -> None:
         if self.broken:
             self.broken -= 1
-            raise ChannelFault("nobody answers")
+            raise ChannelError("nobody answers")
         self.told.append(message)
 
     async def aclose(self) -> None:
@@ -60,12 +59,12 @@ class Time:
 
 
 @asynccontextmanager
-async def desk(path, phone, *, terms=NotifyTerms(), time=None):  # noqa: B008 - an immutable value
+async def notifier(path, phone, *, terms=NotifierOptions(), time=None):  # noqa: B008 - an immutable value
     database = await Database.open(path)
     time = time or Time()
     try:
         yield (
-            ChannelDesk(
+            AlertNotifier(
                 phone,
                 database,
                 "g",
@@ -81,14 +80,14 @@ async def desk(path, phone, *, terms=NotifyTerms(), time=None):  # noqa: B008 - 
         await database.close()
 
 
-async def put(database, *notices: Notice, channels=("phone",), now_us=NOW_US) -> None:
+async def put(database, *notices: AlertNotice, channels=("phone",), now_us=NOW_US) -> None:
     for one in notices:
-        await database.write(lambda c, one=one: outbox.put(c, channels, one, now_us))
+        await database.write(lambda c, one=one: processing_state.queue_notice(c, channels, one, now_us))
 
 
 async def test_what_one_rule_says_within_the_wait_is_one_message(tmp_path):
     phone = Phone()
-    async with desk(tmp_path / "spool.db", phone) as (at_desk, database, time):
+    async with notifier(tmp_path / "spool.db", phone) as (at_desk, database, time):
         await put(database, notice("a"), notice("b", "c"), notice("b", state=AlertState.RECOVERED))
         await at_desk.send_once()
         time.s = 4.9
@@ -100,12 +99,12 @@ async def test_what_one_rule_says_within_the_wait_is_one_message(tmp_path):
         assert [(m.rule, m.firing, m.recovered) for m in phone.told] == [("hot", 4, 1)]
         await at_desk.send_once()
         assert len(phone.told) == 1
-        assert await database.read(outbox.totals) == ({}, 0)
+        assert await database.read(processing_state.outbox_totals) == ({}, 0)
 
 
 async def test_a_rule_that_goes_on_is_heard_once_an_interval_and_another_rule_at_once(tmp_path):
     phone = Phone()
-    async with desk(tmp_path / "spool.db", phone) as (at_desk, database, time):
+    async with notifier(tmp_path / "spool.db", phone) as (at_desk, database, time):
         for second in range(0, 200, 5):
             time.s = second
             await put(database, notice("a"))
@@ -123,7 +122,7 @@ async def test_a_rule_that_goes_on_is_heard_once_an_interval_and_another_rule_at
 
 async def test_a_flood_is_one_message_that_names_the_first_few(tmp_path):
     phone = Phone()
-    async with desk(tmp_path / "spool.db", phone, terms=NotifyTerms(group_wait_s=0)) as (
+    async with notifier(tmp_path / "spool.db", phone, terms=NotifierOptions(group_wait_s=0)) as (
         at_desk,
         database,
         _,
@@ -139,7 +138,7 @@ async def test_a_flood_is_one_message_that_names_the_first_few(tmp_path):
 
 async def test_a_channel_out_of_order_is_tried_again_and_told_once(tmp_path):
     phone = Phone(broken=3)
-    async with desk(tmp_path / "spool.db", phone, terms=NotifyTerms(group_wait_s=0)) as (
+    async with notifier(tmp_path / "spool.db", phone, terms=NotifierOptions(group_wait_s=0)) as (
         at_desk,
         database,
         _,
@@ -153,57 +152,61 @@ async def test_a_channel_out_of_order_is_tried_again_and_told_once(tmp_path):
 
 async def test_what_cannot_be_told_in_time_is_dropped_and_counted(tmp_path, caplog):
     phone = Phone(broken=10**9)
-    terms = NotifyTerms(group_wait_s=0, give_up_s=3600)
-    async with desk(tmp_path / "spool.db", phone, terms=terms) as (at_desk, database, time):
+    terms = NotifierOptions(group_wait_s=0, give_up_s=3600)
+    async with notifier(tmp_path / "spool.db", phone, terms=terms) as (at_desk, database, time):
         await put(database, notice("a"))
         await at_desk.send_once()
         time.s = 3601
         await put(database, notice("b"), now_us=time.us())
         await at_desk.send_once()
         assert at_desk.counters.given_up == 1
-        assert await database.read(outbox.totals) == ({"phone": 1}, 1)
+        assert await database.read(processing_state.outbox_totals) == ({"phone": 1}, 1)
         assert "1 notices were not sent in time" in caplog.text
 
 
 async def test_what_waited_while_the_gateway_was_off_is_told_after_the_start(tmp_path):
     phone = Phone(broken=1)
-    async with desk(tmp_path / "spool.db", phone, terms=NotifyTerms(group_wait_s=0)) as (
+    async with notifier(tmp_path / "spool.db", phone, terms=NotifierOptions(group_wait_s=0)) as (
         at_desk,
         database,
         _,
     ):
         await put(database, notice("a"))
         await at_desk.send_once()
-    async with desk(tmp_path / "spool.db", phone, terms=NotifyTerms(group_wait_s=0)) as (at_desk, _, _):
+    async with notifier(tmp_path / "spool.db", phone, terms=NotifierOptions(group_wait_s=0)) as (
+        at_desk,
+        _,
+        _,
+    ):
         await at_desk.send_once()
         assert [m.firing for m in phone.told] == [1]
 
 
 async def test_a_clock_that_was_wrong_when_it_was_queued_does_not_keep_a_notice_for_ever(tmp_path):
     phone = Phone(broken=10**9)
-    terms = NotifyTerms(group_wait_s=0, give_up_s=60)
-    async with desk(tmp_path / "spool.db", phone, terms=terms) as (at_desk, database, time):
+    terms = NotifierOptions(group_wait_s=0, give_up_s=60)
+    async with notifier(tmp_path / "spool.db", phone, terms=terms) as (at_desk, database, time):
         await put(database, notice("a"), now_us=NOW_US + 10**15)
         await at_desk.send_once()
         time.s = 61
         await at_desk.send_once()
-        assert await database.read(outbox.totals) == ({}, 1)
+        assert await database.read(processing_state.outbox_totals) == ({}, 1)
 
 
 async def test_the_outbox_of_a_channel_is_bounded_and_the_oldest_gives_way(tmp_path, monkeypatch):
-    monkeypatch.setattr(outbox, "ROWS_MAX", 3)
-    async with desk(tmp_path / "spool.db", Phone()) as (_, database, _):
+    monkeypatch.setattr(processing_state, "ROWS_MAX", 3)
+    async with notifier(tmp_path / "spool.db", Phone()) as (_, database, _):
         await put(database, *(notice(f"d{n}") for n in range(5)), channels=("phone", "other"))
-        found = await database.read(lambda c: outbox.waiting(c, "phone"))
+        found = await database.read(lambda c: processing_state.read_queued_notices(c, "phone"))
         assert [w.notice.examples[0].sensor_id for w in found] == ["d2", "d3", "d4"]
-        assert await database.read(outbox.totals) == ({"phone": 3, "other": 3}, 4)
+        assert await database.read(processing_state.outbox_totals) == ({"phone": 3, "other": 3}, 4)
 
 
 async def test_what_is_queued_for_a_channel_that_is_gone_is_forgotten(tmp_path):
-    async with desk(tmp_path / "spool.db", Phone()) as (_, database, _):
+    async with notifier(tmp_path / "spool.db", Phone()) as (_, database, _):
         await put(database, notice("a"), channels=("phone", "gone"))
-        assert await database.write(lambda c: outbox.keep_only(c, ["phone"])) == 1
-        assert await database.read(outbox.totals) == ({"phone": 1}, 0)
+        assert await database.write(lambda c: processing_state.delete_other_channels(c, ["phone"])) == 1
+        assert await database.read(processing_state.outbox_totals) == ({"phone": 1}, 0)
 
 
 @pytest.mark.parametrize(
@@ -219,12 +222,12 @@ async def test_what_is_queued_for_a_channel_that_is_gone_is_forgotten(tmp_path):
     ],
 )
 def test_the_subject_says_how_bad_which_rule_and_how_many(notices, subject):
-    assert message_of("g", notices).subject == subject
+    assert build_message("g", notices).subject == subject
 
 
 async def test_a_clock_that_is_set_right_makes_no_message_too_old(tmp_path):
     phone, time = Phone(broken=1), Time()
-    async with desk(tmp_path / "spool.db", phone, time=time) as (at_desk, database, _):
+    async with notifier(tmp_path / "spool.db", phone, time=time) as (at_desk, database, _):
         await put(database, notice("a"))
         await at_desk.send_once()
         time.jumped_s = 56 * 365 * 86_400

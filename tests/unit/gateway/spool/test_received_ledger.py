@@ -8,14 +8,14 @@ from uuid import UUID
 import numpy as np
 import pytest
 
-from cloud_sync.applied import RangeConflict
-from cloud_sync.ingest.answers import progress_answer
-from cloud_sync.records import Batch, BatchRange, Receipt, RecordClass
+from cloud_sync.http.responses import progress_to_json
+from cloud_sync.model.ledger_rules import RangeConflictError
+from cloud_sync.model.records import Batch, BatchRange, Receipt, RecordClass
 from gateway.ingress.committer import Committer
-from gateway.ingress.topics import TopicTemplate
-from gateway.spool import received
-from gateway.spool.lots import Appended
-from gateway.spool.received import ReceivedRanges
+from gateway.payloads.topics import TopicTemplate
+from gateway.spool import received_ledger
+from gateway.spool.appender import AppendResult
+from gateway.spool.received_ledger import ReceivedLedger
 from tests.support.batches import batch_of
 from tests.support.open_spool import NOW_US, OpenSpool, open_spool
 
@@ -33,7 +33,7 @@ def batch(first: int, last: int | None = None, *, rows: int = 3, at: int = 0, pa
     )
 
 
-async def take(spool: OpenSpool, ledger: ReceivedRanges, *batches: Batch, now_us: int = NOW_US):
+async def take(spool: OpenSpool, ledger: ReceivedLedger, *batches: Batch, now_us: int = NOW_US):
     """Store batches as the gateway does, all in one group; what became of each."""
     committer = Committer(
         spool.appender, spool.book, TopicTemplate("{sensor_id}/{sensor_type}"), interval_s=0
@@ -42,26 +42,26 @@ async def take(spool: OpenSpool, ledger: ReceivedRanges, *batches: Batch, now_us
     for one in batches:
         numbers = np.array([spool.book.number_of(s) for s in one.series], np.int32)
         readings = one.readings.with_series(numbers[one.readings.series])
-        futures.append(committer.bring(readings, note=ledger.note(one, now_us)))
+        futures.append(committer.submit_readings(readings, note=ledger.note(one, now_us)))
     await committer.commit_once()
     return [await future for future in futures]
 
 
 async def test_a_range_that_comes_again_gets_its_first_receipt_also_after_a_restart(tmp_path):
     async with open_spool(tmp_path / "s.db") as spool:
-        ledger = ReceivedRanges(spool.database)
+        ledger = ReceivedLedger(spool.database)
         assert await ledger.earlier(batch(1, 3)) is None
         (taken,) = await take(spool, ledger, batch(1, 3))
         assert (taken.stored, taken.duplicates, taken.conflicts) == (3, 0, 0)
     async with open_spool(tmp_path / "s.db") as spool:
-        receipt = await ReceivedRanges(spool.database).earlier(batch(1, 3))
+        receipt = await ReceivedLedger(spool.database).earlier(batch(1, 3))
         assert isinstance(receipt, Receipt)
         assert (receipt.rows, receipt.stored, receipt.applied_before) == (3, 3, True)
 
 
 async def test_each_lot_of_a_group_is_told_what_became_of_its_own_rows(tmp_path):
     async with open_spool(tmp_path / "s.db") as spool:
-        ledger = ReceivedRanges(spool.database)
+        ledger = ReceivedLedger(spool.database)
         await spool.append([("s", 2000, 9.0), ("s", 2001, 1.0)])
         spool.book.number_of(batch(1).series[0])
         taken = await take(spool, ledger, batch(1), batch(2, at=-1000), batch(3, rows=0), batch(4, at=-2000))
@@ -84,48 +84,48 @@ async def test_each_lot_of_a_group_is_told_what_became_of_its_own_rows(tmp_path)
 )
 async def test_a_range_that_overlaps_or_holds_other_rows_is_a_conflict(tmp_path, other, reason):
     async with open_spool(tmp_path / "s.db") as spool:
-        ledger = ReceivedRanges(spool.database)
+        ledger = ReceivedLedger(spool.database)
         await take(spool, ledger, batch(2, 3))
-        with pytest.raises(RangeConflict) as fault:
+        with pytest.raises(RangeConflictError) as fault:
             await ledger.earlier(other)
         assert fault.value.reason == reason
 
 
 async def test_parts_of_a_range_are_each_taken_once_and_make_it_complete(tmp_path):
     async with open_spool(tmp_path / "s.db") as spool:
-        ledger = ReceivedRanges(spool.database)
+        ledger = ReceivedLedger(spool.database)
         await take(spool, ledger, batch(1, rows=2, part=1, parts=2))
         assert await ledger.earlier(batch(1, rows=2, part=2, parts=2)) is None
         assert isinstance(await ledger.earlier(batch(1, rows=2, part=1, parts=2)), Receipt)
-        with pytest.raises(RangeConflict):
+        with pytest.raises(RangeConflictError):
             await ledger.earlier(batch(1))
-        (epoch,) = progress_answer("low", await ledger.progress("low"))["epochs"]
+        (epoch,) = progress_to_json("low", await ledger.progress("low"))["epochs"]
         assert (epoch["ranges"], epoch["partial"], epoch["rows"]) == ([], [(1, 1)], 2)
         await take(spool, ledger, batch(1, rows=1, at=10, part=3, parts=4))
         await take(spool, ledger, batch(1, rows=1, at=20, part=4, parts=4))
         assert await ledger.earlier(batch(1)) == "covered"
-        (epoch,) = progress_answer("low", await ledger.progress("low", EPOCH))["epochs"]
+        (epoch,) = progress_to_json("low", await ledger.progress("low", EPOCH))["epochs"]
         assert (epoch["ranges"], epoch["partial"], epoch["rows"]) == ([(1, 1)], [], 4)
         assert await ledger.progress("low", UUID(int=8)) is None
         assert await ledger.gateways() == ["low"]
 
 
 async def test_old_entries_are_merged_so_that_the_ledger_is_bounded_and_still_tells(tmp_path, monkeypatch):
-    monkeypatch.setattr(received, "KEPT_ENTRIES", 20)
-    monkeypatch.setattr(received, "_MERGED_EVERY", 1)
+    monkeypatch.setattr(received_ledger, "KEPT_ENTRIES", 20)
+    monkeypatch.setattr(received_ledger, "_MERGED_EVERY", 1)
     order = [n for n in range(1, 201) if n != 50]
     random.Random(3).shuffle(order)
     async with open_spool(tmp_path / "s.db") as spool:
-        ledger = ReceivedRanges(spool.database)
+        ledger = ReceivedLedger(spool.database)
         for at, commit in enumerate(sorted(order[:100]) + order[100:]):
             await take(spool, ledger, batch(commit), now_us=NOW_US + at)
         count = await spool.database.read(lambda c: c.execute("SELECT count(*) FROM received").fetchone()[0])
         assert count < 45
-        (epoch,) = progress_answer("low", await ledger.progress("low"))["epochs"]
+        (epoch,) = progress_to_json("low", await ledger.progress("low"))["epochs"]
         assert epoch["gaps"] == [(50, 50)]
         assert (epoch["rows"], epoch["stored"]) == (597, 597)
         assert await ledger.earlier(batch(1)) == "covered"
-        assert await spool.appender.recognise(_own(spool, batch(1))) == Appended(0, 3, 0)
+        assert await spool.appender.recognise(_own(spool, batch(1))) == AppendResult(0, 3, 0)
         assert await spool.appender.recognise(_own(spool, batch(50))) is None
         assert await ledger.earlier(batch(order[-1])) == Receipt(3, 3, applied_before=True)
         assert await ledger.earlier(batch(50)) is None

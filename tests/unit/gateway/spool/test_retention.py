@@ -4,15 +4,15 @@ from dataclasses import replace
 
 import numpy as np
 
-from cloud_sync.records import RecordClass, Series
-from gateway.keeping import retentions_of
-from gateway.settings import GatewaySettings
-from gateway.spool import losses
-from gateway.spool.capacity import Capacity
-from gateway.spool.giving_up import GivingUp
-from gateway.spool.processed import PROGRESS, write_state
+from cloud_sync.model.records import RecordClass, Series
+from gateway.build import build_record_retentions
+from gateway.settings.gateway_settings import GatewaySettings
+from gateway.spool import eviction
+from gateway.spool.appender import Capacity
+from gateway.spool.eviction import Evictor
+from gateway.spool.processing_state import PROGRESS_KEY, write_processing_state
 from gateway.spool.retention import Retention
-from gateway.spool.segments import seal
+from gateway.spool.segments import encode_segments
 from tests.support.open_spool import NOW_US, open_spool
 from tests.support.summary_examples import alerts, declarations, rollups
 
@@ -89,9 +89,9 @@ async def test_alerts_and_declarations_go_some_day_and_only_once_they_are_delive
         await spool.deliveries.register("x", "file", now_us=NOW_US)
         spool.book.number_of(Series("a", "t"))
         for records in (alerts(2, series=1), declarations(2, destination="x")):
-            await spool.segments.append(seal(records), now_us=NOW_US)
+            await spool.segments.append(encode_segments(records), now_us=NOW_US)
         later_us = NOW_US + 91 * 86_400_000_000
-        kept = retentions_of(settings, spool.database, Capacity())
+        kept = build_record_retentions(settings, spool.database, Capacity())
         for retention in kept:
             assert await retention.prune_once(later_us) == 0, "not delivered"
         await deliver_all(spool, "x")
@@ -108,14 +108,14 @@ async def test_delivered_rollups_go_before_readings_that_somebody_lacks(tmp_path
         number = spool.book.number_of(Series("a", "t"))
         made = rollups(200, 1, seed=1)
         made = replace(made, series=np.full(200, number, np.int32))
-        await spool.segments.append(seal(made), now_us=NOW_US)
+        await spool.segments.append(encode_segments(made), now_us=NOW_US)
         for name in ("x", "y"):
             await deliver_all(spool, name)
         await spool.append([("a", i, 0.0) for i in range(100)])
-        await spool.database.write(lambda c: write_state(c, {PROGRESS: b"1"}))
+        await spool.database.write(lambda c: write_processing_state(c, {PROGRESS_KEY: b"1"}))
         capacity = Capacity(max_bytes=1)
         everyone = dict.fromkeys(RecordClass, ("x", "y"))
-        giving_up = GivingUp(spool.database, spool.segments, capacity=capacity, wanted_by=everyone)
+        evictor = Evictor(spool.database, spool.segments, capacity=capacity, wanted_by=everyone)
         of_rollups = Retention(
             spool.database, ["x", "y"], keep_s=10**9, capacity=capacity, record_class=RecordClass.ROLLUP
         )
@@ -124,11 +124,11 @@ async def test_delivered_rollups_go_before_readings_that_somebody_lacks(tmp_path
             ["x", "y"],
             keep_s=60,
             capacity=capacity,
-            giving_up=giving_up,
+            evictor=evictor,
             before=[of_rollups],
         )
         assert await of_rollups.prune_once(LATER_US) == 0, "a day of rollups is kept for revisions"
         assert await retention.make_room_once(NOW_US + 25 * LATER_US - 25 * NOW_US)
-        assert await spool.database.read(losses.totals) == []
+        assert await spool.database.read(eviction.read_loss_totals) == []
         assert await retention.make_room_once(NOW_US + 25 * LATER_US - 25 * NOW_US)
-        assert [total.rows for total in await spool.database.read(losses.totals)] == [100, 100]
+        assert [total.rows for total in await spool.database.read(eviction.read_loss_totals)] == [100, 100]

@@ -6,17 +6,17 @@ from contextlib import closing
 import numpy as np
 import pytest
 
-from cloud_sync.records import RecordClass
-from gateway.operate.spool_check import check
-from gateway.spool.errors import SpoolFailed, SpoolTooNew
-from gateway.spool.quarantine import QuarantineItem
+from cloud_sync.model.records import RecordClass
+from gateway.spool.errors import SpoolAccessError, SpoolTooNewError
+from gateway.spool.quarantine_items import QuarantineItem
 from gateway.spool.retention import Retention
-from gateway.spool.segments import position_of
+from gateway.spool.segments import segment_position
+from gateway.spooltools.checker import check_spool
 from tests.support.open_spool import NOW_US, open_spool
 
 
 def at(commit: int) -> int:
-    return position_of(RecordClass.READING, commit)
+    return segment_position(RecordClass.READING, commit)
 
 
 async def made(path) -> None:
@@ -42,15 +42,15 @@ def change(path, *statements: str | tuple[str, tuple[object, ...]]) -> None:
 
 
 def problems(path, *, decode: bool = True) -> list[str]:
-    return [f"{p.where}: {p.what}" for p in check(path, decode=decode).problems]
+    return [f"{p.where}: {p.what}" for p in check_spool(path, decode=decode).problems]
 
 
 async def test_a_sound_spool_has_no_problems_live_or_stopped(tmp_path):
     path = tmp_path / "spool.db"
     await made(path)
-    result = check(path, full=True)
+    result = check_spool(path, full=True)
     assert (result.problems, result.segments, result.decoded_segments, result.rows) == ([], 10, 10, 100)
-    assert check(path, decode=False).decoded_segments == 0
+    assert check_spool(path, decode=False).decoded_segments == 0
     async with open_spool(path) as spool:
         await spool.append([("new", 1000, 1.0)])
         assert problems(path) == []
@@ -66,7 +66,7 @@ async def test_compaction_pruning_and_setting_aside_leave_a_sound_spool(tmp_path
         await spool.deliveries.load(claimed)
         await spool.compaction.compact_once(everything=True)
         await Retention(spool.database, ["region"], keep_s=0).prune_once(NOW_US + 1)
-    result = check(path)
+    result = check_spool(path)
     assert result.problems == []
     assert (result.set_aside_segments, result.set_aside_rows) == (1, 10)
     assert result.rows == 50
@@ -160,10 +160,10 @@ async def test_what_is_no_database_is_a_problem_and_what_is_missing_or_too_new_i
     await made(path)
     path.write_bytes(b"rubbish" * 1000)
     assert "not looked at" in problems(path)[0]
-    with pytest.raises(SpoolFailed):
-        check(tmp_path / "missing.db")
+    with pytest.raises(SpoolAccessError):
+        check_spool(tmp_path / "missing.db")
     fresh = tmp_path / "fresh.db"
     await made(fresh)
     change(fresh, "PRAGMA user_version = 99")
-    with pytest.raises(SpoolTooNew):
-        check(fresh)
+    with pytest.raises(SpoolTooNewError):
+        check_spool(fresh)

@@ -11,14 +11,19 @@ import numpy as np
 import pyarrow.parquet
 import pytest
 
-from cloud_sync.records import Flag, Readings, Series
-from gateway.operate import reading_rows, spool_walk
-from gateway.operate.moments import moment_us
-from gateway.operate.selection import Selection
-from gateway.operate.spool_export import ExportFault, ending_of, to_file
-from gateway.operate.spool_file import opened
-from gateway.operate.spool_readings import Found, SeriesNames, in_runs, selected
-from gateway.operate.terminal import shown, shown_bytes
+from cloud_sync.model.records import Flag, Readings, Series
+from gateway.humanize import escape_bytes, escape_text, parse_time_us
+from gateway.spool import segment_reader
+from gateway.spool.spool_file import open_spool_read_only
+from gateway.spooltools import reading_export
+from gateway.spooltools.reading_export import ExportError, find_file_ending, open_file_writer
+from gateway.spooltools.reading_selection import (
+    ReadingFilter,
+    ReadSummary,
+    SeriesNames,
+    group_into_runs,
+    read_selected,
+)
 from tests.support.open_spool import NOW_US, open_spool
 
 _HOSTILE = 'tank\x1b[2J\u202e"1",\r\n2'
@@ -28,12 +33,12 @@ def rows(first: int, count: int):
     return [(f"s{i % 3}", i, float(i)) for i in range(first, first + count)]
 
 
-def taken(path, selection: Selection = Selection(), *, newest_first: bool = False):  # noqa: B008 - an immutable value
+def taken(path, selection: ReadingFilter = ReadingFilter(), *, newest_first: bool = False):  # noqa: B008 - an immutable value
     """(sensor_id, time_us, value) of what is selected, and what was found."""
-    found = Found()
-    with opened(path) as connection:
+    found = ReadSummary()
+    with open_spool_read_only(path) as connection:
         names = SeriesNames(connection, selection)
-        parts = list(selected(connection, path, selection, names, found, newest_first=newest_first))
+        parts = list(read_selected(connection, path, selection, names, found, newest_first=newest_first))
         return [row for part in parts for row in tuples(part, names)], found
 
 
@@ -68,10 +73,12 @@ async def full_row(tmp_path):
 
 
 def exported(path, out):
-    with opened(path) as connection:
-        names = SeriesNames(connection, Selection())
-        with to_file(out) as writer:
-            for part in in_runs(selected(connection, path, Selection(), names, Found())):
+    with open_spool_read_only(path) as connection:
+        names = SeriesNames(connection, ReadingFilter())
+        with open_file_writer(out) as writer:
+            for part in group_into_runs(
+                read_selected(connection, path, ReadingFilter(), names, ReadSummary())
+            ):
                 writer.write(part, names)
     return out
 
@@ -93,7 +100,7 @@ async def test_every_form_holds_the_same_readings_value_for_value(tmp_path, full
             "seq": (1 << 63) - 1,
             "flags": int(Flag.LATE | Flag.SPIKE),
         },
-        dict.fromkeys(reading_rows.COLUMNS)
+        dict.fromkeys(reading_export.EXPORT_COLUMNS)
         | {
             "time": "1969-12-31T23:59:59.999999Z",
             "sensor_id": "bare",
@@ -103,7 +110,7 @@ async def test_every_form_holds_the_same_readings_value_for_value(tmp_path, full
         },
     ]
     parquet = pyarrow.parquet.read_table(exported(full_row, tmp_path / "o.parquet"))
-    assert tuple(parquet.column_names) == reading_rows.COLUMNS
+    assert tuple(parquet.column_names) == reading_export.EXPORT_COLUMNS
     assert [
         row | {"time": row["time"].astimezone(UTC).isoformat().replace("+00:00", "Z")}
         for row in parquet.to_pylist()
@@ -125,11 +132,11 @@ def _single(row):
 
 
 async def test_a_table_for_a_person_holds_no_control_character(full_row):
-    with opened(full_row) as connection:
-        names = SeriesNames(connection, Selection())
-        (part,) = selected(connection, full_row, Selection(), names, Found())
-        cells = [cell for row in reading_rows.table_rows(part, names) for cell in row]
-        printable = reading_rows.csv_text(part, names, printable=True)
+    with open_spool_read_only(full_row) as connection:
+        names = SeriesNames(connection, ReadingFilter())
+        (part,) = read_selected(connection, full_row, ReadingFilter(), names, ReadSummary())
+        cells = [cell for row in reading_export.format_table_rows(part, names) for cell in row]
+        printable = reading_export.format_csv(part, names, printable=True)
     assert all(cell.isprintable() for cell in cells)
     assert "late,spike" in cells
     assert "\x1b" not in printable
@@ -140,7 +147,7 @@ async def test_times_and_series_are_selected_exactly(tmp_path):
     async with open_spool(path) as spool:
         for start in range(0, 100, 10):
             await spool.append(rows(start, 10))
-    got, _ = taken(path, Selection(since_us=15, until_us=35))
+    got, _ = taken(path, ReadingFilter(since_us=15, until_us=35))
     assert sorted(t for _, t, _ in got) == list(range(15, 35))
     for patterns, sensors in (
         (("s1/t",), {"s1"}),
@@ -150,7 +157,7 @@ async def test_times_and_series_are_selected_exactly(tmp_path):
         (("s1/other",), set()),
         (("S1",), set()),
     ):
-        got, found = taken(path, Selection(patterns=patterns))
+        got, found = taken(path, ReadingFilter(patterns=patterns))
         assert {sensor for sensor, _, _ in got} == sensors
         assert found.rows == len(got)
 
@@ -160,14 +167,16 @@ async def test_times_and_series_are_selected_exactly(tmp_path):
 async def test_each_reading_comes_once_though_compaction_merges_meanwhile(
     tmp_path, monkeypatch, newest_first, pause
 ):
-    monkeypatch.setattr(spool_walk, "_LOG_GROWTH_BYTES", -1)  # a new view after each segment
+    monkeypatch.setattr(segment_reader, "_LOG_GROWTH_BYTES", -1)  # a new view after each segment
     path = tmp_path / "spool.db"
     async with open_spool(path) as spool:
         for start in range(0, 200, 5):
             await spool.append(rows(start, 5))
-        with opened(path) as connection:
-            names = SeriesNames(connection, Selection())
-            parts = selected(connection, path, Selection(), names, Found(), newest_first=newest_first)
+        with open_spool_read_only(path) as connection:
+            names = SeriesNames(connection, ReadingFilter())
+            parts = read_selected(
+                connection, path, ReadingFilter(), names, ReadSummary(), newest_first=newest_first
+            )
             got = [row for _ in range(pause) for row in tuples(next(parts), names)]
             assert await spool.compaction.compact_once(everything=True)
             got += [row for part in parts for row in tuples(part, names)]
@@ -175,14 +184,14 @@ async def test_each_reading_comes_once_though_compaction_merges_meanwhile(
 
 
 async def test_readings_that_come_in_meanwhile_are_exported_with_their_new_series(tmp_path, monkeypatch):
-    monkeypatch.setattr(spool_walk, "_LOG_GROWTH_BYTES", -1)
+    monkeypatch.setattr(segment_reader, "_LOG_GROWTH_BYTES", -1)
     path = tmp_path / "spool.db"
     async with open_spool(path) as spool:
         await spool.append(rows(0, 5))
         await spool.append(rows(5, 5))
-        with opened(path) as connection:
-            names = SeriesNames(connection, Selection())
-            parts = selected(connection, path, Selection(), names, Found())
+        with open_spool_read_only(path) as connection:
+            names = SeriesNames(connection, ReadingFilter())
+            parts = read_selected(connection, path, ReadingFilter(), names, ReadSummary())
             next(parts)
             await spool.append([("newcomer", 99, 1.0)])
             got = [row for part in parts for row in tuples(part, names)]
@@ -204,44 +213,44 @@ async def test_a_damaged_segment_is_left_out_and_named(tmp_path):
 
 def test_a_file_appears_whole_or_not_at_all_and_replaces_nothing_unasked(tmp_path):
     out = tmp_path / "o.csv"
-    with pytest.raises(RuntimeError), to_file(out):
+    with pytest.raises(RuntimeError), open_file_writer(out):
         raise RuntimeError("half way")
     assert list(tmp_path.iterdir()) == []
     out.write_text("precious")
-    with pytest.raises(ExportFault, match="exists"), to_file(out):
+    with pytest.raises(ExportError, match="exists"), open_file_writer(out):
         pass
     assert out.read_text() == "precious"
-    with to_file(out, replace=True):
+    with open_file_writer(out, replace=True):
         pass
     assert out.read_text().startswith("time,sensor_id,")
-    with pytest.raises(ExportFault, match="No such file"), to_file(tmp_path / "missing" / "o.csv"):
+    with pytest.raises(ExportError, match="No such file"), open_file_writer(tmp_path / "missing" / "o.csv"):
         pass
 
 
 def test_the_form_follows_from_the_names_end():
-    assert [ending_of(out) for out in ("a.csv", "a.csv.gz", "a.jsonl", "b.parquet", "-", "-.gz")] == [
+    assert [find_file_ending(out) for out in ("a.csv", "a.csv.gz", "a.jsonl", "b.parquet", "-", "-.gz")] == [
         *(".csv", ".csv.gz", ".jsonl", ".parquet", ".csv", ".csv.gz")
     ]
-    with pytest.raises(ExportFault, match=r"ends in .*parquet"):
-        ending_of("a.xlsx")
+    with pytest.raises(ExportError, match=r"ends in .*parquet"):
+        find_file_ending("a.xlsx")
 
 
 def test_moments_are_read_as_people_write_them():
     now = 1_000_000_000_000_000
-    assert moment_us("now", now_us=now) == now
-    assert moment_us("6h", now_us=now) == now - 6 * 3600 * 1_000_000
-    assert moment_us("1.5 min", now_us=now) == now - 90 * 1_000_000
+    assert parse_time_us("now", now_us=now) == now
+    assert parse_time_us("6h", now_us=now) == now - 6 * 3600 * 1_000_000
+    assert parse_time_us("1.5 min", now_us=now) == now - 90 * 1_000_000
     at = round(datetime(2026, 5, 1, 12, tzinfo=UTC).timestamp() * 1e6)
     for text in ("2026-05-01T12:00", "2026-05-01 12:00:00Z", "2026-05-01T14:00:00+02:00"):
-        assert moment_us(text, now_us=now) == at
-    assert moment_us("2026-05-01", now_us=now) == at - 12 * 3600 * 1_000_000
+        assert parse_time_us(text, now_us=now) == at
+    assert parse_time_us("2026-05-01", now_us=now) == at - 12 * 3600 * 1_000_000
     for text in ("", "yesterday", "6", "6y", "2026-13-01"):
         with pytest.raises(ValueError, match="is no moment"):
-            moment_us(text, now_us=now)
+            parse_time_us(text, now_us=now)
 
 
 def test_what_strangers_wrote_is_printable_and_bounded():
-    assert shown("a\x1b[31mb\n\u202e\ud800°") == r"a\x1b[31mb\n\u202e\ud800°"
-    assert shown_bytes(b"ok \xff\x00") == r"ok \xff\x00"
-    assert shown("abcdef", 4) == "abc…"
-    assert len(shown_bytes(b"\x00" * 1000, 20)) == 20
+    assert escape_text("a\x1b[31mb\n\u202e\ud800°") == r"a\x1b[31mb\n\u202e\ud800°"
+    assert escape_bytes(b"ok \xff\x00") == r"ok \xff\x00"
+    assert escape_text("abcdef", 4) == "abc…"
+    assert len(escape_bytes(b"\x00" * 1000, 20)) == 20

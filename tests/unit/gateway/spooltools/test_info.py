@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from gateway.operate.spool_info import info_of
-from gateway.spool.errors import SpoolFailed
-from gateway.spool.quarantine import QuarantineItem
+from gateway.spool.errors import SpoolAccessError
+from gateway.spool.quarantine_items import QuarantineItem
+from gateway.spooltools.spool_info import read_spool_info
 from tests.support.open_spool import NOW_US, open_spool
 
 _BAD = QuarantineItem.of(
@@ -35,8 +35,8 @@ async def test_it_tells_what_is_kept_and_what_each_destination_lacks(tmp_path):
         assert claimed is not None
         await spool.deliveries.settle("region", claimed)
         await spool.deliveries.claim("region", now_us=NOW_US, max_rows=20)
-        live = info_of(path, "gw-1")
-    info = info_of(path)
+        live = read_spool_info(path, "gw-1")
+    info = read_spool_info(path)
     assert (live.live, info.live) == (True, False)
     assert (live.gateway_id, info.gateway_id) == ("gw-1", None)
     held = info.classes["reading"]
@@ -62,7 +62,10 @@ async def test_an_estimate_of_unlike_segments_comes_out_right(tmp_path):
         await spool.compaction.compact_once(everything=True)
         for start in range(300, 400):
             await spool.append(rows(start * 5, 5))
-    counted, guessed = info_of(path).classes["reading"], info_of(path, scan_within_s=-1).classes["reading"]
+    counted, guessed = (
+        read_spool_info(path).classes["reading"],
+        read_spool_info(path, scan_within_s=-1).classes["reading"],
+    )
     assert not counted.estimated
     assert guessed.estimated
     assert counted.segments == 101
@@ -85,8 +88,8 @@ def test_what_is_no_spool_is_said_to_be_none_and_left_as_it_is(tmp_path, make, m
     path = tmp_path / "spool.db"
     make(path)
     before = path.read_bytes() if path.is_file() else None
-    with pytest.raises(SpoolFailed, match=message):
-        info_of(path)
+    with pytest.raises(SpoolAccessError, match=message):
+        read_spool_info(path)
     assert (path.read_bytes() if path.is_file() else None) == before
 
 
@@ -95,10 +98,10 @@ async def test_a_stopped_spool_is_read_where_nothing_can_be_written_beside_it(tm
     async with open_spool(path) as spool:
         await spool.append(rows(0, 10))
     with nothing_to_be_written(path) as there:
-        assert info_of(there).classes["reading"].rows == 10
+        assert read_spool_info(there).classes["reading"].rows == 10
     tmp_path.joinpath("spool.db-wal").write_bytes(b"commits that would not be seen")
-    with nothing_to_be_written(path) as there, pytest.raises(SpoolFailed, match="would not be seen"):
-        info_of(there)
+    with nothing_to_be_written(path) as there, pytest.raises(SpoolAccessError, match="would not be seen"):
+        read_spool_info(there)
 
 
 @contextmanager

@@ -6,19 +6,21 @@ import json
 
 import numpy as np
 
-from cloud_sync.evidence import BadRow
-from cloud_sync.records import Flag
-from gateway.ingress.topics import TopicTemplate
-from gateway.operate.quarantine_retry import Retried, retry_within
-from gateway.spool.quarantine import QuarantineItem
+from cloud_sync.model.errors import RefusedRow
+from cloud_sync.model.records import Flag
+from gateway.payloads.topics import TopicTemplate
+from gateway.spool.quarantine_items import QuarantineItem
+from gateway.spooltools.quarantine_retry import RetryResult, retry_open_spool
 from tests.support.open_spool import NOW_US, OpenSpool, open_spool
 
 T0 = 1_700_000_000_000_000
 TEMPLATE = TopicTemplate("sensors/{sensor_id}/{sensor_type}")
 
 
-async def retried(spool: OpenSpool, *numbers: int) -> Retried:
-    return await retry_within(spool.database, spool.segments, spool.appender, spool.book, TEMPLATE, numbers)
+async def retried(spool: OpenSpool, *numbers: int) -> RetryResult:
+    return await retry_open_spool(
+        spool.database, spool.segments, spool.appender, spool.book, TEMPLATE, numbers
+    )
 
 
 async def items(spool: OpenSpool) -> list[tuple[int, str]]:
@@ -41,7 +43,7 @@ async def test_a_refused_reading_goes_again_to_that_destination_only_with_all_it
         for name in ("region", "cloud"):
             batch = await next_batch(spool, name)
             if name == "region":
-                bad = [BadRow(1, "too_old", "HTTP 422: no"), BadRow(2, "too_old", "HTTP 422: no")]
+                bad = [RefusedRow(1, "too_old", "HTTP 422: no"), RefusedRow(2, "too_old", "HTTP 422: no")]
                 await spool.deliveries.refuse(name, batch, bad, now_us=NOW_US)
             await spool.deliveries.settle(name, batch.range)
         assert await items(spool) == [(1, "region"), (2, "region")]

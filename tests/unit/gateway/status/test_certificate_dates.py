@@ -8,9 +8,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from gateway.operate.expiry import ExpiryWatch, certificate_status
-from gateway.operate.validity import validities
-from gateway.settings import GatewaySettings
+from gateway.settings.gateway_settings import GatewaySettings
+from gateway.status.certificates import CertificateMonitor, check_certificate_file, parse_validities
 from tests.support.certificates import Authority
 
 if TYPE_CHECKING:
@@ -33,12 +32,12 @@ def test_certificates_and_lists_of_a_file_have_the_times_that_openssl_reads(tmp_
     revoked = authority.revocations("pump")
     bundle = tmp_path / "bundle.pem"
     bundle.write_bytes(certificate.read_bytes() + b"words between\n" + authority.certificate.read_bytes())
-    first, second = validities(bundle.read_bytes())
+    first, second = parse_validities(bundle.read_bytes())
     for found, path in ((first, certificate), (second, authority.certificate)):
         assert found.kind == "certificate"
         assert found.not_before_s == said_by_openssl("x509", path, "-startdate")
         assert found.not_after_s == said_by_openssl("x509", path, "-enddate")
-    (listed,) = validities(revoked.read_bytes())
+    (listed,) = parse_validities(revoked.read_bytes())
     assert listed.kind == "revocation list"
     assert listed.not_after_s == said_by_openssl("crl", revoked, "-nextupdate")
 
@@ -52,7 +51,7 @@ def test_a_certificate_beyond_2049_is_read(tmp_path):
         capture_output=True,
         timeout=30,
     )
-    (found,) = validities((tmp_path / "long.pem").read_bytes())
+    (found,) = parse_validities((tmp_path / "long.pem").read_bytes())
     assert found.not_after_s == said_by_openssl("x509", tmp_path / "long.pem", "-enddate")
     assert authority.certificate.exists()
 
@@ -61,8 +60,8 @@ def test_a_certificate_beyond_2049_is_read(tmp_path):
 def test_damage_is_told_and_never_raises_anything_else(tmp_path, damage):
     path = tmp_path / "damaged.pem"
     path.write_bytes(b"-----BEGIN CERTIFICATE-----\n" + damage + b"\n-----END CERTIFICATE-----\n")
-    assert certificate_status("k", path, 0.0).fault
-    assert certificate_status("k", tmp_path / "absent", 0.0).fault.startswith("cannot be read")
+    assert check_certificate_file("k", path, 0.0).fault
+    assert check_certificate_file("k", tmp_path / "absent", 0.0).fault.startswith("cannot be read")
 
 
 def test_what_ends_soon_is_logged_once_a_day(tmp_path, caplog):
@@ -70,7 +69,7 @@ def test_what_ends_soon_is_logged_once_a_day(tmp_path, caplog):
     listen = {"tls_cert_file": certificate, "tls_key_file": key}
     given = GatewaySettings(gateway_id="g", spool={"path": tmp_path / "s"}, ingress={"listen": listen})  # type: ignore[arg-type]  # as from a file
     now = {"s": certificate.stat().st_mtime}
-    watch = ExpiryWatch(lambda: given, clock_s=lambda: now["s"])
+    watch = CertificateMonitor(lambda: given, clock_s=lambda: now["s"])
     assert [status.key for status in watch.look_once()] == ["ingress.listen.tls_cert_file"]
     watch.look_once()
     assert caplog.text.count("renew it") == 1

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from gateway.operate.metrics import METRICS, OTHER, REASONS_MAX, bounded
+from gateway.status.metrics import METRICS, OTHER_REASONS, REASONS_MAX, limit_reasons
 
 DOC = Path(__file__).parents[4] / "docs" / "metrics.md"
 ROW = re.compile(r"\| `(\w+)` \| (\w+) \| ([\w, ]*) \| (.+) \|")
@@ -28,6 +28,6 @@ def test_names_follow_the_conventions():
 
 def test_reasons_beyond_the_bound_are_counted_together_and_none_moves():
     few = {f"r{n}": float(n) for n in range(REASONS_MAX)}
-    assert bounded(few) == {(reason,): value for reason, value in few.items()}
+    assert limit_reasons(few) == {(reason,): value for reason, value in few.items()}
     many = {**few, "a": 5.0, "b": 7.0}
-    assert bounded(many) == {**bounded(few), (OTHER,): 12.0}
+    assert limit_reasons(many) == {**limit_reasons(few), (OTHER_REASONS,): 12.0}

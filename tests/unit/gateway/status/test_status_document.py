@@ -9,25 +9,36 @@ import msgspec
 import numpy as np
 import pytest
 
-from cloud_sync.records import Flag, Readings, Series
-from gateway.operate.alerts_status import ChannelStatus
-from gateway.operate.clock_status import ClockStatus
-from gateway.operate.devices import devices_of
-from gateway.operate.offline import status_of_stopped
-from gateway.operate.recent import STEP_S, Recent
-from gateway.operate.remarks import remarks_of
-from gateway.operate.series_chart import Steps, chart_of, numbers_of, series_named
-from gateway.operate.status import DestinationStatus, IngressStatus, SpoolStatus, Status
-from gateway.operate.wear import Wear, WearStatus, Written, disk_of, wear_between
-from gateway.processing.closing import RollTerms
-from gateway.processing.commit_log import CommitLog
-from gateway.processing.follower import Follower, FollowTerms
-from gateway.processing.roller import Roller
-from gateway.settings import GatewaySettings, Spool
-from gateway.spool.capacity import Capacity
+from cloud_sync.model.records import Flag, Readings, Series
+from gateway.processing.commit_consumer import CommitConsumer, ConsumerOptions
+from gateway.query.series_chart import ChartSteps, find_series_numbers, read_chart, search_series
+from gateway.rollups.open_windows import RollupOptions
+from gateway.rollups.roller import Roller
+from gateway.settings.gateway_settings import GatewaySettings, SpoolSettings
+from gateway.spool.appender import Capacity
 from gateway.spool.database import open_read_only
-from gateway.spool.quarantine import QuarantineItem
-from gateway.spool.stored_rollups import StoredRollups
+from gateway.spool.quarantine_items import QuarantineItem
+from gateway.spool.segment_reader import CommitLogReader, StoredRollups
+from gateway.status.advice import build_advice
+from gateway.status.collector import build_stopped_status
+from gateway.status.document import (
+    ChannelStatus,
+    ClockStatus,
+    DestinationStatus,
+    IngressStatus,
+    SpoolStatus,
+    Status,
+    build_devices_status,
+)
+from gateway.status.samplers import (
+    RATE_SAMPLE_INTERVAL_S,
+    FlashWear,
+    FlashWearStatus,
+    RateHistory,
+    WriteCounters,
+    compute_flash_wear,
+    find_disk,
+)
 from tests.support.open_spool import NOW_US, open_spool
 
 if TYPE_CHECKING:
@@ -58,36 +69,36 @@ def a_status(**changes: object) -> Status:
 
 
 def test_bytes_written_are_scaled_to_a_day_and_held_against_what_was_encoded():
-    then = Written(at_s=100.0, by_process=1000, by_machine=50_000, encoded=0)
-    now = Written(at_s=100.0 + DAY_S / 2, by_process=9000, by_machine=90_000, encoded=2000)
-    wear = wear_between(then, now, disk="mmcblk0", endurance_bytes=80_000 * 365.25 * 3)
+    then = WriteCounters(at_s=100.0, process_bytes=1000, disk_bytes=50_000, encoded=0)
+    now = WriteCounters(at_s=100.0 + DAY_S / 2, process_bytes=9000, disk_bytes=90_000, encoded=2000)
+    wear = compute_flash_wear(then, now, disk="mmcblk0", endurance_bytes=80_000 * 365.25 * 3)
     assert (wear.written_bytes_per_day, wear.disk_written_bytes_per_day) == (16_000, 80_000)
     assert wear.amplification == 4
     assert wear.years_left == pytest.approx(3)
 
 
 def test_a_disk_that_tells_nothing_leaves_the_gateways_own_writes_to_judge_by():
-    then, now = Written(0.0, 0, None, 0), Written(float(DAY_S), 1000, None, 0)
-    wear = wear_between(then, now, endurance_bytes=365_250.0)
+    then, now = WriteCounters(0.0, 0, None, 0), WriteCounters(float(DAY_S), 1000, None, 0)
+    wear = compute_flash_wear(then, now, endurance_bytes=365_250.0)
     assert (wear.disk_written_bytes_per_day, wear.amplification) == (None, None)
     assert wear.years_left == pytest.approx(1)
 
 
 def test_a_few_seconds_say_nothing_of_a_day():
-    wear = wear_between(Written(0.0, 0, 0, 0), Written(3.0, 9, 9, 9), endurance_bytes=1.0)
+    wear = compute_flash_wear(WriteCounters(0.0, 0, 0, 0), WriteCounters(3.0, 9, 9, 9), endurance_bytes=1.0)
     assert (wear.written_bytes_per_day, wear.amplification, wear.years_left) == (None, None, None)
 
 
 def test_what_this_process_writes_to_a_disk_is_counted(tmp_path: Path):
-    wear = Wear(tmp_path, None)
+    wear = FlashWear(tmp_path, None)
     before = wear.look(0, 0.0)
     with (tmp_path / "file").open("wb") as file:
         file.write(b"x" * (1 << 20))
         file.flush()
     after = wear.look(0, 1.0)
-    if before.by_process is None or after.by_process is None:
+    if before.process_bytes is None or after.process_bytes is None:
         pytest.skip("this kernel does not count")
-    assert after.by_process - before.by_process >= (1 << 20) or disk_of(tmp_path) is None
+    assert after.process_bytes - before.process_bytes >= (1 << 20) or find_disk(tmp_path) is None
 
 
 def test_a_partition_leads_to_its_whole_disk(tmp_path: Path):
@@ -98,14 +109,14 @@ def test_a_partition_leads_to_its_whole_disk(tmp_path: Path):
     system = tmp_path / "dev"
     system.mkdir()
     (system / f"{device >> 8 & 0xFFF}:{device & 0xFF}").symlink_to(whole / "mmcblk0p2")
-    assert disk_of(tmp_path, system) == whole
+    assert find_disk(tmp_path, system) == whole
 
 
 def test_the_last_hour_begins_anew_after_the_machine_slept():
-    recent = Recent()
+    recent = RateHistory()
     for step in range(3):
-        recent.note(step, {"region": step}, now_us=step, now_s=step * STEP_S)
-    assert not recent.is_due(2 * STEP_S + 1)
+        recent.note(step, {"region": step}, now_us=step, now_s=step * RATE_SAMPLE_INTERVAL_S)
+    assert not recent.is_due(2 * RATE_SAMPLE_INTERVAL_S + 1)
     assert recent.status().backlog == {"region": [0, 1, 2]}
     recent.note(9, {"region": 9, "new": 1}, now_us=9, now_s=1000.0)
     assert (recent.status().readings_per_s, recent.status().backlog) == ([9.0], {"region": [9], "new": [1]})
@@ -115,15 +126,18 @@ async def test_a_device_is_heard_when_it_sends_and_silent_when_it_does_not(tmp_p
     async with open_spool(tmp_path / "spool.db") as spool:
         old_us = NOW_US - 3_600_000_000
         await spool.append([("a", NOW_US - 5, 1.0), ("b", old_us, 1.0)])
-        heard = spool.appender.presence.heard(spool.duplicates, NOW_US)
-        both = devices_of(heard, NOW_US + 60_000_000, silent_after_s=300)
+        heard = spool.appender.device_activity.heard(spool.duplicates, NOW_US)
+        both = build_devices_status(heard, NOW_US + 60_000_000, silent_after_s=300)
         assert (both.known, both.heard, both.silent) == (2, 2, 0)
-        later = devices_of(heard, NOW_US + 301_000_000, silent_after_s=300)
+        later = build_devices_status(heard, NOW_US + 301_000_000, silent_after_s=300)
         assert [d.sensor_id for d in later.silent_devices] == ["a", "b"]
         await spool.append([("b", old_us, 1.0)])  # a duplicate: the device speaks all the same
-        assert spool.appender.presence.heard(spool.duplicates, NOW_US).heard_us.tolist() == [NOW_US, NOW_US]
+        assert spool.appender.device_activity.heard(spool.duplicates, NOW_US).heard_us.tolist() == [
+            NOW_US,
+            NOW_US,
+        ]
     async with open_spool(tmp_path / "spool.db") as spool:
-        heard = spool.appender.presence.heard(spool.duplicates, NOW_US)
+        heard = spool.appender.device_activity.heard(spool.duplicates, NOW_US)
         assert heard.sensor_ids == ["a", "b"]
         assert heard.heard_us.tolist() == [NOW_US - 5, old_us], "of before the restart the times of readings"
 
@@ -137,9 +151,9 @@ async def test_a_device_with_several_series_and_attributes_is_one_device(tmp_pat
             Series("b", "t"),
         ):
             assert spool.book.number_of(series)
-        heard = spool.appender.presence.heard(spool.duplicates, NOW_US)
+        heard = spool.appender.device_activity.heard(spool.duplicates, NOW_US)
         assert (heard.sensor_ids, heard.series.tolist()) == (["a", "b"], [2, 1])
-        silent = devices_of(heard, NOW_US, silent_after_s=300)
+        silent = build_devices_status(heard, NOW_US, silent_after_s=300)
         assert [d.heard_at_us for d in silent.silent_devices] == [0, 0], "known, and never heard"
 
 
@@ -170,12 +184,12 @@ async def test_a_chart_agrees_with_the_readings_one_by_one(tmp_path: Path):
             noise = replace(readings, series=np.full(n, other, np.int32))
             await spool.appender.append(noise, [], now_us=NOW_US)
             await spool.compaction.compact_once()
-        found = numbers_of(spool.book, "a", "t")
+        found = find_series_numbers(spool.book, "a", "t")
         assert found is not None
         name, states = found
-        steps = Steps(NOW_US - 3_600_000_000, NOW_US, 60)
-        chart = chart_of(tmp_path / "spool.db", name, states, steps)
-        none = chart_of(tmp_path / "spool.db", name, states, Steps(0, 10, 5), within_s=10)
+        steps = ChartSteps(NOW_US - 3_600_000_000, NOW_US, 60)
+        chart = read_chart(tmp_path / "spool.db", name, states, steps)
+        none = read_chart(tmp_path / "spool.db", name, states, ChartSteps(0, 10, 5), within_s=10)
     assert (chart.complete, chart.unit, none.at_us) == (True, "K", [])
     expected: dict[int, list[tuple[float, int]]] = {}
     for t, v, f in zip(times.tolist(), values.tolist(), flags.tolist(), strict=True):
@@ -192,9 +206,11 @@ async def test_a_chart_agrees_with_the_readings_one_by_one(tmp_path: Path):
 async def test_a_chart_that_runs_out_of_time_has_the_newest_and_says_so(tmp_path: Path):
     async with open_spool(tmp_path / "spool.db") as spool:
         await spool.append([("a", NOW_US, 1.0)])
-        found = numbers_of(spool.book, "a", "t")
+        found = find_series_numbers(spool.book, "a", "t")
         assert found is not None
-        chart = chart_of(tmp_path / "spool.db", *found, Steps(NOW_US - 100, NOW_US + 1, 10), within_s=-1)
+        chart = read_chart(
+            tmp_path / "spool.db", *found, ChartSteps(NOW_US - 100, NOW_US + 1, 10), within_s=-1
+        )
     assert (chart.complete, chart.readings) == (False, 0)
 
 
@@ -203,25 +219,25 @@ async def test_a_chart_of_more_than_can_be_read_comes_from_rollups(tmp_path: Pat
     start_us = NOW_US // 3_600_000_000 * 3_600_000_000
     async with open_spool(path) as spool:
         connection = open_read_only(path)
-        follower = Follower(
+        commit_consumer = CommitConsumer(
             spool.database,
             spool.segments,
-            CommitLog(connection, spool.book),
-            [Roller(StoredRollups(connection), RollTerms(windows_s=(60, 300), close_every_s=0))],
-            FollowTerms(),
+            CommitLogReader(connection, spool.book),
+            [Roller(StoredRollups(connection), RollupOptions(windows_s=(60, 300), close_every_s=0))],
+            ConsumerOptions(),
             clock_us=lambda: NOW_US,
         )
         try:
-            await follower.load()
+            await commit_consumer.load()
             rows = [("a", start_us + n * 10_000_000, float(n)) for n in range(360)]
             await spool.append(rows)
-            await follower.follow_once()
+            await commit_consumer.consume_once()
             await spool.compaction.compact_once(everything=True)
-            found = numbers_of(spool.book, "a", "t")
+            found = find_series_numbers(spool.book, "a", "t")
             assert found is not None
-            chart = chart_of(path, *found, Steps(start_us, start_us + 3_600_000_000, 12), within_s=-1)
+            chart = read_chart(path, *found, ChartSteps(start_us, start_us + 3_600_000_000, 12), within_s=-1)
         finally:
-            await follower.aclose()
+            await commit_consumer.aclose()
     assert (chart.complete, chart.step_us, chart.readings) == (True, 300_000_000, 360)
     assert chart.at_us == [start_us + n * 300_000_000 for n in range(12)]
     assert (chart.least[1], chart.mean[1], chart.greatest[1]) == (30.0, 44.5, 59.0)
@@ -235,17 +251,17 @@ async def test_series_are_found_by_any_part_of_their_name(tmp_path: Path):
             Series("x", "hum"),
         ):
             spool.book.number_of(series)
-        named, total = series_named(spool.book, "STALL", 1)
+        named, total = search_series(spool.book, "STALL", 1)
         assert ([n.sensor_id for n in named], total) == (["Stall-2"], 2)
-        assert series_named(spool.book, "1/te", 9)[0][0].unit == "K"
+        assert search_series(spool.book, "1/te", 9)[0][0].unit == "K"
 
 
 def test_all_is_well_is_said_only_when_it_is():
-    assert [r.severity for r in remarks_of(a_status())] == ["good"]
+    assert [r.severity for r in build_advice(a_status())] == ["good"]
     away = a_status(destinations=[destination(last_error="refused connection", backlog_readings=5)])
-    assert [r.severity for r in remarks_of(away)] == ["warning"]
+    assert [r.severity for r in build_advice(away)] == ["warning"]
     held = a_status(destinations=[destination(state="held", last_error="401"), destination(name="b")])
-    assert [(r.severity, "401" in r.text) for r in remarks_of(held)] == [("critical", True)]
+    assert [(r.severity, "401" in r.text) for r in build_advice(held)] == [("critical", True)]
 
 
 @pytest.mark.parametrize(
@@ -264,7 +280,7 @@ def test_all_is_well_is_said_only_when_it_is():
             "cannot be told on ops (it answered 503): 2 notices wait.",
         ),
         (
-            {"wear": WearStatus("sda", 1e5, 1.0, 1.0, 1.0, 1.0, 0.5)},
+            {"wear": FlashWearStatus("sda", 1e5, 1.0, 1.0, 1.0, 1.0, 0.5)},
             "warning",
             "the flash lasts another 182 d 12 h",
         ),
@@ -284,14 +300,14 @@ def test_all_is_well_is_said_only_when_it_is():
     ],
 )
 def test_what_is_wrong_is_said_first(changes: dict[str, object], severity: str, said: str):
-    remarks = remarks_of(a_status(**changes))
+    remarks = build_advice(a_status(**changes))
     assert remarks[0].severity == severity
     assert any(said in remark.text for remark in remarks), remarks
 
 
 def test_little_room_is_no_alarm_while_everything_is_delivered():
     full = a_status(spool=SpoolStatus("s", "e", 1, 1, 1, 1, 0.1, 1, 1))
-    assert [r.severity for r in remarks_of(full)] == ["good"]
+    assert [r.severity for r in build_advice(full)] == ["good"]
 
 
 async def test_a_stopped_gateway_is_read_from_its_spool(tmp_path: Path):
@@ -310,7 +326,7 @@ async def test_a_stopped_gateway_is_read_from_its_spool(tmp_path: Path):
             for n in range(3)
         ]
         await spool.appender.append(spool.readings([("a", NOW_US, 1.0)]), items, now_us=NOW_US)
-    status = status_of_stopped(GatewaySettings(gateway_id="gw-1", spool=Spool(path=path)))
+    status = build_stopped_status(GatewaySettings(gateway_id="gw-1", spool=SpoolSettings(path=path)))
     assert status.quarantine is not None
     assert (status.quarantine.items, status.quarantine.ever) == (3, 3)
     assert status.quarantine.reasons[0].topic == "<b>2</b>"

@@ -2,8 +2,8 @@
 
 import pytest
 
-from gateway.ingress.packets import V5, V311, Publish, TopicTable, valid_topic
-from gateway.ingress.parser import CONNECT_MAX_BYTES, Parser
+from gateway.mqtt.codec.packets import V5, V311, Publish, TopicCache, is_valid_topic_name
+from gateway.mqtt.codec.parser import CONNECT_MAX_BYTES, PacketParser
 
 CONNECTED = {
     V5: bytes.fromhex("10 0e 0004 4d515454 05 02 003c 00 0001 78"),
@@ -100,7 +100,7 @@ CONNECTS = [
 
 
 def parser_for(version, topics=None):
-    parser = Parser(max_packet_bytes=1000, topics=topics or TopicTable(), topic_alias_maximum=2)
+    parser = PacketParser(max_packet_bytes=1000, topics=topics or TopicCache(), topic_alias_maximum=2)
     parser.feed(CONNECTED[version])
     assert parser.fault is None
     return parser
@@ -130,7 +130,7 @@ def test_a_violation_is_a_fault_with_its_reason_code_after_the_packets_before_it
     ("drawn", "code", "version"), [pytest.param(*row[1:], id=row[0]) for row in CONNECTS]
 )
 def test_a_violation_in_connect_is_a_fault_and_tells_the_version_to_answer_in(drawn, code, version):
-    parser = Parser(max_packet_bytes=1 << 20, topics=TopicTable())
+    parser = PacketParser(max_packet_bytes=1 << 20, topics=TopicCache())
     assert parser.feed(bytes.fromhex(drawn)) == []
     assert parser.fault is not None
     assert parser.fault.reason_code == code
@@ -163,7 +163,7 @@ def test_the_largest_packet_allowed_is_taken_and_one_byte_more_is_not():
 
 
 def test_before_connect_no_more_is_buffered_than_a_connect_may_have():
-    parser = Parser(max_packet_bytes=64 << 20, topics=TopicTable())
+    parser = PacketParser(max_packet_bytes=64 << 20, topics=TopicCache())
     over = CONNECT_MAX_BYTES
     assert parser.feed(bytes((0x10, over & 0x7F | 0x80, over >> 7 & 0x7F | 0x80, over >> 14))) == []
     assert parser.fault is not None
@@ -173,7 +173,7 @@ def test_before_connect_no_more_is_buffered_than_a_connect_may_have():
     "topic", [b"a", b"/", b"a//b", "température/é".encode(), b"$SYS/x", b"x" * 65_535, b" ", b"\xef\xbb\xbf"]
 )
 def test_unusual_topics_are_valid(topic):
-    assert valid_topic(topic)
+    assert is_valid_topic_name(topic)
 
 
 @pytest.mark.parametrize(
@@ -181,11 +181,11 @@ def test_unusual_topics_are_valid(topic):
     [b"", b"a+", b"#", b"a/#", b"\0", b"a\0b", b"\xff", b"\xed\xa0\x80", b"\xc0\xaf", b"\xf5\x80\x80\x80"],
 )
 def test_topics_that_may_not_be_published_to_are_not(topic):
-    assert not valid_topic(topic)
+    assert not is_valid_topic_name(topic)
 
 
 def test_the_topic_table_stays_bounded_and_goes_on_working():
-    topics = TopicTable(limit=3)
+    topics = TopicCache(limit=3)
     for number in range(10):
         name = b"t/%d" % number
         assert topics[name] == name
@@ -195,7 +195,7 @@ def test_the_topic_table_stays_bounded_and_goes_on_working():
 
 
 def test_topics_are_shared_between_connections():
-    topics = TopicTable()
+    topics = TopicCache()
     packet = bytes.fromhex("32 06 0001 61 0001 00")
     first, second = (parser_for(V5, topics).feed(packet)[0][0].topic for _ in range(2))
     assert first is second

@@ -8,27 +8,27 @@ from typing import Any
 import mqtt5
 import pytest
 
-from gateway.ingress.encoder import encode
-from gateway.ingress.packets import (
+from gateway.mqtt.codec.packet_codec import encode_packet
+from gateway.mqtt.codec.packets import (
     V5,
     V311,
     Connect,
     Disconnect,
+    MqttProtocolError,
     Packet,
     PacketType,
     Pingreq,
     Properties,
     Property,
-    ProtocolFault,
     Publish,
-    Reply,
+    PublishAck,
     Subscribe,
-    TopicTable,
+    TopicCache,
     Unsubscribe,
     Will,
-    valid_topic,
+    is_valid_topic_name,
 )
-from gateway.ingress.parser import Parser
+from gateway.mqtt.codec.parser import PacketParser
 
 SECONDS = float(os.environ.get("TIDEGATE_FUZZ_SECONDS", "4"))
 MAX_PACKET_BYTES = 4096
@@ -44,7 +44,7 @@ RICH: Properties = {
 def seeds(version):
     rich: Properties = RICH if version == V5 else {}
     return [
-        encode(packet, version)
+        encode_packet(packet, version)
         for packet in (
             Connect(
                 "dev",
@@ -60,7 +60,7 @@ def seeds(version):
             Publish("é/温度".encode(), b"x" * 200, 2, 1, True, True, rich),
             Publish(b"a", b""),
             Publish(b"a/b", b"y", 3, 2, properties=rich),
-            Reply(PacketType.PUBREL, 3),
+            PublishAck(PacketType.PUBREL, 3),
             Subscribe(4, (("a/#", 1), ("$share/g/b", 0)), {P.SUBSCRIPTION_IDENTIFIER: 300} if rich else {}),
             Unsubscribe(5, ("a",)),
             Pingreq(),
@@ -112,14 +112,14 @@ def mutate(rng, wire):
 def test_mutated_packets_end_in_packets_or_one_fault_and_nothing_else(version, client):
     rng = random.Random(20_240 + version + client)
     good = seeds(version)
-    topics = TopicTable(limit=1000)
+    topics = TopicCache(limit=1000)
     faults = parsed = 0
     until = time.monotonic() + SECONDS / 4
     while time.monotonic() < until:
         for _ in range(50):
             wire = b"".join(rng.choice(good) for _ in range(rng.randint(0, 3)))
             wire = good[0] * rng.randint(0, 1) + mutate(rng, wire + rng.choice(good))
-            parser = Parser(
+            parser = PacketParser(
                 max_packet_bytes=MAX_PACKET_BYTES,
                 topics=topics,
                 topic_alias_maximum=5,
@@ -132,10 +132,10 @@ def test_mutated_packets_end_in_packets_or_one_fault_and_nothing_else(version, c
                 for packet in item if isinstance(item, list) else [item]:
                     parsed += 1
                     if isinstance(packet, Publish):
-                        assert valid_topic(packet.topic)
+                        assert is_valid_topic_name(packet.topic)
                         assert packet.qos in (0, 1, 2)
                         assert (packet.packet_id > 0) == (packet.qos > 0)
-            assert parser.fault is None or type(parser.fault) is ProtocolFault
+            assert parser.fault is None or type(parser.fault) is MqttProtocolError
             assert len(parser._held) <= MAX_PACKET_BYTES + len(wire)
             faults += parser.fault is not None
     assert faults
@@ -149,7 +149,9 @@ def test_the_outcome_does_not_depend_on_how_the_bytes_were_read():
         wire = good[0] + mutate(rng, b"".join(rng.choice(good[1:]) for _ in range(3)))
         outcomes = []
         for step in (len(wire), 1, 5):
-            parser = Parser(max_packet_bytes=MAX_PACKET_BYTES, topics=TopicTable(), topic_alias_maximum=5)
+            parser = PacketParser(
+                max_packet_bytes=MAX_PACKET_BYTES, topics=TopicCache(), topic_alias_maximum=5
+            )
             found: list[Packet] = []
             for at in range(0, len(wire), step):
                 for item in parser.feed(wire[at : at + step]):
@@ -164,7 +166,7 @@ def test_what_we_accept_of_mutated_packets_the_mqtt5_library_accepts_too():
     accepted = 0
     for _ in range(4000):
         wire = mutate(rng, rng.choice(good))
-        parser = Parser(max_packet_bytes=1 << 28, topics=TopicTable(), topic_alias_maximum=65_535)
+        parser = PacketParser(max_packet_bytes=1 << 28, topics=TopicCache(), topic_alias_maximum=65_535)
         if wire[:1] != good[0][:1]:
             parser.feed(good[0])
         items = parser.feed(wire)

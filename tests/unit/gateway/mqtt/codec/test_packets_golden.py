@@ -2,8 +2,8 @@
 
 import pytest
 
-from gateway.ingress.encoder import encode, encode_pubacks, encode_replies
-from gateway.ingress.packets import (
+from gateway.mqtt.codec.packet_codec import encode_packet, encode_pubacks, encode_publish_acks
+from gateway.mqtt.codec.packets import (
     V5,
     V311,
     Auth,
@@ -15,15 +15,15 @@ from gateway.ingress.packets import (
     Pingresp,
     Property,
     Publish,
-    Reply,
+    PublishAck,
     Suback,
     Subscribe,
-    TopicTable,
+    TopicCache,
     Unsuback,
     Unsubscribe,
     Will,
 )
-from gateway.ingress.parser import Parser
+from gateway.mqtt.codec.parser import PacketParser
 
 P = Property
 CONNECT_V5 = bytes.fromhex("10 0e 0004 4d515454 05 02 003c 00 0001 78")
@@ -64,19 +64,19 @@ FROM_CLIENT = [
             },
         ),
     ),
-    ("puback in two bytes", V5, "40 02 0007", Reply(PacketType.PUBACK, 7)),
-    ("puback with a reason", V5, "40 03 0007 97", Reply(PacketType.PUBACK, 7, 0x97)),
+    ("puback in two bytes", V5, "40 02 0007", PublishAck(PacketType.PUBACK, 7)),
+    ("puback with a reason", V5, "40 03 0007 97", PublishAck(PacketType.PUBACK, 7, 0x97)),
     (
         "puback with a reason string",
         V5,
         "40 09 0007 80 05 1f 0002 6e6f",
-        Reply(PacketType.PUBACK, 7, 0x80, {P.REASON_STRING: "no"}),
+        PublishAck(PacketType.PUBACK, 7, 0x80, {P.REASON_STRING: "no"}),
     ),
-    ("puback", V311, "40 02 0007", Reply(PacketType.PUBACK, 7)),
-    ("pubrec", V5, "50 02 0007", Reply(PacketType.PUBREC, 7)),
-    ("pubrel", V5, "62 02 0007", Reply(PacketType.PUBREL, 7)),
-    ("pubrel not found", V5, "62 03 0007 92", Reply(PacketType.PUBREL, 7, 0x92)),
-    ("pubcomp", V311, "70 02 0007", Reply(PacketType.PUBCOMP, 7)),
+    ("puback", V311, "40 02 0007", PublishAck(PacketType.PUBACK, 7)),
+    ("pubrec", V5, "50 02 0007", PublishAck(PacketType.PUBREC, 7)),
+    ("pubrel", V5, "62 02 0007", PublishAck(PacketType.PUBREL, 7)),
+    ("pubrel not found", V5, "62 03 0007 92", PublishAck(PacketType.PUBREL, 7, 0x92)),
+    ("pubcomp", V311, "70 02 0007", PublishAck(PacketType.PUBCOMP, 7)),
     ("subscribe", V5, "82 09 000a 00 0003 612f62 2e", Subscribe(10, (("a/b", 0x2E),))),
     (
         "subscribe with identifier",
@@ -174,14 +174,14 @@ def flat(items):
 
 
 def server_parser(version):
-    parser = Parser(max_packet_bytes=1 << 20, topics=TopicTable(), topic_alias_maximum=10)
+    parser = PacketParser(max_packet_bytes=1 << 20, topics=TopicCache(), topic_alias_maximum=10)
     parser.feed(CONNECT_V5 if version == V5 else CONNECT_V311)
     assert parser.fault is None
     return parser
 
 
 def client_parser(version):
-    return Parser(max_packet_bytes=1 << 20, topics=TopicTable(), client=True, version=version)
+    return PacketParser(max_packet_bytes=1 << 20, topics=TopicCache(), client=True, version=version)
 
 
 def named(table):
@@ -193,7 +193,7 @@ def test_packets_of_clients_are_parsed_and_encoded_as_drawn(version, drawn, pack
     parser = server_parser(version)
     assert flat(parser.feed(bytes.fromhex(drawn))) == [packet]
     assert parser.fault is None
-    assert encode(packet, version) == bytes.fromhex(drawn)
+    assert encode_packet(packet, version) == bytes.fromhex(drawn)
 
 
 @pytest.mark.parametrize(("version", "drawn", "packet"), named(FROM_SERVER))
@@ -201,25 +201,25 @@ def test_packets_of_servers_are_parsed_and_encoded_as_drawn(version, drawn, pack
     parser = client_parser(version)
     assert flat(parser.feed(bytes.fromhex(drawn))) == [packet]
     assert parser.fault is None
-    assert encode(packet, version) == bytes.fromhex(drawn)
+    assert encode_packet(packet, version) == bytes.fromhex(drawn)
 
 
 @pytest.mark.parametrize(("drawn", "packet"), [pytest.param(*row[1:], id=row[0]) for row in CONNECTS])
 def test_connects_are_parsed_and_encoded_as_drawn(drawn, packet):
-    parser = Parser(max_packet_bytes=1 << 20, topics=TopicTable())
+    parser = PacketParser(max_packet_bytes=1 << 20, topics=TopicCache())
     assert parser.feed(bytes.fromhex(drawn)) == [packet]
     assert parser.version == packet.version
-    assert encode(packet, packet.version) == bytes.fromhex(drawn)
+    assert encode_packet(packet, packet.version) == bytes.fromhex(drawn)
 
 
 def test_acknowledgements_are_encoded_in_bulk_as_one_by_one():
     ids = [1, 255, 256, 65535]
-    assert encode_pubacks(ids) == b"".join(encode(Reply(PacketType.PUBACK, n)) for n in ids)
-    assert encode_replies(PacketType.PUBREC, ids) == b"".join(
-        encode(Reply(PacketType.PUBREC, n)) for n in ids
+    assert encode_pubacks(ids) == b"".join(encode_packet(PublishAck(PacketType.PUBACK, n)) for n in ids)
+    assert encode_publish_acks(PacketType.PUBREC, ids) == b"".join(
+        encode_packet(PublishAck(PacketType.PUBREC, n)) for n in ids
     )
-    assert encode_replies(PacketType.PUBCOMP, ids) == b"".join(
-        encode(Reply(PacketType.PUBCOMP, n)) for n in ids
+    assert encode_publish_acks(PacketType.PUBCOMP, ids) == b"".join(
+        encode_packet(PublishAck(PacketType.PUBCOMP, n)) for n in ids
     )
     assert encode_pubacks([]) == b""
 
@@ -238,8 +238,8 @@ def test_acknowledgements_are_encoded_in_bulk_as_one_by_one():
 def test_remaining_lengths_at_every_boundary(size, drawn):
     publish = Publish(b"a", b"x" * (size - 5), 1, 1)
     packet = b"\x32" + bytes.fromhex(drawn) + b"\0\1a\0\1" + publish.payload
-    assert encode(publish, V311) == packet
-    parser = Parser(max_packet_bytes=4 << 20, topics=TopicTable())
+    assert encode_packet(publish, V311) == packet
+    parser = PacketParser(max_packet_bytes=4 << 20, topics=TopicCache())
     assert parser.feed(CONNECT_V311 + packet)[1:] == [[publish]]
 
 
@@ -253,4 +253,4 @@ def test_values_that_cannot_be_sent_are_refused_before_they_are():
         Subscribe(1, (("a", 0),), {P.SUBSCRIPTION_IDENTIFIER: 1 << 28}),
     ):
         with pytest.raises((ValueError, OverflowError)):
-            encode(packet)
+            encode_packet(packet)

@@ -13,10 +13,16 @@ from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties as PahoProperties
 from paho.mqtt.properties import VariableByteIntegers
 
-from gateway.ingress.encoder import encode
-from gateway.ingress.packets import V5, V311, Auth, Connect, PacketType, Property, TopicTable
-from gateway.ingress.parser import Parser
-from gateway.ingress.properties import VARINT_MAX, Fields, read_properties, varint, write_properties
+from gateway.mqtt.codec.packet_codec import encode_packet
+from gateway.mqtt.codec.packets import V5, V311, Auth, Connect, PacketType, Property, TopicCache
+from gateway.mqtt.codec.parser import PacketParser
+from gateway.mqtt.codec.properties import (
+    VARINT_MAX,
+    FieldReader,
+    decode_properties,
+    encode_properties,
+    encode_varint,
+)
 from tests.support.mqtt_strategies import connects, properties, publishes, to_client, to_server
 
 P = Property
@@ -27,15 +33,15 @@ def rust_read(wire) -> tuple[Any, int]:
 
 
 def parsed(wire, *, version=V5, client=False):
-    parser = Parser(
+    parser = PacketParser(
         max_packet_bytes=1 << 20,
-        topics=TopicTable(),
+        topics=TopicCache(),
         topic_alias_maximum=65_535,
         client=client,
         version=version if client else None,
     )
     if not client and wire[0] != 0x10:
-        parser.feed(encode(Connect("x", version), version))
+        parser.feed(encode_packet(Connect("x", version), version))
     items = parser.feed(wire)
     return parser, [p for item in items for p in (item if isinstance(item, list) else [item])]
 
@@ -44,7 +50,7 @@ def test_mqtt5_reads_the_publishes_we_write():
     @settings(max_examples=200, deadline=None)
     @given(publishes())
     def check(publish):
-        wire = encode(publish)
+        wire = encode_packet(publish)
         read, size = rust_read(wire)
         assert size == len(wire)
         assert (
@@ -77,7 +83,7 @@ def test_mqtt5_reads_the_connects_we_write():
     @settings(max_examples=200, deadline=None)
     @given(connects())
     def check(connect):
-        wire = encode(connect)
+        wire = encode_packet(connect)
         read, size = rust_read(wire)
         assert size == len(wire)
         assert (read.client_id, read.username, read.password, read.clean_start, read.keep_alive) == (
@@ -115,7 +121,7 @@ def test_what_mqtt5_writes_again_after_reading_ours_we_read_the_same(client):
     def check(packet):
         if packet == Auth():
             return  # mqtt5 does not read the two-byte form that section 3.15.2.1 allows
-        wire = encode(packet)
+        wire = encode_packet(packet)
         again = rust_read(wire)[0].write()
         _, first = parsed(wire, client=client)
         parser, second = parsed(again, client=client)
@@ -177,9 +183,9 @@ def test_paho_packs_and_unpacks_the_same_properties(kind, paho_kind):
         for key, value in ours.items():
             setattr(theirs, PAHO_NAMES[key], list(value) if isinstance(value, tuple) else value)
         packed = theirs.pack()
-        assert read_properties(Fields(packed, 0, len(packed)), kind) == ours
+        assert decode_properties(FieldReader(packed, 0, len(packed)), kind) == ours
         back = PahoProperties(paho_kind)
-        written = write_properties(ours)
+        written = encode_properties(ours)
         _, size = back.unpack(written)
         assert size == len(written)
         for key, value in ours.items():
@@ -191,7 +197,7 @@ def test_paho_packs_and_unpacks_the_same_properties(kind, paho_kind):
 
 @given(st.integers(0, 268_435_455))
 def test_paho_writes_the_same_variable_byte_integers(number):
-    assert varint(number) == VariableByteIntegers.encode(number)
+    assert encode_varint(number) == VariableByteIntegers.encode(number)
 
 
 class Spoken:

@@ -4,9 +4,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gateway.ingress.encoder import encode
-from gateway.ingress.packets import V5, V311, Connect, Disconnect, Pingreq, Property, Publish, TopicTable
-from gateway.ingress.parser import Parser
+from gateway.mqtt.codec.packet_codec import encode_packet
+from gateway.mqtt.codec.packets import V5, V311, Connect, Disconnect, Pingreq, Property, Publish, TopicCache
+from gateway.mqtt.codec.parser import PacketParser
 from tests.support.mqtt_strategies import connects, to_client, to_server
 
 
@@ -15,9 +15,9 @@ def flat(items):
 
 
 def parser(*, max_packet_bytes=1 << 20, client=False, version=None):
-    return Parser(
+    return PacketParser(
         max_packet_bytes=max_packet_bytes,
-        topics=TopicTable(),
+        topics=TopicCache(),
         topic_alias_maximum=5,
         client=client,
         version=version,
@@ -41,7 +41,7 @@ def stream(version):
 @pytest.mark.parametrize("version", [V5, V311])
 def test_a_stream_cut_in_two_anywhere_gives_the_same_packets(version):
     packets = stream(version)
-    wire = b"".join(encode(packet, version) for packet in packets)
+    wire = b"".join(encode_packet(packet, version) for packet in packets)
     for cut in [*range(400), *range(len(wire) - 200, len(wire))]:
         whole = parser()
         found = flat(whole.feed(wire[:cut])) + flat(whole.feed(wire[cut:]))
@@ -53,7 +53,7 @@ def test_a_stream_cut_in_two_anywhere_gives_the_same_packets(version):
 @pytest.mark.parametrize("step", [1, 2, 3, 7, 1000])
 def test_a_stream_in_small_reads_gives_the_same_packets(version, step):
     packets = stream(version)
-    wire = b"".join(encode(packet, version) for packet in packets)
+    wire = b"".join(encode_packet(packet, version) for packet in packets)
     whole = parser()
     assert [p for at in range(0, len(wire), step) for p in flat(whole.feed(wire[at : at + step]))] == packets
     assert whole.fault is None
@@ -61,9 +61,9 @@ def test_a_stream_in_small_reads_gives_the_same_packets(version, step):
 
 def test_thousands_of_publishes_in_one_read_come_as_one_run():
     publishes = [Publish(b"sensors/%d/t" % (n % 50), b'{"value":%d}' % n, n + 1, 1) for n in range(8000)]
-    wire = b"".join(map(encode, publishes))
+    wire = b"".join(map(encode_packet, publishes))
     whole = parser()
-    assert whole.feed(encode(Connect("x")) + wire)[1:] == [publishes]
+    assert whole.feed(encode_packet(Connect("x")) + wire)[1:] == [publishes]
 
 
 def test_runs_hold_qos_0_and_1_and_keep_their_place_among_other_packets():
@@ -74,7 +74,7 @@ def test_runs_hold_qos_0_and_1_and_keep_their_place_among_other_packets():
         Publish(b"d", b"", 3, 1),
     )
     whole = parser()
-    items = whole.feed(b"".join(encode(p) for p in (Connect("x"), a, b, c, Pingreq(), d, a)))
+    items = whole.feed(b"".join(encode_packet(p) for p in (Connect("x"), a, b, c, Pingreq(), d, a)))
     assert items == [Connect("x"), [a, b], c, Pingreq(), [d, a]]
     assert whole.qos0_publishes == 1
 
@@ -85,7 +85,7 @@ def test_runs_hold_qos_0_and_1_and_keep_their_place_among_other_packets():
 def test_what_a_client_may_send_comes_back_as_it_was(version, data):
     connect = data.draw(connects(version))
     packets = data.draw(st.lists(to_server(version), max_size=5))
-    wire = b"".join(encode(packet, version) for packet in [connect, *packets])
+    wire = b"".join(encode_packet(packet, version) for packet in [connect, *packets])
     cuts = sorted(data.draw(st.lists(st.integers(0, len(wire)), max_size=4)))
     whole = parser()
     found = []
@@ -101,7 +101,7 @@ def test_what_a_client_may_send_comes_back_as_it_was(version, data):
 def test_what_a_server_may_send_comes_back_as_it_was(version, data):
     packets = data.draw(st.lists(to_client(version), max_size=5))
     whole = parser(client=True, version=version)
-    assert flat(whole.feed(b"".join(encode(packet, version) for packet in packets))) == packets
+    assert flat(whole.feed(b"".join(encode_packet(packet, version) for packet in packets))) == packets
     assert whole.fault is None
 
 
@@ -119,21 +119,21 @@ def test_topic_aliases_are_resolved_and_may_be_set_anew():
         aliased(b"", 1, 5),
         aliased(b"", 5, 6),
     ]
-    items = whole.feed(encode(Connect("x")) + b"".join(map(encode, sent)))
+    items = whole.feed(encode_packet(Connect("x")) + b"".join(map(encode_packet, sent)))
     assert [publish.topic for publish in items[1]] == [b"a", b"b", b"a", b"c", b"c", b"b"]
 
 
 def test_aliases_of_one_connection_mean_nothing_on_another():
     first, second = parser(), parser()
-    first.feed(encode(Connect("x")) + encode(aliased(b"a", 1, 1)))
-    second.feed(encode(Connect("y")) + encode(aliased(b"", 1, 1)))
+    first.feed(encode_packet(Connect("x")) + encode_packet(aliased(b"a", 1, 1)))
+    second.feed(encode_packet(Connect("y")) + encode_packet(aliased(b"", 1, 1)))
     assert first.fault is None
     assert second.fault is not None
 
 
 def test_the_server_is_not_let_pass_for_a_client_nor_the_other_way_round():
     whole = parser(client=True, version=V5)
-    whole.feed(encode(Connect("x")))
+    whole.feed(encode_packet(Connect("x")))
     assert whole.fault is not None
 
 
@@ -141,7 +141,7 @@ def test_the_server_is_not_let_pass_for_a_client_nor_the_other_way_round():
 def test_a_large_packet_in_small_reads_does_not_cost_a_copy_of_itself_at_each():
     # copying what is held at every read would be 2 TB here: the timeout is what fails
     whole = parser(max_packet_bytes=32 << 20)
-    whole.feed(encode(Connect("x")))
-    wire = encode(Publish(b"a", b"x" * (16 << 20), 1, 1))
+    whole.feed(encode_packet(Connect("x")))
+    wire = encode_packet(Publish(b"a", b"x" * (16 << 20), 1, 1))
     found = [item for at in range(0, len(wire), 64) for item in whole.feed(wire[at : at + 64])]
     assert [len(run[0].payload) for run in found] == [16 << 20]

@@ -1,0 +1,1 @@
+"""Records as bytes: the columnar block, the wire batch, line protocol, Parquet."""

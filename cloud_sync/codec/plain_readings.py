@@ -1,0 +1,284 @@
+"""Bodies of plain readings: content encoding, then JSON, NDJSON or line protocol. Memory is bounded. Pure.
+
+A JSON reading is an object with `sensor_id`, `sensor_type` and `value` (a finite number, or true/false
+as 1/0), and optionally `ts`, `quality`, `battery_level`, `signal_strength`, `seq`, `location`,
+`manufacturer`, `firmware_version`, `unit`; other members are ignored. `ts` is read by
+`cloud_sync.model.reading_builder`. A bad reading is rejected alone.
+"""
+
+from __future__ import annotations
+
+import math
+import zlib
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import msgspec
+import zstandard
+
+from cloud_sync.codec.line_protocol import LineReader
+from cloud_sync.model.reading_builder import (
+    ColumnBuilder,
+    InvalidReadingError,
+    Reading,
+    TimestampError,
+    TimestampRangeError,
+    parse_timestamp,
+    validate_series,
+)
+from cloud_sync.model.records import ATTRIBUTE_NAMES, Flag, Readings, Series
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+CONTENT_ENCODINGS = ("identity", "gzip", "zstd")
+
+_GZIP_WINDOW = 16 + zlib.MAX_WBITS
+_ZSTD_WINDOW_MAX = 8 << 20
+
+
+class DecompressionError(Exception):
+    """The body is not what its encoding says."""
+
+
+class DecompressedSizeError(Exception):
+    """The body is longer than is taken, once decompressed."""
+
+
+def decompress(body: bytes, encoding: str, *, max_bytes: int) -> bytes:
+    """The body without its content encoding, one of `ENCODINGS`.
+
+    Raises:
+        CannotDecompress, TooMuch: no more than `max_bytes` were kept.
+    """
+    if encoding == "identity":
+        return body
+    found = _decompress_gzip(body, max_bytes) if encoding == "gzip" else _decompress_zstd(body, max_bytes)
+    if len(found) > max_bytes:
+        raise DecompressedSizeError(f"a body may have {max_bytes} bytes when it is decompressed")
+    return found
+
+
+def _decompress_gzip(body: bytes, max_bytes: int) -> bytes:
+    """All members of a gzip file; one byte more than the bound tells that there is more."""
+    found = bytearray()
+    while body and len(found) <= max_bytes:
+        member = zlib.decompressobj(_GZIP_WINDOW)
+        try:
+            found += member.decompress(body, max_bytes + 1 - len(found))
+        except zlib.error as fault:
+            raise DecompressionError(f"the body is no gzip: {fault}") from fault
+        if len(found) <= max_bytes and not member.eof:
+            raise DecompressionError("the gzip body is cut short")
+        body = member.unused_data
+    return bytes(found)
+
+
+def _decompress_zstd(body: bytes, max_bytes: int) -> bytes:
+    reader = zstandard.ZstdDecompressor(max_window_size=_ZSTD_WINDOW_MAX).stream_reader(
+        body, read_across_frames=True
+    )
+    try:
+        with reader:
+            found = reader.read(max_bytes + 1)
+    except (zstandard.ZstdError, MemoryError) as fault:
+        raise DecompressionError(f"the body is no zstd: {fault}") from fault
+    if body and not found:
+        raise DecompressionError("the zstd body is cut short or empty")
+    return found
+
+
+JSON, NDJSON, LINES = "application/json", "application/x-ndjson", "text/plain"
+MEDIA_TYPES = (JSON, NDJSON, "application/ndjson", LINES)
+
+_MAX_ASSIGNED_SERIES = 200_000
+_DECODE_ERRORS = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
+
+
+class PlainBodyError(Exception):
+    """A body that holds no readings at all, or too many; `reason` is not_json or too_many_rows."""
+
+    def __init__(self, reason: str, message: str) -> None:
+        super().__init__(message)
+        self.reason = reason
+
+
+@dataclass(frozen=True, slots=True)
+class RejectedReading:
+    """One that is no reading.
+
+    Attributes:
+        index: its position in the body (or its line), from 0; None where `detail` tells it.
+        reason: machine-readable.
+        part: its bytes.
+        detail: more in words, "" for nothing more.
+    """
+
+    index: int | None
+    reason: str
+    part: bytes | msgspec.Raw
+    detail: str = ""
+
+
+class AssignedTimes:
+    """Times for readings that come without one: that of receipt, and rising within each series."""
+
+    def __init__(self) -> None:
+        self._last: dict[tuple[str, str], int] = {}
+
+    def stamp(self, series: Series, now_us: int) -> int:
+        """A time for one reading, microseconds since 1970 UTC."""
+        if len(self._last) > _MAX_ASSIGNED_SERIES:
+            self._last.clear()
+        name = series[:2]
+        at_us = self._last[name] = max(now_us, self._last.get(name, now_us - 1) + 1)
+        return at_us
+
+
+@dataclass(frozen=True, slots=True)
+class PlainReadings:
+    """The readings of a body, in canonical order, and what was not taken."""
+
+    series: Sequence[Series]
+    readings: Readings
+    rejected: list[RejectedReading] = field(default_factory=list)
+
+
+class _JsonReading(msgspec.Struct, gc=False):
+    value: float | bool
+    sensor_id: str = ""
+    sensor_type: str = ""
+    ts: int | float | str | None = None
+    quality: float | None = None
+    battery_level: float | None = None
+    signal_strength: float | None = None
+    seq: int | None = None
+    location: str | None = None
+    manufacturer: str | None = None
+    firmware_version: str | None = None
+    unit: str | None = None
+
+
+_reading_decoder = msgspec.json.Decoder(_JsonReading)
+_array_decoder = msgspec.json.Decoder(list[msgspec.Raw])
+
+
+def parse_readings(
+    body: bytes,
+    media_type: str,
+    *,
+    now_us: int,
+    max_rows: int,
+    precision: str = "ns",
+    stamps: AssignedTimes | None = None,
+    fault_of: Callable[[Series], str | None] = lambda _: None,
+) -> PlainReadings:
+    """The readings of a body.
+
+    Args:
+        body: as it is after any content encoding.
+        media_type: one of `MEDIA_TYPES`.
+        now_us: for readings without a time, which get `Flag.TIME_ASSIGNED`.
+        max_rows: of the body, bad ones counted too.
+        precision: of line protocol's timestamps.
+        stamps: who remembers the times given to readings without one; nobody beyond this body by default.
+        fault_of: why readings of a series are not taken here, machine-readable; None takes them.
+
+    Raises:
+        NotPlain: nothing of it can be taken.
+    """
+    builder, rejected, stamps = ColumnBuilder(), [], stamps or AssignedTimes()
+    faults: dict[Series, str | None] = {}
+    for index, (part, read) in enumerate(_iter_readings(body, media_type, LineReader(precision))):
+        if index >= max_rows:
+            raise PlainBodyError("too_many_rows", f"a request may have {max_rows} readings")
+        if isinstance(read, Reading):
+            try:
+                if read.series not in faults:
+                    validate_series(read.series)
+                    faults[read.series] = fault_of(read.series)
+                _raise_if_fault(faults[read.series])
+                builder.add(read if read.time_us is not None else _with_assigned_time(read, stamps, now_us))
+            except InvalidReadingError as bad:
+                read = bad  # noqa: PLW2901 - it turned out to be none
+        if isinstance(read, InvalidReadingError):
+            rejected.append(RejectedReading(index, str(read), part))
+    return PlainReadings(*builder.take(), rejected)
+
+
+def _raise_if_fault(fault: str | None) -> None:
+    if fault is not None:
+        raise InvalidReadingError(fault)
+
+
+def _with_assigned_time(reading: Reading, stamps: AssignedTimes, now_us: int) -> Reading:
+    at_us = stamps.stamp(reading.series, now_us)
+    return reading._replace(time_us=at_us, flags=reading.flags | Flag.TIME_ASSIGNED)
+
+
+def _iter_readings(
+    body: bytes, media_type: str, lines: LineReader
+) -> Iterator[tuple[bytes | msgspec.Raw, Reading | InvalidReadingError | None]]:
+    """Each reading with its bytes, or why it is none; None for a line that holds nothing."""
+    if media_type == JSON:
+        yield from ((part, _read_json(part)) for part in _split_json(body))
+        return
+    for line in body.split(b"\n"):
+        if media_type == LINES:
+            yield line, _read_line(line, lines)
+        else:
+            yield line, _read_json(line) if line.strip() else None
+
+
+def _split_json(body: bytes) -> Sequence[bytes | msgspec.Raw]:
+    try:
+        if body.lstrip()[:1] == b"[":
+            return _array_decoder.decode(body)
+        msgspec.json.decode(body, type=msgspec.Raw)
+    except _DECODE_ERRORS as fault:
+        raise PlainBodyError("not_json", f"the body is no JSON: {fault}") from fault
+    return (body,)
+
+
+def _read_json(part: bytes | msgspec.Raw) -> Reading | InvalidReadingError:
+    try:
+        told = _reading_decoder.decode(part)
+    except msgspec.ValidationError as fault:
+        return InvalidReadingError("no_value" if "field `value`" in str(fault) else "bad_reading")
+    except _DECODE_ERRORS:
+        return InvalidReadingError("not_json")
+    attributes = tuple((name, text) for name in sorted(ATTRIBUTE_NAMES) if (text := getattr(told, name)))
+    quality, battery_level, signal_strength = (
+        math.nan if number is None else number
+        for number in (told.quality, told.battery_level, told.signal_strength)
+    )
+    try:
+        return Reading(
+            Series(told.sensor_id, told.sensor_type, attributes),
+            None if told.ts is None else _read_timestamp(told.ts),
+            float(told.value),
+            quality,
+            battery_level,
+            signal_strength,
+            told.seq,
+        )
+    except InvalidReadingError as fault:
+        return fault
+
+
+def _read_line(line: bytes, lines: LineReader) -> Reading | InvalidReadingError | None:
+    try:
+        return lines.read(line.decode())
+    except UnicodeDecodeError:
+        return InvalidReadingError("not_utf8")
+    except InvalidReadingError as fault:
+        return fault
+
+
+def _read_timestamp(ts: float | str) -> int:
+    try:
+        return parse_timestamp(ts)
+    except TimestampRangeError:
+        raise InvalidReadingError("time_out_of_range") from None
+    except TimestampError:
+        raise InvalidReadingError("bad_time") from None

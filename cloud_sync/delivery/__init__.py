@@ -1,0 +1,1 @@
+"""The shipper: lanes, batches, limits, and what becomes of failures."""

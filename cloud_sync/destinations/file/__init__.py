@@ -1,0 +1,1 @@
+"""Destination `file`: line protocol or Parquet files in a directory."""

@@ -1,0 +1,202 @@
+"""Line protocol or Parquet files in a directory: for sites whose data leaves on a USB stick.
+
+A batch becomes one gzip member (or plain lines) that is appended to the open file of its gateway, spool
+epoch and class; `file_volumes` says which files there are and what a power cut leaves of them. A batch
+whose commits the directory already holds is not written again. For Parquet the open file holds the batches as
+they are, and becomes Parquet when it gets its final name (`kept_batches`).
+
+Timestamps of line protocol are in nanoseconds, what every reader of it assumes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import json
+import shutil
+import time
+import zlib
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from cloud_sync.codec import line_protocol, wire
+from cloud_sync.destinations import EncodedBatch
+from cloud_sync.destinations.file import parquet
+from cloud_sync.destinations.file.output_files import PARQUET, OutputDirectory, file_stem
+from cloud_sync.model.errors import RetryLaterError
+from cloud_sync.model.records import Receipt
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from cloud_sync.model.records import Batch
+
+_GZIP_LEVEL = 6
+_GZIP_WINDOW = 31  # zlib: the largest window, in a gzip member without a time
+_LINES_PER_CHUNK = 2_000
+_NO_LIMIT = 1 << 40
+_HINTS = {
+    errno.ENOSPC: "make room or take files away",
+    errno.EDQUOT: "make room or take files away",
+    errno.EROFS: "the file system is read-only; is the stick damaged or write-protected?",
+    errno.EACCES: "let the gateway's user write there",
+    errno.EPERM: "let the gateway's user write there",
+    errno.ENOENT: "plug in the stick, or create the directory",
+    errno.EIO: "the disk or stick may be failing",
+}
+
+
+class FileDestination:
+    """A directory that batches are written to, whole and once each."""
+
+    def __init__(
+        self,
+        name: str,
+        directory: str | Path,
+        *,
+        form: Literal["line_protocol", "parquet"] = "line_protocol",
+        compress: bool = True,
+        create: bool = True,
+        rotate_bytes: int = 64 << 20,
+        rotate_s: float = 3600.0,
+        min_free_bytes: int = 64 << 20,
+        tags: Sequence[str] = line_protocol.DEFAULT_TAGS,
+        wall_clock: Callable[[], float] = time.time,
+    ) -> None:
+        """Nothing is opened before the first batch.
+
+        Args:
+            name: of this destination, for messages.
+            directory: where the files go.
+            form: what the files hold.
+            compress: gzip, or plain text; Parquet is always compressed.
+            create: make the directory when it is not there; otherwise wait for it.
+            rotate_bytes: a file of this size gets its final name.
+            rotate_s: so does one whose first batch is this old, when the next batch comes.
+            min_free_bytes: room left on the file system for others; below it batches wait.
+            tags: attributes of a series to write as tags.
+            wall_clock: seconds since 1970, for the age of a file.
+
+        Raises:
+            ValueError: an argument that cannot work, with its name.
+        """
+        if form not in ("line_protocol", "parquet"):
+            raise ValueError(f"form: {form!r}; expected line_protocol or parquet")
+        if form == "parquet" and not parquet.is_available():
+            raise ValueError("form: parquet needs pyarrow; install tidegate[parquet]")
+        self.name = name
+        self._directory = Path(directory)
+        self._suffix = PARQUET if form == "parquet" else ".lp.gz" if compress else ".lp"
+        self._create = create
+        self._rotate_bytes = rotate_bytes
+        self._rotate_s = rotate_s
+        self._min_free_bytes = min_free_bytes
+        self._tags = line_protocol.validate_tags(tags)
+        self._wall_clock = wall_clock
+        self._output_directory: OutputDirectory | None = None
+        self._writer = ThreadPoolExecutor(1, thread_name_prefix=f"files-{name}")
+        self._closed = False
+
+    def encode(self, batch: Batch) -> EncodedBatch:
+        """Two bodies: what is appended to the file, and the batch's entry for the index. Pure."""
+        data = wire.encode(batch) if self._suffix == PARQUET else self._as_lines(batch)
+        entry = {
+            "first": batch.range.first_commit,
+            "last": batch.range.last_commit,
+            "rows": batch.rows,
+            "min_time_us": int(batch.readings.time_us.min()),
+            "max_time_us": int(batch.readings.time_us.max()),
+        }
+        return EncodedBatch(batch.range, batch.rows, (data, json.dumps(entry).encode()))
+
+    def _as_lines(self, batch: Batch) -> bytes:
+        lines = line_protocol.iter_lines(batch, tags=self._tags)
+        texts = line_protocol.split_into_bodies(lines, max_lines=_LINES_PER_CHUNK, max_bytes=_NO_LIMIT)
+        if not self._suffix.endswith(".gz"):
+            return b"".join(texts)
+        gzipped = zlib.compressobj(_GZIP_LEVEL, wbits=_GZIP_WINDOW)
+        return b"".join((*map(gzipped.compress, texts), gzipped.flush()))
+
+    async def send(self, encoded_batch: EncodedBatch) -> Receipt:
+        """Append one batch and make it durable.
+
+        Raises:
+            RetryLater: no room, no permission, or no directory; nothing of the batch counts.
+        """
+        if self._closed:
+            raise RetryLaterError(f"{self.name}: closed")
+        return await asyncio.get_running_loop().run_in_executor(self._writer, self._write, encoded_batch)
+
+    async def rotate(self) -> None:
+        """Give every open file its final name now, for a person about to take the files away.
+
+        Raises:
+            RetryLater: as `send`.
+        """
+        if self._closed:
+            raise RetryLaterError(f"{self.name}: closed")
+        await asyncio.get_running_loop().run_in_executor(self._writer, self._rotate)
+
+    async def aclose(self) -> None:
+        """Close the files; open ones go on at the next start. May be called again."""
+        if not self._closed:
+            self._closed = True
+            await asyncio.get_running_loop().run_in_executor(self._writer, self._close_output)
+            self._writer.shutdown()
+
+    def _write(self, encoded_batch: EncodedBatch) -> Receipt:
+        try:
+            before = self._write_once(encoded_batch)
+        except OSError as fault:
+            raise self._retry_error(fault) from fault
+        return Receipt(rows=encoded_batch.rows, stored=encoded_batch.rows, applied_before=before)
+
+    def _write_once(self, encoded_batch: EncodedBatch) -> bool:
+        """Append unless the directory holds the range already; whether it did."""
+        output_directory = self._open_output()
+        if output_directory.holds(encoded_batch.range):
+            return True
+        data, entry = encoded_batch.bodies
+        free = shutil.disk_usage(self._directory).free
+        if free - len(data) < self._min_free_bytes:
+            raise OSError(errno.ENOSPC, f"{free} bytes free, {self._min_free_bytes} of them kept for others")
+        now_s = self._wall_clock()
+        volume = output_directory.volume(file_stem(encoded_batch.range), self._suffix)
+        if volume.suffix != self._suffix or volume.is_due(self._rotate_bytes, self._rotate_s, now_s):
+            output_directory.finish(volume)
+            volume = output_directory.volume(file_stem(encoded_batch.range), self._suffix)
+        output_directory.append(volume, data, {**json.loads(entry), "written_s": now_s})
+        if volume.is_due(self._rotate_bytes, self._rotate_s, now_s):
+            output_directory.finish(volume)
+        return False
+
+    def _rotate(self) -> None:
+        try:
+            output_directory = self._open_output()
+            for volume in list(output_directory.volumes.values()):
+                output_directory.finish(volume)
+        except OSError as fault:
+            raise self._retry_error(fault) from fault
+
+    def _open_output(self) -> OutputDirectory:
+        if self._output_directory is None or not self._output_directory.is_same_directory():
+            self._close_output()
+            self._output_directory = OutputDirectory.open(self._directory, create=self._create)
+        return self._output_directory
+
+    def _close_output(self) -> None:
+        """Forget what is open: after a fault, memory and disk may differ, and the next batch looks anew."""
+        output_directory, self._output_directory = self._output_directory, None
+        if output_directory is not None:
+            output_directory.close()
+
+    def _retry_error(self, fault: OSError) -> RetryLaterError:
+        self._close_output()
+        if isinstance(fault, BlockingIOError):
+            return RetryLaterError(
+                f"{self.name}: {self._directory} is in use by another process that writes there"
+            )
+        hint = _HINTS.get(fault.errno or 0)
+        words = f"{self.name}: cannot write to {self._directory}: {fault}"
+        return RetryLaterError(f"{words}; {hint}" if hint else words)

@@ -1,0 +1,1 @@
+"""HTTP as both servers use it: authentication, limits, answers."""

@@ -1,0 +1,270 @@
+"""Requests with a body: how many at a time, how much memory, and plain readings with their Idempotency-Key.
+
+Bodies arrive over slow links, so many are received at once while few are applied; the bound that matters
+is the bytes they hold. A request over a bound is rejected with Retry-After rather than kept waiting.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+import time
+from collections import Counter
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from cloud_sync.codec import plain_readings
+from cloud_sync.codec.line_protocol import PRECISION_SCALES
+from cloud_sync.codec.plain_readings import (
+    CONTENT_ENCODINGS,
+    DecompressedSizeError,
+    DecompressionError,
+    decompress,
+)
+from cloud_sync.http.responses import RequestRejectedError
+from cloud_sync.timescale.ledger import ClientIdempotency, ClientRequest
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+
+    from starlette.requests import Request
+
+    from cloud_sync.codec.plain_readings import PlainReadings
+    from cloud_sync.model.records import Receipt, Series
+
+
+@dataclass(frozen=True, slots=True)
+class RequestLimits:
+    """Bounds on requests with a body.
+
+    Attributes:
+        body_bytes: of one body.
+        plain_bytes: of one body of plain readings, decompressed.
+        plain_rows: of one such body.
+        requests: in progress at a time.
+        requests_each: of one caller at a time.
+        buffered_bytes: of all bodies in memory together.
+        idle_s: longest silence within a body.
+        retry_after_s: what a request over a bound is asked to wait.
+    """
+
+    body_bytes: int = 32 << 20
+    plain_bytes: int = 32 << 20
+    plain_rows: int = 100_000
+    requests: int = 64
+    requests_each: int = 8
+    buffered_bytes: int = 256 << 20
+    idle_s: float = 30.0
+    retry_after_s: int = 5
+
+
+class RequestAdmission:
+    """Counts what is in progress. Used from one event loop."""
+
+    def __init__(self, limits: RequestLimits) -> None:
+        self.limits = limits
+        self.requests = 0
+        self.buffered_bytes = 0
+        self._requests_by_caller: Counter[str] = Counter()
+
+    @contextmanager
+    def admitted(self, caller: str, retry_after_s: int | None = None) -> Iterator[RequestBody]:
+        """Admit one request, until its answer is made.
+
+        Args:
+            caller: whose it is.
+            retry_after_s: what it is asked to wait when there is no room; the limits' own by default.
+
+        Raises:
+            Rejection: 503 when too many are in progress, 429 when too many of this caller's are.
+        """
+        wait_s = self.limits.retry_after_s if retry_after_s is None else retry_after_s
+        if self.requests >= self.limits.requests:
+            raise _busy_error(f"{self.requests} requests are in progress", wait_s)
+        if self._requests_by_caller[caller] >= self.limits.requests_each:
+            message = f"{self._requests_by_caller[caller]} requests of {caller} are in progress"
+            raise RequestRejectedError(429, "busy", message, retry_after_s=wait_s)
+        self.requests += 1
+        self._requests_by_caller[caller] += 1
+        body = RequestBody(self)
+        try:
+            yield body
+        finally:
+            self.requests -= 1
+            self.buffered_bytes -= body.held_bytes
+            self._requests_by_caller[caller] -= 1
+            if not self._requests_by_caller[caller]:
+                del self._requests_by_caller[caller]
+
+    def hold(self, more_bytes: int) -> None:
+        """Account for bytes about to be kept in memory.
+
+        Raises:
+            Rejection: 503 when there is no room for them.
+        """
+        if self.buffered_bytes + more_bytes > self.limits.buffered_bytes:
+            message = f"{self.buffered_bytes} bytes of other requests are being worked on"
+            raise _busy_error(message, self.limits.retry_after_s)
+        self.buffered_bytes += more_bytes
+
+
+class RequestBody:
+    """The body of one admitted request."""
+
+    def __init__(self, intake: RequestAdmission) -> None:
+        self._intake = intake
+        self.held_bytes = 0
+
+    async def read(self, pieces: AsyncIterator[bytes], declared_bytes: int | None) -> bytes:
+        """The whole body.
+
+        Args:
+            pieces: as they arrive.
+            declared_bytes: the Content-Length, None when the body is chunked.
+
+        Raises:
+            Rejection: 413 too long, 408 too slow, 503 no room.
+        """
+        limits = self._intake.limits
+        self._check(declared_bytes or 0, hang_up=False)
+        body = bytearray()
+        while True:
+            try:
+                async with asyncio.timeout(limits.idle_s):
+                    piece = await anext(pieces, None)
+            except TimeoutError as fault:
+                message = f"nothing came for {limits.idle_s:g} s after {len(body)} bytes"
+                raise RequestRejectedError(408, "body_too_slow", message, hang_up=True) from fault
+            if piece is None:
+                return bytes(body)
+            self._check(len(body) + len(piece), hang_up=True)
+            self.hold(len(piece))
+            body += piece
+
+    def hold(self, more_bytes: int) -> None:
+        """Account for bytes of this request about to be kept in memory; raises as `Intake.hold`."""
+        self._intake.hold(more_bytes)
+        self.held_bytes += more_bytes
+
+    def _check(self, size: int, *, hang_up: bool) -> None:
+        limit = self._intake.limits.body_bytes
+        if size > limit:
+            raise RequestRejectedError(
+                413, "body_too_large", f"a body may have {limit} bytes", hang_up=hang_up
+            )
+
+
+def _busy_error(message: str, wait_s: int) -> RequestRejectedError:
+    return RequestRejectedError(503, "busy", message, retry_after_s=wait_s)
+
+
+_MAX_KEY_CHARACTERS = 255
+_MAX_REJECTED_LISTED = 1000
+
+
+class PlainRequest:
+    """One request as its headers describe it.
+
+    Raises:
+        Rejection: 415 or 400, for what no body could mend.
+    """
+
+    def __init__(self, request: Request, media_types: Sequence[str] = plain_readings.MEDIA_TYPES) -> None:
+        self.media_type = request.headers.get("Content-Type", "").partition(";")[0].strip().lower()
+        if self.media_type not in media_types:
+            expected = ", ".join(media_types)
+            raise RequestRejectedError(
+                415, "media_type", f"expected {expected}, not {self.media_type or 'nothing'}"
+            )
+        self.encoding = request.headers.get("Content-Encoding", "identity").strip().lower()
+        if self.encoding not in CONTENT_ENCODINGS:
+            raise RequestRejectedError(415, "content_encoding", f"expected {', '.join(CONTENT_ENCODINGS)}")
+        self.precision = request.query_params.get("precision", "ns")
+        if self.precision not in PRECISION_SCALES:
+            raise RequestRejectedError(400, "bad_precision", f"expected {', '.join(PRECISION_SCALES)}")
+        self.key = request.headers.get("Idempotency-Key", "").strip()
+        if len(self.key) > _MAX_KEY_CHARACTERS or not self.key.isprintable():
+            raise RequestRejectedError(
+                400, "bad_key", f"an Idempotency-Key has up to {_MAX_KEY_CHARACTERS} characters"
+            )
+
+    def parse(
+        self,
+        body: bytes,
+        *,
+        max_rows: int,
+        stamps: plain_readings.AssignedTimes | None = None,
+        fault_of: Callable[[Series], str | None] = lambda _: None,
+    ) -> PlainReadings:
+        """The readings of the decompressed body, as `plain.parse` says.
+
+        Raises:
+            Rejection: 400 or 413.
+        """
+        try:
+            return plain_readings.parse_readings(
+                body,
+                self.media_type,
+                now_us=time.time_ns() // 1000,
+                max_rows=max_rows,
+                precision=self.precision,
+                stamps=stamps,
+                fault_of=fault_of,
+            )
+        except plain_readings.PlainBodyError as fault:
+            raise RequestRejectedError(
+                400 if fault.reason == "not_json" else 413, fault.reason, str(fault)
+            ) from fault
+
+    async def decompress(self, data: bytes, body: RequestBody, max_bytes: int) -> bytes:
+        """The body without its content encoding, accounted for.
+
+        Raises:
+            Rejection: 400, 413 or 503.
+        """
+        if self.encoding == "identity":
+            return data
+        try:
+            found = await asyncio.to_thread(decompress, data, self.encoding, max_bytes=max_bytes)
+        except DecompressionError as fault:
+            raise RequestRejectedError(400, "bad_encoding", str(fault)) from fault
+        except DecompressedSizeError as fault:
+            raise RequestRejectedError(413, "body_too_large", str(fault)) from fault
+        body.hold(len(found))
+        return found
+
+    def asked(self, client: str, body: bytes) -> ClientRequest:
+        """What identifies the request."""
+        digest = hashlib.sha256(f"{self.media_type}\n{self.precision}\n".encode() + body).digest()
+        return ClientRequest(client, self.key, digest)
+
+
+def build_idempotency(
+    asked: ClientRequest, parsed: PlainReadings, count: Callable[[Receipt], None]
+) -> ClientIdempotency:
+    """The answer to a request, made from its receipt once and kept for its key."""
+
+    def worded(receipt: Receipt) -> str:
+        count(receipt)
+        return plain_answer_json(parsed, receipt.stored, receipt.duplicates, receipt.conflicts)
+
+    return ClientIdempotency(asked, worded)
+
+
+def plain_answer_json(parsed: PlainReadings, stored: int, duplicates: int, conflicts: int) -> str:
+    """The answer to plain readings as JSON, with the first of those that were not taken."""
+    answer = {
+        "stored": stored,
+        "duplicates": duplicates,
+        "conflicts": conflicts,
+        "rejected": [_rejected_to_json(bad) for bad in parsed.rejected[:_MAX_REJECTED_LISTED]],
+    }
+    more = len(parsed.rejected) - _MAX_REJECTED_LISTED
+    return json.dumps(answer | ({"rejected_more": more} if more > 0 else {}))
+
+
+def _rejected_to_json(bad: plain_readings.RejectedReading) -> dict[str, int | str]:
+    index = {} if bad.index is None else {"index": bad.index}
+    return {**index, "reason": bad.reason, **({"detail": bad.detail} if bad.detail else {})}

@@ -1,0 +1,282 @@
+"""Imports the folder of a file destination (docs/destinations.md): each piece once, resumable.
+
+A file that the manifest lists must match it byte for byte. One that is not listed was open when it was
+taken away: it is read up to its last complete line or batch.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+import zlib
+from dataclasses import dataclass
+from functools import partial
+from itertools import islice
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from cloud_sync.codec.line_protocol import LineReader
+from cloud_sync.destinations.file import parquet
+from cloud_sync.model.reading_builder import ColumnBuilder, InvalidReadingError
+from cloud_sync.model.records import Readings
+from cloud_sync.timescale.ledger import FileIdempotency, ImportProgress, find_import_progress
+from cloud_sync.timescale.row_store import ReadingSource
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+    from pathlib import Path
+
+    from cloud_sync.model.records import Series
+    from cloud_sync.timescale.sink import TimescaleSink
+
+MANIFEST = "manifest.jsonl"
+_COLUMNAR = (".parquet", ".open.batches")
+_PATTERNS = ("*.lp", "*.lp.gz", *(f"*{ending}" for ending in _COLUMNAR))
+_CHUNK_BYTES = 1 << 18
+_GZIP_WINDOW = 16 + zlib.MAX_WBITS
+
+
+class DamagedFileError(Exception):
+    """A file is not what its manifest says."""
+
+
+@dataclass(frozen=True, slots=True)
+class ImportFile:
+    """One file; `sha256` as the manifest has it, None when it does not list the file."""
+
+    path: Path
+    sha256: str | None = None
+
+    def digest(self) -> bytes:
+        """The SHA-256 of the file as it is.
+
+        Raises:
+            Damaged: the manifest says otherwise.
+            OSError: it cannot be read.
+        """
+        with self.path.open("rb") as file:
+            found = hashlib.file_digest(file, "sha256")
+        if self.sha256 is not None and found.hexdigest() != self.sha256:
+            size = self.path.stat().st_size
+            raise DamagedFileError(
+                f"{self.path.name}: {size} bytes whose SHA-256 is not the one in {MANIFEST}"
+            )
+        return found.digest()
+
+    @property
+    def is_columnar(self) -> bool:
+        """Whether it holds columns rather than lines."""
+        return self.path.name.endswith(_COLUMNAR)
+
+    def pieces(self, max_rows: int) -> Iterator[tuple[Sequence[Series], Readings, int]]:
+        """Of a columnar file: series, their readings, and how many rows were none, a piece at a time.
+
+        Raises:
+            Damaged: it cannot be understood, or pyarrow is not installed.
+            OSError: it cannot be read.
+        """
+        if self.path.name.endswith(_COLUMNAR[1]):
+            yield from ((batch.series, batch.readings, 0) for batch in parquet.read_open_file(self.path))
+            return
+        if not parquet.is_available():
+            raise DamagedFileError(f"{self.path.name}: needs pyarrow; install tidegate[parquet]")
+        try:
+            yield from parquet.read_pieces(self.path, max_rows=max_rows)
+        except ValueError as fault:
+            raise DamagedFileError(str(fault)) from fault
+
+    def lines(self) -> Iterator[bytes]:
+        """Every whole line, without its end.
+
+        Raises:
+            Damaged: a listed file ends within a gzip member or a line.
+            OSError: it cannot be read.
+        """
+        rest = b""
+        for piece in _read_gzip(self) if self.path.name.endswith(".gz") else _read_chunks(self.path):
+            *whole, rest = (rest + piece).split(b"\n")
+            yield from whole
+        if rest and self.sha256 is not None:
+            raise DamagedFileError(f"{self.path.name}: ends within a line")
+
+
+def find_import_files(folder: Path) -> list[ImportFile]:
+    """The files of a folder, in the order of their names.
+
+    Raises:
+        OSError: the folder cannot be read.
+    """
+    listed = {entry["file"]: entry.get("sha256") for entry in _read_manifest(folder) if "file" in entry}
+    paths = sorted({path for pattern in _PATTERNS for path in folder.glob(pattern)})
+    if not paths:
+        list(folder.iterdir())  # glob finds nothing in a folder that is not there
+    return [ImportFile(path, listed.get(path.name)) for path in paths]
+
+
+def _read_manifest(folder: Path) -> Iterator[dict[str, Any]]:
+    """The whole lines of the manifest that hold an object; a torn last line is no line."""
+    try:
+        text = (folder / MANIFEST).read_bytes()
+    except FileNotFoundError:
+        return
+    for line in text.split(b"\n")[:-1]:
+        try:
+            entry = json.loads(line)
+        except (ValueError, RecursionError):
+            continue
+        if isinstance(entry, dict):
+            yield entry
+
+
+def _read_chunks(path: Path) -> Iterator[bytes]:
+    with path.open("rb") as file:
+        while piece := file.read(_CHUNK_BYTES):
+            yield piece
+
+
+def _read_gzip(volume: ImportFile) -> Iterator[bytes]:
+    """What the members of a gzip file hold. An unlisted file may be cut short: its lines are stored once by
+    series and time, so having only some of a batch does no harm.
+    """
+    member = zlib.decompressobj(_GZIP_WINDOW)
+    begun = False
+    try:
+        for piece in _read_chunks(volume.path):
+            compressed = piece
+            while compressed:
+                if member.eof:
+                    member = zlib.decompressobj(_GZIP_WINDOW)
+                begun = True
+                yield member.decompress(compressed, _CHUNK_BYTES)
+                compressed = member.unused_data if member.eof else member.unconsumed_tail
+    except zlib.error as fault:
+        if volume.sha256 is not None:
+            raise DamagedFileError(f"{volume.path.name}: is no gzip: {fault}") from fault
+        return
+    if begun and not member.eof and volume.sha256 is not None:
+        raise DamagedFileError(f"{volume.path.name}: ends within a gzip member")
+
+
+PIECE_LINES = 50_000
+
+
+@dataclass(slots=True)
+class ImportSums:
+    """What became of the files of one folder.
+
+    Attributes:
+        known: files that had been loaded before.
+        damaged: files that are not what their manifest says, or could not be read.
+    """
+
+    files: int = 0
+    known: int = 0
+    damaged: int = 0
+    stored: int = 0
+    duplicates: int = 0
+    conflicts: int = 0
+    rejected: int = 0
+
+    def words(self) -> str:
+        """One line for a person."""
+        return (
+            f"{self.files} files loaded, {self.known} known before; {self.stored} readings stored, "
+            f"{self.duplicates} duplicates, {self.conflicts} conflicts, {self.rejected} lines rejected"
+        )
+
+
+async def import_files(
+    sink: TimescaleSink, files: Sequence[ImportFile], told: Callable[[str], None]
+) -> ImportSums:
+    """Take in files one after the other; a damaged one is told and left.
+
+    Raises:
+        DeliveryError: the database is away, or refuses us; what was loaded stays loaded.
+    """
+    sums = ImportSums()
+    for number, file in enumerate(files, start=1):
+        place = f"{number}/{len(files)} {file.path.name}"
+        try:
+            sha256 = await asyncio.to_thread(file.digest)
+            before = await sink.transact(partial(find_import_progress, sha256=sha256))
+            if before.complete:
+                sums.known += 1
+                told(f"{place}: loaded before")
+                continue
+            after = await _import_file(sink, file, sha256, before, partial(_report, told, place))
+        except (DamagedFileError, OSError) as fault:
+            sums.damaged += 1
+            told(f"{place}: {fault}")
+            continue
+        sums.files += 1
+        for name in ("stored", "duplicates", "conflicts", "rejected"):
+            setattr(sums, name, getattr(sums, name) + getattr(after, name) - getattr(before, name))
+    return sums
+
+
+def _report(told: Callable[[str], None], place: str, words: str) -> None:
+    told(f"{place}: {words}")
+
+
+async def _import_file(
+    sink: TimescaleSink, file: ImportFile, sha256: bytes, before: ImportProgress, told: Callable[[str], None]
+) -> ImportProgress:
+    """Load what is left of a file, in pieces that are one transaction each."""
+    pieces = _columnar_pieces(file, before.lines) if file.is_columnar else _line_pieces(file, before.lines)
+    at = before
+    while not at.complete:
+        piece = await asyncio.to_thread(next, pieces, _LAST_PIECE)
+        series, readings, taken, rejected, last = piece
+        memory = FileIdempotency(sha256, file.path.name, at, lines=taken, rejected=rejected, complete=last)
+        after = await sink.store(series, readings, ReadingSource(f"file {file.path.name}"), memory)
+        if after.lines != at.lines + taken:
+            told("somebody else is loading it")
+            return after
+        at = after
+        told(f"{at.lines} lines, {at.stored} stored")
+    return at
+
+
+class _Piece(NamedTuple):
+    """Some readings, how many lines or rows they took, how many of those were none, and if it is the last."""
+
+    series: Sequence[Series]
+    readings: Readings
+    taken: int
+    rejected: int
+    last: bool
+
+
+_LAST_PIECE = _Piece((), Readings.none(), 0, 0, last=True)
+
+
+def _line_pieces(file: ImportFile, skip: int) -> Iterator[_Piece]:
+    lines, reader = islice(file.lines(), skip, None), LineReader("ns")
+    while True:
+        series, readings, taken, rejected = _next_lines(lines, reader)
+        yield _Piece(series, readings, taken, rejected, last=taken < PIECE_LINES)
+
+
+def _columnar_pieces(file: ImportFile, skip: int) -> Iterator[_Piece]:
+    """Pieces as they are stored; those that were loaded before are passed over whole."""
+    at = 0
+    for series, readings, rejected in file.pieces(PIECE_LINES):
+        rows = readings.rows + rejected
+        at += rows
+        if at > skip:
+            yield _Piece(series, readings, rows, rejected, last=False)
+    yield _LAST_PIECE
+
+
+def _next_lines(lines: Iterator[bytes], reader: LineReader) -> tuple[Sequence[Series], Readings, int, int]:
+    """The next readings, how many lines they took, and how many of those were rejected."""
+    builder, taken, rejected = ColumnBuilder(), 0, 0
+    for line in islice(lines, PIECE_LINES):
+        taken += 1
+        try:
+            reading = reader.read(line.decode())
+            if reading is not None:
+                builder.add(reading)
+        except (InvalidReadingError, UnicodeDecodeError):
+            rejected += 1
+    return *builder.take(), taken, rejected

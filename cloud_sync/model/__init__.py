@@ -1,0 +1,1 @@
+"""What is delivered: records in columns, batches, ranges, errors."""

@@ -1,0 +1,138 @@
+"""What a ledger of applied batches says of one that comes, perhaps again: promise 4 as decisions. Pure.
+
+The region keeps its ledger in PostgreSQL, a gateway that others deliver to keeps one in its spool; both fetch
+the entries that matter and ask here. Ranges never overlap in a ledger, nor do parts of one range.
+"""
+
+from __future__ import annotations
+
+from fractions import Fraction
+from typing import TYPE_CHECKING, Literal, NamedTuple
+
+from cloud_sync.model.errors import RefusedError
+from cloud_sync.model.records import Batch, BatchRange, Receipt
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from datetime import datetime
+
+Covered = Literal["covered"]
+"""The range lies inside what was applied, but was applied in other pieces: only its rows can tell."""
+
+
+class RangeConflictError(RefusedError):
+    """A range that cannot be applied: part of it was, or it was with other contents.
+
+    `reason` is range_overlap or range_mismatch.
+    """
+
+
+class AppliedRange(NamedTuple):
+    """Adjacent applied ranges of one gateway, epoch and class as one, and what became of their rows.
+
+    `complete` is False for a single range of which parts are still missing.
+    """
+
+    range: BatchRange
+    rows: int
+    stored: int
+    duplicates: int
+    conflicts: int
+    refused: int
+    complete: bool
+
+
+class DeclaredLoss(NamedTuple):
+    """Rows that a gateway gave up, why, and in which coarser form they survive ("" for none).
+
+    `from_time` and `to_time` are the earliest and the latest time among them, None where that is not known.
+    """
+
+    range: BatchRange
+    rows: int
+    reason: str
+    survives: str
+    declared_at: datetime
+    from_time: datetime | None = None
+    to_time: datetime | None = None
+
+
+class GatewayProgress(NamedTuple):
+    """What is known of one gateway; when it first and last delivered, by the ledger's clock."""
+
+    gateway_id: str
+    first_seen: datetime
+    last_seen: datetime
+    ranges: Sequence[AppliedRange]
+    declared: Sequence[DeclaredLoss]
+
+
+class AppliedPart(NamedTuple):
+    """One entry of a ledger, of a range that is known: which part of it, and what became of its rows.
+
+    The times are None when every row was refused.
+    """
+
+    part: int
+    parts: int
+    rows: int
+    stored: int
+    duplicates: int
+    conflicts: int
+    min_time_us: int | None
+    max_time_us: int | None
+
+
+def compare_range(
+    wanted: BatchRange, first_commit: int, last_commit: int, *, in_parts: bool
+) -> Literal["same"] | Covered | None:
+    """How a range relates to the entry that starts last at or before its end: the same, inside it, or apart.
+
+    Raises:
+        RangeConflict: some of the range was applied and some was not.
+    """
+    if last_commit < wanted.first_commit:
+        return None
+    if (first_commit, last_commit) == (wanted.first_commit, wanted.last_commit):
+        return "same"
+    if first_commit <= wanted.first_commit and wanted.last_commit <= last_commit:
+        if not in_parts:
+            return "covered"
+        raise RangeConflictError(f"{wanted}: a longer range was applied in parts before", "range_overlap")
+    raise RangeConflictError(f"{wanted}: {first_commit}..{last_commit} was applied before", "range_overlap")
+
+
+def find_part_receipt(batch: Batch, entries: Sequence[AppliedPart]) -> Receipt | Covered | None:
+    """The receipt of a batch whose range is in the ledger, None when this part of it is new.
+
+    Args:
+        batch: a whole range, or a part of it.
+        entries: of the same range, those that reach into the part.
+
+    Raises:
+        RangeConflict: some of the part was applied and some was not, or it was with other contents.
+    """
+    wanted = batch.range
+    if not entries:
+        return None
+    same = next((e for e in entries if e[:2] == (wanted.part, wanted.parts)), None)
+    if same is None:
+        if _is_covered(wanted, entries):
+            return "covered"
+        raise RangeConflictError(f"{wanted}: was applied in other parts before", "range_overlap")
+    if (same.rows, same.min_time_us, same.max_time_us) != (batch.rows, *time_range_us(batch)):
+        raise RangeConflictError(f"{wanted}: was applied before with other readings", "range_mismatch")
+    return Receipt(same.rows, same.stored, same.duplicates, same.conflicts, applied_before=True)
+
+
+def time_range_us(batch: Batch) -> tuple[int | None, int | None]:
+    """The smallest and largest time of a batch, None each when it has no rows."""
+    times = batch.records.time_us
+    return (int(times.min()), int(times.max())) if len(times) else (None, None)
+
+
+def _is_covered(wanted: BatchRange, entries: Sequence[AppliedPart]) -> bool:
+    """Whether parts that do not overlap each other leave nothing of the wanted part out."""
+    begin, end = Fraction(wanted.part - 1, wanted.parts), Fraction(wanted.part, wanted.parts)
+    held = (min(end, Fraction(e.part, e.parts)) - max(begin, Fraction(e.part - 1, e.parts)) for e in entries)
+    return sum(held) == end - begin

@@ -1,0 +1,1 @@
+"""What every program needs: settings files, logs, watchdog, sockets, watched files."""

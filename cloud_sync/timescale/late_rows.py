@@ -1,0 +1,115 @@
+"""Late readings for compressed chunks of TimescaleDB.
+
+A row for a compressed chunk is looked up in the compressed data before it is taken, which costs several
+times what a row for an open chunk does. A few late rows pay that. Many are worth decompressing the chunk
+first: once as many have come as a twentieth of what it holds, it is opened, and the compression policy closes
+it again.
+Batches for a chunk that is being opened are to come again: they would only wait for its lock, each with a
+connection.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from cloud_sync.model.errors import RetryLaterError
+from cloud_sync.runtime import statements
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    import asyncpg
+
+    from cloud_sync.model.records import Readings
+
+    Work = Callable[[asyncpg.Connection[Any]], Awaitable[Any]]
+    Transact = Callable[[Work], Awaitable[Any]]
+
+_log = logging.getLogger(__name__)
+_SQL = statements.load_cloud_statements("regional.sql")
+_CHUNKS_CACHED_S = 30.0
+_OPEN_AT_FRACTION = 0.05
+_OPEN_AT_ROWS = 20_000
+_OPEN_WAIT_S = 10.0
+_DECOMPRESS_TIMEOUT_S = 3600.0
+
+
+class CompressedChunk(NamedTuple):
+    """A compressed chunk: its name, its times in microseconds since 1970 (the end not included), its rows."""
+
+    name: str
+    start_us: int
+    end_us: int
+    rows: int
+
+    def rows_of(self, readings: Readings) -> int:
+        """How many of these readings belong into it."""
+        times = readings.time_us
+        return int(((times >= self.start_us) & (times < self.end_us)).sum())
+
+
+class LateRowTracker:
+    """Counts late rows by chunk and opens the chunks they are many for. One for each sink."""
+
+    def __init__(self) -> None:
+        self._chunks: list[CompressedChunk] = []
+        self._known_until = 0.0
+        self._came: dict[str, int] = {}
+        self._opening: dict[str, asyncio.Task[None]] = {}
+
+    async def open_chunks(self, readings: Readings, transact: Transact) -> None:
+        """Open the compressed chunks for which these readings are one batch too many.
+
+        Raises:
+            RetryLater: a chunk that they belong into is being opened.
+        """
+        if readings.rows == 0:
+            return
+        if time.monotonic() >= self._known_until:
+            self._chunks = await transact(_find_compressed_chunks)
+            self._known_until = time.monotonic() + _CHUNKS_CACHED_S
+            self._came = {c.name: self._came.get(c.name, 0) for c in self._chunks}
+        for chunk in self._chunks:
+            rows = chunk.rows_of(readings)
+            if rows == 0:
+                continue
+            came = self._came[chunk.name] = self._came.get(chunk.name, 0) + rows
+            if chunk.name in self._opening or came >= max(_OPEN_AT_ROWS, _OPEN_AT_FRACTION * chunk.rows):
+                await self._open(chunk, transact)
+
+    async def _open(self, chunk: CompressedChunk, transact: Transact) -> None:
+        task = self._opening.get(chunk.name)
+        if task is None:
+            task = asyncio.create_task(self._open_now(chunk, transact), name=f"open {chunk.name}")
+            self._opening[chunk.name] = task
+            task.add_done_callback(lambda _: self._opening.pop(chunk.name, None))
+            await asyncio.wait([task], timeout=_OPEN_WAIT_S)
+        if not task.done():
+            raise RetryLaterError(f"{chunk.name} is being decompressed for late readings", _OPEN_WAIT_S)
+
+    async def _open_now(self, chunk: CompressedChunk, transact: Transact) -> None:
+        """Decompress; when it fails, the rows go in as they are and it is tried again later."""
+        begun = time.monotonic()
+        try:
+            opened = await transact(lambda connection: _decompress_chunk(connection, chunk.name))
+        except Exception as fault:  # noqa: BLE001 - whatever it is, late rows can go in without it
+            _log.warning("%s cannot be decompressed for late readings: %s", chunk.name, fault)
+            opened = False
+        if opened:
+            _log.info("%s decompressed for late readings in %.1f s", chunk.name, time.monotonic() - begun)
+        self._came[chunk.name] = 0
+        self._chunks = [c for c in self._chunks if c.name != chunk.name]
+
+
+async def _find_compressed_chunks(connection: asyncpg.Connection[Any]) -> list[CompressedChunk]:
+    return [CompressedChunk(*row) for row in await connection.fetch(_SQL["compressed_chunks"])]
+
+
+async def _decompress_chunk(connection: asyncpg.Connection[Any], name: str) -> bool:
+    async with connection.transaction():
+        await connection.execute(_SQL["no_timeout"])
+        await connection.execute(_SQL["open_chunk"], name, timeout=_DECOMPRESS_TIMEOUT_S)
+    return True

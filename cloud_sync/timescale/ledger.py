@@ -1,0 +1,212 @@
+"""What was applied before: ranges of gateways (promise 4), Idempotency-Keys of clients, imported files.
+
+One row a batch; ranges never overlap, nor parts of one. Old adjacent ranges are merged, keeping their
+sums only (`docs/decisions/009-merged-ledger.md`). Functions on ranges run in the transaction that holds
+the gateway's lock, except `load_progress`. No import of asyncpg at run time: the gateway loads this
+module.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from cloud_sync.model import ledger_rules
+from cloud_sync.model.errors import RefusedError
+from cloud_sync.model.ledger_rules import AppliedPart, AppliedRange, DeclaredLoss, GatewayProgress
+from cloud_sync.model.records import Batch, BatchRange, Receipt, RecordClass
+from cloud_sync.runtime import statements
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from uuid import UUID
+
+    import asyncpg
+
+    from cloud_sync.model.ledger_rules import Covered
+
+_SQL = statements.load_cloud_statements("regional.sql")
+
+
+async def lock_gateway(connection: asyncpg.Connection[Any], gateway_id: str) -> None:
+    """Wait until no other transaction applies a batch of this gateway; held until the transaction ends."""
+    await connection.execute(_SQL["lock_gateway"], gateway_id)
+
+
+async def find_receipt(connection: asyncpg.Connection[Any], batch: Batch) -> Receipt | Covered | None:
+    """The receipt of an earlier application of the same batch; None when it is new.
+
+    Raises:
+        RangeConflict: some of the range was applied and some was not, or it was with other contents.
+    """
+    wanted = batch.range
+    found = await connection.fetchrow(
+        _SQL["newest_range_up_to"], wanted.gateway_id, wanted.epoch, wanted.record_class, wanted.last_commit
+    )
+    if found is None:
+        return None
+    first, last = found["first_commit"], found["last_commit"]
+    known = ledger_rules.compare_range(wanted, first, last, in_parts=found["parts"] > 1)
+    if known != "same":
+        return known
+    entries = await connection.fetch(
+        _SQL["entries_reaching_into_part"], *wanted[:4], wanted.part, wanted.parts
+    )
+    return ledger_rules.find_part_receipt(
+        batch, [AppliedPart(*(e[name] for name in AppliedPart._fields)) for e in entries]
+    )
+
+
+async def record_batch(connection: asyncpg.Connection[Any], batch: Batch, receipt: Receipt) -> None:
+    """Record that a batch is applied."""
+    await connection.execute(
+        _SQL["enter_range"],
+        *batch.range,
+        receipt.rows,
+        receipt.stored,
+        receipt.duplicates,
+        receipt.conflicts,
+        batch.refused,
+        *ledger_rules.time_range_us(batch),
+    )
+
+
+async def find_mergeable_gateways(connection: asyncpg.Connection[Any], older_than: timedelta) -> list[str]:
+    """Gateways with several entries that old in one epoch and class."""
+    rows = await connection.fetch(_SQL["gateways_to_merge"], older_than)
+    return [row[0] for row in rows]
+
+
+async def merge_ranges(connection: asyncpg.Connection[Any], gateway_id: str, older_than: timedelta) -> None:
+    """Merge a gateway's complete ranges that are old and lie side by side."""
+    await connection.execute(_SQL["merge_ledger"], gateway_id, older_than)
+
+
+async def load_progress(
+    connection: asyncpg.Connection[Any], gateway_id: str | None = None, epoch: UUID | None = None
+) -> list[GatewayProgress]:
+    """What is known of one gateway or of all, of one epoch or of all; a gateway never seen is left out."""
+    async with connection.transaction(isolation="repeatable_read", readonly=True):
+        seen = await connection.fetch(_SQL["gateways_seen"], gateway_id)
+        rows = await connection.fetch(_SQL["applied_ranges"], gateway_id, epoch)
+        losses = await connection.fetch(_SQL["declared_losses"], gateway_id, epoch)
+    ranges: dict[str, list[AppliedRange]] = defaultdict(list)
+    for row in rows:
+        counts = (row[name] for name in ("rows", "stored", "duplicates", "conflicts", "refused", "complete"))
+        ranges[row["gateway_id"]].append(AppliedRange(_range_from_row(row), *counts))
+    declared: dict[str, list[DeclaredLoss]] = defaultdict(list)
+    for row in losses:
+        words = (row[name] for name in ("rows", "reason", "survives", "declared_at", "from_time", "to_time"))
+        declared[row["gateway_id"]].append(DeclaredLoss(_range_from_row(row), *words))
+    return [GatewayProgress(name, first, last, ranges[name], declared[name]) for name, first, last in seen]
+
+
+def _range_from_row(row: Any) -> BatchRange:
+    return BatchRange(
+        row["gateway_id"], row["epoch"], RecordClass(row["class"]), row["first_commit"], row["last_commit"]
+    )
+
+
+ANSWER_RETENTION = timedelta(days=1)
+
+
+class KeyReusedError(RefusedError):
+    """The key came before with another body."""
+
+
+class ClientRequest(NamedTuple):
+    """A request: whose, its Idempotency-Key ("" for none), and the hash of what it holds."""
+
+    client: str
+    key: str
+    body_hash: bytes
+
+
+class ClientIdempotency:
+    """Answers one request; a `Memory` of the sink. The answer is text that `worded` makes of the receipt."""
+
+    def __init__(self, asked: ClientRequest, worded: Callable[[Receipt], str]) -> None:
+        self._asked = asked
+        self._worded = worded
+
+    async def earlier(self, connection: asyncpg.Connection[Any]) -> str | None:
+        """The answer that the key got within the last day.
+
+        Raises:
+            KeyReused: it was for another body.
+        """
+        client, key, body_hash = self._asked
+        if not key:
+            return None
+        await connection.execute(_SQL["lock_key"], client, key)
+        found = await connection.fetchrow(_SQL["earlier_answer"], client, key, ANSWER_RETENTION)
+        if found is None:
+            return None
+        if found["body_hash"] != body_hash:
+            raise KeyReusedError(f"the Idempotency-Key {key} came before with another body", "key_reused")
+        answer: str = found["answer"]
+        return answer
+
+    async def enter(self, connection: asyncpg.Connection[Any], receipt: Receipt) -> str:
+        """Keep the answer for the key, if there is one."""
+        answer = self._worded(receipt)
+        if self._asked.key:
+            await connection.execute(_SQL["keep_answer"], *self._asked, answer)
+        return answer
+
+
+async def delete_old_answers(connection: asyncpg.Connection[Any]) -> None:
+    """Drop the answers that are old."""
+    await connection.execute(_SQL["forget_answers"], ANSWER_RETENTION)
+
+
+class ImportProgress(NamedTuple):
+    """How far one file has been loaded, and what became of its readings."""
+
+    lines: int = 0
+    stored: int = 0
+    duplicates: int = 0
+    conflicts: int = 0
+    rejected: int = 0
+    complete: bool = False
+
+
+async def find_import_progress(connection: asyncpg.Connection[Any], sha256: bytes) -> ImportProgress:
+    """How far the file with these contents has been loaded."""
+    found = await connection.fetchrow(_SQL["loaded_file"], sha256)
+    return ImportProgress() if found is None else ImportProgress(*found)
+
+
+class FileIdempotency:
+    """Loads one piece of a file once, from line `before.lines` on; a `Memory` of the sink."""
+
+    def __init__(
+        self, sha256: bytes, name: str, before: ImportProgress, *, lines: int, rejected: int, complete: bool
+    ) -> None:
+        self._sha256 = sha256
+        self._name = name
+        self._before = before
+        self._lines = lines
+        self._rejected = rejected
+        self._complete = complete
+
+    async def earlier(self, connection: asyncpg.Connection[Any]) -> ImportProgress | None:
+        """How far it is, when somebody else has loaded this piece meanwhile."""
+        await connection.execute(_SQL["lock_file"], self._sha256)
+        now = await find_import_progress(connection, self._sha256)
+        return None if now.lines <= self._before.lines and not now.complete else now
+
+    async def enter(self, connection: asyncpg.Connection[Any], receipt: Receipt) -> ImportProgress:
+        """Note that the piece is loaded."""
+        before = self._before
+        after = ImportProgress(
+            before.lines + self._lines,
+            before.stored + receipt.stored,
+            before.duplicates + receipt.duplicates,
+            before.conflicts + receipt.conflicts,
+            before.rejected + self._rejected,
+            self._complete,
+        )
+        await connection.execute(_SQL["enter_loaded"], self._sha256, self._name, *after)
+        return after

@@ -1,0 +1,326 @@
+"""Rows into their tables, inside the caller's transaction; storing the same rows again changes nothing.
+
+Readings enter by binary COPY, encoded column-wise by numpy (PostgreSQL documentation of COPY, "Binary
+Format"). When one exists already, the COPY is rolled back to a savepoint and a staging table separates
+duplicates (same value) from conflicts (another value: the first stays, the other goes to
+`reading_conflict`). Of rollups the newest revision stays; an existing alert or declaration stays as it
+is.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import asyncpg
+import numpy as np
+
+from cloud_sync.model.records import SEQ_ABSENT, Alerts, Declarations, Readings, Receipt, Rollups
+from cloud_sync.runtime import statements
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Iterable, Iterator
+    from uuid import UUID
+
+    from numpy.typing import NDArray
+
+    from cloud_sync.model.records import Batch
+
+COPY_COLUMNS = ("series_no", "time", "value", "quality", "battery_level", "signal_strength", "seq", "flags")
+ORDINAL_COLUMN = "ordinal"
+
+MIN_READING_TIME_US = -210_866_803_200_000_000
+"""The first microsecond a timestamptz can hold, 4714-11-24 BC, counted from 1970."""
+
+MAX_READING_TIME_US = 9_223_371_331_199_999_999
+"""The last microsecond a hypertable can hold, at the end of the year 294246, counted from 1970."""
+READING_TIMES_US = (MIN_READING_TIME_US, MAX_READING_TIME_US)
+
+_POSTGRES_EPOCH_US = 946_684_800_000_000
+_COPY_HEADER = b"PGCOPY\n\xff\r\n\0" + bytes(8)
+_COPY_TRAILER = b"\xff\xff"
+_NULLABLE = ("quality", "battery_level", "signal_strength", "seq")
+_COPY_TYPES = dict(
+    zip(
+        (*COPY_COLUMNS, ORDINAL_COLUMN),
+        (">i4", ">i8", ">f8", ">f4", ">f4", ">f4", ">i8", ">i4", ">i4"),
+        strict=True,
+    )
+)
+_SLICE_ROWS = 1 << 14
+
+
+def encode_copy(
+    readings: Readings, series_no: NDArray[np.int32], *, ordinal: bool = False
+) -> Iterator[bytearray]:
+    """The body of COPY reading (`COLUMNS`) FROM STDIN (FORMAT binary), in pieces of about a megabyte.
+
+    Args:
+        readings: with every time from `SMALLEST_TIME_US` to `LARGEST_TIME_US`.
+        series_no: of each position that `readings.series` names.
+        ordinal: append a column with each row's position in `readings`.
+    """
+    yield bytearray(_COPY_HEADER)
+    for start in range(0, readings.rows, _SLICE_ROWS):
+        piece = slice(start, start + _SLICE_ROWS)
+        columns: dict[str, NDArray[Any]] = {
+            "series_no": series_no[readings.series[piece]],
+            "time": readings.time_us[piece] - _POSTGRES_EPOCH_US,
+            "value": readings.value[piece],
+            "quality": readings.quality[piece],
+            "battery_level": readings.battery_level[piece],
+            "signal_strength": readings.signal_strength[piece],
+            "seq": readings.seq[piece],
+            "flags": readings.flags[piece],
+        }
+        if ordinal:
+            columns[ORDINAL_COLUMN] = np.arange(start, start + len(columns["time"]), dtype=np.int32)
+        yield from _encode_slice(columns)
+    yield bytearray(_COPY_TRAILER)
+
+
+def _encode_slice(columns: dict[str, NDArray[Any]]) -> Iterator[bytearray]:
+    """Rows of one slice, one piece for each combination of NULLs that occurs."""
+    nulls = np.zeros(len(columns["time"]), np.uint8)
+    for bit, name in enumerate(_NULLABLE):
+        column = columns[name]
+        nulls |= (column == SEQ_ABSENT if name == "seq" else np.isnan(column)).astype(np.uint8) << bit
+    for pattern in np.flatnonzero(np.bincount(nulls)):
+        chosen = slice(None) if (nulls == pattern).all() else np.flatnonzero(nulls == pattern)
+        yield _fill_template(int(pattern), {name: column[chosen] for name, column in columns.items()})
+
+
+def _fill_template(pattern: int, columns: dict[str, NDArray[Any]]) -> bytearray:
+    """Rows of one form: a template row repeated, then each column written into its place."""
+    template = _row_template(pattern, tuple(columns))
+    buffer = bytearray(template.tobytes() * len(columns["time"]))
+    rows = np.frombuffer(buffer, template.dtype)
+    for name, column in columns.items():
+        if name in rows.dtype.fields:  # type: ignore[operator]  # the dtype is structured, so it has fields
+            rows[name] = column
+    return buffer
+
+
+@functools.cache
+def _row_template(pattern: int, names: tuple[str, ...]) -> NDArray[Any]:
+    """One row with field count and lengths filled in; columns that `pattern` says are NULL have no bytes."""
+    fields: list[tuple[str, str]] = [("fields", ">i2")]
+    lengths = {}
+    for name in names:
+        absent = name in _NULLABLE and bool(pattern >> _NULLABLE.index(name) & 1)
+        lengths[f"{name} bytes"] = -1 if absent else np.dtype(_COPY_TYPES[name]).itemsize
+        fields += [(f"{name} bytes", ">i4")] + ([] if absent else [(name, _COPY_TYPES[name])])
+    row = np.zeros(1, np.dtype(fields))
+    row["fields"] = len(names)
+    for field, length in lengths.items():
+        row[field] = length
+    return row
+
+
+_SQL = statements.load_cloud_statements("regional.sql")
+
+
+class ReadingSource(NamedTuple):
+    """Who brought the readings, noted with conflicts; only a gateway's have an epoch and commits."""
+
+    name: str
+    epoch: UUID | None = None
+    first_commit: int | None = None
+
+
+async def store_readings(
+    connection: asyncpg.Connection[Any],
+    readings: Readings,
+    series_no: NDArray[np.int32],
+    source: ReadingSource,
+) -> Receipt:
+    """Write the readings, by COPY if all are new and through the staging table otherwise."""
+    if readings.rows == 0:
+        return Receipt(0, 0)
+    try:
+        async with connection.transaction():
+            await _copy_into(connection, "reading", COPY_COLUMNS, encode_copy(readings, series_no))
+    except asyncpg.UniqueViolationError:
+        pass
+    else:
+        return Receipt(rows=readings.rows, stored=readings.rows)
+    await _stage_readings(connection, readings, series_no)
+    stored = _affected_rows(await connection.execute(_SQL["insert_staged"]))
+    conflicts = _affected_rows(await connection.execute(_SQL["note_conflicts"], *source))
+    await connection.execute(_SQL["drop_staging"])
+    return Receipt(readings.rows, stored, readings.rows - stored - conflicts, conflicts)
+
+
+async def match_readings(
+    connection: asyncpg.Connection[Any], readings: Readings, series_no: NDArray[np.int32]
+) -> Receipt | None:
+    """The receipt of readings that were stored before; None when one of them was not. Nothing is written."""
+    if readings.rows == 0:
+        return Receipt(0, 0, applied_before=True)
+    await _stage_readings(connection, readings, series_no)
+    present, conflicts = await connection.fetchrow(_SQL["count_staged_in_reading"])
+    await connection.execute(_SQL["drop_staging"])
+    if present < readings.rows:
+        return None
+    return Receipt(readings.rows, 0, readings.rows - conflicts, conflicts, applied_before=True)
+
+
+async def _stage_readings(
+    connection: asyncpg.Connection[Any], readings: Readings, series_no: NDArray[np.int32]
+) -> None:
+    await connection.execute(_SQL["make_staging"])
+    body = encode_copy(readings, series_no, ordinal=True)
+    await _copy_into(connection, "reading_staging", (*COPY_COLUMNS, ORDINAL_COLUMN), body)
+
+
+async def _copy_into(
+    connection: asyncpg.Connection[Any], table: str, columns: tuple[str, ...], body: Iterable[bytearray]
+) -> None:
+    async def pieces() -> AsyncIterator[bytearray]:
+        for piece in body:
+            yield piece
+
+    await connection.copy_to_table(table, source=pieces(), columns=list(columns), format="binary")
+
+
+def _affected_rows(status: str) -> int:
+    """Rows of a command tag, e.g. "INSERT 0 42"."""
+    return int(status.rpartition(" ")[2])
+
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+RECORD_TIMES_US = (-62_135_596_800_000_000, 253_402_300_799_999_999)
+"""From the beginning of the year 1 to the end of 9999: what every client can read. Of rollups and notices."""
+_ROLLUP_COLUMNS = (
+    "series_no",
+    "window_s",
+    "time",
+    "revision",
+    "count",
+    "mean",
+    "m2",
+    "minimum",
+    "maximum",
+    "first",
+    "first_at",
+    "last",
+    "last_at",
+    "flagged",
+    "excluded",
+    "suppressed",
+)
+
+
+async def store_records(
+    connection: asyncpg.Connection[Any], batch: Batch, series_no: NDArray[np.int32]
+) -> Receipt:
+    """Write the records of a batch that is not of readings.
+
+    Args:
+        connection: inside a transaction.
+        batch: of any other class.
+        series_no: of each series of the batch.
+    """
+    records = batch.records
+    if records.rows == 0:
+        return Receipt(0, 0)
+    if isinstance(records, Declarations):
+        stored = await _store_declarations(connection, batch, records)
+    else:
+        gateway_no = await connection.fetchval(_SQL["gateway_no"], batch.range.gateway_id)
+        numbers = series_no[records.series].tolist()
+        if isinstance(records, Rollups):
+            stored = await _store_rollups(connection, records, numbers, gateway_no)
+        else:
+            assert isinstance(records, Alerts)
+            stored = await _store_alerts(connection, records, numbers, gateway_no)
+    return Receipt(records.rows, stored, records.rows - stored)
+
+
+async def delete_old_rollups(
+    connection: asyncpg.Connection[Any], window_s: int, older_than: timedelta
+) -> None:
+    """Delete rollups of windows of one length that began that long ago."""
+    await connection.execute(_SQL["forget_rollups"], window_s, older_than)
+
+
+async def _store_rollups(
+    connection: asyncpg.Connection[Any], rollups: Rollups, numbers: list[int], gateway_no: int
+) -> int:
+    columns = (
+        numbers,
+        rollups.window_s.tolist(),
+        _to_datetimes(rollups.time_us),
+        rollups.revision.tolist(),
+        rollups.count.tolist(),
+        *map(_nan_to_none, (rollups.mean, rollups.m2, rollups.minimum, rollups.maximum, rollups.first)),
+        _to_datetimes(rollups.first_at_us),
+        _nan_to_none(rollups.last),
+        _to_datetimes(rollups.last_at_us),
+        rollups.flagged.tolist(),
+        rollups.excluded.tolist(),
+        rollups.suppressed.tolist(),
+    )
+    await connection.execute(_SQL["make_rollup_staging"])
+    await connection.copy_records_to_table(
+        "rollup_staging", records=zip(*columns, strict=True), columns=list(_ROLLUP_COLUMNS)
+    )
+    stored = _affected_records(await connection.execute(_SQL["store_rollups"], gateway_no))
+    await connection.execute(_SQL["drop_rollup_staging"])
+    return stored
+
+
+async def _store_alerts(
+    connection: asyncpg.Connection[Any], alerts: Alerts, numbers: list[int], gateway_no: int
+) -> int:
+    status = await connection.execute(
+        _SQL["store_alerts"],
+        gateway_no,
+        numbers,
+        alerts.rule.tolist(),
+        _to_datetimes(alerts.time_us),
+        alerts.state.tolist(),
+        alerts.severity.tolist(),
+        _nan_to_none(alerts.value),
+        _nan_to_none(alerts.threshold),
+        alerts.count.tolist(),
+        alerts.detail.tolist(),
+    )
+    return _affected_records(status)
+
+
+async def _store_declarations(
+    connection: asyncpg.Connection[Any], batch: Batch, declared: Declarations
+) -> int:
+    status = await connection.execute(
+        _SQL["store_declarations"],
+        batch.range.gateway_id,
+        batch.range.epoch,
+        declared.of_class.tolist(),
+        declared.first_commit.tolist(),
+        declared.last_commit.tolist(),
+        declared.lost.tolist(),
+        declared.reason.tolist(),
+        declared.survives.tolist(),
+        _to_datetimes(declared.time_us),
+        _to_datetimes(declared.from_us),
+        _to_datetimes(declared.to_us),
+    )
+    return _affected_records(status)
+
+
+def _to_datetimes(times_us: Iterable[np.int64]) -> list[datetime]:
+    """Times of a batch that was checked: PostgreSQL holds them, and so does datetime."""
+    return [_EPOCH + timedelta(microseconds=int(time_us)) for time_us in times_us]
+
+
+def _nan_to_none(column: NDArray[np.float64]) -> list[float | None]:
+    """Values with None for NaN."""
+    return [None if math.isnan(value) else value for value in column.tolist()]
+
+
+def _affected_records(status: str) -> int:
+    """Rows of a command tag, e.g. "INSERT 0 42"."""
+    return int(status.rpartition(" ")[2])

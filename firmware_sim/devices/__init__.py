@@ -1,0 +1,1 @@
+"""A simulated device: sensors, firmware, payloads, radio."""

@@ -1,0 +1,1 @@
+"""Recorded files as input: columns, values, and the player that sends them."""

@@ -1,0 +1,377 @@
+"""Which column of a recorded file means what. Pure but for reading the first rows.
+
+Two shapes: long, where one column holds the value (and perhaps one its type), and wide, where each column of
+numbers is a series of its own named after the column. What options leave open is found out from the header
+and the first rows; `describe_mapping` says what was found.
+"""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import re
+from dataclasses import dataclass, field, replace
+from itertools import islice
+from typing import IO, TYPE_CHECKING
+
+from firmware_sim.errors import SimError
+from firmware_sim.ground_truth import ATTRIBUTES
+from firmware_sim.replay.csv_values import (
+    CellError,
+    is_line_protocol,
+    is_missing,
+    open_as_csv,
+    parse_number,
+    parse_time_us,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+    from pathlib import Path
+
+DELIMITERS = ",;\t|"
+SAMPLE_ROWS = 50
+_MEASURES = ("quality", "battery_level", "signal_strength", "seq")
+
+_TIME_NAMES = (
+    "time",
+    "timestamp",
+    "ts",
+    "datetime",
+    "date time",
+    "date_time",
+    "_time",
+    "date",
+    "recorded_at",
+    "epoch",
+)
+_SENSOR_NAMES = (
+    "sensor_id", "sensor", "device_id", "device", "id", "station", "station_id", "node", "node_id", "moteid",
+    "entity_id", "tag", "site",
+)  # fmt: skip
+_TYPE_NAMES = (
+    "sensor_type",
+    "type",
+    "metric",
+    "parameter",
+    "variable",
+    "channel",
+    "measurement",
+    "quantity",
+    "_field",
+)
+_VALUE_NAMES = ("value", "val", "reading", "_value")
+_SYNONYMS = {
+    "quality": ("quality",),
+    "battery_level": ("battery_level", "battery"),
+    "signal_strength": ("signal_strength", "rssi"),
+    "seq": ("seq", "sequence"),
+    "unit": ("unit", "units", "uom"),
+    "location": ("location", "room"),
+    "manufacturer": ("manufacturer",),
+    "firmware_version": ("firmware_version", "firmware"),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class ColumnOptions:
+    """What the person said. Empty or None: find out."""
+
+    time_columns: tuple[str, ...] = ()
+    time_format: str = "auto"
+    sensor_column: str = ""
+    sensor_id: str = ""
+    type_column: str = ""
+    sensor_type: str = ""
+    value_column: str = ""
+    value_columns: tuple[str, ...] = ()
+    quality_column: str = ""
+    delimiter: str = ""
+    decimal: str = ""
+    encoding: str = "utf-8-sig"
+    header: bool = True
+    skip_lines: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class ColumnMap:
+    """Which column (by position) means what.
+
+    Attributes:
+        columns: names of all columns.
+        time: columns joined by a space to make the time.
+        sensor: column, or the fixed sensor_id.
+        values: (column, its fixed sensor_type or the column that holds it).
+        measures: column of quality, battery_level, signal_strength, seq where there is one.
+        attributes: column of each of `ATTRIBUTES`, or None.
+    """
+
+    columns: tuple[str, ...]
+    time: tuple[int, ...]
+    time_format: str
+    sensor: int | str
+    values: tuple[tuple[int, int | str], ...]
+    measures: dict[str, int]
+    attributes: tuple[int | None, ...]
+    delimiter: str
+    decimal: str
+    options: ColumnOptions
+
+
+def sanitize_topic_level(text: str) -> str:
+    """A name that may stand in a topic: `/`, `+`, `#` and control characters become `_`."""
+    return re.sub(r"[/+#\x00-\x1f\x7f-\x9f]", "_", text.strip()) or "_"
+
+
+def detect_columns(path: Path, options: ColumnOptions) -> ColumnMap:
+    """Find out what the columns of a file mean.
+
+    Raises:
+        SimError: the file cannot be read, or a column that is needed is not there.
+    """
+    if is_line_protocol(path):
+        options = replace(
+            options,
+            time_columns=("time",),
+            time_format="ns" if options.time_format == "auto" else options.time_format,
+            sensor_column="" if options.sensor_id else "sensor_id",
+            type_column="" if options.sensor_type else "sensor_type",
+            value_column="value",
+        )
+    if open_as_csv(path) is not None:
+        options = replace(options, delimiter=",", decimal=".", skip_lines=0, header=True)
+    with open_recording(path, options) as file:
+        first = _skip_to_header(file, options)
+        delimiter = options.delimiter or max(DELIMITERS, key=first.count)
+        names, *sample = [
+            *csv.reader([first], delimiter=delimiter),
+            *islice(_read_rows(file, delimiter), SAMPLE_ROWS),
+        ]
+    if not options.header:
+        sample.insert(0, names)
+        names = [str(n) for n in range(1, len(names) + 1)]
+    columns = tuple(name.strip() for name in names)
+    width = len(columns)
+    sample = [row + [""] * (width - len(row)) for row in sample if any(cell.strip() for cell in row)]
+    finder = _ColumnDetector(path, columns, sample, options, delimiter)
+    return finder.mapping()
+
+
+@dataclass(slots=True)
+class _ColumnDetector:
+    path: Path
+    columns: tuple[str, ...]
+    sample: list[list[str]]
+    options: ColumnOptions
+    delimiter: str
+    taken: set[int] = field(default_factory=set)
+    decimal: str = "."
+
+    def mapping(self) -> ColumnMap:
+        options = self.options
+        self.decimal = options.decimal or self._decimal()
+        time = self._time()
+        sensor: int | str | None = sanitize_topic_level(options.sensor_id) if options.sensor_id else None
+        if sensor is None:
+            sensor = self._named(options.sensor_column, "--sensor-column")
+        if sensor is None:
+            sensor = self._guess(_SENSOR_NAMES, lambda at: not self._is_row_number(at))
+        kind = self._named(options.type_column, "--type-column")
+        value = self._named(options.value_column, "--value-column")
+        chosen = [self._named(name, "--value-columns") for name in options.value_columns]
+        if not chosen and value is None:
+            value = self._guess(_VALUE_NAMES)
+        if not chosen and value is not None and kind is None and not options.sensor_type:
+            kind = self._guess(_TYPE_NAMES)
+        measures = {name: at for name in _MEASURES if (at := self._measure(name)) is not None}
+        attributes = tuple(self._guess(_SYNONYMS[name]) for name in ATTRIBUTES)
+        wide = [at for at in chosen if at is not None]
+        if value is None and not wide:
+            wide = [at for at in range(len(self.columns)) if at not in self.taken and self._is_number(at)]
+            if not wide:
+                raise self._missing("no column holds numbers", "--value-column or --value-columns")
+        fixed = sanitize_topic_level(options.sensor_type) if options.sensor_type else None
+        values: tuple[tuple[int, int | str], ...]
+        if value is not None:
+            default = self.columns[value] if options.header else "value"
+            values = ((value, kind if kind is not None else fixed or sanitize_topic_level(default)),)
+        else:
+            values = tuple((at, sanitize_topic_level(self.columns[at])) for at in wide)
+        if sensor is None:
+            sensor = sanitize_topic_level(self.path.name.split(".")[0])
+        return ColumnMap(
+            self.columns,
+            time,
+            options.time_format,
+            sensor,
+            values,
+            measures,
+            attributes,
+            self.delimiter,
+            self.decimal,
+            options,
+        )
+
+    def _time(self) -> tuple[int, ...]:
+        if self.options.time_columns:
+            named = [self._named(name, "--time-column") for name in self.options.time_columns]
+            return tuple(at for at in named if at is not None)
+        lower = [name.lower() for name in self.columns]
+        if "date" in lower and "time" in lower and not self._is_time(lower.index("time")):
+            pair = (lower.index("date"), lower.index("time"))
+            self.taken.update(pair)
+            return pair
+        at = self._guess(_TIME_NAMES, self._is_time)
+        if at is not None:
+            return (at,)
+        for at in range(len(self.columns)):
+            if self._is_time(at):
+                self.taken.add(at)
+                return (at,)
+        at = self._guess(_TIME_NAMES)
+        if at is not None:
+            return (at,)
+        raise self._missing("no column holds times", "--time-column")
+
+    def _named(self, name: str, option: str) -> int | None:
+        """The column a person named, exactly or but for case; None when none was named."""
+        if not name:
+            return None
+        lower = [column.lower() for column in self.columns]
+        if name in self.columns:
+            at = self.columns.index(name)
+        elif name.strip().lower() in lower:
+            at = lower.index(name.strip().lower())
+        else:
+            raise self._missing(f"there is no column {name!r}", option)
+        self.taken.add(at)
+        return at
+
+    def _guess(self, names: Sequence[str], fits: Callable[[int], bool] | None = None) -> int | None:
+        lower = [column.lower() for column in self.columns]
+        for name in names:
+            if name in lower and (at := lower.index(name)) not in self.taken and (fits is None or fits(at)):
+                self.taken.add(at)
+                return at
+        return None
+
+    def _measure(self, name: str) -> int | None:
+        if name == "quality" and self.options.quality_column:
+            return self._named(self.options.quality_column, "--quality-column")
+        return self._guess(_SYNONYMS[name], self._is_number)
+
+    def _cells(self, at: int) -> list[str]:
+        return [row[at] for row in self.sample if not is_missing(row[at])]
+
+    def _is_number(self, at: int) -> bool:
+        cells = self._cells(at)
+        return (
+            bool(cells)
+            and bool(self.columns[at])
+            and all(_is_parsable(parse_number, c, self.decimal) for c in cells)
+        )
+
+    def _is_time(self, at: int) -> bool:
+        cells = self._cells(at)
+        return bool(cells) and all(_is_parsable(parse_time_us, c, self.options.time_format) for c in cells)
+
+    def _is_row_number(self, at: int) -> bool:
+        """Whether a column called id merely numbers the rows."""
+        cells = self._cells(at)
+        return self.columns[at].lower() == "id" and len(cells) > 1 and len(set(cells)) == len(cells)
+
+    def _decimal(self) -> str:
+        if self.delimiter == ",":
+            return "."
+        cells = [cell.strip() for row in self.sample for cell in row]
+        commas = sum(bool(re.fullmatch(r"[+-]?\d+,\d+", cell)) for cell in cells)
+        points = sum(bool(re.fullmatch(r"[+-]?\d+\.\d+", cell)) for cell in cells)
+        return "," if commas > points else "."
+
+    def _missing(self, what: str, option: str) -> SimError:
+        named = ", ".join(repr(name) for name in self.columns if name)
+        return SimError(f"{self.path}: {what}; say {option}. The columns are: {named}")
+
+
+def _is_parsable(parse: Callable[[str, str], object], cell: str, how: str) -> bool:
+    try:
+        parse(cell, how)
+    except CellError:
+        return False
+    return True
+
+
+def describe_column_map(path: Path, mapping: ColumnMap) -> str:
+    """What was found out about a file, for a person to check."""
+
+    def name(at: int | None) -> str:
+        return "-" if at is None else f"column {mapping.columns[at]!r}"
+
+    lines = [
+        f"{path}:",
+        f"  delimiter {mapping.delimiter!r}, decimal {mapping.decimal!r}",
+        f"  time: {' + '.join(map(name, mapping.time))} as {mapping.time_format} (without a zone: UTC)",
+        "  sensor_id: "
+        + (f"always {mapping.sensor!r}" if isinstance(mapping.sensor, str) else name(mapping.sensor)),
+    ]
+    for at, kind in mapping.values:
+        lines.append(
+            f"  value: {name(at)}, sensor_type {repr(kind) if isinstance(kind, str) else name(kind)}"
+        )
+    lines += [f"  {measure}: {name(at)}" for measure, at in mapping.measures.items()]
+    lines += [
+        f"  {a}: {name(at)}" for a, at in zip(ATTRIBUTES, mapping.attributes, strict=True) if at is not None
+    ]
+    used = {*mapping.time, *mapping.measures.values(), *(at for at, _ in mapping.values)}
+    used |= {
+        at
+        for at in (mapping.sensor, *mapping.attributes, *(k for _, k in mapping.values))
+        if isinstance(at, int)
+    }
+    unused = [repr(column) for at, column in enumerate(mapping.columns) if at not in used and column]
+    if unused:
+        lines.append(f"  not used: {', '.join(unused)}")
+    return "\n".join(lines)
+
+
+def open_recording(path: Path, options: ColumnOptions) -> IO[str]:
+    """The text of a file, plain or gzipped; Parquet and line protocol as CSV."""
+    text = open_as_csv(path)
+    if text is not None:
+        return text
+    try:
+        if path.suffix == ".gz":
+            return gzip.open(path, "rt", encoding=options.encoding, newline="")
+        return path.open(encoding=options.encoding, newline="")
+    except OSError as fault:
+        raise SimError(f"{path}: {fault.strerror}") from fault
+    except LookupError as fault:
+        raise SimError(f"--encoding {options.encoding}: {fault}") from fault
+
+
+def _skip_to_header(file: IO[str], options: ColumnOptions) -> str:
+    """The header line; comment and empty lines before it, and `skip_lines`, are passed over."""
+    try:
+        for number, line in enumerate(file):
+            if number >= options.skip_lines and line.strip() and not line.startswith("#"):
+                return line
+    except UnicodeDecodeError as fault:
+        raise build_encoding_error(file.name, fault) from fault
+    except OSError as fault:
+        raise SimError(f"{file.name}: {fault}") from fault
+    raise SimError(f"{file.name}: the file is empty; expected a CSV file with a header")
+
+
+def _read_rows(file: IO[str], delimiter: str) -> Iterator[list[str]]:
+    try:
+        yield from csv.reader(file, delimiter=delimiter)
+    except csv.Error:
+        return
+    except UnicodeDecodeError as fault:
+        raise build_encoding_error(file.name, fault) from fault
+
+
+def build_encoding_error(path: object, fault: UnicodeDecodeError) -> SimError:
+    """What to say about bytes that are not in the expected encoding."""
+    bad = fault.object[fault.start]
+    return SimError(f"{path}: byte {bad:#x} is not {fault.encoding}; say --encoding latin-1 or its like")

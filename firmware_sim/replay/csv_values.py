@@ -1,0 +1,305 @@
+"""Reading recordings as CSV: times and numbers in cells, and Parquet and line protocol as CSV lines.
+
+Times become integer microseconds since 1970 UTC; without a zone they are UTC; digits below a microsecond are
+cut, never rounded. Parquet keeps its columns. A line of line protocol becomes one row for each of its
+numbers: the row of `value` has the measurement as its sensor type, any other field the type
+MEASUREMENT_FIELD. The sensor is the tag sensor_id, or else all tags but the attributes together.
+"""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import io
+import math
+import re
+from datetime import UTC, date, datetime, timedelta
+from decimal import Decimal, InvalidOperation
+from typing import TYPE_CHECKING, Any, cast
+
+from firmware_sim.errors import SimError
+from firmware_sim.ground_truth import ATTRIBUTES
+from firmware_sim.verify.stored_files import parse_line_key
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+    from typing import IO
+
+TIME_FORMATS = ("auto", "iso", "s", "ms", "us", "ns")
+MISSING = frozenset({"", "na", "n/a", "nan", "null", "none", "-", "--", "?", "#n/a"})
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_US_PER = {"s": Decimal(1_000_000), "ms": Decimal(1000), "us": Decimal(1), "ns": Decimal("0.001")}
+_SMALLEST_AUTO = Decimal(100_000_000)  # 1973 in seconds: anything less is more likely something else
+_LARGEST_AUTO = {
+    "s": Decimal(10) ** 11,
+    "ms": Decimal(10) ** 14,
+    "us": Decimal(10) ** 17,
+    "ns": Decimal(10) ** 20,
+}
+_LARGEST_US = 253_402_300_800_000_000  # the year 10000
+_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
+_CLOCK_PATTERN = r"(?:[ T]+(\d{1,2}):(\d{2})(?::(\d{2})(?:[.,](\d+))?)?)?"
+_ZONE_PATTERN = r"\s*(Z|UTC|GMT|[+-]\d{2}(?::?\d{2})?)?"
+_YEAR_FIRST = re.compile(
+    r"(\d{4})([-/.])(\d{1,2})\2(\d{1,2})" + _CLOCK_PATTERN + _ZONE_PATTERN, re.IGNORECASE
+)
+_DAY_FIRST_DOTS = re.compile(
+    r"(\d{1,2})(\.)(\d{1,2})\.(\d{4})" + _CLOCK_PATTERN + _ZONE_PATTERN, re.IGNORECASE
+)
+
+
+class CellError(ValueError):
+    """A cell that cannot be read: what it was and what was expected."""
+
+
+def parse_time_us(text: str, time_format: str) -> tuple[int, bool]:
+    """A time as microseconds since 1970 UTC, and whether digits below a microsecond were cut.
+
+    Args:
+        text: the cell.
+        time_format: one of `TIME_FORMATS`, or a strptime format (it contains a %).
+
+    Raises:
+        CellError: the text is no such time.
+    """
+    text = text.strip()
+    if not text:
+        raise CellError("no time")
+    if "%" in time_format:
+        return _parse_with_format(text, time_format)
+    if time_format == "iso":
+        return _parse_calendar(text)
+    if time_format in _US_PER:
+        return _epoch_to_us(text, _parse_decimal(text), time_format)
+    return _epoch_to_us(text, _parse_decimal(text)) if _NUMBER.fullmatch(text) else _parse_calendar(text)
+
+
+def parse_number(text: str, decimal: str) -> float:
+    """A finite number; true and false count as 1 and 0.
+
+    Raises:
+        CellError: the text is no finite number.
+    """
+    text = text.strip()
+    plain = text.replace(",", ".") if decimal == "," else text
+    if _NUMBER.fullmatch(plain):
+        number = float(plain)
+        if math.isfinite(number):
+            return number
+        raise CellError(f"{text!r} is too large for a float64")
+    lower = text.lower()
+    if lower in {"true", "false"}:
+        return float(lower == "true")
+    raise CellError(f"{text!r} is not a number")
+
+
+def is_missing(text: str) -> bool:
+    """Whether a cell says that there is no value."""
+    return text.strip().lower() in MISSING
+
+
+def _parse_decimal(text: str) -> Decimal:
+    try:
+        number = Decimal(text)
+    except InvalidOperation:
+        raise CellError(f"time {text!r} is not a number") from None
+    if not number.is_finite():
+        raise CellError(f"time {text!r} is not a number")
+    return number
+
+
+def _epoch_to_us(text: str, number: Decimal, unit: str | None = None) -> tuple[int, bool]:
+    if unit is None:
+        size = abs(number)
+        if size < _SMALLEST_AUTO:
+            raise CellError(f"time {text!r} is too small for a time since 1970; say --time-format")
+        unit = next((u for u, largest in _LARGEST_AUTO.items() if size < largest), "ns")
+    exact = number * _US_PER[unit]
+    if abs(exact) >= _LARGEST_US:
+        raise CellError(f"time {text!r} is after the year 9999")
+    whole = math.floor(exact)
+    return whole, whole != exact
+
+
+def _parse_calendar(text: str) -> tuple[int, bool]:
+    match = _YEAR_FIRST.fullmatch(text)
+    if match:
+        year, _, month, day, *rest = match.groups()
+    else:
+        match = _DAY_FIRST_DOTS.fullmatch(text)
+        if not match:
+            return _parse_iso_basic(text)
+        day, _, month, year, *rest = match.groups()
+    hour, minute, second, fraction, zone = rest
+    try:
+        moment = datetime(
+            int(year), int(month), int(day), int(hour or 0), int(minute or 0), int(second or 0), tzinfo=UTC
+        )
+    except ValueError as fault:
+        raise CellError(f"time {text!r}: {fault}") from None
+    digits = fraction or ""
+    micros = _datetime_to_us(moment) + int((digits + "000000")[:6]) - _zone_offset_us(zone)
+    return micros, bool(digits[6:].strip("0"))
+
+
+def _parse_iso_basic(text: str) -> tuple[int, bool]:
+    """The rarer forms of ISO 8601: 20240131T120000Z, 2024-W05-3."""
+    try:
+        return _datetime_to_us(_assume_utc(datetime.fromisoformat(text))), False
+    except ValueError:
+        raise CellError(
+            f"time {text!r} is neither ISO 8601 nor a number; say --time-format, for example '%d/%m/%Y %H:%M'"
+        ) from None
+
+
+def _parse_with_format(text: str, time_format: str) -> tuple[int, bool]:
+    try:
+        return _datetime_to_us(_assume_utc(datetime.strptime(text, time_format))), False  # noqa: DTZ007 - without a zone it is UTC
+    except ValueError:
+        raise CellError(f"time {text!r} does not follow {time_format!r}") from None
+
+
+def _assume_utc(moment: datetime) -> datetime:
+    return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
+
+
+def _datetime_to_us(moment: datetime) -> int:
+    return (moment - _EPOCH) // timedelta(microseconds=1)
+
+
+def _zone_offset_us(zone: str | None) -> int:
+    if not zone or zone[0] not in "+-":
+        return 0
+    digits = zone[1:].replace(":", "")
+    minutes = int(digits[:2]) * 60 + int(digits[2:] or 0)
+    return (-1 if zone[0] == "-" else 1) * minutes * 60_000_000
+
+
+LINE_SUFFIXES = (".lp", ".lp.gz", ".line", ".line.gz")
+_BATCH_ROWS = 10_000
+_MEASURES = ("quality", "battery_level", "signal_strength", "seq")
+_LINE_HEADER = ("time", "sensor_id", "sensor_type", "value", *_MEASURES, *ATTRIBUTES)
+_LINE_PATTERN = re.compile(r"((?:\\.|[^ \\])+) (.+?)(?: (-?\d+))?")
+_FIELD_PATTERN = re.compile(r'((?:\\.|[^=,\\])+)=("(?:\\.|[^"\\])*"|[^,]*)(?:,|$)')
+_FIELD_NUMBER = re.compile(r"([+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?)[iu]?")
+_BOOLEANS = {"t": "1", "T": "1", "true": "1", "True": "1", "f": "0", "F": "0", "false": "0", "False": "0"}
+
+
+class GeneratedText(io.TextIOBase):
+    """Lines made by a generator, as a file that can be read once more from its beginning."""
+
+    def __init__(self, path: Path, make: Callable[[], Iterator[str]]) -> None:
+        super().__init__()
+        self.name = str(path)
+        self._make = make
+        self._lines = make()
+
+    def readline(self, _: int = -1, /) -> str:  # type: ignore[override]  # lines are never cut here
+        """The next line with its newline, "" at the end."""
+        return next(self._lines, "")
+
+    def seek(self, _offset: int, _whence: int = 0, /) -> int:
+        """To the beginning, wherever that is asked for."""
+        self._lines = self._make()
+        return 0
+
+
+def is_line_protocol(path: Path) -> bool:
+    """Whether a file is, by its name."""
+    return path.name.endswith(LINE_SUFFIXES)
+
+
+def open_as_csv(path: Path) -> IO[str] | None:
+    """A file as text of CSV; None when it is CSV itself.
+
+    Raises:
+        SimError: it cannot be read.
+    """
+    if path.suffix == ".parquet":
+        make = _parquet_lines
+    elif is_line_protocol(path):
+        make = _protocol_lines
+    else:
+        return None
+    if not path.is_file():
+        raise SimError(f"{path}: No such file or directory")
+    return cast("IO[str]", GeneratedText(path, lambda: make(path)))
+
+
+def _format_csv_line(cells: list[Any] | tuple[Any, ...]) -> str:
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerow(cells)
+    return text.getvalue()
+
+
+def _parquet_lines(path: Path) -> Iterator[str]:
+    import pyarrow as pa  # noqa: PLC0415 - slow to import, and needed for this only
+    from pyarrow import parquet  # noqa: PLC0415 - as above
+
+    try:
+        with parquet.ParquetFile(path) as file:
+            yield _format_csv_line(file.schema_arrow.names)
+            for batch in file.iter_batches(_BATCH_ROWS):
+                for row in zip(*(_column_to_cells(column) for column in batch.columns), strict=True):
+                    yield _format_csv_line(row)
+    except (pa.ArrowException, OSError) as fault:
+        raise SimError(f"{path}: {fault}") from fault
+
+
+def _column_to_cells(column: Any) -> list[Any]:
+    import pyarrow as pa  # noqa: PLC0415 - as above
+
+    if pa.types.is_timestamp(column.type):
+        zone = column.type.tz
+        column = column.cast(pa.timestamp("us", tz=zone), safe=False)
+    return [_format_cell(value) for value in column.to_pylist()]
+
+
+def _format_cell(value: Any) -> Any:
+    if value is None or (isinstance(value, float) and not math.isfinite(value)):
+        return ""
+    if isinstance(value, datetime):
+        return (value if value.tzinfo else value.replace(tzinfo=UTC)).astimezone(UTC).isoformat()
+    if isinstance(value, float):
+        return repr(value)
+    return value.isoformat() if isinstance(value, date) else value
+
+
+def _protocol_lines(path: Path) -> Iterator[str]:
+    yield _format_csv_line(_LINE_HEADER)
+    opener = gzip.open if path.suffix == ".gz" else open
+    try:
+        with opener(path, "rt", encoding="utf-8", errors="replace", newline="\n") as file:
+            for line in file:
+                stripped = line.strip("\r\n")
+                if stripped and not stripped.startswith("#"):
+                    yield from map(_format_csv_line, _line_to_rows(stripped))
+    except (EOFError, OSError) as fault:
+        raise SimError(f"{path}: {fault}") from fault
+
+
+def _line_to_rows(line: str) -> list[list[str]]:
+    """The rows of one line; one whose time is no time, for `read_recording` to name, when it cannot be
+    read.
+    """
+    match = _LINE_PATTERN.fullmatch(line)
+    if match is None or match[3] is None:
+        return [[line[:80], *[""] * (len(_LINE_HEADER) - 1)]]
+    measurement, tags = parse_line_key(match[1])
+    fields = {}
+    for name, text in _FIELD_PATTERN.findall(match[2]):
+        number = _FIELD_NUMBER.fullmatch(text)
+        if number or text in _BOOLEANS:
+            fields[name.replace("\\", "")] = number[1] if number else _BOOLEANS[text]
+    others = [text for name, text in sorted(tags.items()) if name not in ATTRIBUTES]
+    sensor = tags.get("sensor_id") or "_".join(others) or measurement
+    attributes = [tags.get(name, "") for name in ATTRIBUTES]
+    if "value" in fields:
+        measures = [fields.get(name, "") for name in _MEASURES]
+        return [[match[3], sensor, measurement, fields["value"], *measures, *attributes]]
+    return [
+        [match[3], sensor, f"{measurement}_{name}", number, *[""] * len(_MEASURES), *attributes]
+        for name, number in fields.items()
+    ]

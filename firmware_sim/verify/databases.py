@@ -1,0 +1,393 @@
+"""Stored rows from databases, which are only read: PostgreSQL or TimescaleDB, and InfluxDB's v1 API.
+
+PostgreSQL: one binary COPY of fixed-width columns (see `_wire_dtype`); texts become numbers in the database
+by a join with the truth's own series. InfluxDB: integer and float fields, grouped by all tags, in
+microseconds.
+"""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Any
+
+import asyncpg
+import httpx
+import msgspec
+import numpy as np
+
+from firmware_sim.errors import SimError
+from firmware_sim.ground_truth import ATTRIBUTES, SEQ_ABSENT, SeriesState
+from firmware_sim.verify.comparison import COMPARED_COLUMNS, STORED_DTYPE, LossEvidence, StoredRows
+from firmware_sim.verify.loss_explanation import EARLIEST_US, LATEST_US, ROLLED_UP_DTYPE, DeclaredLoss
+from firmware_sim.verify.stored_files import SeriesIndex
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from numpy.typing import NDArray
+
+    from firmware_sim.ground_truth import GroundTruth
+
+_INFLUX_CHUNK_ROWS = 10_000
+_INFLUX_TIMEOUT_S = 60.0
+
+
+class _InfluxSeries(msgspec.Struct):
+    name: str
+    columns: list[str]
+    values: list[list[float | int | str | bool | None]]
+    tags: dict[str, str] = {}
+
+
+class _InfluxResult(msgspec.Struct):
+    series: list[_InfluxSeries] = []
+    error: str = ""
+
+
+class _InfluxAnswer(msgspec.Struct):
+    results: list[_InfluxResult] = []
+    error: str = ""
+
+
+_influx_decoder = msgspec.json.Decoder(_InfluxAnswer)
+
+
+def fetch_influx_rows(
+    url: str, database: str, truth: GroundTruth, *, on_rows: Callable[[int], None], token: str = ""
+) -> StoredRows:
+    """Read all points within the truth's time range. A token is for InfluxDB 2 and 3, which have this API
+    too.
+
+    Raises:
+        SimError: the server cannot be reached, or refuses.
+    """
+    if not truth.rows:
+        return StoredRows(np.empty(0, STORED_DTYPE), idempotent=True)
+    names = SeriesIndex(truth)
+    times = truth.produced["time_us"]
+    query = f"SELECT * FROM /.*/ WHERE time >= {times.min()}u AND time <= {times.max()}u GROUP BY *"  # noqa: S608 - integers of ours
+    asked = {
+        "db": database,
+        "q": query,
+        "epoch": "u",
+        "chunked": "true",
+        "chunk_size": str(_INFLUX_CHUNK_ROWS),
+    }
+    parts: list[NDArray[Any]] = []
+    foreign = total = 0
+    try:
+        headers = {"Authorization": f"Token {token}"} if token else {}
+        endpoint = f"{url.rstrip('/')}/query"
+        with httpx.stream(
+            "GET", endpoint, params=asked, headers=headers, timeout=_INFLUX_TIMEOUT_S
+        ) as response:
+            for line in response.iter_lines():
+                if not line.strip():
+                    continue
+                for series in _unwrap_series(_influx_decoder.decode(line), url):
+                    found = names.find(series.name, series.tags)
+                    if found[0] < 0:
+                        foreign += len(series.values)
+                        continue
+                    parts.append(_influx_to_stored_rows(series, *found))
+                    total += len(series.values)
+                    on_rows(total)
+            if response.is_error:
+                raise SimError(f"--influx {url}: HTTP {response.status_code}")
+    except (httpx.HTTPError, httpx.InvalidURL, msgspec.DecodeError) as fault:
+        raise SimError(f"--influx {url}: {str(fault) or type(fault).__name__}") from fault
+    rows = np.concatenate(parts) if parts else np.empty(0, STORED_DTYPE)
+    return StoredRows(rows, foreign=foreign, idempotent=True)
+
+
+def _unwrap_series(answer: _InfluxAnswer, url: str) -> list[_InfluxSeries]:
+    for error in (answer.error, *(result.error for result in answer.results)):
+        if error:
+            raise SimError(f"--influx {url}: {error}")
+    return [series for result in answer.results for series in result.series]
+
+
+def _influx_to_stored_rows(series: _InfluxSeries, number: int, state: int) -> NDArray[Any]:
+    rows = np.zeros(len(series.values), STORED_DTYPE)
+    rows["series"], rows["state"] = number, state
+    columns = dict(zip(series.columns, zip(*series.values, strict=True), strict=True))
+    rows["time_us"] = np.array(columns["time"], np.int64)
+    for name in (*COMPARED_COLUMNS, "flags"):
+        given = columns.get(name, (None,) * len(rows))
+        absent: float = {"seq": SEQ_ABSENT, "flags": 0}.get(name, np.nan)
+        rows[name] = [absent if cell is None else cell for cell in given]
+    return rows
+
+
+_REQUIRED_COLUMNS = ("time", "sensor_id", "sensor_type", "value")
+_POSTGRES_EPOCH_US = 946_684_800_000_000  # 2000-01-01
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_COPY_HEAD = b"PGCOPY\n\xff\r\n\x00"
+_COPY_HEAD_BYTES = 19
+_ABSENT_SQL = {"seq": "-1", "flags": "0"}
+_CONNECT_TIMEOUT_S = 10.0
+_PLANNER_SETTINGS = (
+    "SET LOCAL enable_nestloop = off",
+    "SET LOCAL enable_mergejoin = off",
+    "SET LOCAL work_mem = '64MB'",
+)
+"""Every row is looked up once: a hash is right however few rows the planner expects."""
+_READING_CLASS = 4
+_IS_REGION_SQL = "SELECT to_regclass('ingest_ledger') IS NOT NULL"
+_DECLARED_LOSSES_SQL = f"""
+    SELECT gateway_id || ': ' || reason || CASE survives WHEN '' THEN '' ELSE ', ' || survives || ' survives'
+    END
+           AS who, rows, from_time, to_time, first_commit, last_commit
+    FROM declared_loss WHERE class = {_READING_CLASS} ORDER BY gateway_id, epoch, first_commit"""  # noqa: S608 - a number of ours
+_ROLLED_UP_SQL = """
+    WITH shortest AS (
+        SELECT sensor_id, sensor_type, min(window_s) AS window_s FROM sensor_rollup GROUP BY 1, 2
+    )
+    SELECT s.series - 1 AS series, r.time, r.window_s, sum(r.suppressed)::int8 AS rows
+    FROM sensor_rollup r
+    JOIN shortest USING (sensor_id, sensor_type, window_s)
+    JOIN unnest($1::text[], $2::text[]) WITH ORDINALITY AS s (sensor_id, sensor_type, series)
+        USING (sensor_id, sensor_type)
+    WHERE r.suppressed > 0 GROUP BY 1, 2, 3"""
+_SQL_TYPES = {
+    "value": ("float8", ">f8"),
+    "quality": ("float4", ">f4"),
+    "battery_level": ("float4", ">f4"),
+    "signal_strength": ("float4", ">f4"),
+    "seq": ("int8", ">i8"),
+    "flags": ("int4", ">i4"),
+}
+
+
+async def fetch_postgres_rows(
+    dsn: str, table: str, truth: GroundTruth, *, on_rows: Callable[[int], None]
+) -> StoredRows:
+    """Read every row of the truth's series within its time range.
+
+    Args:
+        dsn: of the database.
+        table: table or view with at least time, sensor_id, sensor_type and value.
+        truth: names the series and the time range.
+        on_rows: called with the number of rows read so far.
+
+    Raises:
+        SimError: the database cannot be reached or does not have that table.
+    """
+    try:
+        connection = await asyncpg.connect(dsn, timeout=_CONNECT_TIMEOUT_S)
+    except (OSError, TimeoutError, ValueError, asyncpg.PostgresError, asyncpg.InterfaceError) as fault:
+        raise SimError(f"--postgres: cannot connect: {str(fault) or type(fault).__name__}") from fault
+    try:
+        async with connection.transaction(readonly=True):
+            for setting in _PLANNER_SETTINGS:
+                await connection.execute(setting)
+            return await _copy_rows(connection, table, truth, on_rows)
+    except asyncpg.PostgresError as fault:
+        raise SimError(f"--postgres: {table}: {fault}") from fault
+    finally:
+        await connection.close()
+
+
+async def _copy_rows(
+    connection: Any, table: str, truth: GroundTruth, on_rows: Callable[[int], None]
+) -> StoredRows:
+    relation = ".".join(f'"{part}"' for part in table.replace('"', "").split("."))
+    shape = await connection.prepare(f"SELECT * FROM {relation} LIMIT 0")  # noqa: S608 - quoted; values are arguments
+    columns = {attribute.name for attribute in shape.get_attributes()}
+    missing = [name for name in _REQUIRED_COLUMNS if name not in columns]
+    if missing:
+        raise SimError(f"--table {table}: has no column {', '.join(missing)}")
+    compared = tuple(name for name in COMPARED_COLUMNS if name in columns)
+    attributes = ATTRIBUTES if columns.issuperset(ATTRIBUTES) else ()
+    extra = ("flags",) if "flags" in columns else ()
+    newest = bool(attributes) and await connection.fetchval(_IS_REGION_SQL)
+    notes = [f"{table} has no {name}: it is not compared" for name in COMPARED_COLUMNS if name not in columns]
+    if not attributes:
+        notes.append(f"{table} does not have all of {', '.join(ATTRIBUTES)}: attributes are not compared")
+    if not truth.rows:
+        return StoredRows(np.empty(0, STORED_DTYPE), notes=notes)
+    states = _list_states(truth, attributes, newest=newest)
+    arguments = _build_arguments(truth, states, attributes)
+    parts: list[NDArray[Any]] = []
+    reader = _CopyReader(_wire_dtype((*compared, *extra)))
+    total = 0
+
+    async def take(chunk: bytes) -> None:
+        nonlocal total
+        rows = reader.feed(chunk)
+        if len(rows):
+            parts.append(_postgres_to_stored_rows(rows, (*compared, *extra)))
+            total += len(rows)
+            on_rows(total)
+
+    await connection.copy_from_query(
+        _build_query(relation, (*compared, *extra), attributes), *arguments, output=take, format="binary"
+    )
+    rows = np.concatenate(parts) if parts else np.empty(0, STORED_DTYPE)
+    ours = rows[rows["series"] >= 0]
+    return StoredRows(
+        ours,
+        foreign=len(rows) - len(ours),
+        compared=compared,
+        attributes=bool(attributes),
+        states=tuple(states),
+        newest=newest,
+        flags=bool(extra),
+        notes=notes,
+    )
+
+
+async def fetch_loss_evidence(dsn: str, truth: GroundTruth) -> LossEvidence:
+    """What a region knows of readings that it does not have: declared losses, and what rollups count of the
+    truth's series that was not delivered one by one. Nothing where there are no such tables.
+
+    Raises:
+        SimError: the database cannot be reached.
+    """
+    try:
+        connection = await asyncpg.connect(dsn, timeout=_CONNECT_TIMEOUT_S)
+    except (OSError, TimeoutError, ValueError, asyncpg.PostgresError, asyncpg.InterfaceError) as fault:
+        raise SimError(f"--postgres: cannot connect: {str(fault) or type(fault).__name__}") from fault
+    try:
+        declared = await connection.fetch(_DECLARED_LOSSES_SQL)
+        names = ([sensor_id for sensor_id, _ in truth.names], [sensor_type for _, sensor_type in truth.names])
+        windows = await connection.fetch(_ROLLED_UP_SQL, *names)
+    except (asyncpg.UndefinedTableError, asyncpg.UndefinedColumnError):
+        return LossEvidence()
+    finally:
+        await connection.close()
+    kept = np.zeros(len(windows), ROLLED_UP_DTYPE)
+    for number, row in enumerate(windows):
+        from_us = _datetime_to_us(row["time"])
+        kept[number] = (row["series"], from_us, from_us + row["window_s"] * 1_000_000, row["rows"])
+    return LossEvidence(
+        kept=kept,
+        declared=[
+            DeclaredLoss(
+                row["who"],
+                row["rows"],
+                EARLIEST_US if row["from_time"] is None else _datetime_to_us(row["from_time"]),
+                LATEST_US if row["to_time"] is None else _datetime_to_us(row["to_time"]),
+                row["first_commit"],
+                row["last_commit"],
+            )
+            for row in declared
+        ],
+    )
+
+
+def _datetime_to_us(time: datetime) -> int:
+    return (time - _EPOCH) // timedelta(microseconds=1)
+
+
+def _build_query(relation: str, compared: tuple[str, ...], attributes: tuple[str, ...]) -> str:
+    """One row per stored row. $1-$3: series; $4 and on: states; the last two: the time range."""
+    numbers = ""
+    for name in compared:
+        kind = _SQL_TYPES[name][0]
+        numbers += f", coalesce(d.{name}::{kind}, '{_ABSENT_SQL.get(name, 'NaN')}'::{kind})"
+    names = ["series", "state", *(f"a_{name}" for name in attributes)]
+    kinds = ["int4", "int4", *("text" for _ in attributes)]
+    arrays = ", ".join(f"${n}::{kind}[]" for n, kind in enumerate(kinds, 4))
+    match = " AND ".join(
+        ["k.series = s.series", *(f"k.a_{n} = coalesce(d.{n}::text, '')" for n in attributes)]
+    )
+    end = 4 + len(kinds)
+    return f"""
+        WITH s AS MATERIALIZED (
+            SELECT * FROM unnest($1::int4[], $2::text[], $3::text[]) AS u (series, sensor_id, sensor_type)
+        ), k AS MATERIALIZED (
+            SELECT * FROM unnest({arrays}) AS u ({", ".join(names)})
+        )
+        SELECT coalesce(s.series, -1)::int4, coalesce(k.state, -1)::int4, d.time{numbers}
+        FROM {relation} d
+        LEFT JOIN s ON s.sensor_id = d.sensor_id::text AND s.sensor_type = d.sensor_type::text
+        LEFT JOIN k ON {match}
+        WHERE d.time >= ${end}::timestamptz AND d.time <= ${end + 1}::timestamptz"""  # noqa: S608 - as above
+
+
+def _list_states(truth: GroundTruth, attributes: tuple[str, ...], *, newest: bool) -> list[SeriesState]:
+    """The states to look for: those produced, and where only the newest attributes of a sensor are kept,
+    every one of its attributes with every one of its types.
+    """
+    states = list(truth.states)
+    if not attributes or not newest:
+        return states
+    of_sensor: dict[str, dict[tuple[str | None, ...], None]] = {}
+    units: dict[tuple[str, str], dict[str | None, None]] = {}
+    for state in truth.states:
+        of_sensor.setdefault(state.sensor_id, {})[state.attributes[1:]] = None
+        units.setdefault(state[:2], {})[state.attributes[0]] = None
+    known = set(states)
+    for (sensor_id, sensor_type), named in units.items():
+        for unit in named:
+            for rest in of_sensor[sensor_id]:
+                state = SeriesState(sensor_id, sensor_type, (unit, *rest))
+                if state not in known:
+                    known.add(state)
+                    states.append(state)
+    return states
+
+
+def _build_arguments(truth: GroundTruth, states: list[SeriesState], attributes: tuple[str, ...]) -> list[Any]:
+    """The query's arguments. Without attributes each series has one state, its first."""
+    series_of = {name: number for number, name in enumerate(truth.names)}
+    numbers: dict[tuple[int, tuple[str, ...]], int] = {}
+    for number, state in enumerate(states):
+        key = (series_of[state[:2]], tuple(value or "" for value in state.attributes[: len(attributes)]))
+        numbers.setdefault(key, number)
+    times = truth.produced["time_us"]
+    return [
+        list(range(len(truth.names))),
+        [sensor_id for sensor_id, _ in truth.names],
+        [sensor_type for _, sensor_type in truth.names],
+        [series for series, _ in numbers],
+        list(numbers.values()),
+        *([values[i] for _, values in numbers] for i in range(len(attributes))),
+        *(_EPOCH + timedelta(microseconds=int(t)) for t in (times.min(), times.max())),
+    ]
+
+
+def _wire_dtype(compared: tuple[str, ...]) -> np.dtype[Any]:
+    """A row of the binary COPY: field count, then each field's length and value, all of fixed width."""
+    kinds = [
+        ("series", ">i4"),
+        ("state", ">i4"),
+        ("time_us", ">i8"),
+        *((n, _SQL_TYPES[n][1]) for n in compared),
+    ]
+    layout = [("fields", ">i2")]
+    for name, kind in kinds:
+        layout += [(f"{name}_bytes", ">i4"), (name, kind)]
+    return np.dtype(layout)
+
+
+def _postgres_to_stored_rows(rows: NDArray[Any], compared: tuple[str, ...]) -> NDArray[Any]:
+    stored = np.zeros(len(rows), STORED_DTYPE)
+    for name in ("series", "state", *compared):
+        stored[name] = rows[name]
+    stored["time_us"] = rows["time_us"].astype(np.int64) + _POSTGRES_EPOCH_US
+    return stored
+
+
+class _CopyReader:
+    """Turns the chunks of a binary COPY into records, whatever the chunks' borders."""
+
+    def __init__(self, dtype: np.dtype[Any]) -> None:
+        self._dtype = dtype
+        self._pending = bytearray()
+        self._head_seen = False
+
+    def feed(self, chunk: bytes) -> NDArray[Any]:
+        """The whole records that have arrived; the trailer (field count -1) is left over at the end."""
+        self._pending += chunk
+        if not self._head_seen:
+            if len(self._pending) < _COPY_HEAD_BYTES:
+                return np.empty(0, self._dtype)
+            assert self._pending.startswith(_COPY_HEAD)
+            del self._pending[:_COPY_HEAD_BYTES]
+            self._head_seen = True
+        whole = len(self._pending) // self._dtype.itemsize
+        records = np.frombuffer(bytes(self._pending[: whole * self._dtype.itemsize]), self._dtype)
+        del self._pending[: whole * self._dtype.itemsize]
+        return records

@@ -1,0 +1,1 @@
+"""Alerts: rules, state, and the messages and channels that notify people."""

@@ -1,0 +1,147 @@
+"""Alert channels that need a client library: e-mail (aiosmtplib) and webhook (httpx).
+
+Import only when one is configured.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from dataclasses import dataclass
+from email.message import EmailMessage
+from email.utils import formatdate, make_msgid
+from typing import TYPE_CHECKING, Literal
+
+import aiosmtplib
+import httpx
+import msgspec
+
+from cloud_sync.destinations.http_client import HttpOptions, build_http_client
+from gateway.alerts.notifier import ChannelError
+
+if TYPE_CHECKING:
+    import ssl
+
+    from gateway.alerts.notifier import AlertMessage
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class MailServer:
+    """How to reach the server.
+
+    Attributes:
+        tls: "starttls" before anything is said, "tls" from the start, or "none".
+        context: what to trust; the system's trust when None.
+    """
+
+    host: str
+    port: int = 587
+    tls: Literal["starttls", "tls", "none"] = "starttls"
+    username: str = ""
+    password: str = ""
+    context: ssl.SSLContext | None = None
+    timeout_s: float = 30.0
+
+
+class MailChannel:
+    """Implements `Channel`."""
+
+    def __init__(self, name: str, server: MailServer, sender: str, recipients: tuple[str, ...]) -> None:
+        self.name = name
+        self._server = server
+        self._sender = sender
+        self._recipients = recipients
+
+    async def send(self, message: AlertMessage) -> None:
+        """Hand it to the server.
+
+        Raises:
+            ChannelFault: the server cannot be reached, or takes it for nobody.
+        """
+        server, mail = self._server, EmailMessage()
+        mail["From"], mail["To"] = self._sender, ", ".join(self._recipients)
+        mail["Subject"] = _one_line(message.subject)
+        mail["Date"] = formatdate()
+        mail["Message-ID"] = make_msgid(domain=self._sender.partition("@")[2] or None)
+        mail["Auto-Submitted"] = "auto-generated"  # RFC 3834: no out-of-office answers
+        mail.set_content("\n".join(map(_one_line, message.text.split("\n"))) + "\n")
+        try:
+            async with asyncio.timeout(3 * server.timeout_s):
+                refused, _ = await aiosmtplib.send(
+                    mail,
+                    hostname=server.host,
+                    port=server.port,
+                    use_tls=server.tls == "tls",
+                    start_tls=server.tls == "starttls",
+                    tls_context=server.context,
+                    username=server.username or None,
+                    password=server.password or None,
+                    timeout=server.timeout_s,
+                )
+        except (aiosmtplib.SMTPException, OSError, TimeoutError) as fault:
+            raise ChannelError(f"{server.host}:{server.port}: {_describe_error(fault)}") from fault
+        if refused:  # the others have it; to send it again would tell them twice
+            _log.warning("channel %s: %s refuses %s", self.name, server.host, ", ".join(sorted(refused)))
+
+    async def aclose(self) -> None:
+        """Nothing is held."""
+
+
+def _one_line(text: str) -> str:
+    """What a device is called may hold what ends a line elsewhere (U+2028), which no header may."""
+    return " ".join(text.encode(errors="replace").decode().splitlines())
+
+
+def _describe_error(fault: Exception) -> str:
+    return f"{type(fault).__name__}: {str(fault)[:200]}"
+
+
+class WebhookChannel:
+    """Implements `Channel`. The address may be a secret: it is in no message."""
+
+    def __init__(
+        self,
+        name: str,
+        url: str,
+        *,
+        form: Literal["slack", "json"] = "slack",
+        token: str = "",
+        options: HttpOptions = HttpOptions(connections=1),  # noqa: B008 - an immutable value
+        timeout_s: float = 10.0,
+    ) -> None:
+        self.name = name
+        self._url = url
+        self._form = form
+        self._timeout_s = timeout_s
+        headers = {"content-type": "application/json"}
+        if token:
+            headers["authorization"] = f"Bearer {token}"
+        self._client = build_http_client(
+            options, secure=url.startswith("https:"), timeout=timeout_s, headers=headers
+        )
+
+    async def send(self, message: AlertMessage) -> None:
+        """POST it; any 2xx will do.
+
+        Raises:
+            ChannelFault: no answer, or another one.
+        """
+        document = {"text": message.text} if self._form == "slack" else message.document()
+        try:
+            async with asyncio.timeout(2 * self._timeout_s):
+                content = msgspec.json.encode(document)
+                async with self._client.stream("POST", self._url, content=content) as answer:
+                    taken, status = (
+                        answer.is_success,
+                        answer.status_code,
+                    )  # its body is nobody's, however long
+        except (httpx.HTTPError, httpx.InvalidURL, TimeoutError) as fault:
+            raise ChannelError(f"no answer ({type(fault).__name__})") from fault
+        if not taken:
+            raise ChannelError(f"it answered {status}")
+
+    async def aclose(self) -> None:
+        """Close its connection."""
+        await self._client.aclose()

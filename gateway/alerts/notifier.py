@@ -1,0 +1,326 @@
+"""Groups alert events into messages and sends them, one notifier per channel.
+
+Messages wait in the outbox until they are sent or older than `give_up_s`. Events of one rule are collected
+for `group_wait_s` and sent at most once per `group_interval_s`. A message leaves the outbox after it was
+sent: a kill in between sends it twice, never not at all. The log channel is here because it is always on.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import math
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+
+from cloud_sync.model.records import AlertState, Severity
+from cloud_sync.runtime.rates import Backoff
+from cloud_sync.runtime.watchdog import StageProgress
+from gateway.spool import processing_state
+from gateway.spool.errors import SpoolError
+from gateway.spool.processing_state import MAX_EXAMPLES, AlertExample, AlertNotice
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+    from gateway.alerts.evaluator import AlertEvent
+    from gateway.spool.database import Database
+    from gateway.spool.processing_state import QueuedNotice
+
+_SEVERITY_LABELS = {Severity.INFO: "info", Severity.WARNING: "WARNING", Severity.CRITICAL: "CRITICAL"}
+
+
+class AlertMessage(NamedTuple):
+    """What one rule has to say on one channel.
+
+    Attributes:
+        gateway_id: who says it.
+        rule: its name.
+        severity: of the rule.
+        firing, recovered: how many alerts began and ended.
+        examples: the first few of each, those that began first.
+    """
+
+    gateway_id: str
+    rule: str
+    severity: Severity
+    firing: int
+    recovered: int
+    examples: tuple[tuple[AlertState, AlertExample], ...]
+
+    @property
+    def subject(self) -> str:
+        """One line."""
+        names = {f"{e.sensor_id}/{e.sensor_type}" for _, e in self.examples}
+        if self.firing + self.recovered == 1 and self.examples:
+            (name,) = names
+            what = "" if self.firing else " recovered"
+            return f"{_SEVERITY_LABELS[self.severity]}{what}: {self.rule} of {name} at {self.gateway_id}"
+        said = [
+            f"{number} {what}"
+            for number, what in ((self.firing, "firing"), (self.recovered, "recovered"))
+            if number
+        ]
+        return f"{_SEVERITY_LABELS[self.severity]}: {self.rule}, {' and '.join(said)} at {self.gateway_id}"
+
+    @property
+    def text(self) -> str:
+        """The subject, and a line for each example."""
+        lines = [self.subject]
+        for state, example in self.examples:
+            mark = "" if state is AlertState.FIRING else "recovered: "
+            lines.append(f"{mark}{example.sensor_id}/{example.sensor_type}: {example.detail}")
+        more = self.firing + self.recovered - len(self.examples)
+        return "\n".join([*lines, f"and {more} more"] if more > 0 else lines)
+
+    def document(self) -> dict[str, Any]:
+        """The same for a program; times are microseconds since 1970 UTC."""
+        return {
+            "text": self.text,
+            "gateway_id": self.gateway_id,
+            "rule": self.rule,
+            "severity": self.severity.name.lower(),
+            "firing": self.firing,
+            "recovered": self.recovered,
+            "alerts": [
+                {"state": state.name.lower(), **{name: getattr(e, name) for name in e.__struct_fields__}}
+                for state, e in self.examples
+            ],
+        }
+
+
+def build_notices(
+    events: Sequence[AlertEvent], name_of: Callable[[int], tuple[str, str]]
+) -> Iterator[tuple[tuple[str, ...], AlertNotice]]:
+    """For each rule and state among `events` one notice, with the channels it is for."""
+    groups: dict[tuple[str, AlertState], list[AlertEvent]] = {}
+    for event in events:
+        if event.change.state is AlertState.FIRING or event.rule.recovery:
+            groups.setdefault((event.rule.name, event.change.state), []).append(event)
+    for (rule, state), group in groups.items():
+        examples = tuple(
+            AlertExample(
+                *name_of(event.series),
+                event.change.at_us,
+                _finite_or_none(event.change.value),
+                _finite_or_none(event.threshold),
+                event.change.findings,
+                event.detail,
+            )
+            for event in group[:MAX_EXAMPLES]
+        )
+        yield (
+            group[0].rule.channels,
+            AlertNotice(rule, int(group[0].rule.severity), int(state), len(group), examples),
+        )
+
+
+def build_message(gateway_id: str, notices: Sequence[AlertNotice]) -> AlertMessage:
+    """One message of all notices of one rule."""
+    examples = [(AlertState(n.state), example) for n in notices for example in n.examples]
+    examples.sort(key=lambda pair: pair[0])
+    return AlertMessage(
+        gateway_id,
+        notices[-1].rule,
+        Severity(max(n.severity for n in notices)),
+        sum(n.series for n in notices if n.state == AlertState.FIRING),
+        sum(n.series for n in notices if n.state == AlertState.RECOVERED),
+        tuple(examples[:MAX_EXAMPLES]),
+    )
+
+
+def _finite_or_none(value: float) -> float | None:
+    return None if math.isnan(value) or math.isinf(value) else value
+
+
+_log = logging.getLogger(__name__)
+_POLL_S = 1.0
+_STEP_WITHIN_S = 120.0
+
+
+class ChannelError(Exception):
+    """A channel did not take a message; it is to be tried again. `str()` says why, without secrets."""
+
+
+class AlertChannel(Protocol):
+    """Somewhere people are told."""
+
+    name: str
+
+    async def send(self, message: AlertMessage) -> None:
+        """Tell them.
+
+        Raises:
+            ChannelFault: they were not told.
+        """
+        ...
+
+    async def aclose(self) -> None:
+        """Give up connections."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class NotifierOptions:
+    """How long what is alike is gathered, and how long it is tried to be told."""
+
+    group_wait_s: float = 5.0
+    group_interval_s: float = 60.0
+    give_up_s: float = 86_400.0
+
+
+@dataclass(slots=True)
+class ChannelCounters:
+    """What has become of one channel's messages since start."""
+
+    sent: int = 0
+    failed: int = 0
+    given_up: int = 0
+    last_error: str = ""
+    last_sent_at_us: int | None = None
+
+
+class AlertNotifier:
+    """Sends for one channel. `send_once` is the step that tests call, `run` the loop."""
+
+    def __init__(
+        self,
+        channel: AlertChannel,
+        database: Database,
+        gateway_id: str,
+        terms: NotifierOptions = NotifierOptions(),
+        *,
+        backoff: Backoff = Backoff(first_s=2.0, ceiling_s=300.0, floor_s=1.0),  # noqa: B008 - the same
+        clock_us: Callable[[], int] = lambda: time.time_ns() // 1000,
+        monotonic: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.channel = channel
+        self.counters = ChannelCounters()
+        self.stage = StageProgress(f"channel {channel.name}")
+        self._database = database
+        self._gateway_id = gateway_id
+        self._terms = terms
+        self._backoff = backoff
+        self._clock_us = clock_us
+        self._monotonic = monotonic
+        self._seen_at: dict[int, float] = {}
+        self._age_when_seen_s: dict[int, float] = {}
+        self._last_sent_at: dict[str, float] = {}
+        self._attempt = 0
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """Send until `stop` is set."""
+        while not stop.is_set():
+            self.stage.works(_STEP_WITHIN_S)
+            try:
+                wait_s = await self.send_once()
+            except SpoolError as fault:
+                _log.warning("channel %s waits for the spool: %s", self.channel.name, fault)
+                wait_s = _POLL_S
+            self.stage.works(wait_s + _STEP_WITHIN_S)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(wait_s):
+                    await stop.wait()
+        self.stage.rests()
+
+    async def send_once(self) -> float:
+        """Send what is due; returns how long to wait before the next look, in seconds.
+
+        Raises:
+            SpoolError: the outbox cannot be read or written; a message may go out twice.
+        """
+        found = await self._database.read(
+            lambda c: processing_state.read_queued_notices(c, self.channel.name)
+        )
+        found = await self._drop_expired(found)
+        for group in self._due(found):
+            message = build_message(self._gateway_id, [w.notice for w in group])
+            try:
+                await self.channel.send(message)
+            except ChannelError as fault:
+                return self._failed(fault)
+            self._attempt = 0
+            self.counters.sent += 1
+            self.counters.last_error = ""
+            self.counters.last_sent_at_us = self._clock_us()
+            self._last_sent_at[message.rule] = self._monotonic()
+            numbers = [w.number for w in group]
+            await self._database.write(lambda c, numbers=numbers: processing_state.delete_notices(c, numbers))  # type: ignore[misc]  # bound in the loop
+        return _POLL_S
+
+    async def aclose(self) -> None:
+        """Give up the channel's connections."""
+        await self.channel.aclose()
+
+    def _failed(self, fault: ChannelError) -> float:
+        self._attempt += 1
+        self.counters.failed += 1
+        if str(fault) != self.counters.last_error:
+            _log.warning("channel %s: %s; it is tried again", self.channel.name, fault)
+        self.counters.last_error = str(fault)
+        return self._backoff.wait_s(self._attempt)
+
+    async def _drop_expired(self, found: list[QueuedNotice]) -> list[QueuedNotice]:
+        """What is worth sending; the rest is dropped.
+
+        Age is by the clock up to when a notice was first seen, and then by time that passed: a clock that is
+        set right after a start in 1970 makes nothing old.
+        """
+        now, now_us = self._monotonic(), self._clock_us()
+        self._seen_at = {w.number: self._seen_at.get(w.number, now) for w in found}
+        ages, terms = self._age_when_seen_s, self._terms
+        self._age_when_seen_s = {
+            w.number: ages.get(w.number, max(0.0, (now_us - w.queued_at_us) / 1e6)) for w in found
+        }
+        old = [
+            w
+            for w in found
+            if self._age_when_seen_s[w.number] + now - self._seen_at[w.number] > terms.give_up_s
+        ]
+        if not old:
+            return found
+        self.counters.given_up += len(old)
+        _log.error(
+            "channel %s: %d notices were not sent in time and are dropped", self.channel.name, len(old)
+        )
+        numbers = [w.number for w in old]
+        await self._database.write(lambda c: processing_state.delete_notices(c, numbers, dropped=True))
+        return [w for w in found if w.number not in set(numbers)]
+
+    def _due(self, found: Sequence[QueuedNotice]) -> list[list[QueuedNotice]]:
+        """Groups by rule that were gathered long enough, and whose rule has said nothing for long enough."""
+        now = self._monotonic()
+        groups: dict[str, list[QueuedNotice]] = {}
+        for waiting in found:
+            groups.setdefault(waiting.notice.rule, []).append(waiting)
+        return [
+            group
+            for rule, group in groups.items()
+            if now - self._seen_at[group[0].number] >= self._terms.group_wait_s
+            and now - self._last_sent_at.get(rule, float("-inf")) >= self._terms.group_interval_s
+        ]
+
+
+_alert_log = logging.getLogger("gateway.alerts")
+_LOG_LEVELS = {
+    Severity.INFO: logging.INFO,
+    Severity.WARNING: logging.WARNING,
+    Severity.CRITICAL: logging.ERROR,
+}
+
+
+class LogChannel:
+    """Implements `Channel`: one line a message, an end of alerts as information."""
+
+    def __init__(self, name: str = "log") -> None:
+        self.name = name
+
+    async def send(self, message: AlertMessage) -> None:
+        """Write it."""
+        level = _LOG_LEVELS[message.severity] if message.firing else logging.INFO
+        _alert_log.log(level, "%s", message.text.replace("\n", " | "))
+
+    async def aclose(self) -> None:
+        """Nothing is held."""

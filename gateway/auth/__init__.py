@@ -1,0 +1,1 @@
+"""Authentication of devices: identities, passwords, TLS."""

@@ -1,0 +1,115 @@
+"""Server TLS contexts, rebuilt when their files change. TLS 1.2 and 1.3.
+
+New connections use the new context, open ones keep theirs. A context is complete before it is used: a
+certificate without its key is never served.
+"""
+
+from __future__ import annotations
+
+import ssl
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from cloud_sync.runtime.watched_file import WatchedFiles
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+class TlsFileError(Exception):
+    """A file of TLS cannot be used. `path` is the file to look at."""
+
+    def __init__(self, path: Path, what: str) -> None:
+        self.path = path
+        self.what = what
+        super().__init__(f"{path}: {what}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TlsFiles:
+    """Where certificates are, all PEM.
+
+    Attributes:
+        certificate: the server's, followed by those that lead to its authority; key: without a password.
+        client_ca: the authorities whose client certificates are taken; None asks for none.
+        client_crl: what those authorities have revoked; None revokes nothing.
+        client_required: whether a client without a certificate is turned away during the handshake.
+    """
+
+    certificate: Path
+    key: Path
+    client_ca: Path | None = None
+    client_crl: Path | None = None
+    client_required: bool = True
+
+    @property
+    def paths(self) -> list[Path]:
+        """Those that are given."""
+        return [p for p in (self.certificate, self.key, self.client_ca, self.client_crl) if p is not None]
+
+
+def build_server_context(files: TlsFiles) -> ssl.SSLContext:
+    """A server's context.
+
+    Raises:
+        TlsFault: naming the file that cannot be used.
+    """
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.options |= ssl.OP_NO_RENEGOTIATION | ssl.OP_CIPHER_SERVER_PREFERENCE | ssl.OP_NO_COMPRESSION
+    for path in files.paths:
+        _check_readable(path)
+
+    def no_password() -> bytes:  # without it OpenSSL would ask on the terminal, and wait
+        raise TlsFileError(files.key, "is encrypted; the gateway needs it without a password")
+
+    try:
+        context.load_cert_chain(files.certificate, files.key, no_password)
+    except ssl.SSLError as fault:
+        if fault.reason == "KEY_VALUES_MISMATCH":
+            raise TlsFileError(files.key, f"is not the key of {files.certificate}") from fault
+        raise TlsFileError(
+            files.certificate, f"is no PEM certificate, or {files.key} no PEM key ({_openssl_reason(fault)})"
+        ) from fault
+    if files.client_ca is not None:
+        _load_authorities(context, files.client_ca, "certificate of an authority")
+        context.verify_mode = ssl.CERT_REQUIRED if files.client_required else ssl.CERT_OPTIONAL
+    if files.client_crl is not None:
+        _load_authorities(context, files.client_crl, "revocation list")
+        if not context.cert_store_stats()["crl"]:
+            raise TlsFileError(files.client_crl, "holds no PEM revocation list")
+        context.verify_flags |= ssl.VERIFY_CRL_CHECK_LEAF
+    return context
+
+
+class ReloadingServerContext:
+    """The context in force.
+
+    Raises:
+        TlsFault: the files cannot be used from the beginning.
+    """
+
+    def __init__(self, files: TlsFiles) -> None:
+        self._context = WatchedFiles(files.paths, lambda: build_server_context(files), TlsFileError)
+
+    def context(self, now_s: float) -> ssl.SSLContext:
+        """What a new connection is served with. `now_s` is monotonic seconds."""
+        return self._context.current(now_s)
+
+
+def _load_authorities(context: ssl.SSLContext, path: Path, kind: str) -> None:
+    try:
+        context.load_verify_locations(path)
+    except ssl.SSLError as fault:
+        raise TlsFileError(path, f"holds no PEM {kind} ({_openssl_reason(fault)})") from fault
+
+
+def _check_readable(path: Path) -> None:
+    try:
+        path.open("rb").close()
+    except OSError as fault:
+        raise TlsFileError(path, f"cannot be read: {fault.strerror}") from fault
+
+
+def _openssl_reason(fault: ssl.SSLError) -> str:
+    return (fault.reason or str(fault)).lower().replace("_", " ")

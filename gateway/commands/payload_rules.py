@@ -1,0 +1,372 @@
+"""`tidegate decode` and `tidegate learn`: try payload rules, propose rules for observed topics."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import secrets
+import sys
+import tempfile
+import time
+import tomllib
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from pydantic import ValidationError
+
+from cloud_sync.runtime.settings_file import InvalidSettingsError
+from gateway.auth.authenticator import AnonymousAuthenticator
+from gateway.commands.exit_errors import fail
+from gateway.commands.options import EXIT_FOUND, console, print_json, progress_bar, table
+from gateway.discovery.topic_observer import RuleProposals, TopicObserver, format_rule_table, propose_rules
+from gateway.humanize import escape_bytes, escape_text, format_time
+from gateway.mqtt.broker_session import SubscriberOptions
+from gateway.mqtt.server import MqttServer, MqttServerOptions
+from gateway.mqtt.subscriber import Subscriber
+from gateway.payloads.decoder_registry import PayloadPreview, RuleSet, preview_payload
+from gateway.payloads.presets import PRESETS
+from gateway.settings import gateway_settings
+from gateway.settings.gateway_settings import IngressSettings
+from gateway.settings.sources import IngressRule
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from gateway.discovery.topic_observer import RuleProposal
+    from gateway.ingress.source import Acknowledger
+    from gateway.mqtt.codec.packets import Publish
+    from gateway.payloads.measurement import Measurement
+
+decode_app = typer.Typer(add_completion=False)
+_PAYLOAD_MAX_BYTES = 256 << 20
+_ROWS_MAX = 200
+_PART_MAX_CHARS = 60
+_COMPANIONS = ("quality", "battery_level", "signal_strength", "seq")
+
+
+@decode_app.command()
+def decode(  # noqa: PLR0917 - a command line
+    file: Annotated[str, typer.Argument(metavar="FILE|-", help="The payload; - reads it from stdin.")],
+    topic: Annotated[str, typer.Option("--topic", "-t", help="The topic it was published on.")],
+    config: Annotated[
+        Path | None, typer.Option("--config", "-c", help="The gateway's TOML file, whose rules count.")
+    ] = None,
+    preset: Annotated[
+        list[str] | None, typer.Option(help=f"Rules of a preset instead: {', '.join(PRESETS)}. Repeatable.")
+    ] = None,
+    rule: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="TOML",
+            help='A rule to try, before all others: \'{ topic = "up/{sensor_id}", format = "fields" }\'.',
+        ),
+    ] = None,
+    after: Annotated[
+        list[str] | None,
+        typer.Option(metavar="TOPIC=FILE", help="What came before, such as a Sparkplug birth. Repeatable."),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,  # noqa: FBT002 - typer's way
+) -> None:
+    """Show which readings a payload would become, under which rule, and what would go into quarantine.
+
+    Without --config, --preset or --rule a payload is JSON readings on sensors/{sensor_id}/{sensor_type}.
+
+    Exit codes: 0 when all of it becomes readings (or is ignored by a rule); 1 when something would go into
+    quarantine; 2 when the payload or the rules cannot be read.
+    """
+    rules = _build_rules(config, preset or [], rule or [])
+    now_us = time.time_ns() // 1000
+    for earlier in after or []:
+        name, separator, path = earlier.rpartition("=")
+        if not separator:
+            fail(f"--after {earlier}: expected TOPIC=FILE")
+        preview_payload(rules, name, _read_payload(path), now_us=now_us)
+    found = preview_payload(rules, topic, _read_payload(file), now_us=now_us)
+    if as_json:
+        print_json(_preview_document(found))
+    else:
+        _print_preview(found, rules)
+    if found.faults:
+        raise typer.Exit(EXIT_FOUND)
+
+
+def _build_rules(config: Path | None, presets: list[str], texts: list[str]) -> RuleSet:
+    ingress = IngressSettings()
+    if config is not None:
+        try:
+            ingress = gateway_settings.parse_settings_file(config).ingress
+        except InvalidSettingsError as fault:
+            fail(str(fault))
+    tables = [_parse_rule(f"--rule {text}", text) for text in texts]
+    tables += [_parse_rule(f"--preset {name}", f'{{ preset = "{name}" }}') for name in presets]
+    made = [rule for given in tables for rule in given.rules]
+    return RuleSet(ingress.rules.template, [*made, *ingress.rules.rules])
+
+
+def _parse_rule(what: str, text: str) -> IngressRule:
+    try:
+        return IngressRule(**tomllib.loads(f"rule = {text}")["rule"])
+    except tomllib.TOMLDecodeError as fault:
+        fail(f"{what}: is no TOML table: {fault}")
+    except TypeError:
+        fail(f"{what}: is no TOML table")
+    except ValidationError as fault:
+        told = fault.errors(include_url=False)[0]
+        where = ".".join(map(str, told["loc"]))
+        fail(f"{what}: {where + ': ' if where else ''}{told['msg'].removeprefix('Value error, ')}")
+
+
+def _read_payload(file: str) -> bytes:
+    try:
+        if file == "-":
+            return sys.stdin.buffer.read(_PAYLOAD_MAX_BYTES)
+        with Path(file).open("rb") as opened:
+            return opened.read(_PAYLOAD_MAX_BYTES)
+    except OSError as fault:
+        fail(f"{file}: cannot be read: {fault.strerror or fault}")
+
+
+def _rule_text(found: PayloadPreview, rules: RuleSet) -> str:
+    if found.rule is None:
+        return "no rule"
+    what = f"topic {found.rule.topic.pattern}, format {found.rule.format}"
+    if found.rule_no is None:
+        return f"no rule; by default {what}"
+    return f"rule {found.rule_no} of {len(rules.rules)}: {what}"
+
+
+def _print_preview(found: PayloadPreview, rules: RuleSet) -> None:
+    out = console()
+    out.print(_rule_text(found, rules), markup=False)
+    if found.measurements:
+        rows = table("sensor_id", "sensor_type", "value", "unit", "time", "with it", right=("value",))
+        for m in found.measurements[:_ROWS_MAX]:
+            rows.add_row(
+                escape_text(m.name.sensor_id),
+                escape_text(m.name.sensor_type),
+                f"{m.value:.12g}",
+                escape_text(m.unit or ""),
+                "of receipt" if m.time_us is None else format_time(m.time_us), _companion_text(m),
+            )  # fmt: skip
+        out.print(rows)
+        if len(found.measurements) > _ROWS_MAX:
+            out.print(f"... {len(found.measurements) - _ROWS_MAX} more")
+    elif not found.faults:
+        out.print("nothing of it is taken")
+    for fault in found.faults:
+        out.print(f"quarantine: {fault.reason}: {escape_text(fault.detail)}", markup=False)
+        out.print(f"            {escape_bytes(fault.part, _PART_MAX_CHARS)}", markup=False)
+    out.print(f"{len(found.measurements)} readings, {len(found.faults)} for quarantine")
+
+
+def _companion_text(m: Measurement) -> str:
+    told = [f"{name} {getattr(m, name):g}" for name in _COMPANIONS if getattr(m, name) is not None]
+    told += [
+        f"{name} {escape_text(text)}"
+        for name in ("location", "manufacturer", "firmware_version")
+        if (text := getattr(m, name)) is not None
+    ]
+    return ", ".join(told)
+
+
+def _preview_document(found: PayloadPreview) -> dict[str, Any]:
+    rule = found.rule
+    return {
+        "rule_no": found.rule_no,
+        "topic": None if rule is None else rule.topic.pattern,
+        "format": None if rule is None else rule.format,
+        "readings": [
+            {
+                "sensor_id": m.name.sensor_id,
+                "sensor_type": m.name.sensor_type,
+                "value": m.value,
+                "time_us": m.time_us,
+                "unit": m.unit,
+                **{name: getattr(m, name) for name in _COMPANIONS},
+                "flags": m.flags,
+            }
+            for m in found.measurements
+        ],
+        "faults": [
+            {"reason": f.reason, "detail": f.detail, "part": f.part.decode(errors="backslashreplace")}
+            for f in found.faults
+        ],
+    }
+
+
+learn_app = typer.Typer(add_completion=False)
+_UNKNOWN_TOPICS_MAX = 20
+_EXAMPLE_READINGS_MAX = 8
+
+
+class _TopicRecorder:
+    """Implements `Intake`: notes what it hears. Only a broker is told that a message has arrived.
+
+    Devices are not: what they published is nowhere, so they are to keep it and send it to the gateway.
+    """
+
+    def __init__(self, *, acknowledges: bool) -> None:
+        self.seen = TopicObserver()
+        self._acknowledges = acknowledges
+
+    def publishes(self, source: Acknowledger, batch: list[Publish]) -> None:
+        """Note a batch."""
+        for publish in batch:
+            self.seen.add(publish.topic, publish.payload)
+        if self._acknowledges:
+            source.acknowledge(batch)
+
+
+@learn_app.command("learn")
+def learn_command(  # noqa: PLR0917 - a command line
+    broker: Annotated[
+        str | None, typer.Option(metavar="URL", help="Listen at this broker: mqtt://HOST or mqtts://HOST.")
+    ] = None,
+    listen: Annotated[
+        str | None,
+        typer.Option(metavar="HOST:PORT", help="Or be the server devices publish to, e.g. 0.0.0.0:1883."),
+    ] = None,
+    seconds: Annotated[float, typer.Option(min=0.1, help="How long to listen.")] = 60,
+    filters: Annotated[
+        list[str] | None, typer.Option("--filter", help="Topic filters for the broker. Repeatable.")
+    ] = None,
+    username: Annotated[str | None, typer.Option(help="For the broker.")] = None,
+    password_file: Annotated[
+        Path | None, typer.Option(help="For the broker: a file whose first line is the password.")
+    ] = None,
+    ca_file: Annotated[Path | None, typer.Option(help="For mqtts://: the authority, PEM.")] = None,
+    config: Annotated[
+        Path | None,
+        typer.Option(
+            "--config", "-c", help="The gateway's TOML file: propose what its rules do not take yet."
+        ),
+    ] = None,
+    write: Annotated[  # noqa: FBT002 - typer's way
+        bool, typer.Option("--write", help="Add what is proposed to --config.")
+    ] = False,
+) -> None:
+    """Listen for a while, and propose rules for the topics and payloads that are seen.
+
+    At a broker it has a session of its own, which ends with it. As a server it acknowledges nothing: devices
+    with QoS 1 send again to the gateway what they published meanwhile.
+
+    Exit codes: 0; 1 when nothing was seen, or some of it would go into quarantine; 2 when it cannot be done.
+    """
+    if (broker is None) == (listen is None):
+        fail("say where to listen: --broker URL, or --listen HOST:PORT")
+    if write and config is None:
+        fail("--write needs --config: the file to add to")
+    ingress = IngressSettings()
+    if config is not None:
+        try:
+            ingress = gateway_settings.parse_settings_file(config).ingress
+        except InvalidSettingsError as fault:
+            fail(str(fault))
+    ear = _TopicRecorder(acknowledges=broker is not None)
+    try:
+        if broker is not None:
+            told = SubscriberOptions(
+                url=broker,
+                client_id=f"tidegate-learn-{secrets.token_hex(6)}",
+                filters=tuple(filters or ["#"]),
+                retained=True,
+                username=username,
+                password_file=password_file,
+                ca_file=ca_file,
+                session_expiry_s=0,
+                broker_reviewed=True,
+            )
+            asyncio.run(_listen_at_broker(told, ear, seconds))
+        else:
+            host, _, port = (listen or "").rpartition(":")
+            asyncio.run(
+                _listen_as_server(MqttServerOptions(host=host or "127.0.0.1", port=int(port)), ear, seconds)
+            )
+    except ValueError as fault:
+        fail(f"{broker or listen}: {fault}")
+    except OSError as fault:
+        fail(f"{broker or listen}: {fault.strerror or fault}")
+    learnt = propose_rules(ear.seen, ingress.rules, now_us=time.time_ns() // 1000)
+    _print_proposals(ear.seen, learnt)
+    if write and config is not None and learnt.proposals:
+        _append_rules(config, learnt.proposals)
+    if not ear.seen.topics or learnt.unknown or any(p.faults for p in learnt.proposals):
+        raise typer.Exit(EXIT_FOUND)
+
+
+async def _listen_at_broker(told: SubscriberOptions, ear: _TopicRecorder, seconds: float) -> None:
+    subscriber, stop = Subscriber(told, ear), asyncio.Event()
+    running = asyncio.create_task(subscriber.run(stop), name="subscriber")
+    await _wait_with_progress(seconds, running)
+    stop.set()
+    subscriber.stop_reading()
+    await subscriber.close()
+    await running
+
+
+async def _listen_as_server(told: MqttServerOptions, ear: _TopicRecorder, seconds: float) -> None:
+    listener = MqttServer(told, ear, AnonymousAuthenticator())
+    await listener.start()
+    try:
+        await _wait_with_progress(seconds, None)
+        listener.stop_reading()
+    finally:
+        await listener.close()
+
+
+async def _wait_with_progress(seconds: float, running: asyncio.Task[None] | None) -> None:
+    """Wait; the bar shows how much is over."""
+    ends = time.monotonic() + seconds
+    with progress_bar("listening") as progress:
+        progress.total(int(seconds * 10))
+        while (left_s := ends - time.monotonic()) > 0 and (running is None or not running.done()):
+            await asyncio.sleep(min(0.1, left_s))
+            progress.advance()
+
+
+def _print_proposals(seen: TopicObserver, learnt: RuleProposals) -> None:
+    out = console()
+    typer.echo(f"{seen.publishes} messages on {len(seen.topics)} topics", err=True)
+    if learnt.known:
+        typer.echo(f"{len(learnt.known)} topics are taken already", err=True)
+    for proposal in learnt.proposals:
+        out.print(format_rule_table(proposal), markup=False, highlight=False, soft_wrap=True)
+        rows = table("sensor_id", "sensor_type", "value", "unit", "time", right=("value",))
+        for m in proposal.readings[:_EXAMPLE_READINGS_MAX]:
+            time_text = "of receipt" if m.time_us is None else "its own"
+            names = escape_text(m.name.sensor_id), escape_text(m.name.sensor_type)
+            rows.add_row(*names, f"{m.value:.12g}", escape_text(m.unit or ""), time_text)
+        out.print(rows)
+        out.print(f"# {len(proposal.readings)} readings, {len(proposal.faults)} for quarantine")
+        reasons = sorted({f"{fault.reason}: {fault.detail}" for fault in proposal.faults})
+        for reason in reasons[:_EXAMPLE_READINGS_MAX]:
+            out.print(f"#   {escape_text(reason)}", markup=False, soft_wrap=True)
+        out.print()
+    if learnt.unknown:
+        out.print(f"# {len(learnt.unknown)} topics that no rule was found for:")
+        for topic in learnt.unknown[:_UNKNOWN_TOPICS_MAX]:
+            out.print(f"#   {escape_text(topic)}", markup=False, soft_wrap=True)
+
+
+def _append_rules(config: Path, proposals: Sequence[RuleProposal]) -> None:
+    """Add tables to a configuration, if it is one with them; as a whole or not at all."""
+    text = config.read_text(encoding="utf-8").rstrip("\n")
+    text += "\n\n\n" + "\n".join(map(format_rule_table, proposals))
+    descriptor, name = tempfile.mkstemp(dir=config.parent, prefix=f".{config.name}.")
+    draft = Path(name)
+    try:
+        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        draft.chmod(config.stat().st_mode & 0o777)
+        gateway_settings.parse_settings_file(draft)
+        draft.replace(config)
+    except InvalidSettingsError as fault:
+        fail(f"nothing was written: {fault}")
+    except OSError as fault:
+        fail(f"{config}: cannot be written: {fault.strerror}")
+    finally:
+        draft.unlink(missing_ok=True)
+    typer.echo(f"{config}: {len(proposals)} rules added; restart the gateway to use them", err=True)

@@ -1,0 +1,1 @@
+"""What an unknown device publishes: guesses and proposed rules."""

@@ -1,0 +1,263 @@
+"""Topics and payloads observed, and the payload rules proposed for them. Pure.
+
+Presets first: one is proposed where topics match what only its devices use and the payloads decode to
+readings. Other topics are grouped by number of levels, first level and format; a level that varies becomes
+a name. Every proposal is tried on everything observed.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Final
+
+from pydantic import ValidationError
+
+from gateway.discovery.payload_guess import (
+    PayloadGuess,
+    find_companion_members,
+    find_device_member,
+    find_time_member,
+    guess_format,
+    map_words_to_values,
+)
+from gateway.payloads.decoder_registry import RuleSet, preview_payload
+from gateway.payloads.presets import PRESETS, build_preset_rules
+from gateway.settings.sources import IngressRule
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from gateway.payloads.measurement import Fault, Measurement
+    from gateway.payloads.presets import Preset
+    from gateway.payloads.rule import PayloadRule
+
+TOPICS_MAX: Final = 20_000
+PAYLOADS_PER_TOPIC_MAX: Final = 5
+PAYLOAD_MAX_BYTES: Final = 64 << 10
+_EXAMPLES_MAX: Final = 3
+_PRESET_TOPIC_PATTERNS: Final[Mapping[str, re.Pattern[str]]] = {
+    "zigbee2mqtt": re.compile(r"(.+)/bridge/(?:state|info|devices|logging|groups)"),
+    "tasmota": re.compile(r"(?:(.+)/)?tele/[^/]+/(?:SENSOR|STATE|LWT)"),
+    "esphome": re.compile(r"(?:(.+)/)?[^/]+/(?:sensor|binary_sensor|switch|number|light|fan)/[^/]+/state"),
+    "shelly": re.compile(r"(?:(?:(.+)/)?[^/]+/events/rpc|shellies/.+)"),
+    "sparkplug_b": re.compile(r"(spBv1\.0)/[^/]+/[ND](?:BIRTH|DATA|DEATH)/.+"),
+    "homie": re.compile(r"(.+)/[^/]+/\$(?:state|homie|name)"),
+    "ttn": re.compile(r"(v3)/[^/]+/devices/[^/]+/up"),
+    "senml": re.compile(r"(senml)/.+"),
+}
+
+
+@dataclass(slots=True)
+class RuleProposal:
+    """Rules for some of the topics, as a table of the configuration.
+
+    Attributes:
+        table: keys of the `[[ingress.rule]]` table, in order.
+        rules: what it stands for.
+        topics: those that it is for; `examples` are some.
+        readings, faults: what everything seen on them makes under it.
+    """
+
+    table: dict[str, Any]
+    rules: Sequence[PayloadRule]
+    topics: int = 0
+    examples: list[str] = field(default_factory=list)
+    readings: list[Measurement] = field(default_factory=list)
+    faults: list[Fault] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class RuleProposals:
+    """What was made of what was seen; `known` topics have a rule or fit the template already."""
+
+    proposals: Sequence[RuleProposal]
+    known: Sequence[str]
+    unknown: Sequence[str]
+
+
+class TopicObserver:
+    """The topics seen, with the last payloads of each; bounded."""
+
+    def __init__(self) -> None:
+        self.topics: dict[str, list[bytes]] = {}
+        self.publishes = 0
+        self.left_out = 0
+
+    def add(self, topic: bytes, payload: bytes) -> None:
+        """Note one publish."""
+        self.publishes += 1
+        text = topic.decode("utf-8", "backslashreplace")
+        payloads = self.topics.get(text)
+        if payloads is None:
+            if len(self.topics) >= TOPICS_MAX:
+                self.left_out += 1
+                return
+            payloads = self.topics[text] = []
+        if payload and len(payload) <= PAYLOAD_MAX_BYTES:
+            payloads.append(payload)
+            if len(payloads) > PAYLOADS_PER_TOPIC_MAX:
+                del payloads[1]  # the first may be a birth
+
+
+def propose_rules(seen: TopicObserver, present: RuleSet, *, now_us: int) -> RuleProposals:
+    """Rules for what was seen and the rules of today do not take."""
+    left = {
+        topic: payloads for topic, payloads in sorted(seen.topics.items()) if not topic.startswith("$SYS/")
+    }
+    known = [topic for topic in left if _is_known(present, topic, left[topic], now_us)]
+    for topic in known:
+        del left[topic]
+    proposals = []
+    for preset in PRESETS:
+        for base in _find_preset_bases(preset, left):
+            table: dict[str, Any] = {"preset": preset} | ({} if base is None else {"base": base})
+            proposal = _try_rules(table, build_preset_rules(preset, base), left, present, now_us)
+            if proposal is not None:
+                proposals.append(proposal)
+    for table, rules in _group_topics(left):
+        proposal = _try_rules(table, rules, left, present, now_us)
+        if proposal is not None:
+            proposals.append(proposal)
+    return RuleProposals(proposals, known, sorted(left))
+
+
+def _is_known(present: RuleSet, topic: str, payloads: Sequence[bytes], now_us: int) -> bool:
+    if present.rule_for(topic) is not None:
+        return True
+    if present.template.match(topic) is None:
+        return False
+    return not any(preview_payload(present, topic, payload, now_us=now_us).faults for payload in payloads)
+
+
+def _find_preset_bases(preset: Preset, left: Mapping[str, Any]) -> list[str | None]:
+    """The bases under which topics look like a preset's; None stands for its usual one."""
+    found: dict[str | None, None] = {}
+    for topic in left:
+        match = _PRESET_TOPIC_PATTERNS[preset].fullmatch(topic)
+        if match is not None:
+            base = match[1]
+            found[None if base in (None, preset, "spBv1.0", "v3") else base] = None
+    return list(found)
+
+
+def _try_rules(
+    table: dict[str, Any],
+    rules: Sequence[PayloadRule],
+    left: dict[str, list[bytes]],
+    present: RuleSet,
+    now_us: int,
+) -> RuleProposal | None:
+    """A proposal tried on what is left, and taken out of it; None when it makes no reading."""
+    trial = RuleSet(present.template, rules)
+    proposal = RuleProposal(table, rules)
+    taken = [topic for topic in left if trial.rule_for(topic) is not None]
+    for topic in sorted(taken, key=lambda topic: "BIRTH/" not in topic):
+        for payload in left[topic]:
+            found = preview_payload(trial, topic, payload, now_us=now_us)
+            proposal.readings += found.measurements
+            proposal.faults += found.faults
+    if not proposal.readings:
+        return None
+    proposal.topics, proposal.examples = len(taken), taken[:_EXAMPLES_MAX]
+    for topic in taken:
+        del left[topic]
+    return proposal
+
+
+def _group_topics(left: Mapping[str, Sequence[bytes]]) -> list[tuple[dict[str, Any], Sequence[PayloadRule]]]:
+    """A table and its rule for every kind of topic and shape."""
+    groups: dict[tuple[int, str, str], tuple[list[list[str]], list[PayloadGuess]]] = {}
+    for topic, payloads in left.items():
+        guesses = [guessed for payload in payloads if (guessed := guess_format(payload)) is not None]
+        if (
+            not guesses
+            or any(sign in topic for sign in "{}+#\0")
+            or any(not part for part in topic.split("/"))
+        ):
+            continue
+        levels = topic.split("/")
+        what = guesses[-1].format if guesses[-1].format != "csv" else f"csv {len(guesses[-1].cells)}"
+        listed, together = groups.setdefault((len(levels), levels[0], what), ([], []))
+        listed.append(levels)
+        together += guesses
+    made = []
+    for topics, guesses in groups.values():
+        table = _build_rule_table(topics, guesses)
+        try:
+            made.append((table, IngressRule(**table).rules))
+        except ValidationError:
+            continue  # names nothing by which readings could be told apart
+    return made
+
+
+def _build_rule_table(topics: Sequence[Sequence[str]], guesses: Sequence[PayloadGuess]) -> dict[str, Any]:
+    """The table for topics of one length that carry one shape."""
+    format_ = guesses[-1].format
+    records = [record for guessed in guesses for record in guessed.records if guessed.format == format_]
+    device = find_device_member(records) if format_ == "fields" else None
+    tags = format_ in ("line_protocol", "senml")
+    varying = [i for i, level in enumerate(zip(*topics, strict=True)) if len(set(level)) > 1]
+    names: dict[int, str] = {}
+    last = len(topics[0]) - 1
+    if format_ in ("number", "reading", "ndjson"):
+        names[last] = "sensor_type"
+        varying = [i for i in varying if i != last] or ([last - 1] if last else [])
+    elif not varying and device is None and not tags:
+        varying = [last]
+    if device is None or varying:
+        names |= {i: "sensor_id" if len(varying) == 1 else f"level_{i + 1}" for i in varying}
+    pattern = "/".join(f"{{{names[i]}}}" if i in names else level for i, level in enumerate(topics[0]))
+    table: dict[str, Any] = {"topic": pattern, "format": format_}
+    if len(varying) > 1:
+        table["sensor_id"] = ".".join(f"{{{names[i]}}}" for i in varying)
+    elif not varying and device is not None:
+        table["sensor_id"] = f"{{{device}}}"
+    if format_ == "csv":
+        cells = guesses[-1].cells
+        table["columns"] = [f"column_{n}" for n in range(1, len(cells) + 1)]
+        table["separator"] = guesses[-1].separator
+    if format_ == "fields":
+        table |= _build_member_keys(records)
+    return table
+
+
+def _build_member_keys(records: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """The keys of a table that say what members are."""
+    table: dict[str, Any] = {}
+    time = find_time_member(records)
+    if time is not None:
+        table["time"] = time
+    companions = {name: key for name, key in find_companion_members(records).items() if key != time}
+    if companions:
+        table["companions"] = companions
+    values = map_words_to_values(
+        text for record in records for text in record.values() if isinstance(text, str)
+    )
+    if values:
+        table["values"] = values
+    return table
+
+
+def format_rule_table(proposal: RuleProposal) -> str:
+    """A proposal as it stands in a configuration, with a comment that says what it is for."""
+    count = "1 topic" if proposal.topics == 1 else f"{proposal.topics} topics"
+    said = ", ".join(map(_escape_comment, proposal.examples)) + (
+        " ..." if proposal.topics > _EXAMPLES_MAX else ""
+    )
+    lines = [f"# {count}: {said}", "[[ingress.rule]]"]
+    lines += [f"{key} = {_format_toml_value(value)}" for key, value in proposal.table.items()]
+    return "\n".join(lines) + "\n"
+
+
+def _escape_comment(topic: str) -> str:
+    return "".join(sign if sign.isprintable() else "?" for sign in topic)[:80]
+
+
+def _format_toml_value(value: Any) -> str:
+    if isinstance(value, dict):
+        return "{ " + ", ".join(f"{json.dumps(k)} = {_format_toml_value(v)}" for k, v in value.items()) + " }"
+    if isinstance(value, list):
+        return "[" + ", ".join(map(_format_toml_value, value)) + "]"
+    return json.dumps(value, ensure_ascii=False)

@@ -1,0 +1,416 @@
+"""Checks of the network: the gateway's own ports, name resolution, destinations and brokers. Nothing is
+written there.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import socket
+import ssl
+import time
+from email.utils import parsedate_to_datetime
+from http import HTTPStatus
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any, Final
+from urllib.parse import quote, urlsplit
+
+import httpx
+import msgspec
+
+from cloud_sync.destinations.http_client import build_http_client
+from cloud_sync.runtime.logs import redact_text
+from gateway.doctor import Finding, fault, ok, warning
+from gateway.humanize import escape_text
+from gateway.mqtt.broker_session import (
+    BrokerError,
+    BrokerLimits,
+    SubscriberOptions,
+    build_broker_error,
+    find_broker_concerns,
+    parse_broker_url,
+)
+from gateway.mqtt.codec.packet_codec import encode_packet
+from gateway.mqtt.codec.packets import (
+    Connack,
+    Connect,
+    Disconnect,
+    MqttProtocolError,
+    Property,
+    ReasonCode,
+    TopicCache,
+)
+from gateway.mqtt.codec.parser import PacketParser
+from gateway.settings.destinations import HttpDestination, InfluxDestination, IngestDestination
+from gateway.settings.gateway_settings import read_secret
+from gateway.settings.schema import is_loopback
+from gateway.web.client import local_client, local_endpoint_url
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from gateway.settings.destinations import AnyDestination
+    from gateway.settings.gateway_settings import GatewaySettings
+    from gateway.settings.sources import Subscribe
+
+_STATUS_TIMEOUT_S: Final = 3.0
+_RESOLVE_TIMEOUT_S: Final = 5.0
+_PRIVILEGED_PORTS: Final = 1024
+
+
+class _StatusIdentity(msgspec.Struct):
+    gateway_id: str = ""
+
+
+def find_running_gateway(settings: GatewaySettings) -> str | None:
+    """The name of the gateway that answers at the status endpoint; None when none does."""
+    if not settings.status.enabled:
+        return None
+    try:
+        with local_client(_STATUS_TIMEOUT_S) as client:
+            answer = client.get(f"{local_endpoint_url(settings.status)}/status")
+        return msgspec.json.decode(answer.content, type=_StatusIdentity).gateway_id or None
+    except (httpx.HTTPError, httpx.InvalidURL, msgspec.DecodeError, OSError):
+        return None
+
+
+def check_ports(settings: GatewaySettings, running: str | None) -> list[Finding]:
+    """Whether the ports are the gateway's, or free for it. `running` is the gateway that answers now."""
+    wanted = [("ingress.listen", settings.ingress.listen.host, settings.ingress.listen.port)]
+    if settings.ingress.http.enabled:
+        wanted.append(("ingress.http", settings.ingress.http.host, settings.ingress.http.port))
+    if settings.status.enabled:
+        wanted.append(("status", settings.status.host, settings.status.port))
+    return [check_port(key, host, port, running, settings.gateway_id) for key, host, port in wanted]
+
+
+def check_port(key: str, host: str, port: int, running: str | None, gateway_id: str) -> Finding:
+    """Whether one port can be bound, or is bound by the gateway itself."""
+    subject = f"{host or '*'}:{port}"
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(
+            host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        with socket.socket(family, kind, protocol) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(address)
+    except OSError as reason:
+        return _explain_bind_error(key, subject, reason, running, gateway_id)
+    if running == gateway_id:
+        advice = "look into its log: the port may have been changed since it started"
+        return fault("port", subject, f"{key}: the gateway runs, but nothing listens here", advice)
+    return ok("port", subject, f"{key}: free")
+
+
+def _explain_bind_error(
+    key: str, subject: str, reason: OSError, running: str | None, gateway_id: str
+) -> Finding:
+    words = f"{key}: {reason.strerror or reason}"
+    if reason.errno == errno.EADDRINUSE and running is not None:
+        if running == gateway_id:
+            return ok("port", subject, f"{key}: the running gateway's")
+        return fault(
+            "port", subject, f"{key}: the gateway {running} has it", "give each gateway ports of its own"
+        )
+    advice = {
+        errno.EADDRINUSE: "another program has it: find it with ss -ltnp, or take another port",
+        errno.EACCES: f"ports below {_PRIVILEGED_PORTS} need "
+        "AmbientCapabilities=CAP_NET_BIND_SERVICE in the unit",
+        errno.EADDRNOTAVAIL: "this machine has no such address: see ip addr, or take 0.0.0.0",
+    }
+    return fault("port", subject, words, advice.get(reason.errno or 0, f"correct {key}.host"))
+
+
+async def check_names(settings: GatewaySettings) -> list[Finding]:
+    """Whether the names of destinations, proxies and brokers lead to addresses."""
+    hosts: dict[str, str] = {}
+    for subscribe in settings.ingress.subscribe:
+        hosts.setdefault(parse_broker_url(subscribe.url).host, f"broker {subscribe.name or subscribe.url}")
+    for destination in settings.destinations:
+        if isinstance(destination, HttpDestination):
+            for url in filter(None, (destination.proxy or destination.url,)):
+                hosts.setdefault(urlsplit(url).hostname or "", f"destination {destination.name}")
+    return list(await asyncio.gather(*(check_name(host, whose) for host, whose in hosts.items())))
+
+
+async def check_name(host: str, whose: str) -> Finding:
+    """Whether one name leads to an address."""
+    advice = "check the name, and the name servers (resolvectl status); readings wait until it is known"
+    try:
+        async with asyncio.timeout(_RESOLVE_TIMEOUT_S):
+            found = await asyncio.get_running_loop().getaddrinfo(host, None, type=socket.SOCK_STREAM)
+    except TimeoutError:
+        return fault("name", host, f"{whose}: no name server answers within {_RESOLVE_TIMEOUT_S:g} s", advice)
+    except (OSError, UnicodeError) as reason:
+        return fault("name", host, f"{whose}: {getattr(reason, 'strerror', None) or reason}", advice)
+    return ok("name", host, f"{whose}: {found[0][4][0]}")
+
+
+UPSTREAM_TIMEOUT_S: Final = 10.0
+_CLOCK_SKEW_MAX_S: Final = 30.0
+_ANSWER_MAX_CHARS: Final = 200
+
+
+async def check_upstreams(settings: GatewaySettings) -> list[Finding]:
+    """Ask every destination and every broker, all at once."""
+    asked = [check_destination(d, settings.gateway_id) for d in settings.destinations]
+    asked += [check_broker(table, settings.gateway_id) for table in settings.ingress.subscribe]
+    return [finding for found in await asyncio.gather(*asked) for finding in found]
+
+
+async def check_destination(
+    destination: AnyDestination,
+    gateway_id: str,
+    *,
+    clock_s: Callable[[], float] = time.time,
+    within_s: float = UPSTREAM_TIMEOUT_S,
+) -> list[Finding]:
+    """Whether a destination can be reached, takes this gateway, and what release it is."""
+    if not isinstance(destination, HttpDestination):
+        return []  # a folder is looked at as one
+    name = destination.name
+    try:
+        secret = "" if destination.secret_file is None else read_secret(destination.secret_file)
+        options = destination.http_options()
+    except (OSError, UnicodeDecodeError) as reason:
+        return [
+            fault("destination", name, f"{reason}", "correct the file that is named; see the checks above")
+        ]
+    asked = _DestinationProbe(destination, gateway_id, clock_s)
+    found = asked.check_cleartext(secret=bool(secret))
+    secure = destination.url.startswith("https:")
+    async with build_http_client(
+        options, secure=secure, timeout=within_s, headers=_auth_headers(destination, secret)
+    ) as http:
+        try:
+            if isinstance(destination, IngestDestination):
+                found += await asked.ingest(http)
+            elif isinstance(destination, InfluxDestination):
+                found += await asked.influx(http, destination, secret)
+        except httpx.TimeoutException:
+            found.append(fault("destination", name, f"no answer within {within_s:g} s", _UNREACHABLE_ADVICE))
+        except (httpx.HTTPError, httpx.StreamError, ssl.SSLError) as reason:
+            found.append(_unreachable_finding(name, reason))
+    return found
+
+
+_UNREACHABLE_ADVICE = "check address, routes and firewalls; readings wait in the spool meanwhile"
+_TLS_ADVICE = "check ca_file (who signed the server's certificate), the name in url, and the clock"
+_UNAUTHORIZED_ADVICE = "have the region give a new token (tidegate ingest token add), put it into token_file"
+
+
+class _DestinationProbe:
+    """The questions to one destination, and what their answers mean."""
+
+    def __init__(self, destination: HttpDestination, gateway_id: str, clock_s: Callable[[], float]) -> None:
+        self._destination, self._gateway_id, self._clock_s = destination, gateway_id, clock_s
+        self._name = destination.name
+
+    def check_cleartext(self, *, secret: bool) -> list[Finding]:
+        url = urlsplit(self._destination.url)
+        if not secret or url.scheme == "https" or is_loopback(url.hostname or ""):
+            return []
+        what = "its token crosses the network readable: url is http://"
+        return [warning("destination", self._name, what, "have it speak TLS, and say https://")]
+
+    async def ingest(self, http: httpx.AsyncClient) -> list[Finding]:
+        answer = await http.get(f"{self._destination.url}/v1/gateways/{quote(self._gateway_id, safe='')}")
+        if answer.status_code in (401, 403):
+            return [*self._date(answer), self._refused(answer, _UNAUTHORIZED_ADVICE)]
+        if not answer.is_success or "epochs" not in _json_or_empty(answer):
+            return [self._unexpected_service(answer, "a Tidegate ingest service")]
+        theirs, own = answer.headers.get("Tidegate-Version", ""), version("tidegate")
+        found = self._date(answer)
+        if theirs and _version_numbers(theirs) < _version_numbers(own):
+            what = f"takes this gateway; its release {escape_text(theirs)} is older than {own}"
+            return [*found, warning("destination", self._name, what, "upgrade regions before their gateways")]
+        release = f"release {escape_text(theirs)}" if theirs else "release not told"
+        return [*found, ok("destination", self._name, f"takes this gateway; {release}")]
+
+    async def influx(self, http: httpx.AsyncClient, given: InfluxDestination, secret: str) -> list[Finding]:
+        pinged = await http.get(f"{given.url}/ping")
+        release = pinged.headers.get("X-Influxdb-Version", "")
+        if not pinged.is_success:
+            return [self._unexpected_service(pinged, "an InfluxDB")]
+        if given.api == "v2":
+            path, target = "/api/v2/write", {"org": given.org or "", "bucket": given.bucket or ""}
+        else:
+            path, target = "/write", {"db": given.database or ""}
+        basic = (
+            httpx.BasicAuth(given.username, secret) if given.username and given.token_file is None else None
+        )
+        answer = await http.post(
+            f"{given.url}{path}", params=target, content=b"", auth=basic or httpx.USE_CLIENT_DEFAULT
+        )
+        if answer.status_code in (401, 403):
+            return [*self._date(answer), self._refused(answer, "check token_file: may it write this bucket?")]
+        if answer.status_code == HTTPStatus.NOT_FOUND:
+            what = f"it answers, but not for this target: {_answer_text(answer)}"
+            return [
+                *self._date(answer),
+                fault("destination", self._name, what, "check org, bucket or database"),
+            ]
+        if answer.is_server_error:
+            what = f"HTTP {answer.status_code}: {_answer_text(answer)}"
+            return [fault("destination", self._name, what, "look into the destination's own log")]
+        known = f"version {escape_text(release)}" if release else "version not told"
+        return [*self._date(answer), ok("destination", self._name, f"takes this gateway; {known}")]
+
+    def _refused(self, answer: httpx.Response, advice: str) -> Finding:
+        what = f"HTTP {answer.status_code}: this gateway is not accepted: {_answer_text(answer)}"
+        return fault("destination", self._name, what, advice)
+
+    def _unexpected_service(self, answer: httpx.Response, expected: str) -> Finding:
+        what = f"HTTP {answer.status_code}: what answers is not {expected}: {_answer_text(answer)}"
+        return fault(
+            "destination", self._name, what, "check url; a proxy or a login page may answer in its place"
+        )
+
+    def _date(self, answer: httpx.Response) -> list[Finding]:
+        """Whether the destination's clock agrees with this machine's."""
+        try:
+            off_s = self._clock_s() - parsedate_to_datetime(answer.headers.get("Date", "")).timestamp()
+        except (TypeError, ValueError):
+            return []
+        if abs(off_s) <= _CLOCK_SKEW_MAX_S:
+            return []
+        what = (
+            f"this clock is {abs(off_s):.0f} s {'ahead of' if off_s > 0 else 'behind'} that of {self._name}"
+        )
+        return [warning("clock", self._name, what, "set up NTP on both")]
+
+
+async def check_broker(
+    table: Subscribe, gateway_id: str, *, within_s: float = UPSTREAM_TIMEOUT_S
+) -> list[Finding]:
+    """Whether a broker can be reached and takes this gateway, and what it grants. The session is not touched:
+    the question is asked under another client id, with a clean start.
+    """
+    settings = SubscriberOptions(
+        url=table.url,
+        client_id=f"{table.client_id or f'tidegate-{gateway_id}'}-doctor",
+        filters=tuple(table.filters),
+        qos=table.qos,
+        receive_maximum=table.receive_maximum,
+        session_expiry_s=table.session_expiry_s,
+    )
+    name, found = table.name or settings.address.host, []
+    if (
+        table.password_file is not None
+        and not settings.address.tls
+        and not is_loopback(settings.address.host)
+    ):
+        what = "its password crosses the network readable: url is mqtt://"
+        found.append(warning("broker", name, what, "have it speak TLS, and say mqtts://"))
+    try:
+        password = None if table.password_file is None else read_secret(table.password_file).encode()
+        async with asyncio.timeout(within_s):
+            connack = await _request_connack(table, settings, password)
+    except TimeoutError:
+        return [*found, fault("broker", name, f"no answer within {within_s:g} s", _UNREACHABLE_ADVICE)]
+    except ssl.SSLError as reason:
+        return [*found, fault("broker", name, f"TLS: {reason.reason or reason}", _TLS_ADVICE)]
+    except (OSError, UnicodeDecodeError) as reason:
+        return [*found, fault("broker", name, str(reason), _UNREACHABLE_ADVICE)]
+    except (BrokerError, MqttProtocolError) as reason:
+        advice = "check username and password_file, and what the broker's log says; it has to speak MQTT 5"
+        return [*found, fault("broker", name, escape_text(str(reason)), advice)]
+    granted = BrokerLimits.of(connack, settings)
+    found += [
+        warning("broker", name, what, "see docs/ingress.md: how to set a broker")
+        for what in find_broker_concerns(settings, granted)
+    ]
+    for topic_filter in table.filters:
+        barred = granted.refusal_for(topic_filter)
+        if barred is not None:
+            words = f"it does not serve {escape_text(topic_filter)}: {barred.name.lower().replace('_', ' ')}"
+            found.append(fault("broker", name, words, "use a filter that it serves"))
+    if not found and not table.broker_reviewed:
+        what = "takes this gateway; its queue and its persistence cannot be seen from here"
+        advice = "see docs/ingress.md: how to set a broker; then broker_reviewed = true"
+        return [warning("broker", name, what, advice)]
+    return found or [ok("broker", name, "takes this gateway")]
+
+
+async def _request_connack(table: Subscribe, settings: SubscriberOptions, password: bytes | None) -> Connack:
+    """What the broker answers to a CONNECT."""
+    context = None
+    if settings.address.tls:
+        context = ssl.create_default_context(cafile=table.ca_file)
+        if table.cert_file is not None:
+            context.load_cert_chain(table.cert_file, table.key_file, password=lambda: "")
+    reader, writer = await asyncio.open_connection(
+        settings.address.host,
+        settings.address.port,
+        ssl=context,
+        server_hostname=(table.server_name or settings.address.host) if context else None,
+    )
+    try:
+        asked: dict[Property, Any] = {Property.SESSION_EXPIRY_INTERVAL: settings.session_expiry_s}
+        writer.write(
+            encode_packet(
+                Connect(
+                    settings.client_id,
+                    clean_start=True,
+                    keep_alive_s=60,
+                    username=table.username,
+                    password=password,
+                    properties=asked,
+                )
+            )
+        )
+        parser = PacketParser(max_packet_bytes=1 << 16, topics=TopicCache(), client=True, version=5)
+        while data := await reader.read(4096):
+            for packet in parser.feed(data):
+                if isinstance(packet, Connack):
+                    if packet.code:
+                        raise build_broker_error("CONNACK", packet.code, packet.properties)
+                    ends = {Property.SESSION_EXPIRY_INTERVAL: 0}  # the broker is to keep nothing of this
+                    writer.write(encode_packet(Disconnect(ReasonCode.SUCCESS, ends)))
+                    await writer.drain()
+                    return packet
+            if parser.fault is not None:
+                raise parser.fault
+        raise BrokerError("closed", "it closes the connection without an answer")
+    finally:
+        writer.close()
+
+
+def _unreachable_finding(name: str, reason: Exception) -> Finding:
+    words = redact_text(str(reason)) or type(reason).__name__
+    return fault(
+        "destination",
+        name,
+        words,
+        _TLS_ADVICE if "SSL" in words or "certificate" in words else _UNREACHABLE_ADVICE,
+    )
+
+
+def _auth_headers(destination: HttpDestination, secret: str) -> dict[str, str]:
+    if not secret or (isinstance(destination, InfluxDestination) and destination.token_file is None):
+        return {}
+    word = "Bearer" if isinstance(destination, IngestDestination) else "Token"
+    return {"Authorization": f"{word} {secret}"}
+
+
+def _json_or_empty(answer: httpx.Response) -> Any:
+    try:
+        return answer.json()
+    except ValueError:
+        return ()
+
+
+def _answer_text(answer: httpx.Response) -> str:
+    """The beginning of an answer, safe to print."""
+    return escape_text(" ".join(answer.text.split()), _ANSWER_MAX_CHARS) or "without a word"
+
+
+def _version_numbers(text: str) -> tuple[int, ...]:
+    """The numbers a version begins with; a version that has none is as good as any."""
+    numbers = []
+    for part in text.split("."):
+        digits = part[: len(part) - len(part.lstrip("0123456789"))]
+        if not digits:
+            break
+        numbers.append(int(digits))
+    return tuple(numbers) or (1 << 30,)

@@ -1,0 +1,123 @@
+"""Numbers, times and untrusted text as people read and write them. Pure.
+
+Ids, topics and payloads come from devices: whatever of them is printed passes through `escape_text`.
+"""
+
+from __future__ import annotations
+
+import re
+from datetime import UTC, datetime, timedelta
+
+_KILO = 1000
+_MINUTE, _HOUR, _DAY, _YEAR = 60, 3600, 86400, 86400 * 365
+
+
+def format_count(count: float) -> str:
+    """1234567 as "1.23 M"."""
+    for size, suffix in ((1e9, " G"), (1e6, " M"), (1e5, " k")):
+        if abs(count) >= size:
+            unit = 1e3 if suffix == " k" else size
+            return f"{count / unit:.3g}{suffix}"
+    return f"{count:,.0f}" if count == int(count) or abs(count) >= 100 else f"{count:.1f}"  # noqa: PLR2004 - three digits
+
+
+def format_bytes(size: float) -> str:
+    """1234567 as "1.23 MB"."""
+    for suffix in ("B", "kB", "MB", "GB"):
+        if abs(size) < _KILO:
+            return f"{size:.3g} {suffix}"
+        size /= _KILO
+    return f"{size:.3g} TB"
+
+
+def format_duration(seconds: float) -> str:
+    """93784 as "1 d 2 h"."""
+    if seconds < _MINUTE:
+        return f"{max(seconds, 0):.0f} s"
+    if seconds >= 10 * _YEAR:
+        return "over 10 years"
+    for large, small, names in ((_DAY, _HOUR, "dh"), (_HOUR, _MINUTE, "hm"), (_MINUTE, 1, "ms")):
+        if seconds >= large:
+            whole, rest = divmod(int(seconds), large)
+            return f"{whole} {_DURATION_UNIT[names[0]]} {rest // small} {_DURATION_UNIT[names[1]]}"
+    return f"{seconds:.0f} s"
+
+
+_DURATION_UNIT = {"d": "d", "h": "h", "m": "min", "s": "s"}
+
+
+_DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*(s|m|min|h|d|w)")
+_UNIT_S = {"s": 1, "m": 60, "min": 60, "h": 3600, "d": 86400, "w": 604_800}
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+
+
+def parse_time_us(text: str, *, now_us: int) -> int:
+    """Microseconds since 1970 UTC of `6h`, `30min`, `now`, `2026-05-01`, `2026-05-01T12:00:00+02:00`.
+
+    A time without an offset is UTC.
+
+    Raises:
+        ValueError: the text is neither; the message says what is allowed.
+    """
+    text = text.strip()
+    if text == "now":
+        return now_us
+    if ago := _DURATION.fullmatch(text):
+        return now_us - round(float(ago[1]) * _UNIT_S[ago[2]] * 1e6)
+    try:
+        at = datetime.fromisoformat(text)
+    except ValueError:
+        raise ValueError(
+            f"{text!r} is no moment; write how long ago (30min, 6h, 2d, 1w) "
+            "or a date and time (2026-05-01T12:00Z)"
+        ) from None
+    return ((at if at.tzinfo else at.replace(tzinfo=UTC)) - _EPOCH) // timedelta(microseconds=1)
+
+
+def format_time(at_us: int) -> str:
+    """Microseconds since 1970 as `2026-05-01 12:00:00Z`, to the second."""
+    try:
+        return f"{_EPOCH + timedelta(seconds=at_us // 1_000_000):%Y-%m-%d %H:%M:%S}Z"
+    except OverflowError:
+        return f"{at_us} us"
+
+
+def format_iso_time(at_us: int) -> str:
+    """Microseconds since 1970 as `2026-05-01T12:00:00Z`, with the fraction there is."""
+    try:
+        return (_EPOCH + timedelta(microseconds=at_us)).replace(tzinfo=None).isoformat() + "Z"
+    except OverflowError:
+        return f"{at_us} us"
+
+
+def parse_duration_s(text: str) -> int:
+    """Whole seconds of `30s`, `1m`, `5min`, `1h`, `1d`.
+
+    Raises:
+        ValueError: the text is none of these; the message says what is allowed.
+    """
+    given = _DURATION.fullmatch(text.strip())
+    seconds = float(given[1]) * _UNIT_S[given[2]] if given else 0.0
+    if seconds < 1 or seconds != int(seconds):
+        raise ValueError(f"{text!r} is no length of time; write whole seconds, such as 30s, 1m, 5min, 1h, 1d")
+    return int(seconds)
+
+
+def escape_text(text: str, limit: int | None = None) -> str:
+    r"""The text, what is not printable in it as an escape (\n, \x1b, \u202e), at most `limit` long.
+
+    Control characters, terminal escapes, line breaks, direction marks and lone surrogates all count.
+    """
+    if not text.isprintable():
+        text = "".join(
+            c if c.isprintable() else c.encode("unicode_escape", "backslashreplace").decode() for c in text
+        )
+    if limit is not None and len(text) > limit:
+        return text[: limit - 1] + "…"
+    return text
+
+
+def escape_bytes(data: bytes, limit: int | None = None) -> str:
+    r"""Bytes as text where they are UTF-8, other bytes as \xNN; safe to print."""
+    taken = data if limit is None else data[: limit * 4]
+    return escape_text(taken.decode("utf-8", "backslashreplace"), limit)

@@ -1,0 +1,91 @@
+"""The gateway's own metrics as readings: the device-edge role, and real input on any machine.
+
+Series, with the gateway's id as sensor_id:
+
+    cpu_percent %         memory_percent %      swap_percent %       disk_percent % (of the spool's disk)
+    load_1m 1             net_received_bytes B  net_sent_bytes B     (counters since boot)
+    temperature_<chip> degC, one for each chip that the kernel shows
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import time
+from typing import TYPE_CHECKING
+
+import psutil
+
+from cloud_sync.runtime.watchdog import StageProgress
+from gateway.payloads.measurement import Measurement
+from gateway.payloads.topics import SeriesName
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+    from gateway.ingress.committer import Committer
+
+_SAMPLE_WATCHDOG_S = 60.0
+_UNSAFE_CHARACTERS = re.compile(r"[^A-Za-z0-9_.-]+")
+
+
+def read_host_metrics(disk: Path) -> Iterator[tuple[str, float, str]]:
+    """Metrics of this machine now, as (sensor_type, value, unit)."""
+    yield "cpu_percent", psutil.cpu_percent(interval=None), "%"
+    yield "memory_percent", psutil.virtual_memory().percent, "%"
+    yield "swap_percent", psutil.swap_memory().percent, "%"
+    yield "disk_percent", psutil.disk_usage(str(disk)).percent, "%"
+    yield "load_1m", psutil.getloadavg()[0], "1"
+    network = psutil.net_io_counters()
+    if network is not None:
+        yield "net_received_bytes", network.bytes_recv, "B"
+        yield "net_sent_bytes", network.bytes_sent, "B"
+    for chip, entries in getattr(psutil, "sensors_temperatures", dict)().items():
+        if entries and entries[0].current is not None:
+            yield f"temperature_{_UNSAFE_CHARACTERS.sub('_', chip)}", entries[0].current, "degC"
+
+
+class HostMetricsSource:
+    """Offers a sample to the committer every `period_s`."""
+
+    def __init__(
+        self,
+        committer: Committer,
+        gateway_id: str,
+        disk: Path,
+        *,
+        period_s: float,
+        clock_us: Callable[[], int | None] = lambda: time.time_ns() // 1000,
+    ) -> None:
+        self._committer = committer
+        self._gateway_id = gateway_id
+        self._disk = disk
+        self.period_s = period_s
+        self._clock_us = clock_us
+        self._seq = 0
+        self.stage = StageProgress("host ingress")
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """Sample until `stop` is set."""
+        while not stop.is_set():
+            self.stage.works(within_s=self.period_s + _SAMPLE_WATCHDOG_S)
+            self.sample_once(self._clock_us())
+            try:
+                async with asyncio.timeout(self.period_s):
+                    await stop.wait()
+            except TimeoutError:
+                continue
+        self.stage.rests()
+
+    def sample_once(self, now_us: int | None) -> None:
+        """Offer one sample of every metric, all stamped `now_us`; None leaves that to the committer."""
+        self._seq += 1
+        measured = []
+        for sensor_type, value, unit in read_host_metrics(self._disk):
+            measured.append(
+                Measurement(
+                    SeriesName(self._gateway_id, sensor_type), value, now_us, unit=unit, seq=self._seq
+                )
+            )
+        self._committer.measured("host", measured)

@@ -1,0 +1,179 @@
+"""HTTP authentication: a bearer token, a device's password, or the client certificate of its connection.
+
+A device sends readings of its own sensor_id only (`publish_as`), as readings and in batches; a gateway's
+token covers all the sensors it gathers.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import inspect
+import logging
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+from cloud_sync.http.responses import RequestRejectedError
+from cloud_sync.http.tokens import SCOPES, TokenFileError
+from cloud_sync.http.uvicorn_server import HeadTimeoutProtocol
+from gateway.auth.authenticator import AnonymousAuthenticator, Identity, allow_own_sensors
+from gateway.mqtt.codec.packets import ReasonCode
+
+if TYPE_CHECKING:
+    import asyncio
+    from collections.abc import Callable
+
+    from starlette.requests import Request
+
+    from cloud_sync.http.tokens import Scope, TokenFile
+    from cloud_sync.model.records import Series
+    from gateway.auth.authenticator import Authenticator
+
+CERTIFICATE_STATE_KEY: Final = "certificate"
+"""The key under which a request's state has the client's certificate; absent when there was none."""
+
+
+class ClientCertificateProtocol(HeadTimeoutProtocol):
+    """One connection."""
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn's own
+        """Read the certificate once for all requests of the connection."""
+        super().connection_made(transport)
+        certificate = transport.get_extra_info("peercert")
+        if certificate:
+            self.app_state = {**self.app_state, CERTIFICATE_STATE_KEY: certificate}
+
+
+_log = logging.getLogger(__name__)
+_RATE_LIMITED_RETRY_S = 10
+ANONYMOUS_NAME = "anonymous"
+
+
+class Caller(NamedTuple):
+    """Who is asking.
+
+    Attributes:
+        name: theirs, also the gateway they may speak for.
+        scopes: what they may do.
+        may_bring: whether they may bring readings of a sensor_id.
+        anyone: whether nothing was asked of them, so that they may speak for every gateway.
+    """
+
+    name: str
+    scopes: tuple[Scope, ...]
+    may_publish_sensor: Callable[[str], bool]
+    anyone: bool = False
+
+    def may_act_for(self, gateway_id: str) -> bool:
+        """Whether they speak for that gateway."""
+        return self.anyone or gateway_id == self.name
+
+    def fault_of(self, series: Series) -> str | None:
+        """Why they may not bring readings of a series, None when they may."""
+        return None if self.may_publish_sensor(series.sensor_id) else "other_device"
+
+
+class RequestAuthenticator:
+    """Tells callers apart.
+
+    Args:
+        authenticator: decides on passwords, certificates, and on who shows neither.
+        tokens: of gateways and clients; None where there are none.
+        own_only: whether a client's token is for its own sensor_id only.
+    """
+
+    def __init__(
+        self,
+        authenticator: Authenticator,
+        tokens: TokenFile | None,
+        *,
+        own_only: bool,
+    ) -> None:
+        self._authenticator = authenticator
+        self._tokens = tokens
+        self._own_only = own_only
+
+    async def of(self, request: Request, *scopes: Scope) -> Caller:
+        """Who is asking.
+
+        Raises:
+            Rejection: 401 when nobody that is known, 403 when they may not do this, 429 when they guess.
+        """
+        header = request.headers.get("Authorization")
+        if header is None:
+            caller = await self._admitted(request, None, None)
+        else:
+            scheme, _, secret = header.partition(" ")
+            if scheme.lower() == "bearer" and secret.strip():
+                caller = self._by_token(secret.strip())
+            elif scheme.lower() == "basic":
+                caller = await self._admitted(request, *_parse_basic_credentials(secret))
+            else:
+                raise _unauthenticated_rejection(
+                    "expected Authorization: Bearer TOKEN, or Basic with a name and password"
+                )
+        if not set(caller.scopes) & set(scopes):
+            allowed = " or ".join(caller.scopes)
+            needed = " or ".join(scopes)
+            raise RequestRejectedError(
+                403, "other_scope", f"{caller.name} may do {allowed}; this needs {needed}"
+            )
+        return caller
+
+    def _by_token(self, token: str) -> Caller:
+        if self._tokens is None:
+            raise RequestRejectedError(
+                401, "unknown_token", "no tokens are taken here (ingress.http.tokens_file)"
+            )
+        try:
+            self._tokens.refresh()
+        except TokenFileError as fault:
+            _log.error("%s; the tokens read before stay in force", fault)
+        entry = self._tokens.entry_of(token)
+        if entry is None:
+            raise RequestRejectedError(401, "unknown_token", "nobody has this token")
+        own = self._own_only and entry.scope == "readings"
+        return Caller(entry.name, (entry.scope,), allow_own_sensors(entry.name) if own else _allow_any_sensor)
+
+    async def _admitted(self, request: Request, name: str | None, password: bytes | None) -> Caller:
+        certificate = request.scope.get("state", {}).get(CERTIFICATE_STATE_KEY)
+        address = request.client.host if request.client else ""
+        answer = self._authenticator.authenticate(
+            name or ANONYMOUS_NAME, name, password, certificate, address
+        )
+        verdict = await answer if inspect.isawaitable(answer) else answer
+        if not isinstance(verdict, Identity):
+            if verdict.reason_code == ReasonCode.CONNECTION_RATE_EXCEEDED:
+                message = "wrong passwords too often"
+                raise RequestRejectedError(429, "guessing", message, retry_after_s=_RATE_LIMITED_RETRY_S)
+            raise _unauthenticated_rejection(
+                "a token, or a name and password that are known, or a certificate is needed"
+            )
+        if isinstance(self._authenticator, AnonymousAuthenticator):
+            return Caller(verdict.name, SCOPES, _allow_any_sensor, anyone=True)
+        return Caller(
+            verdict.name, _scopes_for_identity(verdict), verdict.may_publish_sensor or _allow_any_sensor
+        )
+
+
+def _scopes_for_identity(identity: Identity) -> tuple[Scope, ...]:
+    """A device with a name may do all a device does; who shows nothing brings readings, for no gateway."""
+    return ("batches", "readings") if identity.scope else ("readings",)
+
+
+def _allow_any_sensor(_sensor_id: str) -> bool:
+    return True
+
+
+def _parse_basic_credentials(secret: str) -> tuple[str, bytes]:
+    """The name and password of a Basic header (RFC 7617)."""
+    try:
+        name, colon, password = base64.b64decode(secret.strip(), validate=True).partition(b":")
+        if colon:
+            return name.decode(), password
+    except (binascii.Error, UnicodeDecodeError):
+        pass
+    raise _unauthenticated_rejection("the Basic credentials cannot be read")
+
+
+def _unauthenticated_rejection(message: str) -> RequestRejectedError:
+    return RequestRejectedError(401, "no_token", message)

@@ -1,0 +1,1 @@
+"""MQTT: the server that devices publish to, and the subscriber of an existing broker."""

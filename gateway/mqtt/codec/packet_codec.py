@@ -1,0 +1,347 @@
+"""Decoding and encoding of single control packets, for both sides and both versions. Pure.
+
+Decoding covers the body of every packet but PUBLISH (`parser` has that) and rejects reserved bits, reason
+codes and properties that a packet may not carry. Encoding takes values of our own: one that cannot be sent
+is a ValueError or an OverflowError, never an `MqttProtocolError`.
+"""
+
+from __future__ import annotations
+
+import sys
+from array import array
+from typing import TYPE_CHECKING, Final
+
+from gateway.mqtt.codec.packets import (
+    NO_PROPERTIES,
+    V5,
+    V311,
+    Auth,
+    Connack,
+    Connect,
+    Disconnect,
+    Packet,
+    PacketType,
+    Pingreq,
+    Pingresp,
+    Properties,
+    Publish,
+    PublishAck,
+    Suback,
+    Subscribe,
+    TopicCache,
+    Unsuback,
+    Unsubscribe,
+    Will,
+)
+from gateway.mqtt.codec.properties import (
+    WILL_PROPERTIES,
+    FieldReader,
+    decode_properties,
+    encode_binary,
+    encode_properties,
+    encode_string,
+    encode_u16,
+    encode_varint,
+    malformed_packet,
+    protocol_error,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+_PROTOCOL_NAMES = (b"MQTT", b"MQIsdp")
+"""Of 3.1.1 and 5, and of 3.1, whose clients are told that their version is not spoken."""
+
+
+def decode_protocol_level(fields: FieldReader) -> tuple[str, int]:
+    """The protocol's name and level, with which CONNECT begins."""
+    name, level = fields.binary(), fields.u8()
+    if name not in _PROTOCOL_NAMES:
+        raise protocol_error("the protocol name is not MQTT")
+    return name.decode(), level
+
+
+def decode_connect(fields: FieldReader, version: int, topics: TopicCache) -> Connect:
+    """CONNECT after its protocol level."""
+    flags, keep_alive_s = fields.u8(), fields.u16()
+    has_will, will_qos = bool(flags & 0x04), flags >> 3 & 3
+    if flags & 1 or will_qos == 3 or (not has_will and flags & 0x38):  # noqa: PLR2004 - both QoS bits set
+        raise malformed_packet(f"connect flags {flags:#04x}")
+    if version == V311 and flags & 0x40 and not flags & 0x80:
+        raise malformed_packet("a password without a user name")
+    properties = decode_properties(fields, PacketType.CONNECT) if version == V5 else NO_PROPERTIES
+    client_id = fields.text()
+    will = None
+    if has_will:
+        will_properties = decode_properties(fields, WILL_PROPERTIES) if version == V5 else NO_PROPERTIES
+        topic = topics[fields.binary()]
+        will = Will(topic, fields.binary(), will_qos, bool(flags & 0x20), will_properties)
+    return Connect(
+        client_id,
+        version,
+        bool(flags & 2),
+        keep_alive_s,
+        fields.text() if flags & 0x80 else None,
+        fields.binary() if flags & 0x40 else None,
+        will,
+        properties,
+    )
+
+
+def _decode_connack(_kind: PacketType, fields: FieldReader, version: int) -> Connack:
+    flags, code = fields.u8(), fields.u8()
+    if flags > 1 or (flags and code):
+        raise malformed_packet(f"CONNACK with flags {flags:#04x} and code {code:#04x}")
+    if code not in (ALLOWED_REASON_CODES[PacketType.CONNACK] if version == V5 else range(6)):
+        raise protocol_error(f"CONNACK with code {code:#04x}")
+    return Connack(
+        code, bool(flags), decode_properties(fields, PacketType.CONNACK) if version == V5 else NO_PROPERTIES
+    )
+
+
+def _decode_publish_ack(kind: PacketType, fields: FieldReader, version: int) -> PublishAck:
+    packet_id = fields.packet_id()
+    if version != V5 or fields.at == fields.stop:
+        return PublishAck(kind, packet_id)
+    code, properties = _decode_reason(kind, fields)
+    return PublishAck(kind, packet_id, code, properties)
+
+
+def _decode_reason(kind: PacketType, fields: FieldReader) -> tuple[int, Properties]:
+    """A reason code and properties; the latter may be left out (sections 3.4.2.2, 3.14.2.2)."""
+    code = fields.u8()
+    if code not in ALLOWED_REASON_CODES[kind]:
+        raise protocol_error(f"{kind.name} with reason code {code:#04x}")
+    return code, decode_properties(fields, kind) if fields.at < fields.stop else NO_PROPERTIES
+
+
+def _decode_subscribe(_kind: PacketType, fields: FieldReader, version: int) -> Subscribe:
+    packet_id = fields.packet_id()
+    properties = decode_properties(fields, PacketType.SUBSCRIBE) if version == V5 else NO_PROPERTIES
+    filters = []
+    while fields.at < fields.stop:
+        name, options = fields.text(), fields.u8()
+        reserved = 0xC0 if version == V5 else 0xFC
+        if options & 3 == 3 or options & reserved:  # noqa: PLR2004 - both QoS bits set
+            raise malformed_packet(f"subscription options {options:#04x}")
+        if options & 0x30 == 0x30:  # noqa: PLR2004 - retain handling 3
+            raise protocol_error("retain handling 3")
+        filters.append((name, options))
+    if not filters:
+        raise protocol_error("SUBSCRIBE without a topic filter")
+    return Subscribe(packet_id, tuple(filters), properties)
+
+
+def _decode_unsubscribe(_kind: PacketType, fields: FieldReader, version: int) -> Unsubscribe:
+    packet_id = fields.packet_id()
+    properties = decode_properties(fields, PacketType.UNSUBSCRIBE) if version == V5 else NO_PROPERTIES
+    filters = []
+    while fields.at < fields.stop:
+        filters.append(fields.text())
+    if not filters:
+        raise protocol_error("UNSUBSCRIBE without a topic filter")
+    return Unsubscribe(packet_id, tuple(filters), properties)
+
+
+def _decode_suback(_kind: PacketType, fields: FieldReader, version: int) -> Suback:
+    packet_id = fields.packet_id()
+    properties = decode_properties(fields, PacketType.SUBACK) if version == V5 else NO_PROPERTIES
+    codes = tuple(fields.rest())
+    if not codes or not ALLOWED_REASON_CODES[PacketType.SUBACK].issuperset(codes):
+        raise protocol_error("SUBACK without codes or with one that is none")
+    return Suback(packet_id, codes, properties)
+
+
+def _decode_unsuback(_kind: PacketType, fields: FieldReader, version: int) -> Unsuback:
+    packet_id = fields.packet_id()
+    if version != V5:
+        return Unsuback(packet_id)
+    properties = decode_properties(fields, PacketType.UNSUBACK)
+    codes = tuple(fields.rest())
+    if not codes or not ALLOWED_REASON_CODES[PacketType.UNSUBACK].issuperset(codes):
+        raise protocol_error("UNSUBACK without codes or with one that is none")
+    return Unsuback(packet_id, codes, properties)
+
+
+def _decode_disconnect(kind: PacketType, fields: FieldReader, version: int) -> Disconnect:
+    if version != V5 or fields.at == fields.stop:
+        return Disconnect()
+    return Disconnect(*_decode_reason(kind, fields))
+
+
+def _decode_auth(kind: PacketType, fields: FieldReader, version: int) -> Auth:
+    if version != V5:
+        raise malformed_packet("packet type 15 in MQTT 3.1.1")
+    if fields.at == fields.stop:
+        return Auth()
+    return Auth(*_decode_reason(kind, fields))
+
+
+def decode_packet_body(kind: PacketType, fields: FieldReader, version: int, *, from_server: bool) -> Packet:
+    """The packet of type `kind`, which is neither CONNECT nor PUBLISH, up to the end of its body.
+
+    Raises:
+        ProtocolFault: malformed or a protocol error; never anything else.
+    """
+    packet = _BODY_DECODERS[kind](kind, fields, version)
+    fields.finish()
+    if isinstance(packet, Disconnect):
+        if from_server and version != V5:
+            raise protocol_error("DISCONNECT from a server of MQTT 3.1.1")
+        if packet.reason_code not in (_SERVER_DISCONNECT_CODES if from_server else _CLIENT_DISCONNECT_CODES):
+            raise protocol_error(f"DISCONNECT with reason code {packet.reason_code:#04x} from the wrong side")
+    return packet
+
+
+_BODY_DECODERS: dict[PacketType, Callable[[PacketType, FieldReader, int], Packet]] = {
+    PacketType.CONNACK: _decode_connack,
+    PacketType.PUBACK: _decode_publish_ack,
+    PacketType.PUBREC: _decode_publish_ack,
+    PacketType.PUBREL: _decode_publish_ack,
+    PacketType.PUBCOMP: _decode_publish_ack,
+    PacketType.SUBSCRIBE: _decode_subscribe,
+    PacketType.SUBACK: _decode_suback,
+    PacketType.UNSUBSCRIBE: _decode_unsubscribe,
+    PacketType.UNSUBACK: _decode_unsuback,
+    PacketType.PINGREQ: lambda _kind, _fields, _version: Pingreq(),
+    PacketType.PINGRESP: lambda _kind, _fields, _version: Pingresp(),
+    PacketType.DISCONNECT: _decode_disconnect,
+    PacketType.AUTH: _decode_auth,
+}
+
+_PUBLISH_REASON_CODES = frozenset({0x00, 0x10, 0x80, 0x83, 0x87, 0x90, 0x91, 0x97, 0x99})
+_RELEASE_REASON_CODES = frozenset({0x00, 0x92})
+_CLIENT_DISCONNECT_CODES = frozenset({0x00, 0x04, *range(0x80, 0x84), 0x90, *range(0x93, 0x9A)})
+_SERVER_DISCONNECT_CODES = frozenset(
+    {0x00, *range(0x80, 0x84), 0x87, 0x89, 0x8B, *range(0x8D, 0x91), *range(0x93, 0xA3)}
+)
+ALLOWED_REASON_CODES: dict[PacketType, frozenset[int]] = {
+    PacketType.CONNACK: frozenset(
+        {0x00, *range(0x80, 0x8B), 0x8C, 0x90, 0x95, 0x97, *range(0x99, 0x9E), 0x9F}
+    ),
+    PacketType.PUBACK: _PUBLISH_REASON_CODES,
+    PacketType.PUBREC: _PUBLISH_REASON_CODES,
+    PacketType.PUBREL: _RELEASE_REASON_CODES,
+    PacketType.PUBCOMP: _RELEASE_REASON_CODES,
+    PacketType.SUBACK: frozenset({0, 1, 2, 0x80, 0x83, 0x87, 0x8F, 0x91, 0x97, 0x9E, 0xA1, 0xA2}),
+    PacketType.UNSUBACK: frozenset({0, 0x11, 0x80, 0x83, 0x87, 0x8F, 0x91}),
+    PacketType.DISCONNECT: _CLIENT_DISCONNECT_CODES | _SERVER_DISCONNECT_CODES,
+    PacketType.AUTH: frozenset({0x00, 0x18, 0x19}),
+}
+"""Which reason codes each packet may carry (the table of section 2.4)."""
+
+
+PINGRESP: Final = b"\xd0\x00"
+
+_PUBLISH_ACK_HEADERS = {
+    PacketType.PUBACK: 0x40020000,
+    PacketType.PUBREC: 0x50020000,
+    PacketType.PUBCOMP: 0x70020000,
+}
+
+
+def encode_publish_acks(kind: PacketType, packet_ids: Iterable[int]) -> bytes:
+    """PUBACK, PUBREC or PUBCOMP with success for each packet identifier: four bytes each in both versions."""
+    head = _PUBLISH_ACK_HEADERS[kind]
+    words = array("I", [head | packet_id for packet_id in packet_ids])
+    if sys.byteorder == "little":
+        words.byteswap()
+    return words.tobytes()
+
+
+def encode_pubacks(packet_ids: Iterable[int]) -> bytes:
+    """One PUBACK for each packet identifier."""
+    return encode_publish_acks(PacketType.PUBACK, packet_ids)
+
+
+def encode_packet(packet: Packet, version: int = V5) -> bytes:  # noqa: C901, PLR0911 - one case a packet type
+    """One packet in the form of `version`: 3.1.1 has no room for properties and reason codes."""
+    v5 = version == V5
+    match packet:
+        case Publish():
+            return _encode_publish(packet, version)
+        case Connect():
+            return _encode_connect(packet)
+        case Connack(code, session_present, properties):
+            body = bytes((session_present, code))
+            return _encode_frame(
+                PacketType.CONNACK << 4, body + encode_properties(properties) if v5 else body
+            )
+        case PublishAck(kind, packet_id, reason_code, properties):
+            tail = _encode_reason(reason_code, properties) if v5 else b""
+            return _encode_frame(
+                kind << 4 | (2 if kind is PacketType.PUBREL else 0), encode_u16(packet_id) + tail
+            )
+        case Subscribe(packet_id, filters, properties):
+            body = b"".join(
+                encode_string(name) + bytes((options if v5 else options & 3,)) for name, options in filters
+            )
+            return _encode_frame(
+                PacketType.SUBSCRIBE << 4 | 2, _encode_packet_id(packet_id, properties, version) + body
+            )
+        case Suback(packet_id, codes, properties):
+            return _encode_frame(
+                PacketType.SUBACK << 4, _encode_packet_id(packet_id, properties, version) + bytes(codes)
+            )
+        case Unsubscribe(packet_id, filters, properties):
+            body = b"".join(map(encode_string, filters))
+            return _encode_frame(
+                PacketType.UNSUBSCRIBE << 4 | 2, _encode_packet_id(packet_id, properties, version) + body
+            )
+        case Unsuback(packet_id, codes, properties):
+            body = bytes(codes) if v5 else b""
+            return _encode_frame(
+                PacketType.UNSUBACK << 4, _encode_packet_id(packet_id, properties, version) + body
+            )
+        case Disconnect(reason_code, properties):
+            return _encode_frame(
+                PacketType.DISCONNECT << 4, _encode_reason(reason_code, properties) if v5 else b""
+            )
+        case Auth(reason_code, properties):
+            body = bytes((reason_code,)) + encode_properties(properties) if reason_code or properties else b""
+            return _encode_frame(PacketType.AUTH << 4, body)
+        case Pingreq():
+            return b"\xc0\x00"
+        case _:
+            return PINGRESP
+
+
+def _encode_frame(first: int, body: bytes) -> bytes:
+    return bytes((first,)) + encode_varint(len(body)) + body
+
+
+def _encode_packet_id(packet_id: int, properties: Properties, version: int) -> bytes:
+    return encode_u16(packet_id) + (encode_properties(properties) if version == V5 else b"")
+
+
+def _encode_reason(reason_code: int, properties: Properties) -> bytes:
+    """The shortest form: nothing for plain success, no properties where there are none."""
+    if properties:
+        return bytes((reason_code,)) + encode_properties(properties)
+    return bytes((reason_code,)) if reason_code else b""
+
+
+def _encode_publish(packet: Publish, version: int) -> bytes:
+    first = PacketType.PUBLISH << 4 | packet.dup << 3 | packet.qos << 1 | packet.retain
+    packet_id = encode_u16(packet.packet_id) if packet.qos else b""
+    properties = encode_properties(packet.properties) if version == V5 else b""
+    return _encode_frame(first, encode_binary(packet.topic) + packet_id + properties + packet.payload)
+
+
+def _encode_connect(packet: Connect) -> bytes:
+    v5, will = packet.version == V5, packet.will
+    flags = packet.clean_start << 1 | (packet.username is not None) << 7 | (packet.password is not None) << 6
+    parts = [encode_properties(packet.properties) if v5 else b"", encode_string(packet.client_id)]
+    if will is not None:
+        flags |= 4 | will.qos << 3 | will.retain << 5
+        parts += (
+            encode_properties(will.properties) if v5 else b"",
+            encode_binary(will.topic),
+            encode_binary(will.payload),
+        )
+    if packet.username is not None:
+        parts.append(encode_string(packet.username))
+    if packet.password is not None:
+        parts.append(encode_binary(packet.password))
+    head = b"\x00\x04MQTT" + bytes((packet.version, flags)) + encode_u16(packet.keep_alive_s)
+    return _encode_frame(PacketType.CONNECT << 4, head + b"".join(parts))

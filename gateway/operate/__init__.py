@@ -1,1 +1,0 @@
-"""What the operator and the service manager see."""

@@ -1,0 +1,1 @@
+"""Payloads to measurements: rules, topics, field maps."""

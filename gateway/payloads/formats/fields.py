@@ -1,0 +1,337 @@
+"""Formats mapped by a rule: JSON objects (`fields`), CSV lines (`csv`), a bare value (`number`). Pure.
+
+Every member that is a number or boolean is a measurement, named by its dotted path (`door.open`,
+`phases.0.power`) or column unless the rule names it. Text counts where the rule maps it to a number, or
+names the member and the text is numeric. An invalid member costs only itself; an invalid time or companion
+costs the record, an invalid CSV line the line. A CSV line may be quoted (RFC 4180); one whose first column
+is that column's name is a header and is skipped.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+from typing import TYPE_CHECKING, Any, Final, cast
+
+import msgspec
+
+from cloud_sync.model.reading_builder import TimestampError, parse_timestamp_in_unit
+from gateway.payloads.measurement import (
+    MEMBERS_MAX,
+    DeviceFieldMap,
+    Fault,
+    FieldMap,
+    Measurement,
+    PayloadDecodeError,
+    convert_field_value,
+)
+from gateway.payloads.rule import COMPANION_FIELDS
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    from gateway.payloads.measurement import DecodeResult
+    from gateway.payloads.rule import PayloadRule
+
+DEPTH_MAX: Final = 16
+RECORD_MEMBERS_MAX: Final = 1_000
+_ARRAY_MAX: Final = 100
+_FLOAT32_MAX: Final = 3.4e38
+_SEQ_MAX: Final = (1 << 63) - 1
+_MISSING: Final = object()
+_SHOWN_MAX_CHARACTERS: Final = 64
+_CompanionValues = tuple[
+    float | None, float | None, float | None, int | None, str | None, str | None, str | None
+]
+_TimeAndCompanions = tuple[
+    int | None, float | None, float | None, float | None, int | None, str | None, str | None, str | None
+]
+_NO_COMPANIONS: _CompanionValues = (None, None, None, None, None, None, None)
+_json_decoder = msgspec.json.Decoder()
+_JSON_ERRORS = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
+
+
+def build_fields_decoder(
+    rule: PayloadRule, levels: Mapping[str, str]
+) -> Callable[[bytes, int], DecodeResult]:
+    """What decodes the payloads of one topic, whose named levels are given."""
+    reader = RecordReader(rule, levels)
+
+    def decode(payload: bytes, now_us: int) -> DecodeResult:  # noqa: ARG001 - of every decoder
+        try:
+            found = _json_decoder.decode(payload)
+        except _JSON_ERRORS as fault:
+            return (), [Fault("not_json", str(fault) or type(fault).__name__, payload)]
+        if type(found) is dict:
+            return reader.read_records((found,))
+        if type(found) is list:
+            if len(found) > MEMBERS_MAX:
+                what = f"an array of {len(found)} members; at most {MEMBERS_MAX} are taken"
+                return (), [Fault("too_many_members", what, payload)]
+            return reader.read_records(found)
+        return (), [Fault("bad_reading", f"expected an object, found {type(found).__name__}", payload)]
+
+    return decode
+
+
+class RecordReader:
+    """Makes measurements of records: objects with members, perhaps nested.
+
+    Args:
+        rule: of format fields or csv.
+        levels: the named levels of the topic.
+        text_counts: whether all values are text, as in csv.
+        part: a record as bytes of the payload's shape, to be decoded again by itself.
+    """
+
+    def __init__(
+        self,
+        rule: PayloadRule,
+        levels: Mapping[str, str],
+        *,
+        convert_text: bool = False,
+        part: Callable[[dict[str, Any]], bytes] = msgspec.json.encode,
+    ) -> None:
+        self._rule = rule
+        self._root = rule.root
+        self._book = FieldMap(rule, levels)
+        self.convert_text = convert_text
+        self._part = part
+        self._time = None if rule.time is None else (rule.time, tuple(rule.time.split(".")))
+        self._companions = [
+            (position, name, path, tuple(path.split(".")))
+            for position, name in enumerate(COMPANION_FIELDS)
+            if (path := rule.companions.get(name)) is not None
+        ]
+        beside = [p for p in (rule.time, *rule.companions.values(), *self._book.names) if p is not None]
+        self._beside = [(path, tuple(path.split("."))) for path in beside]
+
+    def read_records(self, records: Sequence[Any]) -> DecodeResult:
+        """The measurements of records, and the faults."""
+        out: list[Measurement] = []
+        faults: list[Fault] = []
+        many = len(records) > 1
+        for position, record in enumerate(records):
+            try:
+                walk = self._read(record)
+                out += walk.out
+                faults += walk.faults
+            except PayloadDecodeError as fault:
+                where = f"member {position}: " if many else ""
+                part = self._part(record) if type(record) is dict else msgspec.json.encode(record)
+                faults.append(Fault(fault.reason, f"{where}{fault}", part))
+        return out, faults
+
+    def _read(self, record: Any) -> _RecordWalk:
+        if type(record) is not dict:
+            raise PayloadDecodeError("bad_reading", f"expected an object, found {type(record).__name__}")
+        plans = self._book.only or self._book.of(
+            tuple(_name_text_at(record, name) for name in self._book.names)
+        )
+        time_us = None if self._time is None else self._read_time(record, *self._time)
+        beside = self._read_companions(record) if self._companions else _NO_COMPANIONS
+        walk = _RecordWalk(self, record, plans, (time_us, *beside))
+        inner = _value_at(record, self._root) if self._root else record
+        if type(inner) is dict:
+            walk.members(inner, "", 0)
+        if not walk.out and not walk.faults and not self._rule.may_be_empty:
+            what = ", ".join(list(record)[:8]) or "no members"
+            raise PayloadDecodeError("no_measurement", f"no member makes a reading under this rule: {what}")
+        return walk
+
+    def fault(self, reason: str, detail: str, record: dict[str, Any], path: str) -> Fault:
+        """A fault of one member; its part is the record with that member alone, and what goes with it."""
+        part: dict[str, Any] = {}
+        for keys in ((*self._root, *path.split(".")), *(keys for _, keys in self._beside)):
+            value = _value_at(record, keys)
+            if value is not _MISSING:
+                _set_value_at(part, keys, value)
+        return Fault(reason, detail, self._part(part or record))
+
+    def _read_time(self, record: dict[str, Any], path: str, keys: tuple[str, ...]) -> int | None:
+        value = _value_at(record, keys)
+        if value is _MISSING or value is None or (value == "" and self.convert_text):
+            return None
+        try:
+            return parse_timestamp_in_unit(value, self._rule.time_unit, self._rule.time_zone)
+        except TimestampError as fault:
+            raise PayloadDecodeError("bad_time", f"{path}: {fault}") from None
+
+    def _read_companions(self, record: dict[str, Any]) -> _CompanionValues:
+        found: list[Any] = [None] * len(COMPANION_FIELDS)
+        for position, name, path, keys in self._companions:
+            value = _value_at(record, keys)
+            if value is not _MISSING and value is not None and value != "":
+                found[position] = _convert_companion(name, path, value, convert_text=self.convert_text)
+        return cast("_CompanionValues", tuple(found))
+
+
+class _RecordWalk:
+    """Through the members of one record, nested ones too."""
+
+    __slots__ = ("beside", "faults", "out", "plans", "reader", "record")
+
+    def __init__(
+        self, reader: RecordReader, record: dict[str, Any], plans: DeviceFieldMap, beside: _TimeAndCompanions
+    ) -> None:
+        self.reader, self.record, self.plans, self.beside = reader, record, plans, beside
+        self.out: list[Measurement] = []
+        self.faults: list[Fault] = []
+
+    def members(self, members: Mapping[str, Any], prefix: str, depth: int) -> None:
+        """Take the members whose paths begin with `prefix`."""
+        if len(members) > RECORD_MEMBERS_MAX:
+            what = (
+                f"{prefix or 'an object'} has {len(members)} members; at most {RECORD_MEMBERS_MAX} are taken"
+            )
+            self.faults.append(Fault("too_many_members", what, msgspec.json.encode(self.record)))
+            return
+        known, convert_text = self.plans.known, self.reader.convert_text
+        for key, value in members.items():
+            path = prefix + key if prefix else key
+            kind = type(value)
+            if kind is dict or kind is list:
+                self._nested(value, path, depth)
+                continue
+            plan: Any = known(path, _MISSING)
+            if plan is _MISSING:
+                plan = self.plans.of(path)
+            if plan is None:
+                continue
+            try:
+                number = convert_field_value(plan, path, value, convert_text=convert_text)
+            except PayloadDecodeError as fault:
+                self._fault(fault.reason, str(fault), path)
+                continue
+            if number is not None:
+                self.out.append(Measurement(plan.name, number, *self.beside, plan.unit))
+
+    def _nested(self, value: dict[str, Any] | list[Any], path: str, depth: int) -> None:
+        if depth >= DEPTH_MAX:
+            self._fault(
+                "too_deep", f"{path[:_SHOWN_MAX_CHARACTERS]}: nested more than {DEPTH_MAX} deep", path
+            )
+        elif isinstance(value, dict):
+            self.members(value, path + ".", depth + 1)
+        elif len(value) <= _ARRAY_MAX:
+            self.members({str(i): inner for i, inner in enumerate(value)}, path + ".", depth + 1)
+        elif self.plans.of(path) is not None:
+            what = f"{path}: an array of {len(value)}; at most {_ARRAY_MAX} are taken as members"
+            self._fault("too_many_members", what, path)
+
+    def _fault(self, reason: str, detail: str, path: str) -> None:
+        self.faults.append(self.reader.fault(reason, detail, self.record, path))
+
+
+def _convert_companion(name: str, path: str, value: Any, *, convert_text: bool) -> float | int | str:
+    if name in ("location", "manufacturer", "firmware_version"):
+        if isinstance(value, (dict, list)):
+            raise PayloadDecodeError("bad_reading", f"{path}: expected text for {name}")
+        return str(value)
+    try:
+        number = float(value) if type(value) in (int, float) or convert_text else math.nan
+    except (ValueError, OverflowError):
+        number = math.nan
+    if name == "seq":
+        whole = int(value) if number.is_integer() else -1
+        if not 0 <= whole <= _SEQ_MAX:
+            raise PayloadDecodeError("bad_reading", f"{path}: expected a whole number from 0 for seq")
+        return whole
+    if not abs(number) <= _FLOAT32_MAX:
+        raise PayloadDecodeError("bad_reading", f"{path}: expected a number for {name}, found {value!r:.64}")
+    return number
+
+
+def _name_text_at(record: dict[str, Any], path: str) -> str:
+    value = _value_at(record, tuple(path.split(".")))
+    if isinstance(value, (str, int)) and not isinstance(value, bool) and value != "":
+        return str(value)
+    raise PayloadDecodeError("no_sensor_id", f"{path}: expected text that names the device or series")
+
+
+def _value_at(record: Any, keys: tuple[str, ...]) -> Any:
+    for key in keys:
+        if type(record) is dict:
+            record = record.get(key, _MISSING)
+        elif type(record) is list and key.isdecimal() and int(key) < len(record):
+            record = record[int(key)]
+        else:
+            return _MISSING
+    return record
+
+
+def _set_value_at(part: dict[str, Any], keys: tuple[str, ...], value: Any) -> None:
+    for key in keys[:-1]:
+        part = part.setdefault(key, {})
+    part[keys[-1]] = value
+
+
+def build_csv_decoder(rule: PayloadRule, levels: Mapping[str, str]) -> Callable[[bytes, int], DecodeResult]:
+    """What decodes the payloads of one topic, whose named levels are given."""
+    columns = rule.columns
+
+    def line_of(record: dict[str, Any]) -> bytes:
+        """The line of a record; columns it does not have are empty."""
+        out = io.StringIO()
+        writer = csv.writer(out, delimiter=rule.separator, lineterminator="")
+        writer.writerow([record.get(column, "") for column in columns])
+        return out.getvalue().encode()
+
+    reader = RecordReader(rule, levels, convert_text=True, part=line_of)
+
+    def decode(payload: bytes, now_us: int) -> DecodeResult:  # noqa: ARG001 - of every decoder
+        try:
+            text = payload.decode()
+        except UnicodeDecodeError as fault:
+            return (), [Fault("not_utf8", str(fault), payload)]
+        records, faults = [], []
+        lines = text.splitlines()
+        if len(lines) > MEMBERS_MAX:
+            return (), [Fault("too_many_members", f"{len(lines)} lines; at most {MEMBERS_MAX}", payload)]
+        for position, line in enumerate(lines):
+            if not line.strip():
+                continue
+            try:
+                (cells,) = csv.reader([line], delimiter=rule.separator, strict=True)
+            except (csv.Error, ValueError) as fault:
+                faults.append(Fault("bad_line", f"line {position}: {fault}", line.encode()))
+                continue
+            if len(cells) != len(columns):
+                what = f"line {position}: {len(cells)} columns; expected {len(columns)}: {', '.join(columns)}"
+                faults.append(Fault("bad_line", what, line.encode()))
+            elif cells[0].strip() != columns[0]:
+                pairs = zip(columns, cells, strict=True)
+                records.append({name: cell.strip() or None for name, cell in pairs if name})
+        found, more = reader.read_records(records)
+        return found, faults + more
+
+    return decode
+
+
+_BOOLEAN_VALUES = {"true": 1.0, "false": 0.0}
+
+
+def build_number_decoder(
+    rule: PayloadRule, levels: Mapping[str, str]
+) -> Callable[[bytes, int], DecodeResult]:
+    """What decodes the payloads of one topic, whose named levels are given."""
+    plans = FieldMap(rule, levels).only
+    assert plans is not None
+    plan = plans.of("value")
+    assert plan is not None
+    may_be_empty = rule.may_be_empty
+    plan = plan._replace(values={**_BOOLEAN_VALUES, **plan.values})
+
+    def decode(payload: bytes, now_us: int) -> DecodeResult:  # noqa: ARG001 - of every decoder
+        try:
+            text = payload.decode().strip()
+            number = convert_field_value(plan, "payload", text, convert_text=True)
+        except UnicodeDecodeError:
+            return (), [Fault("not_utf8", "expected a number as text", payload)]
+        except PayloadDecodeError as fault:
+            return (), [] if may_be_empty else [fault.fault(payload)]
+        assert number is not None
+        return (Measurement(plan.name, number, unit=plan.unit),), []
+
+    return decode

@@ -1,0 +1,335 @@
+"""Sparkplug B: births, data and deaths on `NAMESPACE/GROUP/TYPE/NODE[/DEVICE]`. Pure.
+
+The protobuf messages are declared here (Eclipse Sparkplug 3.0, section 6.4.1), without data sets, templates
+and files. Data is read with the aliases of earlier births, kept in `SparkplugBirths`. Numeric and boolean
+metrics are readings, text as in `fields`; null metrics and `bdSeq` are not. Births and deaths are readings
+of `online`, 1 and 0. The property `Quality` (192 is good) becomes the quality, `engUnit` the unit. An
+invalid metric costs only itself.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any, Final
+
+from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
+from google.protobuf.message import DecodeError
+
+from cloud_sync.model.reading_builder import MAX_TIME_US
+from cloud_sync.model.records import Flag
+from gateway.payloads.formats.sparkplug_births import (
+    SEQ_MODULUS,
+    MetricAlias,
+    SparkplugBirths,
+    SparkplugNode,
+    SparkplugNodeId,
+)
+from gateway.payloads.measurement import (
+    MEMBERS_MAX,
+    Fault,
+    FieldMap,
+    Measurement,
+    PayloadDecodeError,
+    convert_field_value,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from gateway.payloads.measurement import DecodeResult, DeviceFieldMap
+    from gateway.payloads.rule import PayloadRule
+
+__all__ = ["DecodeError", "Payload"]
+
+_PROTOBUF_PACKAGE: Final = "tidegate.sparkplug_b"
+_FieldDescriptor = descriptor_pb2.FieldDescriptorProto
+_SCALAR_TYPES: Final = {
+    "uint64": _FieldDescriptor.TYPE_UINT64,
+    "uint32": _FieldDescriptor.TYPE_UINT32,
+    "float": _FieldDescriptor.TYPE_FLOAT,
+    "double": _FieldDescriptor.TYPE_DOUBLE,
+    "bool": _FieldDescriptor.TYPE_BOOL,
+    "string": _FieldDescriptor.TYPE_STRING,
+}
+_VALUE_FIELDS: Final = (
+    ("int_value", "uint32"),
+    ("long_value", "uint64"),
+    ("float_value", "float"),
+    ("double_value", "double"),
+    ("boolean_value", "bool"),
+    ("string_value", "string"),
+)
+
+
+def _add_message(
+    file: descriptor_pb2.FileDescriptorProto, name: str, fields: list[tuple[int, str, str]]
+) -> Any:
+    """Add a message; a kind is a scalar's name or a message's, after `*` when it is repeated."""
+    message = file.message_type.add(name=name)
+    for number, field, kind in fields:
+        scalar = kind.lstrip("*")
+        added = message.field.add(
+            name=field,
+            number=number,
+            label=_FieldDescriptor.LABEL_REPEATED
+            if kind.startswith("*")
+            else _FieldDescriptor.LABEL_OPTIONAL,
+            type=_SCALAR_TYPES.get(scalar, _FieldDescriptor.TYPE_MESSAGE),
+        )
+        if scalar not in _SCALAR_TYPES:
+            added.type_name = f".{_PROTOBUF_PACKAGE}.{scalar}"
+    return message
+
+
+def _add_value_oneof(message: Any, first: int) -> None:
+    """Add the values a message may hold one of, numbered from `first`."""
+    message.oneof_decl.add(name="value")
+    for number, (field, kind) in enumerate(_VALUE_FIELDS, start=first):
+        message.field.add(
+            name=field,
+            number=number,
+            label=_FieldDescriptor.LABEL_OPTIONAL,
+            type=_SCALAR_TYPES[kind],
+            oneof_index=0,
+        )
+
+
+def _build_file_descriptor() -> descriptor_pb2.FileDescriptorProto:
+    file = descriptor_pb2.FileDescriptorProto(name="tidegate/sparkplug_b.proto", package=_PROTOBUF_PACKAGE)
+    value = _add_message(file, "PropertyValue", [(1, "type", "uint32"), (2, "is_null", "bool")])
+    _add_value_oneof(value, 3)
+    _add_message(file, "PropertySet", [(1, "keys", "*string"), (2, "values", "*PropertyValue")])
+    metric = _add_message(
+        file,
+        "Metric",
+        [
+            (1, "name", "string"),
+            (2, "alias", "uint64"),
+            (3, "timestamp", "uint64"),
+            (4, "datatype", "uint32"),
+            (5, "is_historical", "bool"),
+            (6, "is_transient", "bool"),
+            (7, "is_null", "bool"),
+            (9, "properties", "PropertySet"),
+        ],
+    )
+    _add_value_oneof(metric, 10)
+    _add_message(
+        file, "Payload", [(1, "timestamp", "uint64"), (2, "metrics", "*Metric"), (3, "seq", "uint64")]
+    )
+    return file
+
+
+_descriptor_pool = (
+    descriptor_pool.DescriptorPool()
+)  # of our own: another package may describe the same messages
+_descriptor_pool.Add(_build_file_descriptor())
+Payload: Any = message_factory.GetMessageClass(
+    _descriptor_pool.FindMessageTypeByName(f"{_PROTOBUF_PACKAGE}.Payload")
+)
+"""A payload: timestamp (ms), metrics, seq."""
+
+
+REBIRTH_METRIC: Final = "Node Control/Rebirth"
+ONLINE_MEMBER: Final = "online"
+_NODE_MESSAGE_TYPES: Final = frozenset({"NBIRTH", "NDATA", "NDEATH"})
+_DEVICE_MESSAGE_TYPES: Final = frozenset({"DBIRTH", "DDATA", "DDEATH"})
+_BD_SEQ_METRIC: Final = "bdSeq"
+_QUALITY_GOOD: Final = 192
+_SIGNED_BITS: Final[Mapping[int, int]] = {1: 8, 2: 16, 3: 32, 4: 64}
+_HISTORICAL_FLAG: Final = int(Flag.HISTORICAL)
+_LATEST_MS: Final = MAX_TIME_US // 1000
+_DATATYPE_BOOLEAN: Final = 11
+
+
+def build_sparkplug_decoder(
+    rule: PayloadRule, levels: Mapping[str, str], topic: str, births: SparkplugBirths
+) -> Callable[[bytes, int], DecodeResult]:
+    """What decodes the payloads of one topic; `births` is shared by all topics of the rule."""
+    parts = topic.split("/")
+    type_ = parts[2] if len(parts) > 2 else ""  # noqa: PLR2004 - namespace, group, type
+    expected = {4: _NODE_MESSAGE_TYPES, 5: _DEVICE_MESSAGE_TYPES}.get(len(parts), frozenset())
+    if type_ not in expected or "" in parts:
+        return (
+            _decode_nothing
+            if type_ in ("NCMD", "DCMD") or parts[1:2] == ["STATE"]
+            else _build_bad_topic_decoder(topic)
+        )
+    told = _TopicDecoder(rule, levels, parts, births)
+
+    def decode(payload: bytes, now_us: int) -> DecodeResult:
+        message = Payload()
+        try:
+            message.ParseFromString(payload)
+        except DecodeError:
+            return (), [Fault("not_sparkplug", "no Sparkplug B payload, or cut short", payload)]
+        if len(message.metrics) > MEMBERS_MAX:
+            what = f"{len(message.metrics)} metrics; at most {MEMBERS_MAX} are taken"
+            return (), [Fault("too_many_members", what, payload)]
+        try:
+            return told.read(message, now_us)
+        except PayloadDecodeError as fault:
+            return (), [fault.fault(payload)]
+
+    return decode
+
+
+class _TopicDecoder:
+    """Reads the messages of one topic."""
+
+    def __init__(
+        self, rule: PayloadRule, levels: Mapping[str, str], parts: list[str], births: SparkplugBirths
+    ) -> None:
+        self._type = parts[2]
+        self._id = SparkplugNodeId(parts[1], parts[3])
+        self._device = parts[4] if len(parts) > 4 else ""  # noqa: PLR2004 - the fifth is the device
+        self._births = births
+        self._book = FieldMap(rule, levels)
+        self._maps_by_device: dict[str, DeviceFieldMap] = {}
+
+    def read(self, message: Any, now_us: int) -> DecodeResult:
+        """The readings of one message, after what it says about the node's life."""
+        births, type_ = self._births, self._type
+        seq = message.seq % SEQ_MODULUS if message.HasField("seq") else None
+        if type_ == "NBIRTH":
+            births.born(self._id, _read_bd_seq(message))
+        elif type_ == "NDEATH":
+            is_current_birth = births.record_death(self._id, _read_bd_seq(message))
+            return (self._online(0, None) if is_current_birth else ()), []
+        births.heard(self._id, seq, now_us)
+        if births.node(self._id) is None:
+            births.ask(self._id, now_us)
+        if type_ == "DDEATH":
+            return self._online(0, _read_time_us(message)), []
+        out: list[Measurement] = []
+        faults: list[Fault] = []
+        if type_.endswith("BIRTH"):
+            out += self._online(1, _read_time_us(message))
+        node = births.node(self._id) or SparkplugNode()
+        for position, metric in enumerate(message.metrics):
+            try:
+                self._metric(metric, message, node, out)
+            except PayloadDecodeError as fault:
+                if fault.reason == "unknown_alias":
+                    births.ask(self._id, now_us)
+                part = Payload(timestamp=message.timestamp, metrics=[metric]).SerializeToString()
+                faults.append(Fault(fault.reason, f"metric {position}: {fault}", part))
+        return out, faults
+
+    def _metric(self, metric: Any, message: Any, node: SparkplugNode, out: list[Measurement]) -> None:
+        alias = self._alias(metric, node)
+        if alias.name == _BD_SEQ_METRIC or metric.is_null:
+            return
+        kind = metric.WhichOneof("value")
+        plans = self._plans(alias.device)
+        plan = plans.known(alias.name) or plans.of(alias.name)
+        if kind is None or plan is None:
+            return
+        value = getattr(metric, kind)
+        if kind in ("int_value", "long_value"):
+            value = _to_signed(value, metric.datatype or alias.datatype)
+        number = convert_field_value(plan, alias.name, value)
+        if number is None:
+            return
+        if not math.isfinite(number):
+            raise PayloadDecodeError("bad_member", f"{alias.name}: {number!r} is no value")
+        time_us = _read_time_us(metric) if metric.HasField("timestamp") else _read_time_us(message)
+        flags = _HISTORICAL_FLAG if metric.is_historical else 0
+        quality = _read_property(metric, "Quality") if metric.HasField("properties") else None
+        out.append(
+            Measurement(
+                plan.name,
+                number,
+                time_us,
+                None if not isinstance(quality, int) else 100.0 if quality == _QUALITY_GOOD else 0.0,
+                unit=plan.unit or alias.unit,
+                flags=flags,
+            )
+        )
+
+    def _alias(self, metric: Any, node: SparkplugNode) -> MetricAlias:
+        """What a metric is called; a birth is learnt from."""
+        name, number = metric.name, metric.alias if metric.HasField("alias") else None
+        if not isinstance(name, str):  # bytes, where protobuf did not find UTF-8
+            raise PayloadDecodeError("bad_metric", "its name is not UTF-8")
+        if self._type.endswith("BIRTH"):
+            if not name:
+                raise PayloadDecodeError("bad_metric", "a metric of a birth has no name")
+            unit = _read_property(metric, "engUnit") if metric.HasField("properties") else None
+            alias = MetricAlias(self._device, name, metric.datatype, unit if isinstance(unit, str) else None)
+            node.learn(number, alias)
+            return alias
+        if name:
+            return node.named.get((self._device, name)) or MetricAlias(
+                self._device, name, metric.datatype, None
+            )
+        if number is None:
+            raise PayloadDecodeError("bad_metric", "it has neither a name nor an alias")
+        found = node.aliases.get(number)
+        if found is None or found.device != self._device:
+            raise PayloadDecodeError("unknown_alias", f"no birth that was seen explains alias {number}")
+        return found
+
+    def _plans(self, device: str) -> DeviceFieldMap:
+        plans = self._maps_by_device.get(device)
+        if plans is None:
+            source = f"{self._id.node}:{device}" if device else self._id.node
+            known = {**self._id._asdict(), "device": device, "source": source}
+            plans = self._book.only or self._book.of(tuple(known[name] for name in self._book.names))
+            self._maps_by_device[device] = plans
+        return plans
+
+    def _online(self, value: int, time_us: int | None) -> list[Measurement]:
+        plans = self._plans(self._device)
+        plan = plans.known(ONLINE_MEMBER) or plans.of(ONLINE_MEMBER)
+        return [] if plan is None else [Measurement(plan.name, value, time_us)]
+
+
+def encode_rebirth_command(now_us: int) -> bytes:
+    """The payload of the NCMD that asks a node for a new birth."""
+    message = Payload(timestamp=now_us // 1000)
+    message.metrics.add(
+        name=REBIRTH_METRIC, datatype=_DATATYPE_BOOLEAN, timestamp=now_us // 1000, boolean_value=True
+    )
+    return bytes(message.SerializeToString())
+
+
+def _read_bd_seq(message: Any) -> int | None:
+    for metric in message.metrics:
+        if metric.name == _BD_SEQ_METRIC and metric.WhichOneof("value") in ("int_value", "long_value"):
+            return int(getattr(metric, metric.WhichOneof("value")))
+    return None
+
+
+def _read_time_us(stamped: Any) -> int | None:
+    """The time of a metric or payload; None when there is none."""
+    if not stamped.HasField("timestamp"):
+        return None
+    if stamped.timestamp > _LATEST_MS:
+        raise PayloadDecodeError("bad_time", f"{stamped.timestamp} ms lies outside 1677..2262")
+    return int(stamped.timestamp) * 1000
+
+
+def _to_signed(value: int, datatype: int) -> int:
+    """A whole number as it was before it was put into an unsigned field."""
+    bits = _SIGNED_BITS.get(datatype)
+    if bits is None:
+        return value
+    value &= (1 << bits) - 1
+    return value - (1 << bits) if value >> (bits - 1) else value
+
+
+def _read_property(metric: Any, name: str) -> Any:
+    for key, value in zip(metric.properties.keys, metric.properties.values, strict=False):
+        if key == name and not value.is_null and value.WhichOneof("value"):
+            return getattr(value, value.WhichOneof("value"))
+    return None
+
+
+def _decode_nothing(payload: bytes, now_us: int) -> DecodeResult:  # noqa: ARG001 - of every decoder
+    return (), []
+
+
+def _build_bad_topic_decoder(topic: str) -> Callable[[bytes, int], DecodeResult]:
+    what = f"{topic[:80]!r} is not NAMESPACE/GROUP/TYPE/NODE or, of devices, NAMESPACE/GROUP/TYPE/NODE/DEVICE"
+    return lambda payload, _: ((), [Fault("bad_topic", what, payload)])

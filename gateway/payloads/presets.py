@@ -1,0 +1,213 @@
+"""Predefined payload rules for common devices and platforms. Pure.
+
+docs/presets.md describes the device settings each preset needs and the series it produces.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final, Literal, get_args
+
+from gateway.payloads.rule import FieldConversion, PayloadRule, build_rule
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+    from datetime import tzinfo
+
+Preset = Literal["zigbee2mqtt", "tasmota", "esphome", "shelly", "sparkplug_b", "senml", "homie", "ttn"]
+PRESETS: Final = get_args(Preset)
+
+_ON_OFF_VALUES: Final = {"ON": 1, "OFF": 0, "on": 1, "off": 0}
+_ONLINE_VALUES: Final = {"online": 1, "offline": 0, "Online": 1, "Offline": 0}
+_TASMOTA_STATE_FIELDS: Final = (
+    "POWER*",
+    "Dimmer",
+    "UptimeSec",
+    "Heap",
+    "LoadAvg",
+    "Vcc",
+    "Wifi.RSSI",
+    "Wifi.LinkCount",
+)
+_OPEN_CLOSED_VALUES: Final = {"open": 1, "close": 0, "closed": 0}
+
+
+def build_preset_rules(
+    preset: Preset, base: str | None = None, time_zone: tzinfo | None = None
+) -> Sequence[PayloadRule]:
+    """The rules of a preset, in order.
+
+    Args:
+        preset: one of `PRESETS`.
+        base: what its topics begin with; its usual one unless given, "" for nothing.
+        time_zone: of a clock that writes local time without an offset (tasmota).
+
+    Raises:
+        ValueError: `base` is no topic, or time_zone is not for this preset.
+    """
+    usual, make = _PRESETS[preset]
+    if time_zone is not None and preset != "tasmota":
+        raise ValueError(
+            f"time_zone is not for preset {preset!r}: its times say their offset, or there are none"
+        )
+    if base is None:
+        base = usual
+    base = base.strip("/")
+    return make(f"{base}/" if base else "", time_zone)
+
+
+def _zigbee2mqtt(base: str, _: tzinfo | None) -> Sequence[PayloadRule]:
+    return (
+        build_rule(f"{base}bridge/#", "ignore"),
+        build_rule(f"{base}+/set/#", "ignore"),
+        build_rule(f"{base}+/get/#", "ignore"),
+        build_rule(
+            f"{base}{{sensor_id}}/availability",
+            "fields",
+            members={"state": FieldConversion(name="online", values=_ONLINE_VALUES)},
+        ),
+        build_rule(
+            f"{base}{{sensor_id}}",
+            "fields",
+            values=_ON_OFF_VALUES,
+            exclude=("update*", "last_seen", "device.*", "color.*"),
+            companions={"battery_level": "battery"},
+            time="last_seen",
+            may_be_empty=True,
+        ),
+    )
+
+
+def _tasmota(base: str, time_zone: tzinfo | None) -> Sequence[PayloadRule]:
+    time = None if time_zone is None else "Time"
+    return (
+        build_rule(
+            f"{base}tele/{{sensor_id}}/SENSOR",
+            "fields",
+            values=_ON_OFF_VALUES,
+            time=time,
+            time_zone=time_zone,
+            may_be_empty=True,
+        ),
+        build_rule(
+            f"{base}tele/{{sensor_id}}/STATE",
+            "fields",
+            include=(
+                "POWER*",
+                "Dimmer",
+                "UptimeSec",
+                "Heap",
+                "LoadAvg",
+                "Vcc",
+                "Wifi.RSSI",
+                "Wifi.LinkCount",
+            ),
+            values=_ON_OFF_VALUES,
+            companions={"signal_strength": "Wifi.Signal"},
+            time=time,
+            time_zone=time_zone,
+            may_be_empty=True,
+        ),
+        build_rule(f"{base}tele/{{sensor_id}}/LWT", "number", sensor_type="online", values=_ONLINE_VALUES),
+        build_rule(f"{base}tele/#", "ignore"),
+        build_rule(f"{base}stat/#", "ignore"),
+        build_rule(f"{base}cmnd/#", "ignore"),
+    )
+
+
+def _esphome(base: str, _: tzinfo | None) -> Sequence[PayloadRule]:
+    kinds = ("sensor", "binary_sensor", "switch", "number", "light", "fan")
+    states = [
+        build_rule(
+            f"{base}{{sensor_id}}/{kind}/{{sensor_type}}/state",
+            "number",
+            values=_ON_OFF_VALUES,
+            may_be_empty=True,
+        )
+        for kind in kinds
+    ]
+    return (
+        *states,
+        build_rule(f"{base}{{sensor_id}}/status", "number", sensor_type="online", values=_ONLINE_VALUES),
+        build_rule(f"{base}+/debug", "ignore"),
+        *(build_rule(f"{base}+/{kind}/#", "ignore") for kind in (*kinds, "text_sensor", "climate", "cover")),
+    )
+
+
+def _shelly(base: str, _: tzinfo | None) -> Sequence[PayloadRule]:
+    return (
+        build_rule(
+            f"{base}{{sensor_id}}/events/rpc",
+            "fields",
+            root="params",
+            exclude=("ts", "events*", "*.id", "*.minute_ts", "*.by_minute*", "*.tF"),
+            time="params.ts",
+            time_unit="s",
+            may_be_empty=True,
+        ),
+        build_rule(f"{base}{{sensor_id}}/online", "number", sensor_type="online"),
+        build_rule(f"{base}+/status/#", "ignore"),
+        build_rule(f"{base}+/debug/#", "ignore"),
+        build_rule("shellies/+/info", "ignore"),
+        build_rule("shellies/+/announce", "ignore"),
+        build_rule("shellies/+/command", "ignore"),
+        build_rule("shellies/announce", "ignore"),
+        build_rule("shellies/command", "ignore"),
+        build_rule(
+            "shellies/{sensor_id}/{sensor_type#}",
+            "number",
+            values={**_ON_OFF_VALUES, **_OPEN_CLOSED_VALUES},
+            may_be_empty=True,
+        ),
+    )
+
+
+def _sparkplug_b(base: str, _: tzinfo | None) -> Sequence[PayloadRule]:
+    exclude = ("Node Control/*", "Device Control/*")
+    return (build_rule(f"{base}#", "sparkplug_b", exclude=exclude),)
+
+
+def _senml(base: str, _: tzinfo | None) -> Sequence[PayloadRule]:
+    return (build_rule(f"{base}#", "senml"),)
+
+
+def _homie(base: str, _: tzinfo | None) -> Sequence[PayloadRule]:
+    states = {"ready": 1, "alert": 1, "sleeping": 1, "init": 0, "disconnected": 0, "lost": 0}
+    return (
+        build_rule(f"{base}{{sensor_id}}/$state", "number", sensor_type="online", values=states),
+        build_rule(
+            f"{base}{{sensor_id}}/{{node}}/{{property}}",
+            "number",
+            sensor_type="{node}.{property}",
+            may_be_empty=True,
+        ),
+        build_rule(f"{base}#", "ignore"),
+    )
+
+
+def _ttn(base: str, _: tzinfo | None) -> Sequence[PayloadRule]:
+    return (
+        build_rule(
+            f"{base}+/devices/{{sensor_id}}/up",
+            "fields",
+            root="uplink_message.decoded_payload",
+            time="uplink_message.received_at",
+            companions={
+                "signal_strength": "uplink_message.rx_metadata.0.rssi",
+                "seq": "uplink_message.f_cnt",
+            },
+            may_be_empty=True,
+        ),
+        build_rule(f"{base}+/devices/#", "ignore"),
+    )
+
+
+_PRESETS: Final[Mapping[str, tuple[str, Callable[[str, tzinfo | None], Sequence[PayloadRule]]]]] = {
+    "zigbee2mqtt": ("zigbee2mqtt", _zigbee2mqtt),
+    "tasmota": ("", _tasmota),
+    "esphome": ("", _esphome),
+    "shelly": ("", _shelly),
+    "sparkplug_b": ("spBv1.0", _sparkplug_b),
+    "senml": ("senml", _senml),
+    "homie": ("homie", _homie),
+    "ttn": ("v3", _ttn),
+}

@@ -1,0 +1,1 @@
+"""Questions about one series: readings, rollups, charts."""

@@ -1,0 +1,293 @@
+"""One series over a span of time, reduced to what a chart can show; drawn with characters for a terminal.
+
+The span is cut into equal steps; for each that holds readings the chart has the least, the greatest and the
+mean value and their count. Segments are read newest first, for a bounded time. Where that is not enough
+rollups stand in, whose windows may be longer than the steps; without any, what was not reached is missing at
+the beginning, and `complete` is false.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+import numpy as np
+
+from cloud_sync.codec import columns
+from cloud_sync.model.errors import FormatError
+from cloud_sync.model.records import Flag, RecordClass
+from gateway.query.series_query import SeriesReader
+from gateway.spool.database import SQL
+from gateway.spool.segments import position_span, read_commit_counter, read_fresh_segments
+from gateway.spool.spool_file import open_spool_read_only
+
+if TYPE_CHECKING:
+    import sqlite3
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+
+    from gateway.spool.series import SeriesBook
+
+_LABEL_WIDTH = 10
+_BRIDGED = 3.0
+_BLANK = 0x2800
+_DOTS = np.array([[0x01, 0x08], [0x02, 0x10], [0x04, 0x20], [0x40, 0x80]])
+"""Bits of the four rows and two columns of dots in a Braille character (Unicode 15, chapter 21)."""
+
+
+def draw_line_chart(
+    time_us: NDArray[np.int64],
+    value: NDArray[np.float64],
+    span_us: tuple[int, int],
+    *,
+    width: int = 80,
+    height: int = 12,
+) -> list[str]:
+    """The points of a line as `height` lines of text, the greatest value at the top.
+
+    Args:
+        time_us: times of the points, shape (n,), n > 0, rising.
+        value: their values, finite.
+        span_us: the times at the left and the right end.
+        width: characters, labels included.
+        height: lines.
+    """
+    cells = max(1, width - _LABEL_WIDTH - 2)
+    low, high = float(value.min()), float(value.max())
+    since_us, until_us = span_us
+    across = np.asarray((time_us - since_us) / max(1, until_us - since_us) * (2 * cells), np.float64)
+    at = across.astype(np.int64).clip(0, 2 * cells - 1)
+    rows = 4 * height
+    with np.errstate(over="ignore"):
+        share = np.nan_to_num((value / 2 - low / 2) / (high / 2 - low / 2 or 1.0))
+    down = np.rint((1 - share) * (rows - 1)).astype(np.int64)
+    if low == high:
+        down[:] = rows // 2
+    top, bottom = np.full(2 * cells, rows), np.full(2 * cells, -1)
+    np.minimum.at(top, at, down)
+    np.maximum.at(bottom, at, down)
+    between = np.flatnonzero(bottom < 0)
+    between = between[_is_bridged(np.asarray(between + 0.5, np.float64), across)]
+    top[between] = bottom[between] = np.rint(np.interp(between + 0.5, across, down)).astype(np.int64)
+    row = np.arange(rows)[:, None]
+    dots = ((row >= top) & (row <= bottom)).reshape(height, 4, cells, 2)
+    characters = _BLANK + (dots * _DOTS[None, :, None, :]).sum(axis=(1, 3))
+    labels = {0: f"{high:.6g}", height - 1: f"{low:.6g}"}
+    return [
+        f"{labels.get(line, ''):>{_LABEL_WIDTH}} \u2502{''.join(map(chr, characters[line]))}"
+        for line in range(height)
+    ]
+
+
+def _is_bridged(places: NDArray[np.float64], points: NDArray[np.float64]) -> NDArray[np.bool_]:
+    """Whether each place lies between two points that are no further apart than points here usually are."""
+    if len(points) < 2:  # noqa: PLR2004 - there is nothing between
+        return np.zeros(len(places), np.bool_)
+    after = np.searchsorted(points, places)
+    inside = (after > 0) & (after < len(points))
+    steps = np.diff(points)
+    near = steps <= _BRIDGED * np.median(steps)
+    return inside & near[np.clip(after - 1, 0, len(steps) - 1)]
+
+
+READ_WITHIN_S = 3.0
+_WINDOWS_S = (60, 300, 3600, 86_400)
+_CHECK_FLAGS = ~np.int32(Flag.PROCESSED | Flag.SUPPRESSED)
+MAX_STEPS = 1440
+MAX_SPAN_US = 31 * 86_400_000_000
+
+
+class ChartSeries(msgspec.Struct):
+    """A series as it is picked from a list."""
+
+    sensor_id: str
+    sensor_type: str
+    unit: str
+
+
+class Chart(msgspec.Struct):
+    """The lists are parallel, one entry a step that holds readings; times are the beginnings of steps.
+
+    `flagged` counts readings that a check has flagged. `complete` is false when not all of the span could be
+    read in the time there is.
+    """
+
+    sensor_id: str
+    sensor_type: str
+    unit: str
+    since_us: int
+    until_us: int
+    step_us: int
+    readings: int
+    complete: bool
+    at_us: list[int]
+    mean: list[float]
+    least: list[float]
+    greatest: list[float]
+    count: list[int]
+    flagged: list[int]
+
+
+class ChartSteps:
+    """Readings gathered by steps of equal length; `add` takes arrays of shape (rows,) in any order.
+
+    The span is widened to whole steps, so that a step keeps its readings while the span moves on.
+    """
+
+    def __init__(self, since_us: int, until_us: int, steps: int) -> None:
+        self.step_us = max(1, -(-(until_us - since_us) // steps))
+        self.since_us = since_us // self.step_us * self.step_us
+        size = -(-(until_us - self.since_us) // self.step_us)
+        self.until_us = self.since_us + size * self.step_us
+        self._sum = np.zeros(size)
+        self._least = np.full(size, np.inf)
+        self._greatest = np.full(size, -np.inf)
+        self._count = np.zeros(size, np.int64)
+        self._flagged = np.zeros(size, np.int64)
+
+    def add(self, time_us: NDArray[np.int64], value: NDArray[np.float64], flags: NDArray[np.int32]) -> None:
+        """Readings; those outside the span are left out."""
+        inside = (time_us >= self.since_us) & (time_us < self.until_us)
+        at = (time_us[inside] - self.since_us) // self.step_us
+        if not len(at):
+            return
+        order = np.argsort(at, kind="stable")
+        at, value, flagged = at[order], value[inside][order], (flags[inside][order] & _CHECK_FLAGS) != 0
+        starts = np.flatnonzero(np.concatenate(([True], at[1:] != at[:-1])))
+        steps = at[starts]
+        self._sum[steps] += np.add.reduceat(value, starts)
+        self._least[steps] = np.minimum(self._least[steps], np.minimum.reduceat(value, starts))
+        self._greatest[steps] = np.maximum(self._greatest[steps], np.maximum.reduceat(value, starts))
+        self._count[steps] += np.diff(starts, append=len(at))
+        self._flagged[steps] += np.add.reduceat(flagged.astype(np.int64), starts)
+
+    def chart(self, name: ChartSeries, *, complete: bool) -> Chart:
+        """What was gathered."""
+        at = np.flatnonzero(self._count)
+        return Chart(
+            name.sensor_id,
+            name.sensor_type,
+            name.unit,
+            self.since_us,
+            self.until_us,
+            self.step_us,
+            int(self._count.sum()),
+            complete,
+            (self.since_us + at * self.step_us).tolist(),
+            (self._sum[at] / self._count[at]).tolist(),
+            self._least[at].tolist(),
+            self._greatest[at].tolist(),
+            self._count[at].tolist(),
+            self._flagged[at].tolist(),
+        )
+
+
+def search_series(book: SeriesBook, text: str, limit: int) -> tuple[list[ChartSeries], int]:
+    """The series whose name holds `text`, whatever the case, in order.
+
+    At most `limit` of them, and how many there are. The unit is that of the newest attribute state.
+    """
+    wanted = text.casefold()
+    found: dict[tuple[str, str], str] = {}
+    for _, series in book.after(0):
+        if wanted in f"{series.sensor_id}/{series.sensor_type}".casefold():
+            found[series.sensor_id, series.sensor_type] = dict(series.attributes).get("unit", "")
+    named = [ChartSeries(*name, found[name]) for name in sorted(found)[:limit]]
+    return named, len(found)
+
+
+def find_series_numbers(
+    book: SeriesBook, sensor_id: str, sensor_type: str
+) -> tuple[ChartSeries, list[int]] | None:
+    """A series with the numbers of all its attribute states; None when the book does not know it."""
+    numbers, unit = [], ""
+    for number, series in book.after(0):
+        if series.sensor_id == sensor_id and series.sensor_type == sensor_type:
+            numbers.append(number)
+            unit = dict(series.attributes).get("unit", "")
+    return (ChartSeries(sensor_id, sensor_type, unit), numbers) if numbers else None
+
+
+def read_chart(
+    path: Path,
+    name: ChartSeries,
+    numbers: Sequence[int],
+    steps: ChartSteps,
+    *,
+    within_s: float = READ_WITHIN_S,
+) -> Chart:
+    """Read the series out of a live or stopped spool. Takes up to `within_s`, and a thread of its own.
+
+    Raises:
+        SpoolError: the spool cannot be read.
+    """
+    deadline = time.monotonic() + within_s
+    wanted = np.array(numbers, np.int32)
+    with open_spool_read_only(path) as connection:
+        connection.execute("BEGIN")  # one view for all that follows
+        for position in _segment_positions(connection, steps.since_us, steps.until_us):
+            if time.monotonic() > deadline:
+                connection.execute("COMMIT")
+                whole = _chart_from_rollups(connection, name, numbers, steps)
+                return steps.chart(name, complete=False) if whole is None else whole
+            (block,) = connection.execute(SQL["block_at"], (position,)).fetchone()
+            _add_segment(block, wanted, steps)
+    return steps.chart(name, complete=True)
+
+
+def _chart_from_rollups(
+    connection: sqlite3.Connection, name: ChartSeries, numbers: Sequence[int], steps: ChartSteps
+) -> Chart | None:
+    """The same span in windows of at least a step; None where there are no rollups of the series."""
+    if not read_commit_counter(connection, RecordClass.ROLLUP).commit:
+        return None  # everything would be read from readings again
+    every_s = next((length for length in _WINDOWS_S if length * 1_000_000 >= steps.step_us), _WINDOWS_S[-1])
+    reader = SeriesReader(connection, tuple(numbers), steps.since_us, steps.until_us)
+    windows = reader.windows(every_s).windows
+    windows = windows.take(windows.count > 0)
+    if not windows.rows:
+        return None
+    return Chart(
+        name.sensor_id,
+        name.sensor_type,
+        name.unit,
+        steps.since_us,
+        steps.until_us,
+        every_s * 1_000_000,
+        int(windows.count.sum()),
+        complete=True,
+        at_us=windows.time_us.tolist(),
+        mean=windows.mean.tolist(),
+        least=windows.minimum.tolist(),
+        greatest=windows.maximum.tolist(),
+        count=windows.count.tolist(),
+        flagged=windows.flagged.tolist(),
+    )
+
+
+def _segment_positions(connection: sqlite3.Connection, since_us: int, until_us: int) -> list[int]:
+    """The segments of readings that may hold a time of the span, newest first."""
+    low, high = position_span(RecordClass.READING)
+    indexed = connection.execute(SQL["indexed_holding_times"], (until_us - 1, since_us, low, high))
+    positions = {position for (position,) in indexed}
+    positions |= {
+        segment.position
+        for segment in read_fresh_segments(connection)
+        if segment.min_time_us < until_us and segment.max_time_us >= since_us
+    }
+    return sorted(positions, reverse=True)
+
+
+def _add_segment(block: bytes, wanted: NDArray[np.int32], steps: ChartSteps) -> None:
+    """What a segment holds of the series; a damaged one holds nothing (delivery sets it aside)."""
+    try:
+        (numbers,) = columns.decode_columns(block, ("series",))
+        rows = np.isin(numbers, wanted)
+        if rows.any():
+            picked: list[NDArray[Any]] = columns.decode_columns(block, ("time_us", "value", "flags"))
+            steps.add(*(column[rows] for column in picked))
+    except FormatError:
+        return

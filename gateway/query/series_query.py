@@ -1,0 +1,372 @@
+"""A query over one series of a spool: windows, readings, or a line of few points.
+
+Windows of a length come from the longest rollups that divide it; what was not closed yet is summarised from
+shorter ones, and finally from readings. Segments that hold nothing of the series cost one column each. Lines
+are downsampled with MinMaxLTTB (Van Der Donckt and others, 2023).
+"""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from operator import itemgetter
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, cast
+
+import msgspec
+import numpy as np
+
+from cloud_sync.codec import columns
+from cloud_sync.model.errors import FormatError
+from cloud_sync.model.records import Flag, Readings, RecordClass, Rollups, Series
+from gateway.rollups.rollup import merge_rollups, roll_up_readings
+from gateway.spool.database import SQL
+from gateway.spool.segment_reader import keep_newest_revisions
+from gateway.spool.segments import position_span, read_fresh_segments
+from gateway.spool.series import read_all_series
+
+if TYPE_CHECKING:
+    import sqlite3
+    from collections.abc import Iterator
+
+    from numpy.typing import NDArray
+
+    from cloud_sync.model.records import Records
+    from gateway.spooltools.reading_selection import ReadingFilter
+
+Kept = TypeVar("Kept", Readings, Rollups)
+_SECOND_US = 1_000_000
+_NOT_CLOSED_S = 900
+"""Windows that ended so long before the newest rollup are closed: their readings need not be looked at."""
+
+
+class KnownSeries(NamedTuple):
+    """A series of the spool.
+
+    Attributes:
+        series: in its newest attribute state.
+        numbers: of all its attribute states, the first one being its identity.
+    """
+
+    series: Series
+    numbers: tuple[int, ...]
+
+
+@dataclass(slots=True)
+class SeriesHistory:
+    """What was found, in order of time: `windows` of one length, or `readings`; the other has no rows.
+
+    Attributes:
+        damaged_rows: rows of segments that could not be decoded; they are not in it.
+        segments: how many were looked into.
+    """
+
+    windows: Rollups
+    readings: Readings
+    damaged_rows: int = 0
+    segments: int = 0
+
+
+def find_series(connection: sqlite3.Connection, selection: ReadingFilter) -> list[KnownSeries]:
+    """The series that are selected, by name."""
+    found: dict[tuple[str, str], KnownSeries] = {}
+    for number, series in read_all_series(connection):
+        if selection.names(series):
+            name = (series.sensor_id, series.sensor_type)
+            numbers = found[name].numbers if name in found else ()
+            found[name] = KnownSeries(series, (*numbers, number))
+    return [found[name] for name in sorted(found)]
+
+
+class SeriesReader:
+    """Reads one series out of a spool; since_us <= time < until_us."""
+
+    def __init__(
+        self, connection: sqlite3.Connection, numbers: tuple[int, ...], since_us: int, until_us: int
+    ) -> None:
+        self._connection = connection
+        self._numbers = np.array(numbers, np.int32)
+        self._since_us = since_us
+        self._until_us = until_us
+        self._damaged_rows = self._segments = 0
+
+    def readings(self) -> SeriesHistory:
+        """Its readings."""
+        with _read_transaction(self._connection):
+            readings = self._readings_from(self._since_us)
+        return self._history(readings=readings)
+
+    def windows(self, every_s: int) -> SeriesHistory:
+        """Its windows of a length; the first one begins at or before `since_us`, and is whole."""
+        every_us = every_s * _SECOND_US
+        self._since_us = self._since_us // every_us * every_us
+        with _read_transaction(self._connection):
+            rollups, closed_until_us = self._rollups(every_s)
+            parts, from_us = [], self._since_us
+            for length in sorted(set(rollups.window_s.tolist()), reverse=True):
+                part = rollups.take((rollups.window_s == length) & (rollups.time_us >= from_us))
+                if part.rows:
+                    parts.append(part)
+                    from_us = int(part.time_us.max()) + length * _SECOND_US
+            rest = roll_up_readings(self._readings_from(max(from_us, closed_until_us)), every_s)
+        parts.append(rest)
+        return self._history(windows=merge_rollups(Rollups.concat(parts), every_s))
+
+    def _rollups(self, every_s: int) -> tuple[Rollups, int]:
+        """Newest revisions of every length that divides `every_s`, and until when all windows are closed."""
+        span = (self._until_us - 1, self._since_us, *position_span(RecordClass.ROLLUP))
+        segments = self._connection.execute(SQL["indexed_between_times"], span).fetchall()
+        closed_until_us = -(1 << 62)
+        parts = []
+        for position, _, max_time_us in sorted(segments, key=itemgetter(2), reverse=True):
+            stored = cast("Rollups | None", self._decoded(position, RecordClass.ROLLUP))
+            if stored is None:
+                continue
+            fits = every_s % stored.window_s == 0
+            if closed_until_us < 0 and fits.any():
+                closed_until_us = min(max_time_us, self._until_us) - _NOT_CLOSED_S * _SECOND_US
+            inside = (stored.time_us >= self._since_us) & (stored.time_us < self._until_us)
+            parts.append(self._identified(stored, fits & inside & np.isin(stored.series, self._numbers)))
+        return keep_newest_revisions(Rollups.concat(parts)) if parts else Rollups.none(), closed_until_us
+
+    def _readings_from(self, since_us: int) -> Readings:
+        """Its readings from then on, in order of time; `series` being its identity."""
+        since_us = max(since_us, self._since_us)
+        low, high = position_span(RecordClass.READING)
+        span = (self._until_us - 1, since_us, low, high)
+        positions = {p for p, _, _ in self._connection.execute(SQL["indexed_between_times"], span)}
+        positions |= {
+            segment.position
+            for segment in read_fresh_segments(self._connection)
+            if segment.min_time_us < self._until_us and segment.max_time_us >= since_us
+        }
+        parts = []
+        for position in sorted(positions):
+            part = self._rows_of_series(position)
+            if part is not None:
+                parts.append(part.take((part.time_us >= since_us) & (part.time_us < self._until_us)))
+        if not parts:
+            return Readings.none()
+        readings = Readings.concat(parts).in_order()
+        return replace(readings, flags=readings.flags & ~np.int32(Flag.PROCESSED))
+
+    def _rows_of_series(self, position: int) -> Readings | None:
+        """What a segment of readings holds of the series; None when nothing, or when it cannot be decoded."""
+        (block,) = self._connection.execute(SQL["block_at"], (position,)).fetchone()
+        try:
+            (numbers,) = columns.decode_columns(block, ("series",))
+        except FormatError:
+            numbers = self._numbers  # so that the damage is counted
+        if not np.isin(numbers, self._numbers).any():
+            return None
+        readings = cast("Readings | None", self._decoded(position, RecordClass.READING))
+        if readings is None:
+            return None
+        return self._identified(readings, np.isin(readings.series, self._numbers))
+
+    def _decoded(self, position: int, record_class: RecordClass) -> Records | None:
+        """A segment, None when it is damaged."""
+        block, rows = self._connection.execute(SQL["block_and_rows_at"], (position,)).fetchone()
+        self._segments += 1
+        try:
+            return columns.decode_records(block, record_class)
+        except FormatError:
+            self._damaged_rows += rows
+            return None
+
+    def _identified(self, records: Kept, rows: NDArray[np.bool_]) -> Kept:
+        """The rows of the series, whatever attribute state they came with, by its identity."""
+        taken = records.take(rows)
+        return taken.with_series(np.full(taken.rows, self._numbers[0], np.int32))
+
+    def _history(self, *, windows: Rollups | None = None, readings: Readings | None = None) -> SeriesHistory:
+        return SeriesHistory(
+            Rollups.none() if windows is None else windows,
+            Readings.none() if readings is None else readings,
+            self._damaged_rows,
+            self._segments,
+        )
+
+
+@contextmanager
+def _read_transaction(connection: sqlite3.Connection) -> Iterator[None]:
+    """One state of the file for all that is read: compaction may move segments meanwhile."""
+    connection.execute("BEGIN")
+    try:
+        yield
+    finally:
+        connection.execute("COMMIT")
+
+
+def outline_windows(windows: Rollups) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """Windows of one length as a line: two points a window, its extremes, a quarter from its ends.
+
+    Returns times in microseconds and values, both of shape (2 * windows with values,). Which extreme comes
+    first is what keeps the line shortest.
+    """
+    some = windows.take(windows.count > 0)
+    quarter_us = some.window_s.astype(np.int64) * 250_000
+    falls = some.first > some.last
+    early = np.where(falls, some.maximum, some.minimum)
+    late = np.where(falls, some.minimum, some.maximum)
+    times = np.stack([some.time_us + quarter_us, some.time_us + 3 * quarter_us], axis=1).ravel()
+    return times, np.stack([early, late], axis=1).ravel()
+
+
+def choose_points(time_us: NDArray[np.int64], value: NDArray[np.float64], points: int) -> NDArray[np.intp]:
+    """Which of a line's points to show so that it keeps its shape; rising, at most `points`, at least 3."""
+    if len(value) <= points or points < 3:  # noqa: PLR2004 - the method keeps both ends and one between
+        return np.arange(len(value))
+    from tsdownsample import MinMaxLTTBDownsampler  # noqa: PLC0415 - loads a compiled library
+
+    shown = MinMaxLTTBDownsampler().downsample(  # type: ignore[no-untyped-call]  # its own stubs
+        np.ascontiguousarray(time_us), np.ascontiguousarray(value), n_out=points
+    )
+    return np.unique(shown.astype(np.intp))
+
+
+_US_PER_SECOND = 1_000_000
+_WINDOW_LENGTHS_S = (60, 300, 3600, 86400)
+_MAX_WINDOWS = 750
+_RAW_BELOW_S = 900
+
+
+@dataclass(frozen=True, slots=True)
+class SeriesQuery:
+    """What is asked of a series; since_us <= time < until_us.
+
+    Attributes:
+        every_s: length of the windows, 0 for the readings themselves, None for what suits the span.
+        points: at most so many points of a line that keeps its shape, None for windows or readings.
+        average: windows that a moving average goes over, the one itself included; 0 for none.
+    """
+
+    since_us: int
+    until_us: int
+    every_s: int | None = None
+    points: int | None = None
+    average: int = 0
+
+    @property
+    def window_s(self) -> int:
+        """The length of the windows to read, 0 for readings."""
+        if self.every_s is not None:
+            return self.every_s
+        span_s = (self.until_us - self.since_us) / _US_PER_SECOND
+        if span_s <= _RAW_BELOW_S:
+            return 0
+        most = _MAX_WINDOWS if self.points is None else max(_MAX_WINDOWS, 2 * self.points)
+        return next((step for step in _WINDOW_LENGTHS_S if span_s / step <= most), _WINDOW_LENGTHS_S[-1])
+
+
+class SeriesResult(msgspec.Struct):
+    """What a series was; `columns` are parallel lists, the first one `time_us`. NaN is None.
+
+    `every_s` is 0 where the rows are readings.
+    """
+
+    sensor_id: str
+    sensor_type: str
+    unit: str
+    since_us: int
+    until_us: int
+    every_s: int
+    columns: dict[str, list[Any]]
+    damaged_rows: int = 0
+
+    @property
+    def rows(self) -> int:
+        """How many."""
+        return len(self.columns["time_us"])
+
+
+def run_query(connection: sqlite3.Connection, known: KnownSeries, question: SeriesQuery) -> SeriesResult:
+    """Read and reckon. The connection reads a spool; nothing is written."""
+    reader = SeriesReader(connection, known.numbers, question.since_us, question.until_us)
+    window_s = question.window_s
+    history = reader.windows(window_s) if window_s else reader.readings()
+    return SeriesResult(
+        known.series.sensor_id,
+        known.series.sensor_type,
+        dict(known.series.attributes).get("unit", ""),
+        question.since_us,
+        question.until_us,
+        window_s,
+        {name: _to_list(column) for name, column in _result_columns(history, question).items()},
+        history.damaged_rows,
+    )
+
+
+def _result_columns(history: SeriesHistory, question: SeriesQuery) -> dict[str, NDArray[Any]]:
+    if question.points is not None:
+        return _line_columns(history, question.points)
+    if question.window_s:
+        return _window_columns(history.windows, question.average)
+    return _reading_columns(history.readings)
+
+
+def _line_columns(history: SeriesHistory, points: int) -> dict[str, NDArray[Any]]:
+    if history.windows.rows:
+        time_us, value = outline_windows(history.windows)
+    else:
+        time_us, value = history.readings.time_us, history.readings.value
+    shown = choose_points(time_us, value, points)
+    return {"time_us": time_us[shown], "value": value[shown]}
+
+
+def _window_columns(windows: Rollups, average: int) -> dict[str, NDArray[Any]]:
+    with np.errstate(invalid="ignore", divide="ignore"):
+        deviation = np.sqrt(np.where(windows.count > 1, windows.m2 / (windows.count - 1), np.nan))
+    given: dict[str, NDArray[Any]] = {
+        "time_us": windows.time_us,
+        "count": windows.count,
+        "mean": windows.mean,
+        "minimum": windows.minimum,
+        "maximum": windows.maximum,
+        "deviation": deviation,
+        "first": windows.first,
+        "last": windows.last,
+        "flagged": windows.flagged,
+        "excluded": windows.excluded,
+    }
+    if average:
+        given["average"] = moving_average(windows, average)
+    return given
+
+
+def moving_average(windows: Rollups, over: int) -> NDArray[np.float64]:
+    """The mean of all readings of each window and of those before it within `over` lengths; shape (rows,).
+
+    Windows are of one length, of one series and in order; missing ones count for nothing.
+    """
+    if not windows.rows:
+        return np.empty(0, np.float64)
+    weight = windows.count.astype(np.float64)
+    before = np.searchsorted(
+        windows.time_us, windows.time_us - (over - 1) * windows.window_s.astype(np.int64) * _US_PER_SECOND
+    )
+    base = np.nanmean(windows.mean) if (windows.count > 0).any() else 0.0
+    weighed = np.where(windows.count > 0, weight * (windows.mean - base), 0.0)
+    total, count = (np.concatenate(([0.0], np.cumsum(column))) for column in (weighed, weight))
+    at = np.arange(1, windows.rows + 1)
+    within = count[at] - count[before]
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return np.asarray(
+            np.where(within > 0, base + (total[at] - total[before]) / within, np.nan), np.float64
+        )
+
+
+def _reading_columns(readings: Readings) -> dict[str, NDArray[Any]]:
+    return {
+        "time_us": readings.time_us,
+        "value": readings.value,
+        "quality": readings.quality,
+        "battery_level": readings.battery_level,
+        "signal_strength": readings.signal_strength,
+        "flags": readings.flags,
+    }
+
+
+def _to_list(column: NDArray[Any]) -> list[Any]:
+    """A column as a list, None for NaN."""
+    listed = column.tolist()
+    return [None if value != value else value for value in listed] if column.dtype.kind == "f" else listed  # noqa: PLR0124 - what NaN is told by

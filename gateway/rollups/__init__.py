@@ -1,0 +1,1 @@
+"""Rollups: windows of event time and their summaries."""

@@ -1,0 +1,290 @@
+"""Windows that are still open, when they close, and their stored form. Pure.
+
+An open window holds a delta since the last revision, never a total. A window closes when its series (event
+time) or the clock has passed its end by the lateness; times more than `AHEAD_US` ahead of the clock are
+ignored.
+
+Stored form (`pack_windows`): a version byte, then a msgpack map: `rows`, `parts` (a column block of rollups),
+`touched_us` and `since_us` (pcodec), `run_first` and `run_last` (pcodec) of the windows closed before.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import msgspec
+import numpy as np
+from pcodec import ChunkConfig, standalone
+
+from cloud_sync.codec import columns
+from cloud_sync.model.errors import FormatError
+from cloud_sync.model.records import RecordClass, Rollups
+from gateway.rollups.rollup import (
+    DEFAULT_WINDOWS_S,
+    WindowRuns,
+    merge_rollups,
+    series_of_keys,
+    starts_of_keys,
+    window_keys,
+)
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    Int64s = NDArray[np.int64]
+    from cloud_sync.model.records import Readings
+
+FORMAT_VERSION = 1
+_MUTABLE_COLUMNS = tuple(
+    name for name in Rollups.columns if name not in ("series", "time_us", "window_s", "revision")
+)
+_PCODEC = ChunkConfig(compression_level=4)
+
+
+class OpenWindows(NamedTuple):
+    """Open windows of one length, in order of `keys`; arrays of shape (rows,).
+
+    Attributes:
+        keys: int64, each window once (`gateway.rollups.rollup`).
+        parts: the deltas, revision 0.
+        touched_us: int64, when a reading last came for it, by the gateway's clock.
+        since_us: int64, when the first one of the delta came.
+    """
+
+    keys: Int64s
+    parts: Rollups
+    touched_us: Int64s
+    since_us: Int64s
+
+    @classmethod
+    def none(cls) -> OpenWindows:
+        """No window is open."""
+        empty = np.empty(0, np.int64)
+        return cls(empty, Rollups.none(), empty, empty)
+
+    @property
+    def rows(self) -> int:
+        """How many windows are open."""
+        return len(self.keys)
+
+    def take(self, index: NDArray[np.intp] | NDArray[np.bool_]) -> OpenWindows:
+        """The open windows at `index` (rising integers or a mask)."""
+        return OpenWindows(
+            self.keys[index], self.parts.take(index), self.touched_us[index], self.since_us[index]
+        )
+
+    @classmethod
+    def of(cls, parts: Rollups, window_s: int, now_us: int) -> OpenWindows:
+        """Summaries of the shortest length, each window once and in order, that came just now."""
+        now = np.full(parts.rows, now_us, np.int64)
+        return cls(window_keys(parts.series, parts.time_us, window_s), parts, now, now)
+
+    def merged_with(self, more: OpenWindows, window_s: int) -> OpenWindows:
+        """These windows of `window_s` with `more`, of this length or a shorter one and of other readings."""
+        if not more.rows:
+            return self
+        more = more.as_windows_of(window_s)
+        at = np.searchsorted(self.keys, more.keys)
+        if self.rows and at[-1] < self.rows and np.array_equal(self.keys[at], more.keys):
+            return self._with_known(more, at, window_s)
+        keys = np.concatenate([self.keys, more.keys])
+        groups, order = _group_by_key(keys)
+        return OpenWindows(
+            keys[order][groups],
+            merge_rollups(Rollups.concat([self.parts, more.parts]), window_s),
+            np.maximum.reduceat(np.concatenate([self.touched_us, more.touched_us])[order], groups),
+            np.minimum.reduceat(np.concatenate([self.since_us, more.since_us])[order], groups),
+        )
+
+    def as_windows_of(self, window_s: int) -> OpenWindows:
+        """The same said of the longer windows that they lie in."""
+        if int(self.parts.window_s[0]) == window_s:
+            return self
+        keys = window_keys(self.parts.series, self.parts.time_us, window_s)
+        groups, order = _group_by_key(keys)
+        return OpenWindows(
+            keys[order][groups],
+            merge_rollups(self.parts, window_s),
+            np.maximum.reduceat(self.touched_us[order], groups),
+            np.minimum.reduceat(self.since_us[order], groups),
+        )
+
+    def _with_known(self, more: OpenWindows, at: NDArray[np.intp], window_s: int) -> OpenWindows:
+        """With windows that are open already, at `at`: only those cost anything but a copy."""
+        both = merge_rollups(Rollups.concat([self.parts.take(at), more.parts]), window_s)
+        given = {name: getattr(self.parts, name) for name in Rollups.columns}
+        for name in _MUTABLE_COLUMNS:
+            given[name] = given[name].copy()
+            given[name][at] = getattr(both, name)
+        touched_us, since_us = self.touched_us.copy(), self.since_us.copy()
+        touched_us[at] = np.maximum(touched_us[at], more.touched_us)
+        since_us[at] = np.minimum(since_us[at], more.since_us)
+        return OpenWindows(self.keys, Rollups(**given), touched_us, since_us)
+
+    def clamped_to(self, now_us: int) -> OpenWindows:
+        """The same for a clock that has been set back: nothing was touched later than now."""
+        return self._replace(
+            touched_us=np.minimum(self.touched_us, now_us), since_us=np.minimum(self.since_us, now_us)
+        )
+
+
+def _group_by_key(keys: Int64s) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+    """Where runs of equal keys begin once they are in order, and that order."""
+    order = np.argsort(keys, kind="stable")
+    ordered = keys[order]
+    return np.flatnonzero(np.concatenate(([True], ordered[1:] != ordered[:-1]))), order
+
+
+def pack_windows(windows: OpenWindows, closed: WindowRuns) -> bytes:
+    """The open windows of one length, and which were closed before, as bytes."""
+    fields: dict[str, Any] = {
+        "rows": windows.rows,
+        "parts": columns.encode(windows.parts, level=columns.FAST_LEVEL) if windows.rows else b"",
+        "touched_us": _pack_column(windows.touched_us),
+        "since_us": _pack_column(windows.since_us),
+        "run_first": _pack_column(closed.first),
+        "run_last": _pack_column(closed.last),
+    }
+    return bytes([FORMAT_VERSION]) + msgspec.msgpack.encode(fields)
+
+
+def unpack_windows(packed: bytes, window_s: int) -> tuple[OpenWindows, WindowRuns]:
+    """What `pack` was given.
+
+    Raises:
+        FormatError: not of this version, or damaged.
+    """
+    if packed[:1] != bytes([FORMAT_VERSION]):
+        raise FormatError("unsupported", f"open windows of version {packed[:1].hex() or 'none'}")
+    try:
+        fields: dict[str, Any] = msgspec.msgpack.decode(packed[1:])
+        closed = WindowRuns(_unpack_column(fields["run_first"]), _unpack_column(fields["run_last"]))
+        if not fields["rows"]:
+            return OpenWindows.none(), closed
+        parts = columns.decode_records(fields["parts"], RecordClass.ROLLUP)
+        assert isinstance(parts, Rollups)
+        touched_us, since_us = _unpack_column(fields["touched_us"]), _unpack_column(fields["since_us"])
+    except (msgspec.DecodeError, KeyError, TypeError, RuntimeError) as fault:
+        raise FormatError("malformed", f"open windows cannot be read: {fault}") from fault
+    if not parts.rows == len(touched_us) == len(since_us):
+        raise FormatError("malformed", "open windows of unequal columns")
+    return OpenWindows(
+        window_keys(parts.series, parts.time_us, window_s), parts, touched_us, since_us
+    ), closed
+
+
+def pack_times(times_us: Int64s) -> bytes:
+    """Times as bytes, with a version."""
+    return bytes([FORMAT_VERSION]) + _pack_column(times_us)
+
+
+def unpack_times(packed: bytes) -> Int64s:
+    """What `pack_times` was given.
+
+    Raises:
+        FormatError: not of this version, or damaged.
+    """
+    if packed[:1] != bytes([FORMAT_VERSION]):
+        raise FormatError("unsupported", f"times of version {packed[:1].hex() or 'none'}")
+    try:
+        return _unpack_column(packed[1:])
+    except (TypeError, RuntimeError) as fault:
+        raise FormatError("malformed", f"times cannot be read: {fault}") from fault
+
+
+def _pack_column(column: Int64s) -> bytes:
+    return bytes(standalone.simple_compress(np.ascontiguousarray(column), _PCODEC)) if len(column) else b""
+
+
+def _unpack_column(packed: bytes) -> Int64s:
+    if not packed:
+        return np.empty(0, np.int64)
+    column = standalone.simple_decompress(packed)
+    if column is None or column.dtype != np.int64:
+        raise TypeError("not a column of int64")
+    return np.asarray(column, np.int64)
+
+
+AHEAD_US = 300_000_000
+NO_TIME_US = np.iinfo(np.int64).min
+_FUTURE_WINDOW_IDLE_US = 600_000_000
+_REVISION_DELAY_MAX_US = 60_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class RollupOptions:
+    """How readings are rolled up.
+
+    Attributes:
+        windows_s: lengths, rising, each holding whole ones of the one below.
+        lateness_s: how long after its end a window waits for readings, in event time of its series.
+        idle_s: how long nothing must have come for a window that the clock closes.
+        close_every_s: windows are closed at most so often: each time is a transaction.
+        max_open: windows of one length that may be open; beyond it those touched longest ago are closed.
+    """
+
+    windows_s: tuple[int, ...] = DEFAULT_WINDOWS_S
+    lateness_s: float = 30.0
+    idle_s: float = 30.0
+    close_every_s: float = 5.0
+    max_open: int = 100_000
+
+
+class WindowLevel(NamedTuple):
+    """One window length: what is open, and which windows were closed before."""
+
+    window_s: int
+    windows: OpenWindows
+    closed: WindowRuns
+
+
+class ClockReading(NamedTuple):
+    """Now, by the gateway's clock, and whether that may be relied on."""
+
+    us: int
+    trusted: bool
+
+
+def update_newest_times(newest_us: Int64s, readings: Readings, now: ClockReading) -> Int64s:
+    """The newest event time of each series, shape (identities,), after `readings`."""
+    largest = int(readings.series.max()) if readings.rows else -1
+    room = max(0, largest + 1 - len(newest_us))
+    newest = np.concatenate([newest_us, np.full(room, NO_TIME_US, np.int64)])
+    series, times = readings.series, readings.time_us
+    if now.trusted:
+        newest = np.where(newest > now.us + AHEAD_US, now.us, newest)
+        believed = times <= now.us + AHEAD_US
+        series, times = series[believed], times[believed]
+    np.maximum.at(newest, series, times)
+    return newest
+
+
+def find_due_windows(
+    level: WindowLevel, newest_us: Int64s, now: ClockReading, terms: RollupOptions
+) -> NDArray[np.bool_]:
+    """Which open windows are to be closed now; bool, shape (rows,)."""
+    window_s, windows, closed = level
+    start = starts_of_keys(windows.keys, window_s)
+    ripe_at = start + window_s * 1_000_000 + round(terms.lateness_s * 1e6)
+    untouched_us = now.us - windows.touched_us
+    passed = newest_us[series_of_keys(windows.keys)] >= ripe_at
+    if now.trusted:
+        passed |= (now.us >= ripe_at) & (untouched_us >= terms.idle_s * 1e6)
+    late = closed.holds(windows.keys)
+    settled = (untouched_us >= terms.close_every_s * 1e6) | (
+        now.us - windows.since_us >= _REVISION_DELAY_MAX_US
+    )
+    far = (start > now.us + AHEAD_US) & (untouched_us >= _FUTURE_WINDOW_IDLE_US)
+    return np.asarray(
+        (passed & (~late | settled)) | far | _find_excess_windows(windows, terms.max_open), np.bool_
+    )
+
+
+def _find_excess_windows(windows: OpenWindows, max_open: int) -> NDArray[np.bool_]:
+    """Those touched longest ago, as many as there are too many."""
+    chosen = np.zeros(windows.rows, np.bool_)
+    excess = windows.rows - max_open
+    if excess > 0:
+        chosen[np.argpartition(windows.touched_us, excess - 1)[:excess]] = True
+    return chosen

@@ -1,0 +1,297 @@
+"""The roller: readings in commit order to rollups with revisions. A stage of processing.
+
+Readings become summaries of the shortest windows; what is closed of one length goes up to the next. So each
+reading is counted once at every length, whatever the order of arrival: what comes for a window that was
+closed before is merged into the revision that is stored, and goes out as the next one.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple, Protocol
+
+import numpy as np
+
+from cloud_sync.model.errors import FormatError
+from cloud_sync.model.records import Rollups
+from gateway.processing.stage import StageInput, StageOutput
+from gateway.rollups.open_windows import (
+    ClockReading,
+    OpenWindows,
+    RollupOptions,
+    WindowLevel,
+    find_due_windows,
+    pack_times,
+    pack_windows,
+    unpack_times,
+    unpack_windows,
+    update_newest_times,
+)
+from gateway.rollups.rollup import WindowRuns, merge_rollups, roll_up_readings, window_keys
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from numpy.typing import NDArray
+
+    from gateway.spool.segment_reader import StoredRevisions
+
+_log = logging.getLogger(__name__)
+_NEWEST_KEY = "roller/newest"
+_MIN_RUNS = 50_000
+_BACKLOG_WINDOWS, _BACKLOG_WINDOWS_PER_SERIES = 5_000, 3
+"""More open windows than this are a backlog that is read fast: they are closed as they come."""
+
+
+class RevisionStore(Protocol):
+    """Where closed windows are kept: the spool."""
+
+    def newest_revisions(self, wanted: Rollups) -> StoredRevisions:
+        """The newest stored revision of each window that `wanted`, of one length, names.
+
+        Called in an executor thread.
+        """
+        ...
+
+    def ever(self) -> bool:
+        """Whether any window was ever closed."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class RollerState:
+    """All that the roller knows; never changed, only replaced."""
+
+    levels: tuple[WindowLevel, ...]
+    newest_us: NDArray[np.int64]
+    now_us: int = 0
+    closed_at_us: int = 0
+
+
+@dataclass(slots=True)
+class RollerCounters:
+    """What has happened since start."""
+
+    readings: int = 0
+    rollups: int = 0
+    revisions: int = 0
+    late_unrolled: int = 0
+
+
+class _CloseResult(NamedTuple):
+    """What closing one length gave."""
+
+    level: WindowLevel
+    emitted: Rollups
+    deltas: OpenWindows
+    unrolled: int
+
+
+@dataclass(slots=True)
+class _NextState:
+    """The state that an outcome leads to, and how much of it its snapshot has written."""
+
+    state: RollerState
+    counted: RollerCounters
+    written: bool = False
+
+
+class Roller:
+    """Implements `Stage`."""
+
+    name = "roller"
+
+    def __init__(self, stored: RevisionStore, terms: RollupOptions = RollupOptions()) -> None:  # noqa: B008 - an immutable value
+        self._stored = stored
+        self._terms = terms
+        self._state = RollerState(
+            tuple(
+                WindowLevel(window_s, OpenWindows.none(), WindowRuns.none()) for window_s in terms.windows_s
+            ),
+            np.empty(0, np.int64),
+        )
+        self._durable: RollerState | None = None
+        self._dropped: frozenset[str] = frozenset()
+        self.counters = RollerCounters()
+
+    @property
+    def open_windows(self) -> int:
+        """Windows that have something to be sent on."""
+        return sum(level.windows.rows for level in self._state.levels)
+
+    def load(self, state: Mapping[str, bytes]) -> None:
+        """Take up the durable state. What cannot be read of it is assumed to have been closed already."""
+        self._durable = None
+        self._dropped = frozenset()
+        fresh = not state and not self._stored.ever()
+        known = {_level_key(window_s): window_s for window_s in self._terms.windows_s}
+        levels = []
+        orphans: list[OpenWindows] = []
+        for key, window_s in known.items():
+            windows, closed = OpenWindows.none(), WindowRuns.none() if fresh else WindowRuns.every()
+            if key in state:
+                windows, closed = _unpack_or_discard(state[key], window_s)
+            levels.append(WindowLevel(window_s, windows, closed))
+        for key in sorted(state.keys() - known.keys() - {_NEWEST_KEY}):
+            self._dropped |= {key}
+            length = key.removeprefix("roller/")
+            if length.isdecimal():
+                windows, _ = _unpack_or_discard(state[key], int(length))
+                orphans.append(windows)
+        newest_us = np.empty(0, np.int64)
+        if _NEWEST_KEY in state:
+            try:
+                newest_us = unpack_times(state[_NEWEST_KEY])
+            except FormatError as fault:
+                _log.warning("the newest times of series are found anew: %s", fault)
+        self._state = RollerState(_adopt_removed_levels(tuple(levels), orphans), newest_us)
+
+    def reconfigure(self, terms: RollupOptions) -> None:
+        """Go on by other terms, between two steps; windows that are closed stay closed.
+
+        Args:
+            terms: with the lengths of windows that it has.
+        """
+        if terms.windows_s != self._terms.windows_s:
+            raise ValueError("the lengths of windows cannot be changed while some are open")
+        self._terms = terms
+
+    def step(self, step: StageInput) -> StageOutput:
+        """Roll up the readings of a step, and close what is due."""
+        before, now = self._state, ClockReading(step.now_us, step.clock_trusted)
+        levels = list(before.levels)
+        if now.us < before.now_us:
+            levels = [level._replace(windows=level.windows.clamped_to(now.us)) for level in levels]
+        shortest = levels[0]
+        parts = roll_up_readings(step.readings, shortest.window_s)
+        levels[0] = shortest._replace(
+            windows=shortest.windows.merged_with(
+                OpenWindows.of(parts, shortest.window_s, now.us), shortest.window_s
+            )
+        )
+        newest_us = update_newest_times(before.newest_us, step.readings, now)
+        newest_us = _extend_newest_times(newest_us, levels)
+        counted = RollerCounters(readings=step.readings.rows)
+        emitted: list[Rollups] = []
+        closed_at_us = before.closed_at_us
+        if self._is_time(levels, now.us, before):
+            closed_at_us = now.us
+            deltas = OpenWindows.none()
+            for at, level in enumerate(levels):
+                done = self._close(level, deltas, newest_us, now)
+                levels[at], deltas = done.level, done.deltas
+                counted.late_unrolled += done.unrolled
+                if done.emitted.rows:
+                    emitted.append(done.emitted)
+        counted.rollups = sum(records.rows for records in emitted)
+        counted.revisions = sum(int((records.revision > 1).sum()) for records in emitted)
+        after = _NextState(RollerState(tuple(levels), newest_us, now.us, closed_at_us), counted)
+        return StageOutput(records=tuple(emitted), snapshot=lambda: self._snapshot(after), after=after)
+
+    def accept(self, outcome: StageOutput) -> None:
+        """Take over what a step has come to."""
+        after = outcome.after
+        assert isinstance(after, _NextState)
+        self._state = after.state
+        if after.written:
+            self._durable, self._dropped = after.state, frozenset()
+        self.counters.readings += after.counted.readings
+        self.counters.rollups += after.counted.rollups
+        self.counters.revisions += after.counted.revisions
+        self.counters.late_unrolled += after.counted.late_unrolled
+
+    def _is_time(self, levels: list[WindowLevel], now_us: int, before: RollerState) -> bool:
+        since_us = now_us - before.closed_at_us
+        usual = _BACKLOG_WINDOWS + _BACKLOG_WINDOWS_PER_SERIES * len(before.newest_us)
+        full = any(level.windows.rows > min(usual, self._terms.max_open) for level in levels)
+        return full or since_us < 0 or since_us >= self._terms.close_every_s * 1e6
+
+    def _close(
+        self, level: WindowLevel, deltas: OpenWindows, newest_us: NDArray[np.int64], now: ClockReading
+    ) -> _CloseResult:
+        """Close what is due of one length, after `deltas` from the length below."""
+        windows = level.windows.merged_with(deltas, level.window_s)
+        is_due = find_due_windows(level._replace(windows=windows), newest_us, now, self._terms)
+        if not is_due.any():
+            return _CloseResult(level._replace(windows=windows), Rollups.none(), OpenWindows.none(), 0)
+        closing = windows.take(is_due)
+        emitted, unrolled = self._build_revisions(closing, level)
+        max_runs = max(_MIN_RUNS, 2 * len(newest_us))
+        after = WindowLevel(
+            level.window_s, windows.take(~is_due), level.closed.with_keys(closing.keys, max_runs)
+        )
+        return _CloseResult(after, emitted, closing, unrolled)
+
+    def _build_revisions(self, closing: OpenWindows, level: WindowLevel) -> tuple[Rollups, int]:
+        """Deltas with what is stored of their windows, and how many cannot be completed."""
+        again = level.closed.holds(closing.keys)
+        first = closing.parts.take(~again)
+        parts = [_with_revision(first, np.ones(first.rows, np.int32))]
+        unrolled = 0
+        if again.any():
+            late = closing.parts.take(again)
+            prior = self._stored.newest_revisions(late)
+            known = np.isin(
+                closing.keys[again], window_keys(prior.found.series, prior.found.time_us, level.window_s)
+            )
+            lost = ~known & (late.time_us < prior.evicted_before_us)
+            unrolled = int(lost.sum())
+            whole = merge_rollups(Rollups.concat([prior.found, late.take(~lost)]), level.window_s)
+            parts.append(_with_revision(whole, whole.revision + np.int32(1)))
+        return Rollups.concat(parts).in_order(), unrolled
+
+    def _snapshot(self, after: _NextState) -> Mapping[str, bytes | None]:
+        """The keys of the state that have changed since they were last written."""
+        durable = {} if self._durable is None else {level.window_s: level for level in self._durable.levels}
+        given: dict[str, bytes | None] = dict.fromkeys(self._dropped)
+        for level in after.state.levels:
+            kept = durable.get(level.window_s)
+            if kept is None or kept.windows is not level.windows or kept.closed is not level.closed:
+                given[_level_key(level.window_s)] = pack_windows(level.windows, level.closed)
+        given[_NEWEST_KEY] = pack_times(after.state.newest_us)
+        after.written = True
+        return given
+
+
+def _level_key(window_s: int) -> str:
+    return f"roller/{window_s}"
+
+
+def _unpack_or_discard(packed: bytes, window_s: int) -> tuple[OpenWindows, WindowRuns]:
+    try:
+        return unpack_windows(packed, window_s)
+    except FormatError as fault:
+        _log.warning("open windows of %d s are lost; their rollups will lack readings: %s", window_s, fault)
+        return OpenWindows.none(), WindowRuns.every()
+
+
+def _adopt_removed_levels(
+    levels: tuple[WindowLevel, ...], orphans: list[OpenWindows]
+) -> tuple[WindowLevel, ...]:
+    """Deltas of a length that is no longer asked for go to the shortest one that holds its windows whole."""
+    adopted = list(levels)
+    for windows in orphans:
+        if not windows.rows:
+            continue
+        length = int(windows.parts.window_s[0])
+        for at, level in enumerate(adopted):
+            if level.window_s % length == 0:
+                adopted[at] = level._replace(windows=level.windows.merged_with(windows, level.window_s))
+                break
+    return tuple(adopted)
+
+
+def _extend_newest_times(newest_us: NDArray[np.int64], levels: list[WindowLevel]) -> NDArray[np.int64]:
+    """The newest times, with room for every series that has an open window."""
+    series = [int(level.windows.parts.series[-1]) for level in levels if level.windows.rows]
+    largest = max(series, default=-1)
+    room = largest + 1 - len(newest_us)
+    if room <= 0:
+        return newest_us
+    return np.concatenate([newest_us, np.full(room, np.iinfo(np.int64).min)])
+
+
+def _with_revision(rollups: Rollups, revision: NDArray[np.int32]) -> Rollups:
+    given = {name: getattr(rollups, name) for name in rollups.columns}
+    return Rollups(**given | {"revision": revision.astype(np.int32)})

@@ -1,0 +1,197 @@
+"""Batches read from the spool: the segments of a claimed range as one self-contained batch.
+
+A segment whose bytes cannot be read is set aside, with its bytes where they can be had, so that everything
+else goes on (promise 10). The batches it was a part of travel whole again: their parts are counted in rows.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import sqlite3
+import time
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from cloud_sync.codec import columns
+from cloud_sync.model.errors import FormatError, StoreDeliveryError
+from cloud_sync.model.records import Batch, BatchRange, Declarations, Flag, Readings
+from gateway.spool import delivery_ranges
+from gateway.spool.database import SQL
+from gateway.spool.delivery_ranges import WHOLE_BATCH, BatchPart, DeliveryQueue
+from gateway.spool.errors import SpoolAccessError, SpoolError
+from gateway.spool.salvage import is_damage_error
+from gateway.spool.segments import CLASS_SHIFT, first_commit_at, position_span, read_blocks, save_pruned_mark
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from numpy.typing import NDArray
+
+    from cloud_sync.model.records import Records
+    from gateway.spool.database import Database
+    from gateway.spool.series import SeriesBook
+
+_log = logging.getLogger(__name__)
+_LOCAL_FLAG = np.int32(Flag.PROCESSED)
+
+
+class BatchReader:
+    """Reads the batches of one spool."""
+
+    def __init__(self, database: Database, book: SeriesBook) -> None:
+        self._database = database
+        self._book = book
+
+    async def load(self, claimed: BatchRange, destination: str | None = None) -> Batch | None:
+        """The batch of a claimed range or part: in canonical order, without rows that `destination` refused.
+
+        A segment that cannot be read is set aside; None when none is left.
+        """
+        blocks, part = await self._database.read(lambda c: _read_batch_blocks(c, claimed, destination))
+        readable = []
+        for position, block in blocks:
+            try:
+                decoded = columns.decode_records(
+                    block if block is not None else await self._block_at(position), claimed.record_class
+                )
+            except FormatError as fault:
+                await self._set_aside(position, f"{fault.reason}: {fault}")
+                continue
+            except SpoolAccessError as fault:
+                if not _is_caused_by_damage(fault):
+                    raise
+                await self._set_aside(position, f"unreadable: {fault}", keep_block=False)
+                continue
+            if not decoded.named or self._book.knows(decoded.series):
+                readable.append(decoded)
+            else:
+                await self._set_aside(position, "unknown_series: it names a series that the spool does not")
+        if len(readable) < len(blocks) and claimed.parts > 1:
+            raise StoreDeliveryError(f"{claimed}: a segment of it is damaged; it will travel whole")
+        if not readable:
+            return None
+        return await asyncio.get_running_loop().run_in_executor(
+            None, self._assemble, claimed, readable, part.refused, destination
+        )
+
+    async def _block_at(self, position: int) -> bytes:
+        row = await self._database.read(lambda c: c.execute(SQL["block_at"], (position,)).fetchone())
+        return b"" if row is None else bytes(row[0])
+
+    async def _set_aside(self, position: int, reason: str, *, keep_block: bool = True) -> None:
+        _log.error("commit %d is damaged and set aside: %s", first_commit_at(position), reason)
+        now_us = time.time_ns() // 1000
+
+        def note(connection: sqlite3.Connection) -> None:
+            save_pruned_mark(connection, position)
+            lacking = json.dumps(delivery_ranges.destinations_lacking(connection, position))
+            connection.execute(SQL["set_aside"], (now_us, reason, lacking, position))
+            connection.execute(
+                SQL["travel_whole_around"], (position >> CLASS_SHIFT, first_commit_at(position))
+            )
+
+        def work(connection: sqlite3.Connection) -> None:
+            note(connection)
+            if keep_block:
+                connection.execute(SQL["keep_damaged_block"], (position,))
+            connection.execute(SQL["delete_segment"], (position,))
+
+        try:
+            await self._database.write(work)
+        except SpoolAccessError as fault:
+            if not _is_caused_by_damage(fault):
+                raise
+            await self._database.write(note)  # its pages cannot even be freed: it stays, and is passed over
+
+    def _assemble(
+        self, claimed: BatchRange, parts: list[Records], refused: Sequence[int], destination: str | None
+    ) -> Batch:
+        merged = parts[0].concat(parts)
+        if isinstance(merged, Readings):
+            merged = replace(merged, flags=merged.flags & ~_LOCAL_FLAG)
+        if not merged.named:
+            return _select_part(Batch(claimed, (), merged.in_order()), refused, destination)
+        numbers, index = np.unique(merged.series, return_inverse=True)
+        series = [self._book[int(number)] for number in numbers]
+        order = sorted(range(len(series)), key=series.__getitem__)
+        rank = np.empty(len(order), np.int32)
+        rank[order] = np.arange(len(order), dtype=np.int32)
+        records = merged.with_series(rank[index]).in_order()
+        return _select_part(Batch(claimed, tuple(series[i] for i in order), records), refused, destination)
+
+
+def _read_batch_blocks(
+    connection: sqlite3.Connection, claimed: BatchRange, destination: str | None
+) -> tuple[Sequence[tuple[int, bytes | None]], BatchPart]:
+    """Position and block of every segment; without blocks when not all of them can be read at once."""
+    part = WHOLE_BATCH
+    if destination is not None:
+        part = find_open_part(connection, DeliveryQueue(destination, claimed.record_class), claimed)
+    span = (claimed.record_class, claimed.first_commit, claimed.last_commit)
+    try:
+        return read_blocks(connection, *span), part
+    except sqlite3.Error as fault:
+        if not is_damage_error(fault):
+            raise
+    positions = connection.execute(SQL["positions_between"], position_span(*span)).fetchall()
+    return [
+        (p, None) for (p,) in positions if connection.execute(SQL["is_damaged"], (p,)).fetchone() is None
+    ], part
+
+
+def find_open_part(connection: sqlite3.Connection, queue: DeliveryQueue, claimed: BatchRange) -> BatchPart:
+    """The open part that a claimed batch is; all of it when it travels whole."""
+    for part in delivery_ranges.read_open_parts(connection, queue, claimed.first_commit):
+        if (part.part, part.parts) == (claimed.part, claimed.parts):
+            return part
+    return WHOLE_BATCH
+
+
+def _select_part(batch: Batch, refused: Sequence[int], destination: str | None) -> Batch:
+    """What of a whole batch its part holds, less the refused and the withheld rows; only the series left."""
+    wanted = _rows_for_destination(batch.records, destination)
+    if batch.range.parts == 1 and not refused and wanted is None:
+        return batch
+    held = batch.range.rows_of_part(batch.rows)
+    keep = np.zeros(batch.rows, np.bool_)
+    keep[held] = True
+    keep[list(refused)] = False
+    left = int(keep.sum())
+    if wanted is not None:
+        keep &= wanted
+    positions = np.flatnonzero(keep)
+    records, series = batch.records.take(positions), batch.series
+    if records.named:
+        used, index = np.unique(records.series, return_inverse=True)
+        records = records.with_series(index.astype(np.int32))
+        series = tuple(batch.series[number] for number in used)
+    return Batch(
+        batch.range,
+        series,
+        records,
+        refused=held.stop - held.start - left,
+        withheld=left - records.rows,
+        positions=positions,
+    )
+
+
+def _rows_for_destination(records: Records, destination: str | None) -> NDArray[np.bool_] | None:
+    """Which rows are for a destination; None for all of them."""
+    if destination is None:
+        return None
+    if isinstance(records, Readings):
+        wanted = (records.flags & Flag.SUPPRESSED) == 0
+    elif isinstance(records, Declarations):
+        wanted = np.array([name == destination for name in records.destination], np.bool_)
+    else:
+        return None
+    return None if wanted.all() else wanted
+
+
+def _is_caused_by_damage(fault: SpoolError) -> bool:
+    cause = fault.__cause__
+    return isinstance(cause, sqlite3.Error) and is_damage_error(cause)

@@ -1,0 +1,300 @@
+"""Ranges of commits by destination: delivered, open for sending, and what is sent next.
+
+Functions on a connection over the tables `delivered`, `batch` and `part`; run inside a transaction where
+they write.
+
+The tail is what lies above everything delivered or open: the live lane takes from there. When the tail
+covers more than `LIVE_MAX_LAG_US` and does not fit a batch, it takes the newest end and leaves a gap. The
+backfill lane takes the gaps, oldest first, and never the tail. There are at most `MAX_GAPS` gaps: beyond
+that a destination is served in order. Batches follow segments: no edge of a batch lies inside one.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, NamedTuple
+
+from cloud_sync.codec.wire import MAX_PARTS
+from cloud_sync.delivery.lanes import ClaimRequest, Lane
+from cloud_sync.model.records import RecordClass
+from gateway.spool.database import SQL
+from gateway.spool.segments import CLASS_SHIFT, StoredSegment, first_commit_at, position_span
+
+if TYPE_CHECKING:
+    import sqlite3
+    from collections.abc import Collection, Iterable, Iterator
+
+    from cloud_sync.model.records import BatchRange
+
+
+class CommitRange(NamedTuple):
+    """Commits first..last, both inclusive."""
+
+    first: int
+    last: int
+
+
+def merge_ranges(ranges: Iterable[tuple[int, int]]) -> list[CommitRange]:
+    """The same commits in as few ranges as can be, sorted."""
+    result: list[CommitRange] = []
+    for first, last in sorted(ranges):
+        if result and first <= result[-1].last + 1:
+            result[-1] = CommitRange(result[-1].first, max(result[-1].last, last))
+        else:
+            result.append(CommitRange(first, last))
+    return result
+
+
+def find_gaps(ranges: Iterable[tuple[int, int]], first: int, last: int) -> Iterator[CommitRange]:
+    """The ranges of first..last that `ranges` (merged) leave out, oldest first."""
+    at = first
+    for covered_first, covered_last in ranges:
+        if at > last:
+            return
+        if covered_first > at:
+            yield CommitRange(at, min(covered_first - 1, last))
+        at = max(at, covered_last + 1)
+    if at <= last:
+        yield CommitRange(at, last)
+
+
+LIVE_MAX_LAG_US = 2_000_000
+"""The live lane leaves a gap rather than be further behind, in microseconds of what was committed."""
+MAX_GAPS = 500
+_LOOK_AHEAD = 4096
+
+
+class BatchPart(NamedTuple):
+    """A part of an open batch, and the rows of the batch that its destination refused."""
+
+    part: int
+    parts: int
+    refused: tuple[int, ...] = ()
+
+
+WHOLE_BATCH = BatchPart(1, 1)
+
+
+class Claim(NamedTuple):
+    """An open batch: its commits, and the part of them that is to be sent next."""
+
+    range: CommitRange
+    part: BatchPart = WHOLE_BATCH
+
+
+class DeliveryQueue(NamedTuple):
+    """One destination and class of records: whose progress is looked at."""
+
+    destination: str
+    record_class: RecordClass
+
+
+def find_open_batch(
+    connection: sqlite3.Connection, queue: DeliveryQueue, wanted: ClaimRequest
+) -> Claim | None:
+    """The open batch that a lane sends (again) first; None when there is none that nobody carries.
+
+    The live lane has the one above all that is delivered, the backfill lane the others.
+    """
+    open_ = read_open(connection, queue)
+    if not open_:
+        return None
+    top = max((r.last for r in read_delivered(connection, queue)), default=0)
+    live = open_[-1] if open_[-1].first > top else None
+    carried = {
+        CommitRange(b.first_commit, b.last_commit)
+        for b in wanted.busy
+        if b.record_class is queue.record_class
+    }
+    for candidate in reversed(open_) if wanted.lane is Lane.LIVE else open_:
+        if candidate in carried:
+            continue
+        if wanted.lane is None or (wanted.lane is Lane.LIVE) == (candidate == live):
+            return Claim(candidate, find_next_part(connection, queue, candidate))
+    return None
+
+
+def find_next_range(
+    connection: sqlite3.Connection, queue: DeliveryQueue, wanted: ClaimRequest, *, newest: int, rows_ever: int
+) -> CommitRange | None:
+    """The commits that a lane takes next, none of them delivered or open; None when it has nothing to do."""
+    covered = merge_ranges([*read_delivered(connection, queue), *read_open(connection, queue)])
+    missing = list(find_gaps(covered, 1, newest))
+    if not missing:
+        return None
+    if wanted.lane is None:
+        return _oldest_missing(connection, queue, missing, wanted.max_rows)
+    tail = missing.pop() if missing[-1].last == newest else None
+    if wanted.lane is Lane.BACKFILL:
+        return _oldest_missing(connection, queue, missing, wanted.max_rows)
+    if tail is None:
+        return None
+    return _newest_of_tail(
+        connection, queue, tail, wanted.max_rows, rows_ever, may_jump=len(missing) < MAX_GAPS
+    )
+
+
+def _oldest_missing(
+    connection: sqlite3.Connection, queue: DeliveryQueue, missing: Iterable[CommitRange], max_rows: int
+) -> CommitRange | None:
+    for gap in missing:
+        found, total = None, 0
+        span = (*position_span(queue.record_class, *gap), _LOOK_AHEAD)
+        for position, last_commit, rows in connection.execute(SQL["segment_sizes_from"], span):
+            total += rows
+            if found is None:
+                found = CommitRange(first_commit_at(position), last_commit)
+            elif total > max_rows:
+                break
+            found = found._replace(last=last_commit)
+        if found is not None:
+            return found
+    return None
+
+
+def _newest_of_tail(
+    connection: sqlite3.Connection,
+    queue: DeliveryQueue,
+    tail: CommitRange,
+    max_rows: int,
+    rows_ever: int,
+    *,
+    may_jump: bool,
+) -> CommitRange | None:
+    span = position_span(queue.record_class, *tail)
+    oldest = connection.execute(SQL["first_segment_from"], span).fetchone()
+    if oldest is None:
+        return None
+    _, rows_before, oldest_us, _ = oldest
+    back = [
+        StoredSegment(*row) for row in connection.execute(SQL["segments_back_from"], (*span, _LOOK_AHEAD))
+    ]
+    newest_us = back[0].written_at_us
+    behind = abs(newest_us - oldest_us) > LIVE_MAX_LAG_US
+    if rows_ever - rows_before <= max_rows or not behind or not may_jump:
+        return _oldest_missing(connection, queue, [tail], max_rows)
+    rows, first = 0, back[0].first_commit
+    for segment in back:
+        rows += segment.rows
+        if segment is not back[0] and (
+            rows > max_rows or abs(newest_us - segment.written_at_us) > LIVE_MAX_LAG_US
+        ):
+            break
+        first = segment.first_commit
+    return CommitRange(first, back[0].last_commit)
+
+
+def read_delivered(connection: sqlite3.Connection, queue: DeliveryQueue) -> list[CommitRange]:
+    """What need not be sent any more, merged."""
+    return [CommitRange(*row) for row in connection.execute(SQL["delivered"], queue)]
+
+
+def destinations_lacking(connection: sqlite3.Connection, position: int) -> list[str]:
+    """The destinations that have no receipt for the segment at `position`."""
+    record_class, commit = RecordClass(position >> CLASS_SHIFT), first_commit_at(position)
+    found = []
+    for name, *_ in connection.execute(SQL["destinations"]).fetchall():
+        delivered = read_delivered(connection, DeliveryQueue(name, record_class))
+        if not any(r.first <= commit <= r.last for r in delivered):
+            found.append(name)
+    return found
+
+
+def unconfigured_destinations(connection: sqlite3.Connection, configured: Collection[str]) -> list[str]:
+    """Destinations of the spool that are configured no longer, and that nobody has dropped."""
+    return [name for name, *_ in connection.execute(SQL["destinations"]) if name not in configured]
+
+
+def open_batch(
+    connection: sqlite3.Connection, queue: DeliveryQueue, new: CommitRange, wanted: ClaimRequest
+) -> Claim:
+    """Open a batch, inside a transaction. A lane's that is far larger than wanted travels in parts."""
+    connection.execute(SQL["add_batch"], (*queue, *new, wanted.now_us))
+    rows = count_rows(connection, queue.record_class, new)
+    if wanted.lane is None or rows <= 2 * wanted.max_rows:
+        return Claim(new)
+    parts = 1 << min(rows // wanted.max_rows, rows // 2, MAX_PARTS // 2).bit_length()
+    for number in range(1, parts + 1):
+        save_part(connection, queue, new.first, BatchPart(number, parts))
+    return Claim(new, BatchPart(1, parts))
+
+
+def count_rows(connection: sqlite3.Connection, record_class: RecordClass, commits: CommitRange) -> int:
+    """Rows of a range of commits."""
+    span = (*position_span(record_class, *commits), commits.last - commits.first + 1)
+    return sum(rows for _, _, rows in connection.execute(SQL["segment_sizes_from"], span))
+
+
+def read_open(connection: sqlite3.Connection, queue: DeliveryQueue) -> list[CommitRange]:
+    """What is fixed for sending, in order."""
+    return [CommitRange(*row) for row in connection.execute(SQL["open_batches"], queue)]
+
+
+def add_delivered(connection: sqlite3.Connection, queue: DeliveryQueue, new: CommitRange) -> None:
+    """Add a range and merge it with its neighbours."""
+    touching = [
+        CommitRange(*row)
+        for row in connection.execute(SQL["delivered_touching"], (*queue, new.last + 1, new.first - 1))
+    ]
+    for old in touching:
+        connection.execute(SQL["delete_delivered"], (*queue, old.first))
+    for whole in merge_ranges([*touching, new]):
+        connection.execute(SQL["add_delivered"], (*queue, *whole))
+
+
+def read_open_parts(
+    connection: sqlite3.Connection, queue: DeliveryQueue, first_commit: int
+) -> list[BatchPart]:
+    """The parts of a batch still to be sent, in the order of their rows; none when it travels whole."""
+    rows = connection.execute(SQL["parts"], (*queue, first_commit)).fetchall()
+    parts = [BatchPart(part, parts, tuple(json.loads(refused))) for part, parts, refused in rows]
+    return sorted(parts, key=lambda p: (p.part - 1) / p.parts)
+
+
+def find_next_part(connection: sqlite3.Connection, queue: DeliveryQueue, batch: CommitRange) -> BatchPart:
+    """What of a batch is to be sent next."""
+    return next(iter(read_open_parts(connection, queue, batch.first)), WHOLE_BATCH)
+
+
+def save_part(
+    connection: sqlite3.Connection, queue: DeliveryQueue, first_commit: int, part: BatchPart
+) -> None:
+    """Note a part that is still to be sent, or what was refused of it."""
+    refused = json.dumps(part.refused)
+    connection.execute(SQL["add_part"], (*queue, first_commit, part.part, part.parts, refused))
+
+
+def close_part(connection: sqlite3.Connection, queue: DeliveryQueue, sent: BatchRange) -> bool:
+    """Take one part off an open batch; True when nothing of the batch is left to be sent."""
+    first = sent.first_commit
+    left = read_open_parts(connection, queue, first)
+    if (sent.part, sent.parts) not in [(p.part, p.parts) for p in left or [WHOLE_BATCH]]:
+        return False
+    connection.execute(SQL["delete_part"], (*queue, first, sent.part, sent.parts))
+    if len(left) > 1:
+        return False
+    connection.execute(SQL["delete_batch"], (*queue, first, sent.last_commit))
+    return True
+
+
+def split_part(connection: sqlite3.Connection, queue: DeliveryQueue, sent: BatchRange, rows: int) -> None:
+    """Put two halves in the place of a part of a batch of `rows` rows."""
+    first = sent.first_commit
+    parts = read_open_parts(connection, queue, first) or [WHOLE_BATCH]
+    whole = next(p for p in parts if (p.part, p.parts) == (sent.part, sent.parts))
+    connection.execute(SQL["delete_part"], (*queue, first, whole.part, whole.parts))
+    for number in (2 * whole.part - 1, 2 * whole.part):
+        half = sent._replace(part=number, parts=2 * whole.parts)
+        held = half.rows_of_part(rows)
+        refused = tuple(row for row in whole.refused if held.start <= row < held.stop)
+        save_part(connection, queue, first, BatchPart(half.part, half.parts, refused))
+
+
+def exclude_refused_rows(
+    connection: sqlite3.Connection, queue: DeliveryQueue, sent: BatchRange, rows: Collection[int]
+) -> None:
+    """Leave more rows out of an open part; positions among the rows of the whole batch."""
+    parts = read_open_parts(connection, queue, sent.first_commit) or [WHOLE_BATCH]
+    part = next(p for p in parts if (p.part, p.parts) == (sent.part, sent.parts))
+    refused = tuple(sorted({*part.refused, *rows}))
+    save_part(connection, queue, sent.first_commit, part._replace(refused=refused))

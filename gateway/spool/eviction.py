@@ -1,0 +1,416 @@
+"""Eviction of undelivered records when the spool exceeds its limits, and the ledger of losses (promise 5).
+
+Delivered readings go first, by `gateway.spool.retention`. Then, and for readings older than `max_age`:
+
+1. the oldest undelivered readings, once processing has read them: their rollups are kept;
+2. the oldest rollups of the shortest windows, then of the next longer ones, never of the longest.
+
+Open batches, alerts and declarations are never evicted. While the link is down the oldest readings are an
+open batch, which is sent again and again: what comes after it goes then.
+
+The records, their declaration, their entry in the loss ledger and the destinations' progress change in one
+transaction. Segments damaged before a destination had them are declared the same way.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from functools import partial
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+from cloud_sync.codec import columns
+from cloud_sync.model.errors import FormatError
+from cloud_sync.model.records import Declarations, RecordClass
+from gateway.spool import delivery_ranges
+from gateway.spool.database import SQL, crash_point, scalar_from_row
+from gateway.spool.delivery_ranges import CommitRange, DeliveryQueue
+from gateway.spool.processing_state import NO_LIMIT, read_processed_through
+from gateway.spool.segment_reader import record_evicted_rollups
+from gateway.spool.segments import (
+    CLASS_SHIFT,
+    StoredSegment,
+    encode_segments,
+    position_span,
+    save_pruned_mark,
+)
+
+if TYPE_CHECKING:
+    import sqlite3
+    from collections.abc import Callable, Collection, Mapping, Sequence
+
+    from gateway.spool.appender import Capacity
+    from gateway.spool.database import Database
+    from gateway.spool.segments import SegmentWriter
+
+
+class Loss(NamedTuple):
+    """Commits that a destination will not get.
+
+    Attributes:
+        destination: its name; "" where there is no destination and the records were only kept here.
+        rows: records in those commits.
+        from_us, to_us: earliest and latest time among them, microseconds since 1970.
+    """
+
+    destination: str
+    record_class: RecordClass
+    commits: CommitRange
+    rows: int
+    from_us: int
+    to_us: int
+
+
+class LossTotal(NamedTuple):
+    """All that one destination lost of one class for one reason, and the coarser form that is left."""
+
+    destination: str
+    record_class: RecordClass
+    reason: str
+    survives: str
+    rows: int
+    from_us: int
+    to_us: int
+    declared_at_us: int
+
+
+def find_losses(
+    connection: sqlite3.Connection,
+    destinations: Sequence[str],
+    record_class: RecordClass,
+    run: Sequence[StoredSegment],
+) -> list[Loss]:
+    """What each destination would lose if a run of contiguous segments left the spool now."""
+    found = []
+    first, last = run[0].first_commit, run[-1].last_commit
+    for destination in destinations or ("",):
+        delivered = delivery_ranges.read_delivered(connection, DeliveryQueue(destination, record_class))
+        for gap in delivery_ranges.find_gaps(delivered, first, last):
+            inside = [s for s in run if gap.first <= s.first_commit and s.last_commit <= gap.last]
+            if inside:
+                found.append(
+                    Loss(
+                        destination,
+                        record_class,
+                        CommitRange(inside[0].first_commit, inside[-1].last_commit),
+                        sum(s.rows for s in inside),
+                        min(s.min_time_us for s in inside),
+                        max(s.max_time_us for s in inside),
+                    )
+                )
+    return found
+
+
+def record_losses(
+    connection: sqlite3.Connection, losses: Sequence[Loss], reason: str, survives: str, now_us: int
+) -> None:
+    """Enter losses, and take their commits off what is to be delivered; inside a transaction."""
+    for loss in losses:
+        first, last = loss.commits
+        key = (loss.destination, loss.record_class)
+        grown = connection.execute(
+            SQL["grow_loss"],
+            (last, loss.rows, loss.from_us, loss.to_us, now_us, *key, first - 1, reason, survives),
+        )
+        if not grown.rowcount:
+            connection.execute(
+                SQL["add_loss"],
+                (*key, first, last, loss.rows, loss.from_us, loss.to_us, reason, survives, now_us),
+            )
+        if loss.destination:
+            delivery_ranges.add_delivered(connection, DeliveryQueue(*key), loss.commits)
+
+
+def build_declarations(losses: Sequence[Loss], reason: str, survives: str, now_us: int) -> Declarations:
+    """The declarations that tell of losses, in canonical order."""
+    count = len(losses)
+
+    def texts(words: Sequence[str]) -> np.ndarray[tuple[int], np.dtype[np.object_]]:
+        column = np.empty(count, np.object_)
+        column[:] = words
+        return column
+
+    return Declarations(
+        time_us=np.full(count, now_us, np.int64),
+        of_class=np.array([loss.record_class for loss in losses], np.int32),
+        first_commit=np.array([loss.commits.first for loss in losses], np.int64),
+        last_commit=np.array([loss.commits.last for loss in losses], np.int64),
+        lost=np.array([loss.rows for loss in losses], np.int64),
+        from_us=np.array([loss.from_us for loss in losses], np.int64),
+        to_us=np.array([loss.to_us for loss in losses], np.int64),
+        destination=texts([loss.destination for loss in losses]),
+        reason=texts([reason] * count),
+        survives=texts([survives] * count),
+    ).in_order()
+
+
+def read_loss_totals(connection: sqlite3.Connection) -> list[LossTotal]:
+    """Everything that was given up, by destination, class and reason."""
+    return [
+        LossTotal(destination, RecordClass(number), *rest)
+        for destination, number, *rest in connection.execute(SQL["loss_totals"])
+    ]
+
+
+_log = logging.getLogger(__name__)
+_MAX_SEGMENTS = 256
+_MAX_ROLLUP_SEGMENTS = 2000
+_FREE_PAGES = 2048
+_HELD_KEY = (
+    "held_when_short"  # in meta: bytes in use, at most, since the disk's free space fell below its floor
+)
+
+
+class _SegmentsChangedError(Exception):
+    """What was looked at is not what is there any more."""
+
+
+class Evictor:
+    """Gives up what one spool has no room for. `give_up_once` is the step; retention's loop calls it.
+
+    Args:
+        database: the open spool.
+        segments: its writing side.
+        capacity: its limits.
+        wanted_by: names of the destinations that are to get each class.
+        windows_s: lengths of the rollups' windows, seconds, the shortest first; none without rollups.
+        configured: names of all destinations of the configuration. Readings are declared to those of the
+            spool that are not among them, too; None: to no other.
+        max_age_s: readings older than that are given up, delivered or not; None for no limit.
+    """
+
+    def __init__(
+        self,
+        database: Database,
+        segments: SegmentWriter,
+        *,
+        capacity: Capacity,
+        wanted_by: Mapping[RecordClass, Sequence[str]],
+        configured: Collection[str] | None = None,
+        windows_s: Sequence[int] = (),
+        max_age_s: float | None = None,
+    ) -> None:
+        self._database = database
+        self._segments = segments
+        self._capacity = capacity
+        self._wanted_by = wanted_by
+        self._configured = configured
+        self._windows_s = tuple(windows_s)
+        self._max_age_s = max_age_s
+        self._rollups_searched_to = dict.fromkeys(self._windows_s, 0)
+
+    async def evict_once(self, now_us: int) -> int:
+        """Make a step towards the limits; returns how many records left the spool, 0 when nothing has to."""
+        await self._declare_damage(now_us)
+        excess = await self._excess()
+        oldest_us = None if self._max_age_s is None else now_us - round(self._max_age_s * 1e6)
+        gone = await self._evict_readings(excess, oldest_us, now_us)
+        if not gone and excess > 0:
+            gone = await self._evict_rollups(excess, now_us)
+        if gone:
+            await self._database.reclaim(_FREE_PAGES)
+        return gone
+
+    async def _excess(self) -> int:
+        """Bytes that are to go.
+
+        For the floor's sake never more than half of what the spool held when room became short: that
+        something else fills the disk is no reason to empty the spool.
+        """
+        shortage = await self._capacity.shortage(self._database)
+        held: int = await self._database.read(
+            lambda c: scalar_from_row(c.execute(SQL["meta"], (_HELD_KEY,)).fetchone(), 0)
+        )
+        if not shortage.under_floor:
+            self._capacity.floor_out_of_reach = False
+            if held and shortage.far_above_floor:
+                await self._database.write(lambda c: c.execute(SQL["set_meta"], (_HELD_KEY, 0)))
+            return shortage.over_cap
+        if shortage.used > held:
+            held = shortage.used
+            await self._database.write(lambda c: c.execute(SQL["set_meta"], (_HELD_KEY, held)))
+        allowed = max(0, shortage.used - held // 2)
+        if allowed == 0 and not self._capacity.floor_out_of_reach:
+            _log.error("something else fills the disk; nothing more is given up for spool.min_free_bytes")
+        self._capacity.floor_out_of_reach = allowed == 0
+        return max(shortage.over_cap, min(shortage.under_floor, allowed))
+
+    async def _evict_readings(self, excess: int, oldest_us: int | None, now_us: int) -> int:
+        def look(connection: sqlite3.Connection) -> list[StoredSegment]:
+            through = read_processed_through(connection)
+            open_ = _read_open_batches(connection, RecordClass.READING)
+            chosen: list[StoredSegment] = []
+            left = excess
+            span = (*position_span(RecordClass.READING), -1)
+            for *row, block_bytes in connection.execute(SQL["segments_with_sizes"], span):
+                segment = StoredSegment(*row)
+                too_old = oldest_us is not None and segment.written_at_us < oldest_us
+                if (
+                    segment.last_commit > through
+                    or (left <= 0 and not too_old)
+                    or len(chosen) == _MAX_SEGMENTS
+                ):
+                    break
+                if chosen and segment.first_commit != chosen[-1].last_commit + 1:
+                    break
+                if not _overlaps_any(segment, open_):
+                    chosen.append(segment)
+                    left -= block_bytes
+                elif chosen:
+                    break
+            return chosen
+
+        run = await self._database.read(look)
+        if not run:
+            return 0
+        reason = "no_room" if excess > 0 else "max_age"
+        rolled = await self._database.read(read_processed_through) < NO_LIMIT
+        survives = f"rollup {self._windows_s[0]} s" if self._windows_s and rolled else ""
+        return await self._take_away(run, RecordClass.READING, reason, survives, now_us)
+
+    async def _evict_rollups(self, excess: int, now_us: int) -> int:
+        """Give up rollups of the shortest window that is left."""
+        for window_s, longer_s in zip(self._windows_s, self._windows_s[1:], strict=False):
+            run = await self._find_oldest_rollups(window_s, excess)
+            if run:
+                survives = f"rollup {longer_s} s"
+                return await self._take_away(run, RecordClass.ROLLUP, "no_room", survives, now_us)
+        return 0
+
+    async def _find_oldest_rollups(self, window_s: int, excess: int) -> list[StoredSegment]:
+        """Contiguous segments of nothing but windows of one length, the oldest not looked at yet."""
+        run: list[StoredSegment] = []
+        left = excess
+        while left > 0:
+            span = (
+                *position_span(RecordClass.ROLLUP, self._rollups_searched_to[window_s]),
+                _MAX_ROLLUP_SEGMENTS,
+            )
+            segments = await self._database.read(partial(_read_segments, span=span))
+            open_ = await self._database.read(lambda c: _read_open_batches(c, RecordClass.ROLLUP))
+            for segment in segments:
+                size = await self._database.read(
+                    partial(_size_if_window_length, segment=segment, window_s=window_s)
+                )
+                fits = size > 0 and not _overlaps_any(segment, open_)
+                if run and (not fits or segment.first_commit != run[-1].last_commit + 1 or left <= 0):
+                    return run
+                if fits:
+                    run.append(segment)
+                    left -= size
+                self._rollups_searched_to[window_s] = segment.last_commit + 1
+            if len(segments) < _MAX_ROLLUP_SEGMENTS:
+                break
+        if not run:
+            self._rollups_searched_to[window_s] = 0  # from the beginning, the next time
+        return run
+
+    async def _take_away(
+        self, run: Sequence[StoredSegment], record_class: RecordClass, reason: str, survives: str, now_us: int
+    ) -> int:
+        """Delete a run of contiguous segments and declare it; 0 when it is not there any more as it was."""
+        destinations = list(self._wanted_by.get(record_class, ()))
+        if record_class is RecordClass.READING and self._configured is not None:
+            configured = self._configured
+            destinations += await self._database.read(
+                lambda c: delivery_ranges.unconfigured_destinations(c, configured)
+            )
+        lost = await self._database.read(lambda c: find_losses(c, destinations, record_class, run))
+
+        def work(connection: sqlite3.Connection) -> None:
+            span = (run[0].position, run[-1].position, len(run) + 1)
+            there = [StoredSegment(*row) for row in connection.execute(SQL["segments_between"], span)]
+            if there != list(run) or any(
+                _overlaps_any(s, _read_open_batches(connection, record_class)) for s in run
+            ):
+                raise _SegmentsChangedError
+            if find_losses(connection, destinations, record_class, run) != lost:
+                raise _SegmentsChangedError
+            record_losses(connection, lost, reason, survives, now_us)
+            save_pruned_mark(connection, run[-1].position)
+            connection.execute(SQL["delete_segments"], span[:2])
+            if record_class is RecordClass.ROLLUP:
+                record_evicted_rollups(connection, max(s.max_time_us for s in run))
+            crash_point("in_giving_up")
+
+        if not await self._declare(lost, reason, survives, now_us, work):
+            return 0
+        rows = sum(segment.rows for segment in run)
+        if lost:
+            _log.warning(
+                "%d %ss of commits %d..%d are given up (%s); %s",
+                rows,
+                record_class.name.lower(),
+                run[0].first_commit,
+                run[-1].last_commit,
+                reason,
+                f"what is left of them: {survives}" if survives else "nothing is left of them",
+            )
+        return rows
+
+    async def _declare_damage(self, now_us: int) -> None:
+        """Declare segments that were set aside before some destination had them."""
+
+        def look(connection: sqlite3.Connection) -> list[tuple[int, list[Loss]]]:
+            found = []
+            for position, last, rows, from_us, to_us, lacking in connection.execute(SQL["damage_to_declare"]):
+                record_class = RecordClass(position >> CLASS_SHIFT)
+                segment = StoredSegment(position, last, rows, 0, from_us, to_us, 0)
+                commits = CommitRange(segment.first_commit, last)
+                wanted = self._wanted_by.get(record_class, ())
+                lost = [
+                    Loss(name, record_class, commits, rows, from_us, to_us)
+                    for name in json.loads(lacking)
+                    if name in wanted
+                ]
+                found.append((position, lost))
+            return found
+
+        for position, lost in await self._database.read(look):
+
+            def work(
+                connection: sqlite3.Connection, position: int = position, lost: list[Loss] = lost
+            ) -> None:
+                record_losses(connection, lost, "damaged", "", now_us)
+                connection.execute(SQL["damage_declared"], (position,))
+
+            await self._declare(lost, "damaged", "", now_us, work)
+
+    async def _declare(
+        self,
+        lost: Sequence[Loss],
+        reason: str,
+        survives: str,
+        now_us: int,
+        work: Callable[[sqlite3.Connection], None],
+    ) -> bool:
+        told = build_declarations([loss for loss in lost if loss.destination], reason, survives, now_us)
+        try:
+            await self._segments.append(encode_segments(told), now_us=now_us, notes=[work])
+        except _SegmentsChangedError:
+            return False
+        return True
+
+
+def _read_segments(connection: sqlite3.Connection, span: tuple[int, int, int]) -> list[StoredSegment]:
+    return [StoredSegment(*row) for row in connection.execute(SQL["segments_between"], span)]
+
+
+def _read_open_batches(connection: sqlite3.Connection, record_class: RecordClass) -> list[CommitRange]:
+    return [CommitRange(*row) for row in connection.execute(SQL["open_everywhere"], (record_class,))]
+
+
+def _overlaps_any(segment: StoredSegment, open_: Sequence[CommitRange]) -> bool:
+    return any(r.first <= segment.last_commit and segment.first_commit <= r.last for r in open_)
+
+
+def _size_if_window_length(connection: sqlite3.Connection, segment: StoredSegment, window_s: int) -> int:
+    """Bytes of a segment of rollups that holds windows of that length only; 0 of another, or of none."""
+    block = scalar_from_row(connection.execute(SQL["block_at"], (segment.position,)).fetchone(), b"")
+    try:
+        (lengths,) = columns.decode_columns(block, ("window_s",), RecordClass.ROLLUP)
+    except FormatError:
+        return 0
+    return len(block) if (lengths == window_s).all() else 0

@@ -1,0 +1,344 @@
+"""Segments read back: a walk for tools, the commit log for processing, stored rollups by series and window.
+
+A reader that keeps one view of a live spool keeps its write-ahead log from being checkpointed. So the walk
+takes a new view each time the log has grown by `_LOG_GROWTH_BYTES`, and continues where it was. Between two
+views compaction may have merged segments that were seen with ones that were not: such a head `overlaps`.
+
+Rollup segments are in the index of times from their commit on; some are kept decoded, bounded in rows.
+"""
+
+from __future__ import annotations
+
+import logging
+import sqlite3
+from collections import OrderedDict
+from contextlib import closing, suppress
+from typing import TYPE_CHECKING, NamedTuple, Self, cast
+
+import numpy as np
+
+from cloud_sync.codec import columns
+from cloud_sync.model.errors import FormatError
+from cloud_sync.model.records import Flag, Readings, RecordClass, Rollups
+from gateway.spool.database import SQL, open_read_only, scalar_from_row
+from gateway.spool.errors import SpoolAccessError
+from gateway.spool.segments import StoredSegment, first_commit_at, position_span, read_commit_counter
+from gateway.spool.spool_file import wal_size_bytes
+
+if TYPE_CHECKING:
+    from collections.abc import Generator, Iterator
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+
+    from gateway.spool.series import SeriesBook
+
+_AT_ONCE = 256
+_LOG_GROWTH_BYTES = 16 << 20
+
+
+class SegmentHead(StoredSegment):
+    """A segment without its block, with a name to call it by."""
+
+    __slots__ = ()
+
+    @property
+    def record_class(self) -> RecordClass:
+        """The class of its records."""
+        return RecordClass(self.position >> 56)
+
+    def __str__(self) -> str:
+        name = self.record_class.name.lower()
+        if self.first_commit == self.last_commit:
+            return f"{name} segment {self.first_commit}"
+        return f"{name} segment {self.first_commit}..{self.last_commit}"
+
+
+def count_kept_rows(connection: sqlite3.Connection, record_class: RecordClass = RecordClass.READING) -> int:
+    """Records of a class between its oldest segment and its newest, without counting them."""
+    oldest = connection.execute(SQL["first_segment_from"], position_span(record_class)).fetchone()
+    return 0 if oldest is None else read_commit_counter(connection, record_class).rows - int(oldest[1])
+
+
+class SegmentWalk:
+    """Iterate it once for heads; `block` and `overlaps` speak of the head last given."""
+
+    def __init__(
+        self,
+        connection: sqlite3.Connection,
+        path: Path,
+        record_class: RecordClass = RecordClass.READING,
+        *,
+        newest_first: bool = False,
+    ) -> None:
+        self._connection = connection
+        self._path = path
+        self._span = position_span(record_class)
+        self._newest_first = newest_first
+        self._class = record_class
+        self._seen_first = self._seen_last = 0
+        self._before: tuple[int, int] | None = None
+
+    def __iter__(self) -> Iterator[SegmentHead]:
+        at_end = False
+        while not at_end:
+            wal_bytes = wal_size_bytes(self._path)
+            self._before = (self._seen_first, self._seen_last) if self._seen_last else None
+            self._connection.execute("BEGIN")
+            try:
+                at_end = yield from self._one_view(wal_bytes)
+            finally:
+                with suppress(sqlite3.ProgrammingError):  # closed before a walk that was broken off
+                    self._connection.execute("COMMIT")
+
+    def block(self, head: SegmentHead) -> bytes:
+        """The block of the head last given, of the same view."""
+        row = self._connection.execute(SQL["block_at"], (head.position,)).fetchone()
+        return bytes(row[0])
+
+    def overlaps(self, head: SegmentHead) -> bool:
+        """Whether the head last given covers commits of heads of an earlier view."""
+        if self._before is None:
+            return False
+        first, last = self._before
+        return head.first_commit <= last and head.last_commit >= first
+
+    def _one_view(self, wal_bytes: int) -> Generator[SegmentHead, None, bool]:
+        """Heads until there are none (True), or the log has grown too much under this view (False)."""
+        while heads := self._heads():
+            for head in heads:
+                yield head
+                self._note(head)
+                if wal_size_bytes(self._path) - wal_bytes > _LOG_GROWTH_BYTES:
+                    return False
+        return True
+
+    def _note(self, head: SegmentHead) -> None:
+        first, last = head.first_commit, max(head.first_commit, head.last_commit)
+        self._seen_first = min(self._seen_first or first, first)
+        self._seen_last = max(self._seen_last, last)
+
+    def _heads(self) -> list[SegmentHead]:
+        """The next heads: those that reach beyond what was seen."""
+        lowest, highest = self._span
+        if self._newest_first:
+            if self._seen_last:
+                highest = position_span(self._class, 0, self._seen_first - 1)[1]
+            return self._fetch("segments_back_from", lowest, highest)
+        if self._seen_last:
+            lowest = position_span(self._class, self._seen_last + 1)[0]
+            straddling = self._fetch("segments_back_from", self._span[0], lowest - 1, limit=1)
+            if straddling and straddling[0].last_commit > self._seen_last:
+                return straddling
+        return self._fetch("segments_between", lowest, highest)
+
+    def _fetch(self, statement: str, lowest: int, highest: int, limit: int = _AT_ONCE) -> list[SegmentHead]:
+        heads = [
+            SegmentHead(*row) for row in self._connection.execute(SQL[statement], (lowest, highest, limit))
+        ]
+        for head in heads:
+            if not all(isinstance(member, int) for member in head):
+                raise SpoolAccessError(f"{self._path}: the row of the segment at {head.position} is damaged")
+        return heads
+
+
+_log = logging.getLogger(__name__)
+
+
+class CommitChunk(NamedTuple):
+    """Some commits in a row.
+
+    Attributes:
+        readings: of whole segments, in commit order; `series` being identities.
+        last_commit: the newest commit that was looked at, 0 when there was none.
+        damaged_rows: readings of segments that could not be decoded, and were passed over.
+        written_at_us: when the newest of the commits was written, None when there was none.
+    """
+
+    readings: Readings
+    last_commit: int
+    damaged_rows: int
+    written_at_us: int | None
+
+
+class CommitLogReader:
+    """Reads the readings of one spool in commit order, through a connection of its own."""
+
+    def __init__(self, connection: sqlite3.Connection, book: SeriesBook) -> None:
+        self.connection = connection
+        self._book = book
+
+    @classmethod
+    def open(cls, path: Path, book: SeriesBook) -> Self:
+        """The log of the spool at `path`, which somebody else holds open to write."""
+        return cls(open_read_only(path), book)
+
+    def close(self) -> None:
+        """Close the connection."""
+        self.connection.close()
+
+    def read(self, after: int, max_rows: int) -> CommitChunk:
+        """The segments that begin after a commit, until there are `max_rows` readings; at least one of them.
+
+        Raises:
+            SpoolFailed: the file cannot be read.
+        """
+        parts: list[Readings] = []
+        rows = damaged_rows = last_commit = 0
+        written_at_us = None
+        span = position_span(RecordClass.READING, after + 1)
+        try:
+            with closing(self.connection.execute(SQL["segments_with_blocks"], span)) as segments:
+                for position, last, segment_rows, written, block in segments:
+                    try:
+                        parts.append(self._identified(columns.decode(block)))
+                    except FormatError as fault:
+                        _log.warning(
+                            "commit %d is damaged and not processed: %s", first_commit_at(position), fault
+                        )
+                        damaged_rows += segment_rows
+                    rows += segment_rows
+                    last_commit, written_at_us = last, written
+                    if rows >= max_rows:
+                        break
+        except sqlite3.Error as fault:
+            raise SpoolAccessError(f"the commits after {after} cannot be read: {fault}") from fault
+        readings = Readings.concat(parts) if parts else Readings.none()
+        return CommitChunk(readings, last_commit, damaged_rows, written_at_us)
+
+    def _identified(self, readings: Readings) -> Readings:
+        """The readings by the identity of each series, without those that were processed elsewhere."""
+        elsewhere = (readings.flags & Flag.PROCESSED) != 0
+        if elsewhere.any():
+            readings = readings.take(~elsewhere)
+        identities = self._book.identities(readings.series)
+        if identities.all():
+            return readings.with_series(identities)
+        raise FormatError("unknown_series", "it names a series that the spool does not know")
+
+
+_ROLLUP_SPAN = position_span(RecordClass.ROLLUP)
+_CACHED_ROWS = 100_000
+_CLUSTER_GAP_US = 3_600_000_000
+_AHEAD_US = 300_000_000
+_EVICTED_ROLLUPS_KEY = "rollups_given_up_us"
+ANY_TIME_US = 1 << 62
+"""Windows of any time may be gone."""
+
+
+def record_evicted_rollups(connection: sqlite3.Connection, newest_us: int) -> None:
+    """Remember that rollups of windows that begin up to then were given up; inside a transaction."""
+    known = int(
+        scalar_from_row(connection.execute(SQL["meta"], (_EVICTED_ROLLUPS_KEY,)).fetchone(), newest_us)
+    )
+    connection.execute(SQL["set_meta"], (_EVICTED_ROLLUPS_KEY, str(max(known, newest_us))))
+
+
+class StoredRevisions(NamedTuple):
+    """Stored revisions that were looked for.
+
+    Attributes:
+        found: the newest revision of each window that is stored; in any order.
+        gone_before_us: windows that begin earlier may have been stored and be gone since.
+    """
+
+    found: Rollups
+    evicted_before_us: int
+
+
+class StoredRollups:
+    """Reads the rollups of one spool through a connection of its own; for one thread at a time."""
+
+    def __init__(self, connection: sqlite3.Connection) -> None:
+        self._connection = connection
+        self._cache: OrderedDict[tuple[int, int], Rollups] = OrderedDict()
+
+    def ever(self) -> bool:
+        """Whether a rollup was ever committed."""
+        return read_commit_counter(self._connection, RecordClass.ROLLUP).commit > 0
+
+    def newest_revisions(self, wanted: Rollups) -> StoredRevisions:
+        """The newest stored revision of the windows that `wanted`, of one length, names."""
+        self._connection.execute("BEGIN")  # one state of the file: compaction may move segments meanwhile
+        try:
+            return self._newest_revisions(wanted)
+        finally:
+            self._connection.execute("COMMIT")
+
+    def _newest_revisions(self, wanted: Rollups) -> StoredRevisions:
+        evicted_before_us = self._evicted_before_us()
+        found = []
+        for first_us, last_us in _time_clusters(wanted.time_us):
+            span = (last_us, first_us, *_ROLLUP_SPAN)
+            for position, last_commit, _ in self._connection.execute(
+                SQL["indexed_between_times"], span
+            ).fetchall():
+                try:
+                    stored = self._decoded(position, last_commit)
+                except FormatError:
+                    evicted_before_us = ANY_TIME_US
+                    continue
+                hits = _rows_of_windows(stored, wanted)
+                if hits.any():
+                    found.append(stored.take(hits))
+        newest = keep_newest_revisions(Rollups.concat(found)) if found else Rollups.none()
+        return StoredRevisions(newest, evicted_before_us)
+
+    def _evicted_before_us(self) -> int:
+        """Windows that begin before this may have been pruned, or set aside as damaged."""
+        aside_us = scalar_from_row(self._connection.execute(SQL["last_set_aside"], _ROLLUP_SPAN).fetchone())
+        oldest = self._connection.execute(SQL["first_segment_from"], _ROLLUP_SPAN).fetchone()
+        if oldest is None:
+            return ANY_TIME_US if self.ever() else -ANY_TIME_US
+        gone_us = -ANY_TIME_US if aside_us is None else int(aside_us)
+        position, _, written_at_us, _ = oldest
+        if first_commit_at(position) > 1:
+            gone_us = max(gone_us, written_at_us)
+        given_up_us = scalar_from_row(
+            self._connection.execute(SQL["meta"], (_EVICTED_ROLLUPS_KEY,)).fetchone()
+        )
+        if given_up_us is not None:
+            gone_us = max(gone_us, int(given_up_us) + 1)
+        return gone_us + _AHEAD_US
+
+    def _decoded(self, position: int, last_commit: int) -> Rollups:
+        key = (position, last_commit)
+        if key in self._cache:
+            self._cache.move_to_end(key)
+            return self._cache[key]
+        (block,) = self._connection.execute(SQL["block_at"], (position,)).fetchone()
+        rollups = cast("Rollups", columns.decode_records(block, RecordClass.ROLLUP))
+        self._cache[key] = rollups
+        while sum(kept.rows for kept in self._cache.values()) > _CACHED_ROWS and len(self._cache) > 1:
+            self._cache.popitem(last=False)
+        return rollups
+
+
+def keep_newest_revisions(rollups: Rollups) -> Rollups:
+    """Of each series, window length and start the newest revision, in canonical order."""
+    ordered = rollups.in_order()
+    follows = np.ones(max(0, ordered.rows - 1), np.bool_)
+    for name in ("series", "window_s", "time_us"):
+        column = getattr(ordered, name)
+        follows &= column[1:] == column[:-1]
+    return ordered.take(np.append(~follows, [True])) if ordered.rows else ordered
+
+
+def _time_clusters(time_us: NDArray[np.int64]) -> list[tuple[int, int]]:
+    """First and last of times that lie close together."""
+    times = np.unique(time_us)
+    cuts = np.flatnonzero(np.diff(times) > _CLUSTER_GAP_US) + 1
+    return [(int(part[0]), int(part[-1])) for part in np.split(times, cuts) if len(part)]
+
+
+def _rows_of_windows(stored: Rollups, wanted: Rollups) -> NDArray[np.bool_]:
+    """Which stored rows are of a window that `wanted` names."""
+    of_length = stored.window_s == wanted.window_s[0]
+    at = np.flatnonzero(
+        of_length & np.isin(stored.time_us, wanted.time_us) & np.isin(stored.series, wanted.series)
+    )
+    named = set(zip(wanted.series.tolist(), wanted.time_us.tolist(), strict=True))
+    keys = zip(stored.series[at].tolist(), stored.time_us[at].tolist(), strict=True)
+    names = np.zeros(stored.rows, np.bool_)
+    names[at] = np.fromiter((key in named for key in keys), np.bool_, len(at))
+    return names

@@ -1,0 +1,1 @@
+"""Tools over a live or stopped spool: check, read, export, compact, quarantine."""

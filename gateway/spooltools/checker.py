@@ -1,0 +1,358 @@
+"""Checks everything a spool promises about itself; every problem is told with its place.
+
+Reads only. Memory is bounded by one segment, the series table and `PROBLEMS_KEPT` problems.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from typing import TYPE_CHECKING
+from uuid import UUID
+
+import msgspec
+import numpy as np
+
+from cloud_sync.codec import columns
+from cloud_sync.model.errors import FormatError
+from cloud_sync.model.records import Readings, RecordClass
+from gateway.spool import errors
+from gateway.spool.database import SQL, scalar_from_row
+from gateway.spool.segment_reader import SegmentWalk, count_kept_rows
+from gateway.spool.segments import first_commit_at, position_span, pruned_mark_key, read_commit_counter
+from gateway.spool.spool_file import NoProgress, ProgressListener, open_spool_read_only
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+
+    from cloud_sync.model.records import Records
+    from gateway.spool.segment_reader import SegmentHead
+
+
+def check_progress(connection: sqlite3.Connection, add: Callable[[str, str], None]) -> None:
+    """Hold delivered ranges and open batches against what was ever committed.
+
+    `add` is told the place and the words of each problem.
+    """
+    connection.execute("BEGIN")
+    try:
+        newest = {k: _newest_commit_ever(connection, k) for k in RecordClass}
+        known = {name for name, _, _ in connection.execute(SQL["destinations"])}
+        delivered = connection.execute(SQL["all_delivered"]).fetchall()
+        batches = connection.execute(SQL["all_batches"]).fetchall()
+        for kind, rows in (("delivered", delivered), ("open batch", batches)):
+            before: tuple[str, int, int] = ("", 0, 0)
+            for destination, number, first, last in rows:
+                where = f"destination {destination!r}, {kind} {_class_name(number)} {first}..{last}"
+                if destination not in known:
+                    add(where, "the spool does not know the destination")
+                if number not in newest:
+                    add(where, f"{number} is no class of records")
+                    continue
+                if not 0 < first <= last:
+                    add(where, "it is no range of commits")
+                if last > newest[number]:
+                    add(where, f"it reaches beyond the newest commit ever, {newest[number]}")
+                if before[:2] == (destination, number) and first <= before[2]:
+                    add(where, f"it overlaps the one before it, which ends at {before[2]}")
+                before = (destination, number, last)
+                for what in _segments_across_edges(connection, RecordClass(number), first, last):
+                    add(where, what)
+        _check_no_overlap(delivered, batches, add)
+    finally:
+        connection.execute("COMMIT")
+
+
+def _newest_commit_ever(connection: sqlite3.Connection, record_class: RecordClass) -> int:
+    """The newest commit of a class, set aside ones included."""
+    aside = connection.execute(SQL["damaged_between"], position_span(record_class)).fetchall()
+    newest: int = max(read_commit_counter(connection, record_class).commit, *(row[1] for row in aside), 0)
+    return newest
+
+
+def _segments_across_edges(
+    connection: sqlite3.Connection, record_class: RecordClass, first: int, last: int
+) -> Iterator[str]:
+    """No segment may lie across an edge of progress (promise 3): those that do, in words."""
+    for outer in (first - 1, last):
+        row = connection.execute(SQL["covering"], position_span(record_class, 0, outer)).fetchone()
+        if row is not None and row[1] > outer >= first_commit_at(row[0]):
+            yield f"the segment {first_commit_at(row[0])}..{row[1]} lies across its edge"
+
+
+def _check_no_overlap(
+    delivered: list[tuple[str, int, int, int]],
+    batches: list[tuple[str, int, int, int]],
+    add: Callable[[str, str], None],
+) -> None:
+    """An open batch has not been delivered. Both lists are sorted; batches are few."""
+    for destination, number, first, last in batches:
+        for other, other_number, done_first, done_last in delivered:
+            if (other, other_number) == (destination, number) and done_first <= last and first <= done_last:
+                add(
+                    f"destination {destination!r}, open batch {_class_name(number)} {first}..{last}",
+                    f"{max(first, done_first)}..{min(last, done_last)} of it is delivered already",
+                )
+
+
+def _class_name(number: int) -> str:
+    return RecordClass(number).name.lower() if number in set(RecordClass) else f"class {number}"
+
+
+PROBLEMS_KEPT = 1000
+MAX_SEGMENT_ROWS_CHECKED = 1 << 20
+"""A segment that claims more rows is not decoded: at most 65,536 are written, and memory is bounded."""
+_MAX_PAGES_REPORTED = 100
+
+
+class Problem(msgspec.Struct):
+    """One thing that is wrong: where, and what."""
+
+    where: str
+    what: str
+
+
+class CheckReport(msgspec.Struct):
+    """What was looked at and what was found.
+
+    `problems` keeps the first `PROBLEMS_KEPT` of `problem_count`. Segments that a gateway has found damaged
+    and set aside are counted, and are no problem: they are declared, and everything else goes on.
+    """
+
+    path: str
+    segments: int = 0
+    decoded_segments: int = 0
+    rows: int = 0
+    set_aside_segments: int = 0
+    set_aside_rows: int = 0
+    problem_count: int = 0
+    problems: list[Problem] = []
+
+    def add(self, where: str, what: str) -> None:
+        """Note a problem."""
+        self.problem_count += 1
+        if len(self.problems) < PROBLEMS_KEPT:
+            self.problems.append(Problem(where, what))
+
+
+def check_spool(
+    path: Path,
+    *,
+    decode: bool = True,
+    full: bool = False,
+    progress: ProgressListener = NoProgress(),  # noqa: B008 - it has no state
+) -> CheckReport:
+    """Check the spool at `path`, live or stopped.
+
+    Args:
+        path: the spool's file.
+        decode: decode every segment; without it only the structure is looked at.
+        full: SQLite's integrity_check (indexes against tables too) in place of quick_check.
+        progress: told what is looked at, and of the rows of each segment.
+
+    Raises:
+        SpoolTooNew: a later release wrote it.
+        SpoolFailed: there is no file.
+    """
+    result = CheckReport(str(path))
+    if not path.is_file():
+        raise errors.SpoolAccessError(f"{path}: there is no spool here")
+    try:
+        with open_spool_read_only(path) as connection:
+            progress.name("SQLite pages")
+            _check_pages(connection, result, full=full)
+            progress.name("series and quarantine")
+            known = _check_series(connection, result)
+            _check_quarantine(connection, result)
+            aside = connection.execute(SQL["damaged_totals"]).fetchone()
+            result.set_aside_segments, result.set_aside_rows = aside
+            progress.total(sum(count_kept_rows(connection, k) for k in RecordClass))
+            for record_class in RecordClass:
+                progress.name(f"{record_class.name.lower()} segments")
+                _check_class(
+                    connection, path, record_class, result, known=known if decode else None, progress=progress
+                )
+            progress.name("progress of the destinations")
+            check_progress(connection, result.add)
+    except errors.SpoolTooNewError:
+        raise
+    except errors.SpoolAccessError as fault:
+        result.add("file", f"{fault}; what lies behind it was not looked at")
+    return result
+
+
+def _check_pages(connection: sqlite3.Connection, result: CheckReport, *, full: bool) -> None:
+    pragma = "integrity_check" if full else "quick_check"
+    try:
+        for (line,) in connection.execute(f"PRAGMA {pragma}({_MAX_PAGES_REPORTED})"):
+            if line != "ok":
+                result.add(f"SQLite {pragma}", str(line).replace("\n", "; "))
+    except sqlite3.DatabaseError as fault:
+        result.add(f"SQLite {pragma}", str(fault))
+
+
+def _check_series(connection: sqlite3.Connection, result: CheckReport) -> NDArray[np.bool_]:
+    """Which series numbers are known, as an array of shape (largest number + 1,)."""
+    epoch = scalar_from_row(connection.execute(SQL["meta"], ("epoch",)).fetchone(), "")
+    try:
+        UUID(str(epoch))
+    except ValueError:
+        result.add("meta", f"the epoch {epoch!r} is no UUID")
+    numbers: list[int] = []
+    for number, sensor_id, sensor_type, attributes in connection.execute(SQL["all_series"]):
+        numbers.append(number)
+        if not 0 < number < 1 << 31:
+            result.add(f"series {number}", "its number does not fit a segment's series column")
+        if not sensor_id or not sensor_type:
+            result.add(f"series {number}", "it has no sensor_id or no sensor_type")
+        try:
+            msgspec.json.decode(attributes, type=dict[str, str])
+        except (msgspec.DecodeError, TypeError) as fault:
+            result.add(f"series {number}", f"its attributes are no JSON object of texts: {fault}")
+    usable = [number for number in numbers if 0 < number < 1 << 31]
+    known = np.zeros(max(usable, default=0) + 1, np.bool_)
+    known[usable] = True
+    return known
+
+
+def _check_quarantine(connection: sqlite3.Connection, result: CheckReport) -> None:
+    for (number,) in connection.execute(SQL["overlong_quarantine"]):
+        result.add(f"quarantine {number}", "it keeps more bytes than it says there were")
+
+
+def _check_class(
+    connection: sqlite3.Connection,
+    path: Path,
+    record_class: RecordClass,
+    result: CheckReport,
+    *,
+    known: NDArray[np.bool_] | None,
+    progress: ProgressListener,
+) -> None:
+    if record_class is RecordClass.ALERT:  # once, for all classes
+        lowest, highest = position_span(RecordClass.ALERT)[0], position_span(max(RecordClass))[1]
+        for (position,) in connection.execute(SQL["strange_positions"], (lowest, highest)):
+            result.add(f"segment at {position}", "its position names no class of records")
+    walk = SegmentWalk(connection, path, record_class)
+    next_commit, next_rows = _read_expected_start(connection, record_class)
+    gone_through = 0
+    if record_class in (RecordClass.ROLLUP, RecordClass.READING):  # some stay when what follows is given up
+        gone_through, next_commit, next_rows = next_commit - 1, 1, 0
+    for head in walk:
+        result.segments += 1
+        result.rows += head.rows
+        if not walk.overlaps(head):
+            next_commit, next_rows = _skip_set_aside(connection, head, next_commit, next_rows)
+            if next_commit < head.first_commit <= gone_through + 1:
+                next_commit, next_rows = head.first_commit, head.rows_before
+            _check_position(head, next_commit, next_rows, result)
+        elif head.rows_before + head.rows < next_rows:
+            result.add(
+                str(head), "it was merged meanwhile, and holds fewer rows than what it was merged from"
+            )
+        if result.set_aside_segments and _reuses_set_aside_commits(connection, head):
+            result.add(str(head), "its commits were those of a segment that was set aside (promise 2)")
+        next_commit = max(head.first_commit, head.last_commit) + 1
+        next_rows = head.rows_before + head.rows
+        if known is not None:
+            known = _check_block(connection, walk, head, known, result)
+        progress.advance(head.rows)
+
+
+def _read_expected_start(connection: sqlite3.Connection, record_class: RecordClass) -> tuple[int, int]:
+    """The commit and the row count with which the oldest segment must begin."""
+    mark = scalar_from_row(
+        connection.execute(SQL["meta"], (pruned_mark_key(record_class),)).fetchone(), "0 0"
+    )
+    commit, rows = map(int, str(mark).split())
+    return commit + 1, rows
+
+
+def _skip_set_aside(
+    connection: sqlite3.Connection, head: SegmentHead, next_commit: int, next_rows: int
+) -> tuple[int, int]:
+    """Where a segment must begin when those set aside before it are counted in."""
+    if head.first_commit > next_commit:
+        span = position_span(head.record_class, next_commit, head.first_commit - 1)
+        for position, last_commit, rows in connection.execute(SQL["damaged_between"], span):
+            if first_commit_at(position) == next_commit:
+                next_commit, next_rows = last_commit + 1, next_rows + rows
+    return next_commit, next_rows
+
+
+def _reuses_set_aside_commits(connection: sqlite3.Connection, head: SegmentHead) -> bool:
+    """Whether a segment that was set aside begins within the commits of this one."""
+    span = position_span(head.record_class, head.first_commit, head.last_commit)
+    return connection.execute(SQL["damaged_between"], span).fetchone() is not None
+
+
+def _check_position(head: SegmentHead, next_commit: int, next_rows: int, result: CheckReport) -> None:
+    first, last = head.first_commit, head.last_commit
+    if not 0 < first <= last:
+        result.add(str(head), f"{first}..{last} is no range of commits")
+    if head.rows < 1:
+        result.add(str(head), f"it has {head.rows} rows; at least one is expected")
+    if head.min_time_us > head.max_time_us:
+        result.add(str(head), "its smallest time is later than its largest")
+    if first > next_commit:
+        result.add(
+            str(head), f"commits {next_commit}..{first - 1} before it are missing, and no prune is noted"
+        )
+    elif first < next_commit:
+        result.add(str(head), f"it overlaps what came before it, which ends at commit {next_commit - 1}")
+    if head.rows_before != next_rows:
+        result.add(str(head), f"it says {head.rows_before} rows came before it; {next_rows} did")
+
+
+def _check_block(
+    connection: sqlite3.Connection,
+    walk: SegmentWalk,
+    head: SegmentHead,
+    known: NDArray[np.bool_],
+    result: CheckReport,
+) -> NDArray[np.bool_]:
+    """Decode one segment and hold it against its row; returns the series known by now."""
+    try:
+        block = walk.block(head)
+    except (sqlite3.DatabaseError, TypeError) as fault:
+        result.add(str(head), f"SQLite cannot read its block: {fault}")
+        return known
+    try:
+        records = columns.decode_records(block, head.record_class, max_rows=MAX_SEGMENT_ROWS_CHECKED)
+    except FormatError as fault:
+        result.add(str(head), f"{fault} ({fault.reason})")
+        return known
+    result.decoded_segments += 1
+    if records.rows != head.rows:
+        result.add(str(head), f"its block holds {records.rows} rows, its row says {head.rows}")
+    times = int(records.time_us.min()), int(records.time_us.max())
+    if times != (head.min_time_us, head.max_time_us):
+        result.add(
+            str(head),
+            f"its times are {times[0]}..{times[1]} us, its row says {head.min_time_us}..{head.max_time_us}",
+        )
+    if times != columns.time_range_us(block):
+        result.add(str(head), "the head of its block gives other times than its rows have")
+    if not _is_in_order(records):
+        result.add(str(head), f"its rows are not in order of {' and '.join(records.order)}")
+    if isinstance(records, Readings) and not np.isfinite(records.value).all():
+        result.add(str(head), "it holds a value that is no finite number")
+    if records.named and (lost := _find_unknown_series(records.series, known)).size:
+        known = _check_series(connection, CheckReport(""))  # a live gateway has added some since
+        if (lost := _find_unknown_series(records.series, known)).size:
+            result.add(str(head), f"it names series that the spool does not know, such as {lost[0]}")
+    return known
+
+
+def _is_in_order(records: Records) -> bool:
+    """Whether rows are in the canonical order of their class."""
+    order = np.lexsort([getattr(records, name) for name in reversed(records.order)])
+    return bool((order == np.arange(records.rows)).all())
+
+
+def _find_unknown_series(series: NDArray[np.int32], known: NDArray[np.bool_]) -> NDArray[np.int32]:
+    inside = (series >= 0) & (series < len(known))
+    inside[inside] = known[series[inside]]
+    return np.unique(series[~inside])

@@ -1,0 +1,368 @@
+"""Quarantined input decoded again by the current rules: on a stopped spool, or inside its gateway.
+
+An item is decoded in a dry run first: only when all of its payload makes readings does it go through the
+committer, as if received again at its original time. What is still invalid stays, under its number. The
+readings are fsynced before the item is dropped; a crash between the two is met by the duplicate check.
+
+Readings that a destination refused are sent to it once more. The stored copy lies in a range that is
+delivered, so they are committed again, marked as processed, and counted as delivered to every other
+destination, in the transaction that drops the items.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import time
+from collections import defaultdict
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import msgspec
+import numpy as np
+
+from cloud_sync.codec.plain_readings import AssignedTimes, PlainBodyError
+from cloud_sync.model.reading_builder import ColumnBuilder, InvalidReadingError, Reading
+from cloud_sync.model.records import ATTRIBUTE_NAMES, Flag, Readings, RecordClass, Series
+from gateway.ingress.committer import Committer
+from gateway.ingress.http.readings import parse_quarantined_body
+from gateway.spool import delivery_ranges
+from gateway.spool.appender import Appender, AppendResult
+from gateway.spool.database import SQL, Database
+from gateway.spool.delivery_ranges import CommitRange, DeliveryQueue
+from gateway.spool.duplicates import DuplicateFilter
+from gateway.spool.errors import SpoolAccessError
+from gateway.spool.quarantine_items import StoredQuarantineItem
+from gateway.spool.segments import SegmentWriter, encode_segments, read_commit_counter
+from gateway.spool.series import DEFAULT_MAX_SERIES, SeriesBook
+from gateway.spool.spool_file import NoProgress, ProgressListener, open_spool_read_only
+
+if TYPE_CHECKING:
+    import sqlite3
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from gateway.payloads.decoder_registry import RuleSet
+    from gateway.payloads.topics import TopicTemplate
+    from gateway.spool.appender import Submission
+    from gateway.spool.quarantine_items import QuarantineItem
+
+_CLASS = RecordClass.READING
+
+
+class _RefusedReading(msgspec.Struct):
+    """The payload of an item, as `Deliveries.refuse` writes it; `ts` counts microseconds."""
+
+    value: float
+    ts: int
+    sensor_id: str
+    sensor_type: str
+    quality: float | None = None
+    battery_level: float | None = None
+    signal_strength: float | None = None
+    seq: int | None = None
+    flags: int = 0
+    location: str | None = None
+    manufacturer: str | None = None
+    firmware_version: str | None = None
+    unit: str | None = None
+
+
+_refused_decoder = msgspec.json.Decoder(_RefusedReading)
+
+
+class RefusedRowSender:
+    """Takes items, then sends all of them again together."""
+
+    def __init__(self, database: Database, segments: SegmentWriter, book: SeriesBook) -> None:
+        self._database = database
+        self._segments = segments
+        self._book = book
+        self._gathered: dict[str, ColumnBuilder] = defaultdict(ColumnBuilder)
+        self._numbers: dict[str, list[int]] = defaultdict(list)
+
+    async def take(self, item: StoredQuarantineItem) -> str | None:
+        """Keep an item for `send`; or why it cannot be sent again."""
+        known = await self._database.read(
+            lambda c: c.execute(SQL["destination_known"], (item.source,)).fetchone()
+        )
+        if known is None:
+            return f"it was put aside by {item.source}, and is no publish"
+        try:
+            told = _refused_decoder.decode(item.payload)
+            self._gathered[item.source].add(_to_reading(told))
+        except (msgspec.DecodeError, UnicodeDecodeError, InvalidReadingError):
+            return "it is no single reading that could be sent again"
+        self._numbers[item.source].append(item.quarantine_no)
+        return None
+
+    async def send(self, now_us: int) -> int:
+        """Commit what was taken for its destinations, and drop the items; returns how many readings.
+
+        Raises:
+            SpoolFailed, SpoolFull: nothing of the rest has happened.
+        """
+        sent = 0
+        for destination in list(self._gathered):
+            series, readings = self._gathered.pop(destination).take()
+            gone = [(number,) for number in self._numbers.pop(destination)]
+            numbers = np.array([self._book.number_of(one) for one in series], np.int32)
+            own = readings.with_series(numbers[readings.series]).in_order()
+            await self._commit(destination, own, gone, now_us)
+            sent += own.rows
+        return sent
+
+    async def _commit(
+        self, destination: str, readings: Readings, gone: list[tuple[int]], now_us: int
+    ) -> None:
+        sealed = encode_segments(readings)
+
+        def note(connection: sqlite3.Connection) -> None:
+            newest = read_commit_counter(connection, _CLASS).commit
+            new = CommitRange(newest + 1, newest + len(sealed))
+            for name, *_ in connection.execute(SQL["destinations"]).fetchall():
+                if name != destination:
+                    delivery_ranges.add_delivered(connection, DeliveryQueue(name, _CLASS), new)
+            connection.executemany(SQL["drop_quarantine"], gone)
+
+        await self._segments.append(sealed, now_us=now_us, notes=[note])
+
+
+def _to_reading(told: _RefusedReading) -> Reading:
+    attributes = tuple((name, text) for name in sorted(ATTRIBUTE_NAMES) if (text := getattr(told, name)))
+    quality, battery_level, signal_strength = (
+        math.nan if number is None else number
+        for number in (told.quality, told.battery_level, told.signal_strength)
+    )
+    return Reading(
+        Series(told.sensor_id, told.sensor_type, attributes),
+        told.ts,
+        told.value,
+        quality,
+        battery_level,
+        signal_strength,
+        told.seq,
+        told.flags | Flag.PROCESSED,
+    )
+
+
+_INGRESS_SOURCES = frozenset({"listen", "subscribe", "http", "host"})
+_NOTHING_STORED_REASONS = frozenset({"unknown_topic", "bad_series_name", "not_json", "bad_reading"})
+"""Reasons of items whose payload is all that was bad: none of it was stored when it came in."""
+_AT_ONCE = 500
+_COMMIT_WITHIN_S = 60.0
+
+
+@dataclass(slots=True)
+class RetryResult:
+    """What became of the items.
+
+    Attributes:
+        items: how many made readings and left the quarantine.
+        stored, duplicates, conflicts: what those readings were to the spool.
+        left: number of each item that stays, with the reason in words.
+        sent_again: readings that go once more to the destinations that refused them.
+    """
+
+    items: int = 0
+    stored: int = 0
+    duplicates: int = 0
+    conflicts: int = 0
+    left: list[tuple[int, str]] = field(default_factory=list)
+    sent_again: int = 0
+
+
+class _DryRunAppender(Appender):
+    """An appender that stores nothing, and remembers what it was given last."""
+
+    def __init__(self) -> None:
+        self.rows = 0
+        self.untimed = False
+        self.items: Sequence[QuarantineItem] = ()
+
+    def forget(self) -> None:
+        """Be as if nothing had been given."""
+        self.rows, self.untimed, self.items = 0, False, ()
+
+    async def append(
+        self,
+        readings: Readings | None,
+        items: Sequence[QuarantineItem],
+        *,
+        now_us: int,  # noqa: ARG002 - the signature of what it stands in for
+        submissions: Sequence[Submission] = (),  # noqa: ARG002 - as above
+    ) -> AppendResult:
+        self.items = items
+        if readings is not None:
+            self.rows, self.untimed = readings.rows, bool((readings.flags & Flag.TIME_ASSIGNED).any())
+        return AppendResult(self.rows, 0, 0)
+
+
+@dataclass(slots=True)
+class _ItemClock:
+    """The time an item came in while it is decoded, else the wall clock."""
+
+    at_us: int | None = None
+
+    def __call__(self) -> int:
+        return time.time_ns() // 1000 if self.at_us is None else self.at_us
+
+
+async def retry_stopped_spool(
+    path: Path,
+    numbers: Sequence[int],
+    template: TopicTemplate | RuleSet,
+    *,
+    max_series: int = DEFAULT_MAX_SERIES,
+    progress: ProgressListener = NoProgress(),  # noqa: B008 - it has no state
+) -> RetryResult:
+    """Decode items again; those that make readings are stored and leave the quarantine.
+
+    Raises:
+        SpoolInUse: a gateway is running on this spool.
+        SpoolFailed, SpoolFull: the spool cannot be used or written.
+    """
+    with open_spool_read_only(path):
+        pass  # refuses what is no spool, before a writer would make one of it
+    database = await Database.open(path)
+    try:
+        book = await SeriesBook.load(database, max_series)
+        segments = await SegmentWriter.load(database, book)
+        appender = Appender(database, segments, await DuplicateFilter.load(database, book), book)
+        return await retry_open_spool(
+            database, segments, appender, book, template, numbers, progress=progress
+        )
+    finally:
+        await database.close()
+
+
+async def retry_open_spool(  # noqa: PLR0917 - the parts of one spool
+    database: Database,
+    segments: SegmentWriter,
+    appender: Appender,
+    book: SeriesBook,
+    template: TopicTemplate | RuleSet,
+    numbers: Sequence[int],
+    *,
+    progress: ProgressListener = NoProgress(),  # noqa: B008 - it has no state
+) -> RetryResult:
+    """The same on the open spool of a running gateway, whose own appends go on between.
+
+    Raises:
+        SpoolFailed, SpoolFull: the spool cannot be written.
+    """
+    progress.total(len(numbers))
+    bench = _RetryRun(database, segments, appender, book, template)
+    for start in range(0, len(numbers), _AT_ONCE):
+        for number in numbers[start : start + _AT_ONCE]:
+            await bench.take(number)
+            progress.advance()
+        await bench.store()
+    return bench.result
+
+
+class _RetryRun:
+    """Two committers on one spool: one to rehearse with, one that stores."""
+
+    def __init__(
+        self,
+        database: Database,
+        segments: SegmentWriter,
+        appender: Appender,
+        book: SeriesBook,
+        template: TopicTemplate | RuleSet,
+    ) -> None:
+        self._database = database
+        self._book = book
+        self._refused = RefusedRowSender(database, segments, book)
+        self._stamps = AssignedTimes()
+        self._clock = _ItemClock()
+        self._dry_run_appender = _DryRunAppender()
+        self._dry_run_committer = Committer(
+            self._dry_run_appender, book, template, interval_s=0, clock_us=self._clock
+        )
+        self._real = Committer(appender, book, template, interval_s=0, clock_us=self._clock)
+        self._taken: list[int] = []
+        self.result = RetryResult()
+
+    async def take(self, number: int) -> None:
+        """Rehearse one item; keep it for `store` when all of it makes readings."""
+        row = await self._database.read(lambda c: c.execute(SQL["quarantine_item"], (number,)).fetchone())
+        if row is None:
+            self.result.left.append((number, "there is no such item"))
+            return
+        item = StoredQuarantineItem(*row)
+        self._clock.at_us = item.received_at_us
+        why = await self._prepare_item(item)
+        self._clock.at_us = None
+        if why is not None:
+            self.result.left.append((number, why))
+
+    async def store(self) -> None:
+        """Commit what was taken, then drop its items."""
+        sent = await self._refused.send(time.time_ns() // 1000)
+        self.result.sent_again += sent
+        self.result.items += sent
+        if not self._taken:
+            return
+        try:
+            async with asyncio.timeout(_COMMIT_WITHIN_S):
+                await self._real.commit_once()
+        except TimeoutError:
+            reason = self._real.counters.holding_reason
+            raise SpoolAccessError(
+                f"nothing more was stored: {reason or 'the spool took too long'}"
+            ) from None
+        gone = [(number,) for number in self._taken]
+        await self._database.write(lambda c: c.executemany(SQL["drop_quarantine"], gone))
+        counters, result = self._real.counters, self.result
+        result.items += len(gone)
+        result.stored, result.duplicates = counters.readings, counters.duplicates
+        result.conflicts = counters.conflicts
+        self._taken = []
+
+    async def _prepare_item(self, item: StoredQuarantineItem) -> str | None:
+        """Keep an item for `store`; or why it stays."""
+        if item.is_cut:
+            return f"only the first {len(item.payload)} of its {item.payload_bytes} bytes were kept"
+        if item.source.partition(":")[0] not in _INGRESS_SOURCES:
+            return await self._refused.take(item)
+        why = self._prepare_http_item(item) if item.source == "http" else await self._dry_run(item)
+        if why is None:
+            if item.source != "http":
+                self._real.offer(item.source, item.topic.encode(), item.payload)
+            self._taken.append(item.quarantine_no)
+        return why
+
+    def _prepare_http_item(self, item: StoredQuarantineItem) -> str | None:
+        """Take what came over HTTP: a reading, or the part of a pack; why not, None when it is taken."""
+        try:
+            parsed = parse_quarantined_body(
+                item.topic, item.payload, now_us=item.received_at_us, stamps=self._stamps
+            )
+        except PlainBodyError as fault:
+            return f"still bad: {fault.reason}: {fault}"
+        if parsed.rejected:
+            return f"still bad: {parsed.rejected[0].reason}"
+        numbers = [self._book.number_of(series) for series in parsed.series]
+        if not numbers or None in numbers:
+            return "the spool knows as many series as it may" if numbers else "it holds no reading"
+        readings = parsed.readings
+        self._real.submit_readings(readings.with_series(np.array(numbers, np.int32)[readings.series]))
+        return None
+
+    async def _dry_run(self, item: StoredQuarantineItem) -> str | None:
+        """Why the payload does not make readings by the rules of today, None when all of it does."""
+        rehearsal = self._dry_run_appender
+        rehearsal.forget()
+        self._dry_run_committer.offer(item.source, item.topic.encode(), item.payload)
+        await self._dry_run_committer.commit_once()
+        together = rehearsal.rows + len(rehearsal.items)
+        if item.reason not in _NOTHING_STORED_REASONS and rehearsal.untimed and together > 1:
+            return (
+                "other readings of the same payload were stored with the time they came in; "
+                "storing them again would double them"
+            )
+        if rehearsal.items:
+            return f"still bad: {rehearsal.items[0].reason}: {rehearsal.items[0].detail}"
+        return None if rehearsal.rows else "it holds no reading"

@@ -1,0 +1,307 @@
+"""Readings exported as they stream by: Parquet, CSV or JSON lines, in the columns of the view `sensor_data`.
+
+A file is written under a temporary name beside its own and renamed once it is whole and fsynced, so a name
+without `.part` is never half an export. The form follows from the end of the name. Texts of a series are
+made once a series; numbers are written the shortest way that reads back as the same number.
+"""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import io
+import json
+import os
+import sys
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+
+from cloud_sync.model.records import SEQ_ABSENT, Flag
+from gateway.humanize import escape_text
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+
+    from cloud_sync.model.records import Readings, Series
+
+EXPORT_COLUMNS = (
+    "time",
+    "sensor_id",
+    "sensor_type",
+    "value",
+    "unit",
+    "quality",
+    "battery_level",
+    "signal_strength",
+    "location",
+    "manufacturer",
+    "firmware_version",
+    "seq",
+    "flags",
+)
+SERIES_COLUMNS = ("sensor_id", "sensor_type", "unit", "location", "manufacturer", "firmware_version")
+_SERIES_COLUMN_INDEXES = [EXPORT_COLUMNS.index(name) for name in SERIES_COLUMNS]
+
+
+class SeriesLookup(Protocol):
+    """Whoever knows the series of a number."""
+
+    def __getitem__(self, number: int) -> Series:
+        """The series."""
+        ...
+
+
+def series_texts(series: Series) -> tuple[str | None, ...]:
+    """What a series puts into `SERIES_COLUMNS`; None where it says nothing."""
+    attributes = dict(series.attributes)
+    return (series.sensor_id, series.sensor_type, *(attributes.get(name) for name in SERIES_COLUMNS[2:]))
+
+
+def format_csv_header() -> str:
+    """The first line of a CSV file."""
+    return ",".join(EXPORT_COLUMNS) + "\r\n"
+
+
+def format_csv(readings: Readings, names: SeriesLookup, *, printable: bool = False) -> str:
+    """Lines of CSV (RFC 4180), absent values empty; `printable` escapes what a terminal would obey."""
+    out = io.StringIO()
+    prepare = escape_text if printable else str
+    csv.writer(out).writerows(
+        _format_rows(readings, names, lambda text: "" if text is None else prepare(text), "")
+    )
+    return out.getvalue()
+
+
+def format_json_lines(readings: Readings, names: SeriesLookup) -> str:
+    """One JSON object a line, ASCII only, absent values null."""
+    keys = [f'"{name}": ' for name in EXPORT_COLUMNS]
+    lines = []
+    for row in _format_rows(readings, names, json.dumps, "null"):
+        cells = [f'{keys[0]}"{row[0]}"', *(key + cell for key, cell in zip(keys[1:], row[1:], strict=True))]
+        lines.append("{" + ", ".join(cells) + "}\n")
+    return "".join(lines)
+
+
+def format_table_rows(readings: Readings, names: SeriesLookup) -> Iterator[list[str]]:
+    """Rows for a person: texts escaped, flags by their names."""
+    for row in _format_rows(readings, names, lambda text: "" if text is None else escape_text(text, 40), ""):
+        row[-1] = format_flags(int(row[-1]))
+        yield row
+
+
+def format_flags(flags: int) -> str:
+    """Flags as words; bits this release does not know as their number."""
+    known = [(flag.name or "").lower() for flag in Flag if flags & flag]
+    rest = flags & ~sum(Flag)
+    return ",".join([*known, *([str(rest)] if rest else [])])
+
+
+def _format_rows(
+    readings: Readings, names: SeriesLookup, text_of: Callable[[str | None], str], absent: str
+) -> Iterator[list[str]]:
+    cells: list[list[str]] = [[] for _ in EXPORT_COLUMNS]
+    numbers, index = np.unique(readings.series, return_inverse=True)
+    texts = [[text_of(text) for text in series_texts(names[int(number)])] for number in numbers]
+    positions = index.tolist()
+    for place, column in zip(_SERIES_COLUMN_INDEXES, zip(*texts, strict=True), strict=True):
+        cells[place] = [column[i] for i in positions]
+    times = readings.time_us.astype("datetime64[us]")
+    cells[0] = [f"{text}Z" for text in np.datetime_as_string(times).tolist()]
+    cells[EXPORT_COLUMNS.index("value")] = [repr(value) for value in readings.value.tolist()]
+    for name in ("quality", "battery_level", "signal_strength"):
+        cells[EXPORT_COLUMNS.index(name)] = _format_float32(getattr(readings, name), absent)
+    cells[EXPORT_COLUMNS.index("seq")] = [
+        absent if seq == SEQ_ABSENT else str(seq) for seq in readings.seq.tolist()
+    ]
+    cells[EXPORT_COLUMNS.index("flags")] = [str(flags) for flags in readings.flags.tolist()]
+    return (list(row) for row in zip(*cells, strict=True))
+
+
+def _format_float32(column: NDArray[np.float32], absent: str) -> list[str]:
+    """Single-precision numbers as short text, each distinct one formatted once."""
+    distinct, index = np.unique(column, return_inverse=True)
+    texts = [absent if np.isnan(number) else str(number) for number in distinct]
+    return [texts[i] for i in index.tolist()]
+
+
+FILE_ENDINGS = (".parquet", ".csv", ".csv.gz", ".jsonl", ".jsonl.gz")
+_GZIP_LEVEL = 6
+
+
+class ExportError(Exception):
+    """The export cannot be written; the message says why and what to do."""
+
+
+class ExportWriter(Protocol):
+    """One open export."""
+
+    def write(self, readings: Readings, names: SeriesLookup) -> None:
+        """Add readings."""
+        ...
+
+    def close(self) -> None:
+        """Finish the form of the file."""
+        ...
+
+
+class TextWriter:
+    """CSV or JSON lines into a binary stream."""
+
+    def __init__(
+        self,
+        stream: io.BufferedIOBase | Any,
+        text_of: Callable[[Readings, SeriesLookup], str],
+        header: str = "",
+    ) -> None:
+        self._stream = stream
+        self._text_of = text_of
+        self._stream.write(header.encode())
+
+    def write(self, readings: Readings, names: SeriesLookup) -> None:
+        """Add readings as lines."""
+        self._stream.write(self._text_of(readings, names).encode("utf-8", "backslashreplace"))
+
+    def close(self) -> None:
+        """Write out what is buffered."""
+        self._stream.flush()
+
+
+class ParquetWriter:
+    """Parquet with zstd: one row group a run, times in microseconds UTC, absent values null."""
+
+    def __init__(self, path: Path) -> None:
+        try:
+            import pyarrow  # noqa: ICN001, PLC0415 - an optional package, needed only here
+            import pyarrow.parquet  # noqa: PLC0415 - as above
+        except ModuleNotFoundError:
+            raise ExportError(
+                "Parquet needs pyarrow, which is not installed: install tidegate[sim], or export to .csv"
+            ) from None
+        self._arrow = pyarrow
+        types = dict.fromkeys(SERIES_COLUMNS, pyarrow.string()) | {
+            "time": pyarrow.timestamp("us", "UTC"),
+            "value": pyarrow.float64(),
+            "quality": pyarrow.float32(),
+            "battery_level": pyarrow.float32(),
+            "signal_strength": pyarrow.float32(),
+            "seq": pyarrow.int64(),
+            "flags": pyarrow.int32(),
+        }
+        self._schema = pyarrow.schema([(name, types[name]) for name in EXPORT_COLUMNS])
+        self._writer = pyarrow.parquet.ParquetWriter(path, self._schema, compression="zstd")
+
+    def write(self, readings: Readings, names: SeriesLookup) -> None:
+        """Add readings as a row group."""
+        arrow = self._arrow
+        numbers, index = np.unique(readings.series, return_inverse=True)
+        texts = [series_texts(names[int(number)]) for number in numbers]
+        arrays = {
+            name: arrow.array([_to_valid_utf8(text[place]) for text in texts], arrow.string()).take(
+                arrow.array(index)
+            )
+            for place, name in enumerate(SERIES_COLUMNS)
+        }
+        arrays["time"] = arrow.array(readings.time_us.astype("datetime64[us]")).cast(
+            self._schema.field("time").type
+        )
+        arrays["value"] = arrow.array(readings.value)
+        for name in ("quality", "battery_level", "signal_strength"):
+            column = getattr(readings, name)
+            arrays[name] = arrow.array(column, mask=np.isnan(column))
+        arrays["seq"] = arrow.array(readings.seq, mask=readings.seq == SEQ_ABSENT)
+        arrays["flags"] = arrow.array(readings.flags)
+        self._writer.write_table(arrow.table([arrays[name] for name in EXPORT_COLUMNS], schema=self._schema))
+
+    def close(self) -> None:
+        """Write the footer."""
+        self._writer.close()
+
+
+def find_file_ending(out: str) -> str:
+    """The form an export's name asks for: one of `ENDINGS`; `-` and `-.gz` mean CSV on standard output.
+
+    Raises:
+        ExportFault: the name asks for none of them.
+    """
+    if out in ("-", "-.gz"):
+        return f".csv{out[1:]}"
+    for ending in sorted(FILE_ENDINGS, key=len, reverse=True):
+        if out.endswith(ending):
+            return ending
+    raise ExportError(
+        f"{out}: name a file that ends in {', '.join(FILE_ENDINGS)}, or - for CSV on standard output"
+    )
+
+
+@contextmanager
+def open_file_writer(path: Path, *, replace: bool = False) -> Iterator[ExportWriter]:
+    """A writer of the form that `path` asks for; the file appears when the block ends without an error.
+
+    Raises:
+        ExportFault: the file exists, or cannot be written, or its form is not available.
+    """
+    ending = find_file_ending(path.name)
+    if path.exists() and not replace:
+        raise ExportError(f"{path}: exists; name another file, or replace it with --force")
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        with _open_part_file_writer(part, ending) as writer:
+            yield writer
+        os.replace(part, path)  # noqa: PTH105 - beside os.fsync and os.open
+        _fsync_folder(path)
+    except OSError as fault:
+        raise ExportError(f"{fault.filename or path}: {fault.strerror or fault}") from fault
+    finally:
+        part.unlink(missing_ok=True)
+
+
+@contextmanager
+def open_stdout_writer(
+    ending: str, text_of: Callable[[Readings, SeriesLookup], str], header: str = ""
+) -> Iterator[ExportWriter]:
+    """A writer of text on standard output, compressed when `ending` says so."""
+    stream: Any = sys.stdout.buffer
+    if ending.endswith(".gz"):
+        with gzip.GzipFile(fileobj=stream, mode="wb", compresslevel=_GZIP_LEVEL) as packed:
+            yield TextWriter(packed, text_of, header)
+    else:
+        yield TextWriter(stream, text_of, header)
+    stream.flush()
+
+
+@contextmanager
+def _open_part_file_writer(part: Path, ending: str) -> Iterator[ExportWriter]:
+    if ending == ".parquet":
+        parquet = ParquetWriter(part)
+        try:
+            yield parquet
+        finally:
+            parquet.close()
+    else:
+        text_of, header = (format_csv, format_csv_header()) if ".csv" in ending else (format_json_lines, "")
+        with part.open("wb") as file:
+            if ending.endswith(".gz"):
+                with gzip.GzipFile("", fileobj=file, mode="wb", compresslevel=_GZIP_LEVEL) as packed:
+                    yield TextWriter(packed, text_of, header)
+            else:
+                yield TextWriter(file, text_of, header)
+    with part.open("rb") as file:
+        os.fsync(file.fileno())
+
+
+def _fsync_folder(path: Path) -> None:
+    fd = os.open(path.absolute().parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def _to_valid_utf8(text: str | None) -> str | None:
+    """Arrow's strings are UTF-8: a lone surrogate becomes its escape."""
+    return None if text is None else text.encode("utf-8", "backslashreplace").decode()

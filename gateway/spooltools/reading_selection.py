@@ -1,0 +1,215 @@
+"""Readings selected by time and series, read out of a spool segment by segment in bounded memory."""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from cloud_sync.codec import columns
+from cloud_sync.model.errors import FormatError
+from cloud_sync.model.records import Readings, Series
+from gateway.spool.segment_reader import SegmentWalk, count_kept_rows
+from gateway.spool.segments import MAX_SEGMENT_ROWS
+from gateway.spool.series import read_all_series
+from gateway.spool.spool_file import NoProgress, ProgressListener
+
+if TYPE_CHECKING:
+    import sqlite3
+    from collections.abc import Iterable, Iterator
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+
+    from gateway.spool.segment_reader import SegmentHead
+
+_EARLIEST_US, _LATEST_US = -(1 << 63), (1 << 63) - 1
+
+
+@dataclass(frozen=True, slots=True)
+class ReadingFilter:
+    """Readings with since_us <= time < until_us of series that any of `patterns` names.
+
+    A pattern is SENSOR_ID/SENSOR_TYPE, exact or with `*`, `?` and `[...]`; without a slash it names a
+    sensor, with all its types. No pattern means every series.
+    """
+
+    since_us: int | None = None
+    until_us: int | None = None
+    patterns: tuple[str, ...] = ()
+
+    def may_match(self, min_time_us: int, max_time_us: int) -> bool:
+        """Whether a segment of these times can hold a selected reading."""
+        return max_time_us >= self._since_us and min_time_us < self._until_us
+
+    def names(self, series: Series) -> bool:
+        """Whether the readings of a series are selected."""
+        if not self.patterns:
+            return True
+        name = f"{series.sensor_id}/{series.sensor_type}"
+        return any(
+            pattern in (name, series.sensor_id)
+            or fnmatchcase(name if "/" in pattern else series.sensor_id, pattern)
+            for pattern in self.patterns
+        )
+
+    def of(self, readings: Readings, named: NDArray[np.bool_]) -> Readings:
+        """The selected readings; `named` says of each series number whether it is."""
+        mask = named[readings.series]
+        if not self.matches_all_times(int(readings.time_us.min()), int(readings.time_us.max())):
+            mask &= (readings.time_us >= self._since_us) & (readings.time_us < self._until_us)
+        return readings if mask.all() else readings.take(mask)
+
+    def matches_all_times(self, min_time_us: int, max_time_us: int) -> bool:
+        """Whether a segment of these times holds no reading outside the span."""
+        return min_time_us >= self._since_us and max_time_us < self._until_us
+
+    @property
+    def _since_us(self) -> int:
+        return _EARLIEST_US if self.since_us is None else self.since_us
+
+    @property
+    def _until_us(self) -> int:
+        return _LATEST_US if self.until_us is None else self.until_us
+
+
+RUN_ROWS = 65_536
+_MAX_DAMAGED_KEPT = 1000
+UNKNOWN_SERIES = Series("", "")
+"""Stands for a series number the spool does not know."""
+
+
+class SeriesNames:
+    """The spool's series by number; read again when a live gateway has added some."""
+
+    def __init__(self, connection: sqlite3.Connection, selection: ReadingFilter) -> None:
+        self._connection = connection
+        self._selection = selection
+        self.named: NDArray[np.bool_] = np.zeros(0, np.bool_)
+        self._known: NDArray[np.bool_] = np.zeros(0, np.bool_)
+        self._series: dict[int, Series] = {}
+
+    def __getitem__(self, number: int) -> Series:
+        return self._series.get(number, UNKNOWN_SERIES)
+
+    def learn(self, readings: Readings) -> bool:
+        """Know the series of `readings`; False when one of them is not in the spool."""
+        if not self._knows(readings):
+            self._series = dict(read_all_series(self._connection))
+            size = max(self._series, default=0) + 1
+            self._known, self.named = np.zeros(size, np.bool_), np.zeros(size, np.bool_)
+            self._known[list(self._series)] = True
+            self.named[[n for n, series in self._series.items() if self._selection.names(series)]] = True
+        return self._knows(readings)
+
+    def _knows(self, readings: Readings) -> bool:
+        lowest, highest = int(readings.series.min()), int(readings.series.max())
+        return lowest >= 0 and highest < len(self._known) and bool(self._known[readings.series].all())
+
+
+@dataclass(slots=True)
+class ReadSummary:
+    """What a reading of the spool came across.
+
+    Attributes:
+        segments: how many were looked at.
+        rows: readings found.
+        damaged_rows: readings in segments that cannot be decoded, and are left out.
+        damaged: the first of those segments, each with what is wrong.
+    """
+
+    segments: int = 0
+    rows: int = 0
+    damaged_rows: int = 0
+    damaged: list[str] = field(default_factory=list)
+
+
+def read_selected(
+    connection: sqlite3.Connection,
+    path: Path,
+    selection: ReadingFilter,
+    names: SeriesNames,
+    found: ReadSummary,
+    *,
+    newest_first: bool = False,
+    progress: ProgressListener = NoProgress(),  # noqa: B008 - it has no state
+) -> Iterator[Readings]:
+    """Selected readings, one segment at a time, in commit order or against it; each reading once.
+
+    A segment that cannot be decoded is noted in `found` and passed over. `watcher` is told of
+    the rows of every segment.
+    """
+    walk = SegmentWalk(connection, path, newest_first=newest_first)
+    given = _RecentReadings()
+    progress.total(count_kept_rows(connection))
+    for head in walk:
+        found.segments += 1
+        if selection.may_match(head.min_time_us, head.max_time_us):
+            readings = _decode_segment(walk.block(head), head, names, found)
+            if readings is not None:
+                if walk.overlaps(head):
+                    readings = given.without(readings)
+                given.add(readings)
+                readings = selection.of(readings, names.named) if readings.rows else readings
+                found.rows += readings.rows
+                if readings.rows:
+                    yield readings
+        progress.advance(head.rows)
+
+
+def _decode_segment(
+    block: bytes, head: SegmentHead, names: SeriesNames, found: ReadSummary
+) -> Readings | None:
+    try:
+        readings = columns.decode(block)
+        if names.learn(readings):
+            return readings
+        reason = "it names a series that the spool does not know"
+    except FormatError as fault:
+        reason = str(fault)
+    found.damaged_rows += head.rows
+    if len(found.damaged) < _MAX_DAMAGED_KEPT:
+        found.damaged.append(f"{head}: {reason}")
+    return None
+
+
+class _RecentReadings:
+    """What was given lately: as much as one merged segment can hold."""
+
+    def __init__(self) -> None:
+        self._parts: deque[Readings] = deque()
+        self._rows = 0
+
+    def add(self, readings: Readings) -> None:
+        self._parts.append(readings)
+        self._rows += readings.rows
+        while self._rows - self._parts[0].rows >= MAX_SEGMENT_ROWS:
+            self._rows -= self._parts.popleft().rows
+
+    def without(self, readings: Readings) -> Readings:
+        """The readings of a merged segment that were not given before it was merged."""
+        known = {key for part in self._parts for key in _reading_keys(part)}
+        fresh = (key not in known for key in _reading_keys(readings))
+        return readings.take(np.fromiter(fresh, np.bool_, readings.rows))
+
+
+def group_into_runs(parts: Iterable[Readings], rows: int = RUN_ROWS) -> Iterator[Readings]:
+    """The same readings in runs of at least `rows`, so that small segments cost no more than large ones."""
+    waiting: list[Readings] = []
+    gathered = 0
+    for part in parts:
+        waiting.append(part)
+        gathered += part.rows
+        if gathered >= rows:
+            yield Readings.concat(waiting)
+            waiting, gathered = [], 0
+    if waiting:
+        yield Readings.concat(waiting)
+
+
+def _reading_keys(readings: Readings) -> Iterator[tuple[int, int, float]]:
+    columns_ = (readings.series, readings.time_us, readings.value)
+    return zip(*(column.tolist() for column in columns_), strict=True)

@@ -1,0 +1,1 @@
+"""The status document: its structs, how it is collected, what it advises, and the metrics."""

@@ -1,0 +1,295 @@
+"""The status page: who may view it, and the assets and queries it is made of.
+
+Requests from this machine may view and change; others may view with a token of the tokens file (as a
+bearer token or in the cookie that sign-in sets). Only hashes of tokens are stored. All assets are served
+from here, and the content security policy says so to the browser; what devices sent reaches the page as
+JSON and is inserted as text, never as HTML.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import html
+import ipaddress
+import logging
+import time
+from concurrent.futures import ThreadPoolExecutor
+from importlib.resources import files
+from typing import TYPE_CHECKING
+from urllib.parse import parse_qs, urlsplit
+
+import msgspec
+from starlette.responses import RedirectResponse, Response
+from starlette.routing import Route
+
+from cloud_sync.http.tokens import TokenFile, TokenFileError
+from gateway.query import series_chart
+from gateway.spool.errors import SpoolError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from starlette.requests import Request
+
+    from gateway.runtime import Runtime
+
+SECURITY_HEADERS = {
+    "x-content-type-options": "nosniff",
+    "referrer-policy": "no-referrer",
+    "x-frame-options": "DENY",
+    "cross-origin-resource-policy": "same-origin",
+}
+"""Headers of every answer."""
+
+
+def json_response(content: object, status: int = 200) -> Response:
+    """A document as JSON, not to be kept by anyone on the way."""
+    return Response(
+        msgspec.json.encode(content),
+        status,
+        media_type="application/json",
+        headers={"cache-control": "no-store"},
+    )
+
+
+def unauthorized_response() -> Response:
+    """For whoever may not look."""
+    answer = json_response(
+        {
+            "error": "unauthorised",
+            "message": "from another machine this takes a token of [status] tokens_file, as a bearer",
+        },
+        401,
+    )
+    answer.headers["www-authenticate"] = "Bearer"
+    return answer
+
+
+async def read_body(request: Request, most_bytes: int) -> bytes | None:
+    """The body of a request, None when it is larger; no more than that is ever in memory."""
+    body = bytearray()
+    async for piece in request.stream():
+        body += piece
+        if len(body) > most_bytes:
+            return None
+    return bytes(body)
+
+
+_log = logging.getLogger(__name__)
+_PROXY_HEADERS = ("forwarded", "x-forwarded-for", "x-forwarded-host", "x-real-ip", "via")
+_TOKEN_MAX_CHARS = 256
+
+
+class StatusAuth:
+    """Knows them by a file of tokens that may change at any time; without one there is only this machine."""
+
+    def __init__(self, tokens_file: Path | None, cookie: str) -> None:
+        self.cookie = cookie
+        self._tokens = None if tokens_file is None else TokenFile(tokens_file, "tidegate token add NAME")
+        self._said = ""
+
+    @property
+    def has_tokens(self) -> bool:
+        """Whether a token would help."""
+        return self._tokens is not None
+
+    def may_view(self, request: Request) -> bool:
+        """Whether the answer may hold what the gateway knows."""
+        return is_local_request(request) or self.knows(_presented_token(request, self.cookie))
+
+    def knows(self, token: str) -> bool:
+        """Whether it is a token for looking."""
+        if self._tokens is None or not token or len(token) > _TOKEN_MAX_CHARS:
+            return False
+        try:
+            self._tokens.refresh()
+        except TokenFileError as fault:
+            if str(fault) != self._said:
+                _log.error("the tokens read before stay in force: %s", fault)
+            self._said = str(fault)
+        entry = self._tokens.entry_of(token)
+        return entry is not None and entry.scope == "view"
+
+
+def is_local_request(request: Request) -> bool:
+    """Whether a request comes from this machine, meant for it."""
+    if request.client is None or any(name in request.headers for name in _PROXY_HEADERS):
+        return False
+    server, _ = request.scope.get("server") or ("", 0)
+    own = (server, request.client.host) if server == request.client.host else ()
+    named = _host_header_name(request.headers.get("host", ""))
+    return all(host in own or _is_loopback(host) for host in (request.client.host, named))
+
+
+def _host_header_name(authority: str) -> str:
+    try:
+        return urlsplit(f"//{authority}").hostname or ""
+    except ValueError:
+        return ""
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def _presented_token(request: Request, cookie: str) -> str:
+    kind, _, token = request.headers.get("authorization", "").partition(" ")
+    return token.strip() if kind.lower() == "bearer" else request.cookies.get(cookie, "")
+
+
+CONTENT_SECURITY_POLICY = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; "
+    "form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
+)
+_ASSETS = {
+    "page.css": "text/css",
+    "page.js": "text/javascript",
+    "series.js": "text/javascript",
+    "chart.js": "text/javascript",
+    "words.js": "text/javascript",
+    "icon.svg": "image/svg+xml",
+}
+_SERIES_MAX = 200
+_COOKIE_S = 30 * 86_400
+_DAY_US = 86_400_000_000
+_FORM_MAX_BYTES = 4096
+
+
+class _ChartQuery(msgspec.Struct):
+    sensor_id: str
+    sensor_type: str
+    until_us: int | None = None
+    span_us: int = _DAY_US
+    steps: int = 288
+
+
+class _SeriesQuery(msgspec.Struct):
+    match: str = ""
+    limit: int = 50
+
+
+class StatusPage:
+    """The routes of the page, on one gateway's parts."""
+
+    def __init__(self, parts: Runtime, visitors: StatusAuth) -> None:
+        self._parts = parts
+        self._auth = visitors
+        self._chart_executor = ThreadPoolExecutor(1, "chart")
+        folder = files("gateway.web").joinpath("static")
+        self._assets = {name: folder.joinpath(name).read_bytes() for name in _ASSETS}
+        stamp = hashlib.sha256(b"".join(self._assets.values())).hexdigest()[:16]
+        fill = {"gateway_id": html.escape(parts.settings.gateway_id), "stamp": stamp}
+
+        def page(name: str, sign_out: str = "") -> str:
+            text = folder.joinpath(name).read_text(encoding="utf-8")
+            return text.format(**fill, sign_out=sign_out)
+
+        self._local_page, self._remote_page = page("index.html", " hidden"), page("index.html")
+        self._sign_in_page = page("sign-in.html")
+
+    def routes(self) -> list[Route]:
+        """What is served."""
+        return [
+            Route("/", self._index),
+            Route("/page/{name}", self._asset),
+            Route("/series", self._series),
+            Route("/chart", self._chart),
+            Route("/sign-in", self._sign_in, methods=["POST"]),
+            Route("/sign-out", self._sign_out, methods=["POST"]),
+        ]
+
+    def close(self) -> None:
+        """Let go of the thread that reads charts."""
+        self._chart_executor.shutdown(wait=False, cancel_futures=True)
+
+    async def _index(self, request: Request) -> Response:
+        if self._auth.may_view(request):
+            return _html_response(self._local_page if is_local_request(request) else self._remote_page)
+        if self._auth.has_tokens:
+            return _html_response(self._sign_in_page, 401)
+        return unauthorized_response()
+
+    async def _asset(self, request: Request) -> Response:
+        """Style and script hold no secret: the page that asks for a token needs them too."""
+        name = request.path_params["name"]
+        if name not in self._assets:
+            return json_response({"error": "no_such_request", "message": "Not Found"}, 404)
+        lasting = "public, max-age=31536000, immutable" if "v" in request.query_params else "no-cache"
+        return Response(
+            self._assets[name],
+            media_type=_ASSETS[name],
+            headers={"cache-control": lasting, "content-security-policy": "default-src 'none'"},
+        )
+
+    async def _series(self, request: Request) -> Response:
+        """Series to pick from: `?match=text&limit=50`."""
+        if not self._auth.may_view(request):
+            return unauthorized_response()
+        try:
+            asked = msgspec.convert(dict(request.query_params), _SeriesQuery, strict=False)
+        except msgspec.ValidationError as fault:
+            return json_response({"error": "malformed", "message": str(fault)}, 400)
+        limit = max(1, min(asked.limit, _SERIES_MAX))
+        named, total = series_chart.search_series(self._parts.book, asked.match, limit)
+        return json_response({"series": named, "total": total})
+
+    async def _chart(self, request: Request) -> Response:
+        """A day of a series: `?sensor_id=a&sensor_type=b`, and if need be `until_us`, `span_us`, `steps`."""
+        if not self._auth.may_view(request):
+            return unauthorized_response()
+        try:
+            asked = msgspec.convert(dict(request.query_params), _ChartQuery, strict=False)
+        except msgspec.ValidationError as fault:
+            return json_response({"error": "malformed", "message": str(fault)}, 400)
+        found = series_chart.find_series_numbers(self._parts.book, asked.sensor_id, asked.sensor_type)
+        if found is None:
+            return json_response({"error": "no_such_series", "message": "the spool does not know it"}, 404)
+        until_us = time.time_ns() // 1000 if asked.until_us is None else asked.until_us
+        until_us = max(-(1 << 61), min(until_us, 1 << 61))
+        span_us = max(1_000_000, min(asked.span_us, series_chart.MAX_SPAN_US))
+        steps = series_chart.ChartSteps(
+            until_us - span_us, until_us, max(1, min(asked.steps, series_chart.MAX_STEPS))
+        )
+        name, numbers = found
+        try:
+            chart = await asyncio.get_running_loop().run_in_executor(
+                self._chart_executor, series_chart.read_chart, self._parts.database.path, name, numbers, steps
+            )
+        except SpoolError as fault:
+            return json_response({"error": "spool", "message": str(fault)}, 503)
+        return json_response(chart)
+
+    async def _sign_in(self, request: Request) -> Response:
+        body = await read_body(request, _FORM_MAX_BYTES)
+        form = {} if body is None else parse_qs(body.decode("utf-8", "replace"), max_num_fields=8)
+        token = form.get("token", [""])[0].strip()
+        if not self._auth.knows(token):
+            await asyncio.sleep(1)
+            return _html_response(self._sign_in_page.replace("<!-- fault -->", _SIGN_IN_FAILED_HTML), 401)
+        answer = RedirectResponse("/", 303)
+        secure = request.url.scheme == "https"
+        answer.set_cookie(
+            self._auth.cookie, token, _COOKIE_S, httponly=True, samesite="strict", secure=secure
+        )
+        return answer
+
+    async def _sign_out(self, _: Request) -> Response:
+        answer = RedirectResponse("/", 303)
+        answer.delete_cookie(self._auth.cookie, httponly=True, samesite="strict")
+        return answer
+
+
+_SIGN_IN_FAILED_HTML = '<p class="fault" role="alert">This token is not known here.</p>'
+
+
+def _html_response(text: str, status: int = 200) -> Response:
+    return Response(
+        text,
+        status,
+        media_type="text/html",
+        headers={"content-security-policy": CONTENT_SECURITY_POLICY, "cache-control": "no-store"},
+    )
