@@ -1,7 +1,8 @@
-"""The seam between sources of publishes and the committer.
+"""The seam between sources of readings and the committer.
 
-A source submits publishes in batches and continues; the committer answers each exactly once after the fsync
-(promise 1) through the `Acknowledger` it came from.
+A `Source` enters readings: it submits publishes in batches to the `PublishSink` and continues. The committer
+answers each publish exactly once after the fsync (promise 1) through the `Acknowledger` it came from. The
+agent starts, pauses and stops every source in the same way.
 """
 
 from __future__ import annotations
@@ -9,9 +10,56 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
+    import asyncio
     from collections.abc import Callable, Sequence
 
+    import msgspec
+
+    from cloud_sync.runtime.watchdog import StageProgress
     from gateway.mqtt.codec.packets import Publish
+
+
+class Source(Protocol):
+    """One way in for readings.
+
+    `kind` is its key under `[ingress]`; `name` is what quarantine rows, logs and the status call it.
+    """
+
+    kind: str
+    name: str
+
+    @property
+    def stages(self) -> Sequence[StageProgress]:
+        """Progress of what runs by itself, for the watchdog; may be empty."""
+        ...
+
+    async def start(self, tasks: asyncio.TaskGroup) -> None:
+        """Bind, connect or schedule; what runs by itself becomes a task of `tasks`.
+
+        Raises:
+            OSError: an address cannot be bound.
+        """
+        ...
+
+    def pause(self) -> None:
+        """Read no further for now: senders wait (back-pressure)."""
+        ...
+
+    def resume(self) -> None:
+        """Read again."""
+        ...
+
+    def stop_reading(self) -> None:
+        """Read no further for good; what was read may still be acknowledged."""
+        ...
+
+    async def close(self) -> None:
+        """Close, after the last acknowledgement. Safe to call twice and before `start`."""
+        ...
+
+    def status(self) -> msgspec.Struct | None:
+        """Its part of the status document; None when it has none."""
+        ...
 
 
 class PublishSink(Protocol):
