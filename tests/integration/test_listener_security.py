@@ -536,4 +536,7 @@ def test_an_anonymous_listener_asks_nothing(tmp_path):
     template = TopicTemplate(Listen().topic)
     assert type(build_authenticator(Listen(), template)).__name__ == "AnonymousAuthenticator"
     (tmp_path / "p").touch()
-    assert type(build_authenticator(Listen(passwords_file=tmp_path / "p"), template)).__name__ == "CredentialsAuthenticator"
+    assert (
+        type(build_authenticator(Listen(passwords_file=tmp_path / "p"), template)).__name__
+        == "CredentialsAuthenticator"
+    )
