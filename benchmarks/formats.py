@@ -25,7 +25,7 @@ from gateway.ingress.committer import Committer
 from gateway.mqtt.codec.packets import Publish
 from gateway.payloads.decoder_registry import RuleSet
 from gateway.payloads.formats.sparkplug import Payload
-from gateway.payloads.rule import build_rule
+from gateway.payloads.rule import PayloadRule
 from gateway.payloads.topics import TopicTemplate
 from gateway.spool.appender import Appender
 from gateway.spool.database import Database
@@ -44,13 +44,13 @@ TEMPLATE = TopicTemplate("sensors/{sensor_id}/{sensor_type}")
 RULES = RuleSet(
     TEMPLATE,
     [
-        build_rule("fields/{sensor_id}", "fields", time="ts", companions={"battery_level": "battery"}),
-        build_rule("senml/{sensor_id}", "senml"),
-        build_rule("cbor/{sensor_id}", "senml"),
-        build_rule("lines/#", "line_protocol"),
-        build_rule("csv/{sensor_id}", "csv", columns=("ts", *_NAMES), time="ts"),
-        build_rule("number/{sensor_id}/{sensor_type}", "number"),
-        build_rule("spBv1.0/#", "sparkplug_b"),
+        PayloadRule("fields/{sensor_id}", "fields", time="ts", companions={"battery_level": "battery"}),
+        PayloadRule("senml/{sensor_id}", "senml"),
+        PayloadRule("cbor/{sensor_id}", "senml"),
+        PayloadRule("lines/#", "line_protocol"),
+        PayloadRule("csv/{sensor_id}", "csv", columns=("ts", *_NAMES), time="ts"),
+        PayloadRule("number/{sensor_id}/{sensor_type}", "number"),
+        PayloadRule("spBv1.0/#", "sparkplug_b"),
     ],
 )
 

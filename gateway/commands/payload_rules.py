@@ -130,7 +130,7 @@ def _read_payload(file: str) -> bytes:
 def _rule_text(found: PayloadPreview, rules: RuleSet) -> str:
     if found.rule is None:
         return "no rule"
-    what = f"topic {found.rule.topic.pattern}, format {found.rule.format}"
+    what = f"topic {found.rule.topic}, format {found.rule.format}"
     if found.rule_no is None:
         return f"no rule; by default {what}"
     return f"rule {found.rule_no} of {len(rules.rules)}: {what}"
@@ -174,7 +174,7 @@ def _preview_document(found: PayloadPreview) -> dict[str, Any]:
     rule = found.rule
     return {
         "rule_no": found.rule_no,
-        "topic": None if rule is None else rule.topic.pattern,
+        "topic": None if rule is None else rule.topic,
         "format": None if rule is None else rule.format,
         "readings": [
             {

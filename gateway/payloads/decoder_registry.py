@@ -14,7 +14,7 @@ from gateway.payloads import measurement
 from gateway.payloads.formats import fields, json_reading, line_protocol, senml
 from gateway.payloads.formats.sparkplug_births import SparkplugBirths
 from gateway.payloads.measurement import Fault, limit_faults
-from gateway.payloads.rule import PayloadRule, build_rule
+from gateway.payloads.rule import PayloadRule
 from gateway.payloads.topics import find_series_name_fault
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ def build_decoder(rule: PayloadRule, topic: str, births: SparkplugBirths | None 
 
     `births` holds what Sparkplug's nodes said of themselves, on other topics than this one.
     """
-    levels = rule.names_of(topic)
+    levels = rule.topic_pattern.match(topic)
     if levels is None:
         return None
     if rule.format == "ignore":
@@ -81,7 +81,7 @@ def decode_payload(
     """
     decoder = build_decoder(rule, topic, births)
     if decoder is None:
-        raise ValueError(f"{topic!r} does not fit {rule.topic.pattern!r}")
+        raise ValueError(f"{topic!r} does not fit {rule.topic!r}")
     return decoder(payload, now_us)
 
 
@@ -111,7 +111,7 @@ class RuleSet:
 
     def rule_for(self, topic: str) -> PayloadRule | None:
         """The first rule for a topic; None when the template is for it."""
-        return next((rule for rule in self.rules if rule.names_of(topic) is not None), None)
+        return next((rule for rule in self.rules if rule.topic_pattern.match(topic) is not None), None)
 
     def decoder_for(self, topic: str) -> Decoder | None:
         """What decodes the payloads of a topic; None when the template is for it."""
@@ -123,7 +123,7 @@ class RuleSet:
         rule = self.rule_for(topic)
         if rule is None:
             return self.template.sensor_id_from_topic(topic)
-        return rule.sensor_id.filled(rule.names_of(topic) or {}).text
+        return rule.sensor_id_template.filled(rule.topic_pattern.match(topic) or {}).text
 
     def has_sensor_id_in_payload(self, topic: str) -> bool:
         """Whether a rule is for this topic that takes the sensor_id from payloads, or takes nothing."""
@@ -153,7 +153,7 @@ def preview_payload(rules: RuleSet, topic: str, payload: bytes, *, now_us: int) 
     rule = rules.rule_for(topic)
     rule_no = None if rule is None else next(n for n, r in enumerate(rules.rules, 1) if r is rule)
     if rule is None:
-        rule = build_rule(rules.template.template, "reading")
+        rule = PayloadRule(rules.template.template, "reading")
     decoder = build_decoder(rule, topic, rules.births)
     if decoder is None:
         what = f"no rule is for this topic, and it does not fit {rules.template.template!r}"

@@ -145,7 +145,7 @@ class FieldSelection:
     """Which paths a rule takes, and as what."""
 
     def __init__(self, rule: PayloadRule) -> None:
-        self._otherwise = rule.otherwise
+        self._otherwise = rule.default_conversion
         self._exact = {path: m for path, m in rule.members.items() if not _has_wildcard(path)}
         self._members = [
             (_build_path_matcher(path), m) for path, m in rule.members.items() if _has_wildcard(path)
@@ -174,7 +174,7 @@ class DeviceFieldMap:
         self, selection: FieldSelection, rule: PayloadRule, sensor_id: str, sensor_type: NameTemplate
     ) -> None:
         self._selection = selection
-        self._otherwise = rule.otherwise
+        self._otherwise = rule.default_conversion
         self._sensor_id = sensor_id
         self._sensor_type = sensor_type
         self._plans: dict[str, FieldMapping | None] = {}
@@ -212,8 +212,8 @@ class FieldMap:
     def __init__(self, rule: PayloadRule, levels: Mapping[str, str]) -> None:
         self._rule = rule
         self._selection = FieldSelection(rule)
-        self._sensor_id = rule.sensor_id.filled(levels)
-        self._sensor_type = rule.sensor_type.filled(levels)
+        self._sensor_id = rule.sensor_id_template.filled(levels)
+        self._sensor_type = rule.sensor_type_template.filled(levels)
         needed = dict.fromkeys((*self._sensor_id.names, *self._sensor_type.names))
         self.names = tuple(name for name in needed if name != "member")
         self._device_maps: dict[tuple[str, ...], DeviceFieldMap] = {}

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final, Literal, get_args
 
-from gateway.payloads.rule import FieldConversion, PayloadRule, build_rule
+from gateway.payloads.rule import FieldConversion, PayloadRule
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -57,15 +57,15 @@ def build_preset_rules(
 
 def _zigbee2mqtt(base: str, _: tzinfo | None) -> Sequence[PayloadRule]:
     return (
-        build_rule(f"{base}bridge/#", "ignore"),
-        build_rule(f"{base}+/set/#", "ignore"),
-        build_rule(f"{base}+/get/#", "ignore"),
-        build_rule(
+        PayloadRule(f"{base}bridge/#", "ignore"),
+        PayloadRule(f"{base}+/set/#", "ignore"),
+        PayloadRule(f"{base}+/get/#", "ignore"),
+        PayloadRule(
             f"{base}{{sensor_id}}/availability",
             "fields",
             members={"state": FieldConversion(name="online", values=_ONLINE_VALUES)},
         ),
-        build_rule(
+        PayloadRule(
             f"{base}{{sensor_id}}",
             "fields",
             values=_ON_OFF_VALUES,
@@ -80,7 +80,7 @@ def _zigbee2mqtt(base: str, _: tzinfo | None) -> Sequence[PayloadRule]:
 def _tasmota(base: str, time_zone: tzinfo | None) -> Sequence[PayloadRule]:
     time = None if time_zone is None else "Time"
     return (
-        build_rule(
+        PayloadRule(
             f"{base}tele/{{sensor_id}}/SENSOR",
             "fields",
             values=_ON_OFF_VALUES,
@@ -88,7 +88,7 @@ def _tasmota(base: str, time_zone: tzinfo | None) -> Sequence[PayloadRule]:
             time_zone=time_zone,
             may_be_empty=True,
         ),
-        build_rule(
+        PayloadRule(
             f"{base}tele/{{sensor_id}}/STATE",
             "fields",
             include=(
@@ -107,17 +107,17 @@ def _tasmota(base: str, time_zone: tzinfo | None) -> Sequence[PayloadRule]:
             time_zone=time_zone,
             may_be_empty=True,
         ),
-        build_rule(f"{base}tele/{{sensor_id}}/LWT", "number", sensor_type="online", values=_ONLINE_VALUES),
-        build_rule(f"{base}tele/#", "ignore"),
-        build_rule(f"{base}stat/#", "ignore"),
-        build_rule(f"{base}cmnd/#", "ignore"),
+        PayloadRule(f"{base}tele/{{sensor_id}}/LWT", "number", sensor_type="online", values=_ONLINE_VALUES),
+        PayloadRule(f"{base}tele/#", "ignore"),
+        PayloadRule(f"{base}stat/#", "ignore"),
+        PayloadRule(f"{base}cmnd/#", "ignore"),
     )
 
 
 def _esphome(base: str, _: tzinfo | None) -> Sequence[PayloadRule]:
     kinds = ("sensor", "binary_sensor", "switch", "number", "light", "fan")
     states = [
-        build_rule(
+        PayloadRule(
             f"{base}{{sensor_id}}/{kind}/{{sensor_type}}/state",
             "number",
             values=_ON_OFF_VALUES,
@@ -127,15 +127,15 @@ def _esphome(base: str, _: tzinfo | None) -> Sequence[PayloadRule]:
     ]
     return (
         *states,
-        build_rule(f"{base}{{sensor_id}}/status", "number", sensor_type="online", values=_ONLINE_VALUES),
-        build_rule(f"{base}+/debug", "ignore"),
-        *(build_rule(f"{base}+/{kind}/#", "ignore") for kind in (*kinds, "text_sensor", "climate", "cover")),
+        PayloadRule(f"{base}{{sensor_id}}/status", "number", sensor_type="online", values=_ONLINE_VALUES),
+        PayloadRule(f"{base}+/debug", "ignore"),
+        *(PayloadRule(f"{base}+/{kind}/#", "ignore") for kind in (*kinds, "text_sensor", "climate", "cover")),
     )
 
 
 def _shelly(base: str, _: tzinfo | None) -> Sequence[PayloadRule]:
     return (
-        build_rule(
+        PayloadRule(
             f"{base}{{sensor_id}}/events/rpc",
             "fields",
             root="params",
@@ -144,15 +144,15 @@ def _shelly(base: str, _: tzinfo | None) -> Sequence[PayloadRule]:
             time_unit="s",
             may_be_empty=True,
         ),
-        build_rule(f"{base}{{sensor_id}}/online", "number", sensor_type="online"),
-        build_rule(f"{base}+/status/#", "ignore"),
-        build_rule(f"{base}+/debug/#", "ignore"),
-        build_rule("shellies/+/info", "ignore"),
-        build_rule("shellies/+/announce", "ignore"),
-        build_rule("shellies/+/command", "ignore"),
-        build_rule("shellies/announce", "ignore"),
-        build_rule("shellies/command", "ignore"),
-        build_rule(
+        PayloadRule(f"{base}{{sensor_id}}/online", "number", sensor_type="online"),
+        PayloadRule(f"{base}+/status/#", "ignore"),
+        PayloadRule(f"{base}+/debug/#", "ignore"),
+        PayloadRule("shellies/+/info", "ignore"),
+        PayloadRule("shellies/+/announce", "ignore"),
+        PayloadRule("shellies/+/command", "ignore"),
+        PayloadRule("shellies/announce", "ignore"),
+        PayloadRule("shellies/command", "ignore"),
+        PayloadRule(
             "shellies/{sensor_id}/{sensor_type#}",
             "number",
             values={**_ON_OFF_VALUES, **_OPEN_CLOSED_VALUES},
@@ -163,30 +163,30 @@ def _shelly(base: str, _: tzinfo | None) -> Sequence[PayloadRule]:
 
 def _sparkplug_b(base: str, _: tzinfo | None) -> Sequence[PayloadRule]:
     exclude = ("Node Control/*", "Device Control/*")
-    return (build_rule(f"{base}#", "sparkplug_b", exclude=exclude),)
+    return (PayloadRule(f"{base}#", "sparkplug_b", exclude=exclude),)
 
 
 def _senml(base: str, _: tzinfo | None) -> Sequence[PayloadRule]:
-    return (build_rule(f"{base}#", "senml"),)
+    return (PayloadRule(f"{base}#", "senml"),)
 
 
 def _homie(base: str, _: tzinfo | None) -> Sequence[PayloadRule]:
     states = {"ready": 1, "alert": 1, "sleeping": 1, "init": 0, "disconnected": 0, "lost": 0}
     return (
-        build_rule(f"{base}{{sensor_id}}/$state", "number", sensor_type="online", values=states),
-        build_rule(
+        PayloadRule(f"{base}{{sensor_id}}/$state", "number", sensor_type="online", values=states),
+        PayloadRule(
             f"{base}{{sensor_id}}/{{node}}/{{property}}",
             "number",
             sensor_type="{node}.{property}",
             may_be_empty=True,
         ),
-        build_rule(f"{base}#", "ignore"),
+        PayloadRule(f"{base}#", "ignore"),
     )
 
 
 def _ttn(base: str, _: tzinfo | None) -> Sequence[PayloadRule]:
     return (
-        build_rule(
+        PayloadRule(
             f"{base}+/devices/{{sensor_id}}/up",
             "fields",
             root="uplink_message.decoded_payload",
@@ -197,7 +197,7 @@ def _ttn(base: str, _: tzinfo | None) -> Sequence[PayloadRule]:
             },
             may_be_empty=True,
         ),
-        build_rule(f"{base}+/devices/#", "ignore"),
+        PayloadRule(f"{base}+/devices/#", "ignore"),
     )
 
 

@@ -1,7 +1,6 @@
 """A payload rule: which topics carry which format, and how fields become series. Pure.
 
-`build_rule` fills in defaults and rejects invalid combinations. Names that templates may use besides topic
-levels:
+Names that templates may use besides topic levels:
 
     reading, ndjson   sensor_id, sensor_type: members of the reading
     fields, csv       member: the dotted path (or column); any other path: the text found there
@@ -13,20 +12,20 @@ levels:
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Final, Literal, get_args
+from dataclasses import KW_ONLY, dataclass, field
+from functools import cached_property
+from typing import TYPE_CHECKING, Final, Literal
 
 from cloud_sync.model.reading_builder import TIME_UNITS
 from gateway.payloads.topics import NameTemplate, TopicPattern
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
     from datetime import tzinfo
 
 PayloadFormat = Literal[
     "reading", "ndjson", "fields", "number", "csv", "senml", "line_protocol", "sparkplug_b", "ignore"
 ]
-PAYLOAD_FORMATS: Final = get_args(PayloadFormat)
 COMPANION_FIELDS: Final = (
     "quality",
     "battery_level",
@@ -51,6 +50,7 @@ _PAYLOAD_NAMES: Final[dict[str, frozenset[str] | None]] = {
     "sparkplug_b": frozenset({"group", "node", "device", "source", "member"}),
     "ignore": frozenset(),
 }
+_SINGLE_VALUE_FORMATS: Final = ("reading", "ndjson", "number")
 _RECORD_FORMATS: Final = ("fields", "csv")
 _MULTI_FIELD_FORMATS: Final = (*_RECORD_FORMATS, "senml", "line_protocol", "sparkplug_b")
 
@@ -74,141 +74,110 @@ class FieldConversion:
         return self.scale == 1.0 and self.offset == 0.0
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True)
 class PayloadRule:
-    """One rule, complete. See `rule_of` for what the parts mean."""
+    """A rule as it is configured, complete and checked.
 
-    topic: TopicPattern
-    format: PayloadFormat
-    sensor_id: NameTemplate
-    sensor_type: NameTemplate
-    otherwise: FieldConversion
-    members: Mapping[str, FieldConversion]
-    include: tuple[str, ...]
-    exclude: tuple[str, ...]
-    companions: Mapping[str, str]
-    time: str | None
-    time_unit: str
-    time_zone: tzinfo | None
-    root: tuple[str, ...]
-    may_be_empty: bool
-    columns: tuple[str, ...]
-    separator: str
-    max_payload_bytes: int
-
-    def names_of(self, topic: str) -> dict[str, str] | None:
-        """The named levels of a topic; None when this rule is not for it."""
-        return self.topic.match(topic)
-
-
-def build_rule(
-    topic: str,
-    format: PayloadFormat,  # noqa: A002 - the configuration's word
-    *,
-    sensor_id: str | None = None,
-    sensor_type: str | None = None,
-    unit: str | None = None,
-    scale: float = 1.0,
-    offset: float = 0.0,
-    values: Mapping[str, float] | None = None,
-    members: Mapping[str, FieldConversion] | None = None,
-    include: tuple[str, ...] = (),
-    exclude: tuple[str, ...] = (),
-    companions: Mapping[str, str] | None = None,
-    time: str | None = None,
-    time_unit: str = "auto",
-    time_zone: tzinfo | None = None,
-    root: str | None = None,
-    may_be_empty: bool = False,
-    columns: tuple[str, ...] = (),
-    separator: str = ",",
-    max_payload_bytes: int = MAX_PAYLOAD_BYTES,
-) -> PayloadRule:
-    """A rule, with defaults for what is not given.
-
-    Args:
+    Attributes:
         topic: a topic pattern, such as `tele/{sensor_id}/SENSOR`.
-        format: one of `FORMATS`; "ignore" acknowledges and takes nothing.
-        sensor_id: a template; `{sensor_id}` unless the shape knows better.
-        sensor_type: a template; `{sensor_type}` where the topic names it, else `{member}`.
-        unit: of every member without one of its own; so are scale, offset and values.
-        scale: see `Member`.
-        offset: see `Member`.
-        values: see `Member`.
-        members: by dotted path or column, * for any text.
-        include: paths to take, with *; all that hold numbers when there are none. Text that is a number
-            counts where a member is named here (without *) or in `members`.
-        exclude: paths to leave out, with *.
-        companions: where the payload has what is in `COMPANIONS`.
+        format: "ignore" acknowledges payloads and stores nothing.
+        sensor_id: a template; by default `{sensor_id}`, or what the format knows better.
+        sensor_type: a template; by default `{sensor_type}` where the topic names it, else `{member}`.
+        unit, scale, offset, values: of every member without its own, as in `FieldConversion`.
+        members: by dotted path or column; * stands for any text.
+        include, exclude: paths, with *; without `include` every member that is a number. Text that is a
+            number counts where a member is named in `include` (without *) or in `members`.
+        companions: where the payload has what is in `COMPANION_FIELDS`.
         time: the path of the time; without it, or where it is absent, the time of receipt counts.
         time_unit: one of `reading_builder.TIME_UNITS`, of line protocol's timestamps too ("auto": ns).
         time_zone: of times that are text without an offset.
-        root: of fields, the path of the member that holds the measurements; their paths begin there.
-        may_be_empty: of fields and number, whether a payload without any reading is as it should be.
-        columns: of csv, in order; an empty name skips the column.
-        separator: of csv, one character.
-        max_payload_bytes: when a payload is decompressed.
+        root: fields only: the path of the member that holds the measurements; their paths begin there.
+        may_be_empty: fields and number only: whether a payload without readings is valid.
+        columns: csv only: names in order; an empty name skips the column.
+        max_payload_bytes: the most that a compressed payload may become.
 
     Raises:
-        ValueError: what does not go together, in words.
+        ValueError: an invalid topic or template, or values that do not go together.
     """
-    try:
-        pattern = TopicPattern(topic)
-    except ValueError as fault:
-        raise ValueError(f"topic = {topic!r}: {fault}") from None
-    if sensor_id is None:
-        sensor_id = (
-            "{sensor_id}" if "sensor_id" in pattern.names else _DEFAULT_SENSOR_IDS.get(format, "{sensor_id}")
+
+    topic: str
+    format: PayloadFormat
+    _: KW_ONLY
+    sensor_id: str | None = None
+    sensor_type: str | None = None
+    unit: str | None = None
+    scale: float = 1.0
+    offset: float = 0.0
+    values: Mapping[str, float] = field(default_factory=dict)
+    members: Mapping[str, FieldConversion] = field(default_factory=dict)
+    include: Sequence[str] = ()
+    exclude: Sequence[str] = ()
+    companions: Mapping[str, str] = field(default_factory=dict)
+    time: str | None = None
+    time_unit: str = "auto"
+    time_zone: tzinfo | None = None
+    root: str | None = None
+    may_be_empty: bool = False
+    columns: Sequence[str] = ()
+    separator: str = ","
+    max_payload_bytes: int = MAX_PAYLOAD_BYTES
+
+    def __post_init__(self) -> None:
+        _check_template_names(self)
+        _check_values(self)
+
+    @cached_property
+    def topic_pattern(self) -> TopicPattern:
+        """The compiled topic."""
+        try:
+            return TopicPattern(self.topic)
+        except ValueError as fault:
+            raise ValueError(f"topic = {self.topic!r}: {fault}") from None
+
+    @cached_property
+    def sensor_id_template(self) -> NameTemplate:
+        """The template of sensor_ids, the default filled in."""
+        if self.sensor_id is not None:
+            return NameTemplate(self.sensor_id)
+        names_device = "sensor_id" in self.topic_pattern.names
+        return NameTemplate(
+            "{sensor_id}" if names_device else _DEFAULT_SENSOR_IDS.get(self.format, "{sensor_id}")
         )
-    if sensor_type is None:
-        plain = "sensor_type" in pattern.names or format in ("reading", "ndjson", "number")
-        sensor_type = "{sensor_type}" if plain else "{member}"
-    templates = NameTemplate(sensor_id), NameTemplate(sensor_type)
-    _check_template_names(format, pattern, *templates)
-    made = PayloadRule(
-        topic=pattern,
-        format=format,
-        sensor_id=templates[0],
-        sensor_type=templates[1],
-        otherwise=FieldConversion(unit=unit, scale=scale, offset=offset, values=values or {}),
-        members=dict(members or {}),
-        include=tuple(include),
-        exclude=tuple(exclude),
-        companions=dict(companions or {}),
-        time=time,
-        time_unit=time_unit,
-        time_zone=time_zone,
-        root=() if root is None else tuple(root.split(".")),
-        may_be_empty=may_be_empty,
-        columns=tuple(columns),
-        separator=separator,
-        max_payload_bytes=max_payload_bytes,
-    )
-    _check_rule(made)
-    return made
+
+    @cached_property
+    def sensor_type_template(self) -> NameTemplate:
+        """The template of sensor_types, the default filled in."""
+        if self.sensor_type is not None:
+            return NameTemplate(self.sensor_type)
+        plain = "sensor_type" in self.topic_pattern.names or self.format in _SINGLE_VALUE_FORMATS
+        return NameTemplate("{sensor_type}" if plain else "{member}")
+
+    @cached_property
+    def default_conversion(self) -> FieldConversion:
+        """What members become that have no conversion of their own."""
+        return FieldConversion(unit=self.unit, scale=self.scale, offset=self.offset, values=self.values)
 
 
-def _check_template_names(
-    format_: PayloadFormat, pattern: TopicPattern, sensor_id: NameTemplate, sensor_type: NameTemplate
-) -> None:
-    """Refuse names that neither the topic nor the format knows."""
-    payload = _PAYLOAD_NAMES[format_]
-    for key, template in (("sensor_id", sensor_id), ("sensor_type", sensor_type)):
-        if format_ == "ignore" or payload is None:
+def _check_template_names(rule: PayloadRule) -> None:
+    """Reject names that neither the topic nor the format knows."""
+    known = _PAYLOAD_NAMES[rule.format]
+    topic_names, sensor_id = rule.topic_pattern.names, rule.sensor_id_template
+    for key, template in (("sensor_id", sensor_id), ("sensor_type", rule.sensor_type_template)):
+        if rule.format == "ignore" or known is None:
             continue
-        unknown = [name for name in template.names if name not in pattern.names and name not in payload]
+        unknown = [name for name in template.names if name not in topic_names and name not in known]
         if unknown:
-            known = ", ".join([*pattern.names, *sorted(payload)]) or "nothing"
+            listed = ", ".join([*topic_names, *sorted(known)]) or "nothing"
             raise ValueError(
-                f"{key} = {template.template!r} needs {unknown[0]!r}, but format {format_!r} on this topic "
-                f"knows {known}; name a level of the topic like {{{unknown[0]}}}"
+                f"{key} = {template.template!r} needs {unknown[0]!r}, but format {rule.format!r} on this "
+                f"topic knows {listed}; name a level of the topic like {{{unknown[0]}}}"
             )
-    if "member" in sensor_id.names and "member" not in pattern.names:
+    if "member" in sensor_id.names and "member" not in topic_names:
         raise ValueError("sensor_id cannot be made of {member}: a device has many")
 
 
-def _check_rule(rule: PayloadRule) -> None:
-    """Refuse what a format does not know."""
+def _check_values(rule: PayloadRule) -> None:
+    """Reject what a format does not know."""
     if rule.time_unit not in TIME_UNITS:
         raise ValueError(f"time_unit = {rule.time_unit!r} must be one of {', '.join(TIME_UNITS)}")
     if (rule.format == "csv") != bool(rule.columns):
@@ -220,19 +189,18 @@ def _check_rule(rule: PayloadRule) -> None:
         raise ValueError(f"companions: {unknown[0]!r} is none of {', '.join(COMPANION_FIELDS)}")
     _check_members(rule)
     if rule.format == "csv":
-        named = {rule.time, *rule.companions.values()} - {None}
-        absent = sorted(str(name) for name in named - set(rule.columns))
+        absent = sorted({rule.time or "", *rule.companions.values()} - {"", *rule.columns})
         if absent:
             raise ValueError(f"{absent[0]!r} is not one of the columns")
 
 
 def _check_members(rule: PayloadRule) -> None:
-    """Refuse what only formats with members know."""
+    """Reject what only formats with members know."""
     if rule.format not in _RECORD_FORMATS and (rule.companions or rule.time):
         raise ValueError(
             f"time and companions are for {' and '.join(_RECORD_FORMATS)}; {rule.format} says its own"
         )
-    if rule.format != "fields" and rule.root:
+    if rule.format != "fields" and rule.root is not None:
         raise ValueError('root is for format "fields"')
     if rule.format not in ("fields", "number") and rule.may_be_empty:
         raise ValueError('may_be_empty is for formats "fields" and "number"')

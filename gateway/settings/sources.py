@@ -175,7 +175,7 @@ class IngressRule(Table):
         elif self.base is not None:
             raise ValueError("base goes with preset")
         else:
-            self._rules = (self._made(self.topic, self.format),)
+            self._rules = (self._build_rule(self.topic, self.format),)
         return self
 
     @property
@@ -183,30 +183,13 @@ class IngressRule(Table):
         """The rules that it stands for, in order."""
         return self._rules
 
-    def _made(self, topic: str, format_: PayloadFormat) -> formats.PayloadRule:
-        return formats.build_rule(
-            topic,
-            format_,
-            sensor_id=self.sensor_id,
-            sensor_type=self.sensor_type,
-            unit=self.unit,
-            scale=self.scale,
-            offset=self.offset,
-            values=self.values,
-            members={
-                path: formats.FieldConversion(**member.model_dump()) for path, member in self.members.items()
-            },
-            include=tuple(self.include),
-            exclude=tuple(self.exclude),
-            companions=self.companions,
-            time=self.time,
-            time_unit=self.time_unit,
-            time_zone=self._zone(),
-            root=self.root,
-            may_be_empty=self.may_be_empty,
-            columns=tuple(self.columns),
-            separator=self.separator,
-            max_payload_bytes=self.max_payload_bytes,
+    def _build_rule(self, topic: str, format_: PayloadFormat) -> formats.PayloadRule:
+        others = {"preset", "base", "topic", "format", "members", "time_zone"}
+        members = {
+            path: formats.FieldConversion(**member.model_dump()) for path, member in self.members.items()
+        }
+        return formats.PayloadRule(
+            topic, format_, members=members, time_zone=self._zone(), **self.model_dump(exclude=others)
         )
 
     def _zone(self) -> ZoneInfo | None:

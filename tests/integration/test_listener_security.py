@@ -28,7 +28,7 @@ from gateway.mqtt.codec.packets import (
 from gateway.mqtt.codec.parser import PacketParser
 from gateway.mqtt.server import MqttServer, MqttServerOptions
 from gateway.payloads.decoder_registry import RuleSet
-from gateway.payloads.rule import build_rule
+from gateway.payloads.rule import PayloadRule
 from gateway.payloads.topics import TopicTemplate
 from gateway.settings.listeners import Listen
 from tests.support.certificates import Authority
@@ -197,12 +197,12 @@ def test_what_a_connected_device_may_publish_follows_other_rules_for_topics(pass
     async def main():
         rules = RuleSet(
             TopicTemplate("sensors/{sensor_id}/{sensor_type}"),
-            [build_rule("up/#", "fields", sensor_id="{serial}")],
+            [PayloadRule("up/#", "fields", sensor_id="{serial}")],
         )
         listener = build_listener(Listen(port=0, passwords_file=passwords), Committing(), rules)
         async with serving(listener), connected(listener, device("pump-1")) as client:
             assert await client.answer(Publish(b"up/pump-2", b"1", 1, 1)) == PublishAck(PacketType.PUBACK, 1)
-            rules.replace([build_rule("up/{sensor_id}", "fields")])
+            rules.replace([PayloadRule("up/{sensor_id}", "fields")])
             listener.clear_permission_caches()
             theirs = Publish(b"up/pump-2", b"2", 2, 1)
             assert await client.answer(theirs) == PublishAck(PacketType.PUBACK, 2, 0x87)

@@ -20,12 +20,12 @@ from gateway.mqtt.session_state import CommandSubscriptions
 from gateway.mqtt.subscriber import Subscriber
 from gateway.payloads.decoder_registry import RuleSet
 from gateway.payloads.formats.sparkplug_births import RebirthRequester
-from gateway.payloads.rule import build_rule
+from gateway.payloads.rule import PayloadRule
 from gateway.payloads.topics import TopicTemplate
 from tests.support.fixtures_mosquitto import mosquitto  # noqa: F401 - a fixture
 from tests.support.open_spool import open_spool
 
-RULES = [build_rule("spBv1.0/#", "sparkplug_b")]
+RULES = [PayloadRule("spBv1.0/#", "sparkplug_b")]
 TEMPLATE = TopicTemplate("sensors/{sensor_id}/{sensor_type}")
 COMMANDS = "spBv1.0/g/NCMD/n"
 

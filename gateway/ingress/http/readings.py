@@ -30,7 +30,7 @@ from cloud_sync.model.errors import RetryLaterError
 from cloud_sync.model.reading_builder import ColumnBuilder, InvalidReadingError, Reading
 from cloud_sync.model.records import ATTRIBUTE_NAMES, Flag, Series
 from gateway.payloads.decoder_registry import decode_payload
-from gateway.payloads.rule import build_rule
+from gateway.payloads.rule import PayloadRule
 from gateway.payloads.topics import SeriesName, find_series_name_fault
 from gateway.spool.quarantine_items import QuarantineItem
 from gateway.spool.received_ledger import KeyedRequest
@@ -49,7 +49,7 @@ if TYPE_CHECKING:
 
 SENML_MEDIA_TYPES = ("application/senml+json", "application/senml+cbor")
 _SENML_TOPIC = "http"
-_SENML_RULE = build_rule(_SENML_TOPIC, "senml")
+_SENML_RULE = PayloadRule(_SENML_TOPIC, "senml")
 
 
 def parse_senml_body(

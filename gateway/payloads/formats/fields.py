@@ -94,7 +94,7 @@ class RecordReader:
         part: Callable[[dict[str, Any]], bytes] = msgspec.json.encode,
     ) -> None:
         self._rule = rule
-        self._root = rule.root
+        self._root = () if rule.root is None else tuple(rule.root.split("."))
         self._book = FieldMap(rule, levels)
         self.convert_text = convert_text
         self._part = part

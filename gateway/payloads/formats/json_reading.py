@@ -137,9 +137,9 @@ class _NamedReadingReader:
     """Reads single readings on one topic."""
 
     def __init__(self, rule: PayloadRule, levels: Mapping[str, str]) -> None:
-        self._otherwise = rule.otherwise
-        self._sensor_id = rule.sensor_id.filled(levels)
-        self._sensor_type = rule.sensor_type.filled(levels)
+        self._otherwise = rule.default_conversion
+        self._sensor_id = rule.sensor_id_template.filled(levels)
+        self._sensor_type = rule.sensor_type_template.filled(levels)
 
     def read(self, part: bytes | msgspec.Raw) -> Measurement:
         """The measurement of one reading.

@@ -18,7 +18,7 @@ from gateway.discovery.topic_observer import (
     propose_rules,
 )
 from gateway.payloads.decoder_registry import RuleSet
-from gateway.payloads.rule import build_rule
+from gateway.payloads.rule import PayloadRule
 from gateway.payloads.topics import TopicTemplate
 from gateway.settings.sources import IngressRule
 
@@ -166,7 +166,7 @@ def test_what_the_rules_of_today_take_is_not_proposed_again():
         ("mine/x", {"t": 1}),
         ("$SYS/broker/uptime", b"1"),
         ("dark/matter", b"\xff"),
-        rules=[build_rule("mine/{sensor_id}", "fields")],
+        rules=[PayloadRule("mine/{sensor_id}", "fields")],
     )
     assert found.proposals == []
     assert found.known == ["mine/x", "sensors/a/t"]
@@ -178,7 +178,7 @@ def test_a_proposal_is_a_table_of_the_configuration():
     (proposal,) = learnt(*published).proposals
     (table,) = tomllib.loads(format_rule_table(proposal))["ingress"]["rule"]
     assert table == proposal.table
-    assert IngressRule(**table).rules[0].topic.pattern == 'we "ird/{sensor_id}'
+    assert IngressRule(**table).rules[0].topic == 'we "ird/{sensor_id}'
 
 
 def test_what_is_kept_of_a_flood_is_bounded():

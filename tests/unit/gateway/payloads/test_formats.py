@@ -11,7 +11,7 @@ import pytest
 from cloud_sync.model.records import Flag
 from gateway.payloads.decoder_registry import decode_payload
 from gateway.payloads.measurement import FAULTS_MAX
-from gateway.payloads.rule import FieldConversion, build_rule
+from gateway.payloads.rule import FieldConversion, PayloadRule
 
 NOW_US = 1_790_000_000_000_000
 
@@ -29,7 +29,7 @@ def both(rule, payload, topic="plant/m1"):
     return [(m.name.sensor_type, m.value) for m in found], [(f.reason, f.detail) for f in faults]
 
 
-FIELDS = build_rule("plant/{sensor_id}", "fields")
+FIELDS = PayloadRule("plant/{sensor_id}", "fields")
 
 
 # fields
@@ -46,7 +46,7 @@ def test_every_number_and_boolean_of_an_object_is_a_reading_by_its_dotted_path()
 
 
 def test_members_are_renamed_scaled_mapped_left_out_and_given_units():
-    rule = build_rule(
+    rule = PayloadRule(
         "plant/{sensor_id}",
         "fields",
         include=("t10", "door*", "text"),
@@ -68,7 +68,7 @@ def test_members_are_renamed_scaled_mapped_left_out_and_given_units():
 
 
 def test_companions_go_with_every_reading_and_are_none_themselves():
-    rule = build_rule(
+    rule = PayloadRule(
         "plant/{sensor_id}",
         "fields",
         companions={
@@ -108,7 +108,7 @@ def test_companions_go_with_every_reading_and_are_none_themselves():
 def test_times_are_read_in_the_unit_and_zone_that_the_rule_says(unit, zone, said, expected_us):
     from zoneinfo import ZoneInfo  # noqa: PLC0415 - of this test only
 
-    rule = build_rule(
+    rule = PayloadRule(
         "plant/{sensor_id}",
         "fields",
         time="at",
@@ -119,12 +119,12 @@ def test_times_are_read_in_the_unit_and_zone_that_the_rule_says(unit, zone, said
 
 
 def test_an_array_of_records_of_several_devices_is_taken_apart():
-    rule = build_rule("plant/+", "fields", sensor_id="{dev.id}", sensor_type="{kind}", include=("v",))
+    rule = PayloadRule("plant/+", "fields", sensor_id="{dev.id}", sensor_type="{kind}", include=("v",))
     payload = b'[{"dev": {"id": "a"}, "kind": "t", "v": 1}, {"dev": {"id": 7}, "kind": "h", "v": 2}]'
     assert measured(rule, payload) == [("a", "t", 1.0, None), ("7", "h", 2.0, None)]
 
 
-MAPPED = build_rule(
+MAPPED = PayloadRule(
     "plant/{sensor_id}",
     "fields",
     time="at",
@@ -203,7 +203,7 @@ def test_a_fault_keeps_what_is_needed_to_decode_that_member_by_itself():
     payload = b'{"t": "warm", "h": 1, "at": 1700000000, "q": 50, "x": {"y": [1]}}'
     _, (fault,) = decode_payload(payload, "plant/m1", MAPPED, now_us=NOW_US)
     assert msgspec.json.decode(fault.part) == {"t": "warm", "at": 1700000000, "q": 50}
-    repaired = build_rule(
+    repaired = PayloadRule(
         "plant/{sensor_id}", "fields", time="at", members={"t": FieldConversion(values={"warm": 30})}
     )
     assert measured(repaired, fault.part) == [
@@ -228,7 +228,7 @@ def test_one_payload_cannot_fill_the_quarantine():
     [(b"21.5", 21.5), (b" -4\r\n", -4), (b"1e3", 1000), (b".5", 0.5), (b"true", 1), (b"ON", 1), (b"off", 0)],
 )
 def test_a_bare_number_or_a_word_with_a_number_is_a_reading(payload, value):
-    rule = build_rule("plant/{sensor_id}/{sensor_type}", "number", values={"ON": 1, "off": 0})
+    rule = PayloadRule("plant/{sensor_id}/{sensor_type}", "number", values={"ON": 1, "off": 0})
     assert measured(rule, payload, "plant/m1/t") == [("m1", "t", value, None)]
 
 
@@ -252,7 +252,7 @@ def test_a_bare_number_or_a_word_with_a_number_is_a_reading(payload, value):
     ],
 )
 def test_what_is_no_number_is_a_fault(payload, reason):
-    rule = build_rule("plant/{sensor_id}/{sensor_type}", "number")
+    rule = PayloadRule("plant/{sensor_id}/{sensor_type}", "number")
     _, faults = both(rule, payload, "plant/m1/t")
     assert [r for r, _ in faults] == [reason]
     assert "expected a number" in faults[0][1] or "beyond" in faults[0][1]
@@ -261,7 +261,7 @@ def test_what_is_no_number_is_a_fault(payload, reason):
 # csv
 
 
-CSV = build_rule(
+CSV = PayloadRule(
     "plant/{sensor_id}",
     "csv",
     columns=("at", "t", "door", "", "bat"),
@@ -314,7 +314,7 @@ def test_csv_that_is_not_utf8_is_a_fault():
 # reading and ndjson with names in the payload
 
 
-NAMED = build_rule("plant/#", "reading")
+NAMED = PayloadRule("plant/#", "reading")
 
 
 def test_readings_that_name_their_series_are_taken_one_by_one():
@@ -324,7 +324,7 @@ def test_readings_that_name_their_series_are_taken_one_by_one():
     )
     expected = [("a", "t", 1.0, 1_700_000_000_000_000), ("b", "h", 1.0, None)]
     assert measured(NAMED, b"[%s, %s]" % members) == expected
-    assert measured(build_rule("plant/#", "ndjson"), b"%s\n\n%s\r\n" % members) == expected
+    assert measured(PayloadRule("plant/#", "ndjson"), b"%s\n\n%s\r\n" % members) == expected
 
 
 @pytest.mark.parametrize(
@@ -342,7 +342,7 @@ def test_a_bad_named_reading_costs_itself(member, reason, words):
     good = b'{"value": 1, "sensor_id": "a", "sensor_type": "t"}'
     for rule, payload in (
         (NAMED, b"[%s,%s,%s]" % (good, member, good)),
-        (build_rule("plant/#", "ndjson"), b"%s\n%s\n%s" % (good, member, good)),
+        (PayloadRule("plant/#", "ndjson"), b"%s\n%s\n%s" % (good, member, good)),
     ):
         found, faults = decode_payload(payload, "plant/m1", rule, now_us=NOW_US)
         assert len(found) == 2
@@ -354,7 +354,7 @@ def test_a_bad_named_reading_costs_itself(member, reason, words):
 # line protocol
 
 
-LINES = build_rule("plant/#", "line_protocol", sensor_id="{host}")
+LINES = PayloadRule("plant/#", "line_protocol", sensor_id="{host}")
 
 
 def test_every_field_of_a_line_is_a_reading_and_value_stands_for_the_measurement():
@@ -416,7 +416,7 @@ def test_a_bad_field_is_kept_as_a_line_of_its_own():
 
 @pytest.mark.parametrize("shape", ["reading", "ndjson", "fields", "senml", "line_protocol"])
 def test_compressed_payloads_are_expanded_up_to_the_bound(shape):
-    rule = build_rule("plant/{sensor_id}/{sensor_type}", shape, max_payload_bytes=1_000)
+    rule = PayloadRule("plant/{sensor_id}/{sensor_type}", shape, max_payload_bytes=1_000)
     bomb = gzip.compress(b" " * 100_000)
     assert [r for r, _ in both(rule, bomb, "plant/a/b")[1]] == ["too_large"]
     assert [r for r, _ in both(rule, bomb[:20], "plant/a/b")[1]] == ["bad_compression"]
@@ -427,7 +427,7 @@ def test_a_compressed_payload_is_taken_like_a_plain_one():
 
 
 def test_nothing_is_taken_of_ignored_topics():
-    assert decode_payload(b"\xff", "noise/x", build_rule("noise/#", "ignore"), now_us=NOW_US) == ((), [])
+    assert decode_payload(b"\xff", "noise/x", PayloadRule("noise/#", "ignore"), now_us=NOW_US) == ((), [])
 
 
 def test_values_are_the_numbers_that_were_written():

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from gateway.payloads.decoder_registry import decode_payload
 from gateway.payloads.formats import cbor
-from gateway.payloads.rule import FieldConversion, build_rule
+from gateway.payloads.rule import FieldConversion, PayloadRule
 
 NOW_US = 1_790_000_000_000_000
 
@@ -87,7 +87,7 @@ def test_lines_are_read_as_an_independent_parser_reads_them(measurement, fields,
     body = ",".join(f"{name}={written(value)}" for name, value in fields.items())
     line = f"{measurement},host=h {body} {time_ns}"
     theirs = line_protocol_parser.parse_line(line)
-    rule = build_rule("#", "line_protocol", sensor_id="{host}")
+    rule = PayloadRule("#", "line_protocol", sensor_id="{host}")
     found, faults = decode_payload(line.encode(), "x", rule, now_us=NOW_US)
     assert faults == []
     if "value" in fields:
@@ -99,7 +99,7 @@ def test_lines_are_read_as_an_independent_parser_reads_them(measurement, fields,
 
 @given(st.dictionaries(st.text(min_size=1, max_size=10), st.floats(allow_nan=False, allow_infinity=False)))
 def test_members_arrive_as_the_very_same_numbers(members):
-    rule = build_rule("#", "fields", sensor_id="m1")
+    rule = PayloadRule("#", "fields", sensor_id="m1")
     found, _ = decode_payload(json.dumps(members).encode(), "x", rule, now_us=NOW_US)
     assert {m.name.sensor_type: m.value for m in found} == members
 
@@ -117,21 +117,21 @@ def test_members_arrive_as_the_very_same_numbers(members):
 def test_a_pack_with_base_fields_means_what_its_resolved_form_means(records, base_s):
     based = [{"bn": "m:", "bt": base_s, **records[0]}, *records[1:]]
     resolved = [{"n": f"m:{r['n']}", "v": r["v"], "t": base_s + r["t"]} for r in records]
-    rule = build_rule("#", "senml")
+    rule = PayloadRule("#", "senml")
     assert decode_payload(json.dumps(based).encode(), "x", rule, now_us=1) == decode_payload(
         json.dumps(resolved).encode(), "x", rule, now_us=1
     )
 
 
 RULES = {
-    "reading": build_rule("#", "reading", sensor_id="a", sensor_type="b"),
-    "ndjson": build_rule("#", "ndjson", sensor_id="a", sensor_type="b"),
-    "fields": build_rule("#", "fields", sensor_id="a", time="at", companions={"seq": "n", "location": "l"}),
-    "named fields": build_rule("#", "fields", sensor_id="{d}", sensor_type="{k}", include=("v",)),
-    "number": build_rule("#", "number", sensor_id="a", sensor_type="b", values={"ON": 1}),
-    "csv": build_rule("#", "csv", sensor_id="a", columns=("at", "v", "w"), time="at"),
-    "senml": build_rule("#", "senml", members={"v": FieldConversion(scale=1e200)}),
-    "line_protocol": build_rule("#", "line_protocol", sensor_id="a"),
+    "reading": PayloadRule("#", "reading", sensor_id="a", sensor_type="b"),
+    "ndjson": PayloadRule("#", "ndjson", sensor_id="a", sensor_type="b"),
+    "fields": PayloadRule("#", "fields", sensor_id="a", time="at", companions={"seq": "n", "location": "l"}),
+    "named fields": PayloadRule("#", "fields", sensor_id="{d}", sensor_type="{k}", include=("v",)),
+    "number": PayloadRule("#", "number", sensor_id="a", sensor_type="b", values={"ON": 1}),
+    "csv": PayloadRule("#", "csv", sensor_id="a", columns=("at", "v", "w"), time="at"),
+    "senml": PayloadRule("#", "senml", members={"v": FieldConversion(scale=1e200)}),
+    "line_protocol": PayloadRule("#", "line_protocol", sensor_id="a"),
 }
 SEEDS = (
     b'[{"value": 1.5, "ts": 1700000000, "quality": 5, "seq": 3}]',

@@ -13,7 +13,7 @@ from gateway.ingress.committer import Committer
 from gateway.mqtt.codec.packets import Publish
 from gateway.payloads.decoder_registry import RuleSet
 from gateway.payloads.formats import json_reading
-from gateway.payloads.rule import build_rule
+from gateway.payloads.rule import PayloadRule
 from gateway.payloads.topics import NameTemplate, TopicPattern, TopicTemplate
 from tests.support.open_spool import open_spool
 
@@ -96,12 +96,12 @@ def test_a_template_is_filled_in_step_by_step():
 )
 def test_a_rule_that_contradicts_itself_is_refused_in_words(arguments, words):
     with pytest.raises(ValueError, match=words):
-        build_rule(**arguments)
+        PayloadRule(**arguments)
 
 
 def test_the_first_rule_whose_topic_fits_counts_and_the_template_comes_last():
-    first = build_rule("plant/special/#", "ignore")
-    second = build_rule("plant/{sensor_id}/{sensor_type}", "number")
+    first = PayloadRule("plant/special/#", "ignore")
+    second = PayloadRule("plant/{sensor_id}/{sensor_type}", "number")
     rules = RuleSet(TEMPLATE, [first, second])
     assert rules.rule_for("plant/special/x") is first
     assert rules.rule_for("plant/a/b") is second
@@ -113,9 +113,9 @@ def test_ownership_is_of_the_topic_where_it_names_the_device_and_of_the_payload_
     rules = RuleSet(
         TEMPLATE,
         [
-            build_rule("z/{sensor_id}", "fields"),
-            build_rule("many/#", "fields", sensor_id="{device}"),
-            build_rule("noise/#", "ignore"),
+            PayloadRule("z/{sensor_id}", "fields"),
+            PayloadRule("many/#", "fields", sensor_id="{device}"),
+            PayloadRule("noise/#", "ignore"),
         ],
     )
     mine = allow_own_topics("pump", rules)
@@ -133,7 +133,7 @@ def test_ownership_is_of_the_topic_where_it_names_the_device_and_of_the_payload_
 
 
 async def test_a_device_that_names_another_in_its_payload_is_not_believed(tmp_path):
-    rules = RuleSet(TEMPLATE, [build_rule("many", "fields", sensor_id="{device}", include=("t",))])
+    rules = RuleSet(TEMPLATE, [PayloadRule("many", "fields", sensor_id="{device}", include=("t",))])
     payload = b'[{"device": "pump", "t": 1}, {"device": "pump:b", "t": 2}, {"device": "other", "t": 3}]'
     device = Device(allow_own_sensors("pump"))
     async with open_spool(tmp_path / "spool.db") as spool:
@@ -152,9 +152,9 @@ async def test_topics_of_every_shape_go_into_one_commit(tmp_path):
     rules = RuleSet(
         TEMPLATE,
         [
-            build_rule("z/{sensor_id}", "fields", time="at", time_unit="ms"),
-            build_rule("n/{sensor_id}/{sensor_type}", "number"),
-            build_rule("noise/#", "ignore"),
+            PayloadRule("z/{sensor_id}", "fields", time="at", time_unit="ms"),
+            PayloadRule("n/{sensor_id}/{sensor_type}", "number"),
+            PayloadRule("noise/#", "ignore"),
         ],
     )
     published = [
@@ -180,7 +180,7 @@ async def test_topics_of_every_shape_go_into_one_commit(tmp_path):
 
 
 async def test_names_that_cannot_be_stored_cost_their_reading_only(tmp_path):
-    rules = RuleSet(TEMPLATE, [build_rule("z", "fields", sensor_id="{d}", include=("t", "x*"))])
+    rules = RuleSet(TEMPLATE, [PayloadRule("z", "fields", sensor_id="{d}", include=("t", "x*"))])
     bad = {"d": "a", "t": 1, "x\x1b": 2, "x" * 300: 3}
     async with open_spool(tmp_path / "spool.db") as spool:
         committer = Committer(spool.appender, spool.book, rules, interval_s=0)

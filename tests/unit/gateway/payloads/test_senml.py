@@ -9,10 +9,10 @@ import pytest
 
 from cloud_sync.model.records import Flag
 from gateway.payloads.decoder_registry import decode_payload
-from gateway.payloads.rule import FieldConversion, build_rule
+from gateway.payloads.rule import FieldConversion, PayloadRule
 
 NOW_US = 1_790_000_000_000_000
-RULE = build_rule("#", "senml")
+RULE = PayloadRule("#", "senml")
 
 
 def taken(payload, rule=RULE):
@@ -111,7 +111,7 @@ def test_5_1_5_texts_data_and_booleans_beside_numbers():
         (device, "temp", 23.1, None, "Cel"),
         (device, "open", 0.0, None, None),
     ]
-    named = build_rule("#", "senml", members={"label": FieldConversion(values={"Machine Room": 7})})
+    named = PayloadRule("#", "senml", members={"label": FieldConversion(values={"Machine Room": 7})})
     assert (device, "label", 7.0, None, None) in taken(json.dumps(pack).encode(), named)
 
 
@@ -189,7 +189,7 @@ def test_names_are_cut_where_a_device_ends():
 
 
 def test_a_topic_that_names_the_device_goes_before_the_base_name():
-    rule = build_rule("up/{sensor_id}", "senml")
+    rule = PayloadRule("up/{sensor_id}", "senml")
     found, _ = decode_payload(b'[{"bn":"urn:dev:ow:1:","n":"t","v":1}]', "up/m1", rule, now_us=NOW_US)
     assert found[0].name == ("m1", "t")
 

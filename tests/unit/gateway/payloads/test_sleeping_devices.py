@@ -10,7 +10,7 @@ import pytest
 from gateway.ingress.committer import Committer
 from gateway.mqtt.codec.packets import Publish
 from gateway.payloads.decoder_registry import RuleSet
-from gateway.payloads.rule import build_rule
+from gateway.payloads.rule import PayloadRule
 from gateway.payloads.topics import TopicTemplate
 from tests.support.open_spool import open_spool
 
@@ -18,10 +18,10 @@ START_S = 1_780_000_000
 RULES = RuleSet(
     TopicTemplate("sensors/{sensor_id}/{sensor_type}"),
     [
-        build_rule("fields/{sensor_id}", "fields", time="at"),
-        build_rule("csv/{sensor_id}", "csv", columns=("at", "t"), time="at"),
-        build_rule("senml/{sensor_id}", "senml", sensor_type="t"),
-        build_rule("lines/{sensor_id}", "line_protocol"),
+        PayloadRule("fields/{sensor_id}", "fields", time="at"),
+        PayloadRule("csv/{sensor_id}", "csv", columns=("at", "t"), time="at"),
+        PayloadRule("senml/{sensor_id}", "senml", sensor_type="t"),
+        PayloadRule("lines/{sensor_id}", "line_protocol"),
     ],
 )
 

@@ -16,12 +16,12 @@ from cloud_sync.model.records import Flag
 from gateway.payloads.decoder_registry import RuleSet, decode_payload
 from gateway.payloads.formats.sparkplug import encode_rebirth_command
 from gateway.payloads.formats.sparkplug_births import SparkplugBirths, SparkplugNodeId
-from gateway.payloads.rule import FieldConversion, build_rule
+from gateway.payloads.rule import FieldConversion, PayloadRule
 from gateway.payloads.topics import TopicTemplate
 
 NOW_US = 1_790_000_000_000_000
 AT_MS = 1_780_000_000_000
-RULE = build_rule("spBv1.0/#", "sparkplug_b")
+RULE = PayloadRule("spBv1.0/#", "sparkplug_b")
 NODE = SparkplugNodeId("plant", "press")
 INT8, INT16, INT32, INT64, UINT8, UINT64, FLOAT, DOUBLE, BOOLEAN, STRING = 1, 2, 3, 4, 5, 8, 9, 10, 11, 12
 
@@ -77,7 +77,7 @@ class Plant:
 
 @pytest.fixture
 def plant():
-    born = Plant(build_rule("spBv1.0/#", "sparkplug_b", exclude=("Node Control/*",)))
+    born = Plant(PayloadRule("spBv1.0/#", "sparkplug_b", exclude=("Node Control/*",)))
     assert born.taken("NBIRTH", NBIRTH) == [("plant.press", "online", 1), ("plant.press", "uptime", 10)]
     assert born.taken("DBIRTH", DBIRTH, "oven") == [
         ("plant.press:oven", "online", 1),
@@ -137,7 +137,7 @@ def test_quality_and_what_a_store_held_back_are_told(plant):
 
 def test_texts_count_where_the_rule_knows_them():
     plant = Plant(
-        build_rule(
+        PayloadRule(
             "spBv1.0/#", "sparkplug_b", members={"state": FieldConversion(values={"idle": 0, "run": 1})}
         )
     )
