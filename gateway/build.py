@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from cloud_sync.delivery.shipper import Shipper, Spool
 from cloud_sync.destinations.http_client import HttpOptions, build_client_tls_context
 from cloud_sync.model.records import RecordClass
+from cloud_sync.runtime.secret_files import read_secret
 from cloud_sync.runtime.server_sockets import raise_fd_limit
 from gateway.alerts.evaluator import AlertEvaluator
 from gateway.alerts.notifier import AlertNotifier, LogChannel, build_notices
@@ -27,9 +28,7 @@ from gateway.processing.commit_consumer import CommitConsumer
 from gateway.processing.deadband import Deadband
 from gateway.rollups.roller import Roller
 from gateway.settings import destinations as destination_settings
-from gateway.settings import gateway_settings
 from gateway.settings.alerts import AnyChannel, WebhookSettings
-from gateway.settings.gateway_settings import read_secret
 from gateway.spool import processing_state
 from gateway.spool.appender import Capacity
 from gateway.spool.database import open_read_only
@@ -411,4 +410,4 @@ def build_shipper(d: AnyDestination, spool: Spool) -> Shipper:
 
 
 def _read_optional_secret(path: Path | None) -> str:
-    return "" if path is None else gateway_settings.read_secret(path)
+    return "" if path is None else read_secret(path)

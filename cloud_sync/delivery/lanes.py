@@ -15,6 +15,8 @@ from enum import Enum
 from typing import TYPE_CHECKING, NamedTuple
 from zoneinfo import ZoneInfo
 
+from cloud_sync.runtime.rates import TokenBucket
+
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable
     from datetime import tzinfo
@@ -140,32 +142,6 @@ MAX_CREDIT_S = 3600.0
 
 
 @dataclass(slots=True)
-class TokenBucket:
-    """Tokens that come at `rate_per_s` up to one second's worth, and may be overspent."""
-
-    rate_per_s: float
-    _level: float = 0.0
-    _at: float | None = None
-
-    def wait_s(self, at: float, *, debt_s: float = 0.0) -> float:
-        """Seconds until the level is no lower than a debt of `debt_s` seconds' worth."""
-        lacking = -debt_s * self.rate_per_s - self._filled(at)
-        if lacking <= 0:
-            return 0.0
-        return lacking / self.rate_per_s if self.rate_per_s > 0 else float("inf")
-
-    def spend(self, tokens: float, at: float) -> None:
-        """Take tokens, in advance if need be."""
-        self._level = self._filled(at) - tokens
-
-    def _filled(self, at: float) -> float:
-        if self._at is not None and at > self._at:
-            self._level = min(self.rate_per_s, self._level + (at - self._at) * self.rate_per_s)
-        self._at = at if self._at is None else max(at, self._at)
-        return self._level
-
-
-@dataclass(slots=True)
 class SendBudget:
     """The budget of one destination: a configured rate of bytes, and the credit it gave last.
 
@@ -180,7 +156,7 @@ class SendBudget:
 
     def __post_init__(self) -> None:
         if self.bytes_per_s is not None:
-            self._bytes = TokenBucket(self.bytes_per_s)
+            self._bytes = TokenBucket(self.bytes_per_s, self.bytes_per_s)
 
     def wait_s(self, lane: Lane | None, at: float) -> float:
         """Seconds until a batch of this lane may leave; 0 for now."""
@@ -206,10 +182,9 @@ class SendBudget:
             return
         rate = max(0.0, credit.rows_per_s)
         if self._credit_rows(at) is None:
-            self._rows = TokenBucket(rate)
+            self._rows = TokenBucket(rate, rate)
         elif self._rows is not None:
-            self._rows.wait_s(at)
-            self._rows.rate_per_s = rate
+            self._rows.change_rate(rate, at)
         self._credit_until = at + min(credit.valid_s, MAX_CREDIT_S)
 
     def max_rows_in(self, seconds: float, lane: Lane | None, bytes_per_row: float, at: float) -> float:
@@ -219,7 +194,7 @@ class SendBudget:
             most = self.bytes_per_s * seconds / bytes_per_row
         rows = self._credit_rows(at)
         if lane is not Lane.LIVE and rows is not None:
-            most = min(most, rows.rate_per_s * seconds)
+            most = min(most, rows.per_s * seconds)
         return most
 
     def _credit_rows(self, at: float) -> TokenBucket | None:

@@ -25,6 +25,7 @@ from cloud_sync.model.errors import (
 )
 from cloud_sync.model.records import RecordClass
 from cloud_sync.runtime.rates import Backoff
+from cloud_sync.runtime.waits import sleep_or_stop
 from cloud_sync.runtime.watchdog import StageProgress
 
 if TYPE_CHECKING:
@@ -174,17 +175,13 @@ class Shipper:
         except StoreDeliveryError as fault:
             self._store_attempts += 1
             self._failed(batch_sender, "waiting", fault)
-            return self._backoff.wait_s(self._store_attempts)
+            return self._wait_s(self._store_attempts)
         except RetryLaterError as fault:
             self._failed(batch_sender, "waiting", fault)
-            return self._schedule_retry(
-                batch_sender, self._backoff.wait_s(self._attempt(), fault.retry_after_s)
-            )
+            return self._schedule_retry(batch_sender, self._wait_s(self._attempt(), fault.retry_after_s))
         except UnauthorisedError as fault:
             self._failed(batch_sender, "held", fault)
-            return self._schedule_retry(
-                batch_sender, max(self._hold_s, self._backoff.wait_s(self._attempt()))
-            )
+            return self._schedule_retry(batch_sender, max(self._hold_s, self._wait_s(self._attempt())))
         except (RefusedError, TooLargeError) as fault:
             self._failed(batch_sender, "held", fault)
             return self._hold_s
@@ -204,7 +201,7 @@ class Shipper:
                 idle_s = max(_MIN_WAIT_S, started + self._flush_s - time.monotonic())
                 wait_s = idle_s if shipped is None else shipped
             stage.works(within_s=wait_s + _STEP_TIMEOUT_S)
-            await _sleep_or_stop(stop, wait_s)
+            await sleep_or_stop(stop, wait_s)
         stage.rests()
 
     def _open_lanes(self, batch_sender: BatchSender, at: float) -> tuple[list[Lane | None], float]:
@@ -253,6 +250,9 @@ class Shipper:
             return 0.0 if len(batch_sender.lanes) > 1 else None
         return 0.0 if full or lane is Lane.BACKFILL else None
 
+    def _wait_s(self, attempt: int, retry_after_s: float | None = None) -> float:
+        return self._backoff.wait_s(attempt, self._delivery_state.chance(), retry_after_s)
+
     def _attempt(self) -> int:
         return self._delivery_state.link.failed(self._delivery_state.clock())
 
@@ -282,14 +282,3 @@ class Shipper:
         self.counters.last_error = (
             list(self._faults_by_sender.values())[-1].words if self._faults_by_sender else ""
         )
-
-
-async def _sleep_or_stop(stop: asyncio.Event, seconds: float) -> None:
-    """Sleep, or return early when `stop` is set."""
-    if seconds <= 0:
-        return
-    try:
-        async with asyncio.timeout(seconds):
-            await stop.wait()
-    except TimeoutError:
-        pass

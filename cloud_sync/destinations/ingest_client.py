@@ -20,7 +20,7 @@ from cloud_sync.destinations import http_client as destinations_http_client
 from cloud_sync.destinations.http_client import HttpOptions, build_http_client
 from cloud_sync.model.errors import RefusedError, RetryLaterError
 from cloud_sync.model.records import Batch, BatchRange, Credit, Receipt, RecordClass
-from cloud_sync.runtime.logs import redact_text
+from cloud_sync.runtime.secret_files import redact_text
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping

@@ -7,14 +7,16 @@ connections do not last.
 from __future__ import annotations
 
 import contextlib
-import socket
 from typing import TYPE_CHECKING
 
 import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol, RequestResponseCycle
 
+from cloud_sync.runtime.server_sockets import bind_sockets
+
 if TYPE_CHECKING:
     import asyncio
+    import socket
     from collections.abc import Iterator
 
 HEAD_WITHIN_S = 10.0
@@ -69,26 +71,13 @@ class UvicornServer(uvicorn.Server):
         yield
 
 
-def bind_socket(host: str, port: int, keys: str = "listen.host, listen.port") -> socket.socket:
-    """A listening socket.
-
-    Args:
-        host: a name or address.
-        port: 0 for a free one.
-        keys: the settings to name when it does not work.
+def bind_http_sockets(host: str, port: int, keys: str = "listen.host, listen.port") -> list[socket.socket]:
+    """Listening sockets as `bind_sockets` makes them.
 
     Raises:
-        CannotStartError: the address is in use, or not ours.
+        CannotStartError: naming the settings `keys`.
     """
     try:
-        family, _, _, _, address = socket.getaddrinfo(
-            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-        )[0]
-        bound = socket.create_server(address[:2], family=family, backlog=1024)
+        return bind_sockets(host, port)
     except OSError as fault:
-        reason = fault.strerror or str(fault)
-        raise CannotStartError(f"cannot listen on {host}:{port} ({keys}): {reason}") from fault
-    # Accepted connections inherit it. asyncio sets it by itself only where the socket's protocol number is
-    # given, and without it every answer waits 40 ms for the client's delayed acknowledgement.
-    bound.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    return bound
+        raise CannotStartError(f"cannot listen on {fault.strerror} ({keys})") from fault

@@ -15,7 +15,7 @@ import uvicorn
 from cloud_sync.codec.wire import WireLimits
 from cloud_sync.http.requests import RequestAdmission, RequestLimits
 from cloud_sync.http.tokens import TokenFile
-from cloud_sync.http.uvicorn_server import CannotStartError, UvicornServer, bind_socket
+from cloud_sync.http.uvicorn_server import CannotStartError, UvicornServer, bind_http_sockets
 from cloud_sync.ingest import settings as settings_of_ingest
 from cloud_sync.ingest.app import IngestApp, IngestMetrics, build_app
 from cloud_sync.ingest.apply_queue import ApplyQueue
@@ -91,7 +91,7 @@ async def run_service(path: Path) -> None:
     if tokens.refresh() == 0:
         _log.warning("%s has no token: every batch will be refused", settings.tokens_file)
     sink = build_sink(settings.database, settings_of_ingest.read_dsn(settings, path))
-    bound = bind_socket(settings.listen.host, settings.listen.port)
+    bound = bind_http_sockets(settings.listen.host, settings.listen.port)
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -106,7 +106,7 @@ async def serve(
     settings: IngestSettings,
     sink: TimescaleSink,
     tokens: TokenFile,
-    bound: socket.socket,
+    bound: list[socket.socket],
     stop: asyncio.Event,
 ) -> None:
     """Serve on a bound socket until `stop` is set. The line it prints when ready names the address."""
@@ -141,7 +141,7 @@ async def serve(
     too_new: ExceptionGroup[SchemaTooNewError] | None = None
     try:
         async with asyncio.TaskGroup() as tasks:
-            serving = tasks.create_task(server.serve(sockets=[bound]), name="http")
+            serving = tasks.create_task(server.serve(sockets=bound), name="http")
             helping = [
                 tasks.create_task(prepare_until_ready(sink), name="prepare-database"),
                 tasks.create_task(_announce_then_stop(server, stop, bound, watchdog), name="stop"),
@@ -172,12 +172,12 @@ async def prepare_until_ready(sink: TimescaleSink) -> None:
 
 
 async def _announce_then_stop(
-    server: uvicorn.Server, stop: asyncio.Event, bound: socket.socket, watchdog: Watchdog
+    server: uvicorn.Server, stop: asyncio.Event, bound: list[socket.socket], watchdog: Watchdog
 ) -> None:
     """Say that the service is ready, then pass a stop on to it."""
     while not server.started:  # noqa: ASYNC110 - uvicorn tells it by an attribute only
         await asyncio.sleep(0.01)
-    host, port = bound.getsockname()[:2]
+    host, port = bound[0].getsockname()[:2]
     shown = f"[{host}]" if ":" in host else host
     scheme = "https" if server.config.is_ssl else "http"
     print(f"tidegate ingest: listening on {scheme}://{shown}:{port}", flush=True)  # noqa: T201 - promised to scripts

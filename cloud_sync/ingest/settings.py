@@ -9,7 +9,8 @@ from pydantic import BaseModel, ConfigDict, Field, SecretStr, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from cloud_sync.runtime import settings_file
-from cloud_sync.runtime.settings_file import Fault, InvalidSettingsError, find_credential
+from cloud_sync.runtime.secret_files import find_credential
+from cloud_sync.runtime.settings_file import Fault, InvalidSettingsError
 
 ENV_PREFIX = "TIDEGATE_INGEST_"
 _SCHEMES = ("postgresql://", "postgres://")

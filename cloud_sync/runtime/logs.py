@@ -1,4 +1,4 @@
-"""How a program logs: for people, for the journal, or as JSON; and secrets redacted from text.
+"""How a program logs: for people, for the journal, or as JSON.
 
 Under systemd a line begins with its priority and has no time (sd-daemon(3)). Repeats are limited to one
 a minute with a count; control characters are escaped.
@@ -9,27 +9,16 @@ from __future__ import annotations
 import json
 import logging
 import os
-import re
 import sys
 import time
 from collections import OrderedDict
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Final, Literal
+from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
     from typing import TextIO
-
-MASK: Final = "***"
-_USERINFO = re.compile(r"(?<=://)[^/@\s'\"]*@")
-_QUERY_SECRET = re.compile(r"(?i)([?&;][^=&\s]*(?:token|secret|passw|key|auth|sig)[^=&\s]*=)[^&\s'\"]+")
-
-
-def redact_text(text: str) -> str:
-    """Text without the user and password of addresses in it, and without tokens in their queries."""
-    return _QUERY_SECRET.sub(rf"\1{MASK}", _USERINFO.sub(f"{MASK}@", text))
-
 
 LogFormat = Literal["auto", "text", "json"]
 

@@ -1,7 +1,7 @@
-"""Listening sockets that accept a few connections at a time, and the file descriptors they need.
+"""Listening sockets, accepting a few connections at a time, and the file descriptors they need.
 
-`asyncio.Server` is not used: it starts a TLS handshake without telling anyone before it has ended, so
-neither handshakes nor sockets are bounded, and it keeps one TLS context for ever.
+`SocketAcceptor` replaces `asyncio.Server`, which bounds neither sockets nor TLS handshakes, and keeps one
+TLS context.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 RESERVED_DESCRIPTORS: Final = 256
-"""For the spool, destinations, the status endpoint and whatever libraries open."""
+"""For the spool, destinations, the status endpoint and libraries."""
 
 
 def raise_fd_limit(wanted: int) -> int:
@@ -39,7 +39,8 @@ def raise_fd_limit(wanted: int) -> int:
         return wanted
     affordable = max(1, soft - RESERVED_DESCRIPTORS)
     _log.warning(
-        "max_connections is %d, but this process may open %d files only: %d connections are taken. "
+        "max_connections is %d, but this process may open only %d files: "
+        "at most %d connections are accepted. "
         "Raise LimitNOFILE of the unit, or `ulimit -n`, to %d or more",
         wanted,
         soft,
@@ -70,60 +71,36 @@ class SocketAcceptor:
         self._paused = False
 
     async def open(self, host: str, port: int) -> int:
-        """Bind to every address of `host` ("" is every address there is), accept; returns the port.
-
-        Raises:
-            OSError: with the address in its text.
-        """
-        loop = asyncio.get_running_loop()
-        try:
-            found = await loop.getaddrinfo(
-                host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-            )
-        except OSError as fault:
-            raise OSError(fault.errno, f"{host}:{port}: {(fault.strerror or str(fault)).lower()}") from fault
-        absent: OSError | None = None
-        for family, _, protocol, _, address in dict.fromkeys(found):
-            try:
-                self.sockets.append(_bind_socket(family, protocol, (address[0], port, *address[2:])))
-            except OSError as fault:
-                told = OSError(fault.errno, f"{address[0]}:{port}: {os.strerror(fault.errno or 0).lower()}")
-                if fault.errno not in _ADDRESS_UNAVAILABLE_ERRNOS:
-                    self.close()
-                    raise told from fault
-                absent = told
-                continue
-            port = self.sockets[0].getsockname()[1]
-        if not self.sockets and absent is not None:
-            raise absent
+        """Bind as `bind_sockets` does, and accept; returns the port."""
+        self.sockets = await asyncio.to_thread(bind_sockets, host, port)
         self._paused = False
-        self._attend()
-        return port
+        self._add_readers()
+        return int(self.sockets[0].getsockname()[1])
 
     def pause(self) -> None:
-        """Let those who come wait in the system's queue."""
+        """Accept nothing for now; new connections wait in the system's queue."""
         self._paused = True
         self._remove_readers()
 
     def resume(self) -> None:
         """Accept again."""
         self._paused = False
-        self._attend()
+        self._add_readers()
 
     def retry(self) -> None:
         """Accept again after starvation. To be called about once a second."""
         if self.starved:
             self.starved = False
-            self._attend()
+            self._add_readers()
 
     def close(self) -> None:
-        """Listen no more."""
+        """Stop listening."""
         self._remove_readers()
         for listening in self.sockets:
             listening.close()
         self.sockets = []
 
-    def _attend(self) -> None:
+    def _add_readers(self) -> None:
         if self._paused or self.starved:
             return
         for listening in self.sockets:
@@ -134,13 +111,13 @@ class SocketAcceptor:
             asyncio.get_running_loop().remove_reader(listening.fileno())
 
     def _accept(self, listening: socket.socket) -> None:
-        """Take what waits, but let others have their turn: with TLS each costs a signature."""
+        """Accept a bounded number at once: with TLS each costs a signature."""
         for _ in range(_ACCEPTS_PER_WAKEUP):
             try:
                 accepted, _address = listening.accept()
             except OSError as fault:
                 if fault.errno not in _TRANSIENT_ERRNOS:
-                    _log.error("no connection can be accepted for a moment: %s", fault.strerror)
+                    _log.error("cannot accept connections, trying again in a second: %s", fault.strerror)
                     self.starved = True
                     self._remove_readers()
                 return
@@ -150,10 +127,43 @@ class SocketAcceptor:
                 return
 
 
+def bind_sockets(host: str, port: int) -> list[socket.socket]:
+    """Listening, non-blocking sockets: one for each address of `host` ("" is every address of this machine).
+
+    All have the same port; 0 finds a free one. Addresses that this machine does not have are left out.
+
+    Raises:
+        OSError: an address is in use or forbidden, or none is left; its text begins with the address.
+    """
+    try:
+        found = socket.getaddrinfo(host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    except OSError as fault:
+        raise OSError(fault.errno, f"{host}:{port}: {(fault.strerror or str(fault)).lower()}") from fault
+    bound: list[socket.socket] = []
+    unavailable: OSError | None = None
+    for family, _, protocol, _, address in dict.fromkeys(found):
+        try:
+            bound.append(_bind_socket(family, protocol, (address[0], port, *address[2:])))
+        except OSError as fault:
+            reason = os.strerror(fault.errno or 0).lower()
+            unavailable = OSError(fault.errno, f"{address[0]}:{port}: {reason}")
+            if fault.errno not in _ADDRESS_UNAVAILABLE_ERRNOS:
+                for opened in bound:
+                    opened.close()
+                raise unavailable from fault
+            continue
+        port = bound[0].getsockname()[1]
+    if not bound and unavailable is not None:
+        raise unavailable
+    return bound
+
+
 def _bind_socket(family: int, protocol: int, address: tuple[str | int, ...]) -> socket.socket:
     listening = socket.socket(family, socket.SOCK_STREAM, protocol)
     try:
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        # accepted connections inherit it; without it an HTTP answer waits 40 ms for the client's delayed ACK
+        listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         if family == socket.AF_INET6:
             listening.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
         listening.bind(address)

@@ -3,7 +3,7 @@
 A settings model is a `pydantic_settings.BaseSettings` with `extra="forbid"`, its tables plain
 `pydantic.BaseModel`. With the prefix `TIDEGATE_INGEST_`, `listen.port` is
 `TIDEGATE_INGEST_LISTEN__PORT`. Unknown variables are faults like unknown keys; values of keys that look
-like secrets are never shown. `find_credential` finds secrets given by systemd (`LoadCredential=`).
+like secrets are never shown.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ from __future__ import annotations
 import difflib
 import os
 import tomllib
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, TypeVar, Union, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
@@ -23,21 +22,11 @@ from pydantic_settings import (
     SettingsError,
 )
 
-from cloud_sync.runtime.logs import redact_text
+from cloud_sync.runtime.secret_files import redact_text
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
-
-
-def find_credential(path: Path, environ: Mapping[str, str] = os.environ) -> Path:
-    """Where a secret's file is to be read: among the credentials when it is there, else at its own path."""
-    folder = environ.get("CREDENTIALS_DIRECTORY", "")
-    if folder and not path.is_relative_to(folder):
-        for name in (f"{path.parent.name.removesuffix('s')}_{path.name}", path.name):
-            given = Path(folder) / name
-            if given.is_file():
-                return given
-    return path
+    from pathlib import Path
 
 
 M = TypeVar("M", bound=BaseSettings)

@@ -7,22 +7,23 @@ sent: a kill in between sends it twice, never not at all. The log channel is her
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
 import logging
 import math
+import random
 import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from cloud_sync.model.records import AlertState, Severity
 from cloud_sync.runtime.rates import Backoff
+from cloud_sync.runtime.waits import sleep_or_stop
 from cloud_sync.runtime.watchdog import StageProgress
 from gateway.spool import processing_state
 from gateway.spool.errors import SpoolError
 from gateway.spool.processing_state import MAX_EXAMPLES, AlertExample, AlertNotice
 
 if TYPE_CHECKING:
+    import asyncio
     from collections.abc import Callable, Iterator, Sequence
 
     from gateway.alerts.evaluator import AlertEvent
@@ -195,6 +196,7 @@ class AlertNotifier:
         backoff: Backoff = Backoff(first_s=2.0, ceiling_s=300.0, floor_s=1.0),  # noqa: B008 - the same
         clock_us: Callable[[], int] = lambda: time.time_ns() // 1000,
         monotonic: Callable[[], float] = time.monotonic,
+        chance: Callable[[], float] = random.random,
     ) -> None:
         self.channel = channel
         self.counters = ChannelCounters()
@@ -205,6 +207,7 @@ class AlertNotifier:
         self._backoff = backoff
         self._clock_us = clock_us
         self._monotonic = monotonic
+        self._chance = chance
         self._seen_at: dict[int, float] = {}
         self._age_when_seen_s: dict[int, float] = {}
         self._last_sent_at: dict[str, float] = {}
@@ -220,9 +223,7 @@ class AlertNotifier:
                 _log.warning("channel %s waits for the spool: %s", self.channel.name, fault)
                 wait_s = _POLL_S
             self.stage.works(wait_s + _STEP_WITHIN_S)
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(wait_s):
-                    await stop.wait()
+            await sleep_or_stop(stop, wait_s)
         self.stage.rests()
 
     async def send_once(self) -> float:
@@ -260,7 +261,7 @@ class AlertNotifier:
         if str(fault) != self.counters.last_error:
             _log.warning("channel %s: %s; it is tried again", self.channel.name, fault)
         self.counters.last_error = str(fault)
-        return self._backoff.wait_s(self._attempt)
+        return self._backoff.wait_s(self._attempt, self._chance())
 
     async def _drop_expired(self, found: list[QueuedNotice]) -> list[QueuedNotice]:
         """What is worth sending; the rest is dropped.

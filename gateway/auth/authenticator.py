@@ -23,7 +23,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Final, Literal, Protocol
 
 from cloud_sync.runtime.rates import TokenBuckets
-from cloud_sync.runtime.watched_file import WatchedFiles
+from cloud_sync.runtime.watched_file import WatchedFile
 from gateway.auth.device_passwords import (
     COST_GENERATED,
     PasswordFileError,
@@ -229,9 +229,9 @@ class CredentialsAuthenticator:
         self._policy = policy
         self._naming = naming
         self._clock_s = clock_s
-        self._passwords: WatchedFiles[dict[str, PasswordHash]] | None = None
+        self._passwords: WatchedFile[dict[str, PasswordHash]] | None = None
         if passwords_file is not None:
-            self._passwords = WatchedFiles(
+            self._passwords = WatchedFile(
                 [passwords_file], partial(read_password_file, passwords_file), PasswordFileError
             )
         threads = max(1, (os.cpu_count() or 1) // 2)
@@ -301,8 +301,8 @@ class CredentialsAuthenticator:
                 return self._identity(username)
             now_s = self._clock_s()
             if not (
-                self._failures_by_name.holds(who, now_s=now_s)
-                and self._failures_by_address.holds(network, now_s=now_s)
+                self._failures_by_name.has_token(who, now_s=now_s)
+                and self._failures_by_address.has_token(network, now_s=now_s)
             ):
                 self._warn(address, f"wrong passwords too often, last for {username!r:.80}")
                 return Refusal(ReasonCode.CONNECTION_RATE_EXCEEDED)
@@ -315,8 +315,8 @@ class CredentialsAuthenticator:
                 self._verified_digests[username] = self._digest(username, stored, password)
                 return self._identity(username)
         now_s = self._clock_s()
-        self._failures_by_name.take(who, now_s=now_s)
-        self._failures_by_address.take(network, now_s=now_s)
+        self._failures_by_name.try_spend(who, now_s=now_s)
+        self._failures_by_address.try_spend(network, now_s=now_s)
         self._warn(address, f"a wrong user name or password, for {username!r:.80}")
         return Refusal(ReasonCode.BAD_USER_NAME_OR_PASSWORD)
 
@@ -347,7 +347,7 @@ class CredentialsAuthenticator:
         return costs[chosen % len(costs)]
 
     def _warn(self, address: str, what: str) -> None:
-        if self._refusal_log_rate.take(_network_of_address(address), now_s=self._clock_s()):
+        if self._refusal_log_rate.try_spend(_network_of_address(address), now_s=self._clock_s()):
             _log.warning("refused at %s: %s", address, what)
 
 

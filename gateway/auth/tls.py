@@ -10,7 +10,7 @@ import ssl
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from cloud_sync.runtime.watched_file import WatchedFiles
+from cloud_sync.runtime.watched_file import WatchedFile
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -90,7 +90,7 @@ class ReloadingServerContext:
     """
 
     def __init__(self, files: TlsFiles) -> None:
-        self._context = WatchedFiles(files.paths, lambda: build_server_context(files), TlsFileError)
+        self._context = WatchedFile(files.paths, lambda: build_server_context(files), TlsFileError)
 
     def context(self, now_s: float) -> ssl.SSLContext:
         """What a new connection is served with. `now_s` is monotonic seconds."""

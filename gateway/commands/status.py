@@ -13,6 +13,7 @@ from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.text import Text
 
+from cloud_sync.runtime.secret_files import read_secret
 from cloud_sync.runtime.settings_file import InvalidSettingsError
 from gateway.commands.exit_errors import fail
 from gateway.commands.status_display import render_chart, render_status
@@ -153,6 +154,6 @@ def _render(document: Status, chart: Chart | None, series: str | None, width: in
 
 def _read_token(path: Path) -> str:
     try:
-        return gateway_settings.read_secret(path)
+        return read_secret(path)
     except (OSError, UnicodeDecodeError) as fault:
         fail(f"{path}: cannot be read: {getattr(fault, 'strerror', None) or fault}")

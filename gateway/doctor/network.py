@@ -19,7 +19,7 @@ import httpx
 import msgspec
 
 from cloud_sync.destinations.http_client import build_http_client
-from cloud_sync.runtime.logs import redact_text
+from cloud_sync.runtime.secret_files import read_secret, redact_text
 from gateway.doctor import Finding, fault, ok, warning
 from gateway.humanize import escape_text
 from gateway.mqtt.broker_session import (
@@ -42,7 +42,6 @@ from gateway.mqtt.codec.packets import (
 )
 from gateway.mqtt.codec.parser import PacketParser
 from gateway.settings.destinations import HttpDestination, InfluxDestination, IngestDestination
-from gateway.settings.gateway_settings import read_secret
 from gateway.settings.schema import is_loopback
 from gateway.web.client import local_client, local_endpoint_url
 

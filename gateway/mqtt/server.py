@@ -227,7 +227,7 @@ class MqttServer:
 
     def log_denied_publish(self, name: str, topic: bytes) -> None:
         """Log that an identity published where it may not, once in a while. Called by connections."""
-        if self._denied_log_rate.take(name, now_s=self.now_s):
+        if self._denied_log_rate.try_spend(name, now_s=self.now_s):
             _log.warning(
                 "%r may not publish to %.200r; it is told so, and what it sends there is not stored",
                 name,

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import random
 import socket
 import ssl
 from contextlib import asynccontextmanager
@@ -30,7 +31,7 @@ from gateway.mqtt.codec.packets import ReasonCode
 from gateway.mqtt.session_state import Qos2Exchanges
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Callable
     from pathlib import Path
 
     from gateway.ingress.source import PublishSink
@@ -69,6 +70,7 @@ class Subscriber:
         backoff: Backoff = RETRY_BACKOFF,
         slowly: Backoff = OPERATOR_BACKOFF,
         had_session: bool = False,
+        chance: Callable[[], float] = random.random,
     ) -> None:
         self.settings = settings
         self.counters = SubscriberCounters()
@@ -77,6 +79,7 @@ class Subscriber:
         self.intake = intake
         self._backoff = backoff
         self._slowly = slowly
+        self._chance = chance
         self._qos2_exchanges = Qos2Exchanges()
         self._client: MqttClient | None = None
         self._paused = False
@@ -169,7 +172,7 @@ class Subscriber:
                 return
             steady = self._since_s is not None and _now_s() - self._since_s > _STABLE_CONNECTION_S
             attempt = 1 if steady and not fault.needs_operator else attempt + 1
-            wait_s = (self._slowly if fault.needs_operator else self._backoff).wait_s(attempt)
+            wait_s = (self._slowly if fault.needs_operator else self._backoff).wait_s(attempt, self._chance())
             self._note(fault, attempt, wait_s)
             self.counters.state = "waiting"
             self.stage.works(within_s=wait_s + _WATCHDOG_STEP_S)
@@ -302,7 +305,7 @@ def _now_s() -> float:
 
 
 def _read_password(path: Path | None) -> bytes | None:
-    """The first line of a file, as `gateway.settings.gateway_settings.read_secret` reads it."""
+    """The first line of a file, as `cloud_sync.runtime.secret_files.read_secret` reads it."""
     return None if path is None else path.read_bytes().partition(b"\n")[0].strip()
 
 

@@ -27,7 +27,7 @@ from pydantic import BaseModel
 from pydantic_settings import EnvSettingsSource
 
 from cloud_sync.runtime import settings_file
-from cloud_sync.runtime.logs import MASK, redact_text
+from cloud_sync.runtime.secret_files import MASK, redact_text
 from gateway.settings import gateway_settings as given
 from gateway.settings.schema import Table, format_toml_value, to_plain_value
 

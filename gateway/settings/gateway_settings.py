@@ -11,7 +11,8 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 from cloud_sync.destinations.http_client import build_client_tls_context
 from cloud_sync.http.tokens import TokenFile, TokenFileError
 from cloud_sync.runtime import settings_file
-from cloud_sync.runtime.settings_file import Fault, InvalidSettingsError, find_credential
+from cloud_sync.runtime.secret_files import find_credential, read_secret
+from cloud_sync.runtime.settings_file import Fault, InvalidSettingsError
 from gateway.auth import device_passwords
 from gateway.auth.tls import TlsFileError, build_server_context
 from gateway.payloads.decoder_registry import RuleSet
@@ -313,11 +314,6 @@ def _check_destination_tls(source: Path, place: str, destination: HttpDestinatio
                 what = f"{next(filter(None, given))} cannot be used: {fault.strerror or fault}"
                 faults.append(Fault(str(source), f"{place}.{key}", what, "PEM, a key without a password"))
     return faults
-
-
-def read_secret(path: Path) -> str:
-    """The secret a file holds: its first line. `load` has seen that it is there."""
-    return path.read_text(encoding="utf-8").partition("\n")[0].strip()
 
 
 def _check_secret_file(source: Path, key: str, path: Path) -> list[Fault]:

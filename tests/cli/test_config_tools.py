@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from typer.testing import CliRunner
 
-from cloud_sync.runtime.logs import MASK
+from cloud_sync.runtime.secret_files import MASK
 from cloud_sync.runtime.settings_file import InvalidSettingsError
 from gateway.cli import app
 from gateway.settings import gateway_settings

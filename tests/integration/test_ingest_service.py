@@ -20,7 +20,7 @@ from cloud_sync.codec import wire
 from cloud_sync.delivery.shipper import Shipper
 from cloud_sync.destinations.ingest_client import IngestClient
 from cloud_sync.http import tokens
-from cloud_sync.http.uvicorn_server import bind_socket
+from cloud_sync.http.uvicorn_server import bind_http_sockets
 from cloud_sync.model.errors import RefusedError, RetryLaterError, TooLargeError, UnauthorisedError
 from cloud_sync.model.records import BatchRange, Receipt, RecordClass
 from tests.support.ingest_service import MEDIA, Service, running
@@ -240,7 +240,7 @@ async def test_a_body_of_another_kind_or_too_long_is_refused_while_it_arrives(se
 
 
 def test_answers_do_not_wait_for_the_clients_delayed_acknowledgement():
-    with bind_socket("127.0.0.1", 0) as bound, socket.create_connection(bound.getsockname()):
+    with bind_http_sockets("127.0.0.1", 0)[0] as bound, socket.create_connection(bound.getsockname()):
         accepted, _ = bound.accept()
         with accepted:
             assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY) == 1

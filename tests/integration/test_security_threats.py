@@ -17,7 +17,7 @@ import uvicorn
 from paho.mqtt import publish
 
 from cloud_sync.http import uvicorn_server
-from cloud_sync.http.uvicorn_server import HeadTimeoutProtocol, UvicornServer, bind_socket
+from cloud_sync.http.uvicorn_server import HeadTimeoutProtocol, UvicornServer, bind_http_sockets
 from cloud_sync.ingest.request_auth import CertificateProtocol
 from gateway.ingress.http.request_auth import ClientCertificateProtocol
 from tests.support.free_ports import free_port
@@ -196,10 +196,10 @@ async def test_a_head_that_comes_byte_by_byte_is_given_up(
         await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"2")]})
         await send({"type": "http.response.body", "body": b"ok"})
 
-    bound = bind_socket("127.0.0.1", 0)
+    bound = bind_http_sockets("127.0.0.1", 0)
     server = UvicornServer(uvicorn.Config(app, http=protocol, log_config=None, lifespan="off"))
-    serving = asyncio.create_task(server.serve(sockets=[bound]))
-    reader, writer = await asyncio.open_connection(*bound.getsockname())
+    serving = asyncio.create_task(server.serve(sockets=bound))
+    reader, writer = await asyncio.open_connection(*bound[0].getsockname())
     writer.write(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
     assert (await reader.readuntil(b"ok")).startswith(b"HTTP/1.1 200")
     ended = asyncio.create_task(reader.read())

@@ -11,7 +11,7 @@ import httpx
 from cloud_sync.codec import wire
 from cloud_sync.destinations.ingest_client import IngestClient
 from cloud_sync.http import tokens
-from cloud_sync.http.uvicorn_server import bind_socket
+from cloud_sync.http.uvicorn_server import bind_http_sockets
 from cloud_sync.ingest import program
 from cloud_sync.ingest.settings import IngestSettings
 from cloud_sync.timescale.sink import TimescaleSink
@@ -57,11 +57,11 @@ async def running(
         }
     )
     sink = TimescaleSink(dsn)
-    bound = bind_socket("127.0.0.1", 0)
+    bound = bind_http_sockets("127.0.0.1", 0)
     stop = asyncio.Event()
     task = asyncio.create_task(program.serve(settings, sink, tokens.TokenFile(tokens_file), bound, stop))
     scheme = "http" if tls is None else "https"
-    service = Service(f"{scheme}://127.0.0.1:{bound.getsockname()[1]}", token, tokens_file)
+    service = Service(f"{scheme}://127.0.0.1:{bound[0].getsockname()[1]}", token, tokens_file)
     try:
         yield service
     finally:

@@ -32,7 +32,7 @@ from cloud_sync.destinations.http_client import HttpOptions, build_http_client, 
 from cloud_sync.destinations.influxdb.record_lines import encode_record_lines
 from cloud_sync.model.errors import DeliveryError, RefusedError, RetryLaterError, TooLargeError
 from cloud_sync.model.records import Receipt
-from cloud_sync.runtime.logs import redact_text
+from cloud_sync.runtime.secret_files import redact_text
 
 if TYPE_CHECKING:
     import ssl

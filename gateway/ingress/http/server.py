@@ -29,7 +29,7 @@ from starlette.routing import Route
 from cloud_sync.codec import wire
 from cloud_sync.http.requests import PlainRequest
 from cloud_sync.http.responses import RequestRejectedError, progress_to_json, receipt_to_json
-from cloud_sync.http.uvicorn_server import CannotStartError, UvicornServer, bind_socket
+from cloud_sync.http.uvicorn_server import CannotStartError, UvicornServer, bind_http_sockets
 from cloud_sync.model.errors import FormatError, RefusedError, RetryLaterError
 from cloud_sync.model.ledger_rules import RangeConflictError
 from gateway.ingress.http.readings import MEDIA_TYPES
@@ -267,7 +267,7 @@ class HttpSource:
         self.settings = settings
         self._app = app
         self._stop_within_s = stop_within_s
-        self._bound: socket.socket | None = None
+        self._bound: list[socket.socket] = []
         self._server: UvicornServer | None = None
         self._serving: asyncio.Task[None] | None = None
 
@@ -279,8 +279,7 @@ class HttpSource:
     @property
     def port(self) -> int:
         """The port in use."""
-        assert self._bound is not None
-        return int(self._bound.getsockname()[1])
+        return int(self._bound[0].getsockname()[1])
 
     async def start(self) -> None:
         """Bind and serve.
@@ -289,7 +288,7 @@ class HttpSource:
             OSError: the address cannot be bound.
         """
         try:
-            self._bound = bind_socket(
+            self._bound = bind_http_sockets(
                 self.settings.host, self.settings.port, "ingress.http.host, ingress.http.port"
             )
         except CannotStartError as fault:
@@ -308,7 +307,7 @@ class HttpSource:
             timeout_graceful_shutdown=max(1, int(self._stop_within_s)),
         )
         self._server = UvicornServer(config)
-        self._serving = asyncio.create_task(self._server.serve(sockets=[self._bound]), name="http ingress")
+        self._serving = asyncio.create_task(self._server.serve(sockets=self._bound), name="http ingress")
 
     def pause(self) -> None:
         """Answer requests with 503 for now; those that are being answered go on."""

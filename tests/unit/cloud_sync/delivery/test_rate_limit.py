@@ -3,8 +3,9 @@ from __future__ import annotations
 import pytest
 
 from cloud_sync.delivery.batch_sender import MAX_BACKFILL_SPREAD_S, EndpointHealth, backfill_spread_s
-from cloud_sync.delivery.lanes import MAX_CREDIT_S, MIN_ROWS, BatchSizer, Lane, SendBudget, TokenBucket
+from cloud_sync.delivery.lanes import MAX_CREDIT_S, MIN_ROWS, BatchSizer, Lane, SendBudget
 from cloud_sync.model.records import Credit
+from cloud_sync.runtime.rates import TokenBucket
 
 
 def test_a_budget_is_kept_on_average_and_a_debt_is_paid_before_the_next():
@@ -67,7 +68,7 @@ def test_a_new_credit_keeps_the_debt_of_the_old():
 
 
 def test_a_clock_that_stands_still_or_goes_back_gives_nothing():
-    bucket = TokenBucket(10.0)
+    bucket = TokenBucket(10.0, 10.0)
     bucket.spend(50, 100.0)
     assert bucket.wait_s(90.0) == 5.0
     assert bucket.wait_s(100.0) == 5.0

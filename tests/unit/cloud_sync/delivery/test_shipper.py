@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import random
 from dataclasses import dataclass, field
 
 import pytest
@@ -18,7 +17,6 @@ from cloud_sync.model.errors import (
     UnauthorisedError,
 )
 from cloud_sync.model.records import Batch, BatchRange, Receipt, RecordClass
-from cloud_sync.runtime.rates import MAX_RETRY_AFTER_S, Backoff
 from tests.support.open_spool import open_spool
 
 
@@ -143,22 +141,6 @@ async def test_the_loop_stops_when_told(tmp_path):
         await asyncio.sleep(0.05)
         stop.set()
         await asyncio.wait_for(running, 2)
-
-
-def test_backoff_grows_to_its_ceiling_with_full_jitter():
-    random.seed(1)
-    backoff = Backoff(first_s=1, ceiling_s=60, floor_s=0.1)
-    for attempt, most in ((1, 2), (3, 8), (50, 60), (5000, 60)):
-        waits = [backoff.wait_s(attempt) for _ in range(200)]
-        assert max(waits) <= most
-        assert min(waits) < most / 4
-        assert min(waits) >= 0.1
-
-
-def test_a_destinations_wish_is_a_floor_but_no_weapon():
-    backoff = Backoff(first_s=1, ceiling_s=10)
-    assert 30 <= backoff.wait_s(1, retry_after_s=30) <= 40
-    assert backoff.wait_s(1, retry_after_s=10**9) <= MAX_RETRY_AFTER_S + 10
 
 
 async def test_the_commit_of_a_damaged_newest_segment_is_never_used_again(tmp_path):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from cloud_sync.runtime.settings_file import find_credential
+from cloud_sync.runtime.secret_files import find_credential
 
 
 def test_a_secret_is_found_among_the_credentials_under_the_path_of_the_configuration(tmp_path):

@@ -143,7 +143,7 @@ async def test_a_file_that_makes_no_sense_for_a_moment_locks_nobody_out(door, ca
     door.path.unlink()
     door.clock.now_s += 2
     assert isinstance(await door.knock("pump-2", "secret"), Identity)
-    assert [r.message.split(":")[0] for r in caplog.records] == ["what was read before stays in force"] * 2
+    assert ["stays in use" in r.message for r in caplog.records] == [True, True]
 
 
 # Guessing
@@ -184,7 +184,7 @@ async def test_all_addresses_of_one_ipv6_network_are_one(door):
 
 async def test_what_is_kept_of_guessers_is_bounded(door, monkeypatch):
     monkeypatch.setattr(doorkeeper_module, "verify_password", lambda *_: False)
-    door.doorkeeper._failures_by_name = TokenBuckets(5, 0.1, keys_max=20)
+    door.doorkeeper._failures_by_name = TokenBuckets(5, 0.1, max_keys=20)
     for n in range(100):
         await door.knock(f"name-{n}" * 1000, "guess", address=f"192.0.{n}.1")
     assert len(door.doorkeeper._failures_by_name) == 20
@@ -297,27 +297,6 @@ async def test_those_who_show_nothing_are_admitted_where_that_is_said_but_own_no
     assert not anyone.may_publish(b"sensors/pump-1/t")
     assert anyone.may_publish(b"sensors/new/t")
     assert await door.knock("pump-1", "wrong") == WRONG
-
-
-# Buckets
-
-
-def test_a_bucket_refills_evenly_and_never_beyond_its_size():
-    buckets: TokenBuckets[str] = TokenBuckets(2, 0.5)
-    assert [buckets.take("a", now_s=0) for _ in range(3)] == [True, True, False]
-    assert not buckets.holds("a", now_s=1.9)
-    assert buckets.take("a", now_s=2)
-    assert not buckets.take("a", now_s=2)
-    assert [buckets.take("a", now_s=1000) for _ in range(3)] == [True, True, False]
-    assert buckets.holds("b", now_s=0)
-
-
-def test_beyond_its_bound_the_bucket_longest_not_used_is_forgotten():
-    buckets: TokenBuckets[str] = TokenBuckets(1, 0, keys_max=2)
-    for key in ("a", "b", "c"):
-        buckets.take(key, now_s=0)
-    assert len(buckets) == 2
-    assert [buckets.holds(key, now_s=0) for key in ("a", "b", "c")] == [True, False, False]
 
 
 def test_every_refusal_has_words_in_both_versions():

@@ -104,4 +104,4 @@ def test_a_sandbox_that_forbids_to_raise_the_limit_leaves_fewer_connections(monk
     monkeypatch.setattr(resource, "getrlimit", lambda _which: (1024, 524_288))
     monkeypatch.setattr(resource, "setrlimit", setrlimit)
     assert server_sockets.raise_fd_limit(10_500) == 768
-    assert "768 connections are taken" in caplog.text
+    assert "at most 768 connections are accepted" in caplog.text
