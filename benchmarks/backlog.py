@@ -16,7 +16,7 @@ from gateway.spool.appender import Appender
 from gateway.spool.database import Database
 from gateway.spool.duplicates import DuplicateFilter
 from gateway.spool.segments import SegmentWriter
-from gateway.spool.series import SeriesBook
+from gateway.spool.series_catalog import SeriesCatalog
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -66,11 +66,11 @@ async def fill(path: Path, readings: int) -> int:
     """Append them to a new spool, durably; returns how many."""
     database = await Database.open(path)
     try:
-        book = await SeriesBook.load(database)
-        segments = await SegmentWriter.load(database, book)
-        duplicates = await DuplicateFilter.load(database, book)
-        appender = Appender(database, segments, duplicates, book)
-        numbers = np.array([book.number_of(each) for each in series()], np.int32)
+        catalog = await SeriesCatalog.read(database)
+        segments = await SegmentWriter.open(database, catalog)
+        duplicates = await DuplicateFilter.open(database, catalog)
+        appender = Appender(database, segments, duplicates, catalog)
+        numbers = np.array([catalog.assign_number(each) for each in series()], np.int32)
         stored = 0
         for group in groups(readings):
             renumbered = group.with_series(numbers[group.series])

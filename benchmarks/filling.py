@@ -20,7 +20,7 @@ from cloud_sync.codec import columns
 from cloud_sync.model.records import Readings, RecordClass, Series
 from gateway.spool.database import SQL, Database
 from gateway.spool.segments import MAX_SEGMENT_ROWS, segment_position
-from gateway.spool.series import write_series
+from gateway.spool.series_catalog import write_series
 
 if TYPE_CHECKING:
     from pathlib import Path

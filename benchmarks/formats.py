@@ -31,7 +31,7 @@ from gateway.spool.appender import Appender
 from gateway.spool.database import Database
 from gateway.spool.duplicates import DuplicateFilter
 from gateway.spool.segments import SegmentWriter
-from gateway.spool.series import SeriesBook
+from gateway.spool.series_catalog import SeriesCatalog
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -129,7 +129,7 @@ def _births() -> list[Publish]:
 
 def us_per_reading(shape: Shape) -> float:
     """CPU of one round through a committer that knows the topics."""
-    committer = Committer(cast("Appender", None), SeriesBook(), RULES, interval_s=0)
+    committer = Committer(cast("Appender", None), SeriesCatalog(), RULES, interval_s=0)
     source = Source()
     committer.publishes(source, _births())
     for warm in (True, False):
@@ -148,10 +148,10 @@ def us_per_reading(shape: Shape) -> float:
 async def asleep(folder: Path, arrays: int, *, old: bool) -> tuple[float, int]:
     """Seconds until `arrays` of `ASLEEP` readings are durable, and how many were duplicates."""
     database = await Database.open(folder / f"asleep-{old}.db")
-    book = SeriesBook()
-    segments = await SegmentWriter.load(database, book)
-    appender = Appender(database, segments, await DuplicateFilter.load(database, book), book)
-    committer = Committer(appender, book, TEMPLATE, interval_s=0)
+    catalog = SeriesCatalog()
+    segments = await SegmentWriter.open(database, catalog)
+    appender = Appender(database, segments, await DuplicateFilter.open(database, catalog), catalog)
+    committer = Committer(appender, catalog, TEMPLATE, interval_s=0)
     source, chance = Source(), random.Random(2)
     try:
         topics = [f"sensors/s{n}/t".encode() for n in range(arrays)]

@@ -248,7 +248,7 @@ def _at_once(devices: list[_Device], order: Order, meter: _Meter) -> None:
 def _paced(devices: list[_Device], order: Order, meter: _Meter) -> tuple[Floats, Floats, float]:
     """Publish at a rate; returns when each counted publish was due and acknowledged, and the worst delay."""
     poll, by_fd = _polled(devices)
-    number_of = {device.socket.fileno(): number for number, device in enumerate(devices)}
+    assign_number = {device.socket.fileno(): number for number, device in enumerate(devices)}
     rate = order.paced_per_s
     total = min(int(rate * (order.seconds + order.warm_up_s)), len(devices) * devices[0].publishes)
     uncounted = int(rate * order.warm_up_s)
@@ -272,7 +272,7 @@ def _paced(devices: list[_Device], order: Order, meter: _Meter) -> tuple[Floats,
             if event & select.EPOLLIN:
                 before = device.acknowledged
                 arrived = device.receive()
-                arrivals.append((number_of[fd], before, arrived, time.monotonic()))
+                arrivals.append((assign_number[fd], before, arrived, time.monotonic()))
                 acknowledged += arrived - before
             if event & select.EPOLLOUT:
                 device.flush()

@@ -31,7 +31,7 @@ from gateway.settings import gateway_settings
 from gateway.spool.database import Database, open_read_only
 from gateway.spool.segment_reader import StoredRollups
 from gateway.spool.segments import SegmentWriter, encode_segments
-from gateway.spool.series import SeriesBook
+from gateway.spool.series_catalog import SeriesCatalog
 from gateway.spool.spool_file import open_spool_read_only
 from gateway.spooltools.reading_selection import ReadingFilter
 
@@ -92,13 +92,13 @@ def made(series: int, folder: Path, connection: Connection) -> Bench:
     config = folder / "gateway.toml"
     config.write_text('gateway_id = "bench"\n[spool]\npath = "stages.db"\n', encoding="utf-8")
     given = gateway_settings.load_settings(config)
-    book = SeriesBook()
+    catalog = SeriesCatalog()
     for number in range(series):
-        book.number_of(Series(f"sensor-{number}", "temperature"))
-    alerts = build_alert_stage(given, book)
+        catalog.assign_number(Series(f"sensor-{number}", "temperature"))
+    alerts = build_alert_stage(given, catalog)
     assert alerts is not None
     return Bench(
-        series, build_check(given, book), Roller(StoredRollups(connection), given.rollups.terms), alerts
+        series, build_check(given, catalog), Roller(StoredRollups(connection), given.rollups.terms), alerts
     )
 
 
@@ -144,7 +144,7 @@ def bytes_per_series(folder: Path, connection: Connection, series: int) -> float
         after, _ = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
-    say(f"the book of {series:,} series alone takes {(empty - before) / series:,.0f} bytes each")
+    say(f"the catalog of {series:,} series alone takes {(empty - before) / series:,.0f} bytes each")
     return (after - empty) / series
 
 
@@ -200,9 +200,11 @@ async def query_day(folder: Path, figures: Figures, rounds: int) -> None:
     path = folder / "day.db"
     database = await Database.open(path)
     try:
-        book = await SeriesBook.load(database)
-        segments = await SegmentWriter.load(database, book)
-        numbers = [book.number_of(Series(f"sensor-{n}", "temperature")) for n in range(_QUERIED_SERIES)]
+        catalog = await SeriesCatalog.read(database)
+        segments = await SegmentWriter.open(database, catalog)
+        numbers = [
+            catalog.assign_number(Series(f"sensor-{n}", "temperature")) for n in range(_QUERIED_SERIES)
+        ]
         series = np.array(numbers, np.int32)
         chance = np.random.default_rng(5)
         for minute in range(0, 1440, 60):

@@ -29,7 +29,7 @@ from gateway.spool.database import Database
 from gateway.spool.deliveries import Deliveries
 from gateway.spool.duplicates import DuplicateFilter
 from gateway.spool.segments import SegmentWriter
-from gateway.spool.series import SeriesBook
+from gateway.spool.series_catalog import SeriesCatalog
 
 if TYPE_CHECKING:
     from cloud_sync.model.records import Readings
@@ -77,12 +77,12 @@ async def on_disk(folder: Path, figures: Figures, commits: int) -> None:
 async def _appended(path: Path, everything: Readings, rows: int, count: int) -> tuple[list[float], float]:
     """Append `count` commits of `rows` readings, copy the file, compact; seconds of each and of that."""
     database = await Database.open(path)
-    book = SeriesBook()
+    catalog = SeriesCatalog()
     for _, series in filling.names():
-        book.number_of(series)
-    segments = await SegmentWriter.load(database, book)
-    duplicates = await DuplicateFilter.load(database, book)
-    appender = Appender(database, segments, duplicates, book)
+        catalog.assign_number(series)
+    segments = await SegmentWriter.open(database, catalog)
+    duplicates = await DuplicateFilter.open(database, catalog)
+    appender = Appender(database, segments, duplicates, catalog)
     took_s = []
     for number in range(count):
         part = everything.take(np.arange(number * rows, (number + 1) * rows))
@@ -93,7 +93,7 @@ async def _appended(path: Path, everything: Readings, rows: int, count: int) -> 
     await _checkpoint(database)
     shutil.copyfile(path, path.with_suffix(".fresh"))
     began = time.perf_counter()
-    compaction = Compaction(database, book, duplicates)
+    compaction = Compaction(database, catalog, duplicates)
     while await compaction.compact_once(everything=True):
         pass
     merged_s = time.perf_counter() - began
@@ -190,9 +190,9 @@ async def _drained(path: Path, expected: int) -> tuple[int, float]:
     """Claim, load and settle some batches as a shipper does; readings and seconds."""
     database = await Database.open(path)
     try:
-        book = await SeriesBook.load(database)
-        segments = await SegmentWriter.load(database, book)
-        deliveries = Deliveries(database, segments, book, "bench")
+        catalog = await SeriesCatalog.read(database)
+        segments = await SegmentWriter.open(database, catalog)
+        deliveries = Deliveries(database, segments, catalog, "bench")
         await deliveries.register("bench", "file", now_us=0)
         backlog = (await deliveries.backlog("bench")).readings
         if backlog != expected or segments.rows_ever(RecordClass.READING) != expected:
@@ -202,7 +202,7 @@ async def _drained(path: Path, expected: int) -> tuple[int, float]:
             claimed = await deliveries.claim("bench", now_us=0)
             if claimed is None:
                 break
-            batch = await deliveries.load(claimed)
+            batch = await deliveries.read_batch(claimed)
             if batch is None:
                 raise SystemExit(f"FAILED: {claimed} cannot be read")
             if batch.range.record_class is RecordClass.READING:

@@ -41,7 +41,7 @@ from gateway.spool.deliveries import Deliveries
 from gateway.spool.duplicates import DuplicateFilter
 from gateway.spool.retention import Retention
 from gateway.spool.segments import SegmentWriter
-from gateway.spool.series import SeriesBook
+from gateway.spool.series_catalog import SeriesCatalog
 from gateway.status.certificates import CertificateMonitor
 from gateway.status.collector import StatusCollector, format_service_status
 
@@ -84,24 +84,24 @@ async def run_gateway(settings: GatewaySettings, control: Control) -> None:
 
 async def build_runtime(settings: GatewaySettings, database: Database) -> Runtime:
     """Make every part of a gateway on an open spool. Nothing is started."""
-    book = await SeriesBook.load(database, settings.spool.max_series)
-    segments = await SegmentWriter.load(database, book)
-    duplicates = await DuplicateFilter.load(database, book)
+    catalog = await SeriesCatalog.read(database, settings.spool.max_series)
+    segments = await SegmentWriter.open(database, catalog)
+    duplicates = await DuplicateFilter.open(database, catalog)
     capacity = Capacity(settings.spool.max_bytes, settings.spool.min_free_bytes)
-    appender = Appender(database, segments, duplicates, book, capacity)
-    deliveries = Deliveries(database, segments, book, settings.gateway_id)
+    appender = Appender(database, segments, duplicates, catalog, capacity)
+    deliveries = Deliveries(database, segments, catalog, settings.gateway_id)
     listen, host = settings.ingress.listen, settings.ingress.host
     clock = GatewayClock(
         await database.read(read_clock_floor), settings.clock.trust, wait_max_s=settings.clock.wait_max_s
     )
     committer = Committer(
         appender,
-        book,
+        catalog,
         settings.ingress.rules,
         refuse_when_full=settings.spool.on_full == "refuse",
         interval_s=settings.spool.commit_interval_ms / 1000,
         max_pending_bytes=settings.spool.max_pending_bytes,
-        check=build_check(settings, book, clock),
+        check=build_check(settings, catalog, clock),
         clock_us=clock.now_us,
     )
     listener = build_listener(listen, committer, committer.rules)
@@ -112,7 +112,9 @@ async def build_runtime(settings: GatewaySettings, database: Database) -> Runtim
     committer.on_rebirth_needed = RebirthRequester(committer.rules.births, ways).ask
 
     await limit_wal_size(database, settings.spool.max_bytes)
-    commit_consumer, roller, alerts = await build_commit_consumer(settings, database, segments, book, clock)
+    commit_consumer, roller, alerts = await build_commit_consumer(
+        settings, database, segments, catalog, clock
+    )
     committer.on_commit = commit_consumer.wake
     clock_corrector = ClockCorrector(
         clock,
@@ -142,10 +144,10 @@ async def build_runtime(settings: GatewaySettings, database: Database) -> Runtim
         )
         if host.enabled
         else None,
-        http=_build_http_ingress(settings, database, committer, appender, book),
+        http=_build_http_ingress(settings, database, committer, appender, catalog),
         committer=committer,
         clock_corrector=clock_corrector,
-        book=book,
+        catalog=catalog,
         duplicates=duplicates,
         appender=appender,
         capacity=capacity,
@@ -155,7 +157,7 @@ async def build_runtime(settings: GatewaySettings, database: Database) -> Runtim
         roller=roller,
         alerts=alerts,
         notifiers=build_notifiers(settings, database),
-        compaction=Compaction(database, book, duplicates, rollups_wanted_by=rollup_receivers),
+        compaction=Compaction(database, catalog, duplicates, rollups_wanted_by=rollup_receivers),
         retention=Retention(
             database,
             destinations_receiving(settings.destinations),
@@ -179,13 +181,17 @@ async def build_runtime(settings: GatewaySettings, database: Database) -> Runtim
 
 
 def _build_http_ingress(
-    settings: GatewaySettings, database: Database, committer: Committer, appender: Appender, book: SeriesBook
+    settings: GatewaySettings,
+    database: Database,
+    committer: Committer,
+    appender: Appender,
+    catalog: SeriesCatalog,
 ) -> HttpSource | None:
     if not settings.ingress.http.enabled:
         return None
     from gateway.build_http import build_http_ingress  # noqa: PLC0415 - brings a web server
 
-    return build_http_ingress(settings, database, committer, appender, book)
+    return build_http_ingress(settings, database, committer, appender, catalog)
 
 
 def _build_endpoint(parts: Runtime, observer: StatusCollector) -> StatusEndpoint | None:

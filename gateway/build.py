@@ -47,7 +47,7 @@ if TYPE_CHECKING:
     from gateway.settings.gateway_settings import GatewaySettings
     from gateway.settings.listeners import DeviceListener, Listen
     from gateway.settings.sources import Subscribe
-    from gateway.spool.series import SeriesBook
+    from gateway.spool.series_catalog import SeriesCatalog
 
     Check = Callable[[Readings, int], Readings]
     import sqlite3
@@ -141,17 +141,19 @@ def build_subscriber(table: Subscribe, gateway_id: str, intake: PublishSink) -> 
     )
 
 
-def build_check(settings: GatewaySettings, book: SeriesBook, clock: GatewayClock | None = None) -> Check:
+def build_check(
+    settings: GatewaySettings, catalog: SeriesCatalog, clock: GatewayClock | None = None
+) -> Check:
     """The committer's check: sets the flags of a group, given its readings and the gateway's clock."""
 
     def name_of(number: int) -> tuple[str, str]:
-        return book[number][:2]
+        return catalog[number][:2]
 
     check: Check = lambda readings, _: readings  # noqa: E731 - as short as it says
     if settings.checks.enabled:
         checks = ReadingChecker(
             name_of,
-            book.identities,
+            catalog.identities,
             base=settings.checks.base,
             rules=settings.checks.rules,
             plausible=settings.checks.plausible,
@@ -163,20 +165,20 @@ def build_check(settings: GatewaySettings, book: SeriesBook, clock: GatewayClock
 
     if not settings.report_by_exception:
         return check
-    mark = Deadband(name_of, book.identities, [r.to_rule() for r in settings.report_by_exception]).mark
+    mark = Deadband(name_of, catalog.identities, [r.to_rule() for r in settings.report_by_exception]).mark
     return lambda readings, now_us: mark(check(readings, now_us))
 
 
-def build_alert_stage(settings: GatewaySettings, book: SeriesBook) -> AlertEvaluator | None:
+def build_alert_stage(settings: GatewaySettings, catalog: SeriesCatalog) -> AlertEvaluator | None:
     """The stage that raises alerts; None when there are to be none."""
     if not settings.alerts.enabled:
         return None
 
     def name_of(number: int) -> tuple[str, str]:
-        return book[number][:2]
+        return catalog[number][:2]
 
     def expected() -> NDArray[np.int32]:
-        return book.all_identities()
+        return catalog.list_identities()
 
     def tell(connection: sqlite3.Connection, events: Sequence[AlertEvent], now_us: int) -> None:
         for channels, notice in build_notices(events, name_of):
@@ -240,7 +242,7 @@ async def build_commit_consumer(
     settings: GatewaySettings,
     database: Database,
     segments: SegmentWriter,
-    book: SeriesBook,
+    catalog: SeriesCatalog,
     clock: GatewayClock,
 ) -> tuple[CommitConsumer, Roller | None, AlertEvaluator | None]:
     """The follower of an open spool with its stages, where it left off; and those among them that roll up and
@@ -255,13 +257,13 @@ async def build_commit_consumer(
     if settings.rollups.enabled:
         roller = Roller(StoredRollups(connection), settings.rollups.terms)
         stages.append(roller)
-    alerts = build_alert_stage(settings, book)
+    alerts = build_alert_stage(settings, catalog)
     if alerts is not None:
         stages.append(alerts)
     commit_consumer = CommitConsumer(
         database,
         segments,
-        CommitLogReader(connection, book),
+        CommitLogReader(connection, catalog),
         stages,
         settings.processing.terms,
         clock_us=clock.now_us,
@@ -280,7 +282,7 @@ async def reconfigure_processing(settings: GatewaySettings, parts: Runtime) -> N
     roller, before = parts.roller, parts.alerts
     alerts = before
     if settings.alerts != parts.settings.alerts:
-        alerts = build_alert_stage(settings, parts.book)
+        alerts = build_alert_stage(settings, parts.catalog)
 
     def hand_over() -> None:
         if roller is not None:
@@ -338,7 +340,7 @@ def build_record_retentions(
 async def limit_wal_size(database: Database, max_bytes: int | None) -> None:
     """Keep the write-ahead log small where the spool has a cap."""
     if max_bytes is not None:
-        await database.limit_log(min(16 << 20, max_bytes // 8))
+        await database.limit_wal(min(16 << 20, max_bytes // 8))
 
 
 def build_destination(d: AnyDestination) -> Destination:

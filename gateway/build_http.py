@@ -22,11 +22,15 @@ if TYPE_CHECKING:
     from gateway.settings.listeners import Http
     from gateway.spool.appender import Appender
     from gateway.spool.database import Database
-    from gateway.spool.series import SeriesBook
+    from gateway.spool.series_catalog import SeriesCatalog
 
 
 def build_http_ingress(
-    settings: GatewaySettings, database: Database, committer: Committer, appender: Appender, book: SeriesBook
+    settings: GatewaySettings,
+    database: Database,
+    committer: Committer,
+    appender: Appender,
+    catalog: SeriesCatalog,
 ) -> HttpSource | None:
     """Make the ingress; nothing is bound yet. None where it is not enabled.
 
@@ -46,9 +50,9 @@ def build_http_ingress(
         intake=RequestAdmission(_build_request_limits(http)),
         committer=committer,
         batches=BatchReceiver(
-            committer, appender, book, ReceivedLedger(database), process=http.process_batches
+            committer, appender, catalog, ReceivedLedger(database), process=http.process_batches
         ),
-        readings=ReadingReceiver(committer, book, IdempotencyKeys(database), max_rows=http.max_plain_rows),
+        readings=ReadingReceiver(committer, catalog, IdempotencyKeys(database), max_rows=http.max_plain_rows),
         limits=WireLimits(max_rows=http.max_batch_rows),
         answer_within_s=http.answer_within_s,
     )

@@ -320,7 +320,7 @@ class Reloader:
         parts.retention.keep_s = new.spool.keep_delivered_h * 3600
         for retention in parts.record_retentions:
             retention.keep_s = new.rollups.keep_d * 86_400
-        parts.book.max_series = new.spool.max_series
+        parts.catalog.max_series = new.spool.max_series
         listen = new.ingress.listen
         parts.listener.settings = replace(
             parts.listener.settings,
@@ -330,7 +330,7 @@ class Reloader:
         if parts.host is not None:
             parts.host.period_s = new.ingress.host.period_s
         if any(key.startswith(("checks", "report_by_exception")) for key in tuned):
-            parts.committer.check = build_check(new, parts.book, parts.clock_corrector.clock)
+            parts.committer.check = build_check(new, parts.catalog, parts.clock_corrector.clock)
         if any(key.startswith("ingress.rule") for key in tuned):
             parts.committer.replace_rules(new.ingress.rules.rules)
             parts.listener.clear_permission_caches()

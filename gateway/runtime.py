@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from gateway.spool.duplicates import DuplicateFilter
     from gateway.spool.retention import Retention
     from gateway.spool.segments import SegmentWriter
-    from gateway.spool.series import SeriesBook
+    from gateway.spool.series_catalog import SeriesCatalog
     from gateway.status.certificates import CertificateMonitor
 
 
@@ -89,7 +89,7 @@ class Runtime:
     http: HttpSource | None
     committer: Committer
     clock_corrector: ClockCorrector
-    book: SeriesBook
+    catalog: SeriesCatalog
     duplicates: DuplicateFilter
     appender: Appender
     capacity: Capacity

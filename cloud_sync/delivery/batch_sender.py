@@ -144,7 +144,7 @@ class Spool(Protocol):
         """Fix the next batch of a lane, durably; the same one until it is settled."""
         ...
 
-    async def load(self, claimed: BatchRange, destination: str | None = None) -> Batch | None:
+    async def read_batch(self, claimed: BatchRange, destination: str | None = None) -> Batch | None:
         """The records of a claimed batch; None when nothing of it can be read any more."""
         ...
 
@@ -278,7 +278,7 @@ class BatchSender:
 
     async def _send_claimed(self, lane: Lane | None, claimed: BatchRange) -> int:
         delivery_state = self._delivery_state
-        batch = await delivery_state.spool.load(claimed, self._name)
+        batch = await delivery_state.spool.read_batch(claimed, self._name)
         if batch is None or (
             batch.rows == 0 and not (delivery_state.keeps_ledger and (batch.refused or batch.withheld))
         ):

@@ -30,7 +30,7 @@ from gateway.spool.database import Database
 from gateway.spool.deliveries import Deliveries
 from gateway.spool.errors import SpoolInUseError
 from gateway.spool.segments import SegmentWriter
-from gateway.spool.series import SeriesBook
+from gateway.spool.series_catalog import SeriesCatalog
 from gateway.spooltools import checker
 from gateway.spooltools.spool_info import BacklogInfo, read_spool_info
 
@@ -289,8 +289,8 @@ def drop(
 async def _drop_destination(path: Path, name: str) -> bool:
     database = await Database.open(path)
     try:
-        book = await SeriesBook.load(database)
-        return await Deliveries(database, await SegmentWriter.load(database, book), book, "").drop(name)
+        catalog = await SeriesCatalog.read(database)
+        return await Deliveries(database, await SegmentWriter.open(database, catalog), catalog, "").drop(name)
     finally:
         await database.close()
 

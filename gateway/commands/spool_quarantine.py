@@ -32,7 +32,7 @@ from gateway.payloads.topics import TopicTemplate
 from gateway.settings.gateway_settings import IngressSettings
 from gateway.spool import quarantine_items
 from gateway.spool.errors import SpoolInUseError
-from gateway.spool.series import DEFAULT_MAX_SERIES
+from gateway.spool.series_catalog import DEFAULT_MAX_SERIES
 from gateway.spooltools.quarantine_retry import RetryResult
 from gateway.spooltools.quarantine_retry import retry_stopped_spool as retry_items
 from gateway.web.client import local_client, local_endpoint_url

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
     from gateway.payloads.formats.json_reading import JsonReading
     from gateway.payloads.measurement import Measurement
-    from gateway.spool.appender import CommitHook
+    from gateway.spool.appender import CommitNote
     from gateway.spool.quarantine_items import QuarantineItem
 
 _NAN = math.nan
@@ -49,7 +49,7 @@ class InvalidReadingError(ValueError):
 
 class _GroupedLot(NamedTuple):
     readings: Readings
-    note: CommitHook | None
+    note: CommitNote | None
     checked: bool
 
 
@@ -75,7 +75,7 @@ class CommitGroup:
         """Readings of no lot: the last ones of `unchecked`."""
         return len(self._packed) // _ROW_DTYPE.itemsize
 
-    def add_submission(self, readings: Readings, note: CommitHook | None, *, checked: bool) -> None:
+    def add_submission(self, readings: Readings, note: CommitNote | None, *, checked: bool) -> None:
         """Take readings in columns, in any number, as a lot of their own."""
         self._submissions.append(_GroupedLot(readings, note, checked))
         self._lot_rows += readings.rows

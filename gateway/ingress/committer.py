@@ -43,8 +43,8 @@ if TYPE_CHECKING:
     from gateway.payloads.measurement import DecodeResult, Measurement
     from gateway.payloads.rule import PayloadRule
     from gateway.payloads.topics import SeriesName, TopicTemplate
-    from gateway.spool.appender import Appender, AppendResult, CommitHook
-    from gateway.spool.series import SeriesBook
+    from gateway.spool.appender import Appender, AppendResult, CommitNote
+    from gateway.spool.series_catalog import SeriesCatalog
 
 _log = logging.getLogger(__name__)
 QUOTA_EXCEEDED = 0x97  # MQTT 5 section 3.4.2.1
@@ -146,7 +146,7 @@ class Committer:
     def __init__(
         self,
         appender: Appender,
-        book: SeriesBook,
+        catalog: SeriesCatalog,
         template: TopicTemplate | RuleSet,
         *,
         refuse_when_full: bool = False,
@@ -158,7 +158,7 @@ class Committer:
     ) -> None:
         self._appender = appender
         self._refuse_when_full = refuse_when_full
-        self._book = book
+        self._catalog = catalog
         self.rules = template if isinstance(template, RuleSet) else RuleSet(template)
         self._interval_s = interval_s
         self._max_pending_bytes = max_pending_bytes
@@ -213,7 +213,7 @@ class Committer:
         self,
         readings: Readings,
         items: Sequence[QuarantineItem] = (),
-        note: CommitHook | None = None,
+        note: CommitNote | None = None,
         *,
         checked: bool = False,
     ) -> asyncio.Future[AppendResult]:
@@ -448,7 +448,7 @@ class Committer:
         """The number of a series in a state of its attributes not seen since start.
 
         A device whose attributes change without end (a position written as location) keeps the last state
-        it had before `_ATTRIBUTE_STATES_MAX`, so that it cannot fill the book.
+        it had before `_ATTRIBUTE_STATES_MAX`, so that it cannot fill the catalog.
         """
         if len(known.numbers) >= _ATTRIBUTE_STATES_MAX:
             known.numbers.pop(next(reversed(known.numbers)))
@@ -459,16 +459,16 @@ class Committer:
             for name, value in zip(ATTRIBUTE_NAMES, attributes, strict=True)
             if value is not None
         )
-        number = self._book.number_of(Series(*known.name, tuple(sorted(present))))
+        number = self._catalog.assign_number(Series(*known.name, tuple(sorted(present))))
         if number is None:
             raise InvalidReadingError(
-                "too_many_series", f"the spool already knows {len(self._book)} series (spool.max_series)"
+                "too_many_series", f"the spool already knows {len(self._catalog)} series (spool.max_series)"
             )
         return number
 
     def _quarantine(self, source: _SourceInfo, topic: str, faults: Sequence[Fault], now_us: int) -> None:
         self._group.items += [
-            QuarantineItem.of(
+            QuarantineItem.from_payload(
                 received_at_us=now_us,
                 source=source.name,
                 topic=topic,

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from gateway.spool.series import SeriesBook
+    from gateway.spool.series_catalog import SeriesCatalog
 
 _LABEL_WIDTH = 10
 _BRIDGED = 3.0
@@ -185,14 +185,14 @@ class ChartSteps:
         )
 
 
-def search_series(book: SeriesBook, text: str, limit: int) -> tuple[list[ChartSeries], int]:
+def search_series(catalog: SeriesCatalog, text: str, limit: int) -> tuple[list[ChartSeries], int]:
     """The series whose name holds `text`, whatever the case, in order.
 
     At most `limit` of them, and how many there are. The unit is that of the newest attribute state.
     """
     wanted = text.casefold()
     found: dict[tuple[str, str], str] = {}
-    for _, series in book.after(0):
+    for _, series in catalog.after(0):
         if wanted in f"{series.sensor_id}/{series.sensor_type}".casefold():
             found[series.sensor_id, series.sensor_type] = dict(series.attributes).get("unit", "")
     named = [ChartSeries(*name, found[name]) for name in sorted(found)[:limit]]
@@ -200,11 +200,11 @@ def search_series(book: SeriesBook, text: str, limit: int) -> tuple[list[ChartSe
 
 
 def find_series_numbers(
-    book: SeriesBook, sensor_id: str, sensor_type: str
+    catalog: SeriesCatalog, sensor_id: str, sensor_type: str
 ) -> tuple[ChartSeries, list[int]] | None:
-    """A series with the numbers of all its attribute states; None when the book does not know it."""
+    """A series with the numbers of all its attribute states; None when the catalog does not know it."""
     numbers, unit = [], ""
-    for number, series in book.after(0):
+    for number, series in catalog.after(0):
         if series.sensor_id == sensor_id and series.sensor_type == sensor_type:
             numbers.append(number)
             unit = dict(series.attributes).get("unit", "")

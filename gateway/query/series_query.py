@@ -22,7 +22,7 @@ from gateway.rollups.rollup import merge_rollups, roll_up_readings
 from gateway.spool.database import SQL
 from gateway.spool.segment_reader import keep_newest_revisions
 from gateway.spool.segments import position_span, read_fresh_segments
-from gateway.spool.series import read_all_series
+from gateway.spool.series_catalog import read_all_series
 
 if TYPE_CHECKING:
     import sqlite3

@@ -31,9 +31,9 @@ if TYPE_CHECKING:
     from gateway.spool.database import Database
     from gateway.spool.duplicates import DuplicateFilter, ScreenedReadings
     from gateway.spool.segments import SegmentWriter
-    from gateway.spool.series import SeriesBook
+    from gateway.spool.series_catalog import SeriesCatalog
 
-    CommitHook = Callable[[sqlite3.Connection, "AppendResult"], None]
+    CommitNote = Callable[[sqlite3.Connection, "AppendResult"], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +59,7 @@ class Submission:
     """
 
     rows: slice
-    note: CommitHook | None = None
+    note: CommitNote | None = None
 
 
 def count_by_submission(
@@ -92,7 +92,7 @@ def bind_commit_hooks(
     ]
 
 
-def _run_commit_hook(note: CommitHook, appended: AppendResult, connection: sqlite3.Connection) -> None:
+def _run_commit_hook(note: CommitNote, appended: AppendResult, connection: sqlite3.Connection) -> None:
     note(connection, appended)
 
 
@@ -193,15 +193,15 @@ class Appender:
         database: Database,
         segments: SegmentWriter,
         duplicates: DuplicateFilter,
-        book: SeriesBook,
+        catalog: SeriesCatalog,
         capacity: Capacity = Capacity(),  # noqa: B008 - an immutable value
     ) -> None:
         self._database = database
         self._segments = segments
         self._duplicates = duplicates
-        self._book = book
+        self._catalog = catalog
         self._capacity = capacity
-        self.device_activity = DeviceActivity(book)
+        self.device_activity = DeviceActivity(catalog)
         self._capacity_checked_until = 0.0
         self._turn = asyncio.Lock()
 
@@ -233,7 +233,7 @@ class Appender:
         sealed = await _run_inline_or_in_thread(records.rows, lambda: encode_segments(records))
         await self._segments.append(sealed, now_us=now_us, notes=[note])
 
-    async def recognise(self, readings: Readings) -> AppendResult | None:
+    async def match_stored(self, readings: Readings) -> AppendResult | None:
         """What readings are that are all in the spool already; None when one of them is not."""
         if readings.rows == 0:
             return AppendResult(0, 0, 0)
@@ -300,8 +300,8 @@ class Appender:
     def _conflict_items(self, conflicts: Readings, now_us: int) -> Iterator[QuarantineItem]:
         for row in range(conflicts.rows):
             one = conflicts.take(np.array([row]))
-            series = self._book[int(one.series[0])]
-            yield QuarantineItem.of(
+            series = self._catalog[int(one.series[0])]
+            yield QuarantineItem.from_payload(
                 received_at_us=now_us,
                 source="spool",
                 topic=f"{series.sensor_id}/{series.sensor_type}",

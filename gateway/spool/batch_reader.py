@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
     from cloud_sync.model.records import Records
     from gateway.spool.database import Database
-    from gateway.spool.series import SeriesBook
+    from gateway.spool.series_catalog import SeriesCatalog
 
 _log = logging.getLogger(__name__)
 _LOCAL_FLAG = np.int32(Flag.PROCESSED)
@@ -42,11 +42,11 @@ _LOCAL_FLAG = np.int32(Flag.PROCESSED)
 class BatchReader:
     """Reads the batches of one spool."""
 
-    def __init__(self, database: Database, book: SeriesBook) -> None:
+    def __init__(self, database: Database, catalog: SeriesCatalog) -> None:
         self._database = database
-        self._book = book
+        self._catalog = catalog
 
-    async def load(self, claimed: BatchRange, destination: str | None = None) -> Batch | None:
+    async def read(self, claimed: BatchRange, destination: str | None = None) -> Batch | None:
         """The batch of a claimed range or part: in canonical order, without rows that `destination` refused.
 
         A segment that cannot be read is set aside; None when none is left.
@@ -66,7 +66,7 @@ class BatchReader:
                     raise
                 await self._set_aside(position, f"unreadable: {fault}", keep_block=False)
                 continue
-            if not decoded.named or self._book.knows(decoded.series):
+            if not decoded.named or self._catalog.knows(decoded.series):
                 readable.append(decoded)
             else:
                 await self._set_aside(position, "unknown_series: it names a series that the spool does not")
@@ -116,7 +116,7 @@ class BatchReader:
         if not merged.named:
             return _select_part(Batch(claimed, (), merged.in_order()), refused, destination)
         numbers, index = np.unique(merged.series, return_inverse=True)
-        series = [self._book[int(number)] for number in numbers]
+        series = [self._catalog[int(number)] for number in numbers]
         order = sorted(range(len(series)), key=series.__getitem__)
         rank = np.empty(len(order), np.int32)
         rank[order] = np.arange(len(order), dtype=np.int32)

@@ -37,7 +37,7 @@ from gateway.spool.segments import (
     read_fresh_segments,
     record_class_at,
 )
-from gateway.spool.series import DEFAULT_MAX_SERIES, SeriesBook
+from gateway.spool.series_catalog import DEFAULT_MAX_SERIES, SeriesCatalog
 from gateway.spool.spool_file import NoProgress, ProgressListener, open_spool_read_only
 
 if TYPE_CHECKING:
@@ -121,7 +121,7 @@ class Compaction:
     def __init__(
         self,
         database: Database,
-        book: SeriesBook,
+        catalog: SeriesCatalog,
         duplicates: DuplicateFilter,
         *,
         rollups_wanted_by: Sequence[str] = (),
@@ -129,7 +129,7 @@ class Compaction:
         self.rollups_wanted_by = tuple(rollups_wanted_by)
         self._rollups_from = 0
         self._database = database
-        self._book = book
+        self._catalog = catalog
         self._duplicates = duplicates
         self._turn = asyncio.Lock()
         self.stage = StageProgress("compaction")
@@ -265,7 +265,7 @@ class Compaction:
         record_class = record_class_at(run[0].position)
         try:
             block, records = await asyncio.get_running_loop().run_in_executor(
-                None, _merge_blocks, blocks, record_class, self._book
+                None, _merge_blocks, blocks, record_class, self._catalog
             )
         except FormatError as fault:
             _log.warning("commits %d..%d are not merged: %s", run[0].first_commit, run[-1].last_commit, fault)
@@ -274,7 +274,7 @@ class Compaction:
             return True
         marks = []
         if record_class is RecordClass.READING:
-            marks = _newest_by_series(self._book.identities(records.series), records.time_us)
+            marks = _newest_by_series(self._catalog.identities(records.series), records.time_us)
 
         def work(connection: sqlite3.Connection) -> bool:
             if not _is_unchanged(connection, run):
@@ -308,10 +308,12 @@ def _merge_kind(connection: sqlite3.Connection, segment: StoredSegment, delivere
     return int(lengths[0]) if (lengths == lengths[0]).all() else -segment.first_commit
 
 
-def _merge_blocks(blocks: list[bytes], record_class: RecordClass, book: SeriesBook) -> tuple[bytes, Records]:
+def _merge_blocks(
+    blocks: list[bytes], record_class: RecordClass, catalog: SeriesCatalog
+) -> tuple[bytes, Records]:
     parts = [columns.decode_records(block, record_class) for block in blocks]
     records = parts[0].concat(parts).in_order()
-    if not book.knows(records.series):
+    if not catalog.knows(records.series):
         raise FormatError("unknown_series", "a segment names a series that the spool does not")
     if len(blocks) == 1:
         return blocks[0], records
@@ -387,8 +389,8 @@ async def compact_spool(
     bytes_before = path.stat().st_size  # noqa: ASYNC240 - nothing else runs here
     database = await Database.open(path)
     try:
-        book = await SeriesBook.load(database, DEFAULT_MAX_SERIES)
-        compaction = Compaction(database, book, await DuplicateFilter.load(database, book))
+        catalog = await SeriesCatalog.read(database, DEFAULT_MAX_SERIES)
+        compaction = Compaction(database, catalog, await DuplicateFilter.open(database, catalog))
         done = await compact_open_spool(database, compaction, progress)
     finally:
         await database.close()

@@ -173,7 +173,7 @@ class Database:
         except sqlite3.Error as fault:
             raise _to_spool_error(self.path, fault) from fault
 
-    async def limit_log(self, max_bytes: int) -> None:
+    async def limit_wal(self, max_bytes: int) -> None:
         """Keep the write-ahead log near `max_bytes`, for a spool that may not become large itself."""
         pages = max(1, max_bytes // 2 // 4096)
 

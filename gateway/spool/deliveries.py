@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
     from cloud_sync.model.errors import RefusedRow
     from cloud_sync.model.records import Series
-    from gateway.spool.series import SeriesBook
+    from gateway.spool.series_catalog import SeriesCatalog
 
 DEFAULT_MAX_ROWS = 50_000
 URGENT_CLASSES = (RecordClass.ALERT, RecordClass.DECLARATION)
@@ -67,12 +67,12 @@ class Deliveries:
     """Claims, loads and settles the batches of all destinations of one spool."""
 
     def __init__(
-        self, database: Database, segments: SegmentWriter, book: SeriesBook, gateway_id: str
+        self, database: Database, segments: SegmentWriter, catalog: SeriesCatalog, gateway_id: str
     ) -> None:
         self._database = database
         self._segments = segments
         self._gateway_id = gateway_id
-        self._loader = BatchReader(database, book)
+        self._batch_reader = BatchReader(database, catalog)
         self._classes: dict[str, frozenset[RecordClass]] = {}
 
     async def register(
@@ -174,7 +174,7 @@ class Deliveries:
             crash_point("after_claim")
             return claimed
 
-    async def load(self, claimed: BatchRange, destination: str | None = None) -> Batch | None:
+    async def read_batch(self, claimed: BatchRange, destination: str | None = None) -> Batch | None:
         """The batch of a claimed range or part: self-contained, in canonical order, without refused rows.
 
         A segment whose bytes cannot be read is set aside and counted; None when there is nothing to send.
@@ -184,7 +184,7 @@ class Deliveries:
             destination: whose refused rows are left out.
         """
         with _spool_errors_as_store_faults():
-            return await self._loader.load(claimed, destination)
+            return await self._batch_reader.read(claimed, destination)
 
     async def settle(
         self, destination: str, claimed: BatchRange, *, then: ClaimRequest | None = None
@@ -352,7 +352,7 @@ def _build_refused_items(
     rest = bad[_MAX_ITEMS_PER_BATCH:]
     if rest:
         items.append(
-            QuarantineItem.of(
+            QuarantineItem.from_payload(
                 received_at_us=now_us,
                 source=destination,
                 topic="",
@@ -377,7 +377,7 @@ def _build_refused_item(destination: str, batch: Batch, bad: RefusedRow, now_us:
         topic = f"{series.sensor_id}/{series.sensor_type}"
         if isinstance(records, Readings):
             payload = _to_reading_payload(payload, series)
-    return QuarantineItem.of(
+    return QuarantineItem.from_payload(
         received_at_us=now_us,
         source=destination,
         topic=topic,

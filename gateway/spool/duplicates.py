@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
     from cloud_sync.model.records import Readings
     from gateway.spool.database import Database
-    from gateway.spool.series import SeriesBook
+    from gateway.spool.series_catalog import SeriesCatalog
 
 _NO_TIME = np.iinfo(np.int64).min
 _CACHED_ROWS = 400_000
@@ -90,9 +90,9 @@ class ScreenedReadings(NamedTuple):
 class DuplicateFilter:
     """Knows what the spool holds. `screen` and `resolve` before an append, `stored` after it."""
 
-    def __init__(self, database: Database, book: SeriesBook) -> None:
+    def __init__(self, database: Database, catalog: SeriesCatalog) -> None:
         self._database = database
-        self._book = book
+        self._catalog = catalog
         self._marks = np.full(1024, _NO_TIME, np.int64)
         self._fresh: dict[int, FreshSpan] = {}
         self._cache: OrderedDict[int, SegmentKeys] = OrderedDict()
@@ -100,9 +100,9 @@ class DuplicateFilter:
         self._moves = 0
 
     @classmethod
-    async def load(cls, database: Database, book: SeriesBook) -> DuplicateFilter:
+    async def open(cls, database: Database, catalog: SeriesCatalog) -> DuplicateFilter:
         """Marks of what is indexed come from their table; what is fresh is read, segment by segment."""
-        known = cls(database, book)
+        known = cls(database, catalog)
         marks, fresh = await database.read(_read_marks_and_fresh_spans)
         for series_no, newest_us in marks:
             known._raise_marks(np.array([series_no], np.int32), np.array([newest_us], np.int64))
@@ -116,7 +116,7 @@ class DuplicateFilter:
         """Sort readings and tell the plainly new ones. Uses no file; may run in an executor thread."""
         arrival = np.lexsort((readings.time_us, readings.series))
         ordered = readings.take(arrival)
-        identity = self._book.identities(ordered.series)
+        identity = self._catalog.identities(ordered.series)
         self._grow(int(identity.max()))
         keep = np.ones(ordered.rows, np.bool_)
         conflicting = np.zeros(ordered.rows, np.bool_)
@@ -141,7 +141,7 @@ class DuplicateFilter:
 
     def stored(self, position: int, readings: Readings) -> None:
         """Note a segment that has just become durable."""
-        keys = SegmentKeys(self._book.identities(readings.series), readings.time_us, readings.value)
+        keys = SegmentKeys(self._catalog.identities(readings.series), readings.time_us, readings.value)
         span = FreshSpan(position, int(keys.time_us.min()), int(keys.time_us.max()))
         self._remember(position, keys)
         self._note(span, keys)
@@ -196,7 +196,7 @@ class DuplicateFilter:
             )
         except FormatError:
             return None
-        keys = SegmentKeys(self._book.identities(series), time_us, value)
+        keys = SegmentKeys(self._catalog.identities(series), time_us, value)
         self._remember(position, keys)
         return keys
 
@@ -269,15 +269,15 @@ class LastReceived(NamedTuple):
     """
 
     sensor_ids: list[str]
-    heard_us: NDArray[np.int64]
+    received_us: NDArray[np.int64]
     series: NDArray[np.int32]
 
 
 class DeviceActivity:
-    """`note` at every append; `heard` for whoever wants to know."""
+    """`note` at every append; `last_received` for the status document."""
 
-    def __init__(self, book: SeriesBook) -> None:
-        self._book = book
+    def __init__(self, catalog: SeriesCatalog) -> None:
+        self._catalog = catalog
         self._received_us = np.full(1024, _NEVER_RECEIVED, np.int64)
         self._devices: dict[str, int] = {}
         self._device_of = np.full(1024, -1, np.int32)
@@ -291,26 +291,26 @@ class DeviceActivity:
                 self._received_us = _grow_array(self._received_us, highest, _NEVER_RECEIVED)
             self._received_us[identity] = now_us
 
-    def heard(self, duplicates: DuplicateFilter, now_us: int) -> LastReceived:
+    def last_received(self, duplicates: DuplicateFilter, now_us: int) -> LastReceived:
         """When every device was last heard; a time in the future counts as now."""
         self._learn()
         size = len(self._device_of)
         received = _grow_array(self._received_us, size - 1, _NEVER_RECEIVED)[:size]
         stored = np.minimum(_grow_array(duplicates.newest_us(), size - 1, _NEVER_RECEIVED)[:size], now_us)
-        heard_us = np.full(len(self._devices), _NEVER_RECEIVED, np.int64)
+        received_us = np.full(len(self._devices), _NEVER_RECEIVED, np.int64)
         known = self._device_of >= 0
         at = np.where(received > _NEVER_RECEIVED, received, stored)[known]
-        np.maximum.at(heard_us, self._device_of[known], at)
+        np.maximum.at(received_us, self._device_of[known], at)
         series = np.bincount(self._device_of[known], minlength=len(self._devices)).astype(np.int32)
-        return LastReceived(list(self._devices), heard_us, series)
+        return LastReceived(list(self._devices), received_us, series)
 
     def _learn(self) -> None:
-        """Give every series that is new in the book its device; attribute states do not count."""
-        for number, series in self._book.after(self._through):
+        """Give every series that is new in the catalog its device; attribute states do not count."""
+        for number, series in self._catalog.after(self._through):
             self._through = number
             if number >= len(self._device_of):
                 self._device_of = _grow_array(self._device_of, number, -1)
-            if self._book.identity_of(number) == number:
+            if self._catalog.find_identity(number) == number:
                 self._device_of[number] = self._devices.setdefault(series.sensor_id, len(self._devices))
 
 

@@ -34,7 +34,7 @@ class QuarantineItem(NamedTuple):
     payload_bytes: int
 
     @classmethod
-    def of(
+    def from_payload(
         cls, *, received_at_us: int, source: str, topic: str, reason: str, detail: str, payload: bytes
     ) -> QuarantineItem:
         """An item that keeps the first bytes of `payload` and how many there were."""

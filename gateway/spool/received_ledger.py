@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from cloud_sync.model.ledger_rules import Covered
     from cloud_sync.model.records import Batch, Receipt
-    from gateway.spool.appender import AppendResult, CommitHook
+    from gateway.spool.appender import AppendResult, CommitNote
     from gateway.spool.database import Database
 
 KEPT_ENTRIES = 1000
@@ -99,7 +99,7 @@ class ReceivedLedger:
         """
         return await self._database.read(lambda c: _find_receipt(c, batch))
 
-    def note(self, batch: Batch, now_us: int) -> CommitHook:
+    def note(self, batch: Batch, now_us: int) -> CommitNote:
         """What enters a batch into the ledger, inside the transaction that stores its rows."""
 
         def enter(connection: sqlite3.Connection, taken: AppendResult) -> None:
@@ -236,7 +236,7 @@ class IdempotencyKeys:
         wanted = (asked.client, asked.key, now_us - KEY_LIFETIME_US)
         return await self._database.read(lambda c: c.execute(SQL["earlier_answer"], wanted).fetchone())
 
-    def note(self, asked: KeyedRequest, worded: Callable[[AppendResult], str], now_us: int) -> CommitHook:
+    def note(self, asked: KeyedRequest, worded: Callable[[AppendResult], str], now_us: int) -> CommitNote:
         """What keeps the answer to a request, inside the transaction that stores what it brought."""
 
         def keep(connection: sqlite3.Connection, taken: AppendResult) -> None:

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from gateway.spool.series import SeriesBook
+    from gateway.spool.series_catalog import SeriesCatalog
 
 _AT_ONCE = 256
 _LOG_GROWTH_BYTES = 16 << 20
@@ -164,14 +164,14 @@ class CommitChunk(NamedTuple):
 class CommitLogReader:
     """Reads the readings of one spool in commit order, through a connection of its own."""
 
-    def __init__(self, connection: sqlite3.Connection, book: SeriesBook) -> None:
+    def __init__(self, connection: sqlite3.Connection, catalog: SeriesCatalog) -> None:
         self.connection = connection
-        self._book = book
+        self._catalog = catalog
 
     @classmethod
-    def open(cls, path: Path, book: SeriesBook) -> Self:
+    def open(cls, path: Path, catalog: SeriesCatalog) -> Self:
         """The log of the spool at `path`, which somebody else holds open to write."""
-        return cls(open_read_only(path), book)
+        return cls(open_read_only(path), catalog)
 
     def close(self) -> None:
         """Close the connection."""
@@ -211,7 +211,7 @@ class CommitLogReader:
         elsewhere = (readings.flags & Flag.PROCESSED) != 0
         if elsewhere.any():
             readings = readings.take(~elsewhere)
-        identities = self._book.identities(readings.series)
+        identities = self._catalog.identities(readings.series)
         if identities.all():
             return readings.with_series(identities)
         raise FormatError("unknown_series", "it names a series that the spool does not know")

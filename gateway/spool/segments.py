@@ -16,14 +16,14 @@ from cloud_sync.codec import columns
 from cloud_sync.model.records import RecordClass, Records
 from gateway.spool.database import SQL, scalar_from_row
 from gateway.spool.quarantine_items import QuarantineItem, write_quarantine_items
-from gateway.spool.series import write_series
+from gateway.spool.series_catalog import write_series
 
 if TYPE_CHECKING:
     import sqlite3
     from collections.abc import Callable, Sequence
 
     from gateway.spool.database import Database
-    from gateway.spool.series import SeriesBook
+    from gateway.spool.series_catalog import SeriesCatalog
 
 CLASS_SHIFT = 56
 _COMMIT_MASK = (1 << CLASS_SHIFT) - 1
@@ -92,19 +92,19 @@ class SegmentWriter:
     """
 
     def __init__(
-        self, database: Database, book: SeriesBook, counters: dict[RecordClass, _CommitCounter]
+        self, database: Database, catalog: SeriesCatalog, counters: dict[RecordClass, _CommitCounter]
     ) -> None:
         self._database = database
-        self._book = book
+        self._catalog = catalog
         self._counters = counters
         self._turn = asyncio.Lock()
         self.appended_bytes = 0
 
     @classmethod
-    async def load(cls, database: Database, book: SeriesBook) -> SegmentWriter:
+    async def open(cls, database: Database, catalog: SeriesCatalog) -> SegmentWriter:
         """The segments of an open spool, in time that does not grow with their number."""
         counters = await database.read(lambda c: {k: read_commit_counter(c, k) for k in RecordClass})
-        return cls(database, book, counters)
+        return cls(database, catalog, counters)
 
     def newest_commit(self, record_class: RecordClass) -> int:
         """The newest durable commit of a class, 0 before the first."""
@@ -140,7 +140,7 @@ class SegmentWriter:
         now_us: int,
         notes: Sequence[Callable[[sqlite3.Connection], None]],
     ) -> list[int]:
-        new_series = self._book.unsaved()
+        new_series = self._catalog.unsaved_series()
 
         def work(connection: sqlite3.Connection) -> tuple[dict[RecordClass, _CommitCounter], list[int]]:
             if new_series:
@@ -152,7 +152,7 @@ class SegmentWriter:
             return self._insert(connection, sealed, now_us)
 
         self._counters, positions = await self._database.write(work)
-        self._book.saved(new_series)
+        self._catalog.saved(new_series)
         self.appended_bytes += sum(len(run.block) for run in sealed)
         return positions
 

@@ -34,7 +34,7 @@ from gateway.spool.duplicates import DuplicateFilter
 from gateway.spool.errors import SpoolAccessError
 from gateway.spool.quarantine_items import StoredQuarantineItem
 from gateway.spool.segments import SegmentWriter, encode_segments, read_commit_counter
-from gateway.spool.series import DEFAULT_MAX_SERIES, SeriesBook
+from gateway.spool.series_catalog import DEFAULT_MAX_SERIES, SeriesCatalog
 from gateway.spool.spool_file import NoProgress, ProgressListener, open_spool_read_only
 
 if TYPE_CHECKING:
@@ -74,10 +74,10 @@ _refused_decoder = msgspec.json.Decoder(_RefusedReading)
 class RefusedRowSender:
     """Takes items, then sends all of them again together."""
 
-    def __init__(self, database: Database, segments: SegmentWriter, book: SeriesBook) -> None:
+    def __init__(self, database: Database, segments: SegmentWriter, catalog: SeriesCatalog) -> None:
         self._database = database
         self._segments = segments
-        self._book = book
+        self._catalog = catalog
         self._gathered: dict[str, ColumnBuilder] = defaultdict(ColumnBuilder)
         self._numbers: dict[str, list[int]] = defaultdict(list)
 
@@ -106,7 +106,7 @@ class RefusedRowSender:
         for destination in list(self._gathered):
             series, readings = self._gathered.pop(destination).take()
             gone = [(number,) for number in self._numbers.pop(destination)]
-            numbers = np.array([self._book.number_of(one) for one in series], np.int32)
+            numbers = np.array([self._catalog.assign_number(one) for one in series], np.int32)
             own = readings.with_series(numbers[readings.series]).in_order()
             await self._commit(destination, own, gone, now_us)
             sent += own.rows
@@ -226,11 +226,11 @@ async def retry_stopped_spool(
         pass  # refuses what is no spool, before a writer would make one of it
     database = await Database.open(path)
     try:
-        book = await SeriesBook.load(database, max_series)
-        segments = await SegmentWriter.load(database, book)
-        appender = Appender(database, segments, await DuplicateFilter.load(database, book), book)
+        catalog = await SeriesCatalog.read(database, max_series)
+        segments = await SegmentWriter.open(database, catalog)
+        appender = Appender(database, segments, await DuplicateFilter.open(database, catalog), catalog)
         return await retry_open_spool(
-            database, segments, appender, book, template, numbers, progress=progress
+            database, segments, appender, catalog, template, numbers, progress=progress
         )
     finally:
         await database.close()
@@ -240,7 +240,7 @@ async def retry_open_spool(  # noqa: PLR0917 - the parts of one spool
     database: Database,
     segments: SegmentWriter,
     appender: Appender,
-    book: SeriesBook,
+    catalog: SeriesCatalog,
     template: TopicTemplate | RuleSet,
     numbers: Sequence[int],
     *,
@@ -252,7 +252,7 @@ async def retry_open_spool(  # noqa: PLR0917 - the parts of one spool
         SpoolFailed, SpoolFull: the spool cannot be written.
     """
     progress.total(len(numbers))
-    bench = _RetryRun(database, segments, appender, book, template)
+    bench = _RetryRun(database, segments, appender, catalog, template)
     for start in range(0, len(numbers), _AT_ONCE):
         for number in numbers[start : start + _AT_ONCE]:
             await bench.take(number)
@@ -269,19 +269,19 @@ class _RetryRun:
         database: Database,
         segments: SegmentWriter,
         appender: Appender,
-        book: SeriesBook,
+        catalog: SeriesCatalog,
         template: TopicTemplate | RuleSet,
     ) -> None:
         self._database = database
-        self._book = book
-        self._refused = RefusedRowSender(database, segments, book)
+        self._catalog = catalog
+        self._refused = RefusedRowSender(database, segments, catalog)
         self._stamps = AssignedTimes()
         self._clock = _ItemClock()
         self._dry_run_appender = _DryRunAppender()
         self._dry_run_committer = Committer(
-            self._dry_run_appender, book, template, interval_s=0, clock_us=self._clock
+            self._dry_run_appender, catalog, template, interval_s=0, clock_us=self._clock
         )
-        self._real = Committer(appender, book, template, interval_s=0, clock_us=self._clock)
+        self._real = Committer(appender, catalog, template, interval_s=0, clock_us=self._clock)
         self._taken: list[int] = []
         self.result = RetryResult()
 
@@ -344,7 +344,7 @@ class _RetryRun:
             return f"still bad: {fault.reason}: {fault}"
         if parsed.rejected:
             return f"still bad: {parsed.rejected[0].reason}"
-        numbers = [self._book.number_of(series) for series in parsed.series]
+        numbers = [self._catalog.assign_number(series) for series in parsed.series]
         if not numbers or None in numbers:
             return "the spool knows as many series as it may" if numbers else "it holds no reading"
         readings = parsed.readings

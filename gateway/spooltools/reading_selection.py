@@ -14,7 +14,7 @@ from cloud_sync.model.errors import FormatError
 from cloud_sync.model.records import Readings, Series
 from gateway.spool.segment_reader import SegmentWalk, count_kept_rows
 from gateway.spool.segments import MAX_SEGMENT_ROWS
-from gateway.spool.series import read_all_series
+from gateway.spool.series_catalog import read_all_series
 from gateway.spool.spool_file import NoProgress, ProgressListener
 
 if TYPE_CHECKING:

@@ -22,7 +22,7 @@ from gateway.spool.deliveries import read_backlog
 from gateway.spool.errors import SpoolError
 from gateway.spool.segment_reader import count_kept_rows
 from gateway.spool.segments import read_commit_counter
-from gateway.spool.series import read_all_series
+from gateway.spool.series_catalog import read_all_series
 from gateway.status.advice import build_advice
 from gateway.status.document import (
     DestinationStatus,
@@ -117,7 +117,7 @@ class StatusCollector:
         document.quarantine = self._quarantine
         document.losses = self._losses
         document.devices = build_devices_status(
-            parts.appender.device_activity.heard(parts.duplicates, document.at_us),
+            parts.appender.device_activity.last_received(parts.duplicates, document.at_us),
             document.at_us,
             parts.settings.status.silent_after_s,
         )

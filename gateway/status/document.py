@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from gateway.rollups.roller import Roller
     from gateway.runtime import Runtime
     from gateway.spool.duplicates import LastReceived
-    from gateway.spool.series import SeriesBook
+    from gateway.spool.series_catalog import SeriesCatalog
 
 
 class Loss(msgspec.Struct):
@@ -109,7 +109,7 @@ class ChannelStatus(msgspec.Struct):
     last_sent_at_us: int | None
 
 
-def build_alerts_status(stage: AlertEvaluator | None, book: SeriesBook) -> AlertsStatus | None:
+def build_alerts_status(stage: AlertEvaluator | None, catalog: SeriesCatalog) -> AlertsStatus | None:
     """The alerts of a running gateway; None when there are none to be."""
     if stage is None:
         return None
@@ -120,7 +120,7 @@ def build_alerts_status(stage: AlertEvaluator | None, book: SeriesBook) -> Alert
             shown[key] = Alert(
                 rule=event.rule.name,
                 severity=event.rule.severity.name.lower(),
-                subject=_alert_subject(book, event.series),
+                subject=_alert_subject(catalog, event.series),
                 text=event.detail,
                 since_us=event.change.at_us,
                 firing=event.change.state is AlertState.FIRING,
@@ -129,7 +129,12 @@ def build_alerts_status(stage: AlertEvaluator | None, book: SeriesBook) -> Alert
         shown.setdefault(
             (rule.name, series),
             Alert(
-                rule.name, rule.severity.name.lower(), _alert_subject(book, series), "", fired_us, firing=True
+                rule.name,
+                rule.severity.name.lower(),
+                _alert_subject(catalog, series),
+                "",
+                fired_us,
+                firing=True,
             ),
         )
     newest = sorted(shown.values(), key=_alert_order)
@@ -162,8 +167,8 @@ def _alert_order(alert: Alert) -> tuple[bool, bool, int]:
     return not alert.firing, alert.firing and alert.severity != "critical", -alert.since_us
 
 
-def _alert_subject(book: SeriesBook, series: int) -> str:
-    return "/".join(book[series][:2])
+def _alert_subject(catalog: SeriesCatalog, series: int) -> str:
+    return "/".join(catalog[series][:2])
 
 
 class ClockStatus(msgspec.Struct):
@@ -207,7 +212,7 @@ class DevicesStatus(msgspec.Struct):
     """Devices by when they were last heard.
 
     Attributes:
-        known: devices that have a reading in the spool's book of series.
+        known: devices that have a reading in the catalog of series.
         heard: those heard within `silent_after_s`.
         silent: the others; `silent_devices` names those that fell silent last.
     """
@@ -221,8 +226,8 @@ class DevicesStatus(msgspec.Struct):
 
 def build_devices_status(heard: LastReceived, now_us: int, silent_after_s: float) -> DevicesStatus:
     """The devices as of `now_us`."""
-    silent = np.flatnonzero(heard.heard_us < now_us - round(silent_after_s * 1e6))
-    latest = silent[np.argsort(-heard.heard_us[silent], kind="stable")][:SILENT_DEVICES_MAX]
+    silent = np.flatnonzero(heard.received_us < now_us - round(silent_after_s * 1e6))
+    latest = silent[np.argsort(-heard.received_us[silent], kind="stable")][:SILENT_DEVICES_MAX]
     return DevicesStatus(
         known=len(heard.sensor_ids),
         heard=len(heard.sensor_ids) - len(silent),
@@ -231,7 +236,7 @@ def build_devices_status(heard: LastReceived, now_us: int, silent_after_s: float
         silent_devices=[
             SilentDevice(
                 sensor_id=heard.sensor_ids[at],
-                heard_at_us=max(0, int(heard.heard_us[at])),
+                heard_at_us=max(0, int(heard.received_us[at])),
                 series=int(heard.series[at]),
             )
             for at in latest.tolist()
@@ -623,7 +628,7 @@ async def build_running_status(parts: Runtime, *, average_per_s: float | None = 
         processing=build_processing_status(parts.commit_consumer, parts.roller),
         ways_in=build_inputs_status(parts),
         certificates=[] if parts.expiry is None else parts.expiry.newest,
-        alerts=build_alerts_status(parts.alerts, parts.book),
+        alerts=build_alerts_status(parts.alerts, parts.catalog),
         channels=build_channel_statuses(parts.notifiers, waiting),
         clock=build_clock_status(parts.clock_corrector, await parts.database.read(count_pending_rows)),
     )

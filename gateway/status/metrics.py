@@ -237,7 +237,7 @@ def _counter_values(parts: Runtime) -> dict[str, Values]:
         "tidegate_protocol_faults_total": limit_reasons(listener.protocol_faults_total),
         "tidegate_connections_closed_total": limit_reasons(listener.closed_total),
         "tidegate_stages_late": _single_value(sum(stage.late_s() > 0 for stage in parts.stages())),
-        "tidegate_series": _single_value(len(parts.book)),
+        "tidegate_series": _single_value(len(parts.catalog)),
         "tidegate_encoded_bytes_total": _single_value(parts.segments.appended_bytes),
         "tidegate_delivery_failures_total": {name: c.failures for name, c in shippers.items()},
         "tidegate_readings_refused_total": {name: c.refused for name, c in shippers.items()},

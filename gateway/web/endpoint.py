@@ -153,7 +153,7 @@ class StatusEndpoint:
         rules = RuleSet(told.template, told.rules, told.births.for_replay())
         try:
             result = await retry_open_spool(
-                parts.database, parts.segments, parts.appender, parts.book, rules, asked.numbers
+                parts.database, parts.segments, parts.appender, parts.catalog, rules, asked.numbers
             )
         except SpoolError as fault:
             return json_response({"error": "spool", "message": str(fault)}, 503)

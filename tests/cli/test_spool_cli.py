@@ -29,7 +29,7 @@ async def made(path) -> None:
         for start in range(0, 100, 10):
             await spool.append([(f"s{i % 3}", NOW_US + i, float(i)) for i in range(start, start + 10)])
         items = [
-            QuarantineItem.of(
+            QuarantineItem.from_payload(
                 received_at_us=NOW_US,
                 source="listen",
                 topic=f"a/{_ESCAPE}",

@@ -18,7 +18,7 @@ from cloud_sync.model.records import RecordClass
 from gateway.spool.database import Database
 from gateway.spool.deliveries import Deliveries
 from gateway.spool.segments import SegmentWriter, first_commit_at, position_span
-from gateway.spool.series import SeriesBook
+from gateway.spool.series_catalog import SeriesCatalog
 from tests.crash.fleet import TYPE, number_of, value_of
 
 if TYPE_CHECKING:
@@ -67,8 +67,8 @@ class Account:
     async def _count_spool(self, counts: dict[str, np.ndarray]) -> None:
         database = await Database.open(self._copied())
         try:
-            book = await SeriesBook.load(database)
-            segments = await SegmentWriter.load(database, book)
+            catalog = await SeriesCatalog.read(database)
+            segments = await SegmentWriter.open(database, catalog)
             rows = await database.read(
                 lambda c: c.execute(_SEGMENTS, position_span(RecordClass.READING)).fetchall()
             )
@@ -79,14 +79,14 @@ class Account:
             if newest:  # a copy of a file that was never finished gets an epoch of its own
                 assert self.epoch in (None, database.epoch)
                 self.epoch = database.epoch
-            deliveries = Deliveries(database, segments, book, "g1")
+            deliveries = Deliveries(database, segments, catalog, "g1")
             for (name,) in await database.read(
                 lambda c: c.execute("SELECT name FROM destination").fetchall()
             ):
                 backlog = await deliveries.backlog(name)
                 assert 0 <= backlog.readings <= segments.rows_ever(RecordClass.READING)
             for *_, block in rows:
-                _count(columns.decode(block), book, counts)
+                _count(columns.decode(block), catalog, counts)
             assert await database.read(lambda c: c.execute("PRAGMA integrity_check").fetchone()[0]) == "ok"
         finally:
             await database.close()
@@ -113,9 +113,9 @@ class Account:
                 assert self.rows_through.setdefault(commit, through) == through, f"{commit} was used again"
 
 
-def _count(readings, book: SeriesBook, counts: dict[str, np.ndarray]) -> None:
+def _count(readings, catalog: SeriesCatalog, counts: dict[str, np.ndarray]) -> None:
     for number in np.unique(readings.series):
-        series = book[int(number)]
+        series = catalog[int(number)]
         assert series.sensor_type == TYPE
         mine = readings.series == number
         n = number_of(readings.time_us[mine])

@@ -23,7 +23,7 @@ async def lose(path: Path) -> None:
     """Commit and give up in turns, everything being processed at once."""
     spool = await OpenSpool.opened(path)
     try:
-        await spool.database.limit_log(100_000)
+        await spool.database.limit_wal(100_000)
         means = Evictor(
             spool.database,
             spool.segments,

@@ -16,7 +16,7 @@ from gateway.spool.deliveries import Deliveries
 from gateway.spool.duplicates import DuplicateFilter
 from gateway.spool.retention import Retention
 from gateway.spool.segments import SegmentWriter
-from gateway.spool.series import SeriesBook
+from gateway.spool.series_catalog import SeriesCatalog
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -31,7 +31,7 @@ class OpenSpool:
     """An open spool with its parts, one destination called "up"."""
 
     database: Database
-    book: SeriesBook
+    catalog: SeriesCatalog
     segments: SegmentWriter
     appender: Appender
     deliveries: Deliveries
@@ -42,21 +42,21 @@ class OpenSpool:
     async def opened(cls, path: Path) -> OpenSpool:
         database = await Database.open(path)
         try:
-            book = await SeriesBook.load(database)
-            segments = await SegmentWriter.load(database, book)
-            duplicates = await DuplicateFilter.load(database, book)
-            deliveries = Deliveries(database, segments, book, "g1")
+            catalog = await SeriesCatalog.read(database)
+            segments = await SegmentWriter.open(database, catalog)
+            duplicates = await DuplicateFilter.open(database, catalog)
+            deliveries = Deliveries(database, segments, catalog, "g1")
             await deliveries.register("up", "file", now_us=1)
         except BaseException:
             await database.close()
             raise
         return cls(
             database,
-            book,
+            catalog,
             segments,
-            Appender(database, segments, duplicates, book),
+            Appender(database, segments, duplicates, catalog),
             deliveries,
-            Compaction(database, book, duplicates),
+            Compaction(database, catalog, duplicates),
             Retention(database, ["up"], keep_s=0),
         )
 
@@ -68,7 +68,7 @@ class OpenSpool:
         """One commit of readings at these times (int64, all different), spread over the series."""
         times = np.asarray(times, np.int64)
         rows = len(times)
-        numbers = np.array([self.book.number_of(series) for series in SERIES], np.int32)
+        numbers = np.array([self.catalog.assign_number(series) for series in SERIES], np.int32)
         absent = np.full(rows, np.nan, np.float32)
         await self.appender.append(
             Readings(
@@ -92,7 +92,7 @@ class OpenSpool:
         """Deliver everything there is; returns the times delivered."""
         times: list[int] = []
         while (claimed := await self.deliveries.claim("up", now_us=2, max_rows=max_rows)) is not None:
-            batch = await self.deliveries.load(claimed)
+            batch = await self.deliveries.read_batch(claimed)
             if batch is not None:
                 times += batch.readings.time_us.tolist()
             await self.deliveries.settle("up", claimed)

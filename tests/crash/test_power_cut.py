@@ -22,7 +22,7 @@ from gateway.spool.deliveries import Deliveries
 from gateway.spool.duplicates import DuplicateFilter
 from gateway.spool.retention import Retention
 from gateway.spool.segments import SegmentWriter, position_span
-from gateway.spool.series import SeriesBook
+from gateway.spool.series_catalog import SeriesCatalog
 from tests.crash.power import DiskVFS, connector, images
 
 TORTURE = int(os.environ.get("TORTURE", "1"))
@@ -61,7 +61,7 @@ class Site:
     """An open spool with its parts."""
 
     database: Database
-    book: SeriesBook
+    catalog: SeriesCatalog
     segments: SegmentWriter
     appender: Appender
     deliveries: Deliveries
@@ -71,16 +71,16 @@ class Site:
     @classmethod
     async def opened(cls, path):
         database = await Database.open(path)
-        book = await SeriesBook.load(database)
-        segments = await SegmentWriter.load(database, book)
-        duplicates = await DuplicateFilter.load(database, book)
+        catalog = await SeriesCatalog.read(database)
+        segments = await SegmentWriter.open(database, catalog)
+        duplicates = await DuplicateFilter.open(database, catalog)
         return cls(
             database,
-            book,
+            catalog,
             segments,
-            Appender(database, segments, duplicates, book),
-            Deliveries(database, segments, book, "g1"),
-            Compaction(database, book, duplicates),
+            Appender(database, segments, duplicates, catalog),
+            Deliveries(database, segments, catalog, "g1"),
+            Compaction(database, catalog, duplicates),
             Retention(database, ["up"], keep_s=0),
         )
 
@@ -88,7 +88,7 @@ class Site:
         rows = stop - first
         absent = np.full(rows, np.nan, np.float32)
         time_us = np.arange(first, stop, dtype=np.int64)
-        series = np.full(rows, self.book.number_of(_SERIES), np.int32)
+        series = np.full(rows, self.catalog.assign_number(_SERIES), np.int32)
         none = np.full(rows, SEQ_ABSENT, np.int64)
         readings = Readings(
             series, time_us, time_us / 8, absent, absent, absent, none, np.zeros(rows, np.int32)

@@ -17,7 +17,7 @@ from gateway.spool.database import Database
 from gateway.spool.processing_state import PROGRESS_KEY, read_processing_state
 from gateway.spool.segment_reader import keep_newest_revisions
 from gateway.spool.segments import position_span
-from gateway.spool.series import SeriesBook
+from gateway.spool.series_catalog import SeriesCatalog
 from tests.crash.fleet import Fleet
 from tests.crash.test_kill import Site
 
@@ -39,7 +39,7 @@ async def _read(path):
     """Identified readings up to the durable progress, newest revisions, and the open windows by length."""
     database = await Database.open(path)
     try:
-        book = await SeriesBook.load(database)
+        catalog = await SeriesCatalog.read(database)
         state = await database.read(read_processing_state)
         through = int(state[PROGRESS_KEY])
         blocks = await database.read(
@@ -55,7 +55,7 @@ async def _read(path):
         keys = np.stack([every.series, every.time_us, every.window_s, every.revision])
         assert np.unique(keys, axis=1).shape[1] == every.rows, "a revision twice"
         windows = {s: unpack_windows(state[f"roller/{s}"], s)[0] for s in _LEVELS if f"roller/{s}" in state}
-        identified = whole.with_series(book.identities(whole.series))
+        identified = whole.with_series(catalog.identities(whole.series))
         return identified, keep_newest_revisions(every), windows, every
     finally:
         await database.close()

@@ -23,7 +23,7 @@ from gateway.spool.duplicates import DuplicateFilter
 from gateway.spool.quarantine_items import QuarantineItem
 from gateway.spool.retention import Retention
 from gateway.spool.segments import SegmentWriter
-from gateway.spool.series import SeriesBook
+from gateway.spool.series_catalog import SeriesCatalog
 
 HERE = Path(__file__).parent
 _SERIES = [
@@ -47,19 +47,19 @@ def _group(number: int) -> list[tuple[int, int, float, float, float, float, int,
 async def _make(path: Path) -> None:
     database = await Database.open(path)
     try:
-        book = await SeriesBook.load(database)
-        segments = await SegmentWriter.load(database, book)
-        duplicates = await DuplicateFilter.load(database, book)
-        appender = Appender(database, segments, duplicates, book)
-        deliveries = Deliveries(database, segments, book, "g1")
+        catalog = await SeriesCatalog.read(database)
+        segments = await SegmentWriter.open(database, catalog)
+        duplicates = await DuplicateFilter.open(database, catalog)
+        appender = Appender(database, segments, duplicates, catalog)
+        deliveries = Deliveries(database, segments, catalog, "g1")
         for name, kind in (("region", "ingest"), ("cloud", "influxdb")):
             await deliveries.register(name, kind, now_us=1)
-        numbers = np.array([book.number_of(series) for series in _SERIES], np.int32)
+        numbers = np.array([catalog.assign_number(series) for series in _SERIES], np.int32)
         for number in range(1, 11):
             columns = [np.array(column) for column in zip(*_group(number), strict=True)]
             types = (np.int64, np.float64, np.float32, np.float32, np.float32, np.int64, np.int32)
             rest = [column.astype(dtype) for column, dtype in zip(columns[1:], types, strict=True)]
-            item = QuarantineItem.of(
+            item = QuarantineItem.from_payload(
                 received_at_us=number,
                 source="listen",
                 topic="sensors/x",
@@ -76,7 +76,7 @@ async def _make(path: Path) -> None:
                 await Retention(database, ["region", "cloud"], keep_s=0).prune_once(1 << 60)
             if number == 5:
                 await _deliver(deliveries, "region")
-                await Compaction(database, book, duplicates).compact_once(everything=True)
+                await Compaction(database, catalog, duplicates).compact_once(everything=True)
             if number == 8:
                 await deliveries.claim("region", now_us=8)
     finally:

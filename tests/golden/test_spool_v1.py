@@ -16,7 +16,7 @@ from gateway.spool import database as spool_database
 from gateway.spool.database import Database
 from gateway.spool.deliveries import Deliveries
 from gateway.spool.segments import SegmentWriter
-from gateway.spool.series import SeriesBook
+from gateway.spool.series_catalog import SeriesCatalog
 from tests.support.free_ports import free_port
 from tests.support.programs import run
 
@@ -36,9 +36,9 @@ async def spool(tmp_path):
 
 @pytest.fixture
 async def parts(spool):
-    book = await SeriesBook.load(spool)
-    segments = await SegmentWriter.load(spool, book)
-    return book, segments, Deliveries(spool, segments, book, "g1")
+    catalog = await SeriesCatalog.read(spool)
+    segments = await SegmentWriter.open(spool, catalog)
+    return catalog, segments, Deliveries(spool, segments, catalog, "g1")
 
 
 def _rows(batch) -> list[tuple]:
@@ -69,7 +69,7 @@ async def test_every_reading_of_the_frozen_spool_is_read_back(parts):
     assert segments.newest_commit(RecordClass.READING) == _EXPECTED["newest_commit"]
     rows = []
     while (claimed := await deliveries.claim("cloud", now_us=1, max_rows=60)) is not None:
-        batch = await deliveries.load(claimed)
+        batch = await deliveries.read_batch(claimed)
         assert _rows(batch) == _expected_rows(claimed.first_commit, claimed.last_commit)
         rows += _rows(batch)
         await deliveries.settle("cloud", claimed)

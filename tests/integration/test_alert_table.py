@@ -106,7 +106,7 @@ async def commit(spool: OpenSpool, rows: list[dict[str, str]], now_us: int) -> N
         return np.array([float(row[name]) for row in rows], dtype)
 
     names = [row["series"].partition("/") for row in rows]
-    numbers = [spool.book.number_of(Series(name, sensor_type)) for name, _, sensor_type in names]
+    numbers = [spool.catalog.assign_number(Series(name, sensor_type)) for name, _, sensor_type in names]
     readings = Readings(
         np.array(numbers, np.int32),
         np.full(len(rows), now_us, np.int64),
@@ -134,7 +134,7 @@ async def alert_records(spool: OpenSpool) -> list[tuple[int, str, str, str, int,
             *(getattr(alerts, n).tolist() for n in ("series", "time_us", "state", "count", "rule", "detail")),
             strict=True,
         ):
-            name = "/".join(spool.book[series][:2])
+            name = "/".join(spool.catalog[series][:2])
             found.append(((at - START) // SECOND, name, rule, AlertState(state).name, count, detail))
     return found
 
@@ -147,9 +147,9 @@ async def test_the_built_in_alerts_of_a_recording_are_exactly_these(tmp_path, re
     async with open_spool(tmp_path / "spool.db") as spool:
 
         def made() -> CommitConsumer:
-            stage = build_alert_stage(settings, spool.book)
+            stage = build_alert_stage(settings, spool.catalog)
             assert stage is not None
-            log = CommitLogReader(open_read_only(spool.database.path), spool.book)
+            log = CommitLogReader(open_read_only(spool.database.path), spool.catalog)
             terms = ConsumerOptions(interval_s=0, checkpoint_s=3600)
             return CommitConsumer(spool.database, spool.segments, log, [stage], terms, clock_us=clock.us)
 
@@ -190,9 +190,9 @@ async def test_a_message_says_of_each_series_what_was_seen(tmp_path) -> None:
     clock = Clock()
     listener = Listener(clock=clock)
     async with open_spool(tmp_path / "spool.db") as spool:
-        stage = build_alert_stage(settings, spool.book)
+        stage = build_alert_stage(settings, spool.catalog)
         assert stage is not None
-        log = CommitLogReader(open_read_only(spool.database.path), spool.book)
+        log = CommitLogReader(open_read_only(spool.database.path), spool.catalog)
         commit_consumer = CommitConsumer(spool.database, spool.segments, log, [stage], clock_us=clock.us)
         await commit_consumer.load()
         await commit(spool, recorded()[60], clock.us())

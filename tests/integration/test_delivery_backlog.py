@@ -32,7 +32,7 @@ def minute_of(spool, minute: int) -> Readings:
     """One minute of `SERIES` sensors, one reading a second each, at jittered times."""
     chance = np.random.default_rng(minute)
     rows = RATE * GROUP_S
-    numbers = [spool.book.number_of(Series(f"s{n:03}", "temperature")) for n in range(SERIES)]
+    numbers = [spool.catalog.assign_number(Series(f"s{n:03}", "temperature")) for n in range(SERIES)]
     at_s = np.arange(rows) // SERIES + minute * GROUP_S
     absent = np.full(rows, np.nan, np.float32)
     return Readings(

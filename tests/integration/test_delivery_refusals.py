@@ -39,7 +39,7 @@ async def test_rows_of_another_field_type_are_found_in_a_real_influxdb_and_the_r
         readings = spool.readings(rows)
         bad = [(f"x{n}", "state") for n in range(2)]
         for at, (sensor, kind) in zip((100, 1500), bad, strict=True):
-            readings.series[at] = spool.book.number_of(Series(sensor, kind)) or 0
+            readings.series[at] = spool.catalog.assign_number(Series(sensor, kind)) or 0
         await spool.appender.append(readings, [], now_us=1)
         foreign = gzip.compress(f'state value="open" {T0_US}\n'.encode())
         await destination._write(foreign)

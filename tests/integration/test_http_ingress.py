@@ -286,7 +286,7 @@ async def test_flags_and_attributes_of_a_batch_are_kept_and_not_judged_again(gat
     sent.readings.flags[:] = [0, Flag.SPIKE, Flag.RESTAMPED]
     assert (await gateway.batch(wire.encode(sent), gateway.bearer("low")))[0] == 200
     assert [row[4] for row in await gateway.rows()] == [0, Flag.SPIKE, Flag.RESTAMPED]
-    assert gateway.parts.book[1].attributes == (("unit", "C"),)
+    assert gateway.parts.catalog[1].attributes == (("unit", "C"),)
 
 
 async def test_rollups_and_alerts_are_passed_on_and_a_loss_is_told_as_an_alert(gateway: HttpGateway):
@@ -330,7 +330,7 @@ async def test_readings_of_another_gateway_are_marked_as_processed_in_the_spool_
             ((_, block),) = await database.read(lambda c: read_blocks(c, RecordClass.READING, 1, 1))
             assert set((columns.decode(block).flags & Flag.PROCESSED).tolist()) == {kept}
             assert not any(row[4] & Flag.PROCESSED for row in await gateway.rows())
-            with closing(CommitLogReader.open(database.path, gateway.parts.book)) as log:
+            with closing(CommitLogReader.open(database.path, gateway.parts.catalog)) as log:
                 assert log.read(0, 100).readings.rows == (5 if process else 0)
 
 
@@ -407,7 +407,7 @@ async def test_series_beyond_the_limit_are_rejected_one_by_one_and_hold_a_batch(
 async def test_a_client_whose_attributes_change_without_end_cannot_fill_the_book(gateway: HttpGateway):
     body = [reading(ts=AT + n, location=f"{n}") for n in range(300)]
     assert await gateway.readings(body, gateway.bearer("app", "readings")) == counted(300)
-    assert len(gateway.parts.book) == 100
+    assert len(gateway.parts.catalog) == 100
 
 
 async def test_a_head_that_never_ends_and_a_silent_body_are_given_up(tmp_path, monkeypatch):

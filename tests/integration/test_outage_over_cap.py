@@ -46,7 +46,7 @@ def readings_of(spool: OpenSpool, minute: int) -> Readings:
     """Some minutes of noisy readings, evenly spread."""
     chance = np.random.default_rng(minute)
     rows = SERIES * PER_MINUTE * MINUTES_A_COMMIT
-    numbers = [spool.book.number_of(Series(f"s{n}", "temperature")) for n in range(SERIES)]
+    numbers = [spool.catalog.assign_number(Series(f"s{n}", "temperature")) for n in range(SERIES)]
     at_us = np.repeat(np.arange(PER_MINUTE * MINUTES_A_COMMIT) * (MINUTE_US // PER_MINUTE), SERIES)
     absent = np.full(rows, np.nan, np.float32)
     return Readings(
@@ -62,7 +62,7 @@ def readings_of(spool: OpenSpool, minute: int) -> Readings:
 
 
 def alert_at(spool: OpenSpool, time_us: int):
-    number = spool.book.number_of(Series("s0", "temperature"))
+    number = spool.catalog.assign_number(Series("s0", "temperature"))
     made = alerts(1)
     return replace(made, series=np.array([number], np.int32), time_us=np.array([time_us], np.int64))
 
@@ -92,7 +92,7 @@ async def test_after_an_outage_at_a_tenth_of_the_room_every_minute_is_there_and_
     capacity = Capacity(max_bytes=cap)
     async with open_spool(tmp_path / "spool.db", capacity=capacity) as spool:
         spool.deliveries._gateway_id = "gw-1"
-        await spool.database.limit_log(cap // 8)
+        await spool.database.limit_wal(cap // 8)
         await spool.deliveries.register("region", "ingest", now_us=T0_US)
         now_us = [T0_US]
         with closing(open_read_only(spool.database.path)) as connection:
@@ -100,7 +100,7 @@ async def test_after_an_outage_at_a_tenth_of_the_room_every_minute_is_there_and_
             commit_consumer = CommitConsumer(
                 spool.database,
                 spool.segments,
-                CommitLogReader(connection, spool.book),
+                CommitLogReader(connection, spool.catalog),
                 [roller],
                 ConsumerOptions(),
                 clock_us=lambda: now_us[0],

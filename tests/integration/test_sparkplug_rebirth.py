@@ -86,7 +86,7 @@ class Node:
 @pytest.fixture
 async def gateway(tmp_path):
     async with open_spool(tmp_path / "spool.db") as spool:
-        committer = Committer(spool.appender, spool.book, RuleSet(TEMPLATE, RULES), interval_s=0)
+        committer = Committer(spool.appender, spool.catalog, RuleSet(TEMPLATE, RULES), interval_s=0)
         listener = MqttServer(
             MqttServerOptions(port=0), committer, Owner(), CommandSubscriptions(committer.rules)
         )
@@ -167,7 +167,7 @@ async def test_behind_a_broker_the_command_is_published_there(tmp_path, mosquitt
         pytest.skip("needs mosquitto_sub and mosquitto_pub (Debian package mosquitto-clients)")
     where = ("-p", str(mosquitto.port))
     async with open_spool(tmp_path / "spool.db") as spool:
-        committer = Committer(spool.appender, spool.book, RuleSet(TEMPLATE, RULES), interval_s=0)
+        committer = Committer(spool.appender, spool.catalog, RuleSet(TEMPLATE, RULES), interval_s=0)
         told = SubscriberOptions(
             url=mosquitto.url, client_id="g", filters=("spBv1.0/#",), broker_reviewed=True
         )

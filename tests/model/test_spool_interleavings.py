@@ -80,7 +80,7 @@ async def _covered(spool) -> list[tuple[int, int]]:
 
 
 def _deliveries(spool, database: Any) -> Deliveries:
-    return Deliveries(database, spool.segments, spool.book, "g1")
+    return Deliveries(database, spool.segments, spool.catalog, "g1")
 
 
 async def _compact_everything(spool) -> None:
@@ -92,7 +92,7 @@ async def test_a_batch_that_is_claimed_while_segments_are_merged_holds_exactly_i
         seen = interrupted(spool.database, lambda: _compact_everything(spool))
         claimed = await _deliveries(spool, seen).claim("up", now_us=1, max_rows=3 * ROWS)
         assert claimed is not None
-        batch = await spool.deliveries.load(claimed)
+        batch = await spool.deliveries.read_batch(claimed)
         assert batch is not None
         commits = claimed.last_commit - claimed.first_commit + 1
         assert batch.rows == commits * ROWS
@@ -110,10 +110,10 @@ async def test_segments_that_are_claimed_while_they_are_merged_are_not_merged(tm
             claims.append(await spool.deliveries.claim("up", now_us=1, max_rows=3 * ROWS))
 
         seen = interrupted(spool.database, claim, nth=nth)
-        duplicates = await DuplicateFilter.load(spool.database, spool.book)
-        await Compaction(seen, spool.book, duplicates).compact_once(everything=True)
+        duplicates = await DuplicateFilter.open(spool.database, spool.catalog)
+        await Compaction(seen, spool.catalog, duplicates).compact_once(everything=True)
         for claimed in claims:
-            batch = await spool.deliveries.load(claimed)
+            batch = await spool.deliveries.read_batch(claimed)
             assert batch.rows == (claimed.last_commit - claimed.first_commit + 1) * ROWS
             await spool.deliveries.settle("up", claimed)
         rest = await spool.drained()
@@ -138,8 +138,8 @@ async def test_a_merge_that_finds_its_segments_pruned_does_not_bring_them_back(t
         await spool.drained()
         prune = Retention(spool.database, ["up"], keep_s=0)
         seen = interrupted(spool.database, lambda: prune.prune_once(1 << 60), nth=nth, before=before)
-        duplicates = await DuplicateFilter.load(spool.database, spool.book)
-        await Compaction(seen, spool.book, duplicates).compact_once(everything=True)
+        duplicates = await DuplicateFilter.open(spool.database, spool.catalog)
+        await Compaction(seen, spool.catalog, duplicates).compact_once(everything=True)
         assert await _covered(spool) == []
 
 
@@ -151,9 +151,9 @@ async def test_a_damaged_segment_is_set_aside_once_by_two_destinations_at_a_time
         claimed = await spool.deliveries.claim("up", now_us=1)
 
         async def load():
-            await spool.deliveries.load(claimed)
+            await spool.deliveries.read_batch(claimed)
 
-        batch = await _deliveries(spool, interrupted(spool.database, load)).load(claimed)
+        batch = await _deliveries(spool, interrupted(spool.database, load)).read_batch(claimed)
         assert batch is not None
         assert batch.rows == (COMMITS - 1) * ROWS
         count = await spool.database.read(lambda c: c.execute("SELECT count(*) FROM damaged").fetchone()[0])
@@ -170,11 +170,11 @@ async def test_a_reading_sent_again_while_segments_are_merged_is_stored_once(tmp
                 merged.append(await compaction.compact_once(everything=True))
 
         reads = COMMITS + 2  # the marks, the keys of every fresh segment, then the look for indexed ones
-        duplicates = await DuplicateFilter.load(
-            interrupted(spool.database, merge, nth=reads, before="after"), spool.book
+        duplicates = await DuplicateFilter.open(
+            interrupted(spool.database, merge, nth=reads, before="after"), spool.catalog
         )
-        compaction = Compaction(spool.database, spool.book, duplicates)
-        spool.appender = Appender(spool.database, spool.segments, duplicates, spool.book)
+        compaction = Compaction(spool.database, spool.catalog, duplicates)
+        spool.appender = Appender(spool.database, spool.segments, duplicates, spool.catalog)
         armed = True
         await spool.append_commit(COMMITS // 2)
         assert merged, "the look has moved; let the merge come just after it"

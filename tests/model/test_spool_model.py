@@ -34,7 +34,7 @@ from gateway.spool.deliveries import Deliveries
 from gateway.spool.duplicates import DuplicateFilter
 from gateway.spool.retention import Retention
 from gateway.spool.segments import SegmentWriter, first_commit_at, position_span
-from gateway.spool.series import SeriesBook
+from gateway.spool.series_catalog import SeriesCatalog
 
 if TYPE_CHECKING:
     from uuid import UUID
@@ -136,7 +136,7 @@ class SpoolMachine(RuleBasedStateMachine):
         if not self.open[name]:
             return
         claimed = self._run(self.deliveries.claim(name, now_us=1))
-        batch = self._run(self.deliveries.load(claimed))
+        batch = self._run(self.deliveries.read_batch(claimed))
         expected = [
             row
             for commit in range(claimed.first_commit, claimed.last_commit + 1)
@@ -256,19 +256,19 @@ class SpoolMachine(RuleBasedStateMachine):
 
     async def _opened(self) -> None:
         self.database = await Database.open(self.path)
-        self.book = await SeriesBook.load(self.database)
-        self.segments = await SegmentWriter.load(self.database, self.book)
-        duplicates = await DuplicateFilter.load(self.database, self.book)
-        self.appender = Appender(self.database, self.segments, duplicates, self.book)
-        self.compaction = Compaction(self.database, self.book, duplicates)
-        self.deliveries = Deliveries(self.database, self.segments, self.book, "g1")
+        self.catalog = await SeriesCatalog.read(self.database)
+        self.segments = await SegmentWriter.open(self.database, self.catalog)
+        duplicates = await DuplicateFilter.open(self.database, self.catalog)
+        self.appender = Appender(self.database, self.segments, duplicates, self.catalog)
+        self.compaction = Compaction(self.database, self.catalog, duplicates)
+        self.deliveries = Deliveries(self.database, self.segments, self.catalog, "g1")
         for name in _DESTINATIONS:
             await self.deliveries.register(name, "file", now_us=1)
 
     def _readings(self, rows) -> Readings:
         count = len(rows)
         absent = np.full(count, np.nan, np.float32)
-        numbers = [self.book.number_of(_SERIES[series]) for series, _, _ in rows]
+        numbers = [self.catalog.assign_number(_SERIES[series]) for series, _, _ in rows]
         return Readings(
             np.array(numbers, np.int32),
             np.array([time_us for _, time_us, _ in rows], np.int64),

@@ -62,7 +62,7 @@ class HttpGateway:
         deliveries = self.parts.deliveries
         await deliveries.register("all", "ingest", now_us=1)
         while (claimed := await deliveries.claim("all", now_us=1)) is not None:
-            loaded = await deliveries.load(claimed, "all")
+            loaded = await deliveries.read_batch(claimed, "all")
             assert loaded is not None
             found.append(loaded)
             await deliveries.settle("all", claimed)

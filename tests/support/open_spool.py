@@ -15,7 +15,7 @@ from gateway.spool.database import Database
 from gateway.spool.deliveries import Deliveries
 from gateway.spool.duplicates import DuplicateFilter
 from gateway.spool.segments import SegmentWriter
-from gateway.spool.series import SeriesBook
+from gateway.spool.series_catalog import SeriesCatalog
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterable
@@ -27,7 +27,7 @@ NOW_US = 1_790_000_000_000_000
 @dataclass(frozen=True, slots=True)
 class OpenSpool:
     database: Database
-    book: SeriesBook
+    catalog: SeriesCatalog
     segments: SegmentWriter
     duplicates: DuplicateFilter
     appender: Appender
@@ -37,7 +37,7 @@ class OpenSpool:
     def readings(self, rows: Iterable[tuple[str, int, float]]) -> Readings:
         """Readings of (sensor_id, time_us, value), of type "t"."""
         listed = list(rows)
-        numbers = [self.book.number_of(Series(sensor_id, "t")) for sensor_id, _, _ in listed]
+        numbers = [self.catalog.assign_number(Series(sensor_id, "t")) for sensor_id, _, _ in listed]
         n = len(listed)
         return Readings(
             np.array(numbers, np.int32),
@@ -59,7 +59,7 @@ class OpenSpool:
         name = "contents"
         await self.deliveries.register(name, "file", now_us=NOW_US, classes=[RecordClass.READING])
         while (claimed := await self.deliveries.claim(name, now_us=NOW_US)) is not None:
-            batch = await self.deliveries.load(claimed)
+            batch = await self.deliveries.read_batch(claimed)
             if batch is not None:
                 found += [
                     (batch.series[s].sensor_id, t, v)
@@ -78,17 +78,17 @@ class OpenSpool:
 async def open_spool(path: Path, *, capacity: Capacity = Capacity()) -> AsyncIterator[OpenSpool]:  # noqa: B008 - an immutable value
     database = await Database.open(path)
     try:
-        book = await SeriesBook.load(database)
-        segments = await SegmentWriter.load(database, book)
-        duplicates = await DuplicateFilter.load(database, book)
+        catalog = await SeriesCatalog.read(database)
+        segments = await SegmentWriter.open(database, catalog)
+        duplicates = await DuplicateFilter.open(database, catalog)
         yield OpenSpool(
             database,
-            book,
+            catalog,
             segments,
             duplicates,
-            Appender(database, segments, duplicates, book, capacity),
-            Deliveries(database, segments, book, "gateway-1"),
-            Compaction(database, book, duplicates),
+            Appender(database, segments, duplicates, catalog, capacity),
+            Deliveries(database, segments, catalog, "gateway-1"),
+            Compaction(database, catalog, duplicates),
         )
     finally:
         await database.close()

@@ -37,9 +37,9 @@ if TYPE_CHECKING:
 
     from cloud_sync.model.records import Batch
     from gateway.ingress.committer import Committer
-    from gateway.spool.appender import Appender, CommitHook
+    from gateway.spool.appender import Appender, CommitNote
     from gateway.spool.received_ledger import ReceivedLedger
-    from gateway.spool.series import SeriesBook
+    from gateway.spool.series_catalog import SeriesCatalog
 
 
 R = TypeVar("R", bound=Records)
@@ -60,7 +60,7 @@ class BatchReceiver:
     Args:
         committer: where readings go.
         appender: where other records go.
-        book: of series.
+        catalog: of series.
         ledger: of what was taken.
         process: whether readings are rolled up and watched here all the same.
         clock_us: wall clock, microseconds since 1970.
@@ -70,7 +70,7 @@ class BatchReceiver:
         self,
         committer: Committer,
         appender: Appender,
-        book: SeriesBook,
+        catalog: SeriesCatalog,
         ledger: ReceivedLedger,
         *,
         process: bool = False,
@@ -78,7 +78,7 @@ class BatchReceiver:
     ) -> None:
         self._committer = committer
         self._appender = appender
-        self._book = book
+        self._catalog = catalog
         self.ledger = ledger
         self._process = process
         self._clock_us = clock_us
@@ -136,22 +136,22 @@ class BatchReceiver:
         own = self._with_spool_series(records, series).in_order()
         return asyncio.ensure_future(self._append_records(own, note, batch.rows))
 
-    async def _append_records(self, records: Records, note: CommitHook, rows: int) -> AppendResult:
+    async def _append_records(self, records: Records, note: CommitNote, rows: int) -> AppendResult:
         taken = AppendResult(rows, 0, 0)
         await self._appender.append_records(records, lambda c: note(c, taken), now_us=self._clock_us())
         return taken
 
     def _with_spool_series(self, records: R, series: Sequence[Series]) -> R:
         """Records by the spool's numbers of their series."""
-        numbers = [self._book.number_of(one) for one in series]
+        numbers = [self._catalog.assign_number(one) for one in series]
         if None in numbers:
-            known = len(self._book)
+            known = len(self._catalog)
             raise RetryLaterError(f"the spool already knows {known} series (spool.max_series)")
         return records.with_series(np.array(numbers, np.int32)[records.series]) if records.rows else records
 
     async def _recognised(self, batch: Batch, readings: Readings) -> Receipt:
         """The answer to a batch whose range was taken in other pieces: its rows are there, or it is a no."""
-        found = await self._appender.recognise(readings)
+        found = await self._appender.match_stored(readings)
         if found is None:
             raise _range_conflict_error(batch)
         return Receipt(batch.rows, 0, found.duplicates, found.conflicts, applied_before=True)

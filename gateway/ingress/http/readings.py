@@ -45,7 +45,7 @@ if TYPE_CHECKING:
     from gateway.payloads.measurement import Measurement
     from gateway.spool.appender import AppendResult
     from gateway.spool.received_ledger import IdempotencyKeys
-    from gateway.spool.series import SeriesBook
+    from gateway.spool.series_catalog import SeriesCatalog
 
 SENML_MEDIA_TYPES = ("application/senml+json", "application/senml+cbor")
 _SENML_TOPIC = "http"
@@ -129,7 +129,7 @@ class ReadingReceiver:
 
     Args:
         committer: where they go.
-        book: of series.
+        catalog: of series.
         answers: kept for requests with a key.
         max_rows: readings in one request.
         clock_us: wall clock, microseconds since 1970.
@@ -138,14 +138,14 @@ class ReadingReceiver:
     def __init__(
         self,
         committer: Committer,
-        book: SeriesBook,
+        catalog: SeriesCatalog,
         answers: IdempotencyKeys,
         *,
         max_rows: int,
         clock_us: Callable[[], int] = lambda: time.time_ns() // 1000,
     ) -> None:
         self._committer = committer
-        self._book = book
+        self._catalog = catalog
         self._answers = answers
         self._max_rows = max_rows
         self._clock_us = clock_us
@@ -194,9 +194,9 @@ class ReadingReceiver:
             nonlocal new
             if (fault := _find_name_fault(series) or caller.fault_of(series)) is not None:
                 return fault
-            if not self._book.has(series):
+            if not self._catalog.has(series):
                 new += 1
-                if len(self._book) + new > self._book.max_series:
+                if len(self._catalog) + new > self._catalog.max_series:
                     return "too_many_series"
             return None
 
@@ -242,10 +242,11 @@ class ReadingReceiver:
 
     def _with_spool_series(self, parsed: PlainReadings) -> Readings:
         numbers = [
-            self._book.number_with_state_limit(series, _ATTRIBUTE_STATES_MAX) for series in parsed.series
+            self._catalog.assign_number_with_state_limit(series, _ATTRIBUTE_STATES_MAX)
+            for series in parsed.series
         ]
         if None in numbers:
-            raise RetryLaterError(f"the spool already knows {len(self._book)} series (spool.max_series)")
+            raise RetryLaterError(f"the spool already knows {len(self._catalog)} series (spool.max_series)")
         readings = parsed.readings
         return readings.with_series(np.array(numbers, np.int32)[readings.series]) if numbers else readings
 
@@ -266,7 +267,7 @@ def _build_quarantine_items(
             if number == _QUARANTINE_ITEMS_MAX < len(kept)
             else ""
         )
-        yield QuarantineItem.of(
+        yield QuarantineItem.from_payload(
             received_at_us=now_us,
             source="http",
             topic=kind,

@@ -10,7 +10,7 @@ from cloud_sync.delivery.shipper import Shipper
 from tests.support.memory_region import MemoryRegion
 from tests.support.open_spool import NOW_US, open_spool
 
-STEPS = ("claim", "load", "encode", "send", "settle", "refuse", "halve", "split")
+STEPS = ("claim", "read_batch", "encode", "send", "settle", "refuse", "halve", "split")
 
 
 class Killed(BaseException):

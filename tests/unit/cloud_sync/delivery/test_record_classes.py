@@ -23,7 +23,7 @@ MIDNIGHT_US = 86_400_000_000 * 20_000
 async def keep(spool: OpenSpool, records) -> None:
     """Append records of any class, of the series s0 to s2."""
     if records.named:
-        numbers = [spool.book.number_of(Series(f"s{n}", "t")) for n in range(3)]
+        numbers = [spool.catalog.assign_number(Series(f"s{n}", "t")) for n in range(3)]
         records = records.with_series(np.array(numbers, np.int32)[records.series]).in_order()
     await spool.segments.append(encode_segments(records), now_us=NOW_US)
 
@@ -131,7 +131,7 @@ async def test_suppressed_readings_stay_here_and_the_range_is_settled_with_their
         readings = spool.readings([("s0", at, float(at)) for at in range(10)])
         readings.flags[[1, 2, 5]] = Flag.SUPPRESSED | Flag.LATE
         await spool.appender.append(readings, [], now_us=NOW_US)
-        batch = await spool.deliveries.load(await claimed(spool), "regional")
+        batch = await spool.deliveries.read_batch(await claimed(spool), "regional")
 
         assert batch is not None
         assert (batch.rows, batch.withheld, batch.refused) == (7, 3, 0)

@@ -137,7 +137,7 @@ async def test_a_commit_that_never_ends_makes_the_committer_late_and_waiting_for
             raise AssertionError("nothing was committed")
 
     async with open_spool(tmp_path / "spool.db") as spool:
-        committer = Committer(Stuck(), spool.book, TopicTemplate("sensors/{sensor_id}/{sensor_type}"))  # type: ignore[arg-type]  # hangs as a dead disk does
+        committer = Committer(Stuck(), spool.catalog, TopicTemplate("sensors/{sensor_id}/{sensor_type}"))  # type: ignore[arg-type]  # hangs as a dead disk does
         clock = Clock()
         committer.stage.clock = clock
         running = asyncio.create_task(committer.run())

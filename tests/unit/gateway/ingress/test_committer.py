@@ -45,7 +45,7 @@ def publish(payload: bytes, topic: bytes = b"sensors/a/t", packet_id: int = 1) -
 
 
 def committer_of(spool: OpenSpool, **options) -> Committer:
-    return Committer(spool.appender, spool.book, TEMPLATE, interval_s=0, **options)
+    return Committer(spool.appender, spool.catalog, TEMPLATE, interval_s=0, **options)
 
 
 async def test_a_publish_is_acknowledged_once_its_readings_can_be_read_back(tmp_path):
@@ -153,12 +153,12 @@ async def test_a_device_whose_attributes_change_without_end_cannot_fill_the_book
         payloads = [b'{"value": 1, "ts": %d, "location": "%d"}' % (i, i) for i in range(500)]
         committer.publishes(Device(), [publish(p) for p in payloads])
         assert await committer.commit_once() == 500
-        assert len(spool.book) <= 100
+        assert len(spool.catalog) <= 100
 
 
 async def test_series_beyond_the_limit_are_quarantined(tmp_path):
     async with open_spool(tmp_path / "spool.db") as spool:
-        spool.book.max_series = 2
+        spool.catalog.max_series = 2
         committer = committer_of(spool)
         topics = [b"sensors/s%d/t" % i for i in range(3)]
         committer.publishes(Device(), [publish(b'{"value": 1, "ts": 5}', t) for t in topics])
@@ -219,6 +219,6 @@ async def test_readings_are_stored_with_the_flags_the_check_gave_them_once_a_gro
         await spool.deliveries.register("x", "file", now_us=1)
         claimed = await spool.deliveries.claim("x", now_us=1)
         assert claimed is not None
-        batch = await spool.deliveries.load(claimed)
+        batch = await spool.deliveries.read_batch(claimed)
         assert batch is not None
         assert sorted(batch.readings.flags.tolist()) == [Flag.SPIKE, Flag.SPIKE | Flag.TIME_ASSIGNED]

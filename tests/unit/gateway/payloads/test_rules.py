@@ -137,7 +137,7 @@ async def test_a_device_that_names_another_in_its_payload_is_not_believed(tmp_pa
     payload = b'[{"device": "pump", "t": 1}, {"device": "pump:b", "t": 2}, {"device": "other", "t": 3}]'
     device = Device(allow_own_sensors("pump"))
     async with open_spool(tmp_path / "spool.db") as spool:
-        committer = Committer(spool.appender, spool.book, rules, interval_s=0, clock_us=lambda: 1000)
+        committer = Committer(spool.appender, spool.catalog, rules, interval_s=0, clock_us=lambda: 1000)
         committer.publishes(device, [Publish(b"many", payload, 1, 1)])
         assert await committer.commit_once() == 2
         assert len(device.acknowledged) == 1
@@ -165,7 +165,7 @@ async def test_topics_of_every_shape_go_into_one_commit(tmp_path):
         (b"z/b", b"\xff"),
     ]
     async with open_spool(tmp_path / "spool.db") as spool:
-        committer = Committer(spool.appender, spool.book, rules, interval_s=0, clock_us=lambda: 7)
+        committer = Committer(spool.appender, spool.catalog, rules, interval_s=0, clock_us=lambda: 7)
         device = Device()
         committer.publishes(device, [Publish(t, p, n, 1) for n, (t, p) in enumerate(published, 1)])
         assert await committer.commit_once() == 4
@@ -183,7 +183,7 @@ async def test_names_that_cannot_be_stored_cost_their_reading_only(tmp_path):
     rules = RuleSet(TEMPLATE, [PayloadRule("z", "fields", sensor_id="{d}", include=("t", "x*"))])
     bad = {"d": "a", "t": 1, "x\x1b": 2, "x" * 300: 3}
     async with open_spool(tmp_path / "spool.db") as spool:
-        committer = Committer(spool.appender, spool.book, rules, interval_s=0)
+        committer = Committer(spool.appender, spool.catalog, rules, interval_s=0)
         committer.publishes(Device(), [Publish(b"z", msgspec.json.encode(bad), 1, 1)])
         assert await committer.commit_once() == 1
         assert committer.counters.quarantined == 2

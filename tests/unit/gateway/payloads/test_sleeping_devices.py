@@ -55,7 +55,7 @@ async def test_arrays_of_old_readings_out_of_order_and_sent_before_are_stored_on
     rows = [(START_S + 60 * n, n + 0.5) for n in range(600)]
     write = WRITERS[topic]
     async with open_spool(tmp_path / "spool.db") as spool:
-        committer = Committer(spool.appender, spool.book, RULES, interval_s=0)
+        committer = Committer(spool.appender, spool.catalog, RULES, interval_s=0)
 
         async def send(part):
             committer.publishes(Device(), [Publish(topic, write(part).encode(), 1, 1)])
@@ -74,7 +74,7 @@ async def test_arrays_of_old_readings_out_of_order_and_sent_before_are_stored_on
 
 async def test_a_reading_sent_again_with_another_value_is_a_conflict_and_the_first_stays(tmp_path):
     async with open_spool(tmp_path / "spool.db") as spool:
-        committer = Committer(spool.appender, spool.book, RULES, interval_s=0)
+        committer = Committer(spool.appender, spool.catalog, RULES, interval_s=0)
         for values in ((1, 2, 3), (1, 7, 3)):
             payload = json.dumps([{"t": v, "at": START_S + n} for n, v in enumerate(values)]).encode()
             committer.publishes(Device(), [Publish(b"fields/m", payload, 1, 1)])

@@ -25,10 +25,10 @@ class Gateway:
     def __init__(self, spool: OpenSpool, world: World, wait_max_s: float = 600) -> None:
         self.spool, self.world = spool, world
         self.clock = clock(world, wait_max_s=wait_max_s)
-        checks = ReadingChecker(lambda n: spool.book[n][:2], spool.book.identities)
+        checks = ReadingChecker(lambda n: spool.catalog[n][:2], spool.catalog.identities)
         self.committer = Committer(
             spool.appender,
-            spool.book,
+            spool.catalog,
             TopicTemplate("sensors/{sensor_id}/{sensor_type}"),
             interval_s=0,
             check=lambda r, now_us: checks.check(r, now_us if self.clock.trusted else None),
@@ -70,7 +70,7 @@ class Gateway:
         await self.spool.deliveries.register("all", "file", now_us=1)
         found = []
         while (claimed := await self.spool.deliveries.claim("all", now_us=1)) is not None:
-            batch = await self.spool.deliveries.load(claimed)
+            batch = await self.spool.deliveries.read_batch(claimed)
             assert batch is not None
             r = batch.readings
             columns = zip(r.time_us.tolist(), r.value.tolist(), map(Flag, r.flags.tolist()), strict=True)

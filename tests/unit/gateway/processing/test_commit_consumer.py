@@ -48,7 +48,7 @@ async def following(spool, clock, *, terms=RollupOptions(close_every_s=0.0), chu
     commit_consumer = CommitConsumer(
         spool.database,
         spool.segments,
-        CommitLogReader(connection, spool.book),
+        CommitLogReader(connection, spool.catalog),
         [roller],
         ConsumerOptions(interval_s=0, checkpoint_s=3600, chunk_rows=chunk_rows),
         clock_us=clock,
@@ -103,7 +103,7 @@ def late(rows):
 
 async def assert_rolled(spool, rows) -> None:
     """The newest revisions are what all these readings come to."""
-    numbered = [(spool.book.number_of(Series(name, "t")), t, v, 0) for name, t, v in rows]
+    numbered = [(spool.catalog.assign_number(Series(name, "t")), t, v, 0) for name, t, v in rows]
     rollups = await stored(spool)
     for window_s in _LEVELS:
         found = of_rows(newest(rollups, window_s))
@@ -254,7 +254,7 @@ async def test_rollups_go_by_their_age_once_they_are_delivered(spool, clock, des
 
 
 async def test_delivered_rollups_are_merged_whatever_their_windows(spool, clock) -> None:
-    compaction = Compaction(spool.database, spool.book, spool.duplicates, rollups_wanted_by=["d"])
+    compaction = Compaction(spool.database, spool.catalog, spool.duplicates, rollups_wanted_by=["d"])
     rows = minutes("a", 0, 30)
     await spool.append(rows)
     await spool.deliveries.register("d", "file", now_us=NOW_US)

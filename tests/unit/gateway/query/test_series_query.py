@@ -41,7 +41,7 @@ async def rolled(path, *groups):
         commit_consumer = CommitConsumer(
             spool.database,
             spool.segments,
-            CommitLogReader(connection, spool.book),
+            CommitLogReader(connection, spool.catalog),
             [Roller(StoredRollups(connection), RollupOptions(windows_s=(60, 300), close_every_s=0))],
             ConsumerOptions(),
             clock_us=lambda: NOW_US,
@@ -122,7 +122,7 @@ async def test_every_attribute_state_belongs_to_the_series(tmp_path) -> None:
     path = tmp_path / "spool.db"
     async with rolled(path, None, every("a", 10, 12)) as spool:
         other = spool.readings(every("a", 10, 12, start_s=3600))
-        number = spool.book.number_of(Series("a", "t", (("unit", "K"),)))
+        number = spool.catalog.assign_number(Series("a", "t", (("unit", "K"),)))
         await spool.appender.append(other.with_series(np.full(12, number, np.int32)), [], now_us=NOW_US)
         found = asked(path, "a", SeriesQuery(*span(), 3600))
         assert found.unit == "K"

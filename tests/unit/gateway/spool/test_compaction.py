@@ -50,16 +50,16 @@ async def test_compaction_changes_nothing_that_can_be_read(tmp_path):
         await spool.deliveries.register("region", "ingest", now_us=NOW_US)
         claimed = await spool.deliveries.claim("region", now_us=NOW_US, max_rows=400)
         assert claimed is not None
-        before = await spool.deliveries.load(claimed)
+        before = await spool.deliveries.read_batch(claimed)
         await spool.deliveries.settle("region", claimed)
         open_batch = await spool.deliveries.claim("region", now_us=NOW_US, max_rows=400)
         assert open_batch is not None
         assert await spool.compaction.compact_once(everything=True) > 200
         again = await spool.deliveries.claim("region", now_us=NOW_US, max_rows=999_999)
         assert again == open_batch, "an open batch is handed out unchanged"
-        assert (await spool.deliveries.load(claimed)) is not None
+        assert (await spool.deliveries.read_batch(claimed)) is not None
         assert before is not None
-        batch = await spool.deliveries.load(again)
+        batch = await spool.deliveries.read_batch(again)
         assert batch is not None
         assert batch.rows == 400
         assert await spool.deliveries.split("region", again), "its segments are still apart"

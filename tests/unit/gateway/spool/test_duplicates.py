@@ -45,7 +45,7 @@ async def test_the_same_series_with_other_attributes_is_still_the_same_series(tm
     async with open_spool(tmp_path / "spool.db") as spool:
         await spool.append([("a", 1, 1.0)])
         readings = spool.readings([("a", 1, 1.0), ("a", 2, 1.0)])
-        moved = spool.book.number_of(Series("a", "t", (("location", "attic"),)))
+        moved = spool.catalog.assign_number(Series("a", "t", (("location", "attic"),)))
         assert moved is not None
         readings.series[:] = moved
         appended = await spool.appender.append(readings, [], now_us=NOW_US)

@@ -37,7 +37,7 @@ async def fill(spool: OpenSpool, commits: int, *, at: int = 0) -> None:
 
 async def roll(spool: OpenSpool, window_s: int, minutes: int = 200) -> None:
     """A segment of rollups of one window length."""
-    number = spool.book.number_of(Series("s0", "t"))
+    number = spool.catalog.assign_number(Series("s0", "t"))
     made = rollups(minutes, 1, seed=window_s)
     made = replace(
         made, series=np.full(minutes, number, np.int32), window_s=np.full(minutes, window_s, np.int32)
@@ -96,7 +96,7 @@ async def until_it_fits(spool: OpenSpool, means: Evictor) -> None:
 
 async def test_the_oldest_readings_go_and_what_is_delivered_and_declared_is_what_was_acknowledged(tmp_path):
     async with open_spool(tmp_path / "spool.db") as spool:
-        await spool.database.limit_log(100_000)
+        await spool.database.limit_wal(100_000)
         await register(spool, "regional")
         await fill(spool, 40)
         await processed(spool, 40)
@@ -307,12 +307,12 @@ async def test_thinning_holds_one_segment_of_rollups_in_memory_however_many_ther
 async def test_a_disk_that_something_else_fills_costs_half_of_the_spool_and_no_more(tmp_path):
     capacity = Capacity(min_free_bytes=1 << 61)
     async with open_spool(tmp_path / "spool.db") as spool:
-        await spool.database.limit_log(100_000)
+        await spool.database.limit_wal(100_000)
         await register(spool, "regional")
         await fill(spool, 120)
         await processed(spool, 120)
     async with open_spool(tmp_path / "spool.db") as spool:
-        await spool.database.limit_log(100_000)
+        await spool.database.limit_wal(100_000)
         means = evictor(spool, None, "regional")
         means._capacity = capacity
         await until_it_fits(spool, means)

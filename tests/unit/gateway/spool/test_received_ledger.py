@@ -36,11 +36,11 @@ def batch(first: int, last: int | None = None, *, rows: int = 3, at: int = 0, pa
 async def take(spool: OpenSpool, ledger: ReceivedLedger, *batches: Batch, now_us: int = NOW_US):
     """Store batches as the gateway does, all in one group; what became of each."""
     committer = Committer(
-        spool.appender, spool.book, TopicTemplate("{sensor_id}/{sensor_type}"), interval_s=0
+        spool.appender, spool.catalog, TopicTemplate("{sensor_id}/{sensor_type}"), interval_s=0
     )
     futures = []
     for one in batches:
-        numbers = np.array([spool.book.number_of(s) for s in one.series], np.int32)
+        numbers = np.array([spool.catalog.assign_number(s) for s in one.series], np.int32)
         readings = one.readings.with_series(numbers[one.readings.series])
         futures.append(committer.submit_readings(readings, note=ledger.note(one, now_us)))
     await committer.commit_once()
@@ -63,7 +63,7 @@ async def test_each_lot_of_a_group_is_told_what_became_of_its_own_rows(tmp_path)
     async with open_spool(tmp_path / "s.db") as spool:
         ledger = ReceivedLedger(spool.database)
         await spool.append([("s", 2000, 9.0), ("s", 2001, 1.0)])
-        spool.book.number_of(batch(1).series[0])
+        spool.catalog.assign_number(batch(1).series[0])
         taken = await take(spool, ledger, batch(1), batch(2, at=-1000), batch(3, rows=0), batch(4, at=-2000))
         assert [(a.stored, a.duplicates, a.conflicts) for a in taken] == [
             (3, 0, 0),
@@ -125,12 +125,12 @@ async def test_old_entries_are_merged_so_that_the_ledger_is_bounded_and_still_te
         assert epoch["gaps"] == [(50, 50)]
         assert (epoch["rows"], epoch["stored"]) == (597, 597)
         assert await ledger.earlier(batch(1)) == "covered"
-        assert await spool.appender.recognise(_own(spool, batch(1))) == AppendResult(0, 3, 0)
-        assert await spool.appender.recognise(_own(spool, batch(50))) is None
+        assert await spool.appender.match_stored(_own(spool, batch(1))) == AppendResult(0, 3, 0)
+        assert await spool.appender.match_stored(_own(spool, batch(50))) is None
         assert await ledger.earlier(batch(order[-1])) == Receipt(3, 3, applied_before=True)
         assert await ledger.earlier(batch(50)) is None
 
 
 def _own(spool: OpenSpool, one: Batch):
-    numbers = np.array([spool.book.number_of(s) for s in one.series], np.int32)
+    numbers = np.array([spool.catalog.assign_number(s) for s in one.series], np.int32)
     return one.readings.with_series(numbers[one.readings.series])

@@ -87,7 +87,7 @@ async def test_alerts_and_declarations_go_some_day_and_only_once_they_are_delive
     )
     async with open_spool(tmp_path / "spool.db") as spool:
         await spool.deliveries.register("x", "file", now_us=NOW_US)
-        spool.book.number_of(Series("a", "t"))
+        spool.catalog.assign_number(Series("a", "t"))
         for records in (alerts(2, series=1), declarations(2, destination="x")):
             await spool.segments.append(encode_segments(records), now_us=NOW_US)
         later_us = NOW_US + 91 * 86_400_000_000
@@ -105,7 +105,7 @@ async def test_delivered_rollups_go_before_readings_that_somebody_lacks(tmp_path
     async with open_spool(tmp_path / "spool.db") as spool:
         for name in ("x", "y"):
             await spool.deliveries.register(name, "file", now_us=NOW_US)
-        number = spool.book.number_of(Series("a", "t"))
+        number = spool.catalog.assign_number(Series("a", "t"))
         made = rollups(200, 1, seed=1)
         made = replace(made, series=np.full(200, number, np.int32))
         await spool.segments.append(encode_segments(made), now_us=NOW_US)

@@ -24,7 +24,7 @@ async def made(path) -> None:
     async with open_spool(path) as spool:
         for start in range(0, 100, 10):
             await spool.append([(f"s{i % 3}", i, float(i)) for i in range(start, start + 10)])
-        item = QuarantineItem.of(
+        item = QuarantineItem.from_payload(
             received_at_us=NOW_US, source="listen", topic="a", reason="r", detail="d", payload=b"abc"
         )
         await spool.appender.append(None, [item], now_us=NOW_US)
@@ -63,7 +63,7 @@ async def test_compaction_pruning_and_setting_aside_leave_a_sound_spool(tmp_path
     async with open_spool(path) as spool:
         claimed = await spool.deliveries.claim("region", now_us=NOW_US)
         assert claimed is not None
-        await spool.deliveries.load(claimed)
+        await spool.deliveries.read_batch(claimed)
         await spool.compaction.compact_once(everything=True)
         await Retention(spool.database, ["region"], keep_s=0).prune_once(NOW_US + 1)
     result = check_spool(path)

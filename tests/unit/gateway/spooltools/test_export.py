@@ -52,12 +52,12 @@ async def full_row(tmp_path):
     """A spool of two readings: one that says everything, one that says nothing."""
     path = tmp_path / "spool.db"
     async with open_spool(path) as spool:
-        full = spool.book.number_of(
+        full = spool.catalog.assign_number(
             Series(
                 _HOSTILE, "temperature", (("firmware_version", "1.2"), ("location", "bärn"), ("unit", "°C"))
             )
         )
-        bare = spool.book.number_of(Series("bare", "t"))
+        bare = spool.catalog.assign_number(Series("bare", "t"))
         readings = Readings(
             np.array([full, bare], np.int32),
             np.array([NOW_US + 1, -1], np.int64),

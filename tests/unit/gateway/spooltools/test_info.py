@@ -14,7 +14,7 @@ from gateway.spool.quarantine_items import QuarantineItem
 from gateway.spooltools.spool_info import read_spool_info
 from tests.support.open_spool import NOW_US, open_spool
 
-_BAD = QuarantineItem.of(
+_BAD = QuarantineItem.from_payload(
     received_at_us=NOW_US, source="listen", topic="a/b", reason="not_json", detail="no", payload=b"x"
 )
 

@@ -17,7 +17,7 @@ _TEMPLATE = TopicTemplate("plant/{sensor_id}/{sensor_type}")
 
 def item(payload: object, reason: str = "unknown_topic", *, topic: str = "plant/a/t", source: str = "listen"):
     data = payload if isinstance(payload, bytes) else json.dumps(payload).encode()
-    return QuarantineItem.of(
+    return QuarantineItem.from_payload(
         received_at_us=NOW_US, source=source, topic=topic, reason=reason, detail="d", payload=data
     )
 

@@ -19,7 +19,7 @@ TEMPLATE = TopicTemplate("sensors/{sensor_id}/{sensor_type}")
 
 async def retried(spool: OpenSpool, *numbers: int) -> RetryResult:
     return await retry_open_spool(
-        spool.database, spool.segments, spool.appender, spool.book, TEMPLATE, numbers
+        spool.database, spool.segments, spool.appender, spool.catalog, TEMPLATE, numbers
     )
 
 
@@ -30,7 +30,7 @@ async def items(spool: OpenSpool) -> list[tuple[int, str]]:
 
 async def next_batch(spool: OpenSpool, name: str):
     claimed = await spool.deliveries.claim(name, now_us=NOW_US)
-    return None if claimed is None else await spool.deliveries.load(claimed, name)
+    return None if claimed is None else await spool.deliveries.read_batch(claimed, name)
 
 
 async def test_a_refused_reading_goes_again_to_that_destination_only_with_all_it_has(tmp_path):
@@ -105,6 +105,6 @@ async def test_what_came_over_http_is_read_again_by_what_it_was_said_to_be(tmp_p
 
 
 def kept(source: str, topic: str, payload: bytes) -> QuarantineItem:
-    return QuarantineItem.of(
+    return QuarantineItem.from_payload(
         received_at_us=5, source=source, topic=topic, reason="r", detail="d", payload=payload
     )

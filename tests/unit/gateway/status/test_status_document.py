@@ -126,20 +126,24 @@ async def test_a_device_is_heard_when_it_sends_and_silent_when_it_does_not(tmp_p
     async with open_spool(tmp_path / "spool.db") as spool:
         old_us = NOW_US - 3_600_000_000
         await spool.append([("a", NOW_US - 5, 1.0), ("b", old_us, 1.0)])
-        heard = spool.appender.device_activity.heard(spool.duplicates, NOW_US)
+        heard = spool.appender.device_activity.last_received(spool.duplicates, NOW_US)
         both = build_devices_status(heard, NOW_US + 60_000_000, silent_after_s=300)
         assert (both.known, both.heard, both.silent) == (2, 2, 0)
         later = build_devices_status(heard, NOW_US + 301_000_000, silent_after_s=300)
         assert [d.sensor_id for d in later.silent_devices] == ["a", "b"]
         await spool.append([("b", old_us, 1.0)])  # a duplicate: the device speaks all the same
-        assert spool.appender.device_activity.heard(spool.duplicates, NOW_US).heard_us.tolist() == [
+        assert spool.appender.device_activity.last_received(
+            spool.duplicates, NOW_US
+        ).received_us.tolist() == [
             NOW_US,
             NOW_US,
         ]
     async with open_spool(tmp_path / "spool.db") as spool:
-        heard = spool.appender.device_activity.heard(spool.duplicates, NOW_US)
+        heard = spool.appender.device_activity.last_received(spool.duplicates, NOW_US)
         assert heard.sensor_ids == ["a", "b"]
-        assert heard.heard_us.tolist() == [NOW_US - 5, old_us], "of before the restart the times of readings"
+        assert heard.received_us.tolist() == [NOW_US - 5, old_us], (
+            "of before the restart the times of readings"
+        )
 
 
 async def test_a_device_with_several_series_and_attributes_is_one_device(tmp_path: Path):
@@ -150,8 +154,8 @@ async def test_a_device_with_several_series_and_attributes_is_one_device(tmp_pat
             Series("a", "h"),
             Series("b", "t"),
         ):
-            assert spool.book.number_of(series)
-        heard = spool.appender.device_activity.heard(spool.duplicates, NOW_US)
+            assert spool.catalog.assign_number(series)
+        heard = spool.appender.device_activity.last_received(spool.duplicates, NOW_US)
         assert (heard.sensor_ids, heard.series.tolist()) == (["a", "b"], [2, 1])
         silent = build_devices_status(heard, NOW_US, silent_after_s=300)
         assert [d.heard_at_us for d in silent.silent_devices] == [0, 0], "known, and never heard"
@@ -164,7 +168,7 @@ async def test_a_chart_agrees_with_the_readings_one_by_one(tmp_path: Path):
     flags = np.where(rng.random(3000) < 0.1, int(Flag.SPIKE), 0).astype(np.int32)
     async with open_spool(tmp_path / "spool.db") as spool:
         first, second, other = (
-            spool.book.number_of(series) or 0
+            spool.catalog.assign_number(series) or 0
             for series in (Series("a", "t"), Series("a", "t", (("unit", "K"),)), Series("b", "t"))
         )
         for part in np.array_split(rng.permutation(3000), 5):
@@ -184,7 +188,7 @@ async def test_a_chart_agrees_with_the_readings_one_by_one(tmp_path: Path):
             noise = replace(readings, series=np.full(n, other, np.int32))
             await spool.appender.append(noise, [], now_us=NOW_US)
             await spool.compaction.compact_once()
-        found = find_series_numbers(spool.book, "a", "t")
+        found = find_series_numbers(spool.catalog, "a", "t")
         assert found is not None
         name, states = found
         steps = ChartSteps(NOW_US - 3_600_000_000, NOW_US, 60)
@@ -206,7 +210,7 @@ async def test_a_chart_agrees_with_the_readings_one_by_one(tmp_path: Path):
 async def test_a_chart_that_runs_out_of_time_has_the_newest_and_says_so(tmp_path: Path):
     async with open_spool(tmp_path / "spool.db") as spool:
         await spool.append([("a", NOW_US, 1.0)])
-        found = find_series_numbers(spool.book, "a", "t")
+        found = find_series_numbers(spool.catalog, "a", "t")
         assert found is not None
         chart = read_chart(
             tmp_path / "spool.db", *found, ChartSteps(NOW_US - 100, NOW_US + 1, 10), within_s=-1
@@ -222,7 +226,7 @@ async def test_a_chart_of_more_than_can_be_read_comes_from_rollups(tmp_path: Pat
         commit_consumer = CommitConsumer(
             spool.database,
             spool.segments,
-            CommitLogReader(connection, spool.book),
+            CommitLogReader(connection, spool.catalog),
             [Roller(StoredRollups(connection), RollupOptions(windows_s=(60, 300), close_every_s=0))],
             ConsumerOptions(),
             clock_us=lambda: NOW_US,
@@ -233,7 +237,7 @@ async def test_a_chart_of_more_than_can_be_read_comes_from_rollups(tmp_path: Pat
             await spool.append(rows)
             await commit_consumer.consume_once()
             await spool.compaction.compact_once(everything=True)
-            found = find_series_numbers(spool.book, "a", "t")
+            found = find_series_numbers(spool.catalog, "a", "t")
             assert found is not None
             chart = read_chart(path, *found, ChartSteps(start_us, start_us + 3_600_000_000, 12), within_s=-1)
         finally:
@@ -250,10 +254,10 @@ async def test_series_are_found_by_any_part_of_their_name(tmp_path: Path):
             Series("stall-1", "temp", (("unit", "K"),)),
             Series("x", "hum"),
         ):
-            spool.book.number_of(series)
-        named, total = search_series(spool.book, "STALL", 1)
+            spool.catalog.assign_number(series)
+        named, total = search_series(spool.catalog, "STALL", 1)
         assert ([n.sensor_id for n in named], total) == (["Stall-2"], 2)
-        assert search_series(spool.book, "1/te", 9)[0][0].unit == "K"
+        assert search_series(spool.catalog, "1/te", 9)[0][0].unit == "K"
 
 
 def test_all_is_well_is_said_only_when_it_is():
@@ -315,7 +319,7 @@ async def test_a_stopped_gateway_is_read_from_its_spool(tmp_path: Path):
     async with open_spool(path) as spool:
         await spool.deliveries.register("region", "ingest", now_us=NOW_US)
         items = [
-            QuarantineItem.of(
+            QuarantineItem.from_payload(
                 received_at_us=NOW_US + n,
                 source="listen",
                 topic=f"<b>{n}</b>",

@@ -1,6 +1,6 @@
 """The spool's series numbers: each series in each state of its attributes has one, for ever.
 
-The book is whole in memory (bounded by `max_series`); what is new in it is written by the transaction
+The catalog is whole in memory (bounded by `max_series`); what is new in it is written by the transaction
 that appends the first segment using it, so a segment never names a number the file does not know.
 """
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 DEFAULT_MAX_SERIES = 200_000
 
 
-class SeriesBook:
+class SeriesCatalog:
     """Series to number and back."""
 
     def __init__(self, max_series: int = DEFAULT_MAX_SERIES) -> None:
@@ -38,12 +38,12 @@ class SeriesBook:
         self._identities = np.zeros(1024, np.int32)
 
     @classmethod
-    async def load(cls, database: Database, max_series: int = DEFAULT_MAX_SERIES) -> SeriesBook:
-        """The book of an open spool."""
-        book = cls(max_series)
+    async def read(cls, database: Database, max_series: int = DEFAULT_MAX_SERIES) -> SeriesCatalog:
+        """The catalog of an open spool."""
+        catalog = cls(max_series)
         for number, series in await database.read(read_all_series):
-            book._add(number, series)
-        return book
+            catalog._add(number, series)
+        return catalog
 
     def __len__(self) -> int:
         return len(self._series)
@@ -55,8 +55,8 @@ class SeriesBook:
         """Whether every number names a series."""
         return self._series.keys() >= set(np.unique(numbers).tolist())
 
-    def number_of(self, series: Series) -> int | None:
-        """The number of `series`, a new one if need be; None when the book is full."""
+    def assign_number(self, series: Series) -> int | None:
+        """The number of `series`, a new one if need be; None when the catalog is full."""
         number = self._numbers.get(series)
         if number is None and len(self._series) < self.max_series:
             number = self._next
@@ -68,28 +68,28 @@ class SeriesBook:
         """Whether this state of a series has a number."""
         return series in self._numbers
 
-    def number_with_state_limit(self, series: Series, states_max: int) -> int | None:
+    def assign_number_with_state_limit(self, series: Series, states_max: int) -> int | None:
         """The number of `series`; once it has had so many states of its attributes, that of the newest one.
 
-        So a sender whose attributes change without end (a position written as location) cannot fill the book.
+        Bounds what a sender whose attributes always change (a position as location) can add to the catalog.
         """
         if series not in self._numbers:
             states, newest = self._states.get(series[:2], (0, 0))
             if states >= states_max:
                 return newest
-        return self.number_of(series)
+        return self.assign_number(series)
 
     def identities(self, numbers: NDArray[np.int32]) -> NDArray[np.int32]:
         """For each number, that of the first attribute state of its series: what a series is known by."""
         known = np.where((numbers >= 0) & (numbers < len(self._identities)), numbers, 0)
         return self._identities[known]
 
-    def all_identities(self) -> NDArray[np.int32]:
+    def list_identities(self) -> NDArray[np.int32]:
         """The number of the first attribute state of every series, once each."""
         found = np.unique(self._identities)
         return found[found > 0]
 
-    def identity_of(self, number: int) -> int:
+    def find_identity(self, number: int) -> int:
         """The same for one number."""
         return int(self._identities[number])
 
@@ -97,12 +97,12 @@ class SeriesBook:
         """The series with a larger number than this, in rising order."""
         return [(n, self._series[n]) for n in range(number + 1, self._next) if n in self._series]
 
-    def unsaved(self) -> list[tuple[int, Series]]:
+    def unsaved_series(self) -> list[tuple[int, Series]]:
         """What the file does not know yet."""
         return list(self._unsaved.items())
 
     def saved(self, written: list[tuple[int, Series]]) -> None:
-        """Tell the book that a transaction with `written` is durable."""
+        """Record that a transaction with `written` is durable."""
         for number, _ in written:
             self._unsaved.pop(number, None)
 
