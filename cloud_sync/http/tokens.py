@@ -1,22 +1,23 @@
-"""Tokens: a text file of `name sha256-of-token [scope]` lines; `#` starts a comment.
+"""Bearer tokens with scopes: a file of lines `name sha256-of-token [scope]`; `#` starts a comment.
 
-Scope `batches`, the default, is a gateway's: it may send its own wire batches and see its own progress. Scope
-`readings` is a client's that is no gateway: it may send plain readings. Scope `view` may see every gateway.
-A name may have several tokens, so that a new one can be in use before the old one is revoked. Only hashes are
-stored: a token is 32 random bytes, so a plain SHA-256 cannot be searched. A running service notices a changed
-file at its next request.
+Comments are not kept when the file is written. Scope `batches`, the default: a gateway sends its own wire
+batches and sees its own progress. `readings`: a client sends plain readings. `view`: sees every gateway. A
+name may have several tokens, so that a new one can be in use before the old one is revoked. A token is 32
+random bytes, so a plain SHA-256 of it cannot be searched.
 """
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import hmac
-import os
 import re
 import secrets
 import stat
+import time
 from typing import TYPE_CHECKING, Literal, NamedTuple, get_args
+
+from cloud_sync.runtime.files import replace_file
+from cloud_sync.runtime.watched_file import WatchedFile
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -32,11 +33,11 @@ SCOPES: tuple[Scope, ...] = get_args(Scope)
 
 
 class TokenFileError(Exception):
-    """The file of tokens cannot be read or written, or a line of it makes no sense."""
+    """The file of tokens cannot be read or written, or a line of it is invalid."""
 
 
 class TokenEntry(NamedTuple):
-    """One line: a gateway or client, the hash of one of its tokens, and what it may do with that."""
+    """One line of the file."""
 
     name: str
     token_hash: str
@@ -47,7 +48,7 @@ def parse_tokens(text: str, source: str) -> list[TokenEntry]:
     """The entries of a file's text.
 
     Raises:
-        TokensFault: naming `source` and the line.
+        TokenFileError: naming `source` and the line.
     """
     entries = []
     for number, line in enumerate(text.splitlines(), start=1):
@@ -69,7 +70,7 @@ def read_tokens(path: Path) -> list[TokenEntry]:
     """The entries of a file; none when there is no such file.
 
     Raises:
-        TokensFault: it cannot be read, or a line makes no sense.
+        TokenFileError: it cannot be read, or a line is invalid.
     """
     try:
         return parse_tokens(path.read_text(encoding="utf-8"), str(path))
@@ -80,10 +81,10 @@ def read_tokens(path: Path) -> list[TokenEntry]:
 
 
 def add_token(path: Path, name: str, scope: Scope = "batches") -> str:
-    """Give a gateway or client one more token and return it: nobody can read it again.
+    """Add a token for a gateway or client and return it; it cannot be read again.
 
     Raises:
-        TokensFault: the name is not usable, or the file cannot be read or written.
+        TokenFileError: the name is not usable, or the file cannot be read or written.
     """
     if not _NAME.fullmatch(name):
         raise TokenFileError(
@@ -95,10 +96,10 @@ def add_token(path: Path, name: str, scope: Scope = "batches") -> str:
 
 
 def revoke_tokens(path: Path, name: str) -> int:
-    """Take away every token of a gateway or client; returns how many there were.
+    """Remove every token of a gateway or client; returns how many there were.
 
     Raises:
-        TokensFault: the file cannot be read or written.
+        TokenFileError: the file cannot be read or written.
     """
     entries = read_tokens(path)
     kept = [entry for entry in entries if entry.name != name]
@@ -108,39 +109,37 @@ def revoke_tokens(path: Path, name: str) -> int:
 
 
 class TokenFile:
-    """The tokens of a running service, read again when the file changes; `made_by` is the command to name."""
+    """The tokens of a running service; a changed file counts from the next request on.
 
-    def __init__(self, path: Path, made_by: str = "tidegate ingest token add GATEWAY") -> None:
+    Args:
+        path: the file.
+        command: the command to name when there is no such file.
+
+    Raises:
+        TokenFileError: the file cannot be used.
+    """
+
+    def __init__(self, path: Path, command: str = "tidegate ingest token add GATEWAY") -> None:
         self._path = path
-        self._made_by = made_by
-        self._stamp: tuple[int, int, int] | None = None
-        self._entries: list[TokenEntry] = []
+        self._command = command
+        self._entries = WatchedFile([path], self._read, TokenFileError, check_interval_s=0.0)
 
-    def refresh(self) -> int:
-        """Read the file if it changed; returns the number of entries.
+    def __len__(self) -> int:
+        return len(self._entries.current(time.monotonic()))
 
-        Raises:
-            TokensFault: it cannot be used; the entries read before stay in force.
-        """
-        try:
-            status = self._path.stat()
-        except OSError as fault:
-            hint = f"; `{self._made_by}` makes it"
-            raise TokenFileError(f"{self._path}: cannot be read: {fault.strerror}{hint}") from fault
-        stamp = (status.st_mtime_ns, status.st_size, status.st_ino)
-        if stamp != self._stamp:
-            self._entries = read_tokens(self._path)
-            self._stamp = stamp
-        return len(self._entries)
-
-    def entry_of(self, token: str) -> TokenEntry | None:
-        """Whose token it is. Every entry is compared, in time that says nothing of the token."""
+    def find_entry(self, token: str) -> TokenEntry | None:
+        """Whose token it is. Every entry is compared, so the time taken says nothing about the token."""
         presented = _hash_token(token)
         found = None
-        for entry in self._entries:
+        for entry in self._entries.current(time.monotonic()):
             if hmac.compare_digest(entry.token_hash, presented):
                 found = entry
         return found
+
+    def _read(self) -> list[TokenEntry]:
+        if not self._path.exists():
+            raise TokenFileError(f"{self._path}: there is no such file; create it with `{self._command}`")
+        return read_tokens(self._path)
 
 
 def _hash_token(token: str) -> str:
@@ -153,23 +152,11 @@ def _format_entry(entry: TokenEntry) -> str:
 
 
 def _write_tokens(path: Path, entries: list[TokenEntry]) -> None:
-    """Replace the file as a whole, for the owner it had or its folder has.
-
-    A folder that passes its group on has the group read it. Comments of a person are not kept.
-    """
+    """Replace the file, keeping its owner; in a folder with the setgid bit the group may read a new one."""
     text = _HEADING + "".join(map(_format_entry, entries))
-    draft = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         like = (path if path.exists() else path.parent).stat()
         shared = like.st_mode & (stat.S_ISGID if stat.S_ISDIR(like.st_mode) else stat.S_IRGRP)
-        opened = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600)
-        with os.fdopen(opened, "w", encoding="utf-8") as file:
-            with contextlib.suppress(PermissionError):  # only root gives files away, and only it needs to
-                os.fchown(opened, like.st_uid, like.st_gid)
-            os.fchmod(opened, 0o640 if shared else 0o600)
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        draft.replace(path)
+        replace_file(path, text.encode(), 0o640 if shared else 0o600, owner=like)
     except OSError as fault:
         raise TokenFileError(f"{path}: cannot be written: {fault.strerror}") from fault

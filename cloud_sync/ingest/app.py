@@ -53,9 +53,9 @@ from cloud_sync.timescale.schema import SchemaTooNewError
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
 
+    from cloud_sync.http.auth import RequestAuthenticator
     from cloud_sync.http.requests import RequestAdmission, RequestBody
     from cloud_sync.ingest.apply_queue import ApplyQueue
-    from cloud_sync.ingest.request_auth import RequestAuthenticator
     from cloud_sync.model.ledger_rules import GatewayProgress
     from cloud_sync.model.records import Batch, Readings, Series
 
@@ -188,7 +188,7 @@ class IngestApp:
 
     async def post_batch(self, request: Request) -> Response:
         """Apply one batch and answer with its receipt."""
-        caller = self._callers.of(request, "batches")
+        caller = self._callers.authenticate(request, "batches")
         media_type = request.headers.get("Content-Type", "").partition(";")[0].strip().lower()
         if media_type != wire.MEDIA_TYPE:
             raise RequestRejectedError(
@@ -211,7 +211,7 @@ class IngestApp:
 
     async def post_readings(self, request: Request) -> Response:
         """Store plain readings and answer with what became of them."""
-        caller = self._callers.of(request, "readings")
+        caller = self._callers.authenticate(request, "readings")
         plain = PlainRequest(request)
         client, limits = str(caller), self._intake.limits
         with self._intake.admitted(client, self._wait_s()) as body:
@@ -227,14 +227,14 @@ class IngestApp:
 
     async def get_gateways(self, request: Request) -> Response:
         """Answer with the applied ranges and gaps of every gateway."""
-        self._callers.of(request, "view")
+        self._callers.authenticate(request, "view")
         known = await self._sink.progress()
         return JSONResponse({"gateways": [progress_to_json(each.gateway_id, each) for each in known]})
 
     async def get_gateway_progress(self, request: Request) -> Response:
         """Answer with the applied ranges and gaps of the caller's own gateway, or of any to who may view."""
         gateway_id = request.path_params["gateway_id"]
-        caller = self._callers.of(request, "batches", "view")
+        caller = self._callers.authenticate(request, "batches", "view")
         if caller.scope != "view" and not caller.may_act_for(gateway_id):
             raise RequestRejectedError(403, "other_gateway", f"the token is for {caller}")
         try:

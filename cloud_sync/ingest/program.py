@@ -6,6 +6,7 @@ import asyncio
 import logging
 import random
 import signal
+import ssl
 from datetime import timedelta
 from functools import partial
 from typing import TYPE_CHECKING
@@ -13,13 +14,13 @@ from typing import TYPE_CHECKING
 import uvicorn
 
 from cloud_sync.codec.wire import WireLimits
+from cloud_sync.http.auth import ClientCertificateProtocol, RequestAuthenticator
 from cloud_sync.http.requests import RequestAdmission, RequestLimits
 from cloud_sync.http.tokens import TokenFile
 from cloud_sync.http.uvicorn_server import CannotStartError, UvicornServer, bind_http_sockets
 from cloud_sync.ingest import settings as settings_of_ingest
 from cloud_sync.ingest.app import IngestApp, IngestMetrics, build_app
 from cloud_sync.ingest.apply_queue import ApplyQueue
-from cloud_sync.ingest.request_auth import CertificateProtocol, RequestAuthenticator, build_server_tls_context
 from cloud_sync.model.errors import DeliveryError
 from cloud_sync.runtime import logs
 from cloud_sync.runtime.watchdog import Watchdog, watchdog_period_s
@@ -31,7 +32,6 @@ from cloud_sync.timescale.sink import TimescaleSink
 
 if TYPE_CHECKING:
     import socket
-    import ssl
     from pathlib import Path
 
     from cloud_sync.ingest.settings import Database, IngestSettings, Limits, Tls
@@ -88,7 +88,7 @@ async def run_service(path: Path) -> None:
     settings = settings_of_ingest.load_settings(path)
     logs.configure_logging(settings.log_level, settings.log_format)
     tokens = TokenFile(settings.tokens_file)
-    if tokens.refresh() == 0:
+    if not len(tokens):
         _log.warning("%s has no token: every batch will be refused", settings.tokens_file)
     sink = build_sink(settings.database, settings_of_ingest.read_dsn(settings, path))
     bound = bind_http_sockets(settings.listen.host, settings.listen.port)
@@ -123,7 +123,7 @@ async def serve(
     context = None if settings.tls is None else _build_cert_reloader(settings.tls).context
     config = uvicorn.Config(
         build_app(parts),
-        http=CertificateProtocol,
+        http=ClientCertificateProtocol,
         ssl_context_factory=None if context is None else lambda _config, _default: context,
         log_config=None,
         access_log=False,
@@ -198,18 +198,24 @@ def _build_cert_reloader(tls: Tls) -> CertReloader:
 
 
 def build_tls_context(tls: Tls) -> ssl.SSLContext:
-    """The TLS of a configuration.
+    """TLS 1.2 or later; with a CA, clients may show a certificate, or must.
 
     Raises:
         CannotStartError: a file cannot be read, or does not hold what it should.
     """
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.verify_mode = ssl.CERT_NONE
     try:
-        return build_server_tls_context(
-            tls.cert_file, tls.key_file, tls.client_ca_file, required=tls.client_certificates == "required"
-        )
+        context.load_cert_chain(tls.cert_file, tls.key_file)
+        if tls.client_ca_file is not None:
+            context.load_verify_locations(tls.client_ca_file)
+            required = tls.client_certificates == "required"
+            context.verify_mode = ssl.CERT_REQUIRED if required else ssl.CERT_OPTIONAL
     except OSError as fault:  # ssl.SSLError is one of them
         files = ", ".join(map(str, filter(None, (tls.cert_file, tls.key_file, tls.client_ca_file))))
         raise CannotStartError(f"cannot use the files of [tls] ({files}): {fault}") from fault
+    return context
 
 
 def _build_request_limits(limits: Limits) -> RequestLimits:

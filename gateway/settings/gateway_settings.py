@@ -256,7 +256,7 @@ def _check_listener_files(source: Path, table: str, door: DeviceListener) -> lis
             faults.append(Fault(str(source), f"{table}.passwords_file", str(fault), ""))
     if isinstance(door, Http) and door.tokens_file is not None:
         try:
-            TokenFile(door.tokens_file, f"tidegate device token NAME --config {source}").refresh()
+            TokenFile(door.tokens_file, f"tidegate device token NAME --config {source}")
         except TokenFileError as fault:
             faults.append(Fault(str(source), f"{table}.tokens_file", str(fault), ""))
     return faults
@@ -272,7 +272,7 @@ def _check_status_files(source: Path, status: StatusSettings) -> list[Fault]:
             faults.append(Fault(str(source), f"status.{key}", str(fault), ""))
     if status.tokens_file is not None:
         try:
-            TokenFile(status.tokens_file, f"tidegate token add NAME --config {source}").refresh()
+            TokenFile(status.tokens_file, f"tidegate token add NAME --config {source}")
         except TokenFileError as fault:
             faults.append(Fault(str(source), "status.tokens_file", str(fault), ""))
     return faults

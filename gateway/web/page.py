@@ -23,7 +23,7 @@ import msgspec
 from starlette.responses import RedirectResponse, Response
 from starlette.routing import Route
 
-from cloud_sync.http.tokens import TokenFile, TokenFileError
+from cloud_sync.http.tokens import TokenFile
 from gateway.query import series_chart
 from gateway.spool.errors import SpoolError
 
@@ -87,7 +87,6 @@ class StatusAuth:
     def __init__(self, tokens_file: Path | None, cookie: str) -> None:
         self.cookie = cookie
         self._tokens = None if tokens_file is None else TokenFile(tokens_file, "tidegate token add NAME")
-        self._said = ""
 
     @property
     def has_tokens(self) -> bool:
@@ -102,13 +101,7 @@ class StatusAuth:
         """Whether it is a token for looking."""
         if self._tokens is None or not token or len(token) > _TOKEN_MAX_CHARS:
             return False
-        try:
-            self._tokens.refresh()
-        except TokenFileError as fault:
-            if str(fault) != self._said:
-                _log.error("the tokens read before stay in force: %s", fault)
-            self._said = str(fault)
-        entry = self._tokens.entry_of(token)
+        entry = self._tokens.find_entry(token)
         return entry is not None and entry.scope == "view"
 
 

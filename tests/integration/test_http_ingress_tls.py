@@ -11,7 +11,7 @@ import httpx
 import pytest
 
 from cloud_sync.codec import wire
-from cloud_sync.runtime import watched_file
+from cloud_sync.runtime.watched_file import WatchedFile
 from tests.support.batches import batch_of
 from tests.support.certificates import Authority
 from tests.support.http_gateway import MEDIA, http_gateway
@@ -64,7 +64,7 @@ async def test_a_certificate_names_the_device_and_a_token_works_beside_it(tmp_pa
 
 
 async def test_a_renewed_certificate_serves_the_next_connection(tmp_path, authority, monkeypatch):
-    monkeypatch.setattr(watched_file, "_CHECK_INTERVAL_S", 0.0)
+    monkeypatch.setitem(WatchedFile.__init__.__kwdefaults__, "check_interval_s", 0.0)
     async with http_gateway(tmp_path / "gw", tokens_file=None, **files(authority)) as gateway:
         port = int(gateway.url.rpartition(":")[2])
 

@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING
 import httpx
 
 from cloud_sync.codec.wire import WireLimits
+from cloud_sync.http.auth import RequestAuthenticator
 from cloud_sync.http.requests import RequestAdmission, RequestLimits
 from cloud_sync.http.tokens import TokenFile
 from cloud_sync.ingest import apply_queue as turns_module
 from cloud_sync.ingest.app import IngestApp, IngestMetrics, build_app
 from cloud_sync.ingest.apply_queue import ApplyQueue
-from cloud_sync.ingest.request_auth import RequestAuthenticator
 from cloud_sync.timescale.sink import TimescaleSink
 
 if TYPE_CHECKING:
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 async def test_a_batch_whose_turn_never_ends_makes_the_region_unwell_until_it_does(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    (tmp_path / "tokens").touch()
     intake, turns = RequestAdmission(RequestLimits()), ApplyQueue(1)
     app = IngestApp(
         sink=TimescaleSink("postgresql://127.0.0.1:1/nowhere"),

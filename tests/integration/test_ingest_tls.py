@@ -13,9 +13,9 @@ import httpx
 import pytest
 
 from cloud_sync.codec import wire
+from cloud_sync.http.auth import certificate_names
 from cloud_sync.http.uvicorn_server import CannotStartError
 from cloud_sync.ingest import program
-from cloud_sync.ingest.request_auth import certificate_names
 from cloud_sync.ingest.settings import Tls
 from tests.support.ingest_service import MEDIA, Service, running
 from tests.support.wire_examples import batch

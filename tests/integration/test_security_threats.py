@@ -17,9 +17,8 @@ import uvicorn
 from paho.mqtt import publish
 
 from cloud_sync.http import uvicorn_server
+from cloud_sync.http.auth import ClientCertificateProtocol
 from cloud_sync.http.uvicorn_server import HeadTimeoutProtocol, UvicornServer, bind_http_sockets
-from cloud_sync.ingest.request_auth import CertificateProtocol
-from gateway.ingress.http.request_auth import ClientCertificateProtocol
 from tests.support.free_ports import free_port
 from tests.support.programs import Program, run, wait_until
 
@@ -186,7 +185,7 @@ def test_a_head_that_is_too_large_is_refused_and_others_are_served(site: Site, d
     assert site.is_well()
 
 
-@pytest.mark.parametrize("protocol", [HeadTimeoutProtocol, CertificateProtocol, ClientCertificateProtocol])
+@pytest.mark.parametrize("protocol", [HeadTimeoutProtocol, ClientCertificateProtocol])
 async def test_a_head_that_comes_byte_by_byte_is_given_up(
     protocol: type[asyncio.Protocol], monkeypatch: pytest.MonkeyPatch
 ) -> None:

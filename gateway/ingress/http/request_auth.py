@@ -9,17 +9,15 @@ from __future__ import annotations
 import base64
 import binascii
 import inspect
-import logging
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
+from cloud_sync.http.auth import client_certificate
 from cloud_sync.http.responses import RequestRejectedError
-from cloud_sync.http.tokens import SCOPES, TokenFileError
-from cloud_sync.http.uvicorn_server import HeadTimeoutProtocol
+from cloud_sync.http.tokens import SCOPES
 from gateway.auth.authenticator import AnonymousAuthenticator, Identity, allow_own_sensors
 from gateway.mqtt.codec.packets import ReasonCode
 
 if TYPE_CHECKING:
-    import asyncio
     from collections.abc import Callable
 
     from starlette.requests import Request
@@ -28,22 +26,6 @@ if TYPE_CHECKING:
     from cloud_sync.model.records import Series
     from gateway.auth.authenticator import Authenticator
 
-CERTIFICATE_STATE_KEY: Final = "certificate"
-"""The key under which a request's state has the client's certificate; absent when there was none."""
-
-
-class ClientCertificateProtocol(HeadTimeoutProtocol):
-    """One connection."""
-
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn's own
-        """Read the certificate once for all requests of the connection."""
-        super().connection_made(transport)
-        certificate = transport.get_extra_info("peercert")
-        if certificate:
-            self.app_state = {**self.app_state, CERTIFICATE_STATE_KEY: certificate}
-
-
-_log = logging.getLogger(__name__)
 _RATE_LIMITED_RETRY_S = 10
 ANONYMOUS_NAME = "anonymous"
 
@@ -124,18 +106,14 @@ class RequestAuthenticator:
             raise RequestRejectedError(
                 401, "unknown_token", "no tokens are taken here (ingress.http.tokens_file)"
             )
-        try:
-            self._tokens.refresh()
-        except TokenFileError as fault:
-            _log.error("%s; the tokens read before stay in force", fault)
-        entry = self._tokens.entry_of(token)
+        entry = self._tokens.find_entry(token)
         if entry is None:
             raise RequestRejectedError(401, "unknown_token", "nobody has this token")
         own = self._own_only and entry.scope == "readings"
         return Caller(entry.name, (entry.scope,), allow_own_sensors(entry.name) if own else _allow_any_sensor)
 
     async def _admitted(self, request: Request, name: str | None, password: bytes | None) -> Caller:
-        certificate = request.scope.get("state", {}).get(CERTIFICATE_STATE_KEY)
+        certificate = client_certificate(request)
         address = request.client.host if request.client else ""
         answer = self._authenticator.authenticate(
             name or ANONYMOUS_NAME, name, password, certificate, address

@@ -27,13 +27,13 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from cloud_sync.codec import wire
+from cloud_sync.http.auth import ClientCertificateProtocol
 from cloud_sync.http.requests import PlainRequest
 from cloud_sync.http.responses import RequestRejectedError, progress_to_json, receipt_to_json
 from cloud_sync.http.uvicorn_server import CannotStartError, UvicornServer, bind_http_sockets
 from cloud_sync.model.errors import FormatError, RefusedError, RetryLaterError
 from cloud_sync.model.ledger_rules import RangeConflictError
 from gateway.ingress.http.readings import MEDIA_TYPES
-from gateway.ingress.http.request_auth import ClientCertificateProtocol
 from gateway.spool.errors import SpoolError
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ from cloud_sync.http import tokens
 
 
 def owner(file: tokens.TokenFile, token: str) -> str | None:
-    entry = file.entry_of(token)
+    entry = file.find_entry(token)
     return entry.name if entry else None
 
 
@@ -25,7 +25,7 @@ def test_a_token_that_was_added_is_known_and_only_its_hash_is_kept(tmp_path):
     assert hashlib.sha256(first.encode()).hexdigest() in text
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
     file = tokens.TokenFile(path)
-    assert file.refresh() == 3
+    assert len(file) == 3
     assert [owner(file, token) for token in (first, second, other, "", "x")] == [
         "gw-1",
         "gw-1",
@@ -41,12 +41,11 @@ def test_revoking_takes_every_token_of_a_gateway(tmp_path):
     gone = [tokens.add_token(path, "gw-1") for _ in range(2)]
     kept = tokens.add_token(path, "gw-2")
     file = tokens.TokenFile(path)
-    file.refresh()
 
     assert tokens.revoke_tokens(path, "gw-1") == 2
     assert tokens.revoke_tokens(path, "gw-1") == 0
 
-    assert file.refresh() == 1
+    assert len(file) == 1
     assert [owner(file, token) for token in (*gone, kept)] == [None, None, "gw-2"]
 
 
@@ -66,15 +65,19 @@ def test_a_gateway_id_that_the_file_cannot_hold_is_refused(tmp_path, gateway):
         tokens.add_token(tmp_path / "tokens", gateway)
 
 
-def test_a_file_that_goes_bad_leaves_the_tokens_read_before_in_force(tmp_path):
+def test_a_file_that_goes_bad_leaves_the_tokens_read_before_in_force(tmp_path, caplog):
     path = tmp_path / "tokens"
     token = tokens.add_token(path, "gw-1")
     file = tokens.TokenFile(path)
-    file.refresh()
     path.write_text("nonsense")
-    with pytest.raises(tokens.TokenFileError, match="line 1"):
-        file.refresh()
-    path.unlink()
-    with pytest.raises(tokens.TokenFileError, match="No such file"):
-        file.refresh()
     assert owner(file, token) == "gw-1"
+    assert "line 1" in caplog.text
+    path.unlink()
+    assert owner(file, token) == "gw-1"
+    assert owner(file, token) == "gw-1"
+    assert caplog.text.count("there is no such file") == 1
+
+
+def test_a_file_that_is_not_there_at_the_start_is_an_error_that_names_the_command(tmp_path):
+    with pytest.raises(tokens.TokenFileError, match="create it with `tidegate x`"):
+        tokens.TokenFile(tmp_path / "tokens", "tidegate x")
