@@ -42,6 +42,7 @@ from gateway.spool.duplicates import DuplicateFilter
 from gateway.spool.retention import Retention
 from gateway.spool.segments import SegmentWriter
 from gateway.spool.series_catalog import SeriesCatalog
+from gateway.status.active_config import ActiveConfig
 from gateway.status.certificates import CertificateMonitor
 from gateway.status.collector import StatusCollector, format_service_status
 
@@ -74,7 +75,6 @@ async def run_gateway(settings: GatewaySettings, control: Control) -> None:
         database = await Database.open(settings.spool.path)
         try:
             running.append(await build_runtime(settings, database))
-            running[0].active_config.path = str(control.config or "")
             await _run_tasks(running[0], control, watchdog)
         finally:
             await database.close()
@@ -194,21 +194,23 @@ def _build_http_ingress(
     return build_http_ingress(settings, database, committer, appender, catalog)
 
 
-def _build_endpoint(parts: Runtime, observer: StatusCollector) -> StatusEndpoint | None:
+def _build_endpoint(
+    parts: Runtime, collector: StatusCollector, active_config: ActiveConfig
+) -> StatusEndpoint | None:
     if not parts.settings.status.enabled:
         return None
     from gateway.web.endpoint import StatusEndpoint  # noqa: PLC0415 - brings a web server
 
-    return StatusEndpoint(parts, observer)
+    return StatusEndpoint(parts, collector, active_config)
 
 
 async def _run_tasks(parts: Runtime, control: Control, watchdog: Watchdog) -> None:
-    observer = StatusCollector(parts)
-    endpoint = _build_endpoint(parts, observer)
+    active_config = ActiveConfig(str(control.config or ""), time.time_ns() // 1000)
+    certificates = CertificateMonitor(lambda: parts.settings)
+    collector = StatusCollector(parts, certificates)
+    endpoint = _build_endpoint(parts, collector, active_config)
     stop_input, stop_processing, stop_output = asyncio.Event(), asyncio.Event(), asyncio.Event()
     shipping, notifier_supervisor = DeliverySupervisor(parts), NotifierSupervisor(parts)
-    parts.active_config.taken([])
-    parts.expiry = CertificateMonitor(lambda: parts.settings)
     if endpoint is not None:
         await endpoint.start()
     try:
@@ -226,7 +228,10 @@ async def _run_tasks(parts: Runtime, control: Control, watchdog: Watchdog) -> No
             shipping.start(stages)
             notifier_supervisor.start(stages)
             reloading = stages.create_task(
-                Reloader(parts, shipping, notifier_supervisor, control, watchdog).run(), name="reloader"
+                Reloader(
+                    parts, shipping, notifier_supervisor, control, watchdog, active_config=active_config
+                ).run(),
+                name="reloader",
             )
             upkeep = [
                 stages.create_task(parts.compaction.run(stop_output), name="compaction"),
@@ -235,8 +240,8 @@ async def _run_tasks(parts: Runtime, control: Control, watchdog: Watchdog) -> No
                     stages.create_task(retention.run(stop_output), name=retention.stage.name)
                     for retention in parts.record_retentions
                 ),
-                stages.create_task(observer.run(stop_output), name="observer"),
-                stages.create_task(parts.expiry.run(stop_output), name="expiry"),
+                stages.create_task(collector.run(stop_output), name="status collector"),
+                stages.create_task(certificates.run(stop_output), name="certificates"),
                 stages.create_task(trim_periodically(stop_output), name="heap"),
             ]
             _log_startup(parts)

@@ -1,6 +1,6 @@
 """Numbers, times and untrusted text as people read and write them. Pure.
 
-Ids, topics and payloads come from devices: whatever of them is printed passes through `escape_text`.
+Ids, topics and payloads come from devices: whatever is printed of them goes through `escape_text`.
 """
 
 from __future__ import annotations
@@ -32,18 +32,16 @@ def format_bytes(size: float) -> str:
 
 def format_duration(seconds: float) -> str:
     """93784 as "1 d 2 h"."""
+    if 0 < seconds < 1:
+        return f"{seconds:.1g} s"
     if seconds < _MINUTE:
         return f"{max(seconds, 0):.0f} s"
     if seconds >= 10 * _YEAR:
         return "over 10 years"
-    for large, small, names in ((_DAY, _HOUR, "dh"), (_HOUR, _MINUTE, "hm"), (_MINUTE, 1, "ms")):
-        if seconds >= large:
-            whole, rest = divmod(int(seconds), large)
-            return f"{whole} {_DURATION_UNIT[names[0]]} {rest // small} {_DURATION_UNIT[names[1]]}"
-    return f"{seconds:.0f} s"
-
-
-_DURATION_UNIT = {"d": "d", "h": "h", "m": "min", "s": "s"}
+    scales = ((_DAY, _HOUR, "d", "h"), (_HOUR, _MINUTE, "h", "min"), (_MINUTE, 1, "min", "s"))
+    large, small, unit, subunit = next(scale for scale in scales if seconds >= scale[0])
+    whole, rest = divmod(int(seconds), large)
+    return f"{whole} {unit} {rest // small} {subunit}"
 
 
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*(s|m|min|h|d|w)")
@@ -57,7 +55,7 @@ def parse_time_us(text: str, *, now_us: int) -> int:
     A time without an offset is UTC.
 
     Raises:
-        ValueError: the text is neither; the message says what is allowed.
+        ValueError: the text is not a time; the message says what is allowed.
     """
     text = text.strip()
     if text == "now":
@@ -68,7 +66,7 @@ def parse_time_us(text: str, *, now_us: int) -> int:
         at = datetime.fromisoformat(text)
     except ValueError:
         raise ValueError(
-            f"{text!r} is no moment; write how long ago (30min, 6h, 2d, 1w) "
+            f"{text!r} is not a time; write how long ago (30min, 6h, 2d, 1w) "
             "or a date and time (2026-05-01T12:00Z)"
         ) from None
     return ((at if at.tzinfo else at.replace(tzinfo=UTC)) - _EPOCH) // timedelta(microseconds=1)
@@ -90,21 +88,21 @@ def format_iso_time(at_us: int) -> str:
         return f"{at_us} us"
 
 
-def parse_duration_s(text: str) -> int:
-    """Whole seconds of `30s`, `1m`, `5min`, `1h`, `1d`.
+def parse_duration_s(text: str) -> float:
+    """Seconds of `0.5s`, `30s`, `1m`, `5min`, `1h`, `1d`.
 
     Raises:
-        ValueError: the text is none of these; the message says what is allowed.
+        ValueError: the text is not a positive duration; the message says what is allowed.
     """
     given = _DURATION.fullmatch(text.strip())
     seconds = float(given[1]) * _UNIT_S[given[2]] if given else 0.0
-    if seconds < 1 or seconds != int(seconds):
-        raise ValueError(f"{text!r} is no length of time; write whole seconds, such as 30s, 1m, 5min, 1h, 1d")
-    return int(seconds)
+    if seconds <= 0:
+        raise ValueError(f"{text!r} is not a duration; write for instance 30s, 1m, 5min, 1h, 1d")
+    return seconds
 
 
 def escape_text(text: str, limit: int | None = None) -> str:
-    r"""The text, what is not printable in it as an escape (\n, \x1b, \u202e), at most `limit` long.
+    r"""The text with what is not printable as an escape (\n, \x1b, \u202e), at most `limit` long.
 
     Control characters, terminal escapes, line breaks, direction marks and lone surrogates all count.
     """
@@ -119,5 +117,5 @@ def escape_text(text: str, limit: int | None = None) -> str:
 
 def escape_bytes(data: bytes, limit: int | None = None) -> str:
     r"""Bytes as text where they are UTF-8, other bytes as \xNN; safe to print."""
-    taken = data if limit is None else data[: limit * 4]
-    return escape_text(taken.decode("utf-8", "backslashreplace"), limit)
+    shown = data if limit is None else data[: limit * 4]
+    return escape_text(shown.decode("utf-8", "backslashreplace"), limit)

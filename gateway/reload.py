@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from gateway.settings.destinations import AnyDestination
     from gateway.settings.gateway_settings import GatewaySettings
     from gateway.spool.deliveries import Deliveries
+    from gateway.status.active_config import ActiveConfig
 
 _log = logging.getLogger(__name__)
 _SHIPPER_STOP_TIMEOUT_S = 10.0
@@ -240,8 +241,11 @@ class Reloader:
         notifier_supervisor: NotifierSupervisor,
         control: Control,
         watchdog: Watchdog,
+        *,
+        active_config: ActiveConfig,
     ) -> None:
         self._parts = parts
+        self._active_config = active_config
         self._delivery_supervisor = shipping
         self._notifier_supervisor = notifier_supervisor
         self._control = control
@@ -269,7 +273,7 @@ class Reloader:
 
     async def reload_once(self) -> list[str]:
         """Read the configuration and take it over; returns why it is refused, nothing when it was not."""
-        active_config = self._parts.active_config
+        active_config = self._active_config
         active_config.attempts += 1
         active_config.refused, active_config.changed = [], []
         config = self._control.config
@@ -338,8 +342,8 @@ class Reloader:
         await self._delivery_supervisor.change(new.destinations, made)
         await self._notifier_supervisor.change(new, notifiers)
         parts.settings = new
-        parts.active_config.taken(sorted(tuned | {f"destinations[{name}]" for name in made}))
-        _log.info("reloaded: %s", ", ".join(parts.active_config.changed) or "nothing differs")
+        self._active_config.activate(sorted(tuned | {f"destinations[{name}]" for name in made}))
+        _log.info("reloaded: %s", ", ".join(self._active_config.changed) or "nothing differs")
         return []
 
     async def _reload_changed_files(self) -> None:

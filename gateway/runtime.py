@@ -6,8 +6,6 @@ import asyncio
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from gateway.status.active_config import ActiveConfig
-
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
@@ -34,7 +32,6 @@ if TYPE_CHECKING:
     from gateway.spool.retention import Retention
     from gateway.spool.segments import SegmentWriter
     from gateway.spool.series_catalog import SeriesCatalog
-    from gateway.status.certificates import CertificateMonitor
 
 
 @dataclass(slots=True, eq=False)
@@ -104,8 +101,6 @@ class Runtime:
     record_retentions: tuple[Retention, ...]
     deliveries: Deliveries
     shippers: tuple[Shipper, ...]
-    active_config: ActiveConfig = field(default_factory=ActiveConfig)
-    expiry: CertificateMonitor | None = None
 
     def stages(self) -> Iterator[StageProgress]:
         """The progress of everything that runs, in the order the data flows: health and watchdog ask it."""

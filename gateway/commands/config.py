@@ -11,14 +11,19 @@ from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import httpx
-import msgspec
 import typer
 
 from cloud_sync.runtime.settings_file import InvalidSettingsError
 from gateway.commands import config_apply
 from gateway.commands.exit_errors import fail
-from gateway.commands.options import JsonOption, console, print_json, table
+from gateway.commands.options import (
+    JsonOption,
+    console,
+    load_settings_or_exit,
+    parse_settings_or_exit,
+    print_json,
+    table,
+)
 from gateway.humanize import escape_text
 from gateway.settings import gateway_settings
 from gateway.settings.config_changes import (
@@ -26,14 +31,14 @@ from gateway.settings.config_changes import (
     diff_settings,
     find_restart_reason,
     flatten_settings,
-    redact_value,
     resolve_config,
 )
 from gateway.settings.schema import ConfigKey, format_toml_value, list_keys, render_config_file
-from gateway.web.client import local_client, local_endpoint_url
+from gateway.status.active_config import ActiveConfigDocument, mask_settings
+from gateway.web.client import GatewayClientError, local_gateway_client
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from gateway.settings.gateway_settings import GatewaySettings
 
 _UNSAFE_CHARACTERS = re.compile(r"[^A-Za-z0-9._-]+")
 _EXAMPLE_REGION_URL = "https://region.example:8420"
@@ -41,10 +46,11 @@ _EXAMPLE_INFLUX_URL = "https://influx.example:8086"
 _EXAMPLE_BROKER_URL = "mqtts://broker.example:8883"
 _EXAMPLE_STICK_PATH = "/media/stick/readings"
 _DEFAULT_SPOOL_PATH = "/var/lib/tidegate/spool.db"
+EXIT_DIFFERENT = 1
 
 
 class Site(Enum):
-    """What a gateway is there for."""
+    """What the gateway is used for."""
 
     BARN = "barn"
     BROKER = "broker"
@@ -55,55 +61,60 @@ class Site(Enum):
 
 _PURPOSES = {
     Site.BARN: "devices publish to the gateway over TLS, with passwords; readings go to a region",
-    Site.BROKER: "the gateway reads an existing MQTT 5 broker; readings go to a region",
+    Site.BROKER: "the gateway subscribes to an existing MQTT 5 broker; readings go to a region",
     Site.CLOUD: "devices publish to the gateway over TLS, with passwords; readings go to an InfluxDB",
-    Site.STICK: "devices publish to the gateway over TLS, with passwords; readings leave on a stick",
-    Site.TRIAL: "everything on this machine, nothing asked of anyone; readings go to files beside the spool",
+    Site.STICK: "devices publish to the gateway over TLS, with passwords; readings go to a USB stick",
+    Site.TRIAL: "this machine only, without passwords; readings go to files beside the spool",
 }
 
 
 def init(
-    file: Annotated[Path, typer.Argument(help="Where to write it; - is standard output.")] = Path(
+    file: Annotated[Path, typer.Argument(help="The file to write; - for standard output.")] = Path(
         "gateway.toml"
     ),
     *,
     site: Annotated[
         Site,
         typer.Option(
-            help="What the gateway is there for. barn: devices here, a region above. broker: reads an "
-            "existing broker. cloud: to an InfluxDB. stick: to files that are carried away. trial: this "
-            "machine only."
+            help="What the gateway is used for. barn: local devices, delivery to a region. broker: reads an "
+            "existing broker. cloud: delivery to an InfluxDB. stick: delivery to files on a USB stick. "
+            "trial: this machine only."
         ),
     ] = Site.BARN,
     gateway_id: Annotated[
-        str | None, typer.Option(help="The gateway's name upstream; this machine's without it.")
+        str | None, typer.Option(help="The gateway's name upstream; the host name by default.")
     ] = None,
     spool: Annotated[Path | None, typer.Option(help="The spool's file.")] = None,
-    url: Annotated[str | None, typer.Option(help="The destination's address.")] = None,
-    broker: Annotated[str | None, typer.Option(help="The broker's address (broker).")] = None,
-    force: Annotated[bool, typer.Option("--force", help="Write over a file that is there.")] = False,
+    url: Annotated[str | None, typer.Option(help="The destination's URL.")] = None,
+    broker: Annotated[str | None, typer.Option(help="With --site broker: the broker's URL.")] = None,
+    force: Annotated[bool, typer.Option("--force", help="Overwrite an existing file.")] = False,
 ) -> None:
-    """Write a configuration with every key, its default and what it is for; what the site needs is in force.
+    """Write a configuration that lists every key with default and description; the site's keys are set.
 
-    In a terminal it asks for what no option says; otherwise it takes an example. What is still missing then,
-    such as a token, is told.
+    On a terminal it prompts for values that no option gives; otherwise it uses examples. It then lists what
+    is still missing, such as a token.
 
-    Exit codes: 0, or 2 when the file is there already or an answer cannot be used.
+    Exit codes: 0, or 2 when the file exists already or a value cannot be used.
     """
     to_stdout = str(file) == "-"
     if not to_stdout and file.exists() and not force:
-        fail(f"{file} is there already; write elsewhere, or over it with --force")
-    asking = not to_stdout and sys.stdin.isatty() and sys.stdout.isatty()
+        fail(f"{file} exists already; choose another name, or overwrite it with --force")
+    prompt = not to_stdout and sys.stdin.isatty() and sys.stdout.isatty()
     chosen = _site_tables(
         site,
-        _option_or_prompt(asking, gateway_id, "The gateway's name upstream", _hostname()),
+        _option_or_prompt(gateway_id, "The gateway's name upstream", _hostname(), prompt=prompt),
         spool or Path("spool.db" if site is Site.TRIAL else _DEFAULT_SPOOL_PATH),
         _option_or_prompt(
-            asking and site in _EXAMPLE_URLS, url, "Where readings go", _EXAMPLE_URLS.get(site, "")
+            url,
+            "The destination's URL",
+            _EXAMPLE_URLS.get(site, ""),
+            prompt=prompt and site in _EXAMPLE_URLS,
         ),
-        _option_or_prompt(asking and site is Site.BROKER, broker, "The broker to read", _EXAMPLE_BROKER_URL),
+        _option_or_prompt(
+            broker, "The broker's URL", _EXAMPLE_BROKER_URL, prompt=prompt and site is Site.BROKER
+        ),
     )
-    head = f"A gateway's configuration, for: {_PURPOSES[site]}.\n{_HEAD.format(file=file.name)}"
+    head = f"Configuration of a gateway: {_PURPOSES[site]}.\n{_HEAD.format(file=file.name)}"
     text = render_config_file(gateway_settings.GatewaySettings, chosen, head)
     if to_stdout:
         typer.echo(text, nl=False)
@@ -118,19 +129,19 @@ _EXAMPLE_URLS = {
     Site.CLOUD: _EXAMPLE_INFLUX_URL,
 }
 _HEAD = """
-Lines that begin with "#" and a key show that key with its default, or with an example where there is none;
-take the "#" away to change it. Check the file before a gateway runs with it:
+Lines that begin with "#" and a key show that key with its default, or with an example if it has none;
+remove the "#" to change it. Check the file before starting a gateway with it:
 
     tidegate config check {file}
 
-Paths are relative to the folder this file is in. Any key can be given by the environment instead:
+Paths are relative to the folder of this file. An environment variable overrides a key:
 TIDEGATE_GATEWAY_INGRESS__LISTEN__PORT=1884 overrides ingress.listen.port."""
 
 
 def _site_tables(site: Site, gateway_id: str, spool: Path, url: str, broker: str) -> dict[str, Any]:
-    """What is in force for a site, as the tables of the file."""
-    guarded = {
-        "host": "0.0.0.0",  # noqa: S104 - devices are elsewhere; TLS and passwords are asked for
+    """The keys that are set for a site, as the tables of the file."""
+    tls_listener = {
+        "host": "0.0.0.0",  # noqa: S104 - devices connect from elsewhere, with TLS and passwords
         "port": 8883,
         "tls_cert_file": "server.pem",
         "tls_key_file": "server.key",
@@ -147,17 +158,17 @@ def _site_tables(site: Site, gateway_id: str, spool: Path, url: str, broker: str
     }
     stick = {"name": "stick", "kind": "file", "directory": _EXAMPLE_STICK_PATH, "create": False}
     files = {"name": "files", "kind": "file", "directory": str(spool.parent / "readings"), "compress": False}
-    reading = {
+    subscription = {
         "url": broker,
         "filters": ["sensors/#"],
         "username": gateway_id,
         "password_file": "secrets/broker.password",
     }
     ingress, destination = {
-        Site.BARN: ({"listen": guarded}, region),
-        Site.BROKER: ({"subscribe": [reading]}, region),
-        Site.CLOUD: ({"listen": guarded}, cloud),
-        Site.STICK: ({"listen": guarded}, stick),
+        Site.BARN: ({"listen": tls_listener}, region),
+        Site.BROKER: ({"subscribe": [subscription]}, region),
+        Site.CLOUD: ({"listen": tls_listener}, cloud),
+        Site.STICK: ({"listen": tls_listener}, stick),
         Site.TRIAL: ({}, files),
     }[site]
     return {
@@ -168,10 +179,10 @@ def _site_tables(site: Site, gateway_id: str, spool: Path, url: str, broker: str
     }
 
 
-def _option_or_prompt(asking: bool, option: str | None, question: str, example: str) -> str:  # noqa: FBT001 - worded at the call
+def _option_or_prompt(option: str | None, question: str, example: str, *, prompt: bool) -> str:
     if option is not None:
         return option
-    return str(typer.prompt(question, default=example)) if asking else example
+    return str(typer.prompt(question, default=example)) if prompt else example
 
 
 def _hostname() -> str:
@@ -184,52 +195,46 @@ def _write_config(file: Path, text: str, *, force: bool) -> None:
         with os.fdopen(os.open(file, flags, 0o644), "w", encoding="utf-8") as out:
             out.write(text)
     except FileExistsError:
-        fail(f"{file} is there already; write elsewhere, or over it with --force")
+        fail(f"{file} exists already; choose another name, or overwrite it with --force")
     except OSError as fault:
         fail(f"{file}: {fault.strerror or fault}")
 
 
 def _print_next_steps(file: Path) -> None:
-    """What is still to be done before a gateway can run with it."""
+    """Name what is missing before a gateway can run with it."""
     try:
         gateway_settings.load_settings(file)
     except InvalidSettingsError as fault:
-        typer.echo(f"{file}: written. Before a gateway runs with it:")
+        typer.echo(f"{file}: written. Still needed before a gateway can start with it:")
         for entry in fault.faults:
             typer.echo(f"  {entry.key}: {entry.what}")
         return
-    typer.echo(f"{file}: written. Run it: tidegate gateway --config {file}")
+    typer.echo(f"{file}: written. Start the gateway: tidegate gateway --config {file}")
 
 
 app = typer.Typer(add_completion=False, no_args_is_help=True)
 app.command()(init)
 app.command()(config_apply.apply)
-
-EXIT_DIFFERENT = 1
-_TIMEOUT_S = 5.0
 _BRACKETS = re.compile(r"\[[^\]]*\]|\{[^}]*\}")
 _FileArgument = Annotated[Path | None, typer.Argument(help="The gateway's TOML file.")]
-_ConfigOption = Annotated[Path | None, typer.Option("--config", "-c", help="The same, as an option.")]
+_ConfigOption = Annotated[Path | None, typer.Option("--config", "-c", help="The same as FILE.")]
 
 
 @app.callback()
 def config() -> None:
-    """Write, check, explain and compare configurations, and bring one into force."""
+    """Write, check, explain, compare and apply configurations."""
 
 
 @app.command()
 def check(file: _FileArgument = None, config: _ConfigOption = None) -> None:
-    """Report every fault at once, each with its file and key.
+    """Report every error at once, each with its file and key.
 
-    Exit codes: 0, or 2 when there is a fault.
+    Exit codes: 0, or 2 when there is an error.
     """
     path = _config_path(file, config, "check")
-    try:
-        given = gateway_settings.load_settings(path)
-    except InvalidSettingsError as fault:
-        fail(str(fault))
-    names = ", ".join(f"{d.name} ({d.kind})" for d in given.destinations) or "none"
-    typer.echo(f"{path}: ok. gateway {given.gateway_id}, destinations: {names}")
+    settings = load_settings_or_exit(path)
+    names = ", ".join(f"{d.name} ({d.kind})" for d in settings.destinations) or "none"
+    typer.echo(f"{path}: ok. gateway {settings.gateway_id}, destinations: {names}")
 
 
 @app.command()
@@ -237,14 +242,16 @@ def show(
     file: _FileArgument = None,
     config: _ConfigOption = None,
     *,
-    changed: Annotated[bool, typer.Option("--changed", help="Leave out what is the default.")] = False,
+    changed: Annotated[
+        bool, typer.Option("--changed", help="Leave out keys that have their default.")
+    ] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Show the value of every key that is in force, and where it was said: file, environment or default.
+    """Show the value of every key and where it comes from: file, environment or default.
 
-    Secrets are masked. Files that settings name are not looked at; `check` does that.
+    Secrets are masked. Files that settings name are not read; `check` does that.
 
-    Exit codes: 0, or 2 when the configuration has faults.
+    Exit codes: 0, or 2 when the configuration has errors.
     """
     path = _config_path(file, config, "show")
     try:
@@ -263,14 +270,14 @@ def show(
 @app.command()
 def explain(
     key: Annotated[
-        str | None, typer.Argument(help="A key such as spool.path or destinations.url; none for all.")
+        str | None, typer.Argument(help="A key such as spool.path or destinations.url; all keys if omitted.")
     ] = None,
     *,
     as_json: JsonOption = False,
 ) -> None:
-    """Say what a key is for: type, unit, default, what is allowed, an example, and what a change takes.
+    """Describe a key: type, unit, default, allowed values, an example, and whether a change needs a restart.
 
-    A table's name lists its keys. A last part such as `port` finds every key of that name.
+    The name of a table lists its keys. A last part such as `port` finds every key of that name.
 
     Exit codes: 0, or 2 when there is no such key.
     """
@@ -289,7 +296,7 @@ def explain(
         for entry in found:
             typer.echo(_explanation(entry))
     else:
-        rows = table("key", "of", "type", "default", "what it is")
+        rows = table("key", "kind", "type", "default", "description")
         for entry in found:
             default = (
                 "(required)" if entry.required else "" if entry.is_table else _format_value(entry.default)
@@ -300,35 +307,30 @@ def explain(
 
 @app.command()
 def diff(
-    old: Annotated[Path, typer.Argument(help="The configuration now.")],
+    old: Annotated[Path, typer.Argument(help="The present configuration.")],
     new: Annotated[
-        Path | None, typer.Argument(help="The one to come; without it OLD is compared with what runs.")
+        Path | None, typer.Argument(help="The new one; if omitted, OLD is compared with the running gateway.")
     ] = None,
     *,
     running: Annotated[
-        bool, typer.Option("--running", help="Compare OLD with what the running gateway has in force.")
+        bool, typer.Option("--running", help="Compare OLD with the running gateway's configuration.")
     ] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Say what would change, key by key, and whether a reload suffices or a restart is needed.
+    """Show what differs, key by key, and whether a reload is enough or a restart is needed.
 
-    Against the running gateway the change is from what it has in force to what the file says now.
+    Compared with the running gateway, the change is from its active values to those of the file.
 
-    Exit codes: 0 when nothing differs, 1 when something does, 2 when a configuration has faults.
+    Exit codes: 0 no difference, 1 differences, 2 a configuration has errors.
     """
     if running and new is not None:
-        fail("name one file with --running: it is compared with what the gateway has in force")
-    try:
-        given = gateway_settings.parse_settings_file(old)
-        was, becomes = (
-            flatten_settings(given),
-            flatten_settings(gateway_settings.parse_settings_file(new)) if new is not None else {},
-        )
-    except InvalidSettingsError as fault:
-        fail(str(fault))
+        fail("--running takes one file: it is compared with the running gateway's configuration")
+    settings = parse_settings_or_exit(old)
     if new is None:
-        was, becomes = fetch_running_values(given), _mask_values(was)
-    found = diff_settings(was, becomes)
+        before, after = _fetch_running_values(settings), mask_settings(settings)
+    else:
+        before, after = flatten_settings(settings), flatten_settings(parse_settings_or_exit(new))
+    found = diff_settings(before, after)
     restart = [change for change in found if change.restart]
     if as_json:
         print_json(
@@ -339,30 +341,23 @@ def diff(
             typer.echo(escape_text(str(change)))
         typer.echo(
             {
-                "nothing": "nothing differs",
-                "reload": "a reload suffices: systemctl reload, or SIGHUP to the gateway",
-                "restart": f"a restart is needed for {len(restart)} of {len(found)}; a reload is refused",
+                "nothing": "no difference",
+                "reload": "a reload is enough: systemctl reload, or SIGHUP to the gateway",
+                "restart": f"{len(restart)} of {len(found)} changes need a restart; a reload is refused",
             }[_required_action(len(found), len(restart))]
         )
     raise typer.Exit(EXIT_DIFFERENT if found else 0)
 
 
-def fetch_running_values(given: gateway_settings.GatewaySettings) -> dict[str, Any]:
-    """What the gateway that serves this configuration's status endpoint has in force, masked."""
-    if not given.status.enabled:
-        fail("the running gateway cannot be asked: [status] is not enabled")
-    url = f"{local_endpoint_url(given.status)}/config"
+def _fetch_running_values(settings: GatewaySettings) -> dict[str, Any]:
+    """The active values, masked, of the gateway that serves this configuration's status endpoint."""
+    client = local_gateway_client(settings.status)
+    if client is None:
+        fail("the running gateway cannot be queried: [status] is not enabled")
     try:
-        with local_client(_TIMEOUT_S) as client:
-            answer = client.get(url).raise_for_status()
-        values: dict[str, Any] = msgspec.json.decode(answer.content, type=dict[str, Any])["values"]
-    except (httpx.HTTPError, httpx.InvalidURL, msgspec.DecodeError, KeyError) as fault:
-        fail(f"no gateway says at {url} what it has in force: {fault}")
-    return values
-
-
-def _mask_values(values: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: redact_value(key, value) for key, value in values.items()}
+        return client.get("/config", ActiveConfigDocument).values
+    except GatewayClientError as error:
+        fail(f"no gateway answers with its active configuration: {error}")
 
 
 def _required_action(changed: int, restarts: int) -> str:
@@ -372,13 +367,13 @@ def _required_action(changed: int, restarts: int) -> str:
 def _config_path(file: Path | None, config: Path | None, command: str) -> Path:
     path = file or config
     if path is None:
-        fail(f"name the configuration: tidegate config {command} FILE")
+        fail(f"name the configuration file: tidegate config {command} FILE")
     return path
 
 
-def _find_keys(keys: list[ConfigKey], asked: str) -> list[ConfigKey]:
-    """The key that is asked for, else what is in the table of that name, else keys whose last part it is."""
-    name = _strip_brackets(asked)
+def _find_keys(keys: list[ConfigKey], text: str) -> list[ConfigKey]:
+    """The key of that path, else the keys of that table, else the keys with that last part."""
+    name = _strip_brackets(text)
     exact = [key for key in keys if _strip_brackets(key.path) == name]
     if exact and not exact[0].is_table:
         return exact
@@ -387,7 +382,6 @@ def _find_keys(keys: list[ConfigKey], asked: str) -> list[ConfigKey]:
 
 
 def _strip_brackets(path: str) -> str:
-    """A path without brackets and what is in them."""
     return _BRACKETS.sub("", path)
 
 
@@ -410,7 +404,7 @@ def _explanation(key: ConfigKey) -> str:
         "  example:",
         *([f"    {header}"] if key.table else []),
         f"    {key.name} = {format_toml_value(key.example)}",
-        f"  a change takes a {'restart: ' + reason if reason else 'reload'}",
+        f"  a change needs a {'restart: ' + reason if reason else 'reload'}",
     ]
     if "[]" not in key.path:
         lines.append(f"  environment: {_environment_variable(key.path)}")

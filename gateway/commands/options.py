@@ -8,13 +8,15 @@ import sys
 import time
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
+from typing import TYPE_CHECKING, Annotated, NamedTuple
 
 import msgspec
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+from rich.table import Table
 
+from cloud_sync.runtime.secret_files import read_secret
 from cloud_sync.runtime.settings_file import InvalidSettingsError
 from gateway.commands.exit_errors import fail
 from gateway.humanize import parse_time_us
@@ -25,11 +27,13 @@ from gateway.spooltools.reading_selection import ReadingFilter
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from gateway.settings.gateway_settings import GatewaySettings
+
 EXIT_FOUND = 1
 _PIPE_WIDTH = 240
 
 SpoolArgument = Annotated[
-    Path | None, typer.Argument(metavar="[SPOOL]", help="The spool's file. Or name it by --config.")
+    Path | None, typer.Argument(metavar="[SPOOL]", help="The spool's file, unless --config names it.")
 ]
 ConfigOption = Annotated[
     Path | None, typer.Option("--config", "-c", help="The gateway's TOML file, which names the spool.")
@@ -40,23 +44,25 @@ SeriesOption = Annotated[
     typer.Option(
         "--series",
         metavar="ID/TYPE",
-        help="Only these series: exact, or with *, ? and [..]; ID alone is all its types. Repeatable.",
+        help="Only these series: a name, or a pattern with *, ? and [..]; ID alone: all types. Repeatable.",
     ),
 ]
 SinceOption = Annotated[
     str | None,
     typer.Option(
-        metavar="WHEN", help="Readings from then on: 30min, 6h, 2d (ago), or 2026-05-01T12:00 (UTC)."
+        metavar="WHEN", help="Start of the time range: 30min, 6h, 2d (ago), or 2026-05-01T12:00 (UTC)."
     ),
 ]
-UntilOption = Annotated[str | None, typer.Option(metavar="WHEN", help="Readings before then; as --since.")]
+UntilOption = Annotated[
+    str | None, typer.Option(metavar="WHEN", help="End of the time range (exclusive); same forms as --since.")
+]
 
 
 class NamedSpool(NamedTuple):
-    """A spool that was named, with the settings when it was named by them."""
+    """A spool, with the settings when --config named it."""
 
     path: Path
-    settings: gateway_settings.GatewaySettings | None
+    settings: GatewaySettings | None
 
     @property
     def gateway_id(self) -> str | None:
@@ -65,21 +71,42 @@ class NamedSpool(NamedTuple):
 
 
 def resolve_spool(spool: Path | None, config: Path | None) -> NamedSpool:
-    """The spool a command is about; ends the program when it is not named, or named twice."""
+    """The spool a command works on; ends the program when it is not named, or named twice."""
     if (spool is None) == (config is None):
         fail("name the spool: its file, or --config FILE" + ("" if spool is None else ", not both"))
     if spool is not None:
         return NamedSpool(spool, None)
     assert config is not None
+    settings = load_settings_or_exit(config)
+    return NamedSpool(settings.spool.path, settings)
+
+
+def load_settings_or_exit(config: Path) -> GatewaySettings:
+    """The settings, with the files they name checked; errors end the program."""
     try:
-        given = gateway_settings.load_settings(config)
-    except InvalidSettingsError as fault:
-        fail(str(fault))
-    return NamedSpool(given.spool.path, given)
+        return gateway_settings.load_settings(config)
+    except InvalidSettingsError as error:
+        fail(str(error))
+
+
+def parse_settings_or_exit(config: Path) -> GatewaySettings:
+    """The settings, whatever is in the files they name; errors end the program."""
+    try:
+        return gateway_settings.parse_settings_file(config)
+    except InvalidSettingsError as error:
+        fail(str(error))
+
+
+def read_secret_or_exit(path: Path) -> str:
+    """The first line of a file; errors end the program."""
+    try:
+        return read_secret(path)
+    except (OSError, UnicodeDecodeError) as error:
+        fail(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}")
 
 
 def build_selection(series: list[str] | None, since: str | None, until: str | None) -> ReadingFilter:
-    """What the options select; ends the program when they cannot be read."""
+    """The filter that the options describe; ends the program when they cannot be parsed."""
     now_us = time.time_ns() // 1000
     bounds: dict[str, int | None] = {}
     for option, text in (("--since", since), ("--until", until)):
@@ -103,22 +130,18 @@ def exit_on_spool_error() -> Iterator[None]:
 
 
 def print_json(document: object) -> None:
-    """Print a document as JSON, ASCII only, so that no text in it can move a terminal."""
+    """Print a document as JSON, ASCII only, so that no text in it can control a terminal."""
     typer.echo(json.dumps(msgspec.to_builtins(document)))
 
 
 def console() -> Console:
-    """Standard output; wide enough not to cut tables when it is no terminal."""
-    out = Console(highlight=False, markup=False)
-    if not out.is_terminal and "COLUMNS" not in os.environ:
-        return Console(highlight=False, markup=False, width=_PIPE_WIDTH)
-    return out
+    """Standard output; wide enough not to cut tables when it is not a terminal."""
+    piped = not sys.stdout.isatty() and "COLUMNS" not in os.environ
+    return Console(highlight=False, markup=False, width=_PIPE_WIDTH if piped else None)
 
 
-def table(*columns: str, right: tuple[str, ...] = ()) -> Any:
-    """A table without lines, its cells taken as they are."""
-    from rich.table import Table  # noqa: PLC0415 - slow to import, and not needed for --json
-
+def table(*columns: str, right: tuple[str, ...] = ()) -> Table:
+    """A table without lines; long cells are folded."""
     made = Table(box=None, pad_edge=False)
     for column in columns:
         made.add_column(column, justify="right" if column in right else "left", overflow="fold")
@@ -129,22 +152,22 @@ _REFRESH_PER_S = 5
 
 
 class ProgressBar:
-    """A `Watcher` that people see. Until its length is said it only moves."""
+    """A `ProgressListener` on the terminal; indeterminate until `total` is called."""
 
     def __init__(self, progress: Progress, title: str) -> None:
         self._progress = progress
         self._task = progress.add_task(title, total=None)
 
     def name(self, title: str) -> None:
-        """Say what is being done."""
+        """Name the present step."""
         self._progress.update(self._task, description=title)
 
     def total(self, total: int) -> None:
-        """Say how much there is to do."""
+        """Set the number of items to do."""
         self._progress.update(self._task, total=total)
 
     def advance(self, done: int = 1) -> None:
-        """Say that so much more is done."""
+        """Count items as done."""
         self._progress.advance(self._task, done)
 
 

@@ -139,14 +139,16 @@ def _build_question(  # noqa: PLR0917 - the options of one command
     every_s = None
     if every is not None:
         try:
-            every_s = 0 if every == "raw" else parse_duration_s(every)
-        except ValueError as fault:
-            fail(f"--every: {fault}, or raw")
+            every_s = 0.0 if every == "raw" else parse_duration_s(every)
+        except ValueError as error:
+            fail(f"--every: {error}, or raw")
+        if every_s % 1:
+            fail(f"--every: {every} is not a whole number of seconds")
     if average and (points is not None or every_s == 0 or form == "chart"):
         fail("--average goes over windows: with --every, and without --points and chart")
     if form == "chart" and points is None:
         points = _CHART_POINTS
-    question = SeriesQuery(bounds[0], bounds[1], every_s, points, average)
+    question = SeriesQuery(bounds[0], bounds[1], None if every_s is None else int(every_s), points, average)
     if average and not question.window_s:
         fail("--average goes over windows: say how long they are with --every")
     return question

@@ -8,8 +8,6 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, NoReturn, TypeVar
 
-import httpx
-import msgspec
 import typer
 
 from gateway.commands.exit_errors import fail
@@ -35,7 +33,7 @@ from gateway.spool.errors import SpoolInUseError
 from gateway.spool.series_catalog import DEFAULT_MAX_SERIES
 from gateway.spooltools.quarantine_retry import RetryResult
 from gateway.spooltools.quarantine_retry import retry_stopped_spool as retry_items
-from gateway.web.client import local_client, local_endpoint_url
+from gateway.web.client import GatewayClientError, local_gateway_client
 
 if TYPE_CHECKING:
     from gateway.spool.quarantine_items import StoredQuarantineItem
@@ -45,23 +43,23 @@ _REQUEST_TIMEOUT_S = 3600.0
 
 
 def post_to_gateway(which: NamedSpool, path: str, body: object, answer: type[T], fault: SpoolInUseError) -> T:
-    """POST `body` to the running gateway's own endpoint; `fault` is why it has to be asked.
+    """POST `body` to the gateway that runs on a spool; `fault` is why this command cannot write to it.
 
     Raises:
-        SpoolInUse: it is not known where the gateway listens, or it does not answer there.
+        SpoolInUseError: the gateway's address is not known, or it does not answer there.
     """
-    if which.settings is None or not which.settings.status.enabled:
+    client = (
+        None if which.settings is None else local_gateway_client(which.settings.status, _REQUEST_TIMEOUT_S)
+    )
+    if client is None:
         raise SpoolInUseError(
-            f"{fault}. Only the gateway writes to its spool: name it by --config, with [status] enabled, "
-            "so that it can be asked, or stop the gateway first"
+            f"{fault}. Only the gateway writes to its spool: use --config, with [status] enabled, so that "
+            "this command can ask the gateway to do it, or stop the gateway first"
         ) from fault
-    url = local_endpoint_url(which.settings.status) + path
     try:
-        with local_client(_REQUEST_TIMEOUT_S) as client:
-            reply = client.post(url, json=body).raise_for_status()
-        return msgspec.json.decode(reply.content, type=answer)
-    except (httpx.HTTPError, httpx.InvalidURL, msgspec.DecodeError) as unanswered:
-        raise SpoolInUseError(f"{fault}, and does not answer at {url}: {unanswered}") from unanswered
+        return client.post(path, body, answer)
+    except GatewayClientError as error:
+        raise SpoolInUseError(f"{fault}, and does not answer: {error}") from error
 
 
 app = typer.Typer(add_completion=False, no_args_is_help=True)

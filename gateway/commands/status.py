@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import Annotated, TypeVar
+from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import httpx
 import msgspec
@@ -13,27 +13,30 @@ from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.text import Text
 
-from cloud_sync.runtime.secret_files import read_secret
-from cloud_sync.runtime.settings_file import InvalidSettingsError
 from gateway.commands.exit_errors import fail
+from gateway.commands.options import exit_on_spool_error, load_settings_or_exit, read_secret_or_exit
 from gateway.commands.status_display import render_chart, render_status
 from gateway.humanize import escape_text
-from gateway.query.series_chart import Chart
-from gateway.settings import gateway_settings
-from gateway.spool.errors import SpoolError
-from gateway.status.collector import build_stopped_status, read_stopped_chart
+from gateway.query.series_chart import Chart, ChartSeries, ChartSteps, read_chart
+from gateway.spool.series_catalog import read_all_series
+from gateway.spool.spool_file import open_spool_read_only
+from gateway.status.collector import read_stopped_status
 from gateway.status.document import Status
-from gateway.web.client import local_client, local_endpoint_url
+from gateway.web.client import GatewayClient, GatewayClientError, local_gateway_client
 
-app = typer.Typer(add_completion=False)
-_TIMEOUT_S = 5.0
-_REFRESH_S = 2.0
+if TYPE_CHECKING:
+    from gateway.settings.gateway_settings import GatewaySettings
 
 T = TypeVar("T")
+app = typer.Typer(add_completion=False)
+_REFRESH_S = 2.0
+_DAY_US = 86_400_000_000
+_CHART_STEPS = 288
 
 
 @app.command()
-def status(  # noqa: PLR0917 - typer reads the parameters as options
+def status(
+    *,
     config: Annotated[Path | None, typer.Option("--config", "-c", help="The gateway's TOML file.")] = None,
     url: Annotated[
         str | None, typer.Option(help="A running gateway's endpoint, e.g. http://127.0.0.1:8421.")
@@ -42,105 +45,106 @@ def status(  # noqa: PLR0917 - typer reads the parameters as options
         Path | None,
         typer.Option(help="With --url, from another machine: a file whose first line is a token."),
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the document as JSON.")] = False,  # noqa: FBT002 - typer's way to say a flag
-    watch: Annotated[bool, typer.Option("--watch", "-w", help="Go on showing it until Ctrl-C.")] = False,  # noqa: FBT002 - the same
-    every: Annotated[float, typer.Option(min=0.2, help="With --watch: seconds between looks.")] = _REFRESH_S,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the document as JSON.")] = False,
+    watch: Annotated[bool, typer.Option("--watch", "-w", help="Refresh until Ctrl-C.")] = False,
+    every: Annotated[
+        float, typer.Option(min=0.2, help="With --watch: seconds between refreshes.")
+    ] = _REFRESH_S,
     series: Annotated[
-        str | None, typer.Option(metavar="SENSOR/TYPE", help="Also draw a day of this series.")
+        str | None, typer.Option(metavar="SENSOR/TYPE", help="Also draw the last day of this series.")
     ] = None,
 ) -> None:
-    """Show what comes in, what is still to deliver, what is kept, and what is wrong.
+    """Show what comes in, what is still to be delivered, what is stored, and what is wrong.
 
-    The same as the status page. A gateway that is not running is read from its spool, and said to be stopped.
+    The same as the status page. When the gateway is not running, its spool is read instead.
     """
     if config is None and url is None:
         fail("name the gateway: --config FILE, or --url http://127.0.0.1:8421")
     if series is not None and not all(series.partition("/")):
         fail(f"--series {series}: expected SENSOR/TYPE, such as stall-1/temperature")
-    source = _StatusSource(config, url, token_file, series)
-    if watch:
-        _watch_status(source, every, as_json=as_json)
-        return
-    document, chart = source.look()
-    if as_json:
-        typer.echo(msgspec.json.encode(document))
-        return
+    settings = None if config is None else load_settings_or_exit(config)
+    client = None if settings is None else local_gateway_client(settings.status)
+    if url is not None:
+        client = GatewayClient(url, token="" if token_file is None else read_secret_or_exit(token_file))
+    source = _StatusSource(client, settings, series)
     console = Console()
-    console.print(_render(document, chart, source.series, console.width))
-
-
-class _StatusSource:
-    """Where the document comes from, decided at the first look."""
-
-    def __init__(
-        self, config: Path | None, url: str | None, token_file: Path | None, series: str | None
-    ) -> None:
-        self.series = series
-        self._settings = None
-        try:
-            self._settings = None if config is None else gateway_settings.load_settings(config)
-        except InvalidSettingsError as fault:
-            fail(str(fault))
-        if url is not None:
-            headers = {"Authorization": f"Bearer {_read_token(token_file)}"} if token_file is not None else {}
-            self._client: httpx.Client | None = httpx.Client(
-                timeout=_TIMEOUT_S, trust_env=False, headers=headers
-            )
-            self._url = url.rstrip("/")
-        elif self._settings is not None and self._settings.status.enabled:
-            self._client, self._url = local_client(_TIMEOUT_S), local_endpoint_url(self._settings.status)
-        else:
-            self._client, self._url = None, ""
-
-    def look(self) -> tuple[Status, Chart | None]:
-        """The document, and the chart that was asked for if there is one."""
-        document = self._asked("/status", Status)
-        if document is not None and (
-            self._settings is None or document.gateway_id == self._settings.gateway_id
-        ):
-            if self.series is None:
-                return document, None
-            sensor_id, _, sensor_type = self.series.partition("/")
-            return document, self._asked("/chart", Chart, sensor_id=sensor_id, sensor_type=sensor_type)
-        if self._settings is None:
-            fail(f"{self._url}: no gateway answers there")
-        try:
-            document = build_stopped_status(self._settings)
-            return document, None if self.series is None else read_stopped_chart(self._settings, self.series)
-        except SpoolError as fault:
-            fail(str(fault))
-
-    def _asked(self, path: str, kind: type[T], **query: str) -> T | None:
-        if self._client is None:
-            return None
-        try:
-            answer = self._client.get(self._url + path, params=query)
-            if answer.status_code == httpx.codes.UNAUTHORIZED:
-                fail(f"{self._url}: from another machine this takes a token: --token-file FILE")
-            return msgspec.json.decode(answer.content, type=kind)
-        except (httpx.HTTPError, httpx.InvalidURL, msgspec.DecodeError):
-            return None
-
-
-def _watch_status(source: _StatusSource, every_s: float, *, as_json: bool) -> None:
-    """Look again and again: in place on a terminal, one document after another elsewhere."""
-    console = Console()
+    if not watch:
+        _print_status(source, console, as_json=as_json)
+        return
     try:
         if as_json or not console.is_terminal:
             while True:
-                document, chart = source.look()
-                if as_json:
-                    typer.echo(msgspec.json.encode(document))
-                else:
-                    console.print(_render(document, chart, source.series, console.width))
-                time.sleep(every_s)
+                _print_status(source, console, as_json=as_json)
+                time.sleep(every)
         with Live(console=console, screen=True, auto_refresh=False) as live:
             while True:
-                document, chart = source.look()
-                live.update(_render(document, chart, source.series, console.width), refresh=True)
-                time.sleep(every_s)
+                live.update(_render(*source.read(), series, console.width), refresh=True)
+                time.sleep(every)
     except KeyboardInterrupt:
         return
+
+
+class _StatusSource:
+    """The running gateway when one answers, else the spool of the configuration."""
+
+    def __init__(
+        self, client: GatewayClient | None, settings: GatewaySettings | None, series: str | None
+    ) -> None:
+        self._client, self._settings, self.series = client, settings, series
+
+    def read(self) -> tuple[Status, Chart | None]:
+        """The document, and the chart of the series if it was asked for and is known."""
+        document = None if self._client is None else _fetch(self._client, "/status", Status)
+        is_ours = document is not None and (
+            self._settings is None or document.gateway_id == self._settings.gateway_id
+        )
+        sensor_id, _, sensor_type = (self.series or "").partition("/")
+        if self._client is not None and document is not None and is_ours:
+            chart = None
+            if self.series is not None:
+                query = {"sensor_id": sensor_id, "sensor_type": sensor_type}
+                chart = _fetch(self._client, "/chart", Chart, **query)
+            return document, chart
+        if self._settings is None:
+            fail(f"{self._client and self._client.url}: no gateway answers")
+        with exit_on_spool_error():
+            document = read_stopped_status(self._settings)
+            chart = None
+            if self.series is not None:
+                chart = _read_stopped_chart(self._settings.spool.path, sensor_id, sensor_type)
+        return document, chart
+
+
+def _fetch(client: GatewayClient, path: str, answer: type[T], **query: str) -> T | None:
+    try:
+        return client.get(path, answer, **query)
+    except GatewayClientError as error:
+        if error.status == httpx.codes.UNAUTHORIZED:
+            fail(f"{client.url}: a token is required from another machine: --token-file FILE")
+        return None
+
+
+def _read_stopped_chart(path: Path, sensor_id: str, sensor_type: str) -> Chart | None:
+    with open_spool_read_only(path) as connection:
+        states = [
+            (number, series)
+            for number, series in read_all_series(connection)
+            if (series.sensor_id, series.sensor_type) == (sensor_id, sensor_type)
+        ]
+    if not states:
+        return None
+    name = ChartSeries(sensor_id, sensor_type, dict(states[-1][1].attributes).get("unit", ""))
+    until_us = time.time_ns() // 1000
+    steps = ChartSteps(until_us - _DAY_US, until_us, _CHART_STEPS)
+    return read_chart(path, name, [number for number, _ in states], steps)
+
+
+def _print_status(source: _StatusSource, console: Console, *, as_json: bool) -> None:
+    document, chart = source.read()
+    if as_json:
+        typer.echo(msgspec.json.encode(document))
+    else:
+        console.print(_render(document, chart, source.series, console.width))
 
 
 def _render(document: Status, chart: Chart | None, series: str | None, width: int) -> RenderableType:
@@ -150,10 +154,3 @@ def _render(document: Status, chart: Chart | None, series: str | None, width: in
     elif series is not None:
         parts.append(Text(f"no series is called {escape_text(series, 80)}", "yellow"))
     return Group(*parts)
-
-
-def _read_token(path: Path) -> str:
-    try:
-        return read_secret(path)
-    except (OSError, UnicodeDecodeError) as fault:
-        fail(f"{path}: cannot be read: {getattr(fault, 'strerror', None) or fault}")

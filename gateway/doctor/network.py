@@ -43,7 +43,7 @@ from gateway.mqtt.codec.packets import (
 from gateway.mqtt.codec.parser import PacketParser
 from gateway.settings.destinations import HttpDestination, InfluxDestination, IngestDestination
 from gateway.settings.schema import is_loopback
-from gateway.web.client import local_client, local_endpoint_url
+from gateway.web.client import GatewayClientError, local_gateway_client
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -63,13 +63,10 @@ class _StatusIdentity(msgspec.Struct):
 
 def find_running_gateway(settings: GatewaySettings) -> str | None:
     """The name of the gateway that answers at the status endpoint; None when none does."""
-    if not settings.status.enabled:
-        return None
+    client = local_gateway_client(settings.status, _STATUS_TIMEOUT_S)
     try:
-        with local_client(_STATUS_TIMEOUT_S) as client:
-            answer = client.get(f"{local_endpoint_url(settings.status)}/status")
-        return msgspec.json.decode(answer.content, type=_StatusIdentity).gateway_id or None
-    except (httpx.HTTPError, httpx.InvalidURL, msgspec.DecodeError, OSError):
+        return None if client is None else client.get("/status", _StatusIdentity).gateway_id or None
+    except GatewayClientError:
         return None
 
 

@@ -16,12 +16,12 @@ if TYPE_CHECKING:
 
 
 class ActiveConfig(msgspec.Struct):
-    """The configuration of a gateway since its start.
+    """The active configuration's file, and what the newest reload did.
 
     Attributes:
-        path: the file; "" when it was not made from one.
-        loaded_at_us: when what is in force was read.
-        attempts: reloads that were asked for, refused ones included.
+        path: "" when the gateway was not started with a file.
+        loaded_at_us: when the active configuration was read.
+        attempts: reloads that were requested, refused ones included.
         refused: why the newest one was refused, one line a reason; empty when it was not.
         changed: keys that the newest one changed.
     """
@@ -32,37 +32,28 @@ class ActiveConfig(msgspec.Struct):
     refused: list[str] = []
     changed: list[str] = []
 
-    def taken(self, changed: list[str]) -> None:
-        """A configuration came into force."""
+    def activate(self, changed: list[str]) -> None:
+        """Record that a configuration became active now."""
         self.loaded_at_us = time.time_ns() // 1000
         self.refused, self.changed = [], changed
 
 
-class ActiveConfigDocument(msgspec.Struct):
-    """What `/config` answers. Secrets are masked; `fingerprint` tells whether two are the same."""
+class ActiveConfigDocument(ActiveConfig, kw_only=True):
+    """The answer at `/config`. Secrets are masked; equal fingerprints mean equal values."""
 
     gateway_id: str
     pid: int
-    path: str
-    loaded_at_us: int
-    attempts: int
-    refused: list[str]
-    changed: list[str]
     fingerprint: str
     values: dict[str, Any]
 
 
 def build_config_document(settings: GatewaySettings, active_config: ActiveConfig) -> ActiveConfigDocument:
-    """The page of a running gateway."""
+    """The document as of now."""
     values = mask_settings(settings)
     return ActiveConfigDocument(
+        **msgspec.structs.asdict(active_config),
         gateway_id=settings.gateway_id,
         pid=os.getpid(),
-        path=active_config.path,
-        loaded_at_us=active_config.loaded_at_us,
-        attempts=active_config.attempts,
-        refused=active_config.refused,
-        changed=active_config.changed,
         fingerprint=fingerprint_values(values),
         values=values,
     )

@@ -15,9 +15,8 @@ import time
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-import msgspec
-
 from gateway.settings.destinations import HttpDestination
+from gateway.status.document import CertificateStatus
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -99,47 +98,10 @@ def _parse_der_time(tag: int, content: bytes) -> float:
     return datetime.strptime(text, "%Y%m%d%H%M%SZ").replace(tzinfo=UTC).timestamp()
 
 
-DAY_S: Final = 86_400
-WARNING_DAYS: Final = 30
-CRITICAL_DAYS: Final = 7
+_DAY_S: Final = 86_400
 _CHECK_INTERVAL_S: Final = 6 * 3600.0
 
 _log = logging.getLogger(__name__)
-
-
-class CertificateStatus(msgspec.Struct):
-    """One file of certificates or revocation lists.
-
-    Attributes:
-        key: the setting that names it.
-        path: the file.
-        kind: certificate or revocation list: the one of the file that ends first.
-        days_left: until it ends; negative when it has ended; None when it cannot be read.
-        fault: why it cannot be read, or that it is not valid yet; "" otherwise.
-    """
-
-    key: str
-    path: str
-    kind: str
-    days_left: float | None
-    fault: str = ""
-
-    @property
-    def urgent(self) -> bool:
-        """Whether it has ended, ends within a week, or is of no use."""
-        return bool(self.fault) or (self.days_left is not None and self.days_left < CRITICAL_DAYS)
-
-    @property
-    def soon(self) -> bool:
-        """Whether somebody should renew it now."""
-        return self.urgent or (self.days_left is not None and self.days_left < WARNING_DAYS)
-
-    def __str__(self) -> str:
-        if self.fault:
-            return f"{self.key}: {self.path}: {self.fault}"
-        days = self.days_left or 0.0
-        when = f"ends in {days:.0f} days" if days >= 0 else f"ended {-days:.0f} days ago"
-        return f"{self.key}: {self.path}: the {self.kind} {when}"
 
 
 def check_certificate_files(settings: GatewaySettings, now_s: float) -> list[CertificateStatus]:
@@ -184,8 +146,8 @@ def check_certificate_file(key: str, path: Path, now_s: float) -> CertificateSta
         return CertificateStatus(key, str(path), "certificate", None, "holds no PEM certificate")
     first = min(found, key=lambda validity: validity.not_after_s)
     early = max(found, key=lambda validity: validity.not_before_s)
-    days = round((first.not_after_s - now_s) / DAY_S, 2)
-    wait_days = (early.not_before_s - now_s) / DAY_S
+    days = round((first.not_after_s - now_s) / _DAY_S, 2)
+    wait_days = (early.not_before_s - now_s) / _DAY_S
     unusable = (
         f"the {early.kind} is valid only in {wait_days:.1f} days: is the clock right?"
         if wait_days > 0
@@ -226,7 +188,7 @@ class CertificateMonitor:
         soon = [status for status in self.newest if status.soon]
         for status in soon:
             said_s = self._logged_s.get(status.path)
-            if said_s is None or not 0 <= now_s - said_s < DAY_S:
+            if said_s is None or not 0 <= now_s - said_s < _DAY_S:
                 self._logged_s[status.path] = now_s
                 _log.log(logging.ERROR if status.urgent else logging.WARNING, "%s; renew it", status)
         return soon

@@ -1,7 +1,7 @@
 """Builds the status document: of a running gateway from its components, of a stopped one from its spool.
 
-Rates and flash wear need samples over time, which `StatusCollector` takes while the gateway runs. It only
-reads.
+`build_status` is the only place where a `Status` is made. Rates and flash wear need samples over time, which
+`StatusCollector` takes while the gateway runs. It only reads.
 """
 
 from __future__ import annotations
@@ -10,67 +10,140 @@ import asyncio
 import logging
 import shutil
 import time
-from contextlib import closing
 from importlib.metadata import version
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
-from cloud_sync.model.records import RecordClass
+import msgspec
+import numpy as np
+
+from cloud_sync.delivery.batch_sender import ShipperCounters
+from cloud_sync.model.records import AlertState, RecordClass, Severity
 from gateway.humanize import format_count
-from gateway.query.series_chart import Chart, ChartSeries, ChartSteps, read_chart
-from gateway.spool.database import SQL, file_size_bytes, open_read_only, require_all_tables, scalar_from_row
-from gateway.spool.deliveries import read_backlog
+from gateway.rollups.roller import RollerCounters
+from gateway.spool import eviction
+from gateway.spool.database import SQL, file_size_bytes, require_all_tables, scalar_from_row
+from gateway.spool.deliveries import Backlog, read_backlog
 from gateway.spool.errors import SpoolError
+from gateway.spool.processing_state import count_pending_rows, outbox_totals
+from gateway.spool.quarantine_items import ReasonCount, StoredQuarantineItem
 from gateway.spool.segment_reader import count_kept_rows
 from gateway.spool.segments import read_commit_counter
-from gateway.spool.series_catalog import read_all_series
-from gateway.status.advice import build_advice
+from gateway.spool.spool_file import open_spool_read_only
+from gateway.status.advice import build_advice, destination_state
 from gateway.status.document import (
+    Alert,
+    AlertsStatus,
+    CertificateStatus,
+    ChannelStatus,
+    ClockStatus,
     DestinationStatus,
+    DevicesStatus,
+    FlashWearStatus,
+    HttpStatus,
     IngressStatus,
+    InputsStatus,
+    LaneStatus,
+    ListenStatus,
+    Loss,
     LossesStatus,
+    ProcessingStatus,
+    QuarantineReasonStatus,
     QuarantineStatus,
+    RateHistoryStatus,
+    SilentDevice,
     SpoolStatus,
     Status,
-    build_devices_status,
-    build_running_status,
-    read_losses_status,
-    read_quarantine_status,
+    SubscribeStatus,
 )
-from gateway.status.samplers import FlashWear, RateHistory
+from gateway.status.samplers import FlashWear, RateHistory, WriteCounters
 
 if TYPE_CHECKING:
+    import sqlite3
+    from collections.abc import Collection
+
+    from gateway.alerts.evaluator import AlertEvaluator
+    from gateway.alerts.notifier import AlertNotifier
+    from gateway.mqtt.server import MqttServer
+    from gateway.mqtt.subscriber import Subscriber
+    from gateway.processing.clock import ClockCorrector
+    from gateway.processing.commit_consumer import CommitConsumer
+    from gateway.rollups.roller import Roller
     from gateway.runtime import Runtime
     from gateway.settings.gateway_settings import GatewaySettings
+    from gateway.spool.duplicates import LastReceived
+    from gateway.spool.series_catalog import SeriesCatalog
+    from gateway.status.certificates import CertificateMonitor
 
 _log = logging.getLogger(__name__)
 _SAMPLE_INTERVAL_S = 5.0
 _CACHE_S = 0.5
 _RECORDS_CACHE_S = 5.0
 _MIN_AVERAGE_SAMPLES = 15
+_MAX_BYTES_PER_READING = 200.0
+"""What a reading costs in a commit of its own; an almost empty file would seem to cost more."""
+_ALERTS_MAX = 20
+_LOSSES_MAX = 20
+_SILENT_DEVICES_MAX = 100
+_MAX_QUARANTINE_NO = (1 << 63) - 1
+_EXAMPLE_MAX_CHARS = 200
+_ERROR_MAX_CHARS = 80
+
+
+class SpoolSnapshot(NamedTuple):
+    """What a spool itself says, read in one go.
+
+    `kinds` and `backlogs` are by destination, `notices` by alert channel; `pending_rows` wait for the
+    correct time.
+    """
+
+    epoch: str
+    newest_commit: int
+    readings_ever: int
+    readings_kept: int
+    damaged_readings: int
+    pending_rows: int
+    notices: dict[str, int]
+    kinds: dict[str, str]
+    backlogs: dict[str, Backlog]
+
+
+class RecordsStatus(NamedTuple):
+    """What was not stored, or not kept."""
+
+    quarantine: QuarantineStatus
+    losses: LossesStatus
+
+
+class LiveStatus(NamedTuple):
+    """What only a running gateway knows: its components, and what was sampled."""
+
+    runtime: Runtime
+    certificates: list[CertificateStatus]
+    room_bytes: int
+    recent: RateHistoryStatus
+    wear: FlashWearStatus
 
 
 class StatusCollector:
-    """Of one gateway's parts. Many may ask for the document at once: it is made twice a second at most."""
+    """The document of a running gateway, built twice a second at most however many ask for it."""
 
-    def __init__(self, parts: Runtime) -> None:
-        self._parts = parts
-        settings = parts.settings
-        self._wear = FlashWear(settings.spool.path.parent, settings.spool.flash_endurance_tb)
+    def __init__(self, runtime: Runtime, certificates: CertificateMonitor) -> None:
+        self._runtime, self._certificates = runtime, certificates
+        spool = runtime.settings.spool
+        self._wear = FlashWear(spool.path.parent, spool.flash_endurance_tb)
         self._recent = RateHistory()
-        self._turn = asyncio.Lock()
+        self._lock = asyncio.Lock()
         self._document: Status | None = None
-        self._document_built_s = float("-inf")
-        self._quarantine = QuarantineStatus(0, 0, [])
-        self._losses = LossesStatus(0, 0, [])
-        self._records_read_s = float("-inf")
+        self._records: RecordsStatus | None = None
+        self._document_built_s = self._records_read_s = float("-inf")
 
     async def run(self, stop: asyncio.Event) -> None:
-        """Observe until `stop` is set."""
+        """Sample until `stop` is set."""
         while not stop.is_set():
             try:
                 await self.sample_once(time.monotonic())
             except SpoolError as fault:
-                _log.warning("the spool cannot be looked at: %s", fault)
+                _log.warning("the status cannot be sampled: %s", fault)
             try:
                 async with asyncio.timeout(_SAMPLE_INTERVAL_S):
                     await stop.wait()
@@ -79,13 +152,13 @@ class StatusCollector:
 
     async def sample_once(self, now_s: float) -> None:
         """Take the samples that are due; `now_s` is monotonic seconds."""
-        self._wear.note(self._wear.look(self._parts.segments.appended_bytes, now_s))
+        self._wear.add(self._read_written(now_s))
         if self._recent.is_due(now_s):
-            document = await build_running_status(self._parts)
-            self._recent.note(
-                document.ingress.readings_per_s,
-                {d.name: d.backlog_readings for d in document.destinations},
-                now_us=document.at_us,
+            snapshot = await self._read_snapshot()
+            self._recent.add(
+                self._runtime.committer.counters.rate.per_s(now_s),
+                {name: backlog.readings for name, backlog in snapshot.backlogs.items()},
+                now_us=time.time_ns() // 1000,
                 now_s=now_s,
             )
 
@@ -95,142 +168,385 @@ class StatusCollector:
         Raises:
             SpoolError: the spool cannot be read.
         """
-        async with self._turn:
+        async with self._lock:
             now_s = time.monotonic()
             if self._document is None or now_s - self._document_built_s >= _CACHE_S:
-                self._document = await self._made(now_s)
+                self._document = await self._collect(now_s)
                 self._document_built_s = now_s
             return self._document
 
-    async def _made(self, now_s: float) -> Status:
-        parts = self._parts
-        recent = self._recent.status()
-        rates = recent.readings_per_s
-        document = await build_running_status(
-            parts, average_per_s=sum(rates) / len(rates) if len(rates) >= _MIN_AVERAGE_SAMPLES else None
-        )
-        if now_s - self._records_read_s >= _RECORDS_CACHE_S:
-            self._quarantine = await parts.database.read(read_quarantine_status)
-            self._losses = await parts.database.read(read_losses_status)
+    async def _collect(self, now_s: float) -> Status:
+        runtime = self._runtime
+        if self._records is None or now_s - self._records_read_s >= _RECORDS_CACHE_S:
+            self._records = await runtime.database.read(read_records_status)
             self._records_read_s = now_s
-        document.recent = recent
-        document.quarantine = self._quarantine
-        document.losses = self._losses
-        document.devices = build_devices_status(
-            parts.appender.device_activity.last_received(parts.duplicates, document.at_us),
-            document.at_us,
-            parts.settings.status.silent_after_s,
+        snapshot = await self._read_snapshot()
+        live = LiveStatus(
+            runtime,
+            self._certificates.newest,
+            await runtime.capacity.room_bytes(runtime.database),
+            self._recent.status(),
+            self._wear.status(self._read_written(now_s)),
         )
-        document.wear = self._wear.status(self._wear.look(parts.segments.appended_bytes, now_s))
-        document.remarks = build_advice(document)
-        return document
+        return build_status(runtime.settings, snapshot, self._records, live)
+
+    async def _read_snapshot(self) -> SpoolSnapshot:
+        destinations = self._runtime.settings.destinations
+        receivers = [d.name for d in destinations if RecordClass.READING in d.classes]
+        return await self._runtime.database.read(lambda c: read_spool_snapshot(c, receivers))
+
+    def _read_written(self, now_s: float) -> WriteCounters:
+        return self._wear.read(self._runtime.segments.appended_bytes, now_s)
 
 
-_DAY_US = 86_400_000_000
-_CHART_STEPS = 288
-
-
-def build_stopped_status(settings: GatewaySettings) -> Status:
-    """The same document as a running gateway's; what only a running one knows is zero or None.
+def read_stopped_status(settings: GatewaySettings) -> Status:
+    """The document of a gateway that does not run; what only a running one knows is zero or None.
 
     Raises:
         SpoolError: there is no spool, or it cannot be read.
     """
-    now_us = time.time_ns() // 1000
-    path = settings.spool.path
-    size_bytes = file_size_bytes(path)
-    with closing(open_read_only(path)) as connection:
+    with open_spool_read_only(settings.spool.path) as connection:
         require_all_tables(connection)
-        kept = count_kept_rows(connection)
-        damaged = connection.execute(SQL["damaged_totals"]).fetchone()[1]
-        quarantine, losses = read_quarantine_status(connection), read_losses_status(connection)
-        commit, rows_ever = read_commit_counter(connection, RecordClass.READING)
-        epoch = scalar_from_row(connection.execute(SQL["meta"], ("epoch",)).fetchone(), "")
-        destinations = []
-        for name, kind, _ in connection.execute(SQL["destinations"]).fetchall():
-            backlog = read_backlog(connection, name, RecordClass.READING, commit)
-            oldest_us = backlog.oldest_written_at_us
-            destinations.append(
-                DestinationStatus(
-                    name=name,
-                    kind=kind,
-                    state="stopped",
-                    last_error="",
-                    delivered=rows_ever - backlog.readings,
-                    delivered_per_s=0.0,
-                    duplicates=0,
-                    conflicts=0,
-                    wire_bytes=0,
-                    last_receipt_at_us=None,
-                    backlog_readings=backlog.readings,
-                    backlog_bytes=round(backlog.readings * size_bytes / kept) if kept else 0,
-                    backlog_oldest_s=None if oldest_us is None else max(0.0, (now_us - oldest_us) / 1e6),
-                    drain_s=0.0 if backlog.readings == 0 else None,
+        return build_status(settings, read_spool_snapshot(connection), read_records_status(connection))
+
+
+def read_spool_snapshot(
+    connection: sqlite3.Connection, receivers: Collection[str] | None = None
+) -> SpoolSnapshot:
+    """What an open spool says, with the backlogs of these destinations; None for all that it knows."""
+    commit, rows_ever = read_commit_counter(connection, RecordClass.READING)
+    kinds = {name: kind for name, kind, _ in connection.execute(SQL["destinations"])}
+    notices, _ = outbox_totals(connection)
+    return SpoolSnapshot(
+        epoch=scalar_from_row(connection.execute(SQL["meta"], ("epoch",)).fetchone(), ""),
+        newest_commit=commit,
+        readings_ever=rows_ever,
+        readings_kept=count_kept_rows(connection),
+        damaged_readings=connection.execute(SQL["damaged_totals"]).fetchone()[1],
+        pending_rows=count_pending_rows(connection),
+        notices=notices,
+        kinds=kinds,
+        backlogs={
+            name: read_backlog(connection, name, RecordClass.READING, commit)
+            for name in (kinds if receivers is None else receivers)
+        },
+    )
+
+
+def read_records_status(connection: sqlite3.Connection) -> RecordsStatus:
+    """Quarantine and loss ledger of an open spool; both are bounded."""
+    counts = [ReasonCount(*row) for row in connection.execute(SQL["quarantine_by_reason"])]
+    reasons = []
+    for count in counts:
+        newest = (_MAX_QUARANTINE_NO, count.reason, count.reason, 1)
+        item = StoredQuarantineItem(*connection.execute(SQL["quarantine_items"], newest).fetchone())
+        topic, detail = item.topic[:_EXAMPLE_MAX_CHARS], item.detail[:_EXAMPLE_MAX_CHARS]
+        reasons.append(QuarantineReasonStatus(*count, item.source, topic, detail))
+    ever = connection.execute(SQL["quarantine_ever"]).fetchone()
+    totals = sorted(eviction.read_loss_totals(connection), key=lambda total: -total.declared_at_us)
+    return RecordsStatus(
+        QuarantineStatus(
+            items=sum(count.items for count in counts), ever=0 if ever is None else ever[0], reasons=reasons
+        ),
+        LossesStatus(
+            entries=len(totals),
+            readings=sum(total.rows for total in totals if total.record_class is RecordClass.READING),
+            newest=[
+                Loss(
+                    declared_at_us=total.declared_at_us,
+                    destination=total.destination,
+                    what=total.record_class.name.lower(),
+                    records=total.rows,
+                    reason=total.reason,
+                    remains=total.survives,
+                    from_us=total.from_us,
+                    to_us=total.to_us,
                 )
-            )
-    document = Status(
+                for total in totals[:_LOSSES_MAX]
+            ],
+        ),
+    )
+
+
+def build_status(
+    settings: GatewaySettings,
+    snapshot: SpoolSnapshot,
+    records: RecordsStatus,
+    live: LiveStatus | None = None,
+) -> Status:
+    """The document as of now; `live` is None for a gateway that does not run."""
+    now_us, now_s = time.time_ns() // 1000, time.monotonic()
+    path, kept = settings.spool.path, snapshot.readings_kept
+    size_bytes = file_size_bytes(path)
+    bytes_per_reading = min(size_bytes / kept, _MAX_BYTES_PER_READING) if kept else 0.0
+    ingress = IngressStatus() if live is None else _ingress_status(live.runtime, now_s)
+    destinations = [
+        _destination_status(
+            destination,
+            snapshot.backlogs.get(destination.name, Backlog(0, None)),
+            bytes_per_reading,
+            ingress.readings_per_s,
+            now_us,
+        )
+        for destination in (_stopped_destinations(snapshot) if live is None else live.runtime.shippers)
+    ]
+    room_bytes, room_days = 0, None
+    if live is not None:
+        room_bytes = live.room_bytes
+        if destinations:  # what is delivered makes room when it is needed
+            delivered = kept - min(kept, max(d.backlog_readings for d in destinations))
+            room_bytes += round(delivered * bytes_per_reading)
+        rates = live.recent.readings_per_s
+        usual_per_s = (
+            sum(rates) / len(rates) if len(rates) >= _MIN_AVERAGE_SAMPLES else ingress.readings_per_s
+        )
+        growth_per_s = usual_per_s * bytes_per_reading
+        room_days = room_bytes / growth_per_s / 86_400 if growth_per_s > 0 else None
+    status = Status(
         gateway_id=settings.gateway_id,
         version=version("tidegate"),
-        running=False,
+        running=live is not None,
         at_us=now_us,
-        uptime_s=0.0,
-        ingress=IngressStatus(0, 0, 0, 0, 0.0, 0, 0, None, ""),
+        uptime_s=0.0 if live is None else now_s - live.runtime.started_at,
+        ingress=ingress,
         spool=SpoolStatus(
             path=str(path),
-            epoch=epoch,
-            readings_ever=rows_ever,
-            newest_commit=commit,
+            epoch=snapshot.epoch,
+            readings_ever=snapshot.readings_ever,
+            newest_commit=snapshot.newest_commit,
             size_bytes=size_bytes,
             free_bytes=shutil.disk_usage(path.parent).free,
-            room_days=None,
+            room_days=room_days,
+            room_bytes=room_bytes,
             readings_kept=kept,
-            damaged_readings=damaged,
+            damaged_readings=snapshot.damaged_readings,
         ),
         destinations=destinations,
-        quarantine=quarantine,
-        losses=losses,
+        quarantine=records.quarantine,
+        losses=records.losses,
     )
-    document.remarks = build_advice(document)
-    return document
+    if live is not None:
+        runtime = live.runtime
+        heard = runtime.appender.device_activity.last_received(runtime.duplicates, now_us)
+        status = msgspec.structs.replace(
+            status,
+            devices=build_devices_status(heard, now_us, settings.status.silent_after_s),
+            alerts=None if runtime.alerts is None else _alerts_status(runtime.alerts, runtime.catalog),
+            wear=live.wear,
+            recent=live.recent,
+            processing=_processing_status(runtime.commit_consumer, runtime.roller),
+            ways_in=_inputs_status(runtime),
+            channels=[_channel_status(notifier, snapshot.notices) for notifier in runtime.notifiers],
+            certificates=live.certificates,
+            clock=_clock_status(runtime.clock_corrector, snapshot.pending_rows),
+        )
+    return msgspec.structs.replace(status, remarks=build_advice(status))
 
 
-def read_stopped_chart(settings: GatewaySettings, series: str) -> Chart | None:
-    """The last day of a series SENSOR/TYPE; None when the spool does not know it.
+class _Destination(Protocol):
+    """A shipper, or in its place what the spool of a stopped gateway knows of a destination."""
 
-    Raises:
-        SpoolError: there is no spool, or it cannot be read.
-    """
-    path = settings.spool.path
-    sensor_id, _, sensor_type = series.partition("/")
-    with closing(open_read_only(path)) as connection:
-        require_all_tables(connection)
-        states = [
-            (n, s)
-            for n, s in read_all_series(connection)
-            if (s.sensor_id, s.sensor_type) == (sensor_id, sensor_type)
-        ]
-    if not states:
-        return None
-    name = ChartSeries(sensor_id, sensor_type, dict(states[-1][1].attributes).get("unit", ""))
-    until_us = time.time_ns() // 1000
-    steps = ChartSteps(until_us - _DAY_US, until_us, _CHART_STEPS)
-    return read_chart(path, name, [number for number, _ in states], steps)
+    @property
+    def name(self) -> str: ...
+    @property
+    def kind(self) -> str: ...
+    @property
+    def counters(self) -> ShipperCounters: ...
 
 
-_ERROR_MAX_CHARS = 80
+class _StoppedDestination(NamedTuple):
+    name: str
+    kind: str
+    counters: ShipperCounters
 
 
-def format_service_status(parts: Runtime) -> str:
-    """Where it listens, what comes in, whether it holds, and how each destination is doing."""
-    listen, counters = parts.settings.ingress.listen, parts.committer.counters
-    readings_per_s = format_count(counters.rate.per_s(time.monotonic()))
-    said = [
-        f"listening on {listen.host}:{parts.listener.port}",
-        f"{readings_per_s} readings/s from {parts.listener.counters.connections_open} connections",
+def _stopped_destinations(snapshot: SpoolSnapshot) -> list[_StoppedDestination]:
+    return [
+        _StoppedDestination(
+            name,
+            kind,
+            ShipperCounters("stopped", rows=snapshot.readings_ever - snapshot.backlogs[name].readings),
+        )
+        for name, kind in snapshot.kinds.items()
     ]
-    if counters.holding_reason:
-        said.insert(0, f"HOLDING: {counters.holding_reason}")
-    for shipper in parts.shippers:
+
+
+def _destination_status(
+    destination: _Destination, backlog: Backlog, bytes_per_reading: float, incoming_per_s: float, now_us: int
+) -> DestinationStatus:
+    counters, now_s = destination.counters, time.monotonic()
+    oldest_us = backlog.oldest_written_at_us
+    delivered_per_s = counters.delivered.per_s(now_s)
+    drain_s = 0.0 if backlog.readings == 0 else None
+    if backlog.readings and counters.state in ("idle", "sending") and delivered_per_s > incoming_per_s:
+        drain_s = backlog.readings / (delivered_per_s - incoming_per_s)
+    return DestinationStatus(
+        name=destination.name,
+        kind=destination.kind,
+        state=counters.state,
+        last_error=counters.last_error,
+        delivered=counters.rows,
+        delivered_per_s=delivered_per_s,
+        duplicates=counters.duplicates,
+        conflicts=counters.conflicts,
+        wire_bytes=counters.wire_bytes,
+        last_receipt_at_us=counters.last_receipt_at_us,
+        backlog_readings=backlog.readings,
+        backlog_bytes=round(backlog.readings * bytes_per_reading),
+        backlog_oldest_s=None if oldest_us is None else max(0.0, (now_us - oldest_us) / 1e6),
+        drain_s=drain_s,
+        refused=counters.refused,
+        failures=counters.failures,
+        lanes={
+            name: LaneStatus(lane.batches, lane.rows, lane.wire_bytes, lane.delivered.per_s(now_s))
+            for name, lane in counters.lanes.items()
+        },
+    )
+
+
+def _ingress_status(runtime: Runtime, now_s: float) -> IngressStatus:
+    committer = runtime.committer.counters
+    return IngressStatus(
+        connections=runtime.listener.counters.connections_open,
+        publishes=committer.publishes,
+        acknowledged=committer.acknowledged_publishes,
+        readings=committer.readings,
+        readings_per_s=committer.rate.per_s(now_s),
+        duplicates=committer.duplicates,
+        quarantined=committer.quarantined,
+        holding_since_us=committer.holding_since_us,
+        holding_reason=committer.holding_reason,
+    )
+
+
+def build_devices_status(heard: LastReceived, now_us: int, silent_after_s: float) -> DevicesStatus:
+    """The devices as of `now_us`; all silent ones are counted, the latest are named."""
+    silent = np.flatnonzero(heard.received_us < now_us - round(silent_after_s * 1e6))
+    latest = silent[np.argsort(-heard.received_us[silent], kind="stable")][:_SILENT_DEVICES_MAX]
+    return DevicesStatus(
+        known=len(heard.sensor_ids),
+        heard=len(heard.sensor_ids) - len(silent),
+        silent=len(silent),
+        silent_after_s=silent_after_s,
+        silent_devices=[
+            SilentDevice(heard.sensor_ids[at], max(0, int(heard.received_us[at])), int(heard.series[at]))
+            for at in latest.tolist()
+        ],
+    )
+
+
+def _alerts_status(evaluator: AlertEvaluator, catalog: SeriesCatalog) -> AlertsStatus:
+    """Firing alerts first, the critical ones before others, then the latest."""
+    shown: dict[tuple[str, int], Alert] = {}
+    changes = [
+        (event.rule, event.series, event.detail, event.change.at_us, event.change.state is AlertState.FIRING)
+        for event in reversed(evaluator.recent)
+    ]
+    changes += [(*alert[:2], "", alert[2], True) for alert in evaluator.firing_alerts(_ALERTS_MAX)]
+    for rule, series, text, since_us, firing in changes:
+        subject = "/".join(catalog[series][:2])
+        alert = Alert(rule.name, rule.severity.name.lower(), subject, text, since_us, firing)
+        shown.setdefault((rule.name, series), alert)
+
+    def order(alert: Alert) -> tuple[bool, bool, int]:
+        return not alert.firing, alert.firing and alert.severity != "critical", -alert.since_us
+
+    counts = evaluator.firing
+    return AlertsStatus(
+        firing=sum(counts.values()),
+        critical=counts.get(Severity.CRITICAL, 0),
+        newest=sorted(shown.values(), key=order)[:_ALERTS_MAX],
+    )
+
+
+def _channel_status(notifier: AlertNotifier, notices: dict[str, int]) -> ChannelStatus:
+    counters, name = notifier.counters, notifier.channel.name
+    return ChannelStatus(
+        name=name,
+        sent=counters.sent,
+        failed=counters.failed,
+        given_up=counters.given_up,
+        waiting=notices.get(name, 0),
+        last_error=counters.last_error,
+        last_sent_at_us=counters.last_sent_at_us,
+    )
+
+
+def _clock_status(corrector: ClockCorrector, waiting: int) -> ClockStatus:
+    clock, counters = corrector.clock, corrector.counters
+    return ClockStatus(clock.trusted, clock.why, waiting, counters.restamped, counters.in_doubt)
+
+
+def _processing_status(consumer: CommitConsumer, roller: Roller | None) -> ProcessingStatus:
+    rolled = RollerCounters() if roller is None else roller.counters
+    return ProcessingStatus(
+        lag_commits=consumer.lag_commits,
+        lag_s=consumer.counters.lag_s,
+        readings=consumer.counters.readings,
+        damaged_readings=consumer.counters.damaged_rows,
+        windows_open=0 if roller is None else roller.open_windows,
+        rollups=rolled.rollups,
+        revisions=rolled.revisions,
+        late_unrolled=rolled.late_unrolled,
+        last_error=consumer.counters.last_error,
+    )
+
+
+def _inputs_status(runtime: Runtime) -> InputsStatus:
+    http = None
+    if runtime.http is not None:
+        counted = runtime.http.counters
+        http = HttpStatus(counted.requests, counted.batches, counted.batches_again, dict(counted.rejections))
+    return InputsStatus(
+        _listen_status(runtime.listener), list(map(_subscribe_status, runtime.subscribers)), http
+    )
+
+
+def _listen_status(listener: MqttServer) -> ListenStatus:
+    counters = listener.counters
+    return ListenStatus(
+        connections=counters.connections_open,
+        connections_ever=counters.connections_total,
+        publishes=counters.publishes_total,
+        wills=counters.wills_total,
+        bytes_in=counters.bytes_in_total,
+        protocol_faults=dict(counters.protocol_faults_total),
+        refused=dict(counters.refused_total),
+        closed=dict(counters.closed_total),
+    )
+
+
+def _subscribe_status(subscriber: Subscriber) -> SubscribeStatus:
+    counters = subscriber.counters
+    return SubscribeStatus(
+        name=subscriber.settings.name,
+        state=counters.state,
+        connects=counters.connects_total,
+        sessions_lost=counters.sessions_lost_total,
+        publishes=counters.publishes_total,
+        again=counters.redelivered_total,
+        acknowledged=counters.acknowledged_total,
+        bytes_in=counters.bytes_in_total,
+        refused=dict(counters.refused_total),
+        protocol_faults=dict(counters.protocol_faults_total),
+        faults=dict(counters.faults_total),
+        last_fault=counters.last_fault,
+        refused_filters=dict(counters.refused_filters),
+        concerns=list(counters.concerns),
+    )
+
+
+def format_service_status(runtime: Runtime) -> str:
+    """One line for systemd: where it listens, what comes in, whether it holds, how each destination does."""
+    listen, counters = runtime.settings.ingress.listen, runtime.committer.counters
+    readings_per_s = format_count(counters.rate.per_s(time.monotonic()))
+    parts = [f"HOLDING: {counters.holding_reason}"] if counters.holding_reason else []
+    parts += [
+        f"listening on {listen.host}:{runtime.listener.port}",
+        f"{readings_per_s} readings/s from {runtime.listener.counters.connections_open} connections",
+    ]
+    for shipper in runtime.shippers:
         error = shipper.counters.last_error[:_ERROR_MAX_CHARS]
-        said.append(f"{shipper.name} {shipper.counters.state}" + (f" ({error})" if error else ""))
-    return "; ".join(said)
+        state = destination_state(shipper.counters.state)
+        parts.append(f"{shipper.name} {state}" + (f" ({error})" if error else ""))
+    return "; ".join(parts)

@@ -1,51 +1,29 @@
-"""The status document: what the operator reads (promise 12).
+"""The status document: what the operator reads (promise 12). Pure: structs only, never changed once built.
 
-Served at `/status`, printed by `tidegate status --json` and shown as text by `tidegate status`. Units end
-the names; None means not known. Strings that devices chose are in it as they are: escape them before
+Served at `/status`, printed by `tidegate status --json`, shown as text by `tidegate status` and on the page.
+Units end the names; None means not known. Text that devices chose is in it unescaped: escape it before
 printing.
 """
 
 from __future__ import annotations
 
-import shutil
-import time
-from typing import TYPE_CHECKING
+from typing import Literal
 
 import msgspec
-import numpy as np
 
-from cloud_sync.model.records import AlertState, RecordClass, Severity
-from gateway.rollups.roller import RollerCounters
-from gateway.spool import eviction, processing_state
-from gateway.spool.database import SQL
-from gateway.spool.processing_state import count_pending_rows
-from gateway.spool.quarantine_items import ReasonCount, StoredQuarantineItem
-from gateway.spool.segment_reader import count_kept_rows
-from gateway.status.advice import Advice  # noqa: TC001 - msgspec reads the annotations
-from gateway.status.certificates import CertificateStatus  # noqa: TC001 - msgspec reads the annotations
-from gateway.status.samplers import (
-    FlashWearStatus,  # noqa: TC001 - msgspec reads the annotations
-    RateHistoryStatus,  # noqa: TC001 - msgspec reads the annotations
-)
-
-if TYPE_CHECKING:
-    import sqlite3
-
-    from cloud_sync.delivery.shipper import ShipperCounters
-    from gateway.alerts.evaluator import AlertEvaluator
-    from gateway.alerts.notifier import AlertNotifier
-    from gateway.ingress.http.server import HttpSource
-    from gateway.mqtt.server import MqttServer
-    from gateway.mqtt.subscriber import Subscriber
-    from gateway.processing.clock import ClockCorrector
-    from gateway.processing.commit_consumer import CommitConsumer
-    from gateway.rollups.roller import Roller
-    from gateway.runtime import Runtime
-    from gateway.spool.duplicates import LastReceived
-    from gateway.spool.series_catalog import SeriesCatalog
+AdviceSeverity = Literal["critical", "warning", "note", "good"]
+CERTIFICATE_WARNING_DAYS = 30
+CERTIFICATE_CRITICAL_DAYS = 7
 
 
-class Loss(msgspec.Struct):
+class Advice(msgspec.Struct, frozen=True):
+    """One sentence. `critical`: data is or will be lost, act; `warning`: look soon; `note`: good to know."""
+
+    severity: AdviceSeverity
+    text: str
+
+
+class Loss(msgspec.Struct, frozen=True):
     """What one destination lost of one class of records for one reason.
 
     Attributes:
@@ -54,7 +32,6 @@ class Loss(msgspec.Struct):
         reason: machine-readable: no_room, max_age, damaged.
         remains: the coarser form that is left, "" for none.
         from_us, to_us: earliest and latest time among the records.
-        declared_at_us: when the newest of them was declared.
     """
 
     declared_at_us: int
@@ -67,7 +44,7 @@ class Loss(msgspec.Struct):
     to_us: int
 
 
-class LossesStatus(msgspec.Struct):
+class LossesStatus(msgspec.Struct, frozen=True):
     """The loss ledger: readings given up in all (once for each destination), and the newest losses."""
 
     entries: int
@@ -75,8 +52,8 @@ class LossesStatus(msgspec.Struct):
     newest: list[Loss]
 
 
-class Alert(msgspec.Struct):
-    """An alert as it stands. `subject` is what it is about: text of strangers."""
+class Alert(msgspec.Struct, frozen=True):
+    """One alert, firing or resolved. `subject` is the series it is about: untrusted text."""
 
     rule: str
     severity: str
@@ -86,7 +63,7 @@ class Alert(msgspec.Struct):
     firing: bool
 
 
-class AlertsStatus(msgspec.Struct):
+class AlertsStatus(msgspec.Struct, frozen=True):
     """Alerts that are firing, the critical ones among them, and the newest, resolved ones included."""
 
     firing: int
@@ -94,11 +71,8 @@ class AlertsStatus(msgspec.Struct):
     newest: list[Alert]
 
 
-_ALERTS_MAX = 20
-
-
-class ChannelStatus(msgspec.Struct):
-    """One channel. `waiting` counts notices in its outbox, `given_up` those dropped unsent since start."""
+class ChannelStatus(msgspec.Struct, frozen=True):
+    """One alert channel. `waiting` counts notices in its outbox, `given_up` those dropped since start."""
 
     name: str
     sent: int
@@ -109,70 +83,8 @@ class ChannelStatus(msgspec.Struct):
     last_sent_at_us: int | None
 
 
-def build_alerts_status(stage: AlertEvaluator | None, catalog: SeriesCatalog) -> AlertsStatus | None:
-    """The alerts of a running gateway; None when there are none to be."""
-    if stage is None:
-        return None
-    shown: dict[tuple[str, int], Alert] = {}
-    for event in reversed(stage.recent):
-        key = (event.rule.name, event.series)
-        if key not in shown:
-            shown[key] = Alert(
-                rule=event.rule.name,
-                severity=event.rule.severity.name.lower(),
-                subject=_alert_subject(catalog, event.series),
-                text=event.detail,
-                since_us=event.change.at_us,
-                firing=event.change.state is AlertState.FIRING,
-            )
-    for rule, series, fired_us in stage.firing_alerts(_ALERTS_MAX):
-        shown.setdefault(
-            (rule.name, series),
-            Alert(
-                rule.name,
-                rule.severity.name.lower(),
-                _alert_subject(catalog, series),
-                "",
-                fired_us,
-                firing=True,
-            ),
-        )
-    newest = sorted(shown.values(), key=_alert_order)
-    counts = stage.firing
-    return AlertsStatus(
-        firing=sum(counts.values()), critical=counts.get(Severity.CRITICAL, 0), newest=newest[:_ALERTS_MAX]
-    )
-
-
-def build_channel_statuses(
-    notifiers: tuple[AlertNotifier, ...], waiting: dict[str, int]
-) -> list[ChannelStatus]:
-    """How every channel does."""
-    return [
-        ChannelStatus(
-            name=notifier.channel.name,
-            sent=notifier.counters.sent,
-            failed=notifier.counters.failed,
-            given_up=notifier.counters.given_up,
-            waiting=waiting.get(notifier.channel.name, 0),
-            last_error=notifier.counters.last_error,
-            last_sent_at_us=notifier.counters.last_sent_at_us,
-        )
-        for notifier in notifiers
-    ]
-
-
-def _alert_order(alert: Alert) -> tuple[bool, bool, int]:
-    """What fires first, of that what is critical, then the latest."""
-    return not alert.firing, alert.firing and alert.severity != "critical", -alert.since_us
-
-
-def _alert_subject(catalog: SeriesCatalog, series: int) -> str:
-    return "/".join(catalog[series][:2])
-
-
-class ClockStatus(msgspec.Struct):
-    """Whether the clock is relied on, and what became of readings stamped while it was not.
+class ClockStatus(msgspec.Struct, frozen=True):
+    """Whether the clock is trusted.
 
     `waiting` readings are in the spool without their times; `restamped` got them since the start, `in_doubt`
     were committed as they were stamped.
@@ -185,37 +97,16 @@ class ClockStatus(msgspec.Struct):
     in_doubt: int
 
 
-def build_clock_status(clock_corrector: ClockCorrector, waiting: int) -> ClockStatus:
-    """The clock of a running gateway."""
-    return ClockStatus(
-        trusted=clock_corrector.clock.trusted,
-        why=clock_corrector.clock.why,
-        waiting=waiting,
-        restamped=clock_corrector.counters.restamped,
-        in_doubt=clock_corrector.counters.in_doubt,
-    )
-
-
-SILENT_DEVICES_MAX = 100
-"""Silent devices that are named; all are counted."""
-
-
-class SilentDevice(msgspec.Struct):
-    """A device that says nothing any more."""
+class SilentDevice(msgspec.Struct, frozen=True):
+    """A device that was not heard for `silent_after_s`."""
 
     sensor_id: str
     heard_at_us: int
     series: int
 
 
-class DevicesStatus(msgspec.Struct):
-    """Devices by when they were last heard.
-
-    Attributes:
-        known: devices that have a reading in the catalog of series.
-        heard: those heard within `silent_after_s`.
-        silent: the others; `silent_devices` names those that fell silent last.
-    """
+class DevicesStatus(msgspec.Struct, frozen=True):
+    """Devices known to the spool, by when they were last heard. `silent_devices` names those silent last."""
 
     known: int
     heard: int
@@ -224,28 +115,8 @@ class DevicesStatus(msgspec.Struct):
     silent_devices: list[SilentDevice]
 
 
-def build_devices_status(heard: LastReceived, now_us: int, silent_after_s: float) -> DevicesStatus:
-    """The devices as of `now_us`."""
-    silent = np.flatnonzero(heard.received_us < now_us - round(silent_after_s * 1e6))
-    latest = silent[np.argsort(-heard.received_us[silent], kind="stable")][:SILENT_DEVICES_MAX]
-    return DevicesStatus(
-        known=len(heard.sensor_ids),
-        heard=len(heard.sensor_ids) - len(silent),
-        silent=len(silent),
-        silent_after_s=silent_after_s,
-        silent_devices=[
-            SilentDevice(
-                sensor_id=heard.sensor_ids[at],
-                heard_at_us=max(0, int(heard.received_us[at])),
-                series=int(heard.series[at]),
-            )
-            for at in latest.tolist()
-        ],
-    )
-
-
-class ProcessingStatus(msgspec.Struct):
-    """What becomes of readings once they are committed.
+class ProcessingStatus(msgspec.Struct, frozen=True):
+    """Checks, rollups and alerts, which follow the commits.
 
     `late_unrolled` counts late readings' windows whose rollups are gone from the spool: they get no revision.
     """
@@ -261,53 +132,8 @@ class ProcessingStatus(msgspec.Struct):
     last_error: str
 
 
-def build_processing_status(commit_consumer: CommitConsumer, roller: Roller | None) -> ProcessingStatus:
-    """What a running gateway makes of its readings."""
-    rolled = RollerCounters() if roller is None else roller.counters
-    return ProcessingStatus(
-        lag_commits=commit_consumer.lag_commits,
-        lag_s=commit_consumer.counters.lag_s,
-        readings=commit_consumer.counters.readings,
-        damaged_readings=commit_consumer.counters.damaged_rows,
-        windows_open=0 if roller is None else roller.open_windows,
-        rollups=rolled.rollups,
-        revisions=rolled.revisions,
-        late_unrolled=rolled.late_unrolled,
-        last_error=commit_consumer.counters.last_error,
-    )
-
-
-_LOSSES_MAX = 20
-
-
-def read_losses_status(connection: sqlite3.Connection) -> LossesStatus:
-    """The ledger of an open spool; it has one row for each run of losses, and few kinds of them."""
-    totals = sorted(eviction.read_loss_totals(connection), key=lambda total: -total.declared_at_us)
-    return LossesStatus(
-        entries=len(totals),
-        readings=sum(total.rows for total in totals if total.record_class is RecordClass.READING),
-        newest=[
-            Loss(
-                declared_at_us=total.declared_at_us,
-                destination=total.destination,
-                what=total.record_class.name.lower(),
-                records=total.rows,
-                reason=total.reason,
-                remains=total.survives,
-                from_us=total.from_us,
-                to_us=total.to_us,
-            )
-            for total in totals[:_LOSSES_MAX]
-        ],
-    )
-
-
-_MAX_QUARANTINE_NO = (1 << 63) - 1
-_EXAMPLE_MAX_CHARS = 200
-
-
-class QuarantineReasonStatus(msgspec.Struct):
-    """Items of one reason, and the newest of them. `topic` and `detail` hold text of strangers: escape it."""
+class QuarantineReasonStatus(msgspec.Struct, frozen=True):
+    """Items of one reason, and the newest of them. `topic` and `detail` are untrusted text."""
 
     reason: str
     items: int
@@ -317,40 +143,15 @@ class QuarantineReasonStatus(msgspec.Struct):
     detail: str
 
 
-class QuarantineStatus(msgspec.Struct):
-    """What is in quarantine. `ever` counts also what was retried, dropped or had to make room."""
+class QuarantineStatus(msgspec.Struct, frozen=True):
+    """What is in quarantine. `ever` also counts what was retried, dropped or had to make room."""
 
     items: int
     ever: int
     reasons: list[QuarantineReasonStatus]
 
 
-def read_quarantine_status(connection: sqlite3.Connection) -> QuarantineStatus:
-    """The quarantine of an open spool, which is bounded to some thousand items."""
-    counts = [ReasonCount(*row) for row in connection.execute(SQL["quarantine_by_reason"])]
-    reasons = []
-    for count in counts:
-        row = connection.execute(
-            SQL["quarantine_items"], (_MAX_QUARANTINE_NO, count.reason, count.reason, 1)
-        ).fetchone()
-        item = StoredQuarantineItem(*row)
-        reasons.append(
-            QuarantineReasonStatus(
-                reason=count.reason,
-                items=count.items,
-                newest_at_us=count.newest_at_us,
-                source=item.source,
-                topic=item.topic[:_EXAMPLE_MAX_CHARS],
-                detail=item.detail[:_EXAMPLE_MAX_CHARS],
-            )
-        )
-    ever = connection.execute(SQL["quarantine_ever"]).fetchone()
-    return QuarantineStatus(
-        items=sum(count.items for count in counts), ever=0 if ever is None else ever[0], reasons=reasons
-    )
-
-
-class ListenStatus(msgspec.Struct):
+class ListenStatus(msgspec.Struct, frozen=True):
     """The gateway's own MQTT server."""
 
     connections: int
@@ -363,8 +164,8 @@ class ListenStatus(msgspec.Struct):
     closed: dict[str, int]
 
 
-class SubscribeStatus(msgspec.Struct):
-    """One broker. `last_fault` stays after it has passed; `refused_filters` are not served now, and why."""
+class SubscribeStatus(msgspec.Struct, frozen=True):
+    """One broker. `last_fault` stays after recovery; `refused_filters`: those not served, with the reason."""
 
     name: str
     state: str
@@ -382,8 +183,8 @@ class SubscribeStatus(msgspec.Struct):
     concerns: list[str]
 
 
-class HttpStatus(msgspec.Struct):
-    """The gateway's own HTTP server; `batches_again` had been taken before."""
+class HttpStatus(msgspec.Struct, frozen=True):
+    """The gateway's own HTTP server; `batches_again` were repeated deliveries."""
 
     requests: int
     batches: int
@@ -391,80 +192,29 @@ class HttpStatus(msgspec.Struct):
     rejections: dict[str, int]
 
 
-class InputsStatus(msgspec.Struct):
-    """All of them; None for one that is not in use."""
+class InputsStatus(msgspec.Struct, frozen=True):
+    """The sources of readings by kind; None for one that is not in use."""
 
     listen: ListenStatus
     subscribe: list[SubscribeStatus]
     http: HttpStatus | None
 
 
-def build_inputs_status(parts: Runtime) -> InputsStatus:
-    """How the ways in of a running gateway are doing."""
-    http = None if parts.http is None else _http_status(parts.http)
-    return InputsStatus(
-        _listener_status(parts.listener), [_subscriber_status(one) for one in parts.subscribers], http
-    )
+class IngressStatus(msgspec.Struct, frozen=True):
+    """What comes in, over all sources; all zero for a gateway that does not run."""
+
+    connections: int = 0
+    publishes: int = 0
+    acknowledged: int = 0
+    readings: int = 0
+    readings_per_s: float = 0.0
+    duplicates: int = 0
+    quarantined: int = 0
+    holding_since_us: int | None = None
+    holding_reason: str = ""
 
 
-def _listener_status(listener: MqttServer) -> ListenStatus:
-    counters = listener.counters
-    return ListenStatus(
-        connections=counters.connections_open,
-        connections_ever=counters.connections_total,
-        publishes=counters.publishes_total,
-        wills=counters.wills_total,
-        bytes_in=counters.bytes_in_total,
-        protocol_faults=dict(counters.protocol_faults_total),
-        refused=dict(counters.refused_total),
-        closed=dict(counters.closed_total),
-    )
-
-
-def _subscriber_status(subscriber: Subscriber) -> SubscribeStatus:
-    counters = subscriber.counters
-    return SubscribeStatus(
-        name=subscriber.settings.name,
-        state=counters.state,
-        connects=counters.connects_total,
-        sessions_lost=counters.sessions_lost_total,
-        publishes=counters.publishes_total,
-        again=counters.redelivered_total,
-        acknowledged=counters.acknowledged_total,
-        bytes_in=counters.bytes_in_total,
-        refused=dict(counters.refused_total),
-        protocol_faults=dict(counters.protocol_faults_total),
-        faults=dict(counters.faults_total),
-        last_fault=counters.last_fault,
-        refused_filters=dict(counters.refused_filters),
-        concerns=list(counters.concerns),
-    )
-
-
-def _http_status(http: HttpSource) -> HttpStatus:
-    counters = http.counters
-    return HttpStatus(counters.requests, counters.batches, counters.batches_again, dict(counters.rejections))
-
-
-MAX_BYTES_PER_READING = 200.0
-"""What a reading costs in a commit of its own; an almost empty file would seem to cost more."""
-
-
-class IngressStatus(msgspec.Struct):
-    """What comes in."""
-
-    connections: int
-    publishes: int
-    acknowledged: int
-    readings: int
-    readings_per_s: float
-    duplicates: int
-    quarantined: int
-    holding_since_us: int | None
-    holding_reason: str
-
-
-class SpoolStatus(msgspec.Struct):
+class SpoolStatus(msgspec.Struct, frozen=True):
     """What is kept.
 
     Attributes:
@@ -484,7 +234,7 @@ class SpoolStatus(msgspec.Struct):
     damaged_readings: int = 0
 
 
-class LaneStatus(msgspec.Struct):
+class LaneStatus(msgspec.Struct, frozen=True):
     """What one lane of a destination has delivered since start."""
 
     batches: int
@@ -493,12 +243,13 @@ class LaneStatus(msgspec.Struct):
     delivered_per_s: float
 
 
-class DestinationStatus(msgspec.Struct):
-    """How one destination is doing.
+class DestinationStatus(msgspec.Struct, frozen=True):
+    """One destination.
 
     Attributes:
+        state: idle, sending, waiting, held, or stopped when the gateway does not run.
         refused: rows it refused since start, which went to quarantine.
-        failures: attempts since start that came to nothing.
+        failures: attempts that failed since start.
         lanes: by name: live, backfill, or "in order".
     """
 
@@ -521,7 +272,77 @@ class DestinationStatus(msgspec.Struct):
     lanes: dict[str, LaneStatus] = {}
 
 
-class Status(msgspec.Struct):
+class RateHistoryStatus(msgspec.Struct, frozen=True):
+    """Samples `step_s` apart, the newest last and taken at `until_us`.
+
+    `readings_per_s` are what came in; `backlog` is each destination's, in readings, None before it was known.
+    """
+
+    step_s: float
+    until_us: int
+    readings_per_s: list[float]
+    backlog: dict[str, list[int | None]]
+
+
+class FlashWearStatus(msgspec.Struct, frozen=True):
+    """Bytes written over the last day, or since start; None where the kernel does not say.
+
+    Attributes:
+        observed_s: how long it was watched, at most a day; a shorter time is scaled to a day.
+        amplification: bytes written by this gateway for each byte of encoded readings.
+        endurance_bytes: what may still be written, as configured.
+        years_left: until then, at the disk's present rate (the gateway's own, where the disk's is not known).
+        written_bytes, disk_written_bytes: since the process, and the machine, started.
+    """
+
+    disk: str | None
+    observed_s: float
+    written_bytes_per_day: float | None
+    disk_written_bytes_per_day: float | None
+    amplification: float | None
+    endurance_bytes: float | None
+    years_left: float | None
+    written_bytes: int | None = None
+    disk_written_bytes: int | None = None
+
+
+class CertificateStatus(msgspec.Struct, frozen=True):
+    """One file of certificates or revocation lists, judged by the entry that expires first.
+
+    Attributes:
+        key: the setting that names it.
+        days_left: negative when it has expired; None when it cannot be read.
+        fault: why it cannot be read, or that it is not valid yet; "" otherwise.
+    """
+
+    key: str
+    path: str
+    kind: str
+    days_left: float | None
+    fault: str = ""
+
+    @property
+    def urgent(self) -> bool:
+        """Whether it is unusable, has expired, or expires within a week."""
+        return bool(self.fault) or (self.days_left is not None and self.days_left < CERTIFICATE_CRITICAL_DAYS)
+
+    @property
+    def soon(self) -> bool:
+        """Whether it should be renewed now."""
+        return self.urgent or (self.days_left is not None and self.days_left < CERTIFICATE_WARNING_DAYS)
+
+    def __str__(self) -> str:
+        return f"{self.key}: {self.path}: {self.condition}"
+
+    @property
+    def condition(self) -> str:
+        """What is wrong with it, or when it expires."""
+        days = self.days_left or 0.0
+        when = f"expires in {days:.0f} days" if days >= 0 else f"expired {-days:.0f} days ago"
+        return self.fault or f"the {self.kind} {when}"
+
+
+class Status(msgspec.Struct, frozen=True):
     """The whole document."""
 
     gateway_id: str
@@ -544,109 +365,3 @@ class Status(msgspec.Struct):
     channels: list[ChannelStatus] = []
     certificates: list[CertificateStatus] = []
     clock: ClockStatus | None = None
-
-
-async def build_running_status(parts: Runtime, *, average_per_s: float | None = None) -> Status:
-    """The status of a running gateway: what its parts themselves say.
-
-    `usual_per_s`, readings a second over a longer time, tells the room left better than the present rate.
-    """
-    now_us, now = time.time_ns() // 1000, time.monotonic()
-    committer = parts.committer.counters
-    incoming_per_s = committer.rate.per_s(now)
-    size_bytes = parts.database.size_bytes
-    rows_ever = parts.segments.rows_ever(RecordClass.READING)
-    kept, damaged = await parts.database.read(_count_kept_and_damaged)
-    room_bytes = await parts.capacity.room_bytes(parts.database)
-    waiting, _ = await parts.database.read(processing_state.outbox_totals)
-    bytes_per_reading = min(size_bytes / kept, MAX_BYTES_PER_READING) if kept else 0.0
-    free_bytes = shutil.disk_usage(parts.database.path.parent).free
-    growth_per_s = (incoming_per_s if average_per_s is None else average_per_s) * bytes_per_reading
-    destinations = []
-    for shipper in parts.shippers:
-        backlog = await parts.deliveries.backlog(shipper.name)
-        oldest_s = None
-        if backlog.oldest_written_at_us is not None:
-            oldest_s = max(0.0, (now_us - backlog.oldest_written_at_us) / 1e6)
-        destinations.append(
-            DestinationStatus(
-                name=shipper.name,
-                kind=shipper.kind,
-                state=shipper.counters.state,
-                last_error=shipper.counters.last_error,
-                delivered=shipper.counters.rows,
-                delivered_per_s=shipper.counters.delivered.per_s(now),
-                duplicates=shipper.counters.duplicates,
-                conflicts=shipper.counters.conflicts,
-                wire_bytes=shipper.counters.wire_bytes,
-                last_receipt_at_us=shipper.counters.last_receipt_at_us,
-                backlog_readings=backlog.readings,
-                backlog_bytes=round(backlog.readings * bytes_per_reading),
-                backlog_oldest_s=oldest_s,
-                drain_s=estimate_drain_s(backlog.readings, shipper.counters, incoming_per_s, now),
-                refused=shipper.counters.refused,
-                failures=shipper.counters.failures,
-                lanes={
-                    name: LaneStatus(lane.batches, lane.rows, lane.wire_bytes, lane.delivered.per_s(now))
-                    for name, lane in shipper.counters.lanes.items()
-                },
-            )
-        )
-    if destinations:  # what is delivered makes room when it is needed
-        delivered = kept - min(kept, max(d.backlog_readings for d in destinations))
-        room_bytes += round(delivered * bytes_per_reading)
-    return Status(
-        gateway_id=parts.settings.gateway_id,
-        version=parts.version,
-        running=True,
-        at_us=now_us,
-        uptime_s=now - parts.started_at,
-        ingress=IngressStatus(
-            connections=parts.listener.counters.connections_open,
-            publishes=committer.publishes,
-            acknowledged=committer.acknowledged_publishes,
-            readings=committer.readings,
-            readings_per_s=incoming_per_s,
-            duplicates=committer.duplicates,
-            quarantined=committer.quarantined,
-            holding_since_us=committer.holding_since_us,
-            holding_reason=committer.holding_reason,
-        ),
-        spool=SpoolStatus(
-            path=str(parts.database.path),
-            epoch=str(parts.database.epoch),
-            readings_ever=rows_ever,
-            newest_commit=parts.segments.newest_commit(RecordClass.READING),
-            size_bytes=size_bytes,
-            free_bytes=free_bytes,
-            room_days=room_bytes / growth_per_s / 86400 if growth_per_s > 0 else None,
-            room_bytes=room_bytes,
-            readings_kept=kept,
-            damaged_readings=damaged,
-        ),
-        destinations=destinations,
-        processing=build_processing_status(parts.commit_consumer, parts.roller),
-        ways_in=build_inputs_status(parts),
-        certificates=[] if parts.expiry is None else parts.expiry.newest,
-        alerts=build_alerts_status(parts.alerts, parts.catalog),
-        channels=build_channel_statuses(parts.notifiers, waiting),
-        clock=build_clock_status(parts.clock_corrector, await parts.database.read(count_pending_rows)),
-    )
-
-
-def _count_kept_and_damaged(connection: sqlite3.Connection) -> tuple[int, int]:
-    """Readings in the spool, and readings in damaged segments that were set aside."""
-    damaged = connection.execute(SQL["damaged_totals"]).fetchone()
-    return count_kept_rows(connection), damaged[1]
-
-
-def estimate_drain_s(
-    backlog: int, counters: ShipperCounters, incoming_per_s: float, now: float
-) -> float | None:
-    """Seconds until a backlog is gone at the present rates; None when it is not shrinking."""
-    if backlog == 0:
-        return 0.0
-    if counters.state not in ("idle", "sending"):
-        return None
-    surplus = counters.delivered.per_s(now) - incoming_per_s
-    return backlog / surplus if surplus > 0 else None

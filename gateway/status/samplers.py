@@ -13,22 +13,10 @@ from collections import deque
 from pathlib import Path
 from typing import NamedTuple
 
-import msgspec
+from gateway.status.document import FlashWearStatus, RateHistoryStatus
 
 RATE_SAMPLE_INTERVAL_S = 20.0
 _RATE_SAMPLES_MAX = 181
-
-
-class RateHistoryStatus(msgspec.Struct):
-    """Samples `step_s` apart, the newest last and taken at `until_us`.
-
-    `readings_per_s` are what came in; `backlog` is each destination's, in readings, None before it was known.
-    """
-
-    step_s: float
-    until_us: int
-    readings_per_s: list[float]
-    backlog: dict[str, list[int | None]]
 
 
 class RateHistory:
@@ -43,8 +31,8 @@ class RateHistory:
         """Whether it is time for the next sample."""
         return now_s - self._at_s >= RATE_SAMPLE_INTERVAL_S
 
-    def note(self, readings_per_s: float, backlog: dict[str, int], *, now_us: int, now_s: float) -> None:
-        """Take a sample. After a pause (the machine slept) the samples begin anew."""
+    def add(self, readings_per_s: float, backlog: dict[str, int], *, now_us: int, now_s: float) -> None:
+        """Add a sample. After a pause (the machine slept) the samples begin anew."""
         if now_s - self._at_s > 3 * RATE_SAMPLE_INTERVAL_S:
             self._samples.clear()
         self._samples.append((readings_per_s, backlog))
@@ -69,30 +57,6 @@ _WEAR_SAMPLES_MAX = round(_DAY_S / _WEAR_SAMPLE_INTERVAL_S) + 1
 _MIN_OBSERVED_S = 10.0
 
 
-class FlashWearStatus(msgspec.Struct):
-    """Bytes written over the last day, or since start; None where the kernel does not say.
-
-    Attributes:
-        observed_s: the time it was watched for, at most a day; a shorter time is scaled to a day.
-        written_bytes_per_day: by this gateway.
-        disk_written_bytes_per_day: by everything, to the disk the spool is on.
-        amplification: bytes written by this gateway for each byte of readings as they were encoded.
-        endurance_bytes: what may still be written, as configured.
-        years_left: until then, at the disk's present rate (the gateway's own, where the disk's is not known).
-        written_bytes, disk_written_bytes: since the process, and the machine, started.
-    """
-
-    disk: str | None
-    observed_s: float
-    written_bytes_per_day: float | None
-    disk_written_bytes_per_day: float | None
-    amplification: float | None
-    endurance_bytes: float | None
-    years_left: float | None
-    written_bytes: int | None = None
-    disk_written_bytes: int | None = None
-
-
 class WriteCounters(NamedTuple):
     """Cumulative counts at one moment of the monotonic clock."""
 
@@ -103,19 +67,19 @@ class WriteCounters(NamedTuple):
 
 
 class FlashWear:
-    """Keeps a sample a minute for a day. `note` as often as you like; `status` for whoever wants to know."""
+    """Keeps a sample a minute for a day."""
 
     def __init__(self, folder: Path, endurance_tb: float | None) -> None:
         self._disk = find_disk(folder)
         self._endurance_bytes = None if endurance_tb is None else endurance_tb * 1e12
         self._samples: deque[WriteCounters] = deque(maxlen=_WEAR_SAMPLES_MAX)
 
-    def look(self, encoded_bytes: int, now_s: float) -> WriteCounters:
+    def read(self, encoded_bytes: int, now_s: float) -> WriteCounters:
         """The counts as of now; `encoded_bytes` of readings were appended since start."""
         machine = None if self._disk is None else read_disk_written_bytes(self._disk)
         return WriteCounters(now_s, read_process_written_bytes(), machine, encoded_bytes)
 
-    def note(self, written: WriteCounters) -> None:
+    def add(self, written: WriteCounters) -> None:
         """Keep a sample, unless the last is less than a minute old."""
         if not self._samples or written.at_s - self._samples[-1].at_s >= _WEAR_SAMPLE_INTERVAL_S:
             self._samples.append(written)

@@ -44,6 +44,7 @@ if TYPE_CHECKING:
 
     from gateway.auth.tls import TlsFiles
     from gateway.runtime import Runtime
+    from gateway.status.active_config import ActiveConfig
     from gateway.status.collector import StatusCollector
 
 _RETRY_BODY_MAX_BYTES = 1 << 20
@@ -57,9 +58,10 @@ class _RetryRequest(msgspec.Struct):
 class StatusEndpoint:
     """Serves one gateway's parts."""
 
-    def __init__(self, parts: Runtime, observer: StatusCollector) -> None:
+    def __init__(self, parts: Runtime, collector: StatusCollector, active_config: ActiveConfig) -> None:
         self._parts = parts
-        self._observer = observer
+        self._collector = collector
+        self._active_config = active_config
         settings = parts.settings.status
         self._auth = StatusAuth(settings.tokens_file, f"tidegate-{parts.settings.gateway_id}")
         self._page = StatusPage(parts, self._auth)
@@ -116,7 +118,7 @@ class StatusEndpoint:
         if not self._auth.may_view(request):
             return unauthorized_response()
         try:
-            return json_response(await self._observer.status())
+            return json_response(await self._collector.status())
         except SpoolError as fault:
             return json_response({"error": "spool", "message": str(fault)}, 503)
 
@@ -124,7 +126,7 @@ class StatusEndpoint:
         if not self._auth.may_view(request):
             return unauthorized_response()
         try:
-            page = self._metrics.page(await self._observer.status())
+            page = self._metrics.page(await self._collector.status())
         except SpoolError as fault:
             return json_response({"error": "spool", "message": str(fault)}, 503)
         return Response(page, media_type=CONTENT_TYPE_LATEST)
@@ -133,7 +135,7 @@ class StatusEndpoint:
         """What is in force, secrets masked, and what became of the newest reload."""
         if not self._auth.may_view(request):
             return unauthorized_response()
-        return json_response(build_config_document(self._parts.settings, self._parts.active_config))
+        return json_response(build_config_document(self._parts.settings, self._active_config))
 
     async def _retry(self, request: Request) -> Response:
         """Decode quarantined publishes again: `{"numbers": [1, 2]}`."""

@@ -120,7 +120,7 @@ def test_init_does_not_write_over_what_is_there_unless_forced_and_asks_nothing_w
     path = written(tmp_path, "mine")
     refused = run("config", "init", str(path))
     assert (refused.returncode, path.read_text()) == (2, "mine")
-    assert "is there already" in refused.stderr
+    assert "exists already" in refused.stderr
     assert run("config", "init", str(path), "--force").returncode == 0
     assert 'kind = "ingest"' in path.read_text()
 
@@ -232,7 +232,7 @@ def test_explain_finds_a_key_by_its_last_part_a_table_by_its_name_and_offers_wha
     assert "ingress.listen.port" in config("explain", "port").stdout
     assert "period_s" in config("explain", "ingress.host").stdout
     words = config("explain", "spool.commit_interval_ms").stdout
-    assert all(part in words for part in ("milliseconds", "default 5", "at most 60000", "takes a reload"))
+    assert all(part in words for part in ("milliseconds", "default 5", "at most 60000", "needs a reload"))
     lost = config("explain", "spool.comit_interval")
     assert lost.exit_code == 2
     assert "did you mean spool.commit_interval_ms" in lost.output
@@ -248,7 +248,7 @@ def test_diff_says_what_a_reload_brings_about_and_what_takes_a_restart(tmp_path:
     outcome = config("diff", old, new)
     assert outcome.exit_code == 1
     assert '~ log_level: "info" -> "debug" (reload)' in outcome.stdout
-    assert "a reload suffices" in outcome.stdout
+    assert "a reload is enough" in outcome.stdout
     new.write_text(new.read_text() + "[status]\nport = 1\n")
     told = json.loads(config("diff", old, new, "--json").stdout)
     assert told["needs"] == "restart"

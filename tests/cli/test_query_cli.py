@@ -62,8 +62,8 @@ def test_a_chart_has_its_name_its_extremes_and_its_span(spool) -> None:
     [
         (("boiler-*",), "2 series fit boiler-*; name one of them"),
         (("cellar",), "no series is called cellar"),
-        (("boiler-1", "--every", "often"), "--every: 'often' is no length of time"),
-        (("boiler-1", "--since", "yore"), "--since: 'yore' is no moment"),
+        (("boiler-1", "--every", "often"), "--every: 'often' is not a duration"),
+        (("boiler-1", "--since", "yore"), "--since: 'yore' is not a time"),
         (("boiler-1", "--until", "2020-01-01"), "--until must be later"),
         (("boiler-1", "--every", "raw", "--average", "3"), "--average goes over windows"),
     ],

@@ -93,7 +93,7 @@ def test_read_prints_the_newest_readings_of_a_series_sorted_by_time(spool):
     assert (none.returncode, none.stdout) == (0, "")
     wrong = run("spool", "read", spool, "--since", "tea time")
     assert wrong.returncode == 2
-    assert "--since: 'tea time' is no moment" in wrong.stderr
+    assert "--since: 'tea time' is not a time" in wrong.stderr
 
 
 def test_export_writes_a_file_once_and_a_closed_pipe_is_no_fault(spool, tmp_path):

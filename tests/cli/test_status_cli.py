@@ -18,22 +18,23 @@ from rich.console import Console
 
 from gateway.commands.status_display import braille_lines, render_chart, render_status, sparkline
 from gateway.query.series_chart import Chart
-from gateway.status.advice import Advice
 from gateway.status.document import (
+    Advice,
     Alert,
     AlertsStatus,
     DestinationStatus,
     DevicesStatus,
+    FlashWearStatus,
     IngressStatus,
     Loss,
     LossesStatus,
     QuarantineReasonStatus,
     QuarantineStatus,
+    RateHistoryStatus,
     SilentDevice,
     SpoolStatus,
     Status,
 )
-from gateway.status.samplers import FlashWearStatus, RateHistoryStatus
 from tests.support.free_ports import free_port
 from tests.support.programs import ROOT, Program, run, wait_until
 

@@ -268,7 +268,7 @@ def test_apply_confirms_what_works_and_keeps_what_was(gateway: Running) -> None:
     old = gateway.config.read_text()
     done = gateway.apply(gateway.text('log_level = "warning"'))
     assert done.returncode == 0, done.stderr
-    assert "in force and confirmed" in done.stdout
+    assert "active and confirmed" in done.stdout
     assert gateway.active_config()["values"]["log_level"] == "warning"
     assert config_changes.previous_config_path(gateway.config).read_text() == old
     assert not config_changes.trial_marker_path(gateway.config).exists()

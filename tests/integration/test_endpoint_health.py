@@ -9,6 +9,8 @@ import httpx
 from gateway.agent import build_runtime
 from gateway.settings.gateway_settings import GatewaySettings
 from gateway.spool.database import Database
+from gateway.status.active_config import ActiveConfig
+from gateway.status.certificates import CertificateMonitor
 from gateway.status.collector import StatusCollector
 from gateway.web.endpoint import StatusEndpoint
 from tests.support.free_ports import free_port
@@ -27,7 +29,8 @@ async def test_a_stage_that_does_not_keep_its_word_is_named_to_this_machine_only
     )
     database = await Database.open(settings.spool.path)
     parts = await build_runtime(settings, database)
-    endpoint = StatusEndpoint(parts, StatusCollector(parts))
+    collector = StatusCollector(parts, CertificateMonitor(lambda: settings))
+    endpoint = StatusEndpoint(parts, collector, ActiveConfig())
     await endpoint.start()
     try:
         async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", trust_env=False) as client:

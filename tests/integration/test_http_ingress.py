@@ -20,7 +20,8 @@ from cloud_sync.model.records import Batch, Flag, Receipt, RecordClass
 from gateway.auth import device_passwords
 from gateway.spool.segment_reader import CommitLogReader
 from gateway.spool.segments import read_blocks
-from gateway.status.document import build_running_status
+from gateway.status.certificates import CertificateMonitor
+from gateway.status.collector import StatusCollector
 from tests.support.batches import batch_of
 from tests.support.http_gateway import JSON, HttpGateway, http_gateway, until
 from tests.support.summary_examples import alerts, declarations, rollups
@@ -194,7 +195,8 @@ async def test_what_is_too_large_or_not_understood_is_refused_with_its_code(tmp_
             (403, "other_scope"),
         ]
         assert await gateway.rows() == []
-        status = (await build_running_status(gateway.parts)).ways_in
+        certificates = CertificateMonitor(lambda: gateway.parts.settings)
+        status = (await StatusCollector(gateway.parts, certificates).status()).ways_in
         assert status is not None
         assert status.http is not None
         assert (status.http.requests, status.http.rejections["body_too_large"]) == (10, 2)

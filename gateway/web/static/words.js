@@ -37,6 +37,7 @@ export function bytes(n) {
 }
 
 export function duration(s) {
+  if (s > 0 && s < 1) return `${Number(s.toPrecision(1))} s`;
   if (s < MINUTE) return `${Math.max(s, 0).toFixed(0)} s`;
   if (s >= 10 * YEAR) return "over 10 years";
   for (const [large, small, a, b] of [[DAY, HOUR, "d", "h"], [HOUR, MINUTE, "h", "min"], [MINUTE, 1, "min", "s"]]) {

@@ -173,7 +173,8 @@ GATEWAY_ROOMS = (
     ("settings",),
     ("spooltools",),
     ("query",),
-    ("runtime", "status"),
+    ("runtime",),
+    ("status",),
     ("build", "build_http", "reload", "web"),
     ("agent",),
     ("doctor", "discovery", "setup"),
@@ -215,7 +216,6 @@ OPEN_CIRCLES = {
         f"gateway.mqtt.{name}" for name in ("connection", "handshake", "server", "session_state", "transport")
     ),
     frozenset({"gateway.payloads.formats.sparkplug", "gateway.payloads.formats.sparkplug_births"}),
-    frozenset({"gateway.status.advice", "gateway.status.document"}),
 }
 """Circles still to be opened; nothing is ever added here."""
 

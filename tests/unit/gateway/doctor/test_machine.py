@@ -184,10 +184,13 @@ def test_certificates_that_end_soon_have_ended_or_do_not_fit_are_found(tmp_path)
         given = site(tmp_path, ingress={"listen": {**listen, "passwords_file": tmp_path / "p"}})
         return worst(machine.check_certificates(given, at_s))
 
-    assert (found(listen, now_s).level, "ends in 2 days" in found(listen, now_s).what) == (Level.FAULT, True)
+    assert (found(listen, now_s).level, "expires in 2 days" in found(listen, now_s).what) == (
+        Level.FAULT,
+        True,
+    )
     assert found(listen, now_s - 12 * 86_400).level is Level.FAULT  # not valid yet
     assert "is the clock right" in found(listen, now_s - 12 * 86_400).what
-    assert "ended 3 days ago" in found(listen, now_s + 5 * 86_400).what
+    assert "expired 3 days ago" in found(listen, now_s + 5 * 86_400).what
     (fault,) = [
         f
         for f in machine.check_certificates(

@@ -20,20 +20,20 @@ from gateway.spool.database import open_read_only
 from gateway.spool.quarantine_items import QuarantineItem
 from gateway.spool.segment_reader import CommitLogReader, StoredRollups
 from gateway.status.advice import build_advice
-from gateway.status.collector import build_stopped_status
+from gateway.status.collector import build_devices_status, read_stopped_status
 from gateway.status.document import (
     ChannelStatus,
     ClockStatus,
     DestinationStatus,
+    DevicesStatus,
+    FlashWearStatus,
     IngressStatus,
     SpoolStatus,
     Status,
-    build_devices_status,
 )
 from gateway.status.samplers import (
     RATE_SAMPLE_INTERVAL_S,
     FlashWear,
-    FlashWearStatus,
     RateHistory,
     WriteCounters,
     compute_flash_wear,
@@ -91,11 +91,11 @@ def test_a_few_seconds_say_nothing_of_a_day():
 
 def test_what_this_process_writes_to_a_disk_is_counted(tmp_path: Path):
     wear = FlashWear(tmp_path, None)
-    before = wear.look(0, 0.0)
+    before = wear.read(0, 0.0)
     with (tmp_path / "file").open("wb") as file:
         file.write(b"x" * (1 << 20))
         file.flush()
-    after = wear.look(0, 1.0)
+    after = wear.read(0, 1.0)
     if before.process_bytes is None or after.process_bytes is None:
         pytest.skip("this kernel does not count")
     assert after.process_bytes - before.process_bytes >= (1 << 20) or find_disk(tmp_path) is None
@@ -115,10 +115,10 @@ def test_a_partition_leads_to_its_whole_disk(tmp_path: Path):
 def test_the_last_hour_begins_anew_after_the_machine_slept():
     recent = RateHistory()
     for step in range(3):
-        recent.note(step, {"region": step}, now_us=step, now_s=step * RATE_SAMPLE_INTERVAL_S)
+        recent.add(step, {"region": step}, now_us=step, now_s=step * RATE_SAMPLE_INTERVAL_S)
     assert not recent.is_due(2 * RATE_SAMPLE_INTERVAL_S + 1)
     assert recent.status().backlog == {"region": [0, 1, 2]}
-    recent.note(9, {"region": 9, "new": 1}, now_us=9, now_s=1000.0)
+    recent.add(9, {"region": 9, "new": 1}, now_us=9, now_s=1000.0)
     assert (recent.status().readings_per_s, recent.status().backlog) == ([9.0], {"region": [9], "new": [1]})
 
 
@@ -276,12 +276,12 @@ def test_all_is_well_is_said_only_when_it_is():
         (
             {"clock": ClockStatus(False, "it is not synchronised yet", 3, 0, 0)},
             "warning",
-            "clock is in doubt: it is not synchronised yet. 3 readings wait for the true time.",
+            "clock is not trusted: it is not synchronised yet. 3 readings wait for the correct time.",
         ),
         (
             {"channels": [ChannelStatus("ops", 0, 4, 0, 2, "it answered 503", None)]},
             "warning",
-            "cannot be told on ops (it answered 503): 2 notices wait.",
+            "channel ops is failing (it answered 503): 2 notices wait.",
         ),
         (
             {"wear": FlashWearStatus("sda", 1e5, 1.0, 1.0, 1.0, 1.0, 0.5)},
@@ -294,7 +294,7 @@ def test_all_is_well_is_said_only_when_it_is():
                 "destinations": [destination(last_error="away", backlog_oldest_s=9e9, backlog_readings=7)],
             },
             "critical",
-            "room for another 12 h 0 min",
+            "the spool is full in 12 h 0 min",
         ),
         (
             {"spool": SpoolStatus("s", "e", 1, 1, 1, 1, 100.0, 1, 1, 42)},
@@ -307,6 +307,16 @@ def test_what_is_wrong_is_said_first(changes: dict[str, object], severity: str, 
     remarks = build_advice(a_status(**changes))
     assert remarks[0].severity == severity
     assert any(said in remark.text for remark in remarks), remarks
+
+
+def test_a_failing_channel_is_one_advice():
+    away = a_status(channels=[ChannelStatus("ops", 0, 4, 0, 2, "it answered 503", None)])
+    assert len(build_advice(away)) == 1
+
+
+def test_a_short_time_of_silence_is_not_rounded_to_nothing():
+    advice = build_advice(a_status(devices=DevicesStatus(3, 1, 2, 0.25, [])))
+    assert any("silent for more than 0.2 s" in entry.text for entry in advice), advice
 
 
 def test_little_room_is_no_alarm_while_everything_is_delivered():
@@ -330,7 +340,7 @@ async def test_a_stopped_gateway_is_read_from_its_spool(tmp_path: Path):
             for n in range(3)
         ]
         await spool.appender.append(spool.readings([("a", NOW_US, 1.0)]), items, now_us=NOW_US)
-    status = build_stopped_status(GatewaySettings(gateway_id="gw-1", spool=SpoolSettings(path=path)))
+    status = read_stopped_status(GatewaySettings(gateway_id="gw-1", spool=SpoolSettings(path=path)))
     assert status.quarantine is not None
     assert (status.quarantine.items, status.quarantine.ever) == (3, 3)
     assert status.quarantine.reasons[0].topic == "<b>2</b>"
