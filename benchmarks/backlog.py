@@ -12,11 +12,7 @@ import numpy as np
 
 from benchmarks import traffic
 from cloud_sync.model.records import Batch, BatchRange, Readings, RecordClass, Series
-from gateway.spool.appender import Appender
-from gateway.spool.database import Database
-from gateway.spool.duplicates import DuplicateFilter
-from gateway.spool.segments import SegmentWriter
-from gateway.spool.series_catalog import SeriesCatalog
+from gateway.spool.spool import open_spool
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -64,18 +60,11 @@ def batches(readings: int, epoch: UUID) -> Iterator[Batch]:
 
 async def fill(path: Path, readings: int) -> int:
     """Append them to a new spool, durably; returns how many."""
-    database = await Database.open(path)
-    try:
-        catalog = await SeriesCatalog.read(database)
-        segments = await SegmentWriter.open(database, catalog)
-        duplicates = await DuplicateFilter.open(database, catalog)
-        appender = Appender(database, segments, duplicates, catalog)
-        numbers = np.array([catalog.assign_number(each) for each in series()], np.int32)
+    async with open_spool(path) as spool:
+        numbers = np.array([spool.catalog.assign_number(each) for each in series()], np.int32)
         stored = 0
         for group in groups(readings):
             renumbered = group.with_series(numbers[group.series])
-            done = await appender.append(renumbered, [], now_us=time.time_ns() // 1000)
+            done = await spool.appender.append(renumbered, [], now_us=time.time_ns() // 1000)
             stored += done.stored
         return stored
-    finally:
-        await database.close()

@@ -27,14 +27,14 @@ from gateway.payloads.decoder_registry import RuleSet
 from gateway.payloads.formats.sparkplug import Payload
 from gateway.payloads.rule import PayloadRule
 from gateway.payloads.topics import TopicTemplate
-from gateway.spool.appender import Appender
 from gateway.spool.database import Database
-from gateway.spool.duplicates import DuplicateFilter
-from gateway.spool.segments import SegmentWriter
 from gateway.spool.series_catalog import SeriesCatalog
+from gateway.spool.spool import build_spool
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+    from gateway.spool.appender import Appender
 
 MEMBERS = 10
 ASLEEP = 500
@@ -148,10 +148,8 @@ def us_per_reading(shape: Shape) -> float:
 async def asleep(folder: Path, arrays: int, *, old: bool) -> tuple[float, int]:
     """Seconds until `arrays` of `ASLEEP` readings are durable, and how many were duplicates."""
     database = await Database.open(folder / f"asleep-{old}.db")
-    catalog = SeriesCatalog()
-    segments = await SegmentWriter.open(database, catalog)
-    appender = Appender(database, segments, await DuplicateFilter.open(database, catalog), catalog)
-    committer = Committer(appender, catalog, TEMPLATE, interval_s=0)
+    spool = await build_spool(database)
+    committer = Committer(spool.appender, spool.catalog, TEMPLATE, interval_s=0)
     source, chance = Source(), random.Random(2)
     try:
         topics = [f"sensors/s{n}/t".encode() for n in range(arrays)]

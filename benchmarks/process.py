@@ -28,11 +28,10 @@ from gateway.processing.stage import StageInput
 from gateway.query.series_query import SeriesQuery, find_series, run_query
 from gateway.rollups.roller import Roller
 from gateway.settings import gateway_settings
-from gateway.spool.database import Database, open_read_only
+from gateway.spool.database import Database, open_read_only, open_spool_read_only
 from gateway.spool.segment_reader import StoredRollups
 from gateway.spool.segments import SegmentWriter, encode_segments
 from gateway.spool.series_catalog import SeriesCatalog
-from gateway.spool.spool_file import open_spool_read_only
 from gateway.spooltools.reading_selection import ReadingFilter
 
 if TYPE_CHECKING:

@@ -23,13 +23,8 @@ from benchmarks import filling, processes
 from benchmarks.figures import Figures, say
 from benchmarks.ingress import FOLDER, Account, load
 from cloud_sync.model.records import RecordClass
-from gateway.spool.appender import Appender
-from gateway.spool.compaction import Compaction
 from gateway.spool.database import Database
-from gateway.spool.deliveries import Deliveries
-from gateway.spool.duplicates import DuplicateFilter
-from gateway.spool.segments import SegmentWriter
-from gateway.spool.series_catalog import SeriesCatalog
+from gateway.spool.spool import build_spool, open_spool
 
 if TYPE_CHECKING:
     from cloud_sync.model.records import Readings
@@ -77,24 +72,20 @@ async def on_disk(folder: Path, figures: Figures, commits: int) -> None:
 async def _appended(path: Path, everything: Readings, rows: int, count: int) -> tuple[list[float], float]:
     """Append `count` commits of `rows` readings, copy the file, compact; seconds of each and of that."""
     database = await Database.open(path)
-    catalog = SeriesCatalog()
+    spool = await build_spool(database)
     for _, series in filling.names():
-        catalog.assign_number(series)
-    segments = await SegmentWriter.open(database, catalog)
-    duplicates = await DuplicateFilter.open(database, catalog)
-    appender = Appender(database, segments, duplicates, catalog)
+        spool.catalog.assign_number(series)
     took_s = []
     for number in range(count):
         part = everything.take(np.arange(number * rows, (number + 1) * rows))
         began = time.perf_counter()
-        appended = await appender.append(part, [], now_us=time.time_ns() // 1000)
+        appended = await spool.appender.append(part, [], now_us=time.time_ns() // 1000)
         took_s.append(time.perf_counter() - began)
         assert appended.stored == rows
     await _checkpoint(database)
     shutil.copyfile(path, path.with_suffix(".fresh"))
     began = time.perf_counter()
-    compaction = Compaction(database, catalog, duplicates)
-    while await compaction.compact_once(everything=True):
+    while await spool.compaction.compact_once(everything=True):
         pass
     merged_s = time.perf_counter() - began
     await database.reclaim(1 << 20)
@@ -188,14 +179,11 @@ def publish_one(port: int) -> None:
 
 async def _drained(path: Path, expected: int) -> tuple[int, float]:
     """Claim, load and settle some batches as a shipper does; readings and seconds."""
-    database = await Database.open(path)
-    try:
-        catalog = await SeriesCatalog.read(database)
-        segments = await SegmentWriter.open(database, catalog)
-        deliveries = Deliveries(database, segments, catalog, "bench")
+    async with open_spool(path, "bench") as spool:
+        deliveries = spool.deliveries
         await deliveries.register("bench", "file", now_us=0)
         backlog = (await deliveries.backlog("bench")).readings
-        if backlog != expected or segments.rows_ever(RecordClass.READING) != expected:
+        if backlog != expected or spool.segments.rows_ever(RecordClass.READING) != expected:
             raise SystemExit(f"FAILED: the backlog is {backlog} readings; {expected} were put in")
         readings, began = 0, time.perf_counter()
         for _ in range(_DRAINED_BATCHES):
@@ -214,8 +202,6 @@ async def _drained(path: Path, expected: int) -> tuple[int, float]:
             raise SystemExit(
                 f"FAILED: {readings} readings were drained; the backlog went {backlog} -> {left}"
             )
-    finally:
-        await database.close()
     return readings, took_s
 
 

@@ -35,13 +35,10 @@ from gateway.processing.clock import ClockCorrector, GatewayClock, read_clock_fl
 from gateway.reload import DeliverySupervisor, NotifierSupervisor, Reloader, register_destination
 from gateway.runtime import Runtime
 from gateway.spool.appender import Appender, Capacity
-from gateway.spool.compaction import Compaction
 from gateway.spool.database import Database
-from gateway.spool.deliveries import Deliveries
-from gateway.spool.duplicates import DuplicateFilter
 from gateway.spool.retention import Retention
-from gateway.spool.segments import SegmentWriter
 from gateway.spool.series_catalog import SeriesCatalog
+from gateway.spool.spool import build_spool
 from gateway.status.active_config import ActiveConfig
 from gateway.status.certificates import CertificateMonitor
 from gateway.status.collector import StatusCollector, format_service_status
@@ -50,6 +47,7 @@ if TYPE_CHECKING:
     from gateway.ingress.http.server import HttpSource
     from gateway.runtime import Control
     from gateway.settings.gateway_settings import GatewaySettings
+    from gateway.spool.series_catalog import SeriesCatalog
     from gateway.web.endpoint import StatusEndpoint
 
 _log = logging.getLogger(__name__)
@@ -84,12 +82,13 @@ async def run_gateway(settings: GatewaySettings, control: Control) -> None:
 
 async def build_runtime(settings: GatewaySettings, database: Database) -> Runtime:
     """Make every part of a gateway on an open spool. Nothing is started."""
-    catalog = await SeriesCatalog.read(database, settings.spool.max_series)
-    segments = await SegmentWriter.open(database, catalog)
-    duplicates = await DuplicateFilter.open(database, catalog)
-    capacity = Capacity(settings.spool.max_bytes, settings.spool.min_free_bytes)
-    appender = Appender(database, segments, duplicates, catalog, capacity)
-    deliveries = Deliveries(database, segments, catalog, settings.gateway_id)
+    spool = await build_spool(
+        database,
+        settings.gateway_id,
+        max_series=settings.spool.max_series,
+        capacity=Capacity(settings.spool.max_bytes, settings.spool.min_free_bytes),
+    )
+    catalog, appender, deliveries = spool.catalog, spool.appender, spool.deliveries
     listen, host = settings.ingress.listen, settings.ingress.host
     clock = GatewayClock(
         await database.read(read_clock_floor), settings.clock.trust, wait_max_s=settings.clock.wait_max_s
@@ -113,7 +112,7 @@ async def build_runtime(settings: GatewaySettings, database: Database) -> Runtim
 
     await limit_wal_size(database, settings.spool.max_bytes)
     commit_consumer, roller, alerts = await build_commit_consumer(
-        settings, database, segments, catalog, clock
+        settings, database, spool.segments, catalog, clock
     )
     committer.on_commit = commit_consumer.wake
     clock_corrector = ClockCorrector(
@@ -127,8 +126,8 @@ async def build_runtime(settings: GatewaySettings, database: Database) -> Runtim
     for d in settings.destinations:
         await register_destination(deliveries, d)
     await drop_removed_channels(settings, database)
-    rollup_receivers = destinations_receiving(settings.destinations, RecordClass.ROLLUP)
-    record_retentions = build_record_retentions(settings, database, capacity)
+    spool.compaction.rollups_wanted_by = destinations_receiving(settings.destinations, RecordClass.ROLLUP)
+    record_retentions = build_record_retentions(settings, database, spool.capacity)
     parts = Runtime(
         settings=settings,
         version=version("tidegate"),
@@ -147,28 +146,21 @@ async def build_runtime(settings: GatewaySettings, database: Database) -> Runtim
         http=_build_http_ingress(settings, database, committer, appender, catalog),
         committer=committer,
         clock_corrector=clock_corrector,
-        catalog=catalog,
-        duplicates=duplicates,
-        appender=appender,
-        capacity=capacity,
-        database=database,
-        segments=segments,
+        spool=spool,
         commit_consumer=commit_consumer,
         roller=roller,
         alerts=alerts,
         notifiers=build_notifiers(settings, database),
-        compaction=Compaction(database, catalog, duplicates, rollups_wanted_by=rollup_receivers),
         retention=Retention(
             database,
             destinations_receiving(settings.destinations),
             keep_s=settings.spool.keep_delivered_h * 3600,
-            capacity=capacity,
-            evictor=build_eviction(settings, database, segments, capacity),
+            capacity=spool.capacity,
+            evictor=build_eviction(settings, database, spool.segments, spool.capacity),
             before=record_retentions,
             configured=[d.name for d in settings.destinations],
         ),
         record_retentions=record_retentions,
-        deliveries=deliveries,
         shippers=tuple(build_shipper(d, deliveries) for d in settings.destinations),
     )
 
@@ -234,7 +226,7 @@ async def _run_tasks(parts: Runtime, control: Control, watchdog: Watchdog) -> No
                 name="reloader",
             )
             upkeep = [
-                stages.create_task(parts.compaction.run(stop_output), name="compaction"),
+                stages.create_task(parts.spool.compaction.run(stop_output), name="compaction"),
                 stages.create_task(parts.retention.run(stop_output), name="retention"),
                 *(
                     stages.create_task(retention.run(stop_output), name=retention.stage.name)

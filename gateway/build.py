@@ -282,7 +282,7 @@ async def reconfigure_processing(settings: GatewaySettings, parts: Runtime) -> N
     roller, before = parts.roller, parts.alerts
     alerts = before
     if settings.alerts != parts.settings.alerts:
-        alerts = build_alert_stage(settings, parts.catalog)
+        alerts = build_alert_stage(settings, parts.spool.catalog)
 
     def hand_over() -> None:
         if roller is not None:

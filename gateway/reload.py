@@ -103,7 +103,7 @@ class DeliverySupervisor:
         present = {d.name: d for d in self._parts.settings.destinations}
         destinations_with_changed_files = set(self.destinations_with_changed_files())
         return {
-            d.name: build_shipper(d, self._parts.deliveries)
+            d.name: build_shipper(d, self._parts.spool.deliveries)
             for d in wanted
             if present.get(d.name) != d or d.name in destinations_with_changed_files
         }
@@ -112,14 +112,14 @@ class DeliverySupervisor:
         """Put shippers in the place of those that differ, and end those that are not wanted any more."""
         stamps = {d.name: _file_stamps(d) for d in wanted}
         for d in wanted:
-            await register_destination(self._parts.deliveries, d)
+            await register_destination(self._parts.spool.deliveries, d)
         gone = [name for name in self._running if name in made or name not in stamps]
         await asyncio.gather(*(self._end(name) for name in gone))
         shippers = {s.name: s for s in self._parts.shippers} | made
         self._parts.shippers = tuple(shippers[d.name] for d in wanted)
         self._parts.retention.destinations = destinations_receiving(wanted)
         self._parts.retention.configured = [d.name for d in wanted]
-        self._parts.compaction.rollups_wanted_by = destinations_receiving(wanted, RecordClass.ROLLUP)
+        self._parts.spool.compaction.rollups_wanted_by = destinations_receiving(wanted, RecordClass.ROLLUP)
         for retention in self._parts.record_retentions:
             retention.destinations = destinations_receiving(wanted, retention.record_class)
         self._stamps = stamps
@@ -199,7 +199,7 @@ class NotifierSupervisor:
         """
         if wanted.alerts == self._parts.settings.alerts:
             return None
-        return build_notifiers(wanted, self._parts.database)
+        return build_notifiers(wanted, self._parts.spool.database)
 
     async def change(self, wanted: GatewaySettings, made: tuple[AlertNotifier, ...] | None) -> None:
         """Put desks in the place of those that run."""
@@ -214,7 +214,7 @@ class NotifierSupervisor:
                 await asyncio.wait(late)
         for running in self._running:
             await running.notifier.aclose()
-        await drop_removed_channels(wanted, self._parts.database)
+        await drop_removed_channels(wanted, self._parts.spool.database)
         self._parts.notifiers = made
         self._begin()
 
@@ -318,13 +318,15 @@ class Reloader:
             max_pending_bytes=new.spool.max_pending_bytes,
             refuse_when_full=new.spool.on_full == "refuse",
         )
-        parts.capacity.reconfigure(new.spool.max_bytes, new.spool.min_free_bytes)
-        await limit_wal_size(parts.database, new.spool.max_bytes)
-        parts.retention.evictor = build_eviction(new, parts.database, parts.segments, parts.capacity)
+        parts.spool.capacity.reconfigure(new.spool.max_bytes, new.spool.min_free_bytes)
+        await limit_wal_size(parts.spool.database, new.spool.max_bytes)
+        parts.retention.evictor = build_eviction(
+            new, parts.spool.database, parts.spool.segments, parts.spool.capacity
+        )
         parts.retention.keep_s = new.spool.keep_delivered_h * 3600
         for retention in parts.record_retentions:
             retention.keep_s = new.rollups.keep_d * 86_400
-        parts.catalog.max_series = new.spool.max_series
+        parts.spool.catalog.max_series = new.spool.max_series
         listen = new.ingress.listen
         parts.listener.settings = replace(
             parts.listener.settings,
@@ -334,7 +336,7 @@ class Reloader:
         if parts.host is not None:
             parts.host.period_s = new.ingress.host.period_s
         if any(key.startswith(("checks", "report_by_exception")) for key in tuned):
-            parts.committer.check = build_check(new, parts.catalog, parts.clock_corrector.clock)
+            parts.committer.check = build_check(new, parts.spool.catalog, parts.clock_corrector.clock)
         if any(key.startswith("ingress.rule") for key in tuned):
             parts.committer.replace_rules(new.ingress.rules.rules)
             parts.listener.clear_permission_caches()

@@ -24,14 +24,8 @@ if TYPE_CHECKING:
     from gateway.processing.commit_consumer import CommitConsumer
     from gateway.rollups.roller import Roller
     from gateway.settings.gateway_settings import GatewaySettings
-    from gateway.spool.appender import Appender, Capacity
-    from gateway.spool.compaction import Compaction
-    from gateway.spool.database import Database
-    from gateway.spool.deliveries import Deliveries
-    from gateway.spool.duplicates import DuplicateFilter
     from gateway.spool.retention import Retention
-    from gateway.spool.segments import SegmentWriter
-    from gateway.spool.series_catalog import SeriesCatalog
+    from gateway.spool.spool import Spool
 
 
 @dataclass(slots=True, eq=False)
@@ -86,20 +80,13 @@ class Runtime:
     http: HttpSource | None
     committer: Committer
     clock_corrector: ClockCorrector
-    catalog: SeriesCatalog
-    duplicates: DuplicateFilter
-    appender: Appender
-    capacity: Capacity
-    database: Database
-    segments: SegmentWriter
+    spool: Spool
     commit_consumer: CommitConsumer
     roller: Roller | None
     alerts: AlertEvaluator | None
     notifiers: tuple[AlertNotifier, ...]
-    compaction: Compaction
     retention: Retention
     record_retentions: tuple[Retention, ...]
-    deliveries: Deliveries
     shippers: tuple[Shipper, ...]
 
     def stages(self) -> Iterator[StageProgress]:
@@ -113,7 +100,7 @@ class Runtime:
         yield from (notifier.stage for notifier in self.notifiers)
         for shipper in self.shippers:
             yield from shipper.stages
-        yield self.compaction.stage
+        yield self.spool.compaction.stage
         yield self.retention.stage
         yield from (retention.stage for retention in self.record_retentions)
 

@@ -17,9 +17,8 @@ from gateway.commands.options import EXIT_FOUND, JsonOption, print_json
 from gateway.doctor import Finding, Level, fault, machine, network, ok
 from gateway.humanize import escape_text
 from gateway.settings import gateway_settings as given
-from gateway.spool.database import SQL
+from gateway.spool.database import SQL, open_spool_read_only
 from gateway.spool.errors import SpoolError
-from gateway.spool.spool_file import open_spool_read_only
 
 if TYPE_CHECKING:
     from gateway.settings.gateway_settings import GatewaySettings

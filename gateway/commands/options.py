@@ -21,6 +21,7 @@ from cloud_sync.runtime.settings_file import InvalidSettingsError
 from gateway.commands.exit_errors import fail
 from gateway.humanize import parse_time_us
 from gateway.settings import gateway_settings
+from gateway.spool.database import ProgressListener
 from gateway.spool.errors import SpoolError
 from gateway.spooltools.reading_selection import ReadingFilter
 
@@ -151,7 +152,7 @@ def table(*columns: str, right: tuple[str, ...] = ()) -> Table:
 _REFRESH_PER_S = 5
 
 
-class ProgressBar:
+class ProgressBar(ProgressListener):
     """A `ProgressListener` on the terminal; indeterminate until `total` is called."""
 
     def __init__(self, progress: Progress, title: str) -> None:

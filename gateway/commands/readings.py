@@ -40,7 +40,7 @@ from gateway.humanize import (
 )
 from gateway.query.series_chart import draw_line_chart
 from gateway.query.series_query import KnownSeries, SeriesQuery, SeriesResult, find_series, run_query
-from gateway.spool.spool_file import open_spool_read_only
+from gateway.spool.database import open_spool_read_only
 from gateway.spooltools import reading_export
 from gateway.spooltools.reading_selection import (
     ReadingFilter,

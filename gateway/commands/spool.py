@@ -25,12 +25,8 @@ from gateway.commands.options import (
 )
 from gateway.commands.spool_quarantine import post_to_gateway
 from gateway.humanize import escape_text, format_bytes, format_count, format_duration, format_time
-from gateway.spool.compaction import CompactionResult, compact_spool
-from gateway.spool.database import Database
-from gateway.spool.deliveries import Deliveries
 from gateway.spool.errors import SpoolInUseError
-from gateway.spool.segments import SegmentWriter
-from gateway.spool.series_catalog import SeriesCatalog
+from gateway.spool.spool import CompactionResult, compact_spool, open_spool
 from gateway.spooltools import checker
 from gateway.spooltools.spool_info import BacklogInfo, read_spool_info
 
@@ -287,12 +283,8 @@ def drop(
 
 
 async def _drop_destination(path: Path, name: str) -> bool:
-    database = await Database.open(path)
-    try:
-        catalog = await SeriesCatalog.read(database)
-        return await Deliveries(database, await SegmentWriter.open(database, catalog), catalog, "").drop(name)
-    finally:
-        await database.close()
+    async with open_spool(path) as spool:
+        return await spool.deliveries.drop(name)
 
 
 def _destination_document(entry: BacklogInfo, configured: set[str] | None) -> dict[str, object]:

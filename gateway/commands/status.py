@@ -18,8 +18,8 @@ from gateway.commands.options import exit_on_spool_error, load_settings_or_exit,
 from gateway.commands.status_display import render_chart, render_status
 from gateway.humanize import escape_text
 from gateway.query.series_chart import Chart, ChartSeries, ChartSteps, read_chart
+from gateway.spool.database import open_spool_read_only
 from gateway.spool.series_catalog import read_all_series
-from gateway.spool.spool_file import open_spool_read_only
 from gateway.status.collector import read_stopped_status
 from gateway.status.document import Status
 from gateway.web.client import GatewayClient, GatewayClientError, local_gateway_client

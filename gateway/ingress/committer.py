@@ -225,7 +225,7 @@ class Committer:
             note: writes what is to be remembered of the lot, in the same transaction.
             checked: whether their flags are set already, by the gateway they come from.
 
-        The lot is committed whether or not anyone waits. The future may raise SpoolFull: nothing was taken.
+        It is committed whether or not anyone waits. The future may raise SpoolFullError: nothing was stored.
         """
         promised: asyncio.Future[AppendResult] = asyncio.get_running_loop().create_future()
         promised.add_done_callback(_retrieve_exception)

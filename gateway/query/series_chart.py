@@ -18,9 +18,8 @@ from cloud_sync.codec import columns
 from cloud_sync.model.errors import FormatError
 from cloud_sync.model.records import Flag, RecordClass
 from gateway.query.series_query import SeriesReader
-from gateway.spool.database import SQL
+from gateway.spool.database import SQL, open_spool_read_only
 from gateway.spool.segments import position_span, read_commit_counter, read_fresh_segments
-from gateway.spool.spool_file import open_spool_read_only
 
 if TYPE_CHECKING:
     import sqlite3

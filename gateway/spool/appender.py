@@ -163,7 +163,7 @@ class Capacity:
         """Do nothing while there is room.
 
         Raises:
-            SpoolFull: with the limit that was reached, in words.
+            SpoolFullError: with the limit that was reached, in words.
         """
         used, spare = await database.room()
         if self.max_bytes is not None and used > self.max_bytes:
@@ -194,13 +194,13 @@ class Appender:
         segments: SegmentWriter,
         duplicates: DuplicateFilter,
         catalog: SeriesCatalog,
-        capacity: Capacity = Capacity(),  # noqa: B008 - an immutable value
+        capacity: Capacity | None = None,
     ) -> None:
         self._database = database
         self._segments = segments
         self._duplicates = duplicates
         self._catalog = catalog
-        self._capacity = capacity
+        self._capacity = capacity or Capacity()
         self.device_activity = DeviceActivity(catalog)
         self._capacity_checked_until = 0.0
         self._turn = asyncio.Lock()
@@ -216,7 +216,7 @@ class Appender:
         """Make a group durable. On return it is fsynced (promise 1).
 
         Raises:
-            SpoolFull, SpoolFailed: nothing was written; the same call may be made again.
+            SpoolFullError, SpoolAccessError: nothing was written; the same call may be made again.
         """
         async with self._turn:
             return await self._append(readings, items, now_us, submissions)
@@ -227,7 +227,7 @@ class Appender:
         """Make records of another class durable as they are, with what `note` writes: fsynced on return.
 
         Raises:
-            SpoolFull, SpoolFailed: nothing was written; the same call may be made again.
+            SpoolFullError, SpoolAccessError: nothing was written; the same call may be made again.
         """
         await self._require_room()
         sealed = await _run_inline_or_in_thread(records.rows, lambda: encode_segments(records))

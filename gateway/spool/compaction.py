@@ -15,7 +15,7 @@ import asyncio
 import logging
 from dataclasses import dataclass
 from itertools import groupby
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -23,9 +23,8 @@ from cloud_sync.codec import columns
 from cloud_sync.model.errors import FormatError
 from cloud_sync.model.records import RecordClass
 from cloud_sync.runtime.watchdog import StageProgress
-from gateway.spool.database import SQL, Database, crash_point, scalar_from_row
+from gateway.spool.database import SQL, crash_point, scalar_from_row
 from gateway.spool.delivery_ranges import CommitRange
-from gateway.spool.duplicates import DuplicateFilter
 from gateway.spool.errors import SpoolError
 from gateway.spool.processing_state import NO_LIMIT, read_processed_through
 from gateway.spool.retention import read_delivered_through
@@ -33,19 +32,18 @@ from gateway.spool.segments import (
     MAX_SEGMENT_ROWS,
     StoredSegment,
     position_span,
-    read_commit_counter,
     read_fresh_segments,
     record_class_at,
 )
-from gateway.spool.series_catalog import DEFAULT_MAX_SERIES, SeriesCatalog
-from gateway.spool.spool_file import NoProgress, ProgressListener, open_spool_read_only
 
 if TYPE_CHECKING:
     import sqlite3
     from collections.abc import Sequence
-    from pathlib import Path
 
     from cloud_sync.model.records import Records
+    from gateway.spool.database import Database
+    from gateway.spool.duplicates import DuplicateFilter
+    from gateway.spool.series_catalog import SeriesCatalog
 
 _log = logging.getLogger(__name__)
 _PAUSE_S = 1.0
@@ -123,10 +121,8 @@ class Compaction:
         database: Database,
         catalog: SeriesCatalog,
         duplicates: DuplicateFilter,
-        *,
-        rollups_wanted_by: Sequence[str] = (),
     ) -> None:
-        self.rollups_wanted_by = tuple(rollups_wanted_by)
+        self.rollups_wanted_by: tuple[str, ...] = ()
         self._rollups_from = 0
         self._database = database
         self._catalog = catalog
@@ -350,94 +346,3 @@ def _newest_by_series(
     newest = np.full(len(series), np.iinfo(np.int64).min)
     np.maximum.at(newest, index, time_us)
     return list(zip(series.tolist(), newest.tolist(), strict=True))
-
-
-_RECLAIM_PAGES = 256
-_MAX_ROUNDS = 100_000  # each gets something done, or is the last; a gateway that appends may never be done
-
-
-class CompactionResult(NamedTuple):
-    """What compaction did. Bytes are of the file, once it was closed."""
-
-    segments_before: int
-    segments_after: int
-    rows: int
-    bytes_before: int
-    bytes_after: int
-
-
-class _CompactionProgress(NamedTuple):
-    """How far compaction has been: commits it has not been over, and segments."""
-
-    fresh_commits: int
-    segments: int
-    rows: int
-
-
-async def compact_spool(
-    path: Path,
-    progress: ProgressListener = NoProgress(),  # noqa: B008 - it has no state
-) -> CompactionResult:
-    """Merge every segment that may be merged; `watcher` is told of the commits gone over.
-
-    Raises:
-        SpoolInUse: a gateway is running on this spool; it compacts by itself.
-        SpoolFailed, SpoolFull: the spool cannot be used or written.
-    """
-    with open_spool_read_only(path):
-        pass  # refuses what is no spool, before a writer would make one of it
-    bytes_before = path.stat().st_size  # noqa: ASYNC240 - nothing else runs here
-    database = await Database.open(path)
-    try:
-        catalog = await SeriesCatalog.read(database, DEFAULT_MAX_SERIES)
-        compaction = Compaction(database, catalog, await DuplicateFilter.open(database, catalog))
-        done = await compact_open_spool(database, compaction, progress)
-    finally:
-        await database.close()
-    bytes_after = path.stat().st_size  # noqa: ASYNC240 - nothing else runs here
-    return done._replace(bytes_before=bytes_before, bytes_after=bytes_after)
-
-
-async def compact_open_spool(
-    database: Database,
-    compaction: Compaction,
-    progress: ProgressListener = NoProgress(),  # noqa: B008 - it has no state
-) -> CompactionResult:
-    """The same on the open spool of a running gateway, which goes on appending meanwhile.
-
-    Raises:
-        SpoolFailed, SpoolFull: the spool cannot be written.
-    """
-    bytes_before = database.size_bytes
-    before = now = await database.read(_read_compaction_progress)
-    progress.total(before.fresh_commits)
-    for _ in range(_MAX_ROUNDS):
-        merged = await compaction.compact_once(everything=True)
-        was, now = now, await database.read(_read_compaction_progress)
-        progress.advance(max(0, was.fresh_commits - now.fresh_commits))
-        if merged == 0 and now.fresh_commits in (0, was.fresh_commits):
-            break
-    await _reclaim_free_pages(database)
-    return CompactionResult(before.segments, now.segments, now.rows, bytes_before, database.size_bytes)
-
-
-async def _reclaim_free_pages(database: Database) -> None:
-    free = await database.read(_count_free_pages)
-    while free:
-        await database.reclaim(_RECLAIM_PAGES)
-        was, free = free, await database.read(_count_free_pages)
-        if free >= was:
-            return
-
-
-def _count_free_pages(connection: sqlite3.Connection) -> int:
-    return int(connection.execute("PRAGMA freelist_count").fetchone()[0])
-
-
-def _read_compaction_progress(connection: sqlite3.Connection) -> _CompactionProgress:
-    span = position_span(RecordClass.READING)
-    newest = read_commit_counter(connection, RecordClass.READING).commit
-    indexed = scalar_from_row(connection.execute(SQL["newest_indexed"], span).fetchone(), 0)
-    last = connection.execute(SQL["segments_back_from"], (span[0], indexed, 1)).fetchone()
-    segments, rows, *_ = connection.execute(SQL["scan"], span).fetchone()
-    return _CompactionProgress(newest - (0 if last is None else last[1]), segments, rows)

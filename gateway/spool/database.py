@@ -1,8 +1,12 @@
 """The spool's SQLite file: opened, verified, migrated; one writer thread, a separate reader connection.
 
+Tools open it with `open_spool_read_only`, live or stopped, on a writable disk or a read-only one, and never
+change it. Where the disk is writable SQLite may leave an empty `-wal` and a `-shm` beside a
+stopped spool; the gateway takes them over. Long reads report to a `ProgressListener`.
+
 Invariants:
-- Every write is one function run on the writer's thread between BEGIN IMMEDIATE and COMMIT. There is no
-  await inside a transaction, so a cancelled task cannot leave one half done.
+- Every write is one function that runs on the writer's thread between BEGIN IMMEDIATE and COMMIT. No
+  transaction contains an await, so a cancelled task cannot leave one half done.
 - WAL with synchronous=FULL: when `write` returns, its transaction is fsynced (promise 1).
 - One process writes: a lock file beside the spool is held from open to close.
 
@@ -19,7 +23,7 @@ import os
 import signal
 import sqlite3
 import time
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from importlib.resources import files
 from typing import TYPE_CHECKING, Any, Self, TypeVar
@@ -38,7 +42,7 @@ from gateway.spool.errors import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
 _hang_at = os.environ.pop("TIDEGATE_HANG_AT", "")
@@ -68,7 +72,8 @@ T = TypeVar("T")
 _log = logging.getLogger(__name__)
 _BUSY_TIMEOUT_S = 30.0
 _LATEST_TABLES = {"processing_state", "loss", "outbox", "parked"}
-_DISK_FULL_CODES = frozenset({sqlite3.SQLITE_FULL})
+_PRIMARY_CODE = 0xFF
+_NO_SHARED_MEMORY = frozenset({sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_IOERR})
 
 
 class _Connection(aiosqlite.Connection):
@@ -101,8 +106,8 @@ class Database:
         """Open or create the spool at `path`.
 
         Raises:
-            SpoolInUse, SpoolTooNew: nothing can be done without a person.
-            SpoolFailed: the file or its folder cannot be used; says why.
+            SpoolInUseError, SpoolTooNewError: nothing can be done without a person.
+            SpoolAccessError: the file or its folder cannot be used; says why.
         """
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -116,7 +121,7 @@ class Database:
                 writer = await _open_checked_writer(path)
                 undo.push_async_callback(writer.close)
                 epoch = await writer.run(_verify_and_migrate)
-                reader = await _Connection.opened(lambda: _connect(path, read_only=True))
+                reader = await _Connection.opened(lambda: _connect_and_read_header(path, "mode=ro"))
             except sqlite3.Error as fault:
                 raise _to_spool_error(path, fault) from fault
             except SpoolError as fault:
@@ -134,7 +139,7 @@ class Database:
         """Run `work` as one transaction; on return it is fsynced, on an exception nothing of it happened.
 
         Raises:
-            SpoolFull, SpoolFailed: as the module `errors` says.
+            SpoolFullError, SpoolAccessError: as the module `errors` says.
         """
 
         def transaction(connection: sqlite3.Connection) -> T:
@@ -199,8 +204,7 @@ class Database:
     @property
     def wal_bytes(self) -> int:
         """Bytes of the write-ahead log."""
-        wal = _wal_path(self.path)
-        return wal.stat().st_size if wal.exists() else 0
+        return wal_size_bytes(self.path)
 
     @property
     def size_bytes(self) -> int:
@@ -246,25 +250,122 @@ def _find_damage(connection: sqlite3.Connection, path: Path) -> str | None:
     return salvage.find_corruption(connection, path)
 
 
+def wal_size_bytes(path: Path) -> int:
+    """Bytes of a spool's write-ahead log, 0 when there is none."""
+    try:
+        return path.with_name(path.name + "-wal").stat().st_size
+    except OSError:
+        return 0
+
+
 def file_size_bytes(path: Path) -> int:
     """Bytes on disk of a spool: the file and its write-ahead log."""
-    return sum(p.stat().st_size for p in (path, _wal_path(path)) if p.exists())
+    return (path.stat().st_size if path.exists() else 0) + wal_size_bytes(path)
+
+
+class ProgressListener:
+    """Receives the progress of a long read: its title, the total, and what was added. Does nothing itself."""
+
+    def name(self, title: str) -> None:
+        """Start a phase."""
+
+    def total(self, total: int) -> None:
+        """Set the total of the whole run."""
+
+    def advance(self, done: int = 1) -> None:
+        """Add to what is done."""
+
+
+NO_PROGRESS = ProgressListener()
 
 
 def open_read_only(path: Path) -> sqlite3.Connection:
-    """A connection for tools: reads a live or stopped spool, never changes it."""
+    """A connection that reads a live or stopped spool and never changes it.
+
+    Raises:
+        SpoolAccessError: there is no spool, it is something else, or it cannot be read; says which.
+        SpoolTooNewError: a later release wrote it.
+    """
     if not path.exists():
         raise SpoolAccessError(f"{path}: there is no spool here")
+    if path.is_dir():
+        raise SpoolAccessError(f"{path}: is a folder; name the spool's file, such as {path / 'spool.db'}")
     try:
-        connection = _connect(path, read_only=True)
-        _check_version(connection)
+        connection = _connect_read_only(path)
     except sqlite3.Error as fault:
         raise _to_spool_error(path, fault) from fault
+    try:
+        (kind,) = connection.execute("PRAGMA application_id").fetchone()
+        if kind != APPLICATION_ID:
+            raise SpoolAccessError(f"is no spool (application id {kind:#x}; a spool has {APPLICATION_ID:#x})")
+        _check_version(connection)
+    except SpoolError as fault:
+        connection.close()
+        raise type(fault)(f"{path}: {fault}") from None
     return connection
 
 
-def _wal_path(path: Path) -> Path:
-    return path.with_name(path.name + "-wal")
+@contextmanager
+def open_spool_read_only(path: Path) -> Iterator[sqlite3.Connection]:
+    """The same for the length of a block; SQLite's own errors inside become `SpoolAccessError`."""
+    with closing(open_read_only(path)) as connection:
+        try:
+            yield connection
+        except sqlite3.Error as fault:
+            raise SpoolAccessError(f"{path}: {fault}") from fault
+
+
+def _connect_read_only(path: Path) -> sqlite3.Connection:
+    """A connection that has read the file's header.
+
+    On a medium that cannot be written, where SQLite cannot make its shared memory, the file is opened as
+    immutable, unless its write-ahead log holds commits, which would not be seen then.
+    """
+    try:
+        return _connect_and_read_header(path, "mode=ro")
+    except sqlite3.Error as fault:
+        code = fault.sqlite_errorcode & _PRIMARY_CODE
+        if code not in _NO_SHARED_MEMORY or not path.is_file() or not os.access(path, os.R_OK):
+            raise
+        if wal_size_bytes(path):
+            raise SpoolAccessError(
+                f"{path}: its folder cannot be written, and {path.name}-wal holds commits that would "
+                "not be seen. Copy the spool and its -wal to a folder that can be written, and name the copy"
+            ) from fault
+        with suppress(sqlite3.Error):
+            return _connect_and_read_header(path, "mode=ro&immutable=1")
+        raise
+
+
+def _connect_and_read_header(path: Path, mode: str) -> sqlite3.Connection:
+    connection = _connect(path, mode)
+    try:
+        connection.execute("PRAGMA query_only = 1")
+        connection.execute("PRAGMA user_version").fetchone()
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
+def is_spool_live(path: Path) -> bool | None:
+    """Whether a gateway holds this spool; None when its lock file cannot be opened.
+
+    Tries the lock for an instant, shared with other tools.
+    """
+    try:
+        fd = os.open(path.with_name(path.name + ".lock"), os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return False
+    except OSError:
+        return None
+    try:
+        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(fd)
+    return False
 
 
 def _acquire_lock(path: Path) -> int:
@@ -277,15 +378,14 @@ def _acquire_lock(path: Path) -> int:
     return fd
 
 
-def _connect(path: Path, *, read_only: bool = False) -> sqlite3.Connection:
-    mode = "ro" if read_only else "rwc"
-    uri = f"{path.absolute().as_uri()}?mode={mode}"
-    connection = sqlite3.connect(
-        uri, uri=True, isolation_level=None, timeout=_BUSY_TIMEOUT_S, check_same_thread=False
+def _connect(path: Path, mode: str = "mode=rwc") -> sqlite3.Connection:
+    return sqlite3.connect(
+        f"{path.absolute().as_uri()}?{mode}",
+        uri=True,
+        isolation_level=None,
+        timeout=_BUSY_TIMEOUT_S,
+        check_same_thread=False,
     )
-    if read_only:
-        connection.execute("PRAGMA query_only = 1")
-    return connection
 
 
 def _verify_and_migrate(connection: sqlite3.Connection) -> UUID:
@@ -310,7 +410,7 @@ def require_all_tables(connection: sqlite3.Connection) -> None:
     """Do nothing to a spool that has what format 1 came to have before it was released.
 
     Raises:
-        SpoolFailed: a development version wrote it.
+        SpoolAccessError: a development version wrote it.
     """
     tables = {name for (name,) in connection.execute("SELECT name FROM sqlite_schema WHERE type = 'table'")}
     if "meta" in tables and not tables & _LATEST_TABLES:
@@ -358,8 +458,7 @@ def _split_statements(script: str) -> list[str]:
 def _to_spool_error(path: Path, fault: BaseException) -> SpoolError:
     if isinstance(fault, sqlite3.Error) and salvage.is_damage_error(fault):
         salvage.mark_suspect(path)
-    code = getattr(fault, "sqlite_errorcode", None)
-    if code in _DISK_FULL_CODES:
+    if getattr(fault, "sqlite_errorcode", None) == sqlite3.SQLITE_FULL:
         return SpoolFullError(f"{path}: no room on the disk ({fault})")
     return SpoolAccessError(f"{path}: {fault}")
 

@@ -1,10 +1,10 @@
 """Errors of the spool. Each class answers what the caller does next.
 
 SpoolError
-├── SpoolFull       no room to write: hold, and try again when room has returned
-├── SpoolFailed     SQLite cannot write or read for another reason: hold, tell a person, try again
-├── SpoolTooNew     written by a later release: stop, a person must upgrade
-└── SpoolInUse      another process is the writer: stop
+├── SpoolFullError       no room to write: hold, and try again when room has returned
+├── SpoolAccessError     SQLite cannot write or read for another reason: hold, tell a person, try again
+├── SpoolTooNewError     written by a later release: stop, a person must upgrade
+└── SpoolInUseError      another process is the writer: stop
 """
 
 from __future__ import annotations

@@ -10,9 +10,8 @@ import sqlite3
 from contextlib import closing
 from typing import TYPE_CHECKING, NamedTuple
 
-from gateway.spool.database import SQL
+from gateway.spool.database import SQL, open_spool_read_only
 from gateway.spool.errors import SpoolAccessError
-from gateway.spool.spool_file import open_spool_read_only
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -119,7 +118,7 @@ def drop_items(path: Path, numbers: Sequence[int]) -> int:
     """Delete items for good; returns how many were there.
 
     Raises:
-        SpoolFailed: there is no spool, it cannot be written, or it stayed busy.
+        SpoolAccessError: there is no spool, it cannot be written, or it stayed busy.
     """
     with open_spool_read_only(path):
         pass

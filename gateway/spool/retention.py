@@ -53,14 +53,14 @@ class Retention:
         destinations: Sequence[str],
         *,
         keep_s: float,
-        capacity: Capacity = Capacity(),  # noqa: B008 - an immutable value
+        capacity: Capacity | None = None,
         evictor: Evictor | None = None,
         record_class: RecordClass = RecordClass.READING,
         before: Sequence[Retention] = (),
         configured: Collection[str] | None = None,
     ) -> None:
         self._database = database
-        self._capacity = capacity
+        self._capacity = capacity or Capacity()
         self.destinations = tuple(destinations)
         self.keep_s = keep_s
         self.evictor = evictor

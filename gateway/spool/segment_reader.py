@@ -20,10 +20,9 @@ import numpy as np
 from cloud_sync.codec import columns
 from cloud_sync.model.errors import FormatError
 from cloud_sync.model.records import Flag, Readings, RecordClass, Rollups
-from gateway.spool.database import SQL, open_read_only, scalar_from_row
+from gateway.spool.database import SQL, open_read_only, scalar_from_row, wal_size_bytes
 from gateway.spool.errors import SpoolAccessError
 from gateway.spool.segments import StoredSegment, first_commit_at, position_span, read_commit_counter
-from gateway.spool.spool_file import wal_size_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterator
@@ -181,7 +180,7 @@ class CommitLogReader:
         """The segments that begin after a commit, until there are `max_rows` readings; at least one of them.
 
         Raises:
-            SpoolFailed: the file cannot be read.
+            SpoolAccessError: the file cannot be read.
         """
         parts: list[Readings] = []
         rows = damaged_rows = last_commit = 0

@@ -128,7 +128,7 @@ class SegmentWriter:
         to the group, in the same transaction. Returns the position of each new segment.
 
         Raises:
-            SpoolFull, SpoolFailed: nothing was written; the same call may be made again.
+            SpoolFullError, SpoolAccessError: nothing was written; the same call may be made again.
         """
         async with self._turn:
             return await self._append(sealed, items, now_us, notes)

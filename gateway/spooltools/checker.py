@@ -16,10 +16,9 @@ from cloud_sync.codec import columns
 from cloud_sync.model.errors import FormatError
 from cloud_sync.model.records import Readings, RecordClass
 from gateway.spool import errors
-from gateway.spool.database import SQL, scalar_from_row
+from gateway.spool.database import NO_PROGRESS, SQL, ProgressListener, open_spool_read_only, scalar_from_row
 from gateway.spool.segment_reader import SegmentWalk, count_kept_rows
 from gateway.spool.segments import first_commit_at, position_span, pruned_mark_key, read_commit_counter
-from gateway.spool.spool_file import NoProgress, ProgressListener, open_spool_read_only
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -142,7 +141,7 @@ def check_spool(
     *,
     decode: bool = True,
     full: bool = False,
-    progress: ProgressListener = NoProgress(),  # noqa: B008 - it has no state
+    progress: ProgressListener = NO_PROGRESS,
 ) -> CheckReport:
     """Check the spool at `path`, live or stopped.
 
@@ -153,8 +152,8 @@ def check_spool(
         progress: told what is looked at, and of the rows of each segment.
 
     Raises:
-        SpoolTooNew: a later release wrote it.
-        SpoolFailed: there is no file.
+        SpoolTooNewError: a later release wrote it.
+        SpoolAccessError: there is no file.
     """
     result = CheckReport(str(path))
     if not path.is_file():

@@ -28,14 +28,13 @@ from gateway.ingress.committer import Committer
 from gateway.ingress.http.readings import parse_quarantined_body
 from gateway.spool import delivery_ranges
 from gateway.spool.appender import Appender, AppendResult
-from gateway.spool.database import SQL, Database
+from gateway.spool.database import NO_PROGRESS, SQL, ProgressListener
 from gateway.spool.delivery_ranges import CommitRange, DeliveryQueue
-from gateway.spool.duplicates import DuplicateFilter
 from gateway.spool.errors import SpoolAccessError
 from gateway.spool.quarantine_items import StoredQuarantineItem
-from gateway.spool.segments import SegmentWriter, encode_segments, read_commit_counter
-from gateway.spool.series_catalog import DEFAULT_MAX_SERIES, SeriesCatalog
-from gateway.spool.spool_file import NoProgress, ProgressListener, open_spool_read_only
+from gateway.spool.segments import encode_segments, read_commit_counter
+from gateway.spool.series_catalog import DEFAULT_MAX_SERIES
+from gateway.spool.spool import open_spool
 
 if TYPE_CHECKING:
     import sqlite3
@@ -46,6 +45,7 @@ if TYPE_CHECKING:
     from gateway.payloads.topics import TopicTemplate
     from gateway.spool.appender import Submission
     from gateway.spool.quarantine_items import QuarantineItem
+    from gateway.spool.spool import Spool
 
 _CLASS = RecordClass.READING
 
@@ -74,16 +74,14 @@ _refused_decoder = msgspec.json.Decoder(_RefusedReading)
 class RefusedRowSender:
     """Takes items, then sends all of them again together."""
 
-    def __init__(self, database: Database, segments: SegmentWriter, catalog: SeriesCatalog) -> None:
-        self._database = database
-        self._segments = segments
-        self._catalog = catalog
+    def __init__(self, spool: Spool) -> None:
+        self._spool = spool
         self._gathered: dict[str, ColumnBuilder] = defaultdict(ColumnBuilder)
         self._numbers: dict[str, list[int]] = defaultdict(list)
 
     async def take(self, item: StoredQuarantineItem) -> str | None:
         """Keep an item for `send`; or why it cannot be sent again."""
-        known = await self._database.read(
+        known = await self._spool.database.read(
             lambda c: c.execute(SQL["destination_known"], (item.source,)).fetchone()
         )
         if known is None:
@@ -100,13 +98,13 @@ class RefusedRowSender:
         """Commit what was taken for its destinations, and drop the items; returns how many readings.
 
         Raises:
-            SpoolFailed, SpoolFull: nothing of the rest has happened.
+            SpoolAccessError, SpoolFullError: nothing of the rest has happened.
         """
         sent = 0
         for destination in list(self._gathered):
             series, readings = self._gathered.pop(destination).take()
             gone = [(number,) for number in self._numbers.pop(destination)]
-            numbers = np.array([self._catalog.assign_number(one) for one in series], np.int32)
+            numbers = np.array([self._spool.catalog.assign_number(one) for one in series], np.int32)
             own = readings.with_series(numbers[readings.series]).in_order()
             await self._commit(destination, own, gone, now_us)
             sent += own.rows
@@ -125,7 +123,7 @@ class RefusedRowSender:
                     delivery_ranges.add_delivered(connection, DeliveryQueue(name, _CLASS), new)
             connection.executemany(SQL["drop_quarantine"], gone)
 
-        await self._segments.append(sealed, now_us=now_us, notes=[note])
+        await self._spool.segments.append(sealed, now_us=now_us, notes=[note])
 
 
 def _to_reading(told: _RefusedReading) -> Reading:
@@ -214,45 +212,32 @@ async def retry_stopped_spool(
     template: TopicTemplate | RuleSet,
     *,
     max_series: int = DEFAULT_MAX_SERIES,
-    progress: ProgressListener = NoProgress(),  # noqa: B008 - it has no state
+    progress: ProgressListener = NO_PROGRESS,
 ) -> RetryResult:
     """Decode items again; those that make readings are stored and leave the quarantine.
 
     Raises:
-        SpoolInUse: a gateway is running on this spool.
-        SpoolFailed, SpoolFull: the spool cannot be used or written.
+        SpoolInUseError: a gateway is running on this spool.
+        SpoolAccessError, SpoolFullError: the spool cannot be used or written.
     """
-    with open_spool_read_only(path):
-        pass  # refuses what is no spool, before a writer would make one of it
-    database = await Database.open(path)
-    try:
-        catalog = await SeriesCatalog.read(database, max_series)
-        segments = await SegmentWriter.open(database, catalog)
-        appender = Appender(database, segments, await DuplicateFilter.open(database, catalog), catalog)
-        return await retry_open_spool(
-            database, segments, appender, catalog, template, numbers, progress=progress
-        )
-    finally:
-        await database.close()
+    async with open_spool(path, max_series=max_series, create=False) as spool:
+        return await retry_open_spool(spool, template, numbers, progress=progress)
 
 
-async def retry_open_spool(  # noqa: PLR0917 - the parts of one spool
-    database: Database,
-    segments: SegmentWriter,
-    appender: Appender,
-    catalog: SeriesCatalog,
+async def retry_open_spool(
+    spool: Spool,
     template: TopicTemplate | RuleSet,
     numbers: Sequence[int],
     *,
-    progress: ProgressListener = NoProgress(),  # noqa: B008 - it has no state
+    progress: ProgressListener = NO_PROGRESS,
 ) -> RetryResult:
     """The same on the open spool of a running gateway, whose own appends go on between.
 
     Raises:
-        SpoolFailed, SpoolFull: the spool cannot be written.
+        SpoolAccessError, SpoolFullError: the spool cannot be written.
     """
     progress.total(len(numbers))
-    bench = _RetryRun(database, segments, appender, catalog, template)
+    bench = _RetryRun(spool, template)
     for start in range(0, len(numbers), _AT_ONCE):
         for number in numbers[start : start + _AT_ONCE]:
             await bench.take(number)
@@ -264,24 +249,17 @@ async def retry_open_spool(  # noqa: PLR0917 - the parts of one spool
 class _RetryRun:
     """Two committers on one spool: one to rehearse with, one that stores."""
 
-    def __init__(
-        self,
-        database: Database,
-        segments: SegmentWriter,
-        appender: Appender,
-        catalog: SeriesCatalog,
-        template: TopicTemplate | RuleSet,
-    ) -> None:
-        self._database = database
-        self._catalog = catalog
-        self._refused = RefusedRowSender(database, segments, catalog)
+    def __init__(self, spool: Spool, template: TopicTemplate | RuleSet) -> None:
+        self._database = spool.database
+        self._catalog = spool.catalog
+        self._refused = RefusedRowSender(spool)
         self._stamps = AssignedTimes()
         self._clock = _ItemClock()
         self._dry_run_appender = _DryRunAppender()
         self._dry_run_committer = Committer(
-            self._dry_run_appender, catalog, template, interval_s=0, clock_us=self._clock
+            self._dry_run_appender, spool.catalog, template, interval_s=0, clock_us=self._clock
         )
-        self._real = Committer(appender, catalog, template, interval_s=0, clock_us=self._clock)
+        self._real = Committer(spool.appender, spool.catalog, template, interval_s=0, clock_us=self._clock)
         self._taken: list[int] = []
         self.result = RetryResult()
 

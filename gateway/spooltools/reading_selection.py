@@ -12,10 +12,10 @@ import numpy as np
 from cloud_sync.codec import columns
 from cloud_sync.model.errors import FormatError
 from cloud_sync.model.records import Readings, Series
+from gateway.spool.database import NO_PROGRESS, ProgressListener
 from gateway.spool.segment_reader import SegmentWalk, count_kept_rows
 from gateway.spool.segments import MAX_SEGMENT_ROWS
 from gateway.spool.series_catalog import read_all_series
-from gateway.spool.spool_file import NoProgress, ProgressListener
 
 if TYPE_CHECKING:
     import sqlite3
@@ -135,7 +135,7 @@ def read_selected(
     found: ReadSummary,
     *,
     newest_first: bool = False,
-    progress: ProgressListener = NoProgress(),  # noqa: B008 - it has no state
+    progress: ProgressListener = NO_PROGRESS,
 ) -> Iterator[Readings]:
     """Selected readings, one segment at a time, in commit order or against it; each reading once.
 

@@ -16,10 +16,9 @@ import numpy as np
 
 from cloud_sync.model.records import RecordClass
 from gateway.spool import delivery_ranges
-from gateway.spool.database import SQL, scalar_from_row
+from gateway.spool.database import SQL, is_spool_live, open_spool_read_only, scalar_from_row, wal_size_bytes
 from gateway.spool.deliveries import read_backlog
 from gateway.spool.segments import first_commit_at, position_span, read_commit_counter
-from gateway.spool.spool_file import is_spool_live, open_spool_read_only, wal_size_bytes
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -21,14 +21,19 @@ from cloud_sync.model.records import AlertState, RecordClass, Severity
 from gateway.humanize import format_count
 from gateway.rollups.roller import RollerCounters
 from gateway.spool import eviction
-from gateway.spool.database import SQL, file_size_bytes, require_all_tables, scalar_from_row
+from gateway.spool.database import (
+    SQL,
+    file_size_bytes,
+    open_spool_read_only,
+    require_all_tables,
+    scalar_from_row,
+)
 from gateway.spool.deliveries import Backlog, read_backlog
 from gateway.spool.errors import SpoolError
 from gateway.spool.processing_state import count_pending_rows, outbox_totals
 from gateway.spool.quarantine_items import ReasonCount, StoredQuarantineItem
 from gateway.spool.segment_reader import count_kept_rows
 from gateway.spool.segments import read_commit_counter
-from gateway.spool.spool_file import open_spool_read_only
 from gateway.status.advice import build_advice, destination_state
 from gateway.status.document import (
     Alert,
@@ -178,13 +183,13 @@ class StatusCollector:
     async def _collect(self, now_s: float) -> Status:
         runtime = self._runtime
         if self._records is None or now_s - self._records_read_s >= _RECORDS_CACHE_S:
-            self._records = await runtime.database.read(read_records_status)
+            self._records = await runtime.spool.database.read(read_records_status)
             self._records_read_s = now_s
         snapshot = await self._read_snapshot()
         live = LiveStatus(
             runtime,
             self._certificates.newest,
-            await runtime.capacity.room_bytes(runtime.database),
+            await runtime.spool.capacity.room_bytes(runtime.spool.database),
             self._recent.status(),
             self._wear.status(self._read_written(now_s)),
         )
@@ -193,10 +198,10 @@ class StatusCollector:
     async def _read_snapshot(self) -> SpoolSnapshot:
         destinations = self._runtime.settings.destinations
         receivers = [d.name for d in destinations if RecordClass.READING in d.classes]
-        return await self._runtime.database.read(lambda c: read_spool_snapshot(c, receivers))
+        return await self._runtime.spool.database.read(lambda c: read_spool_snapshot(c, receivers))
 
     def _read_written(self, now_s: float) -> WriteCounters:
-        return self._wear.read(self._runtime.segments.appended_bytes, now_s)
+        return self._wear.read(self._runtime.spool.segments.appended_bytes, now_s)
 
 
 def read_stopped_status(settings: GatewaySettings) -> Status:
@@ -327,11 +332,11 @@ def build_status(
     )
     if live is not None:
         runtime = live.runtime
-        heard = runtime.appender.device_activity.last_received(runtime.duplicates, now_us)
+        heard = runtime.spool.appender.device_activity.last_received(runtime.spool.duplicates, now_us)
         status = msgspec.structs.replace(
             status,
             devices=build_devices_status(heard, now_us, settings.status.silent_after_s),
-            alerts=None if runtime.alerts is None else _alerts_status(runtime.alerts, runtime.catalog),
+            alerts=None if runtime.alerts is None else _alerts_status(runtime.alerts, runtime.spool.catalog),
             wear=live.wear,
             recent=live.recent,
             processing=_processing_status(runtime.commit_consumer, runtime.roller),

@@ -22,8 +22,8 @@ from cloud_sync.http.uvicorn_server import HeadTimeoutProtocol
 from cloud_sync.runtime.watchdog import find_late_stages
 from gateway.auth.tls import ReloadingServerContext, build_server_context
 from gateway.payloads.decoder_registry import RuleSet
-from gateway.spool.compaction import compact_open_spool
 from gateway.spool.errors import SpoolError
+from gateway.spool.spool import compact_open_spool
 from gateway.spooltools.quarantine_retry import retry_open_spool
 from gateway.status.active_config import build_config_document
 from gateway.status.metrics import GatewayMetrics
@@ -154,9 +154,7 @@ class StatusEndpoint:
         told = parts.committer.rules
         rules = RuleSet(told.template, told.rules, told.births.for_replay())
         try:
-            result = await retry_open_spool(
-                parts.database, parts.segments, parts.appender, parts.catalog, rules, asked.numbers
-            )
+            result = await retry_open_spool(parts.spool, rules, asked.numbers)
         except SpoolError as fault:
             return json_response({"error": "spool", "message": str(fault)}, 503)
         return json_response(result)
@@ -167,7 +165,7 @@ class StatusEndpoint:
             return unfit
         try:
             await self._parts.commit_consumer.catch_up()  # what processing has not been over is not merged
-            done = await compact_open_spool(self._parts.database, self._parts.compaction)
+            done = await compact_open_spool(self._parts.spool)
         except SpoolError as fault:
             return json_response({"error": "spool", "message": str(fault)}, 503)
         return json_response(done)

@@ -227,7 +227,7 @@ class StatusPage:
         except msgspec.ValidationError as fault:
             return json_response({"error": "malformed", "message": str(fault)}, 400)
         limit = max(1, min(asked.limit, _SERIES_MAX))
-        named, total = series_chart.search_series(self._parts.catalog, asked.match, limit)
+        named, total = series_chart.search_series(self._parts.spool.catalog, asked.match, limit)
         return json_response({"series": named, "total": total})
 
     async def _chart(self, request: Request) -> Response:
@@ -238,7 +238,8 @@ class StatusPage:
             asked = msgspec.convert(dict(request.query_params), _ChartQuery, strict=False)
         except msgspec.ValidationError as fault:
             return json_response({"error": "malformed", "message": str(fault)}, 400)
-        found = series_chart.find_series_numbers(self._parts.catalog, asked.sensor_id, asked.sensor_type)
+        spool = self._parts.spool
+        found = series_chart.find_series_numbers(spool.catalog, asked.sensor_id, asked.sensor_type)
         if found is None:
             return json_response({"error": "no_such_series", "message": "the spool does not know it"}, 404)
         until_us = time.time_ns() // 1000 if asked.until_us is None else asked.until_us
@@ -250,7 +251,12 @@ class StatusPage:
         name, numbers = found
         try:
             chart = await asyncio.get_running_loop().run_in_executor(
-                self._chart_executor, series_chart.read_chart, self._parts.database.path, name, numbers, steps
+                self._chart_executor,
+                series_chart.read_chart,
+                self._parts.spool.database.path,
+                name,
+                numbers,
+                steps,
             )
         except SpoolError as fault:
             return json_response({"error": "spool", "message": str(fault)}, 503)

@@ -9,17 +9,18 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from cloud_sync.model.records import SEQ_ABSENT, Readings, RecordClass, Series
-from gateway.spool.appender import Appender
-from gateway.spool.compaction import Compaction
 from gateway.spool.database import Database
-from gateway.spool.deliveries import Deliveries
-from gateway.spool.duplicates import DuplicateFilter
 from gateway.spool.retention import Retention
-from gateway.spool.segments import SegmentWriter
-from gateway.spool.series_catalog import SeriesCatalog
+from gateway.spool.spool import build_spool
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from gateway.spool.appender import Appender
+    from gateway.spool.compaction import Compaction
+    from gateway.spool.deliveries import Deliveries
+    from gateway.spool.segments import SegmentWriter
+    from gateway.spool.series_catalog import SeriesCatalog
 
 ROWS = 400
 """Readings of each commit; commit k holds the times (k - 1) * ROWS .. k * ROWS - 1."""
@@ -42,21 +43,18 @@ class OpenSpool:
     async def opened(cls, path: Path) -> OpenSpool:
         database = await Database.open(path)
         try:
-            catalog = await SeriesCatalog.read(database)
-            segments = await SegmentWriter.open(database, catalog)
-            duplicates = await DuplicateFilter.open(database, catalog)
-            deliveries = Deliveries(database, segments, catalog, "g1")
-            await deliveries.register("up", "file", now_us=1)
+            spool = await build_spool(database, "g1")
+            await spool.deliveries.register("up", "file", now_us=1)
         except BaseException:
             await database.close()
             raise
         return cls(
             database,
-            catalog,
-            segments,
-            Appender(database, segments, duplicates, catalog),
-            deliveries,
-            Compaction(database, catalog, duplicates),
+            spool.catalog,
+            spool.segments,
+            spool.appender,
+            spool.deliveries,
+            spool.compaction,
             Retention(database, ["up"], keep_s=0),
         )
 

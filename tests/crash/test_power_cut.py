@@ -9,21 +9,24 @@ import os
 import random
 import sqlite3
 from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
 
 from cloud_sync.codec import columns
 from cloud_sync.model.records import SEQ_ABSENT, BatchRange, Readings, RecordClass, Series
-from gateway.spool.appender import Appender
-from gateway.spool.compaction import Compaction
 from gateway.spool.database import Database
-from gateway.spool.deliveries import Deliveries
-from gateway.spool.duplicates import DuplicateFilter
 from gateway.spool.retention import Retention
 from gateway.spool.segments import SegmentWriter, position_span
-from gateway.spool.series_catalog import SeriesCatalog
+from gateway.spool.spool import build_spool
 from tests.crash.power import DiskVFS, connector, images
+
+if TYPE_CHECKING:
+    from gateway.spool.appender import Appender
+    from gateway.spool.compaction import Compaction
+    from gateway.spool.deliveries import Deliveries
+    from gateway.spool.series_catalog import SeriesCatalog
 
 TORTURE = int(os.environ.get("TORTURE", "1"))
 CUTS = 700
@@ -71,16 +74,14 @@ class Site:
     @classmethod
     async def opened(cls, path):
         database = await Database.open(path)
-        catalog = await SeriesCatalog.read(database)
-        segments = await SegmentWriter.open(database, catalog)
-        duplicates = await DuplicateFilter.open(database, catalog)
+        spool = await build_spool(database, "g1")
         return cls(
             database,
-            catalog,
-            segments,
-            Appender(database, segments, duplicates, catalog),
-            Deliveries(database, segments, catalog, "g1"),
-            Compaction(database, catalog, duplicates),
+            spool.catalog,
+            spool.segments,
+            spool.appender,
+            spool.deliveries,
+            spool.compaction,
             Retention(database, ["up"], keep_s=0),
         )
 

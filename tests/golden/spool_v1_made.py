@@ -11,19 +11,17 @@ import sqlite3
 import tempfile
 from contextlib import closing
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from cloud_sync.model.records import SEQ_ABSENT, Readings, Series
-from gateway.spool.appender import Appender
-from gateway.spool.compaction import Compaction
-from gateway.spool.database import Database
-from gateway.spool.deliveries import Deliveries
-from gateway.spool.duplicates import DuplicateFilter
 from gateway.spool.quarantine_items import QuarantineItem
 from gateway.spool.retention import Retention
-from gateway.spool.segments import SegmentWriter
-from gateway.spool.series_catalog import SeriesCatalog
+from gateway.spool.spool import open_spool
+
+if TYPE_CHECKING:
+    from gateway.spool.deliveries import Deliveries
 
 HERE = Path(__file__).parent
 _SERIES = [
@@ -45,13 +43,13 @@ def _group(number: int) -> list[tuple[int, int, float, float, float, float, int,
 
 
 async def _make(path: Path) -> None:
-    database = await Database.open(path)
-    try:
-        catalog = await SeriesCatalog.read(database)
-        segments = await SegmentWriter.open(database, catalog)
-        duplicates = await DuplicateFilter.open(database, catalog)
-        appender = Appender(database, segments, duplicates, catalog)
-        deliveries = Deliveries(database, segments, catalog, "g1")
+    async with open_spool(path, "g1") as spool:
+        database, catalog, appender, deliveries = (
+            spool.database,
+            spool.catalog,
+            spool.appender,
+            spool.deliveries,
+        )
         for name, kind in (("region", "ingest"), ("cloud", "influxdb")):
             await deliveries.register(name, kind, now_us=1)
         numbers = np.array([catalog.assign_number(series) for series in _SERIES], np.int32)
@@ -76,11 +74,9 @@ async def _make(path: Path) -> None:
                 await Retention(database, ["region", "cloud"], keep_s=0).prune_once(1 << 60)
             if number == 5:
                 await _deliver(deliveries, "region")
-                await Compaction(database, catalog, duplicates).compact_once(everything=True)
+                await spool.compaction.compact_once(everything=True)
             if number == 8:
                 await deliveries.claim("region", now_us=8)
-    finally:
-        await database.close()
 
 
 async def _deliver(deliveries: Deliveries, name: str) -> None:

@@ -288,7 +288,7 @@ async def test_flags_and_attributes_of_a_batch_are_kept_and_not_judged_again(gat
     sent.readings.flags[:] = [0, Flag.SPIKE, Flag.RESTAMPED]
     assert (await gateway.batch(wire.encode(sent), gateway.bearer("low")))[0] == 200
     assert [row[4] for row in await gateway.rows()] == [0, Flag.SPIKE, Flag.RESTAMPED]
-    assert gateway.parts.catalog[1].attributes == (("unit", "C"),)
+    assert gateway.parts.spool.catalog[1].attributes == (("unit", "C"),)
 
 
 async def test_rollups_and_alerts_are_passed_on_and_a_loss_is_told_as_an_alert(gateway: HttpGateway):
@@ -328,11 +328,11 @@ async def test_readings_of_another_gateway_are_marked_as_processed_in_the_spool_
             low = gateway.client("low")
             await low.send(low.encode(batch(1, gateway_id="low", content=readings(5))))
             await low.aclose()
-            database = gateway.parts.database
+            database = gateway.parts.spool.database
             ((_, block),) = await database.read(lambda c: read_blocks(c, RecordClass.READING, 1, 1))
             assert set((columns.decode(block).flags & Flag.PROCESSED).tolist()) == {kept}
             assert not any(row[4] & Flag.PROCESSED for row in await gateway.rows())
-            with closing(CommitLogReader.open(database.path, gateway.parts.catalog)) as log:
+            with closing(CommitLogReader.open(database.path, gateway.parts.spool.catalog)) as log:
                 assert log.read(0, 100).readings.rows == (5 if process else 0)
 
 
@@ -348,7 +348,7 @@ async def test_a_gateway_does_not_take_its_own_batches_nor_those_of_another_toke
 async def test_a_full_spool_answers_503_and_takes_what_comes_again(tmp_path, monkeypatch):
     async with http_gateway(tmp_path / "gw", answer_within_s=0.5, retry_after_s=7) as gateway:
         low, first = gateway.client("low"), batch(1, gateway_id="low")
-        room = gateway.parts.appender._capacity
+        room = gateway.parts.spool.appender._capacity
         object.__setattr__(room, "min_free_bytes", 1 << 62)
         with pytest.raises(RetryLaterError, match="min_free_bytes") as late:
             await low.send(low.encode(first))
@@ -371,11 +371,11 @@ async def test_a_full_spool_answers_503_and_takes_what_comes_again(tmp_path, mon
 async def test_a_spool_that_refuses_when_full_says_so_and_forgets_nothing(tmp_path):
     full = {"max_bytes": 1 << 20, "on_full": "refuse"}
     async with http_gateway(tmp_path / "gw", spool=full) as gateway:
-        object.__setattr__(gateway.parts.appender._capacity, "max_bytes", 1)
+        object.__setattr__(gateway.parts.spool.appender._capacity, "max_bytes", 1)
         low = gateway.client("low")
         with pytest.raises(RetryLaterError, match="max_bytes"):
             await low.send(low.encode(batch(1, gateway_id="low")))
-        object.__setattr__(gateway.parts.appender._capacity, "max_bytes", None)
+        object.__setattr__(gateway.parts.spool.appender._capacity, "max_bytes", None)
         gateway.parts.committer.counters.holding_reason = ""
         assert (await low.send(low.encode(batch(1, gateway_id="low")))).stored == 12
         await low.aclose()
@@ -384,7 +384,7 @@ async def test_a_spool_that_refuses_when_full_says_so_and_forgets_nothing(tmp_pa
 async def test_more_requests_than_there_is_room_for_are_asked_to_come_back(tmp_path):
     limits: dict[str, Any] = {"max_requests": 2, "max_requests_each": 1, "answer_within_s": 20}
     async with http_gateway(tmp_path / "gw", tokens_file=None, **limits) as gateway:
-        room = gateway.parts.appender._capacity
+        room = gateway.parts.spool.appender._capacity
         object.__setattr__(room, "min_free_bytes", 1 << 62)
         held = asyncio.create_task(gateway.readings(reading(), {}))
         await until(lambda: bool(gateway.parts.committer.counters.holding_reason))
@@ -409,7 +409,7 @@ async def test_series_beyond_the_limit_are_rejected_one_by_one_and_hold_a_batch(
 async def test_a_client_whose_attributes_change_without_end_cannot_fill_the_book(gateway: HttpGateway):
     body = [reading(ts=AT + n, location=f"{n}") for n in range(300)]
     assert await gateway.readings(body, gateway.bearer("app", "readings")) == counted(300)
-    assert len(gateway.parts.catalog) == 100
+    assert len(gateway.parts.spool.catalog) == 100
 
 
 async def test_a_head_that_never_ends_and_a_silent_body_are_given_up(tmp_path, monkeypatch):

@@ -27,14 +27,11 @@ from hypothesis.stateful import (
 )
 
 from cloud_sync.model.records import SEQ_ABSENT, Readings, RecordClass, Series
-from gateway.spool.appender import Appender, AppendResult
-from gateway.spool.compaction import Compaction
+from gateway.spool.appender import AppendResult
 from gateway.spool.database import Database
-from gateway.spool.deliveries import Deliveries
-from gateway.spool.duplicates import DuplicateFilter
 from gateway.spool.retention import Retention
-from gateway.spool.segments import SegmentWriter, first_commit_at, position_span
-from gateway.spool.series_catalog import SeriesCatalog
+from gateway.spool.segments import first_commit_at, position_span
+from gateway.spool.spool import build_spool
 
 if TYPE_CHECKING:
     from uuid import UUID
@@ -256,12 +253,9 @@ class SpoolMachine(RuleBasedStateMachine):
 
     async def _opened(self) -> None:
         self.database = await Database.open(self.path)
-        self.catalog = await SeriesCatalog.read(self.database)
-        self.segments = await SegmentWriter.open(self.database, self.catalog)
-        duplicates = await DuplicateFilter.open(self.database, self.catalog)
-        self.appender = Appender(self.database, self.segments, duplicates, self.catalog)
-        self.compaction = Compaction(self.database, self.catalog, duplicates)
-        self.deliveries = Deliveries(self.database, self.segments, self.catalog, "g1")
+        spool = await build_spool(self.database, "g1")
+        self.catalog, self.segments, self.appender = spool.catalog, spool.segments, spool.appender
+        self.compaction, self.deliveries = spool.compaction, spool.deliveries
         for name in _DESTINATIONS:
             await self.deliveries.register(name, "file", now_us=1)
 

@@ -59,7 +59,7 @@ class HttpGateway:
     async def batches(self) -> list[Batch]:
         """Everything in the spool as a new destination gets it, the most urgent class first."""
         found = []
-        deliveries = self.parts.deliveries
+        deliveries = self.parts.spool.deliveries
         await deliveries.register("all", "ingest", now_us=1)
         while (claimed := await deliveries.claim("all", now_us=1)) is not None:
             loaded = await deliveries.read_batch(claimed, "all")
@@ -81,7 +81,7 @@ class HttpGateway:
 
     async def quarantined(self) -> list[tuple[str, str, str, bytes]]:
         query = "SELECT source, topic, reason, payload FROM quarantine ORDER BY quarantine_no"
-        return await self.parts.database.read(lambda c: c.execute(query).fetchall())
+        return await self.parts.spool.database.read(lambda c: c.execute(query).fetchall())
 
 
 def _prepared(folder: Path) -> Path:

@@ -3,36 +3,26 @@
 from __future__ import annotations
 
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import fields
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from cloud_sync.model.records import Readings, RecordClass, Series
-from gateway.spool.appender import Appender, Capacity
-from gateway.spool.compaction import Compaction
-from gateway.spool.database import Database
-from gateway.spool.deliveries import Deliveries
-from gateway.spool.duplicates import DuplicateFilter
-from gateway.spool.segments import SegmentWriter
-from gateway.spool.series_catalog import SeriesCatalog
+from gateway.spool import spool
+from gateway.spool.spool import Spool
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterable
     from pathlib import Path
 
+    from gateway.spool.appender import Capacity
+
 NOW_US = 1_790_000_000_000_000
 
 
-@dataclass(frozen=True, slots=True)
-class OpenSpool:
-    database: Database
-    catalog: SeriesCatalog
-    segments: SegmentWriter
-    duplicates: DuplicateFilter
-    appender: Appender
-    deliveries: Deliveries
-    compaction: Compaction
+class OpenSpool(Spool):
+    """With what tests write and read through it."""
 
     def readings(self, rows: Iterable[tuple[str, int, float]]) -> Readings:
         """Readings of (sensor_id, time_us, value), of type "t"."""
@@ -75,20 +65,6 @@ class OpenSpool:
 
 
 @asynccontextmanager
-async def open_spool(path: Path, *, capacity: Capacity = Capacity()) -> AsyncIterator[OpenSpool]:  # noqa: B008 - an immutable value
-    database = await Database.open(path)
-    try:
-        catalog = await SeriesCatalog.read(database)
-        segments = await SegmentWriter.open(database, catalog)
-        duplicates = await DuplicateFilter.open(database, catalog)
-        yield OpenSpool(
-            database,
-            catalog,
-            segments,
-            duplicates,
-            Appender(database, segments, duplicates, catalog, capacity),
-            Deliveries(database, segments, catalog, "gateway-1"),
-            Compaction(database, catalog, duplicates),
-        )
-    finally:
-        await database.close()
+async def open_spool(path: Path, *, capacity: Capacity | None = None) -> AsyncIterator[OpenSpool]:
+    async with spool.open_spool(path, "gateway-1", capacity=capacity) as opened:
+        yield OpenSpool(*(getattr(opened, field.name) for field in fields(opened)))

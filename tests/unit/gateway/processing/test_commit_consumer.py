@@ -254,7 +254,8 @@ async def test_rollups_go_by_their_age_once_they_are_delivered(spool, clock, des
 
 
 async def test_delivered_rollups_are_merged_whatever_their_windows(spool, clock) -> None:
-    compaction = Compaction(spool.database, spool.catalog, spool.duplicates, rollups_wanted_by=["d"])
+    compaction = Compaction(spool.database, spool.catalog, spool.duplicates)
+    compaction.rollups_wanted_by = ("d",)
     rows = minutes("a", 0, 30)
     await spool.append(rows)
     await spool.deliveries.register("d", "file", now_us=NOW_US)

@@ -22,9 +22,8 @@ from gateway.query.series_query import (
 )
 from gateway.rollups.open_windows import RollupOptions
 from gateway.rollups.roller import Roller
-from gateway.spool.database import open_read_only
+from gateway.spool.database import open_read_only, open_spool_read_only
 from gateway.spool.segment_reader import CommitLogReader, StoredRollups
-from gateway.spool.spool_file import open_spool_read_only
 from gateway.spooltools.reading_selection import ReadingFilter
 from tests.support.naive_rollups import naive
 from tests.support.open_spool import NOW_US, open_spool

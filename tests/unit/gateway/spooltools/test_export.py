@@ -14,7 +14,7 @@ import pytest
 from cloud_sync.model.records import Flag, Readings, Series
 from gateway.humanize import escape_bytes, escape_text, parse_time_us
 from gateway.spool import segment_reader
-from gateway.spool.spool_file import open_spool_read_only
+from gateway.spool.database import open_spool_read_only
 from gateway.spooltools import reading_export
 from gateway.spooltools.reading_export import ExportError, find_file_ending, open_file_writer
 from gateway.spooltools.reading_selection import (

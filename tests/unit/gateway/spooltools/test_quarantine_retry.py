@@ -18,9 +18,7 @@ TEMPLATE = TopicTemplate("sensors/{sensor_id}/{sensor_type}")
 
 
 async def retried(spool: OpenSpool, *numbers: int) -> RetryResult:
-    return await retry_open_spool(
-        spool.database, spool.segments, spool.appender, spool.catalog, TEMPLATE, numbers
-    )
+    return await retry_open_spool(spool, TEMPLATE, numbers)
 
 
 async def items(spool: OpenSpool) -> list[tuple[int, str]]:
