@@ -22,6 +22,7 @@ import numpy as np
 from benchmarks import filling, processes
 from benchmarks.figures import Figures, say
 from benchmarks.ingress import FOLDER, Account, load
+from cloud_sync.delivery.lanes import ClaimRequest
 from cloud_sync.model.records import RecordClass
 from gateway.spool.database import Database
 from gateway.spool.spool import build_spool, open_spool
@@ -187,7 +188,7 @@ async def _drained(path: Path, expected: int) -> tuple[int, float]:
             raise SystemExit(f"FAILED: the backlog is {backlog} readings; {expected} were put in")
         readings, began = 0, time.perf_counter()
         for _ in range(_DRAINED_BATCHES):
-            claimed = await deliveries.claim("bench", now_us=0)
+            claimed = await deliveries.claim("bench", ClaimRequest(now_us=0))
             if claimed is None:
                 break
             batch = await deliveries.read_batch(claimed)

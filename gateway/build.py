@@ -8,7 +8,8 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING
 
-from cloud_sync.delivery.shipper import Shipper, Spool
+from cloud_sync.delivery.batch_sender import DeliveryOptions, DeliveryState, Spool
+from cloud_sync.delivery.shipper import Shipper
 from cloud_sync.destinations.http_client import HttpOptions, build_client_tls_context
 from cloud_sync.model.records import RecordClass
 from cloud_sync.runtime.secret_files import read_secret
@@ -393,9 +394,7 @@ def build_destination(d: AnyDestination) -> Destination:
 def build_shipper(d: AnyDestination, spool: Spool) -> Shipper:
     """The shipper that serves the destination that `d` describes."""
     is_file = isinstance(d, destination_settings.FileDestination)
-    return Shipper(
-        spool,
-        build_destination(d),
+    options = DeliveryOptions(
         kind=d.kind,
         concurrency=1 if isinstance(d, destination_settings.FileDestination) else d.concurrency,
         in_order=is_file,
@@ -409,6 +408,7 @@ def build_shipper(d: AnyDestination, spool: Spool) -> Shipper:
         schedule_for=d.windows_for,
         urgent=d.urgent,
     )
+    return Shipper(DeliveryState(spool, build_destination(d), options))
 
 
 def _read_optional_secret(path: Path | None) -> str:

@@ -1,14 +1,13 @@
 """Sends one batch at a time to a destination: claim -> encode -> send -> settle.
 
-The senders of a destination share a `DeliveryState`: endpoint health, counters, and the batches on their
-way. What the answer means for the batch:
+The senders of a destination share a `DeliveryState`. What the answer means for the batch:
 
     receipt             settled, and the next one claimed in the same transaction
     TooLargeError       split in the spool, and the size is remembered
     RefusedError        because of its rows: split until the bad ones stand alone; these go to quarantine with
                         the destination's own words, the rest is delivered. Not split when it names the rows.
                         Because it knows the range otherwise: the spool is an older copy and takes a new epoch
-    any other error     raised to the shipper; the batch stays as it is
+    any other error     the batch stays as it is, and will be sent again
 """
 
 from __future__ import annotations
@@ -18,54 +17,99 @@ import logging
 import random
 import time
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
 
-from cloud_sync.delivery.lanes import MIN_ROWS, BatchSizer, ClaimRequest, Lane, SendBudget
-from cloud_sync.model.errors import RefusalPolicy, RefusedError, RefusedRow, TooLargeError
+from cloud_sync.delivery.lanes import MIN_ROWS, BatchSizer, ClaimRequest, Lane, Schedule, SendBudget
+from cloud_sync.model.errors import DeliveryError, RefusalPolicy, RefusedError, RefusedRow, TooLargeError
 from cloud_sync.model.records import RecordClass
-from cloud_sync.runtime.rates import RateMeter
+from cloud_sync.runtime.rates import Backoff, RateMeter
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Sequence
+    from collections.abc import Callable, Sequence
 
     from cloud_sync.destinations import Destination
     from cloud_sync.model.records import Batch, BatchRange, Receipt
 
 BACKFILL_SPREAD_FRACTION = 0.1
 MAX_BACKFILL_SPREAD_S = 30.0
+LIVE_TARGET_S = 0.5
+
+_log = logging.getLogger(__name__)
+_RANGE_CONFLICTS = frozenset({"range_overlap", "range_mismatch"})
+_MAX_BATCH_BUDGET_S = 5.0
+"""A batch takes no more than so many seconds' worth of a byte budget or a credit."""
+
+
+@dataclass(frozen=True, slots=True)
+class DeliveryOptions:
+    """How one destination is served.
+
+    Attributes:
+        kind: of the destination, for people.
+        concurrency: batches in flight; the first sender takes live, the others backfill. One takes turns.
+        in_order: one lane only, the oldest first.
+        keeps_ledger: the destination records ranges, so it is sent batches whose rows were all left out.
+        max_batch_rows, max_batch_bytes: ceiling of a batch.
+        target_s: how long one request of backfill should take; batches are sized by it.
+        flush_s: how long to wait to fill a live batch.
+        max_bytes_per_s: of the link, None for no limit.
+        schedule: when the lanes that it applies to may send.
+        schedule_for: the backfill lane, or everything.
+        urgent: whether alerts and declarations are sent whatever the schedule says.
+        hold_s: shortest wait before the next try where an operator is needed.
+    """
+
+    kind: str = ""
+    concurrency: int = 2
+    in_order: bool = False
+    keeps_ledger: bool = False
+    max_batch_rows: int = 50_000
+    max_batch_bytes: int = 4 << 20
+    target_s: float = 0.5
+    flush_s: float = 0.8
+    max_bytes_per_s: float | None = None
+    schedule: Schedule = field(default_factory=Schedule)
+    schedule_for: Literal["backfill", "everything"] = "backfill"
+    urgent: bool = True
+    backoff: Backoff = field(default_factory=Backoff)
+    hold_s: float = 30.0
+
+    @property
+    def lanes(self) -> tuple[Lane | None, ...]:
+        """The lanes that there are; None is everything, in order."""
+        return (None,) if self.in_order else (Lane.LIVE, Lane.BACKFILL)
 
 
 @dataclass(slots=True)
 class EndpointHealth:
-    """The state of one destination.
+    """Whether a destination answers.
 
     Attributes:
-        attempts: sends in a row that failed; 0 while it answers.
-        down_since: of the first of them.
+        failures: sends in a row that failed for a reason that is not the batch's.
         backfill_from: when the backfill may begin after an outage.
     """
 
-    attempts: int = 0
+    failures: int = 0
     down_since: float | None = None
     retry_at: float = 0.0
     backfill_from: float = 0.0
 
     @property
     def is_down(self) -> bool:
-        """Whether the newest send failed for a reason that is not the batch's."""
-        return self.attempts > 0
+        """Whether the newest send failed."""
+        return self.failures > 0
 
-    def failed(self, at: float) -> int:
-        """Note a failed send; returns the number of this attempt (1, 2, ...)."""
+    def record_failure(self, at: float) -> int:
+        """Count a failed send; returns how many there are in a row."""
         self.down_since = at if self.down_since is None else self.down_since
-        self.attempts += 1
-        return self.attempts
+        self.failures += 1
+        return self.failures
 
-    def answered(self, at: float, chance: float) -> None:
-        """Note that the destination takes batches again. `chance` is from 0 to 1."""
+    def record_answer(self, at: float, chance: float) -> None:
+        """The destination answers; after an outage `chance`, 0 to 1, spreads when backfill begins."""
         if self.down_since is not None:
             self.backfill_from = at + chance * backfill_spread_s(at - self.down_since)
-        self.attempts, self.down_since, self.retry_at = 0, None, 0.0
+        self.failures, self.down_since, self.retry_at = 0, None, 0.0
 
 
 def backfill_spread_s(outage_s: float) -> float:
@@ -85,11 +129,11 @@ class LaneCounters:
 
 @dataclass(slots=True)
 class ShipperCounters:
-    """What one destination has taken since start, and how it is doing now.
+    """What one destination has accepted since start, and its state now.
 
     Attributes:
-        state: idle, sending, waiting (a retry is due later) or held (a person is needed).
-        last_error: the newest fault in words, "" once a batch went through again.
+        state: idle, sending, waiting (for a retry) or held (an operator is needed).
+        last_error: the newest error, "" once a batch got through again.
         refused: rows that the destination refused and that went to quarantine.
         delivered: rows per second that receipts came for, a moving rate.
         lanes: the same by lane, "live", "backfill", or "in order".
@@ -108,39 +152,24 @@ class ShipperCounters:
     delivered: RateMeter = field(default_factory=RateMeter)
     lanes: dict[str, LaneCounters] = field(default_factory=dict)
 
-    def settled(self, receipt: Receipt, wire_bytes: int, *, now_us: int, lane: str = "live") -> None:
-        """Count a receipt."""
+    def count_receipt(self, receipt: Receipt, lane: Lane | None, wire_bytes: int, now_us: int) -> None:
+        """Count the rows of a batch, of all lanes and of its own."""
         at = time.monotonic()
-        of_lane = self.lanes.setdefault(lane, LaneCounters())
-        for counted in (self, of_lane):
-            counted.delivered.add(receipt.rows, at)
-            counted.batches += 1
-            counted.rows += receipt.rows
-            counted.wire_bytes += wire_bytes
+        of_lane = self.lanes.setdefault("in order" if lane is None else lane.value, LaneCounters())
+        for counters in (self, of_lane):
+            counters.delivered.add(receipt.rows, at)
+            counters.batches += 1
+            counters.rows += receipt.rows
+            counters.wire_bytes += wire_bytes
         self.duplicates += receipt.duplicates
         self.conflicts += receipt.conflicts
         self.last_receipt_at_us = now_us
 
 
-_log = logging.getLogger(__name__)
-_RANGE_CONFLICTS = frozenset({"range_overlap", "range_mismatch"})
-_MAX_BATCH_BUDGET_S = 5.0
-"""A batch takes no more than so many seconds' worth of a byte budget or a credit."""
-
-
 class Spool(Protocol):
-    """What a courier needs of the durable store. Every method may raise `StoreFault`."""
+    """What a sender needs of the durable store. Every method may raise `StoreDeliveryError`."""
 
-    async def claim(
-        self,
-        destination: str,
-        *,
-        now_us: int,
-        max_rows: int,
-        lane: Lane | None = None,
-        busy: Collection[BatchRange] = (),
-        urgent_only: bool = False,
-    ) -> BatchRange | None:
+    async def claim(self, destination: str, wanted: ClaimRequest) -> BatchRange | None:
         """Fix the next batch of a lane, durably; the same one until it is settled."""
         ...
 
@@ -151,19 +180,19 @@ class Spool(Protocol):
     async def settle(
         self, destination: str, claimed: BatchRange, *, then: ClaimRequest | None = None
     ) -> BatchRange | None:
-        """The destination has answered for the batch; with `then`, claim the next one."""
+        """Record that a batch is delivered; with `then`, claim the next one in the same transaction."""
         ...
 
     async def renew_epoch(self) -> None:
         """Take a new epoch: this spool is an older copy of one that the destination knows."""
         ...
 
-    async def split(self, destination: str, claimed: BatchRange) -> bool:
-        """Make two ranges of a claimed one; False when it cannot be."""
+    async def split_segments(self, destination: str, claimed: BatchRange) -> bool:
+        """Make two ranges of a claimed batch; False when it is one segment."""
         ...
 
-    async def halve(self, destination: str, claimed: BatchRange) -> bool:
-        """Make two parts of a claimed batch; False when it is a single row."""
+    async def split_rows(self, destination: str, claimed: BatchRange) -> bool:
+        """Make two parts of a claimed batch; False when it is one row."""
         ...
 
     async def refuse(self, destination: str, batch: Batch, bad: Sequence[RefusedRow], *, now_us: int) -> None:
@@ -171,198 +200,198 @@ class Spool(Protocol):
         ...
 
 
-@dataclass(slots=True, eq=False)
 class DeliveryState:
-    """What the couriers of one destination share.
+    """What the senders of one destination share.
 
     Attributes:
-        keeps_ledger: whether the destination notes ranges, and so is told of a batch with no row left in it.
-        urgent_only: whether a lane carries only what does not wait for a schedule, for now.
-        sizing: by lane.
-        busy: batches being carried.
-        generation: counts the epochs that were given up here.
+        busy: batches that senders have in hand.
+        generation: counts the epochs that were given up.
     """
 
-    spool: Spool
-    destination: Destination
-    sizing: dict[Lane | None, BatchSizer]
-    budget: SendBudget = field(default_factory=SendBudget)
-    link: EndpointHealth = field(default_factory=EndpointHealth)
-    evidence: RefusalPolicy = field(default_factory=RefusalPolicy)
-    counters: ShipperCounters = field(default_factory=ShipperCounters)
-    keeps_ledger: bool = False
-    urgent_only: Callable[[Lane | None], bool] = lambda _: False
-    busy: set[BatchRange] = field(default_factory=set)
-    generation: int = 0
-    claim_lock: asyncio.Lock = field(default_factory=asyncio.Lock)
-    clock_us: Callable[[], int] = lambda: time.time_ns() // 1000
-    clock: Callable[[], float] = time.monotonic
-    chance: Callable[[], float] = random.random
+    def __init__(
+        self,
+        spool: Spool,
+        destination: Destination,
+        options: DeliveryOptions,
+        *,
+        clock_us: Callable[[], int] = lambda: time.time_ns() // 1000,
+        clock: Callable[[], float] = time.monotonic,
+        chance: Callable[[], float] = random.random,
+    ) -> None:
+        self.spool = spool
+        self.destination = destination
+        self.options = options
+        self.clock_us = clock_us
+        self.clock = clock
+        self.chance = chance
+        live_target_s = min(options.target_s, LIVE_TARGET_S)
+        self.sizers = {
+            lane: BatchSizer(
+                options.max_batch_rows,
+                options.max_batch_bytes,
+                live_target_s if lane is Lane.LIVE else options.target_s,
+            )
+            for lane in options.lanes
+        }
+        self.budget = SendBudget(options.max_bytes_per_s)
+        self.health = EndpointHealth()
+        self.refusals = RefusalPolicy()
+        self.counters = ShipperCounters()
+        self.busy: set[BatchRange] = set()
+        self.generation = 0
+        self.claim_lock = asyncio.Lock()
+
+    def is_closed(self, lane: Lane | None) -> bool:
+        """Whether the schedule keeps a lane from sending now."""
+        scheduled = self.options.schedule_for == "everything" or lane is not Lane.LIVE
+        return scheduled and not self.options.schedule.is_open(self.clock_us())
+
+    def build_claim_request(self, lane: Lane | None) -> ClaimRequest:
+        """As many rows as the sizer and the budget allow."""
+        sizer = self.sizers[lane]
+        most = self.budget.max_rows_in(_MAX_BATCH_BUDGET_S, lane, sizer.bytes_per_row, self.clock())
+        rows = min(sizer.rows, max(MIN_ROWS, int(min(most, sizer.max_rows))))
+        return ClaimRequest(self.clock_us(), rows, lane, frozenset(self.busy), self.is_closed(lane))
+
+    def is_full(self, lane: Lane | None, rows: int) -> bool:
+        """Whether a batch of so many rows shows that more is waiting."""
+        return rows >= self.sizers[lane].rows // 2
+
+    def record_answer(self) -> None:
+        """The destination answers, whatever it says."""
+        self.health.record_answer(self.clock(), self.chance())
+
+
+@dataclass(frozen=True, slots=True)
+class DeliveryResult:
+    """What one step did.
+
+    Attributes:
+        lane: of the batch.
+        claimed: the batch; None when there was nothing to send.
+        rows: of the batch, whether it was delivered, split, or is still to be sent.
+        error: why it was not; it stays claimed.
+    """
+
+    lane: Lane | None = None
+    claimed: BatchRange | None = None
+    rows: int = 0
+    error: DeliveryError | None = None
 
 
 class BatchSender:
-    """Carries batches of some lanes, each in turn; `ship_once` is the step."""
+    """Sends batches of some lanes, the lanes in turn; `send_once` is the step."""
 
     def __init__(self, delivery_state: DeliveryState, lanes: Sequence[Lane | None]) -> None:
         self.lanes = tuple(lanes)
-        self.carried: Lane | None = self.lanes[0]
-        self.sent_part = False
-        self.sent_class = RecordClass.READING
-        self._delivery_state = delivery_state
+        self._state = delivery_state
         self._name = delivery_state.destination.name
-        self._turn = 0
+        self._first = 0
         self._next_claim: tuple[int, Lane | None, BatchRange] | None = None
 
-    async def ship_once(self, lanes: Sequence[Lane | None] | None = None) -> int:
-        """Carry one batch of `lanes` (all of its own); returns its rows, 0 when there was nothing to carry.
-
-        A batch that was halved counts as the rows that are still to be sent.
-
-        Raises:
-            DeliveryError: the batch stays claimed and will be sent again.
-        """
+    async def send_once(self, lanes: Sequence[Lane | None] | None = None) -> DeliveryResult:
+        """Send one batch of `lanes`, by default of all its lanes."""
         open_lanes = self.lanes if lanes is None else lanes
-        turns = [*self.lanes[self._turn :], *self.lanes[: self._turn]]
-        for lane in turns:
-            if lane not in open_lanes:
-                continue
-            claimed = await self._claim(lane)
-            if claimed is None:
-                continue
-            self.carried = lane
-            self.sent_part = claimed.parts > 1
-            self.sent_class = claimed.record_class
-            self._turn = (self.lanes.index(lane) + 1) % len(self.lanes)
-            try:
-                return await self._send_claimed(lane, claimed)
-            finally:
-                self._delivery_state.busy.discard(claimed)
-        return 0
-
-    def wanted(self, lane: Lane | None) -> ClaimRequest:
-        """What to ask the spool for."""
-        delivery_state = self._delivery_state
-        sizing = delivery_state.sizing[lane]
-        most = delivery_state.budget.max_rows_in(
-            _MAX_BATCH_BUDGET_S, lane, sizing.bytes_per_row, delivery_state.clock()
-        )
-        rows = min(sizing.rows, max(MIN_ROWS, int(min(most, sizing.max_rows))))
-        return ClaimRequest(
-            lane,
-            rows,
-            delivery_state.clock_us(),
-            frozenset(delivery_state.busy),
-            delivery_state.urgent_only(lane),
-        )
+        lane, claimed, rows = open_lanes[0], None, 0
+        try:
+            for lane in (*self.lanes[self._first :], *self.lanes[: self._first]):
+                claimed = await self._claim(lane) if lane in open_lanes else None
+                if claimed is not None:
+                    self._first = (self.lanes.index(lane) + 1) % len(self.lanes)
+                    batch = await self._state.spool.read_batch(claimed, self._name)
+                    rows = 0 if batch is None else batch.rows
+                    await self._send(lane, claimed, batch)
+                    return DeliveryResult(lane, claimed, rows)
+        except DeliveryError as fault:
+            return DeliveryResult(lane, claimed, rows, fault)
+        finally:
+            if claimed is not None:
+                self._state.busy.discard(claimed)
+        return DeliveryResult()
 
     async def _claim(self, lane: Lane | None) -> BatchRange | None:
-        delivery_state = self._delivery_state
-        async with delivery_state.claim_lock:
+        state = self._state
+        async with state.claim_lock:
             following, self._next_claim = self._next_claim, None
-            if following is not None and following[:2] == (delivery_state.generation, lane):
+            if following is not None and following[:2] == (state.generation, lane):
                 return following[2]
             if following is not None:
-                delivery_state.busy.discard(following[2])
-            wanted = self.wanted(lane)
-            claimed = await delivery_state.spool.claim(
-                self._name,
-                now_us=wanted.now_us,
-                max_rows=wanted.max_rows,
-                lane=lane,
-                busy=wanted.busy,
-                urgent_only=wanted.urgent_only,
-            )
+                state.busy.discard(following[2])
+            claimed = await state.spool.claim(self._name, state.build_claim_request(lane))
             if claimed is not None:
-                delivery_state.busy.add(claimed)
+                state.busy.add(claimed)
             return claimed
 
-    async def _send_claimed(self, lane: Lane | None, claimed: BatchRange) -> int:
-        delivery_state = self._delivery_state
-        batch = await delivery_state.spool.read_batch(claimed, self._name)
-        if batch is None or (
-            batch.rows == 0 and not (delivery_state.keeps_ledger and (batch.refused or batch.withheld))
+    async def _send(self, lane: Lane | None, claimed: BatchRange, batch: Batch | None) -> None:
+        state = self._state
+        if batch is None or not (
+            batch.rows or (state.options.keeps_ledger and (batch.refused or batch.withheld))
         ):
             await self._settle(lane, claimed, full=True)
-            return 1
-        encoded_batch = await asyncio.get_running_loop().run_in_executor(
-            None, delivery_state.destination.encode, batch
-        )
-        started = delivery_state.clock()
+            return
+        loop = asyncio.get_running_loop()
+        encoded_batch = await loop.run_in_executor(None, state.destination.encode, batch)
+        started = state.clock()
         try:
-            receipt = await delivery_state.destination.send(encoded_batch)
+            receipt = await state.destination.send(encoded_batch)
         except TooLargeError:
-            self._answered()
-            for sizing in delivery_state.sizing.values():
-                sizing.too_large(batch.rows)
-            if not await self._halve(claimed):
+            state.record_answer()
+            for sizer in state.sizers.values():
+                sizer.record_too_large(batch.rows)
+            if not await self._split(claimed):
                 raise
-            _log.info("%s finds %s too large; halved", self._name, claimed)
-            return batch.rows
+            _log.info("%s: %s is too large; split", self._name, claimed)
+            return
         except RefusedError as fault:
-            self._answered()
-            return await self._refused(batch, fault)
+            state.record_answer()
+            await self._resolve_refusal(batch, fault)
+            return
         finally:
-            delivery_state.budget.spend(
-                lane, wire_bytes=encoded_batch.wire_bytes, rows=batch.rows, at=delivery_state.clock()
-            )
-        self._answered()
+            state.budget.spend(lane, wire_bytes=encoded_batch.wire_bytes, rows=batch.rows, at=state.clock())
+        state.record_answer()
         if claimed.record_class is RecordClass.READING:
-            delivery_state.sizing[lane].took(
-                batch.rows, encoded_batch.wire_bytes, delivery_state.clock() - started
-            )
-        delivery_state.budget.grant(receipt.credit, delivery_state.clock())
+            state.sizers[lane].record_sent(batch.rows, encoded_batch.wire_bytes, state.clock() - started)
+        state.budget.grant(receipt.credit, state.clock())
         if batch.rows:
-            delivery_state.evidence.taken()
-        await self._settle(lane, claimed, full=batch.rows >= delivery_state.sizing[lane].rows // 2)
-        name = "in order" if lane is None else lane.value
-        delivery_state.counters.settled(
-            receipt, encoded_batch.wire_bytes, now_us=delivery_state.clock_us(), lane=name
-        )
-        return max(1, receipt.rows)
+            state.refusals.record_accepted()
+        await self._settle(lane, claimed, full=state.is_full(lane, batch.rows))
+        state.counters.count_receipt(receipt, lane, encoded_batch.wire_bytes, state.clock_us())
 
     async def _settle(self, lane: Lane | None, claimed: BatchRange, *, full: bool) -> None:
-        """Settle, and fix what comes next; readings that have just come in rather wait for company."""
-        delivery_state = self._delivery_state
-        async with delivery_state.claim_lock:
-            delivery_state.busy.discard(claimed)
+        """Settle, and claim what comes next; live readings are given time to fill a batch."""
+        state = self._state
+        async with state.claim_lock:
+            state.busy.discard(claimed)
             backlog = lane is Lane.BACKFILL or (lane is None and full)
-            then = self.wanted(lane) if backlog else None
-            following = await delivery_state.spool.settle(self._name, claimed, then=then)
+            then = state.build_claim_request(lane) if backlog else None
+            following = await state.spool.settle(self._name, claimed, then=then)
             if following is not None:
-                delivery_state.busy.add(following)
-                self._next_claim = delivery_state.generation, lane, following
+                state.busy.add(following)
+                self._next_claim = state.generation, lane, following
 
-    def _answered(self) -> None:
-        delivery_state = self._delivery_state
-        delivery_state.link.answered(delivery_state.clock(), delivery_state.chance())
+    async def _split(self, claimed: BatchRange) -> bool:
+        spool = self._state.spool
+        return await spool.split_segments(self._name, claimed) or await spool.split_rows(self._name, claimed)
 
-    async def _halve(self, claimed: BatchRange) -> bool:
-        spool = self._delivery_state.spool
-        return await spool.split(self._name, claimed) or await spool.halve(self._name, claimed)
-
-    async def _refused(self, batch: Batch, fault: RefusedError) -> int:
-        delivery_state = self._delivery_state
+    async def _resolve_refusal(self, batch: Batch, fault: RefusedError) -> None:
+        """Renew the epoch, split the batch, or quarantine rows of it; otherwise raise the refusal."""
+        state = self._state
         if fault.reason in _RANGE_CONFLICTS:
-            _log.error(
-                "%s knows %s otherwise (%s): this spool is an older copy; it takes a new epoch",
-                self._name,
-                batch.range,
-                fault,
-            )
-            await delivery_state.spool.renew_epoch()
-            delivery_state.generation += 1
-            return batch.rows
+            message = "%s has other contents for %s (%s): this spool is an older copy; it takes a new epoch"
+            _log.error(message, self._name, batch.range, fault)
+            await state.spool.renew_epoch()
+            state.generation += 1
+            return
         if not fault.of_rows:
             raise fault
-        told = sorted({row for row in fault.rows if 0 <= row < batch.rows})
-        if not told and batch.rows > 1:
-            if not await self._halve(batch.range):
+        named = sorted({row for row in fault.rows if 0 <= row < batch.rows})
+        if not named and batch.rows > 1:
+            if not await self._split(batch.range):
                 raise fault
-            return batch.rows
-        if not told and not delivery_state.evidence.accepts_refusal(fault.reason):
+            return
+        if not named and not state.refusals.accepts_refusal(fault.reason):
             raise fault
-        bad = [RefusedRow(row, fault.reason, str(fault)) for row in told or [0]]
-        await delivery_state.spool.refuse(self._name, batch, bad, now_us=delivery_state.clock_us())
-        delivery_state.counters.refused += len(bad)
+        bad = [RefusedRow(row, fault.reason, str(fault)) for row in named or [0]]
+        await state.spool.refuse(self._name, batch, bad, now_us=state.clock_us())
+        state.counters.refused += len(bad)
         _log.warning("%s refuses %d rows of %s: %s", self._name, len(bad), batch.range, fault)
-        return batch.rows

@@ -32,19 +32,19 @@ class Lane(Enum):
 
 
 class ClaimRequest(NamedTuple):
-    """What a courier asks the spool for.
+    """What a sender asks the spool for.
 
     Attributes:
-        lane: where to take it from; None is in order.
-        max_rows: readings at most, unless a single segment has more.
         now_us: wall clock, microseconds since 1970.
-        busy: batches that other couriers are carrying at this moment.
+        max_rows: readings at most, unless a single segment has more.
+        lane: None is in order, the oldest gap first.
+        busy: batches that other senders have in hand.
         urgent_only: only what does not wait for a schedule: alerts and declarations.
     """
 
-    lane: Lane | None
-    max_rows: int
     now_us: int
+    max_rows: int = 50_000
+    lane: Lane | None = None
     busy: Collection[BatchRange] = ()
     urgent_only: bool = False
 
@@ -78,8 +78,8 @@ class Schedule:
     zone: tzinfo = UTC
 
     @classmethod
-    def of(cls, windows: Iterable[str], time_zone: str = "UTC") -> Schedule:
-        """From the texts of the configuration; ValueError says which one cannot be read, and what can."""
+    def parse(cls, windows: Iterable[str], time_zone: str = "UTC") -> Schedule:
+        """From texts; ValueError names the one that cannot be read, with an example."""
         return cls(tuple(map(parse_window, windows)), find_time_zone(time_zone))
 
     def is_open(self, now_us: int) -> bool:
@@ -228,7 +228,7 @@ class BatchSizer:
     bytes_per_row: float = 0.0
     _rows: float = field(init=False)
     _ceiling: float = field(init=False)
-    _taken: int = 0
+    _sent: int = 0
 
     def __post_init__(self) -> None:
         self._ceiling = float(self.max_rows)
@@ -242,7 +242,7 @@ class BatchSizer:
             most = min(most, self.max_bytes / self.bytes_per_row)
         return max(1, int(most))
 
-    def took(self, rows: int, wire_bytes: int, seconds: float) -> None:
+    def record_sent(self, rows: int, wire_bytes: int, seconds: float) -> None:
         """A batch was answered with a receipt after so many seconds."""
         if rows <= 0:
             return
@@ -254,12 +254,12 @@ class BatchSizer:
             self._rows = max(min(self._rows, shrunk), min(self._rows, MIN_ROWS))
         elif seconds < self.target_s / 2 and rows >= self._rows / 2:
             self._rows = min(float(self.max_rows), self._rows * 2)
-        self._taken += 1
-        if self._taken >= _RAISE_CEILING_AFTER and self._ceiling < self.max_rows:
-            self._taken = 0
+        self._sent += 1
+        if self._sent >= _RAISE_CEILING_AFTER and self._ceiling < self.max_rows:
+            self._sent = 0
             self._ceiling = min(float(self.max_rows), self._ceiling * _CEILING_GROWTH + 1)
 
-    def too_large(self, rows: int) -> None:
-        """The destination did not take so many rows at once. Remembered; tried again after many batches."""
-        self._taken = 0
+    def record_too_large(self, rows: int) -> None:
+        """The destination did not accept so many rows; larger batches are tried again after many others."""
+        self._sent = 0
         self._ceiling = max(1.0, min(self._ceiling, rows // 2))

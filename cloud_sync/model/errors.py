@@ -106,12 +106,12 @@ class RefusedRow(NamedTuple):
 
 @dataclass(slots=True)
 class RefusalPolicy:
-    """Counts rows refused without explanation since the destination last took anything."""
+    """Counts rows refused without explanation since the destination last accepted any."""
 
     unexplained: int = 0
 
-    def taken(self) -> None:
-        """The destination has taken some rows."""
+    def record_accepted(self) -> None:
+        """The destination has accepted some rows."""
         self.unexplained = 0
 
     def accepts_refusal(self, reason: str, rows: int = 1) -> bool:

@@ -104,7 +104,7 @@ class Destination(Table):
     @property
     def schedule(self) -> Schedule:
         """When it may be sent to."""
-        return Schedule.of(self.windows, self.time_zone)
+        return Schedule.parse(self.windows, self.time_zone)
 
 
 class HttpDestination(Destination):

@@ -39,7 +39,6 @@ if TYPE_CHECKING:
     from cloud_sync.model.records import Series
     from gateway.spool.series_catalog import SeriesCatalog
 
-DEFAULT_MAX_ROWS = 50_000
 URGENT_CLASSES = (RecordClass.ALERT, RecordClass.DECLARATION)
 """Sent first, oldest first, by the lane that does not fill gaps."""
 _MAX_SUMMARY_ROWS = 10_000  # a rollup or an alert takes more bytes than a reading
@@ -135,24 +134,12 @@ class Deliveries:
 
         return await self._database.write(work)
 
-    async def claim(
-        self,
-        destination: str,
-        *,
-        now_us: int,
-        max_rows: int = DEFAULT_MAX_ROWS,
-        lane: Lane | None = None,
-        busy: Collection[BatchRange] = (),
-        urgent_only: bool = False,
-    ) -> BatchRange | None:
+    async def claim(self, destination: str, wanted: ClaimRequest) -> BatchRange | None:
         """The batch to send next: an open one from before, else a new one; None when there is nothing.
 
         Alerts first, then declarations, rollups, readings. Whole segments only; the first is taken even
-        when it alone exceeds `max_rows`. Without a lane it is the oldest gap; `gateway.spool.delivery_ranges`
-        says what the lanes take. Others carry the batches in `busy`; `urgent_only` asks for alerts and
-        declarations.
+        when it alone exceeds `max_rows`. `gateway.spool.delivery_ranges` says what the lanes take.
         """
-        wanted = ClaimRequest(lane, max_rows, now_us, busy, urgent_only)
 
         def look(connection: sqlite3.Connection) -> BatchRange | bool:
             """An open batch, or whether there is something that a new one could be made of."""
@@ -215,7 +202,7 @@ class Deliveries:
             await self._database.write(lambda c: c.execute(SQL["travel_whole"]))
             await self._database.renew_epoch()
 
-    async def split(self, destination: str, claimed: BatchRange) -> bool:
+    async def split_segments(self, destination: str, claimed: BatchRange) -> bool:
         """Halve an open batch between two of its segments; False when it has one, or travels in parts."""
         record_class, first, last = claimed.record_class, claimed.first_commit, claimed.last_commit
         queue = DeliveryQueue(destination, record_class)
@@ -236,7 +223,7 @@ class Deliveries:
         with _spool_errors_as_store_faults():
             return await self._database.write(work)
 
-    async def halve(self, destination: str, claimed: BatchRange) -> bool:
+    async def split_rows(self, destination: str, claimed: BatchRange) -> bool:
         """Halve the rows of an open batch, or of a part of one; False when it has a single row."""
         queue = DeliveryQueue(destination, claimed.record_class)
 

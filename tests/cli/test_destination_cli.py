@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 
+from cloud_sync.delivery.lanes import ClaimRequest
 from tests.support.open_spool import NOW_US, open_spool
 from tests.support.programs import run
 
@@ -11,7 +12,7 @@ async def made(path):
         await spool.append([("a", n, 0.0) for n in range(5)])
         await spool.deliveries.register("old", "influxdb", now_us=NOW_US)
         await spool.deliveries.register("new", "file", now_us=NOW_US)
-        claimed = await spool.deliveries.claim("old", now_us=NOW_US)
+        claimed = await spool.deliveries.claim("old", ClaimRequest(now_us=NOW_US))
         assert claimed is not None
         await spool.deliveries.settle("old", claimed)
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from cloud_sync.delivery.lanes import ClaimRequest
 from cloud_sync.model.records import SEQ_ABSENT, Readings, RecordClass, Series
 from gateway.spool.database import Database
 from gateway.spool.retention import Retention
@@ -89,7 +90,9 @@ class OpenSpool:
     async def drained(self, max_rows: int = 10 * ROWS) -> set[int]:
         """Deliver everything there is; returns the times delivered."""
         times: list[int] = []
-        while (claimed := await self.deliveries.claim("up", now_us=2, max_rows=max_rows)) is not None:
+        while (
+            claimed := await self.deliveries.claim("up", ClaimRequest(now_us=2, max_rows=max_rows))
+        ) is not None:
             batch = await self.deliveries.read_batch(claimed)
             if batch is not None:
                 times += batch.readings.time_us.tolist()

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 from cloud_sync.codec import columns
+from cloud_sync.delivery.lanes import ClaimRequest
 from cloud_sync.model.records import SEQ_ABSENT, BatchRange, Readings, RecordClass, Series
 from gateway.spool.database import Database
 from gateway.spool.retention import Retention
@@ -130,7 +131,9 @@ class Story:
         self.promised = replace(self.promised, groups=(*self.promised.groups, group), attempted=None)
 
     async def _claim(self) -> None:
-        claimed = await self.site.deliveries.claim("up", now_us=1, max_rows=self.chance.choice((1, 40, 5000)))
+        claimed = await self.site.deliveries.claim(
+            "up", ClaimRequest(now_us=1, max_rows=self.chance.choice((1, 40, 5000)))
+        )
         self.promised = replace(self.promised, claimed=claimed)
 
     async def _settle(self) -> None:
@@ -170,7 +173,10 @@ async def faults_after(path, promised, story: Story) -> str:  # noqa: PLR0911 - 
         fault = _fault_in_readings(times, promised)
         if fault:
             return fault
-        if promised.claimed is not None and await site.deliveries.claim("up", now_us=2) != promised.claimed:
+        if (
+            promised.claimed is not None
+            and await site.deliveries.claim("up", ClaimRequest(now_us=2)) != promised.claimed
+        ):
             return "an open batch is not handed out again"
         for settled in promised.settled:
             if not await site.database.read(lambda c, s=settled: _is_delivered(c, s)):

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from cloud_sync.delivery.lanes import ClaimRequest
 from cloud_sync.model.records import SEQ_ABSENT, Readings, Series
 from gateway.spool.quarantine_items import QuarantineItem
 from gateway.spool.retention import Retention
@@ -76,11 +77,11 @@ async def _make(path: Path) -> None:
                 await _deliver(deliveries, "region")
                 await spool.compaction.compact_once(everything=True)
             if number == 8:
-                await deliveries.claim("region", now_us=8)
+                await deliveries.claim("region", ClaimRequest(now_us=8))
 
 
 async def _deliver(deliveries: Deliveries, name: str) -> None:
-    while (claimed := await deliveries.claim(name, now_us=1)) is not None:
+    while (claimed := await deliveries.claim(name, ClaimRequest(now_us=1))) is not None:
         await deliveries.settle(name, claimed)
 
 

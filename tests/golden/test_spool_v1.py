@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from cloud_sync.delivery.lanes import ClaimRequest
 from cloud_sync.model.records import RecordClass
 from gateway.spool import database as spool_database
 from gateway.spool.database import Database
@@ -68,7 +69,7 @@ async def test_every_reading_of_the_frozen_spool_is_read_back(parts):
     _, segments, deliveries = parts
     assert segments.newest_commit(RecordClass.READING) == _EXPECTED["newest_commit"]
     rows = []
-    while (claimed := await deliveries.claim("cloud", now_us=1, max_rows=60)) is not None:
+    while (claimed := await deliveries.claim("cloud", ClaimRequest(now_us=1, max_rows=60))) is not None:
         batch = await deliveries.read_batch(claimed)
         assert _rows(batch) == _expected_rows(claimed.first_commit, claimed.last_commit)
         rows += _rows(batch)
@@ -84,7 +85,7 @@ async def test_progress_and_open_batches_of_the_frozen_spool_are_kept(spool, par
         found = await spool.read(lambda c, n=name, q=query: c.execute(q, (n,)).fetchall())
         assert [list(row) for row in found] == ranges
     for name, (first, last) in _EXPECTED["open"].items():
-        claimed = await deliveries.claim(name, now_us=1)
+        claimed = await deliveries.claim(name, ClaimRequest(now_us=1))
         assert (claimed.first_commit, claimed.last_commit) == (first, last)
     count = await spool.read(lambda c: c.execute("SELECT count(*) FROM quarantine").fetchone()[0])
     assert count == _EXPECTED["quarantined"]

@@ -15,10 +15,10 @@ import numpy as np
 import psutil
 import pytest
 
-from cloud_sync.delivery.shipper import Shipper
 from cloud_sync.model.records import Readings, RecordClass, Series
 from tests.support.ingest_service import running
 from tests.support.open_spool import open_spool
+from tests.support.shipping import build_shipper
 
 DAYS = float(os.environ.get("TIDEGATE_TEST_OFFLINE_DAYS", "0.5"))
 RATE = 100
@@ -64,7 +64,7 @@ async def test_a_long_outage_is_drained_whole_in_flat_memory_while_live_stays_li
         assert spool.segments.rows_ever(RecordClass.READING) == backlog
         before_bytes = process.memory_info().rss
         destination = service.client()
-        shipper = Shipper(spool.deliveries, destination, keeps_ledger=True, flush_s=0.2, kind="ingest")
+        shipper = build_shipper(spool.deliveries, destination, keeps_ledger=True, flush_s=0.2, kind="ingest")
         stop = asyncio.Event()
         connection = await asyncpg.connect(postgres_dsn)
         shipping = asyncio.create_task(shipper.run(stop))

@@ -16,7 +16,6 @@ from urllib.parse import urlsplit
 import asyncpg
 import pytest
 
-from cloud_sync.delivery.shipper import Shipper
 from cloud_sync.destinations.ingest_client import IngestClient
 from cloud_sync.model.records import Receipt, RecordClass
 from cloud_sync.runtime.rates import Backoff
@@ -36,10 +35,12 @@ from tests.support.http_stub import Answer, answering, http_stub
 from tests.support.ingest_service import running
 from tests.support.memory_region import MemoryRegion
 from tests.support.open_spool import OpenSpool, open_spool
+from tests.support.shipping import build_shipper
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from cloud_sync.delivery.shipper import Shipper
     from cloud_sync.destinations import EncodedBatch
 
 CHAOS_S = float(os.environ.get("TIDEGATE_TEST_CHAOS_S", "40"))
@@ -107,7 +108,7 @@ async def test_a_link_of_bad_habits_loses_and_doubles_nothing(tmp_path, postgres
         regional = MovingClient("region", proxy.url, service.token, timeout_s=1.0)
         regional.strangers = strangers.url
         ends_at = time.monotonic() + CHAOS_S
-        shipper = Shipper(
+        shipper = build_shipper(
             spool.deliveries,
             regional,
             keeps_ledger=True,
@@ -167,7 +168,7 @@ async def test_a_dead_destination_does_not_delay_another(tmp_path):
     async def delays(folder, *dead: Callable[[OpenSpool], Shipper]) -> list[float]:
         async with open_spool(folder / "spool.db") as spool:
             well = MemoryRegion("well")
-            shippers = [Shipper(spool.deliveries, well, keeps_ledger=True, flush_s=0.02)]
+            shippers = [build_shipper(spool.deliveries, well, keeps_ledger=True, flush_s=0.02)]
             shippers += [make(spool) for make in dead]
             stop = asyncio.Event()
             running_ = [asyncio.create_task(shipper.run(stop)) for shipper in shippers]
@@ -188,7 +189,7 @@ async def test_a_dead_destination_does_not_delay_another(tmp_path):
 
     def unreachable(spool: OpenSpool) -> Shipper:
         client = IngestClient("unreachable", "http://127.0.0.1:9", "token")
-        return Shipper(spool.deliveries, client, keeps_ledger=True, flush_s=0.02, backoff=QUICK)
+        return build_shipper(spool.deliveries, client, keeps_ledger=True, flush_s=0.02, backoff=QUICK)
 
     (tmp_path / "alone").mkdir()
     (tmp_path / "beside").mkdir()
@@ -196,7 +197,7 @@ async def test_a_dead_destination_does_not_delay_another(tmp_path):
 
         def speechless(spool: OpenSpool) -> Shipper:
             client = IngestClient("speechless", silent.url, "token", timeout_s=0.5)
-            return Shipper(spool.deliveries, client, keeps_ledger=True, flush_s=0.02, backoff=QUICK)
+            return build_shipper(spool.deliveries, client, keeps_ledger=True, flush_s=0.02, backoff=QUICK)
 
         alone = statistics.median(await delays(tmp_path / "alone"))
         beside = statistics.median(await delays(tmp_path / "beside", unreachable, speechless))

@@ -9,7 +9,6 @@ from uuid import UUID
 
 import pytest
 
-from cloud_sync.delivery.shipper import Shipper
 from cloud_sync.destinations.http_client import HttpOptions, build_client_tls_context
 from cloud_sync.destinations.influxdb.destination import InfluxDestination, find_refused_lines
 from cloud_sync.destinations.ingest_client import IngestClient
@@ -19,6 +18,7 @@ from gateway.settings.gateway_settings import GatewaySettings
 from tests.support.certificates import Authority
 from tests.support.http_stub import Answer, InfluxV2Stub, answering, http_stub
 from tests.support.open_spool import open_spool
+from tests.support.shipping import one_sender, send_one
 
 T0_US = 1_767_225_600_000_000
 
@@ -43,9 +43,9 @@ async def test_rows_of_another_field_type_are_found_in_a_real_influxdb_and_the_r
         await spool.appender.append(readings, [], now_us=1)
         foreign = gzip.compress(f'state value="open" {T0_US}\n'.encode())
         await destination._write(foreign)
-        shipper = Shipper(spool.deliveries, destination)
+        shipper = one_sender(spool.deliveries, destination)
         requests = 0
-        while await shipper.ship_once():
+        while await send_one(shipper):
             requests += 1
         items = await quarantined(spool)
         assert [item[0] for item in items] == ["x0/state", "x1/state"]
@@ -62,8 +62,8 @@ async def test_a_line_that_a_v2_server_repeats_costs_one_more_request(tmp_path):
     async with http_stub(server) as stub, open_spool(tmp_path / "spool.db") as spool:
         destination = InfluxDestination("cloud", stub.url, org="plant", bucket="edge", token="t0ken")
         await spool.append([(f"s{n}", T0_US + n, 1.0) for n in range(100)])
-        shipper = Shipper(spool.deliveries, destination)
-        while await shipper.ship_once():
+        shipper = one_sender(spool.deliveries, destination)
+        while await send_one(shipper):
             pass
         assert len(server.lines) == 100
         await destination.aclose()

@@ -17,7 +17,6 @@ import pytest
 import zstandard
 
 from cloud_sync.codec import wire
-from cloud_sync.delivery.shipper import Shipper
 from cloud_sync.destinations.ingest_client import IngestClient
 from cloud_sync.http import tokens
 from cloud_sync.http.uvicorn_server import bind_http_sockets
@@ -25,6 +24,7 @@ from cloud_sync.model.errors import RefusedError, RetryLaterError, TooLargeError
 from cloud_sync.model.records import BatchRange, Receipt, RecordClass
 from tests.support.ingest_service import MEDIA, Service, running
 from tests.support.open_spool import open_spool
+from tests.support.shipping import one_sender, send_one
 from tests.support.wire_examples import EPOCH, batch, from_rows, readings
 
 if TYPE_CHECKING:
@@ -198,8 +198,8 @@ async def test_rows_that_the_region_names_go_to_quarantine_after_one_answer(serv
     async with open_spool(tmp_path / "spool.db") as spool:
         await spool.append(rows)
         client = service.client(tokens.add_token(service.tokens_file, "gateway-1"))
-        shipper = Shipper(spool.deliveries, client, kind="ingest", keeps_ledger=True)
-        while await shipper.ship_once():
+        shipper = one_sender(spool.deliveries, client, kind="ingest", keeps_ledger=True)
+        while await send_one(shipper):
             pass
         query = "SELECT topic, reason FROM quarantine ORDER BY topic"
         kept = await spool.database.read(lambda c: c.execute(query).fetchall())

@@ -14,7 +14,6 @@ import asyncpg
 import numpy as np
 import pytest
 
-from cloud_sync.delivery.shipper import Shipper
 from cloud_sync.model.records import Readings, RecordClass, Series
 from gateway.processing.commit_consumer import CommitConsumer, ConsumerOptions
 from gateway.rollups.open_windows import RollupOptions
@@ -28,6 +27,7 @@ from gateway.spool.segment_reader import CommitLogReader, StoredRollups
 from gateway.spool.segments import encode_segments
 from tests.support.ingest_service import running
 from tests.support.open_spool import open_spool
+from tests.support.shipping import one_sender, send_one
 from tests.support.summary_examples import alerts
 
 if TYPE_CHECKING:
@@ -138,8 +138,8 @@ async def test_after_an_outage_at_a_tenth_of_the_room_every_minute_is_there_and_
             declared = await spool.database.read(eviction.read_loss_totals)
             async with running(postgres_dsn, tmp_path) as service:
                 destination = service.client()
-                shipper = Shipper(spool.deliveries, destination, keeps_ledger=True, kind="ingest")
-                while await shipper.ship_once():
+                shipper = one_sender(spool.deliveries, destination, keeps_ledger=True, kind="ingest")
+                while await send_one(shipper):
                     pass
                 await destination.aclose()
             await commit_consumer.aclose()

@@ -14,12 +14,12 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 
 from cloud_sync.delivery.batch_sender import BatchSender
 from cloud_sync.delivery.lanes import Lane
-from cloud_sync.delivery.shipper import Shipper
-from cloud_sync.model.errors import DeliveryError, RetryLaterError, StoreDeliveryError
+from cloud_sync.model.errors import RetryLaterError, StoreDeliveryError
 from gateway.spool.delivery_ranges import LIVE_MAX_LAG_US
 from gateway.spool.retention import Retention
 from tests.support.memory_region import LOST, MemoryRegion
 from tests.support.open_spool import NOW_US, OpenSpool, open_spool
+from tests.support.shipping import build_state
 
 if TYPE_CHECKING:
     from gateway.spool.deliveries import Deliveries
@@ -74,12 +74,8 @@ class LanesMachine(RuleBasedStateMachine):
         region = self.regions[name]
         region.outcomes.clear()
         region.outcomes.append(outcome)
-        try:
-            self._run(self.senders[name, lane].ship_once())
-        except StoreDeliveryError:
-            raise
-        except DeliveryError:
-            return
+        error = self._run(self.senders[name, lane].send_once()).error
+        assert not isinstance(error, StoreDeliveryError), error
 
     @rule(name=NAMES, most=st.sampled_from((3, 10**9)))
     def change_what_is_taken(self, name, most) -> None:
@@ -123,7 +119,7 @@ class LanesMachine(RuleBasedStateMachine):
             return
         region.outcomes.clear()
         for _ in range(40):
-            if not self._run(self.senders[name, Lane.LIVE].ship_once()):
+            if not self._send(name, Lane.LIVE):
                 break
         newest_us, rows = self.commits[-1]
         if set(rows) & self.bad:
@@ -133,15 +129,19 @@ class LanesMachine(RuleBasedStateMachine):
         missing = set(recent) - set(region.applied) - self.bad
         assert not set(rows) & missing
 
+    def _send(self, name: str, lane: Lane) -> bool:
+        result = self._run(self.senders[name, lane].send_once())
+        if result.error is not None:
+            raise result.error
+        return result.claimed is not None
+
     def _drain(self) -> None:
         for name, region in self.regions.items():
             region.outcomes.clear()
             region.most_rows = 10**9
             for _ in range(3000):
-                done = [
-                    self._run(self.senders[name, lane].ship_once()) for lane in (Lane.LIVE, Lane.BACKFILL)
-                ]
-                if not any(done):
+                sent = [self._send(name, lane) for lane in (Lane.LIVE, Lane.BACKFILL)]
+                if not any(sent):
                     break
             good = {row for _, rows in self.commits for row in rows} - self.bad
             assert set(region.applied) == good, "everything good is there"
@@ -162,9 +162,9 @@ class LanesMachine(RuleBasedStateMachine):
         self.senders = {}
         for name, region in self.regions.items():
             self._run(deliveries.register(name, "ingest", now_us=1))
-            delivery_state = Shipper(
+            delivery_state = build_state(
                 deliveries, region, keeps_ledger=True, max_batch_rows=20, chance=lambda: 0.0
-            )._delivery_state
+            )
             for lane in (Lane.LIVE, Lane.BACKFILL):
                 self.senders[name, lane] = BatchSender(delivery_state, [lane])
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from cloud_sync.delivery.lanes import ClaimRequest
 from cloud_sync.model.records import RecordClass
 from gateway.spool.appender import Appender
 from gateway.spool.compaction import Compaction
@@ -90,7 +91,7 @@ async def _compact_everything(spool) -> None:
 async def test_a_batch_that_is_claimed_while_segments_are_merged_holds_exactly_its_commits(tmp_path):
     async with _spool(tmp_path / "spool.db") as spool:
         seen = interrupted(spool.database, lambda: _compact_everything(spool))
-        claimed = await _deliveries(spool, seen).claim("up", now_us=1, max_rows=3 * ROWS)
+        claimed = await _deliveries(spool, seen).claim("up", ClaimRequest(now_us=1, max_rows=3 * ROWS))
         assert claimed is not None
         batch = await spool.deliveries.read_batch(claimed)
         assert batch is not None
@@ -107,7 +108,7 @@ async def test_segments_that_are_claimed_while_they_are_merged_are_not_merged(tm
         claims = []
 
         async def claim():
-            claims.append(await spool.deliveries.claim("up", now_us=1, max_rows=3 * ROWS))
+            claims.append(await spool.deliveries.claim("up", ClaimRequest(now_us=1, max_rows=3 * ROWS)))
 
         seen = interrupted(spool.database, claim, nth=nth)
         duplicates = await DuplicateFilter.open(spool.database, spool.catalog)
@@ -123,7 +124,7 @@ async def test_segments_that_are_claimed_while_they_are_merged_are_not_merged(tm
 async def test_a_prune_that_finds_its_segments_merged_takes_nothing_that_is_needed(tmp_path):
     async with _spool(tmp_path / "spool.db") as spool:
         for _ in range(2):
-            claimed = await spool.deliveries.claim("up", now_us=1, max_rows=2 * ROWS)
+            claimed = await spool.deliveries.claim("up", ClaimRequest(now_us=1, max_rows=2 * ROWS))
             await spool.deliveries.settle("up", claimed)
         seen = interrupted(spool.database, lambda: _compact_everything(spool))
         await Retention(seen, ["up"], keep_s=0).prune_once(1 << 60)
@@ -148,7 +149,7 @@ async def test_a_damaged_segment_is_set_aside_once_by_two_destinations_at_a_time
         position = position_span(RecordClass.READING, 1)[0]
         spoil = "UPDATE segment SET block = x'00' WHERE position = ?"
         await spool.database.write(lambda c: c.execute(spoil, (position,)))
-        claimed = await spool.deliveries.claim("up", now_us=1)
+        claimed = await spool.deliveries.claim("up", ClaimRequest(now_us=1))
 
         async def load():
             await spool.deliveries.read_batch(claimed)

@@ -26,6 +26,7 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
+from cloud_sync.delivery.lanes import ClaimRequest
 from cloud_sync.model.records import SEQ_ABSENT, Readings, RecordClass, Series
 from gateway.spool.appender import AppendResult
 from gateway.spool.database import Database
@@ -110,7 +111,7 @@ class SpoolMachine(RuleBasedStateMachine):
 
     @rule(name=destinations, max_rows=st.sampled_from((1, 10, 1000)))
     def claim(self, name, max_rows) -> None:
-        claimed = self._run(self.deliveries.claim(name, now_us=1, max_rows=max_rows))
+        claimed = self._run(self.deliveries.claim(name, ClaimRequest(now_us=1, max_rows=max_rows)))
         wanted = [c for c in self.live if c not in self.delivered[name]]
         if self.open[name]:
             assert (claimed.first_commit, claimed.last_commit) == self.open[name][0], (
@@ -132,7 +133,7 @@ class SpoolMachine(RuleBasedStateMachine):
     def load(self, name) -> None:
         if not self.open[name]:
             return
-        claimed = self._run(self.deliveries.claim(name, now_us=1))
+        claimed = self._run(self.deliveries.claim(name, ClaimRequest(now_us=1)))
         batch = self._run(self.deliveries.read_batch(claimed))
         expected = [
             row
@@ -156,7 +157,7 @@ class SpoolMachine(RuleBasedStateMachine):
         if not self.open[name]:
             return
         first, last = self.open[name].pop(0)
-        claimed = self._run(self.deliveries.claim(name, now_us=1))
+        claimed = self._run(self.deliveries.claim(name, ClaimRequest(now_us=1)))
         assert (claimed.first_commit, claimed.last_commit) == (first, last)
         self._run(self.deliveries.settle(name, claimed))
         self.delivered[name] |= set(range(first, last + 1))
@@ -167,12 +168,12 @@ class SpoolMachine(RuleBasedStateMachine):
         if not self.open[name]:
             return
         first, last = self.open[name][0]
-        claimed = self._run(self.deliveries.claim(name, now_us=1))
+        claimed = self._run(self.deliveries.claim(name, ClaimRequest(now_us=1)))
         starts = [s for s in self._segments() if first <= s <= last]
-        halved = self._run(self.deliveries.split(name, claimed))
+        halved = self._run(self.deliveries.split_segments(name, claimed))
         assert halved == (len(starts) > 1)
         if halved:
-            half = self._run(self.deliveries.claim(name, now_us=1))
+            half = self._run(self.deliveries.claim(name, ClaimRequest(now_us=1)))
             assert half.first_commit == first
             assert first <= half.last_commit < last
             self.open[name][:1] = [(first, half.last_commit), (half.last_commit + 1, last)]

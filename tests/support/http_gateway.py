@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import httpx
 
 from cloud_sync.codec import wire
+from cloud_sync.delivery.lanes import ClaimRequest
 from cloud_sync.destinations.ingest_client import IngestClient
 from cloud_sync.http import tokens
 from cloud_sync.model.records import Batch, Readings
@@ -61,7 +62,7 @@ class HttpGateway:
         found = []
         deliveries = self.parts.spool.deliveries
         await deliveries.register("all", "ingest", now_us=1)
-        while (claimed := await deliveries.claim("all", now_us=1)) is not None:
+        while (claimed := await deliveries.claim("all", ClaimRequest(now_us=1))) is not None:
             loaded = await deliveries.read_batch(claimed, "all")
             assert loaded is not None
             found.append(loaded)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from cloud_sync.delivery.lanes import ClaimRequest
 from cloud_sync.model.records import Readings, RecordClass, Series
 from gateway.spool import spool
 from gateway.spool.spool import Spool
@@ -48,7 +49,7 @@ class OpenSpool(Spool):
         found = []
         name = "contents"
         await self.deliveries.register(name, "file", now_us=NOW_US, classes=[RecordClass.READING])
-        while (claimed := await self.deliveries.claim(name, now_us=NOW_US)) is not None:
+        while (claimed := await self.deliveries.claim(name, ClaimRequest(now_us=NOW_US))) is not None:
             batch = await self.deliveries.read_batch(claimed)
             if batch is not None:
                 found += [

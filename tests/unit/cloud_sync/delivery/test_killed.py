@@ -6,11 +6,11 @@ import shutil
 
 import pytest
 
-from cloud_sync.delivery.shipper import Shipper
 from tests.support.memory_region import MemoryRegion
 from tests.support.open_spool import NOW_US, open_spool
+from tests.support.shipping import one_sender, send_one
 
-STEPS = ("claim", "read_batch", "encode", "send", "settle", "refuse", "halve", "split")
+STEPS = ("claim", "read_batch", "encode", "send", "settle", "refuse", "split_rows", "split_segments")
 
 
 class Killed(BaseException):
@@ -72,9 +72,9 @@ async def test_a_kill_at_any_step_costs_and_doubles_nothing(tmp_path, step, when
     killed = False
     async with open_spool(path) as spool:
         struck = KilledAt(spool.deliveries, step, when), KilledAt(region, step, when)
-        shipper = Shipper(*struck, **options)
+        shipper = one_sender(*struck, **options)
         try:
-            while await shipper.ship_once():
+            while await send_one(shipper):
                 pass
         except Killed:
             killed = True
@@ -82,8 +82,8 @@ async def test_a_kill_at_any_step_costs_and_doubles_nothing(tmp_path, step, when
             shutil.copyfile(f"{path}{suffix}", tmp_path / f"after.db{suffix}")
     assert killed, "the step was reached"
     async with open_spool(tmp_path / "after.db") as spool:
-        shipper = Shipper(spool.deliveries, region, **options)
-        while await shipper.ship_once():
+        shipper = one_sender(spool.deliveries, region, **options)
+        while await send_one(shipper):
             pass
         assert set(region.applied) == set(truth) - bad
         assert set(region.applied.values()) == {1}

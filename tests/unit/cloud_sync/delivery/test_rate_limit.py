@@ -76,59 +76,59 @@ def test_a_clock_that_stands_still_or_goes_back_gives_nothing():
 
 
 def test_batches_grow_to_the_ceiling_while_requests_are_quick():
-    sizing = BatchSizer(50_000)
+    sizer = BatchSizer(50_000)
     sizes = []
     for _ in range(5):
-        sizes.append(sizing.rows)
-        sizing.took(sizing.rows, sizing.rows * 2, 0.1)
+        sizes.append(sizer.rows)
+        sizer.record_sent(sizer.rows, sizer.rows * 2, 0.1)
     assert sizes == [10_000, 20_000, 40_000, 50_000, 50_000]
 
 
 def test_batches_shrink_until_a_request_takes_its_time_but_not_for_ever():
-    sizing = BatchSizer(50_000, target_s=1.0)
+    sizer = BatchSizer(50_000, target_s=1.0)
     for _ in range(20):
-        sizing.took(sizing.rows, sizing.rows * 2, sizing.rows / 2000)
-    assert 1800 <= sizing.rows <= 2600
+        sizer.record_sent(sizer.rows, sizer.rows * 2, sizer.rows / 2000)
+    assert 1800 <= sizer.rows <= 2600
     for _ in range(20):
-        sizing.took(sizing.rows, sizing.rows * 2, 60.0)
-    assert sizing.rows == MIN_ROWS
+        sizer.record_sent(sizer.rows, sizer.rows * 2, 60.0)
+    assert sizer.rows == MIN_ROWS
 
 
 def test_a_small_batch_says_nothing_against_large_ones():
-    sizing = BatchSizer(10_000)
-    sizing.took(3, 300, 0.001)
-    assert sizing.rows == 10_000
+    sizer = BatchSizer(10_000)
+    sizer.record_sent(3, 300, 0.001)
+    assert sizer.rows == 10_000
 
 
 def test_what_was_too_large_is_remembered_and_tried_again_much_later():
-    sizing = BatchSizer(50_000)
-    sizing.too_large(10_000)
-    assert sizing.rows == 5_000
+    sizer = BatchSizer(50_000)
+    sizer.record_too_large(10_000)
+    assert sizer.rows == 5_000
     for _ in range(199):
-        sizing.took(5_000, 10_000, 0.01)
-    assert sizing.rows == 5_000
-    sizing.took(5_000, 10_000, 0.01)
-    assert 5_000 < sizing.rows < 7_000
+        sizer.record_sent(5_000, 10_000, 0.01)
+    assert sizer.rows == 5_000
+    sizer.record_sent(5_000, 10_000, 0.01)
+    assert 5_000 < sizer.rows < 7_000
     for _ in range(40):
-        sizing.too_large(sizing.rows)
-    assert sizing.rows == 1
+        sizer.record_too_large(sizer.rows)
+    assert sizer.rows == 1
 
 
 def test_a_ceiling_in_bytes_holds_by_what_rows_have_taken():
-    sizing = BatchSizer(50_000, max_bytes=100_000)
-    sizing.took(1000, 50_000, 0.1)
-    assert sizing.rows == 2000
+    sizer = BatchSizer(50_000, max_bytes=100_000)
+    sizer.record_sent(1000, 50_000, 0.1)
+    assert sizer.rows == 2000
 
 
 def test_a_link_remembers_an_outage_until_it_answers_and_then_spreads_the_backfill():
-    link = EndpointHealth()
-    assert [link.failed(at) for at in (10.0, 20.0, 110.0)] == [1, 2, 3]
-    assert link.is_down
-    link.answered(110.0, chance=0.5)
-    assert (link.is_down, link.attempts) == (False, 0)
-    assert link.backfill_from == 115.0
-    link.answered(200.0, chance=1.0)
-    assert link.backfill_from == 115.0, "no outage, no waiting"
+    health = EndpointHealth()
+    assert [health.record_failure(at) for at in (10.0, 20.0, 110.0)] == [1, 2, 3]
+    assert health.is_down
+    health.record_answer(110.0, chance=0.5)
+    assert (health.is_down, health.failures) == (False, 0)
+    assert health.backfill_from == 115.0
+    health.record_answer(200.0, chance=1.0)
+    assert health.backfill_from == 115.0, "no outage, no waiting"
 
 
 @pytest.mark.parametrize(("outage_s", "spread"), [(0, 0), (-5, 0), (10, 1), (10**6, MAX_BACKFILL_SPREAD_S)])

@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
 
-from cloud_sync.delivery.lanes import Lane, Schedule
-from cloud_sync.delivery.shipper import Shipper
+from cloud_sync.delivery.lanes import ClaimRequest, Lane, Schedule
 from cloud_sync.model.errors import RefusedError
 from cloud_sync.model.records import BatchRange, Declarations, Flag, RecordClass, Series
 from gateway.spool.segments import encode_segments
 from tests.support.memory_region import MemoryRegion
 from tests.support.open_spool import NOW_US, OpenSpool, open_spool
+from tests.support.shipping import one_sender, send_one
 from tests.support.summary_examples import alerts, declarations, rollups
+
+if TYPE_CHECKING:
+    from cloud_sync.delivery.shipper import Shipper
 
 MIDNIGHT_US = 86_400_000_000 * 20_000
 
@@ -29,11 +33,11 @@ async def keep(spool: OpenSpool, records) -> None:
 
 
 def shipper_to(spool: OpenSpool, region: MemoryRegion, **options) -> Shipper:
-    return Shipper(spool.deliveries, region, **{"keeps_ledger": True, "chance": lambda: 0.0, **options})
+    return one_sender(spool.deliveries, region, **{"keeps_ledger": True, "chance": lambda: 0.0, **options})
 
 
 async def drain(shipper: Shipper) -> None:
-    while await shipper.ship_once():
+    while await send_one(shipper):
         pass
 
 
@@ -45,7 +49,7 @@ async def fill(spool: OpenSpool) -> None:
 
 
 async def claimed(spool: OpenSpool, *, max_rows: int = 10, **wanted) -> BatchRange:
-    found = await spool.deliveries.claim("r", now_us=1, max_rows=max_rows, **wanted)
+    found = await spool.deliveries.claim("r", ClaimRequest(now_us=1, max_rows=max_rows, **wanted))
     assert found is not None
     return found
 
@@ -81,7 +85,9 @@ async def test_the_backfill_never_takes_alerts_and_the_live_lane_takes_all_of_th
     async with open_spool(tmp_path / "spool.db") as spool:
         for _ in range(3):
             await keep(spool, alerts(2))
-        assert await spool.deliveries.claim("r", now_us=1, max_rows=10, lane=Lane.BACKFILL) is None
+        assert (
+            await spool.deliveries.claim("r", ClaimRequest(now_us=1, max_rows=10, lane=Lane.BACKFILL)) is None
+        )
         live = await claimed(spool, max_rows=4, lane=Lane.LIVE)
         assert (live.first_commit, live.last_commit) == (1, 2)
 
@@ -107,7 +113,7 @@ async def test_alerts_do_not_wait_for_the_windows_unless_they_are_told_to(tmp_pa
         shipper = shipper_to(
             spool,
             region,
-            schedule=Schedule.of(["12:00-13:00"]),
+            schedule=Schedule.parse(["12:00-13:00"]),
             schedule_for="everything",
             clock_us=lambda: MIDNIGHT_US,
             urgent=urgent,

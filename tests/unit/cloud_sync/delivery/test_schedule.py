@@ -32,13 +32,13 @@ def at(text: str) -> int:
     ],
 )
 def test_a_window_is_open_when_it_says(window, open_at, closed_at):
-    schedule = Schedule.of([window])
+    schedule = Schedule.parse([window])
     assert [moment for moment in open_at if not schedule.is_open(at(moment))] == []
     assert [moment for moment in closed_at if schedule.is_open(at(moment))] == []
 
 
 def test_windows_are_in_the_local_time_of_their_zone_in_summer_and_winter():
-    schedule = Schedule.of(["08:00-09:00"], "Europe/Vienna")
+    schedule = Schedule.parse(["08:00-09:00"], "Europe/Vienna")
     assert schedule.is_open(at("2026-07-01T06:30"))
     assert schedule.is_open(at("2026-01-01T07:30"))
     assert not schedule.is_open(at("2026-07-01T07:30"))
@@ -46,7 +46,7 @@ def test_windows_are_in_the_local_time_of_their_zone_in_summer_and_winter():
 
 def test_without_windows_it_is_always_open_and_with_several_while_one_is():
     assert Schedule().is_open(at("2026-05-01T12:00"))
-    two = Schedule.of(["01:00-02:00", "03:00-04:00"])
+    two = Schedule.parse(["01:00-02:00", "03:00-04:00"])
     assert [two.is_open(at(f"2026-05-01T0{h}:30")) for h in range(5)] == [False, True, False, True, False]
 
 
@@ -71,4 +71,4 @@ def test_what_is_no_window_is_refused_with_an_example(text):
 
 def test_an_unknown_time_zone_is_refused():
     with pytest.raises(ValueError, match="no time zone"):
-        Schedule.of([], "Mars/Olympus")
+        Schedule.parse([], "Mars/Olympus")

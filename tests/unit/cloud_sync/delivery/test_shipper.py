@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from cloud_sync.delivery.shipper import Shipper
+from cloud_sync.delivery.lanes import ClaimRequest
 from cloud_sync.destinations import EncodedBatch
 from cloud_sync.model.errors import (
     DeliveryError,
@@ -18,6 +18,7 @@ from cloud_sync.model.errors import (
 )
 from cloud_sync.model.records import Batch, BatchRange, Receipt, RecordClass
 from tests.support.open_spool import open_spool
+from tests.support.shipping import one_sender, send_one, ship_one
 
 
 @dataclass
@@ -55,8 +56,8 @@ async def test_a_backlog_is_delivered_once_in_order(tmp_path):
     async with open_spool(tmp_path / "spool.db") as spool:
         await filled(spool)
         destination = MemoryDestination()
-        shipper = Shipper(spool.deliveries, destination, max_batch_rows=30)
-        while await shipper.ship_once():
+        shipper = one_sender(spool.deliveries, destination, max_batch_rows=30)
+        while await send_one(shipper):
             pass
         assert [(r.first_commit, r.last_commit, n) for r, n in destination.applied.items()] == [
             (1, 3, 30),
@@ -80,14 +81,14 @@ async def test_a_fault_keeps_the_batch_and_the_same_range_is_sent_again(tmp_path
     async with open_spool(tmp_path / "spool.db") as spool:
         await filled(spool)
         destination = MemoryDestination(faults=[fault])
-        shipper = Shipper(spool.deliveries, destination, max_batch_rows=30)
-        wait_s = await shipper.ship_or_wait()
+        shipper = one_sender(spool.deliveries, destination, max_batch_rows=30)
+        wait_s = await ship_one(shipper)
         assert wait_s is not None
         assert wait_s > 0
         assert (shipper.counters.state, shipper.counters.last_error) == (state, str(fault))
         assert (await spool.deliveries.backlog("memory")).readings == 100
         await filled(spool, commits=1)
-        await shipper.ship_or_wait()
+        await ship_one(shipper)
         assert list(destination.applied.values()) == [30]
         assert shipper.counters.last_error == ""
 
@@ -96,12 +97,9 @@ async def test_a_batch_too_large_is_halved_until_it_is_taken(tmp_path):
     async with open_spool(tmp_path / "spool.db") as spool:
         await filled(spool)
         destination = MemoryDestination(most_rows=20)
-        shipper = Shipper(spool.deliveries, destination, max_batch_rows=100)
+        shipper = one_sender(spool.deliveries, destination, max_batch_rows=100)
         for _ in range(40):
-            if (
-                await shipper.ship_or_wait() is None
-                and not (await spool.deliveries.backlog("memory")).readings
-            ):
+            if await ship_one(shipper) is None and not (await spool.deliveries.backlog("memory")).readings:
                 break
         assert sum(destination.applied.values()) == 100
         assert max(destination.applied.values()) <= 20
@@ -110,9 +108,9 @@ async def test_a_batch_too_large_is_halved_until_it_is_taken(tmp_path):
 async def test_one_destination_does_not_wait_for_another(tmp_path):
     async with open_spool(tmp_path / "spool.db") as spool:
         await filled(spool)
-        dead = Shipper(spool.deliveries, MemoryDestination("dead", faults=[RetryLaterError("gone")] * 99))
-        well = Shipper(spool.deliveries, MemoryDestination("well"))
-        await asyncio.gather(dead.ship_or_wait(), well.ship_or_wait())
+        dead = one_sender(spool.deliveries, MemoryDestination("dead", faults=[RetryLaterError("gone")] * 99))
+        well = one_sender(spool.deliveries, MemoryDestination("well"))
+        await asyncio.gather(ship_one(dead), ship_one(well))
         assert (await spool.deliveries.backlog("dead")).readings == 100
         assert (await spool.deliveries.backlog("well")).readings == 0
 
@@ -124,20 +122,20 @@ async def test_a_damaged_segment_is_set_aside_and_the_rest_is_delivered(tmp_path
             lambda c: c.execute("UPDATE segment SET block = zeroblob(60) WHERE position & 255 = 2")
         )
         destination = MemoryDestination()
-        shipper = Shipper(spool.deliveries, destination)
-        await shipper.ship_once()
+        shipper = one_sender(spool.deliveries, destination)
+        await send_one(shipper)
         assert sum(destination.applied.values()) == 20
         damaged = await spool.database.read(
             lambda c: c.execute("SELECT rows, reason FROM damaged").fetchall()
         )
         assert damaged == [(10, "bad_magic: not a column block")]
-        assert await shipper.ship_once() == 0
+        assert not await send_one(shipper)
 
 
 async def test_the_loop_stops_when_told(tmp_path):
     async with open_spool(tmp_path / "spool.db") as spool:
         stop = asyncio.Event()
-        running = asyncio.create_task(Shipper(spool.deliveries, MemoryDestination(), flush_s=60).run(stop))
+        running = asyncio.create_task(one_sender(spool.deliveries, MemoryDestination(), flush_s=60).run(stop))
         await asyncio.sleep(0.05)
         stop.set()
         await asyncio.wait_for(running, 2)
@@ -149,11 +147,11 @@ async def test_the_commit_of_a_damaged_newest_segment_is_never_used_again(tmp_pa
         await spool.database.write(
             lambda c: c.execute("UPDATE segment SET block = zeroblob(60) WHERE position & 255 = 3")
         )
-        await Shipper(spool.deliveries, MemoryDestination()).ship_once()
+        await send_one(one_sender(spool.deliveries, MemoryDestination()))
     async with open_spool(tmp_path / "spool.db") as spool:
         reading = RecordClass.READING
         assert (spool.segments.newest_commit(reading), spool.segments.rows_ever(reading)) == (3, 30)
         await spool.append([("a", 999, 0.0)])
-        claimed = await spool.deliveries.claim("memory", now_us=1)
+        claimed = await spool.deliveries.claim("memory", ClaimRequest(now_us=1))
         assert claimed is not None
         assert claimed.first_commit == 4

@@ -5,12 +5,12 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
+from typing import TYPE_CHECKING
 
 import pytest
 
 from cloud_sync.delivery.batch_sender import BatchSender
-from cloud_sync.delivery.lanes import Lane, Schedule
-from cloud_sync.delivery.shipper import Shipper
+from cloud_sync.delivery.lanes import ClaimRequest, Lane, Schedule
 from cloud_sync.model.errors import (
     MAX_UNEXPLAINED_ROWS,
     RefusedError,
@@ -23,6 +23,10 @@ from cloud_sync.runtime.rates import Backoff
 from gateway.spool.deliveries import FROM_NOW_ON
 from tests.support.memory_region import LOST, MemoryRegion
 from tests.support.open_spool import NOW_US, open_spool
+from tests.support.shipping import one_sender, send_one, ship_one
+
+if TYPE_CHECKING:
+    from cloud_sync.delivery.shipper import Shipper
 
 SECOND_US = 1_000_000
 
@@ -41,12 +45,12 @@ async def fill(spool, commits: int, rows: int = 10, *, at_s: float = 0.0, every_
 
 def shipper_to(spool, region: MemoryRegion, **options) -> Shipper:
     options = {"keeps_ledger": True, "max_batch_rows": 30, "chance": lambda: 0.0, **options}
-    return Shipper(spool.deliveries, region, **options)
+    return one_sender(spool.deliveries, region, **options)
 
 
 async def drain(shipper: Shipper, most: int = 3000) -> None:
     for _ in range(most):
-        if not await shipper.ship_once():
+        if not await send_one(shipper):
             return
     raise AssertionError("does not come to an end")
 
@@ -60,7 +64,7 @@ async def test_after_an_outage_the_newest_goes_first_and_the_gap_is_filled_oldes
         truth = await fill(spool, 20)
         region = MemoryRegion()
         shipper = shipper_to(spool, region)
-        await shipper.ship_once()
+        await send_one(shipper)
         assert spans(region) == [(18, 20)], "the newest, within the time that counts as live"
         await fill(spool, 2, at_s=20)
         await drain(shipper)
@@ -85,7 +89,7 @@ async def test_a_destination_that_keeps_up_gets_everything_in_order(tmp_path):
 
 
 async def claimed(spool, lane: Lane, max_rows: int, *busy: BatchRange) -> BatchRange:
-    found = await spool.deliveries.claim("r", now_us=1, max_rows=max_rows, lane=lane, busy=busy)
+    found = await spool.deliveries.claim("r", ClaimRequest(now_us=1, max_rows=max_rows, lane=lane, busy=busy))
     assert found is not None
     return found
 
@@ -93,7 +97,7 @@ async def claimed(spool, lane: Lane, max_rows: int, *busy: BatchRange) -> BatchR
 async def test_the_backfill_never_takes_what_live_is_about_to(tmp_path):
     async with open_spool(tmp_path / "spool.db") as spool:
         await fill(spool, 5)
-        nothing = await spool.deliveries.claim("r", now_us=1, max_rows=10, lane=Lane.BACKFILL)
+        nothing = await spool.deliveries.claim("r", ClaimRequest(now_us=1, max_rows=10, lane=Lane.BACKFILL))
         assert nothing is None, "all of it is tail, until live has left a gap"
         live = await claimed(spool, Lane.LIVE, 10)
         assert (live.first_commit, live.last_commit) == (5, 5)
@@ -110,8 +114,10 @@ async def test_open_batches_are_handed_out_again_each_to_its_lane_after_a_restar
         back = await claimed(spool, Lane.BACKFILL, 20)
     async with open_spool(tmp_path / "spool.db") as spool:
         await fill(spool, 3, at_s=9)
-        assert await spool.deliveries.claim("r", now_us=2, max_rows=99, lane=Lane.LIVE) == live
-        assert await spool.deliveries.claim("r", now_us=2, max_rows=99, lane=Lane.BACKFILL) == back
+        assert await spool.deliveries.claim("r", ClaimRequest(now_us=2, max_rows=99, lane=Lane.LIVE)) == live
+        assert (
+            await spool.deliveries.claim("r", ClaimRequest(now_us=2, max_rows=99, lane=Lane.BACKFILL)) == back
+        )
 
 
 async def test_a_file_gets_everything_in_order_however_far_behind(tmp_path):
@@ -165,7 +171,7 @@ async def test_a_search_for_bad_rows_survives_a_restart_at_any_request(tmp_path)
     region = MemoryRegion(is_bad=lambda row: row in bad)
     for _ in range(200):
         async with open_spool(tmp_path / "spool.db") as spool:
-            if not await shipper_to(spool, region, max_batch_rows=500).ship_once():
+            if not await send_one(shipper_to(spool, region, max_batch_rows=500)):
                 break
     assert set(region.applied) == set(truth) - bad
     assert set(region.applied.values()) == {1}
@@ -181,7 +187,7 @@ async def test_a_destination_that_refuses_everything_is_held_after_a_few_rows(tm
         await fill(spool, 10, rows=100)
         region = MemoryRegion(is_bad=lambda _: True)
         shipper = shipper_to(spool, region, max_batch_rows=5000)
-        waits = [await shipper.ship_or_wait() or 0.0 for _ in range(100)]
+        waits = [await ship_one(shipper) or 0.0 for _ in range(100)]
         assert min(waits[-2:]) >= 30, "both lanes"
         assert shipper.counters.state == "held"
         assert shipper.counters.refused == MAX_UNEXPLAINED_ROWS
@@ -233,7 +239,7 @@ async def test_a_single_row_that_is_too_large_is_held(tmp_path):
         await fill(spool, 1, rows=1)
         shipper = shipper_to(spool, MemoryRegion(most_rows=0))
         with pytest.raises(TooLargeError):
-            await shipper.ship_once()
+            await send_one(shipper)
         assert (await spool.deliveries.backlog("region")).readings == 1
 
 
@@ -242,10 +248,10 @@ async def test_a_renewed_epoch_sends_parts_whole_again(tmp_path):
         truth = await fill(spool, 1, rows=8)
         region = MemoryRegion(most_rows=4)
         shipper = shipper_to(spool, region)
-        await shipper.ship_once()
-        await shipper.ship_once()
+        await send_one(shipper)
+        await send_one(shipper)
         region.outcomes.append(RefusedError("known otherwise", "range_overlap"))
-        await shipper.ship_once()
+        await send_one(shipper)
         await drain(shipper)
         assert region.commits(spool.database.epoch) == [(1, 1)]
         assert set(region.applied) == set(truth)
@@ -258,11 +264,11 @@ async def test_wrong_credentials_hold_and_are_told_once(tmp_path, caplog):
         region.outcomes.extend([UnauthorisedError("no such token")] * 3)
         shipper = shipper_to(spool, region)
         with caplog.at_level(logging.WARNING):
-            waits = [await shipper.ship_or_wait() or 0.0 for _ in range(3)]
+            waits = [await ship_one(shipper) or 0.0 for _ in range(3)]
         assert min(waits) >= 30
         assert shipper.counters.state == "held"
         assert [r.levelname for r in caplog.records if "no such token" in r.getMessage()] == ["ERROR"]
-        await shipper.ship_or_wait()
+        await ship_one(shipper)
         assert (shipper.counters.state, shipper.counters.last_error) == ("idle", "")
 
 
@@ -272,7 +278,7 @@ async def test_a_spool_that_cannot_be_written_holds_delivery_and_does_not_end_it
         region = MemoryRegion()
         shipper = shipper_to(spool, region)
         await spool.database._writer.run(lambda c: c.execute("PRAGMA query_only = 1").fetchall())
-        assert (await shipper.ship_or_wait() or 0.0) > 0
+        assert (await ship_one(shipper) or 0.0) > 0
         assert shipper.counters.state == "waiting"
         assert "the spool" in shipper.counters.last_error
         await spool.database._writer.run(lambda c: c.execute("PRAGMA query_only = 0").fetchall())
@@ -314,12 +320,12 @@ async def test_settling_and_claiming_the_next_is_one_transaction(tmp_path):
         await fill(spool, 40)
         region = MemoryRegion()
         shipper = shipper_to(spool, region)
-        await shipper.ship_once()
-        batch_sender = BatchSender(shipper._delivery_state, [Lane.BACKFILL])
+        await send_one(shipper)
+        sender = BatchSender(shipper._state, [Lane.BACKFILL])
         told: list[str] = []
         await spool.database._writer.run(lambda c: c.set_trace_callback(told.append))
         for _ in range(5):
-            await batch_sender.ship_once()
+            await sender.send_once()
         await spool.database._writer.run(lambda c: c.set_trace_callback(None))
         assert told.count("COMMIT") == 6, "one to claim the first, then one a batch"
 
@@ -364,9 +370,10 @@ async def test_outside_its_windows_the_backlog_waits_and_live_goes_on(tmp_path):
         shipper = shipper_to(
             spool,
             region,
-            schedule=Schedule.of(["12:00-13:00"]),
+            schedule=Schedule.parse(["12:00-13:00"]),
             clock_us=lambda: midnight_us,
             flush_s=0.01,
+            concurrency=2,
         )
         await run_for(shipper, lambda: region.sent)
         await asyncio.sleep(0.1)
@@ -377,7 +384,7 @@ async def test_a_credit_of_nothing_stops_the_backlog_and_not_live(tmp_path):
     async with open_spool(tmp_path / "spool.db") as spool:
         await fill(spool, 20)
         region = MemoryRegion(credit=Credit(0.0, 600.0))
-        shipper = shipper_to(spool, region, flush_s=0.01)
+        shipper = shipper_to(spool, region, flush_s=0.01, concurrency=2)
         await run_for(shipper, lambda: region.sent)
         await fill(spool, 2, at_s=20)
         await run_for(shipper, lambda: (21, 22) in spans(region))
@@ -390,7 +397,7 @@ async def test_while_the_destination_is_down_only_live_asks_and_the_backlog_star
         region = MemoryRegion()
         region.outcomes.extend([RetryLaterError("down")] * 5)
         backoff = Backoff(first_s=0.02, ceiling_s=0.05, floor_s=0.01)
-        shipper = shipper_to(spool, region, flush_s=0.01, backoff=backoff)
+        shipper = shipper_to(spool, region, flush_s=0.01, backoff=backoff, concurrency=2)
         await run_for(shipper, lambda: region.applied.total() == len(truth))
         attempts = spans(region)[:6]
         assert attempts[0] == (18, 20)
@@ -425,7 +432,7 @@ async def test_a_byte_budget_bounds_what_goes_out(tmp_path):
     async with open_spool(tmp_path / "spool.db") as spool:
         await fill(spool, 200)
         region = MemoryRegion()
-        shipper = shipper_to(spool, region, flush_s=0.01, max_bytes_per_s=1000.0)
+        shipper = shipper_to(spool, region, flush_s=0.01, max_bytes_per_s=1000.0, concurrency=2)
         stop = asyncio.Event()
         running = asyncio.create_task(shipper.run(stop))
         await asyncio.sleep(0.7)

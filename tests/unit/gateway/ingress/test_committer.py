@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 
+from cloud_sync.delivery.lanes import ClaimRequest
 from cloud_sync.model.records import Flag, Readings
 from gateway.ingress import committer as committer_module
 from gateway.ingress.committer import Committer
@@ -179,7 +180,7 @@ async def test_a_long_array_is_taken_as_its_readings_one_by_one_would_be(tmp_pat
             for payload in payloads:  # the second time the fast way is taken
                 committer.publishes(Device(), [publish(payload)])
                 await committer.commit_once()
-            claimed = await spool.deliveries.claim("x", now_us=1)
+            claimed = await spool.deliveries.claim("x", ClaimRequest(now_us=1))
             assert claimed is not None
             contents.append((await spool.contents(), committer.counters.quarantined))
     assert contents[0] == contents[1]
@@ -217,7 +218,7 @@ async def test_readings_are_stored_with_the_flags_the_check_gave_them_once_a_gro
         assert await committing == 2
         assert times == [1000]
         await spool.deliveries.register("x", "file", now_us=1)
-        claimed = await spool.deliveries.claim("x", now_us=1)
+        claimed = await spool.deliveries.claim("x", ClaimRequest(now_us=1))
         assert claimed is not None
         batch = await spool.deliveries.read_batch(claimed)
         assert batch is not None

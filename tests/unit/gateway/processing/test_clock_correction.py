@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager
 
 import pytest
 
+from cloud_sync.delivery.lanes import ClaimRequest
 from cloud_sync.model.records import Flag, RecordClass
 from gateway.ingress.committer import Committer
 from gateway.payloads.topics import TopicTemplate
@@ -69,7 +70,7 @@ class Gateway:
         """Time, value and flags of every reading that is committed."""
         await self.spool.deliveries.register("all", "file", now_us=1)
         found = []
-        while (claimed := await self.spool.deliveries.claim("all", now_us=1)) is not None:
+        while (claimed := await self.spool.deliveries.claim("all", ClaimRequest(now_us=1))) is not None:
             batch = await self.spool.deliveries.read_batch(claimed)
             assert batch is not None
             r = batch.readings

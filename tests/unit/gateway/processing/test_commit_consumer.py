@@ -7,6 +7,7 @@ from contextlib import asynccontextmanager
 import pytest
 
 from cloud_sync.codec import columns
+from cloud_sync.delivery.lanes import ClaimRequest
 from cloud_sync.model.records import RecordClass, Series
 from gateway.processing.commit_consumer import CommitConsumer, ConsumerOptions
 from gateway.rollups.open_windows import RollupOptions
@@ -208,7 +209,7 @@ async def test_compaction_and_retention_keep_what_was_not_processed(spool, clock
             await spool.append(minutes("a", n, 1))
         assert await spool.compaction.compact_once(everything=True) == 0
         await spool.deliveries.register("d", "file", now_us=NOW_US, classes=[RecordClass.READING])
-        while (claimed := await spool.deliveries.claim("d", now_us=NOW_US)) is not None:
+        while (claimed := await spool.deliveries.claim("d", ClaimRequest(now_us=NOW_US))) is not None:
             await spool.deliveries.settle("d", claimed)
         retention = Retention(spool.database, ["d"], keep_s=0)
         assert await retention.prune_once(NOW_US + 10**12) == 0
@@ -243,7 +244,7 @@ async def test_rollups_go_by_their_age_once_they_are_delivered(spool, clock, des
         if destinations:
             assert await retention.prune_once(clock.us + 10**12) == 0
             await spool.deliveries.register("d", "file", now_us=NOW_US)
-            while (claimed := await spool.deliveries.claim("d", now_us=NOW_US)) is not None:
+            while (claimed := await spool.deliveries.claim("d", ClaimRequest(now_us=NOW_US))) is not None:
                 await spool.deliveries.settle("d", claimed)
         assert await retention.prune_once(clock.us + 10**12) == kept
         assert await stored(spool) == []
@@ -261,7 +262,7 @@ async def test_delivered_rollups_are_merged_whatever_their_windows(spool, clock)
     await spool.deliveries.register("d", "file", now_us=NOW_US)
     async with following(spool, clock) as (commit_consumer, _):
         await settle(commit_consumer, clock)
-        while (claimed := await spool.deliveries.claim("d", now_us=NOW_US)) is not None:
+        while (claimed := await spool.deliveries.claim("d", ClaimRequest(now_us=NOW_US))) is not None:
             await spool.deliveries.settle("d", claimed)
         await compaction.compact_once(everything=True)
         assert len(await stored(spool)) == 1

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from cloud_sync.delivery.lanes import ClaimRequest
 from gateway.spool.compaction import MergeBounds, group_mergeable_runs
 from gateway.spool.delivery_ranges import CommitRange, find_gaps, merge_ranges
 from gateway.spool.segments import MAX_SEGMENT_ROWS, StoredSegment
@@ -48,21 +49,21 @@ async def test_compaction_changes_nothing_that_can_be_read(tmp_path):
         for start in range(0, 2000, 5):
             await spool.append(rows[start : start + 5])
         await spool.deliveries.register("region", "ingest", now_us=NOW_US)
-        claimed = await spool.deliveries.claim("region", now_us=NOW_US, max_rows=400)
+        claimed = await spool.deliveries.claim("region", ClaimRequest(now_us=NOW_US, max_rows=400))
         assert claimed is not None
         before = await spool.deliveries.read_batch(claimed)
         await spool.deliveries.settle("region", claimed)
-        open_batch = await spool.deliveries.claim("region", now_us=NOW_US, max_rows=400)
+        open_batch = await spool.deliveries.claim("region", ClaimRequest(now_us=NOW_US, max_rows=400))
         assert open_batch is not None
         assert await spool.compaction.compact_once(everything=True) > 200
-        again = await spool.deliveries.claim("region", now_us=NOW_US, max_rows=999_999)
+        again = await spool.deliveries.claim("region", ClaimRequest(now_us=NOW_US, max_rows=999_999))
         assert again == open_batch, "an open batch is handed out unchanged"
         assert (await spool.deliveries.read_batch(claimed)) is not None
         assert before is not None
         batch = await spool.deliveries.read_batch(again)
         assert batch is not None
         assert batch.rows == 400
-        assert await spool.deliveries.split("region", again), "its segments are still apart"
+        assert await spool.deliveries.split_segments("region", again), "its segments are still apart"
         backlog = await spool.deliveries.backlog("region")
         assert backlog.readings == 1600
         assert await spool.contents() == sorted(rows)

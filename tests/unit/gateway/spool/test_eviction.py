@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from cloud_sync.delivery.shipper import Shipper
+from cloud_sync.delivery.lanes import ClaimRequest
 from cloud_sync.model.records import Declarations, RecordClass, Series
 from gateway.spool import eviction
 from gateway.spool.appender import Capacity
@@ -20,6 +20,7 @@ from gateway.spool.segments import encode_segments
 from gateway.spooltools.checker import check_spool
 from tests.support.memory_region import MemoryRegion
 from tests.support.open_spool import NOW_US, OpenSpool, open_spool
+from tests.support.shipping import one_sender, send_one
 from tests.support.summary_examples import rollups
 
 WINDOWS = (60, 300, 3600)
@@ -80,7 +81,7 @@ async def register(spool: OpenSpool, *names: str) -> None:
 
 
 async def deliver(spool: OpenSpool, name: str, max_rows: int) -> None:
-    claimed = await spool.deliveries.claim(name, now_us=NOW_US, max_rows=max_rows)
+    claimed = await spool.deliveries.claim(name, ClaimRequest(now_us=NOW_US, max_rows=max_rows))
     assert claimed is not None
     await spool.deliveries.settle(name, claimed)
 
@@ -108,8 +109,8 @@ async def test_the_oldest_readings_go_and_what_is_delivered_and_declared_is_what
         assert left == [(n, n) for n in range(left[0][0], 41)]
         assert 1 < left[0][0] <= 40
         region = MemoryRegion("regional")
-        shipper = Shipper(spool.deliveries, region, keeps_ledger=True, chance=lambda: 0.0)
-        while await shipper.ship_once():
+        shipper = one_sender(spool.deliveries, region, keeps_ledger=True, chance=lambda: 0.0)
+        while await send_one(shipper):
             pass
         told = [b.records for b in region.others if isinstance(b.records, Declarations)]
         assert sum(int(d.lost.sum()) for d in told) + region.applied.total() == 40 * ROWS
@@ -146,7 +147,7 @@ async def test_an_open_batch_stays_and_what_comes_after_it_goes(tmp_path):
         await fill(spool, 6)
         await processed(spool, 6)
         await deliver(spool, "regional", ROWS)
-        await spool.deliveries.claim("regional", now_us=NOW_US, max_rows=ROWS)
+        await spool.deliveries.claim("regional", ClaimRequest(now_us=NOW_US, max_rows=ROWS))
         await until_it_fits(spool, evictor(spool, 1, "regional"))
         assert await kept(spool) == [(2, 2)], "the first is delivered; the second is open"
         assert (await spool.deliveries.backlog("regional")).readings == ROWS
@@ -235,8 +236,8 @@ async def test_what_was_damaged_before_it_was_delivered_is_declared_to_those_wit
 
 async def deliver_all_to(spool: OpenSpool, name: str) -> None:
     region = MemoryRegion(name)
-    shipper = Shipper(spool.deliveries, region, keeps_ledger=True, chance=lambda: 0.0)
-    while await shipper.ship_once():
+    shipper = one_sender(spool.deliveries, region, keeps_ledger=True, chance=lambda: 0.0)
+    while await send_one(shipper):
         pass
     assert region.applied.total() == 2 * ROWS
 
@@ -250,7 +251,7 @@ async def test_what_somebody_claims_meanwhile_is_not_taken_away(tmp_path, monkey
         take_away = means._take_away
 
         async def late(*arguments):
-            await spool.deliveries.claim("regional", now_us=NOW_US, max_rows=ROWS)
+            await spool.deliveries.claim("regional", ClaimRequest(now_us=NOW_US, max_rows=ROWS))
             return await take_away(*arguments)
 
         monkeypatch.setattr(means, "_take_away", late)

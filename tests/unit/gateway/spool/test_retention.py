@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from cloud_sync.delivery.lanes import ClaimRequest
 from cloud_sync.model.records import RecordClass, Series
 from gateway.build import build_record_retentions
 from gateway.settings.gateway_settings import GatewaySettings
@@ -20,7 +21,7 @@ LATER_US = NOW_US + 3600 * 1_000_000
 
 
 async def deliver_all(spool, name: str, max_rows: int = 10**6) -> None:
-    claimed = await spool.deliveries.claim(name, now_us=NOW_US, max_rows=max_rows)
+    claimed = await spool.deliveries.claim(name, ClaimRequest(now_us=NOW_US, max_rows=max_rows))
     await spool.deliveries.settle(name, claimed)
 
 
@@ -53,7 +54,7 @@ async def test_commit_numbers_go_on_after_everything_was_pruned(tmp_path):
         assert spool.segments.newest_commit(RecordClass.READING) == 5
         assert spool.segments.rows_ever(RecordClass.READING) == 10
         await spool.append([("a", 9, 0.0)])
-        claimed = await spool.deliveries.claim("x", now_us=NOW_US)
+        claimed = await spool.deliveries.claim("x", ClaimRequest(now_us=NOW_US))
         assert claimed is not None
         assert claimed.first_commit == 6
 

@@ -6,6 +6,7 @@ from contextlib import closing
 import numpy as np
 import pytest
 
+from cloud_sync.delivery.lanes import ClaimRequest
 from cloud_sync.model.records import RecordClass
 from gateway.spool.errors import SpoolAccessError, SpoolTooNewError
 from gateway.spool.quarantine_items import QuarantineItem
@@ -29,10 +30,10 @@ async def made(path) -> None:
         )
         await spool.appender.append(None, [item], now_us=NOW_US)
         await spool.deliveries.register("region", "ingest", now_us=NOW_US)
-        claimed = await spool.deliveries.claim("region", now_us=NOW_US, max_rows=40)
+        claimed = await spool.deliveries.claim("region", ClaimRequest(now_us=NOW_US, max_rows=40))
         assert claimed is not None
         await spool.deliveries.settle("region", claimed)
-        await spool.deliveries.claim("region", now_us=NOW_US, max_rows=20)
+        await spool.deliveries.claim("region", ClaimRequest(now_us=NOW_US, max_rows=20))
 
 
 def change(path, *statements: str | tuple[str, tuple[object, ...]]) -> None:
@@ -61,7 +62,7 @@ async def test_compaction_pruning_and_setting_aside_leave_a_sound_spool(tmp_path
     await made(path)
     change(path, ("UPDATE segment SET block = zeroblob(100) WHERE position = ?", (at(5),)))
     async with open_spool(path) as spool:
-        claimed = await spool.deliveries.claim("region", now_us=NOW_US)
+        claimed = await spool.deliveries.claim("region", ClaimRequest(now_us=NOW_US))
         assert claimed is not None
         await spool.deliveries.read_batch(claimed)
         await spool.compaction.compact_once(everything=True)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from cloud_sync.delivery.lanes import ClaimRequest
 from gateway.spool.errors import SpoolAccessError
 from gateway.spool.quarantine_items import QuarantineItem
 from gateway.spooltools.spool_info import read_spool_info
@@ -31,10 +32,10 @@ async def test_it_tells_what_is_kept_and_what_each_destination_lacks(tmp_path):
         await spool.appender.append(None, [_BAD], now_us=NOW_US)
         await spool.deliveries.register("region", "ingest", now_us=NOW_US)
         await spool.deliveries.register("cloud", "influxdb", now_us=NOW_US)
-        claimed = await spool.deliveries.claim("region", now_us=NOW_US, max_rows=40)
+        claimed = await spool.deliveries.claim("region", ClaimRequest(now_us=NOW_US, max_rows=40))
         assert claimed is not None
         await spool.deliveries.settle("region", claimed)
-        await spool.deliveries.claim("region", now_us=NOW_US, max_rows=20)
+        await spool.deliveries.claim("region", ClaimRequest(now_us=NOW_US, max_rows=20))
         live = read_spool_info(path, "gw-1")
     info = read_spool_info(path)
     assert (live.live, info.live) == (True, False)

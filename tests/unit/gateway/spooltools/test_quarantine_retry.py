@@ -6,6 +6,7 @@ import json
 
 import numpy as np
 
+from cloud_sync.delivery.lanes import ClaimRequest
 from cloud_sync.model.errors import RefusedRow
 from cloud_sync.model.records import Flag
 from gateway.payloads.topics import TopicTemplate
@@ -27,7 +28,7 @@ async def items(spool: OpenSpool) -> list[tuple[int, str]]:
 
 
 async def next_batch(spool: OpenSpool, name: str):
-    claimed = await spool.deliveries.claim(name, now_us=NOW_US)
+    claimed = await spool.deliveries.claim(name, ClaimRequest(now_us=NOW_US))
     return None if claimed is None else await spool.deliveries.read_batch(claimed, name)
 
 
