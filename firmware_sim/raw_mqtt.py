@@ -2,8 +2,8 @@
 
 Load: packets are encoded and recorded before the clock starts; every device has a non-blocking connection
 with `window` publishes in flight at QoS 1, no TLS; what was not acknowledged when a connection is lost is
-sent again. Hostile devices send what no server should accept, one attack after the other; nothing of it is a
-reading, so nothing of it is recorded.
+sent again. Hostile devices send packets that no server should accept, one attack after the other; none
+carries a reading, so none is recorded.
 """
 
 from __future__ import annotations
@@ -14,19 +14,19 @@ import select
 import socket
 import time
 from dataclasses import asdict, dataclass, field
+from itertools import accumulate
 from typing import TYPE_CHECKING
 
 from firmware_sim.errors import SimError
-from firmware_sim.scenarios import plan_devices
+from firmware_sim.scenarios import build_group_schedules, plan_devices
 
 if TYPE_CHECKING:
     import random
-    import threading
     from collections.abc import Callable
 
-    from firmware_sim.devices.device import BrokerAddress, FleetCounters
-    from firmware_sim.devices.firmware import Firmware, Publish, Sensor
-    from firmware_sim.ground_truth import GroundTruthWriter
+    from firmware_sim.devices.device import FleetCounters
+    from firmware_sim.devices.mqtt_connection import BrokerAddress
+    from firmware_sim.ground_truth import GroundTruthWriter, Publish
     from firmware_sim.scenarios import Scenario
 
 ATTACKS = (
@@ -42,6 +42,7 @@ ATTACKS = (
     "wildcard_topic",
     "torn_publish",
 )
+_MQTT_5 = 5
 _LINGER_S = 0.5
 _PAUSE_S = (0.05, 0.5)
 
@@ -52,16 +53,15 @@ def _encode_string(text: bytes) -> bytes:
 
 def _encode_packet(first: int, body: bytes) -> bytes:
     size, length = len(body), bytearray()
-    while True:
-        length.append(size & 0x7F | (0x80 if size > 0x7F else 0))  # noqa: PLR2004 - MQTT's variable length
+    while size >= 1 << 7:
+        length.append(size & 0x7F | 0x80)
         size >>= 7
-        if not size:
-            return bytes([first, *length]) + body
+    return bytes([first, *length, size]) + body
 
 
-def encode_connect(client_id: bytes, *, protocol: bytes = b"MQTT", level: int = 5) -> bytes:
+def encode_connect(client_id: bytes, *, protocol: bytes = b"MQTT", level: int = _MQTT_5) -> bytes:
     """A CONNECT with a clean start and a keep-alive of 30 s."""
-    properties = b"\x00" if level == 5 else b""  # noqa: PLR2004 - MQTT 5
+    properties = b"\x00" if level == _MQTT_5 else b""
     return _encode_packet(
         0x10, _encode_string(protocol) + bytes([level, 2, 0, 30]) + properties + _encode_string(client_id)
     )
@@ -73,7 +73,7 @@ def encode_publish(topic: bytes, payload: bytes, *, packet_id: int = 1) -> bytes
 
 
 def build_attack(attack: str, client_id: bytes, rng: random.Random) -> list[bytes]:
-    """What an attack sends, in pieces with a pause between them. Pure."""
+    """The bytes of an attack, in pieces with a pause between them. Pure."""
     connect = encode_connect(client_id)
     topic = b"sensors/" + client_id + b"/temperature"
     return {
@@ -96,20 +96,20 @@ def build_attack(attack: str, client_id: bytes, rng: random.Random) -> list[byte
 
 
 async def run_attacks(
-    host: str, port: int, client_id: str, rng: random.Random, counters: FleetCounters
+    broker: BrokerAddress, client_id: str, rng: random.Random, counters: FleetCounters
 ) -> None:
     """Attack until cancelled."""
     while True:
         for kind in rng.sample(ATTACKS, len(ATTACKS)):
             with contextlib.suppress(OSError, TimeoutError):
                 async with asyncio.timeout(10):
-                    await _attack_once(host, port, build_attack(kind, client_id.encode(), rng))
+                    await _attack_once(broker, build_attack(kind, client_id.encode(), rng))
             counters.attacks += 1
             await asyncio.sleep(rng.uniform(*_PAUSE_S))
 
 
-async def _attack_once(host: str, port: int, pieces: list[bytes]) -> None:
-    reader, writer = await asyncio.open_connection(host, port)
+async def _attack_once(broker: BrokerAddress, pieces: list[bytes]) -> None:
+    reader, writer = await asyncio.open_connection(broker.host, broker.port)
     try:
         for piece in pieces:
             writer.write(piece)
@@ -124,12 +124,13 @@ async def _attack_once(host: str, port: int, pieces: list[bytes]) -> None:
 
 
 _PACKET_IDS = 65_535
-_PUBACK = 0x40
+_CONNACK, _PUBACK = 0x20, 0x40
+_FIXED_HEADER_BYTES = 2
+_PUBACK_WITH_REASON_BYTES = 3
 _FLUSH_ROWS = 100_000
 _RETRY_S = 0.2
 _POLL_S = 0.2
 _REPORT_EVERY = 1_000
-_REFUSED_FROM_CODE = 128
 
 
 def encode_publishes(
@@ -139,71 +140,42 @@ def encode_publishes(
     seed: int,
     start_us: int,
     readings: int,
-    encoded: Callable[[int], None],
+    on_encoded: Callable[[int], None],
 ) -> dict[str, list[Publish]]:
-    """The publishes of the first so many readings of a scenario, by device, recorded.
-
-    `encoded` is called now and then with how many readings are ready.
+    """The publishes of the first `readings` readings of a scenario, by device, recorded.
 
     Raises:
-        SimError: a group speaks Sparkplug B.
+        SimError: a group uses Sparkplug B.
     """
     if any(group.format == "sparkplug_b" for group in scenario.groups):
         raise SimError("--rate max: Sparkplug B depends on the connection and cannot be encoded beforehand")
     plans = plan_devices(scenario, seed, start_us=start_us)
     publishes: dict[str, list[Publish]] = {plan.firmware.device_id: [] for plan in plans}
-    pairs = zip(scenario.groups, scenario.publish_schedules(), strict=True)
-    group_schedules = [
-        (
-            schedule,
-            scenario.readings_in(group),
-            _order_sensors([plan.firmware for plan in plans if plan.group is group]),
-        )
-        for group, schedule in pairs
-        if not group.hostile
-    ]
-    made = number = 0
-    while made < readings:
-        for schedule, each, turns in group_schedules:
-            firmware, sensor = turns[number % len(turns)]
-            at_s = schedule.time_of(number) * scenario.speed
-            outcome = firmware.publish(
-                sensor,
-                truth,
-                at_s=at_s,
-                now_us=start_us + int(at_s * 1e6),
-                readings=each,
-                spacing_us=max(1000, int(len(turns) / schedule.per_s / each * scenario.speed * 1e6)),
-            )
+    group_schedules = build_group_schedules(scenario, plans, start_us=start_us)
+    encoded = number = 0
+    while encoded < readings:
+        for group in group_schedules:
+            firmware, _, outcome = group.publish(number, truth)
             publishes[firmware.device_id] += outcome.publishes
-            made += each
+            encoded += group.readings
         number += 1
         if number % _REPORT_EVERY == 0:
             truth.flush()
-            encoded(made)
+            on_encoded(encoded)
     truth.flush()
     return publishes
 
 
-def _order_sensors(members: list[Firmware]) -> list[tuple[Firmware, Sensor]]:
-    most = max(len(firmware.sensors) for firmware in members)
-    return [(firmware, firmware.sensors[turn]) for turn in range(most) for firmware in members]
-
-
 @dataclass(slots=True)
 class LoadConnection:
-    """One device's connection and how far it is. Positions count its publishes from 0.
-
-    Attributes:
-        done: publishes before this one are all acknowledged.
-    """
+    """One device's connection. Positions count its publishes from 0; all before `done` are acknowledged."""
 
     device_id: str
     publishes: list[Publish]
     broker: BrokerAddress
     window: int
     counters: FleetCounters
-    settled: Callable[[Publish, int], None]
+    on_acknowledged: Callable[[Publish, int], None]
     done: int = 0
     _sent: int = 0
     _acknowledged: set[int] = field(default_factory=set)
@@ -211,7 +183,7 @@ class LoadConnection:
     _bytes: bytes = b""
     _written: int = 0
     _arrived: bytearray = field(default_factory=bytearray)
-    _connack_left: bool = True
+    _connected: bool = False
     socket: socket.socket | None = None
     retry_at_s: float = 0.0
 
@@ -220,36 +192,29 @@ class LoadConnection:
             encode_publish(p.topic.encode(), p.payload, packet_id=at % _PACKET_IDS + 1)
             for at, p in enumerate(self.publishes)
         ]
-        end = 0
-        for packet in packets:
-            end += len(packet)
-            self._ends.append(end)
+        self._ends = list(accumulate(map(len, packets)))
         self._bytes = b"".join(packets)
 
     @property
     def finished(self) -> bool:
-        """Whether everything is acknowledged."""
+        """Whether all publishes are acknowledged."""
         return self.done == len(self.publishes)
 
     def connect(self) -> None:
-        """Begin a connection, from the first publish that is not acknowledged.
-
-        Raises:
-            OSError: it cannot be made.
-        """
+        """Connect and start from the first publish that is not acknowledged; OSError when that fails."""
         connection = socket.create_connection((self.broker.host, self.broker.port), timeout=10)
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         connection.sendall(encode_connect(self.device_id.encode()))
         connection.setblocking(False)
-        self.socket, self._connack_left = connection, True
+        self.socket, self._connected = connection, False
         self._arrived.clear()
         self.counters.publishes_resent += self._sent - self.done
         self._sent = self.done
         self._written = self._ends[self.done - 1] if self.done else 0
 
     def write(self) -> None:
-        """Send what the window and the socket take."""
-        if self._connack_left or self.socket is None:
+        """Send as much as the window and the socket accept."""
+        if not self._connected or self.socket is None:
             return
         until = min(len(self.publishes), self.done + self.window)
         if until > self._sent:
@@ -263,11 +228,7 @@ class LoadConnection:
                 return
 
     def read(self) -> None:
-        """Take what has come; acknowledgements are settled.
-
-        Raises:
-            ConnectionError: the server closed, or sent what is no acknowledgement.
-        """
+        """Read and settle acknowledgements; ConnectionError when the server closed or broke the protocol."""
         assert self.socket is not None
         try:
             data = self.socket.recv(1 << 18)
@@ -277,22 +238,25 @@ class LoadConnection:
             raise ConnectionResetError("the server closed the connection")
         self._arrived += data
         at, arrived = 0, self._arrived
-        while len(arrived) - at >= 2 and len(arrived) - at >= 2 + arrived[at + 1]:  # noqa: PLR2004 - a fixed header
+        while len(arrived) - at >= _FIXED_HEADER_BYTES:
             kind, size = arrived[at], arrived[at + 1]
-            if self._connack_left:
-                if kind != 0x20 or arrived[at + 3]:  # noqa: PLR2004 - CONNACK
+            body = arrived[at + _FIXED_HEADER_BYTES : at + _FIXED_HEADER_BYTES + size]
+            if len(body) < size:
+                break
+            if not self._connected:
+                if kind != _CONNACK or body[1]:
                     raise ConnectionRefusedError(f"no connection: {bytes(arrived[at : at + 8])!r}")
-                self._connack_left = False
+                self._connected = True
             elif kind == _PUBACK:
-                reason = arrived[at + 4] if size > 2 else 0  # noqa: PLR2004 - MQTT 5 section 3.4.2.1
-                self._settle(int.from_bytes(arrived[at + 2 : at + 4], "big"), reason)
+                reason = body[2] if size >= _PUBACK_WITH_REASON_BYTES else 0  # MQTT 5 section 3.4.2.1
+                self._settle(int.from_bytes(body[:2], "big"), reason)
             else:
                 raise ConnectionResetError(f"the server sent a packet of type {kind >> 4}")
-            at += 2 + size
+            at += _FIXED_HEADER_BYTES + size
         del arrived[:at]
 
     def close(self) -> None:
-        """Close the socket."""
+        """Close the socket if it is open."""
         if self.socket is not None:
             self.socket.close()
             self.socket = None
@@ -306,19 +270,12 @@ class LoadConnection:
         while self.done in self._acknowledged:
             self._acknowledged.discard(self.done)
             self.done += 1
-        if reason < _REFUSED_FROM_CODE:
-            self.counters.acknowledged += publish.rows
-        else:
-            self.counters.refused += publish.rows
-        self.settled(publish, reason)
+        self.counters.count_acknowledgement(publish, reason)
+        self.on_acknowledged(publish, reason)
 
 
 class LoadGenerator:
-    """All connections at once.
-
-    Args:
-        publishes: by device, as `encode_ahead` made them.
-    """
+    """Sends the publishes of `encode_publishes`, one connection a device."""
 
     def __init__(
         self,
@@ -330,47 +287,47 @@ class LoadGenerator:
         window: int,
     ) -> None:
         if broker.tls is not None or broker.username:
-            raise SimError("--rate max: only mqtt:// without a user is understood")
+            raise SimError("--rate max: expected mqtt:// without user and password")
         self._truth = truth
         self.counters = counters
-        self.senders = [
-            LoadConnection(name, todo, broker, window, counters, self._settled)
-            for name, todo in publishes.items()
-            if todo
+        self.connections = [
+            LoadConnection(name, own, broker, window, counters, self._settle)
+            for name, own in publishes.items()
+            if own
         ]
         self._unflushed = 0
         self._started_s = time.monotonic()
-        self.took_s = 0.0
+        self.elapsed_s = 0.0
 
     @property
     def outstanding(self) -> int:
         """Publishes not yet acknowledged."""
-        return sum(len(sender.publishes) - sender.done for sender in self.senders)
+        return sum(len(connection.publishes) - connection.done for connection in self.connections)
 
     def progress(self) -> dict[str, object]:
-        """The counters as progress.json shows them."""
-        elapsed_s = self.took_s or time.monotonic() - self._started_s
+        """The counters as `progress.json` and the display show them."""
+        elapsed_s = self.elapsed_s or time.monotonic() - self._started_s
         return {
             **asdict(self.counters),
-            "devices": len(self.senders),
+            "devices": len(self.connections),
             "outstanding_publishes": self.outstanding,
             "elapsed_s": round(elapsed_s, 2),
             "readings_per_s": round(self.counters.acknowledged / max(elapsed_s, 1e-9)),
-            "producing": not self.took_s,
+            "producing": not self.elapsed_s,
         }
 
-    def run(self, stop: threading.Event, *, seconds: float, connect_timeout_s: float) -> None:
-        """Send everything, or for so many seconds (0: no limit), or until `stop`.
+    def run(self, stop: asyncio.Event, *, seconds: float, connect_timeout_s: float) -> None:
+        """Send all publishes, or for `seconds` (0: no limit), or until `stop`.
 
         Raises:
-            SimError: nothing could be reached in time.
+            SimError: nothing was reachable within `connect_timeout_s`.
         """
         poll = select.epoll()
         by_fd: dict[int, LoadConnection] = {}
-        for sender in self.senders:
-            self._connected(sender, poll, by_fd)
+        for connection in self.connections:
+            self._connect(connection, poll, by_fd)
         self._started_s = begin_s = time.monotonic()
-        while not stop.is_set() and not all(s.finished for s in self.senders):
+        while not stop.is_set() and not all(s.finished for s in self.connections):
             now_s = time.monotonic()
             if seconds and now_s - begin_s >= seconds:
                 break
@@ -380,51 +337,48 @@ class LoadGenerator:
                 )
             for fd, event in poll.poll(_POLL_S):
                 self._serve(fd, event, by_fd)
-            for sender in self.senders:
-                if sender.socket is None and not sender.finished and now_s >= sender.retry_at_s:
-                    self._connected(sender, poll, by_fd)
-        self.took_s = time.monotonic() - begin_s
-        for sender in self.senders:
-            sender.close()
+            for connection in self.connections:
+                if connection.socket is None and not connection.finished and now_s >= connection.retry_at_s:
+                    self._connect(connection, poll, by_fd)
+        self.elapsed_s = time.monotonic() - begin_s
+        for connection in self.connections:
+            connection.close()
         poll.close()
         self._truth.flush()
-        self._truth.progress(self.progress())
 
     def _serve(self, fd: int, event: int, by_fd: dict[int, LoadConnection]) -> None:
-        sender = by_fd[fd]
+        connection = by_fd[fd]
         try:
             if event & (select.EPOLLIN | select.EPOLLHUP | select.EPOLLERR):
-                sender.read()
-            sender.write()
+                connection.read()
+            connection.write()
         except OSError as fault:
             self.counters.last_fault = str(fault)
-            self._lost(sender, fd, by_fd)
+            self._disconnect(connection, fd, by_fd)
 
-    def _connected(
-        self, sender: LoadConnection, poll: select.epoll, by_fd: dict[int, LoadConnection]
+    def _connect(
+        self, connection: LoadConnection, poll: select.epoll, by_fd: dict[int, LoadConnection]
     ) -> None:
         try:
-            sender.connect()
+            connection.connect()
         except OSError as fault:
             self.counters.last_fault = str(fault)
-            sender.retry_at_s = time.monotonic() + _RETRY_S
+            connection.retry_at_s = time.monotonic() + _RETRY_S
             return
-        assert sender.socket is not None
+        assert connection.socket is not None
         self.counters.devices_connected += 1
-        by_fd[sender.socket.fileno()] = sender
-        poll.register(sender.socket.fileno(), select.EPOLLIN | select.EPOLLOUT | select.EPOLLET)
+        by_fd[connection.socket.fileno()] = connection
+        poll.register(connection.socket.fileno(), select.EPOLLIN | select.EPOLLOUT | select.EPOLLET)
 
-    def _lost(self, sender: LoadConnection, fd: int, by_fd: dict[int, LoadConnection]) -> None:
+    def _disconnect(self, connection: LoadConnection, fd: int, by_fd: dict[int, LoadConnection]) -> None:
         by_fd.pop(fd, None)
-        sender.close()
-        sender.retry_at_s = time.monotonic() + _RETRY_S
+        connection.close()
+        connection.retry_at_s = time.monotonic() + _RETRY_S
         self.counters.devices_connected -= 1
         self.counters.reconnects += 1
 
-    def _settled(self, publish: Publish, reason: int) -> None:
-        if not publish.rows:
-            return
-        self._truth.settle(publish.first_row, publish.rows, reason, time.time_ns() // 1000)
+    def _settle(self, publish: Publish, reason: int) -> None:
+        self._truth.settle(publish, reason)
         self._unflushed += publish.rows
         if self._unflushed >= _FLUSH_ROWS:
             self._unflushed = 0

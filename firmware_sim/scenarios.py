@@ -1,4 +1,4 @@
-"""Scenarios: groups of devices, their sensors, faults and outages; and the devices built from one.
+"""Scenarios: groups of devices, their sensors, faults and outages; the devices and schedules built from one.
 
     seed = 7                      # the same seed makes the same fleet and the same readings
     rate = 50                     # readings per second of the whole fleet
@@ -36,7 +36,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import msgspec
 from msgspec import Meta
 
-from firmware_sim.devices.firmware import Firmware, FirmwareUpgrade, Sensor
+from firmware_sim.devices.firmware import Firmware, FirmwareUpgrade, PublishOutcome, Sensor
 from firmware_sim.devices.payloads import PayloadFormat  # noqa: TC001 - msgspec reads the annotations
 from firmware_sim.devices.sensors import (
     DEFAULT_CLOCK_JUMP_S,
@@ -60,6 +60,8 @@ from firmware_sim.ground_truth import SeriesState
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from firmware_sim.ground_truth import GroundTruthWriter
+
 Positive = Annotated[int, Meta(ge=1)]
 AboveZero = Annotated[float, Meta(gt=0)]
 Probability = Annotated[float, Meta(ge=0, le=1)]
@@ -69,7 +71,7 @@ _NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
 
 
 class FaultEntry(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
-    """One `[[groups.faults]]`; see `faults` for the kinds."""
+    """One `[[groups.faults]]`; the kinds are in `devices.sensors`."""
 
     kind: FaultKind
     probability: Probability | None = None
@@ -79,22 +81,16 @@ class FaultEntry(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     lasts: Duration = 0.0
     every: Duration = 0.0
 
-    def fault(self) -> Fault:
-        """As the firmware takes it."""
-        scheduled = self.at is not None
-        window = (
-            TimeWindow(*map(parse_duration_s, (self.at or 0.0, self.lasts, self.every)))
-            if scheduled
-            else None
-        )
-        usual = DEFAULT_CLOCK_JUMP_S if self.kind == "clock_jump" else DEFAULT_FAULT_SIZE
-        return Fault(
-            self.kind,
-            self.probability if self.probability is not None else float(scheduled),
-            self.size if self.size is not None else usual,
-            self.hold,
-            window,
-        )
+    def build_fault(self) -> Fault:
+        """The fault with its defaults; raises ValueError for a wrong duration."""
+        window, probability, size = None, self.probability, self.size
+        if self.at is not None:
+            window = TimeWindow(*map(parse_duration_s, (self.at, self.lasts, self.every)))
+        if probability is None:
+            probability = float(self.at is not None)
+        if size is None:
+            size = DEFAULT_CLOCK_JUMP_S if self.kind == "clock_jump" else DEFAULT_FAULT_SIZE
+        return Fault(self.kind, probability, size, self.hold, window)
 
 
 class Burst(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
@@ -113,9 +109,7 @@ class Sleep(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
 
 
 class UpgradeEntry(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
-    """One `[[groups.upgrades]]`: from `at` on devices restart with a firmware, the last of them `over`
-    later.
-    """
+    """One `[[groups.upgrades]]`: devices restart with a firmware, one after the other, until `over` later."""
 
     to: str
     at: Duration
@@ -149,7 +143,7 @@ class Group(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
 
 
 class Outage(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
-    """One `[[outages]]`: the network of some groups (none named: of all), or a service, is away."""
+    """One `[[outages]]`: the network of some groups (none named: of all), or a service, is down."""
 
     at: Duration
     lasts: Duration
@@ -158,14 +152,12 @@ class Outage(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     service: str = ""
 
     def window(self) -> TimeWindow:
-        """When."""
-        return TimeWindow(
-            parse_duration_s(self.at), parse_duration_s(self.lasts), parse_duration_s(self.every)
-        )
+        """When it is down; raises ValueError for a wrong duration."""
+        return TimeWindow(*map(parse_duration_s, (self.at, self.lasts, self.every)))
 
 
 class Scenario(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
-    """A whole fleet."""
+    """A scenario file. Values of a group win over those here."""
 
     seed: int | None = None
     rate: AboveZero = 10.0
@@ -186,17 +178,26 @@ class Scenario(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
         """Readings per publish of a group."""
         return group.readings_per_publish or self.readings_per_publish
 
+    def devices_of(self, *, hostile: bool) -> list[tuple[str, Group, int]]:
+        """(device id, group, number in it) of every device, those of a group together."""
+        return [
+            (f"{group.name}-{number + 1:04d}", group, number)
+            for group in self.groups
+            if group.hostile == hostile
+            for number in range(group.devices)
+        ]
+
     def publish_schedules(self) -> list[PublishSchedule]:
-        """How often each group publishes. Groups without a rate share what is left by their sensors."""
-        said = sum(group.rate for group in self.groups if group.rate)
+        """How often each group publishes. Groups without a rate share the rest by number of sensors."""
+        fixed = sum(group.rate for group in self.groups if group.rate)
         sensors = sum(len(g.types) * g.devices for g in self.groups if not g.rate and not g.hostile)
-        scale = self.rate / said if said and (said > self.rate or not sensors) else 1.0
-        publish_schedules = []
+        scale = self.rate / fixed if fixed and (fixed > self.rate or not sensors) else 1.0
+        schedules = []
         for group in self.groups:
             share = len(group.types) * group.devices / sensors if sensors else 0.0
-            rate = group.rate * scale if group.rate else max(self.rate - said, self.rate / 100) * share
+            rate = group.rate * scale if group.rate else max(self.rate - fixed, self.rate / 100) * share
             burst = group.burst
-            publish_schedules.append(
+            schedules.append(
                 PublishSchedule(
                     max(rate, 1e-9) / self.readings_in(group),
                     parse_duration_s(burst.every) / self.speed if burst else 0.0,
@@ -204,29 +205,25 @@ class Scenario(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
                     burst.factor if burst else 1.0,
                 )
             )
-        return publish_schedules
+        return schedules
 
 
 def read_scenario(path: Path) -> Scenario:
-    """Read a scenario file.
-
-    Raises:
-        SimError: naming the file, the key and what is allowed.
-    """
+    """Read a scenario file; a SimError names the file, the key and what is allowed."""
     try:
         scenario = msgspec.toml.decode(path.read_bytes(), type=Scenario)
     except OSError as fault:
         raise SimError(f"--scenario {path}: {fault.strerror}") from fault
     except (msgspec.DecodeError, UnicodeDecodeError) as fault:
         raise SimError(f"--scenario {path}: {fault}") from fault
-    wrong = find_scenario_error(scenario)
-    if wrong:
-        raise SimError(f"--scenario {path}: {wrong}")
+    error = _find_scenario_error(scenario)
+    if error:
+        raise SimError(f"--scenario {path}: {error}")
     return scenario
 
 
-def find_scenario_error(scenario: Scenario) -> str:
-    """What is wrong with a scenario beyond its types, in words; "" when nothing is."""
+def _find_scenario_error(scenario: Scenario) -> str:
+    """What is wrong with a scenario beyond its types; "" when nothing is."""
     if not scenario.groups or any(not group.types for group in scenario.groups):
         return "at least one [[groups]] with at least one type is needed"
     names = [group.name for group in scenario.groups]
@@ -249,7 +246,7 @@ def _find_outage_error(outage: Outage, names: list[str]) -> str:
     unknown = [name for name in outage.groups if name not in names]
     if unknown:
         return f"no group is called {', '.join(unknown)}"
-    return "it is of groups or of a service, not of both" if outage.groups and outage.service else ""
+    return "expected groups or a service, not both" if outage.groups and outage.service else ""
 
 
 def _find_group_error(group: Group) -> str:
@@ -259,7 +256,7 @@ def _find_group_error(group: Group) -> str:
     for entry in group.faults:
         if entry.probability is None and entry.at is None:
             return f"fault {entry.kind}: it needs a probability, or a time (at)"
-        entry.fault()
+        entry.build_fault()
     try:
         group.topic.format(device="d", type="t")
     except (KeyError, IndexError, ValueError):
@@ -291,9 +288,8 @@ class PlannedDevice:
     """One device before it is switched on.
 
     Attributes:
-        group: its group in the scenario.
-        awake: when its radio is on, where it sleeps.
-        away: when its network is away.
+        awake: when its radio is on; None: always.
+        away: when its network is down.
     """
 
     firmware: Firmware
@@ -303,63 +299,95 @@ class PlannedDevice:
 
 
 def plan_devices(scenario: Scenario, seed: int, *, start_us: int) -> list[PlannedDevice]:
-    """The devices of a scenario, those of a group together. Hostile groups have none of these."""
+    """The devices of a scenario, those of a group together, without the hostile groups."""
     plans = []
-    for group in scenario.groups:
-        if group.hostile:
-            continue
+    sites: dict[str, Site] = {}
+    for device_id, group, number in scenario.devices_of(hostile=False):
+        locations = group.locations or _LOCATIONS
+        location = locations[number % len(locations)]
+        site = sites.setdefault(location, build_site(random.Random(f"{seed}/{location}")))
         away = tuple(
             outage.window()
             for outage in scenario.outages
             if not outage.service and (not outage.groups or group.name in outage.groups)
         )
-        sites: dict[str, Site] = {}
-        for number in range(group.devices):
-            firmware = _build_firmware(group, number, seed, start_us, sites)
-            awake = None
-            if group.sleep:
-                every_s, awake_s = parse_duration_s(group.sleep.every), parse_duration_s(group.sleep.awake)
-                awake = TimeWindow(every_s * number / group.devices, awake_s, every_s)
-            plans.append(PlannedDevice(firmware, group, awake, away))
+        awake = None
+        if group.sleep:
+            every_s, awake_s = parse_duration_s(group.sleep.every), parse_duration_s(group.sleep.awake)
+            awake = TimeWindow(every_s * number / group.devices, awake_s, every_s)
+        upgrades = tuple(
+            FirmwareUpgrade(parse_duration_s(e.at) + parse_duration_s(e.over) * number / group.devices, e.to)
+            for e in group.upgrades
+        )
+        rng = random.Random(f"{seed}/{device_id}")
+        maker, versions = rng.choice(_MANUFACTURERS)
+        attributes = (location, group.manufacturer or maker, group.firmware_version or rng.choice(versions))
+        faults = [entry.build_fault() for entry in group.faults]
+        sensor_faults = tuple(fault for fault in faults if fault.kind not in DEVICE_FAULT_KINDS)
+        sensors = [
+            Sensor(
+                SeriesState(device_id, kind, (WAVEFORMS[kind][1], *attributes)),
+                site,
+                sensor_faults,
+                SensorFaultState(),
+            )
+            for kind in group.types
+        ]
+        firmware = Firmware(
+            device_id,
+            random.Random(f"{seed}/{device_id}/{start_us}"),
+            sensors,
+            battery_level=rng.uniform(55, 100),
+            signal_strength=rng.uniform(-72, -45),
+            topic=group.topic,
+            payload_format=group.format,
+            battery_days=group.battery_days,
+            clock_ppm=rng.uniform(-group.clock_ppm, group.clock_ppm),
+            upgrades=upgrades,
+            device_faults=DeviceFaults([fault for fault in faults if fault.kind in DEVICE_FAULT_KINDS]),
+        )
+        plans.append(PlannedDevice(firmware, group, awake, away))
     return plans
 
 
-def _build_firmware(group: Group, number: int, seed: int, start_us: int, sites: dict[str, Site]) -> Firmware:
-    locations = group.locations or _LOCATIONS
-    device_id = f"{group.name}-{number + 1:04d}"
-    rng = random.Random(f"{seed}/{device_id}")
-    location = locations[number % len(locations)]
-    site = sites.setdefault(location, build_site(random.Random(f"{seed}/{location}")))
-    maker, versions = rng.choice(_MANUFACTURERS)
-    attributes = (location, group.manufacturer or maker, group.firmware_version or rng.choice(versions))
-    faults = [entry.fault() for entry in group.faults]
-    of_sensors = tuple(fault for fault in faults if fault.kind not in DEVICE_FAULT_KINDS)
-    sensors = [
-        Sensor(
-            SeriesState(device_id, kind, (WAVEFORMS[kind][1], *attributes)),
-            site,
-            of_sensors,
-            SensorFaultState(),
+@dataclass(slots=True)
+class GroupSchedule:
+    """When each sensor of a group publishes: the sensors take turns, publish after publish."""
+
+    schedule: PublishSchedule
+    turns: list[tuple[Firmware, Sensor]]
+    readings: int
+    spacing_us: int
+    speed: float
+    start_us: int
+    next_publish: int = 0
+
+    def publish(self, number: int, truth: GroundTruthWriter) -> tuple[Firmware, float, PublishOutcome]:
+        """Sample and record publish `number`: its device, its simulated time, and what is to be sent."""
+        firmware, sensor = self.turns[number % len(self.turns)]
+        at_s = self.schedule.time_of(number) * self.speed
+        outcome = firmware.publish(
+            sensor,
+            truth,
+            at_s=at_s,
+            now_us=self.start_us + int(at_s * 1e6),
+            readings=self.readings,
+            spacing_us=self.spacing_us,
         )
-        for kind in group.types
-    ]
-    upgrades = tuple(
-        FirmwareUpgrade(
-            parse_duration_s(entry.at) + parse_duration_s(entry.over) * number / group.devices, entry.to
-        )
-        for entry in group.upgrades
-    )
-    firmware = Firmware(
-        device_id,
-        random.Random(f"{seed}/{device_id}/{start_us}"),
-        sensors,
-        battery_level=rng.uniform(55, 100),
-        signal_strength=rng.uniform(-72, -45),
-        topic=group.topic,
-        shape=group.format,
-        battery_days=group.battery_days,
-        clock_ppm=rng.uniform(-group.clock_ppm, group.clock_ppm),
-        upgrades=upgrades,
-    )
-    firmware.device_faults = DeviceFaults([fault for fault in faults if fault.kind in DEVICE_FAULT_KINDS])
-    return firmware
+        return firmware, at_s, outcome
+
+
+def build_group_schedules(
+    scenario: Scenario, plans: list[PlannedDevice], *, start_us: int
+) -> list[GroupSchedule]:
+    """The schedule of each group that is not hostile."""
+    schedules = []
+    for group, schedule in zip(scenario.groups, scenario.publish_schedules(), strict=True):
+        if group.hostile:
+            continue
+        members = [plan.firmware for plan in plans if plan.group is group]
+        turns = [(firmware, firmware.sensors[n]) for n in range(len(group.types)) for firmware in members]
+        readings = scenario.readings_in(group)
+        spacing_us = max(1000, int(len(turns) / schedule.per_s / readings * scenario.speed * 1e6))
+        schedules.append(GroupSchedule(schedule, turns, readings, spacing_us, scenario.speed, start_us))
+    return schedules

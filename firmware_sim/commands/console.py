@@ -1,4 +1,4 @@
-"""What the commands share: options and exit codes, signals, errors, progress, summaries, sd_notify."""
+"""Shared by the commands: options and exit codes, signals, errors, progress, summaries, sd_notify."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import socket
 import time
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, NoReturn, cast
+from typing import TYPE_CHECKING, Annotated, NoReturn, Protocol, cast
 
 import typer
 from rich.console import Console
@@ -44,7 +44,7 @@ EXIT_USAGE = 2
 BrokerOption = Annotated[
     str,
     typer.Option(
-        help="mqtt://[USER:PASSWORD@]HOST[:PORT], or mqtts://. {device} in it becomes the device's id."
+        help="mqtt://[USER:PASSWORD@]HOST[:PORT], or mqtts://. {device} is replaced by the device's id."
     ),
 ]
 TruthOption = Annotated[
@@ -58,68 +58,52 @@ ReadingsOption = Annotated[
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="The last line as one JSON object.")]
 QuietOption = Annotated[bool, typer.Option("--quiet", help="No progress, only the last line.")]
-DrainOption = Annotated[
-    float,
-    typer.Option(min=0, help="At the end, wait at most this long for outstanding acknowledgements, in s."),
+WindowOption = Annotated[
+    int, typer.Option(min=1, help="Publishes that a device sends without acknowledgement.")
 ]
+KeepaliveOption = Annotated[int, typer.Option(min=1, help="MQTT keep-alive, in s.")]
 
 
-def new_run_name() -> str:
-    """A name for a run that sorts by time and is not given twice."""
+def build_run_name() -> str:
+    """A unique name for a run that sorts by time."""
     return f"{datetime.now(UTC):%Y%m%dT%H%M%S%f}-{secrets.token_hex(2)}"
 
 
 def run_until_signal(work: Callable[[asyncio.Event], Coroutine[None, None, None]]) -> None:
-    """Run `work` with an event that SIGINT and SIGTERM set; errors come out as they are, not in groups."""
+    """Run `work` with an event that SIGINT and SIGTERM set."""
 
-    async def guarded() -> None:
+    async def run() -> None:
         stop = asyncio.Event()
         loop = asyncio.get_running_loop()
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.add_signal_handler(number, stop.set)
         await work(stop)
 
-    asyncio.run(guarded())
+    asyncio.run(run())
 
 
-def allow_open_files(wanted: int) -> None:
-    """Raise the soft limit on open files to what the fleet needs.
-
-    Raises:
-        SimError: the hard limit does not allow it.
-    """
+def raise_open_files_limit(needed: int) -> None:
+    """Raise the soft limit on open files; SimError when the hard limit does not allow it."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if hard != resource.RLIM_INFINITY and hard < wanted:
+    if hard != resource.RLIM_INFINITY and hard < needed:
         raise SimError(
-            f"so many devices need {wanted:,} open files and only {hard:,} are allowed here; "
-            "raise the limit (ulimit -Hn, LimitNOFILE=) or simulate fewer"
+            f"the devices need {needed:,} open files and the limit is {hard:,}; "
+            "raise it (ulimit -Hn, LimitNOFILE=) or simulate fewer devices"
         )
-    if soft != resource.RLIM_INFINITY and soft < wanted:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+    if soft != resource.RLIM_INFINITY and soft < needed:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))
+
+
+class ShowStep(Protocol):
+    """Shows the current step, and how much of it is done where `total` is known."""
+
+    def __call__(self, text: str, done: int = 0, total: int = 0) -> None: ...  # noqa: D102 - see the class
 
 
 @contextlib.contextmanager
-def show_spinner(*, quiet: bool) -> Iterator[Callable[[str], None]]:
-    """A spinner with the time gone by; calling what it gives says what is being done."""
+def show_progress_bar(*, quiet: bool) -> Iterator[ShowStep]:
+    """A progress bar on a terminal, nothing elsewhere."""
     console = Console(stderr=True)
-    if quiet or not console.is_terminal:
-        yield lambda _: None
-        return
-    columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
-    with Progress(*columns, console=console, transient=True) as bar:
-        task = bar.add_task("starting", total=None)
-        yield lambda text: bar.update(task, description=text)
-
-
-@contextlib.contextmanager
-def show_progress_bar(*, quiet: bool) -> Iterator[Callable[[str, int, int], None]]:
-    """A progress bar; calling what it gives says what is being done, how much of it is done, of how much
-    (0: no idea).
-    """
-    console = Console(stderr=True)
-    if quiet or not console.is_terminal:
-        yield lambda _text, _done, _total: None
-        return
     columns = (
         SpinnerColumn(),
         TextColumn("{task.description}"),
@@ -128,16 +112,19 @@ def show_progress_bar(*, quiet: bool) -> Iterator[Callable[[str, int, int], None
         TimeElapsedColumn(),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=console, transient=True) as shown:
-        task = shown.add_task("starting", total=None)
-        yield lambda text, done, total: shown.update(
-            task, description=text, completed=done, total=total or None
-        )
+    disable = quiet or not console.is_terminal
+    with Progress(*columns, console=console, transient=True, disable=disable) as bar:
+        task = bar.add_task("starting", total=None)
+
+        def show(text: str, done: int = 0, total: int = 0) -> None:
+            bar.update(task, description=text, completed=done, total=total or None)
+
+        yield show
 
 
 @contextlib.contextmanager
 def exit_on_errors() -> Iterator[None]:
-    """Turn errors meant for a person into one line and exit code 2, also out of a task group."""
+    """Turn a SimError, also in exception groups, into one line on standard error and exit code 2."""
     try:
         yield
     except SimError as fault:
@@ -158,27 +145,21 @@ def _exit_with_error(fault: BaseException) -> NoReturn:
 
 
 class SystemdNotifier:
-    """READY at the first word, a fed watchdog and a status text with each."""
+    """Sends READY with the first status, and feeds the watchdog with each."""
 
     def __init__(self) -> None:
-        self._said = False
+        self._address = os.environ.get("NOTIFY_SOCKET", "")
+        self._prefix = "READY=1\n"
 
-    def tell(self, status: str) -> None:
-        """The fleet is alive and this is how it does."""
-        ready, self._said = "" if self._said else "READY=1\n", True
-        notify_systemd(f"{ready}WATCHDOG=1\nSTATUS={status}")
-
-
-def notify_systemd(state: str) -> None:
-    """Send assignments, one a line."""
-    address = os.environ.get("NOTIFY_SOCKET", "")
-    if not address:
-        return
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as channel:
-        try:
-            channel.sendto(state.encode(), "\0" + address[1:] if address.startswith("@") else address)
-        except OSError:
+    def notify(self, status: str) -> None:
+        """Send a status text; does nothing outside systemd."""
+        if not self._address:
             return
+        address = "\0" + self._address[1:] if self._address.startswith("@") else self._address
+        kind = socket.SOCK_DGRAM | socket.SOCK_CLOEXEC
+        with socket.socket(socket.AF_UNIX, kind) as channel, contextlib.suppress(OSError):
+            channel.sendto(f"{self._prefix}WATCHDOG=1\nSTATUS={status}".encode(), address)
+        self._prefix = ""
 
 
 _LINE_EVERY_S = 5.0
@@ -189,10 +170,10 @@ _COUNTER_LABELS = (
     ("acknowledged", "readings the server has acknowledged"),
     ("outstanding_publishes", "publishes kept until acknowledged"),
     ("publishes_resent", "publishes sent again after a connection was lost"),
-    ("refused", "readings the server refused for good"),
+    ("refused", "readings the server refused"),
     ("overrun", "readings lost to a full ring buffer"),
     ("forgotten", "readings lost with a device's memory"),
-    ("malformed_publishes", "spoilt publishes sent beside them"),
+    ("malformed_publishes", "publishes with a corrupted payload"),
     ("reboots", "restarts of devices"),
     ("attacks", "attacks by hostile devices"),
     ("behind_s", "seconds that sampling is behind"),
@@ -201,10 +182,11 @@ _COUNTER_LABELS = (
 
 
 class ProgressDisplay:
-    """A live table on a terminal, a plain line every few seconds elsewhere, nothing when quiet."""
+    """Counters as a live table on a terminal, as a line every few seconds elsewhere, and in progress.json."""
 
-    def __init__(self, title: str, *, quiet: bool) -> None:
+    def __init__(self, title: str, folder: Path, *, quiet: bool) -> None:
         self._title = title
+        self._folder = folder
         self._quiet = quiet
         self._console = Console(stderr=True)
         self._live = Live(console=self._console, auto_refresh=False, transient=True)
@@ -219,7 +201,8 @@ class ProgressDisplay:
         self._live.stop()
 
     def show(self, counters: Mapping[str, object]) -> None:
-        """Show the counters of `Fleet.progress` or of a replay."""
+        """Show the counters of a fleet, a load or a replay."""
+        write_progress(self._folder, counters)
         if self._quiet:
             return
         if self._console.is_terminal:
@@ -242,25 +225,25 @@ class ProgressDisplay:
         return table
 
 
+def write_progress(folder: Path, counters: Mapping[str, object]) -> None:
+    """Replace progress.json in one step, so that a reader never sees half of it."""
+    beside = folder / f".progress.{os.getpid()}"
+    beside.write_text(json.dumps(counters) + "\n")
+    beside.replace(folder / "progress.json")
+
+
 def format_counters(counters: Mapping[str, object]) -> str:
-    """The counters a log needs, as name=value."""
+    """The most important counters as name=value."""
     names = (
-        "produced",
-        "published",
-        "acknowledged",
-        "outstanding_publishes",
-        "refused",
-        "overrun",
-        "reconnects",
-        "devices_connected",
-        "elapsed_s",
+        *("produced", "published", "acknowledged", "outstanding_publishes", "refused", "overrun"),
+        *("reconnects", "devices_connected", "elapsed_s"),
     )
     text = " ".join(f"{name}={counters[name]}" for name in names)
     return f"{text} last_fault={json.dumps(counters['last_fault'])}" if counters["last_fault"] else text
 
 
 def describe_differences(differences: Differences, notes: list[str]) -> str:
-    """The outcome of a comparison in words, ending with one line to search for."""
+    """The outcome of a comparison as text; the last line has all counts."""
     lines = [f"note: {note}" for note in notes]
     for kind, texts in differences.examples.items():
         total = getattr(differences, kind)
@@ -268,22 +251,21 @@ def describe_differences(differences: Differences, notes: list[str]) -> str:
             f"{kind}: {total:,}" + (f", the first {EXAMPLES_SHOWN}:" if total > EXAMPLES_SHOWN else ":")
         )
         lines += [f"  {text}" for text in texts]
-    d = differences
-    if d.flagged:
-        lines.append("flagged: " + ", ".join(f"{name} {count:,}" for name, count in d.flagged.items()))
-    lines.append(
-        f"verify: {'ok' if d.clean else 'FAILED'} acknowledged={d.acknowledged} stored={d.stored} "
-        f"lost={d.lost} duplicated={d.duplicated} altered={d.altered} unknown={d.unknown} "
-        f"waiting={d.waiting} suppressed={d.suppressed} quarantined={d.quarantined} declared={d.declared} "
-        f"late={d.late} "
-        f"early={d.early} produced={d.produced} repeated={d.repeated} "
-        f"refused={d.refused} rewritten={d.rewritten} foreign={d.foreign}"
+    if differences.flagged:
+        flagged = (f"{name} {count:,}" for name, count in differences.flagged.items())
+        lines.append(f"flagged: {', '.join(flagged)}")
+    names = (
+        *("acknowledged", "stored", "lost", "duplicated", "altered", "unknown", "waiting", "suppressed"),
+        *("quarantined", "declared", "late", "early", "produced", "repeated", "refused", "rewritten"),
+        "foreign",
     )
+    counts = " ".join(f"{name}={getattr(differences, name)}" for name in names)
+    lines.append(f"verify: {'ok' if differences.clean else 'FAILED'} {counts}")
     return "\n".join(lines)
 
 
 def describe_replay(outcome: Mapping[str, object]) -> str:
-    """The summary in words, ending with one line to search for."""
+    """The outcome of a replay as text; the last line has the counts."""
     lines = []
     reasons = outcome["skipped_reasons"]
     assert isinstance(reasons, list)
@@ -295,21 +277,14 @@ def describe_replay(outcome: Mapping[str, object]) -> str:
         assert isinstance(examples, list)
         lines.append(
             f"{outcome['repeated']} readings repeat the series and time of an earlier one; "
-            f"the first of each is the one that is stored: {', '.join(examples)}"
+            f"only the first of each is stored: {', '.join(examples)}"
         )
     if outcome["cut_times"]:
         lines.append(f"{outcome['cut_times']} times had digits below a microsecond, which were cut")
     if outcome["last_fault"]:
         lines.append(f"last fault: {outcome['last_fault']}")
     names = (
-        "rows",
-        "sent",
-        "acknowledged",
-        "refused",
-        "skipped",
-        "empty_cells",
-        "repeated",
-        "reconnects",
+        *("rows", "sent", "acknowledged", "refused", "skipped", "empty_cells", "repeated", "reconnects"),
         "elapsed_s",
     )
     lines.append("sim replay: " + " ".join(f"{name}={outcome[name]}" for name in names))

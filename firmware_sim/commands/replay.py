@@ -1,8 +1,8 @@
 """`tidegate sim replay`: a person's own recordings as input."""
 
-import asyncio
 import json
 import time
+from collections.abc import Iterable
 from itertools import islice
 from pathlib import Path
 from typing import Annotated
@@ -14,22 +14,32 @@ from firmware_sim.commands.console import (
     BrokerOption,
     CaOption,
     JsonOption,
+    KeepaliveOption,
     ProgressDisplay,
     QuietOption,
+    WindowOption,
+    build_run_name,
     describe_replay,
     exit_on_errors,
-    new_run_name,
     run_until_signal,
-    show_spinner,
+    show_progress_bar,
 )
-from firmware_sim.devices.device import RadioSettings, parse_broker
+from firmware_sim.devices.device import RadioSettings
+from firmware_sim.devices.mqtt_connection import parse_broker
 from firmware_sim.devices.sensors import parse_duration_s
 from firmware_sim.errors import SimError
 from firmware_sim.ground_truth import GroundTruthWriter, SeriesState, find_repeated_readings
-from firmware_sim.replay.column_map import ColumnMap, ColumnOptions, describe_column_map, detect_columns
+from firmware_sim.replay.column_map import (
+    ColumnMap,
+    ColumnOptions,
+    describe_column_map,
+    detect_columns,
+    summarize_column_map,
+)
 from firmware_sim.replay.csv_values import TIME_FORMATS
 from firmware_sim.replay.player import (
     MAX_OUTSTANDING,
+    RecordedReading,
     RecordingCounters,
     ReplayPace,
     ReplayPlayer,
@@ -39,7 +49,7 @@ from firmware_sim.replay.player import (
 from firmware_sim.verify.loss_explanation import format_time_us
 
 _COLUMNS = "What the columns mean"
-_FORM = "Form of the file"
+_FORMAT = "Format of the file"
 _PREVIEW_READINGS = 5
 
 
@@ -94,53 +104,55 @@ def replay(
     ] = "",
     delimiter: Annotated[
         str,
-        typer.Option(help="Between fields; 'tab' for a tab. Default: found out.", rich_help_panel=_FORM),
+        typer.Option(help="Between fields; 'tab' for a tab. Default: detected.", rich_help_panel=_FORMAT),
     ] = "",
     decimal: Annotated[
-        str, typer.Option(help="Decimal sign. Default: found out.", rich_help_panel=_FORM)
+        str, typer.Option(help="Decimal sign. Default: detected.", rich_help_panel=_FORMAT)
     ] = "",
-    encoding: Annotated[str, typer.Option(help="Text encoding.", rich_help_panel=_FORM)] = "utf-8-sig",
+    encoding: Annotated[str, typer.Option(help="Text encoding.", rich_help_panel=_FORMAT)] = "utf-8-sig",
     skip_lines: Annotated[
-        int, typer.Option(min=0, help="Lines before the header.", rich_help_panel=_FORM)
+        int, typer.Option(min=0, help="Lines before the header.", rich_help_panel=_FORMAT)
     ] = 0,
     no_header: Annotated[
         bool,
         typer.Option(
-            "--no-header", help="There is none: columns are called 1, 2, 3, ...", rich_help_panel=_FORM
+            "--no-header",
+            help="No header: columns are called 1, 2, 3, ...",
+            rich_help_panel=_FORMAT,
         ),
     ] = False,
     shift_to_now: Annotated[
         bool,
         typer.Option(
             "--shift-to-now/--as-recorded",
-            help="Move all times alike so that the last is now (at --speed 1: the first).",
+            help="Shift all times so that the last is now (at --speed 1: the first).",
         ),
     ] = False,
     shift: Annotated[
-        str, typer.Option(help="Move all times by so much: 7d, -90m, 3600 (seconds), in addition.")
+        str, typer.Option(help="Shift all times by 7d, -90m, 3600 (seconds), in addition.")
     ] = "",
     loop: Annotated[
-        int, typer.Option(min=0, help="Send it so many times, each later than the last; 0: until stopped.")
+        int, typer.Option(min=0, help="How many times to send, each later than the last; 0: until stopped.")
     ] = 1,
     speed: Annotated[
-        str, typer.Option(help="1: as fast as recorded; 10: ten times as fast; max: as fast as it goes.")
+        str, typer.Option(help="1: as fast as recorded; 10: ten times as fast; max: as fast as possible.")
     ] = "max",
     readings_per_publish: Annotated[
         int, typer.Option(min=1, help="At most this many readings in one publish, as an array.")
     ] = 50,
     qos: Annotated[int, typer.Option(min=1, max=2, help="MQTT quality of service.")] = 1,
-    window: Annotated[int, typer.Option(min=1, help="Publishes sent without acknowledgement.")] = 100,
-    keepalive: Annotated[int, typer.Option(min=1, help="MQTT keep-alive, in s.")] = 30,
+    window: WindowOption = 100,
+    keepalive: KeepaliveOption = 30,
     connect_timeout: Annotated[
-        float, typer.Option(min=0, help="Give up when nothing answers for so long at the start, in s.")
+        float, typer.Option(min=0, help="Exit when no device can connect for so long at the start, in s.")
     ] = 30.0,
     drain_timeout: Annotated[
         float,
-        typer.Option(min=0, help="At the end, give up after so long without any acknowledgement, in s."),
+        typer.Option(min=0, help="At the end, stop waiting after so long without an acknowledgement, in s."),
     ] = 30.0,
     ca_file: CaOption = None,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Say what the columns mean and show 5 readings; send nothing.")
+        bool, typer.Option("--dry-run", help="Show what the columns mean and 5 readings; send nothing.")
     ] = False,
     as_json: JsonOption = False,
     quiet: QuietOption = False,
@@ -149,9 +161,9 @@ def replay(
 
     Several files are sent at once, each over a connection of its own.
 
-    What the columns mean is found out from their names (time, timestamp, ts, date; sensor, sensor_id,
-    device; type, sensor_type, metric; value; quality, unit, location and more) where no option says it.
-    --dry-run shows it.
+    Without options the meaning of the columns is detected from their names (time, timestamp, ts, date;
+    sensor, sensor_id, device; type, sensor_type, metric; value; quality, unit, location and more). --dry-run
+    shows it.
 
     For example:
 
@@ -161,33 +173,32 @@ def replay(
 
       tidegate sim replay log.csv --truth truth --time-column when --value-columns "T1,T2" --speed 10
 
-    Exit code 0 when all that was sent is acknowledged, 1 when not or when there was nothing to send, 2 when
-    it could not begin.
+    Exit code 0 when everything sent is acknowledged, 1 when not or when there was nothing to send, 2 when it
+    cannot start.
     """
     with exit_on_errors():
         options = ColumnOptions(
-            tuple(name for name in time_column.split(",") if name),
-            check_time_format(time_format),
-            sensor_column,
-            sensor_id,
-            type_column,
-            sensor_type,
-            value_column,
-            tuple(name for name in value_columns.split(",") if name),
-            quality_column,
-            check_delimiter(delimiter),
-            check_decimal(decimal),
-            encoding,
-            not no_header,
-            skip_lines,
+            time_columns=_split_names(time_column),
+            time_format=check_time_format(time_format),
+            sensor_column=sensor_column,
+            sensor_id=sensor_id,
+            type_column=type_column,
+            sensor_type=sensor_type,
+            value_column=value_column,
+            value_columns=_split_names(value_columns),
+            quality_column=quality_column,
+            delimiter=check_delimiter(delimiter),
+            decimal=check_decimal(decimal),
+            encoding=encoding,
+            header=not no_header,
+            skip_lines=skip_lines,
         )
         recordings = [(path, detect_columns(path, options)) for path in files]
         if dry_run:
-            for path, mapping in recordings:
-                typer.echo(describe_first_readings(path, mapping))
+            _show_first_readings(recordings, as_json=as_json)
             return
         if truth is None:
-            raise SimError("--truth DIR is needed: where to record what was sent and acknowledged")
+            raise SimError("--truth DIR is required: the folder for the record of what was sent")
         pace_speed = parse_speed(speed)
         radio = RadioSettings(
             parse_broker(broker, ca_file=ca_file),
@@ -198,43 +209,45 @@ def replay(
         )
         shift_us, period_us = parse_shift(shift), 0
         if shift_to_now or loop != 1:
-            with show_spinner(quiet=quiet) as step:
+            with show_progress_bar(quiet=quiet) as step:
                 step("reading the times")
                 extent = find_time_extent(recordings)
                 period_us = extent.period_us
             if shift_to_now:
                 shift_us += extent.shift_us(now_us=time.time_ns() // 1000, speed=pace_speed)
-        name = new_run_name()
+        name = build_run_name()
         about = {"command": "replay", "files": [str(path) for path in files], "shift_us": shift_us}
         with (
             GroundTruthWriter(truth, name, about) as record,
-            ProgressDisplay("sim replay", quiet=quiet) as progress,
+            ProgressDisplay("sim replay", truth, quiet=quiet) as display,
         ):
-            work = ReplayPlayer(
+            player = ReplayPlayer(
                 recordings,
                 record,
                 radio,
-                f"replay-{name[-4:]}",
-                ReplayPace(pace_speed, shift_us, loop, period_us),
-                readings_per_publish,
+                device_id=f"replay-{name[-4:]}",
+                pace=ReplayPace(pace_speed, shift_us, loop, period_us),
+                readings_per_publish=readings_per_publish,
             )
-
-            async def send(stop: asyncio.Event) -> None:
-                await work.run(
+            run_until_signal(
+                lambda stop: player.run(
                     stop,
                     connect_timeout_s=connect_timeout,
                     drain_timeout_s=drain_timeout,
-                    show=progress.show,
+                    on_progress=display.show,
                 )
-
-            run_until_signal(send)
-        outcome = summarise_replay(work, find_repeated_readings(truth, name), shift_us)
+            )
+        outcome = summarize_replay(player, find_repeated_readings(truth, name), shift_us)
         typer.echo(json.dumps(outcome) if as_json else describe_replay(outcome))
         raise typer.Exit(0 if outcome["acknowledged"] == outcome["sent"] != 0 else EXIT_DIFFERENT)
 
 
+def _split_names(text: str) -> tuple[str, ...]:
+    return tuple(name for name in text.split(",") if name)
+
+
 def check_time_format(text: str) -> str:
-    """The time format, if it is one."""
+    """A time format: one of `TIME_FORMATS` or a strptime format."""
     if text not in TIME_FORMATS and "%" not in text:
         raise SimError(
             f"--time-format {text}: expected {', '.join(TIME_FORMATS)}, or a format like '%d/%m/%Y %H:%M'"
@@ -243,7 +256,7 @@ def check_time_format(text: str) -> str:
 
 
 def check_delimiter(text: str) -> str:
-    """One character, or nothing for finding it out."""
+    """One character; "": detect it."""
     text = {"tab": "\t", "\\t": "\t"}.get(text, text)
     if len(text) > 1:
         raise SimError(f"--delimiter {text}: expected one character, or tab")
@@ -251,7 +264,7 @@ def check_delimiter(text: str) -> str:
 
 
 def check_decimal(text: str) -> str:
-    """The decimal sign, or nothing for finding it out."""
+    """The decimal sign; "": detect it."""
     if text not in {"", ".", ","}:
         raise SimError(f"--decimal {text}: expected . or ,")
     return text
@@ -282,40 +295,61 @@ def parse_shift(text: str) -> int:
     return round(seconds * 1e6) * (-1 if text.strip().startswith("-") else 1)
 
 
-def describe_first_readings(path: Path, mapping: ColumnMap) -> str:
-    """The mapping of a file and its first readings."""
-    tally = RecordingCounters()
-    lines = [describe_column_map(path, mapping), "  first readings:"]
-    lines += [
-        f"    line {r.line}: {r.state.sensor_id}/{r.state.sensor_type} "
-        f"{format_time_us(r.time_us)} {r.value!r}"
-        for r in islice(read_recording(path, mapping, tally), _PREVIEW_READINGS)
-    ]
-    lines += [f"  skipped {reason}" for reason in tally.reasons]
-    return "\n".join(lines)
+def _show_first_readings(recordings: Iterable[tuple[Path, ColumnMap]], *, as_json: bool) -> None:
+    summaries = []
+    for path, mapping in recordings:
+        counters = RecordingCounters()
+        first = list(islice(read_recording(path, mapping, counters), _PREVIEW_READINGS))
+        summaries.append(
+            {
+                **summarize_column_map(path, mapping),
+                "first_readings": [summarize_reading(recorded) for recorded in first],
+                "skipped_reasons": counters.reasons,
+            }
+        )
+        if not as_json:
+            typer.echo(f"{describe_column_map(path, mapping)}\n  first readings:")
+            for recorded in first:
+                line, series, time_text, value = summarize_reading(recorded).values()
+                typer.echo(f"    line {line}: {series} {time_text} {value!r}")
+            for reason in counters.reasons:
+                typer.echo(f"  skipped {reason}")
+    if as_json:
+        typer.echo(json.dumps({"files": summaries}))
 
 
-def summarise_replay(
-    work: ReplayPlayer, repeats: tuple[int, list[tuple[SeriesState, int]]], shift_us: int
+def summarize_reading(recorded: RecordedReading) -> dict[str, object]:
+    """A reading of a recording as the dry run shows it."""
+    state = recorded.state
+    return {
+        "line": recorded.line,
+        "series": f"{state.sensor_id}/{state.sensor_type}",
+        "time": format_time_us(recorded.time_us),
+        "value": recorded.reading.value,
+    }
+
+
+def summarize_replay(
+    player: ReplayPlayer, repeats: tuple[int, list[tuple[SeriesState, int]]], shift_us: int
 ) -> dict[str, object]:
-    """What became of the rows, as one flat object."""
-    counters, tally = work.radio.counters, work.tally
+    """The outcome of a replay as one flat object."""
+    counters, rows = player.radio.counters, player.counters
     repeated, examples = repeats
     return {
-        "rows": tally.rows,
-        "readings": tally.readings,
-        "loops": work.loops_started,
+        "rows": rows.rows,
+        "readings": rows.readings,
+        "loops": player.loops_started,
         "sent": counters.produced,
         "acknowledged": counters.acknowledged,
         "refused": counters.refused,
-        "skipped": tally.skipped,
-        "skipped_reasons": tally.reasons,
-        "empty_cells": tally.empty_cells,
-        "cut_times": tally.cut_times,
+        "skipped": rows.skipped,
+        "skipped_reasons": rows.reasons,
+        "empty_cells": rows.empty_cells,
+        "cut_times": rows.cut_times,
         "repeated": repeated,
         "repeated_examples": [f"{s.sensor_id}/{s.sensor_type} at {format_time_us(at)}" for s, at in examples],
         "shift_us": shift_us,
         "reconnects": counters.reconnects,
         "last_fault": counters.last_fault,
-        "elapsed_s": work.progress()["elapsed_s"],
+        "elapsed_s": player.progress()["elapsed_s"],
     }

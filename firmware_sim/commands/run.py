@@ -3,8 +3,6 @@
 import asyncio
 import json
 import secrets
-import signal
-import threading
 import time
 from pathlib import Path
 from typing import Annotated
@@ -15,22 +13,24 @@ import typer
 from firmware_sim.commands.console import (
     BrokerOption,
     CaOption,
-    DrainOption,
     JsonOption,
+    KeepaliveOption,
     ProgressDisplay,
     QosOption,
     QuietOption,
     ReadingsOption,
     SystemdNotifier,
     TruthOption,
-    allow_open_files,
+    WindowOption,
+    build_run_name,
     exit_on_errors,
     format_counters,
-    new_run_name,
+    raise_open_files_limit,
     run_until_signal,
-    show_spinner,
+    show_progress_bar,
 )
-from firmware_sim.devices.device import RadioSettings, parse_broker
+from firmware_sim.devices.device import RadioSettings
+from firmware_sim.devices.mqtt_connection import parse_broker
 from firmware_sim.errors import SimError
 from firmware_sim.fleet import Fleet, parse_service
 from firmware_sim.ground_truth import GroundTruthWriter
@@ -69,38 +69,39 @@ def run(
     start: Annotated[
         str,
         typer.Option(
-            help="Simulated time of the start, like 2026-05-01T12:00Z. Default: so that it ends now."
+            help="Simulated time of the start, like 2026-05-01T12:00Z. Default: such that the run ends now."
         ),
     ] = "",
     service: Annotated[
         list[str] | None,
         typer.Option(
-            help="A service that the scenario's outages take away: NAME=PID, paused meanwhile, or "
+            help="A service that the scenario's outages stop: NAME=PID, paused meanwhile, or "
             "NAME=COMMAND, run with `down` and `up`."
         ),
     ] = None,
     readings_per_publish: ReadingsOption = None,
     qos: QosOption = None,
-    scenario: Annotated[Path | None, typer.Option(help="A fleet in TOML; options win over it.")] = None,
-    window: Annotated[
-        int, typer.Option(min=1, help="Publishes a device sends without acknowledgement.")
-    ] = 20,
+    scenario: Annotated[Path | None, typer.Option(help="A fleet in TOML; options override it.")] = None,
+    window: WindowOption = 20,
     ring: Annotated[int, typer.Option(min=1, help="Publishes a device keeps until acknowledged.")] = 10_000,
-    keepalive: Annotated[int, typer.Option(min=1, help="MQTT keep-alive, in s.")] = 30,
+    keepalive: KeepaliveOption = 30,
     connect_timeout: Annotated[
-        float | None, typer.Option(min=0, help="Give up when nothing answers for so long at the start, in s.")
+        float | None,
+        typer.Option(min=0, help="Exit when no device connects for so long at the start, in s."),
     ] = None,
-    drain_timeout: DrainOption = 10.0,
+    drain_timeout: Annotated[
+        float, typer.Option(min=0, help="At the end, wait at most this long for acknowledgements, in s.")
+    ] = 10.0,
     ca_file: CaOption = None,
     as_json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
     """Run a fleet of simulated devices against an MQTT server.
 
-    What there is, and what befalls it, is said by options or by a scenario (docs/simulator.md).
+    Options or a scenario (docs/simulator.md) define the devices, their faults and outages.
 
     Each device has its own connection, boot id and sequence numbers, and keeps every publish until it is
-    acknowledged, over lost connections and restarts of the server. SIGINT or SIGTERM ends the run properly.
+    acknowledged, over lost connections and restarts of the server. SIGINT or SIGTERM ends the run cleanly.
 
     For example:
 
@@ -113,23 +114,18 @@ def run(
       tidegate sim run --truth truth --devices 100 --rate max --readings 1000000
     """
     with exit_on_errors():
+        if devices and scenario:
+            raise SimError("--devices and --scenario exclude each other: the scenario defines the devices")
         plan = read_scenario(scenario) if scenario else Scenario()
-        per_s = parse_rate(rate)
-        wanted = {
-            "rate": per_s,
+        overrides = {
+            "rate": parse_rate(rate),
             "seconds": seconds,
             "seed": seed,
             "readings_per_publish": readings_per_publish,
             "qos": qos,
             "groups": (Group(devices=devices),) if devices else None,
         }
-        if devices and scenario:
-            raise SimError(
-                "--devices and --scenario exclude each other: the scenario says which devices there are"
-            )
-        plan = msgspec.structs.replace(
-            plan, **{key: value for key, value in wanted.items() if value is not None}
-        )
+        plan = msgspec.structs.replace(plan, **{k: v for k, v in overrides.items() if v is not None})
         services = [parse_service(text) for text in service or ()]
         radio = RadioSettings(
             parse_broker(broker, ca_file=ca_file),
@@ -138,79 +134,82 @@ def run(
             ring_publishes=ring,
             keepalive_s=keepalive,
         )
-        chosen = plan.seed if plan.seed is not None else secrets.randbelow(1 << 31)
+        chosen_seed = plan.seed if plan.seed is not None else secrets.randbelow(1 << 31)
         start_us = parse_start_us(start, plan)
         about = {
             "command": "run",
-            "seed": chosen,
+            "seed": chosen_seed,
             "start_us": start_us,
             "scenario": msgspec.to_builtins(plan),
             "broker": str(radio.broker),
         }
+        raise_open_files_limit(sum(group.devices for group in plan.groups) + _OTHER_FILES)
         with (
-            GroundTruthWriter(truth, new_run_name(), about) as record,
-            ProgressDisplay("sim run", quiet=quiet) as progress,
+            GroundTruthWriter(truth, build_run_name(), about) as record,
+            ProgressDisplay("sim run", truth, quiet=quiet) as display,
         ):
             if rate == "max":
-                allow_open_files(sum(group.devices for group in plan.groups) + _OTHER_FILES)
-                with show_spinner(quiet=quiet) as step:
+                with show_progress_bar(quiet=quiet) as step:
                     publishes = encode_publishes(
                         plan,
                         record,
-                        seed=chosen,
+                        seed=chosen_seed,
                         start_us=start_us,
                         readings=readings,
-                        encoded=lambda done: step(f"encoding: {done:,} of {readings:,} readings"),
+                        on_encoded=lambda done: step("encoding readings", done, readings),
                     )
                 radio.counters.produced = record.rows
                 load = LoadGenerator(publishes, radio.broker, record, radio.counters, window=window)
-                asyncio.run(run_at_full_rate(load, progress, seconds or 0.0, connect_timeout or 10.0))
+                run_until_signal(
+                    lambda stop: _run_at_full_rate(
+                        load, stop, display, seconds=seconds or 0.0, connect_timeout_s=connect_timeout or 10.0
+                    )
+                )
                 outcome = load.progress()
             else:
-                fleet = Fleet(plan, radio, record, seed=chosen, start_us=start_us, services=services)
-                allow_open_files(fleet.size + _OTHER_FILES)
+                fleet = Fleet(plan, radio, record, seed=chosen_seed, start_us=start_us, services=services)
+                systemd = SystemdNotifier()
 
-                own = SystemdNotifier()
+                def on_progress(counters: dict[str, object]) -> None:
+                    display.show(counters)
+                    systemd.notify(format_counters(counters))
 
-                def tell(shown: Fleet) -> None:
-                    progress.show(shown.progress())
-                    own.tell(format_counters(shown.progress()))
-
-                async def produce(stop: asyncio.Event) -> None:
-                    await fleet.run(
+                run_until_signal(
+                    lambda stop: fleet.run(
                         stop,
                         drain_timeout_s=drain_timeout,
                         connect_timeout_s=connect_timeout,
-                        show=tell,
+                        on_progress=on_progress,
                     )
-
-                run_until_signal(produce)
+                )
                 outcome = fleet.progress()
         typer.echo(
-            json.dumps({**outcome, "seed": chosen, "start_us": start_us})
+            json.dumps({**outcome, "seed": chosen_seed, "start_us": start_us})
             if as_json
-            else f"sim run: {format_counters(outcome)} seed={chosen}"
+            else f"sim run: {format_counters(outcome)} seed={chosen_seed}"
         )
 
 
-async def run_at_full_rate(
-    load: LoadGenerator, progress: ProgressDisplay, seconds: float, connect_timeout_s: float
+async def _run_at_full_rate(
+    load: LoadGenerator,
+    stop: asyncio.Event,
+    display: ProgressDisplay,
+    *,
+    seconds: float,
+    connect_timeout_s: float,
 ) -> None:
-    """Run a load in a thread, showing where it is; SIGINT and SIGTERM end it."""
-    stop = threading.Event()
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number, stop.set)
+    """Run a load in a thread, which polls `stop`, and show its progress."""
     work = asyncio.ensure_future(
         asyncio.to_thread(load.run, stop, seconds=seconds, connect_timeout_s=connect_timeout_s)
     )
     while not (await asyncio.wait({work}, timeout=1.0))[0]:
-        progress.show(load.progress())
+        display.show(load.progress())
     await work
+    display.show(load.progress())
 
 
 def parse_rate(text: str | None) -> float | None:
-    """Readings per second, or None for the scenario's own, which max goes by as well."""
+    """Readings per second; None for the scenario's own, which max uses for its schedule as well."""
     if text is None or text == "max":
         return None
     try:
@@ -223,7 +222,7 @@ def parse_rate(text: str | None) -> float | None:
 
 
 def parse_start_us(text: str, plan: Scenario) -> int:
-    """Simulated time of the start in microseconds: as said, or so that the run ends now."""
+    """Simulated time of the start in microseconds; "": such that the run ends now."""
     if text:
         try:
             return parse_time_us(text, "auto")[0]

@@ -2,10 +2,9 @@
 
 import asyncio
 import json
-from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import Annotated
 
 import typer
 
@@ -19,9 +18,8 @@ from firmware_sim.commands.console import (
 )
 from firmware_sim.errors import SimError
 from firmware_sim.ground_truth import GroundTruth, load_ground_truth
-from firmware_sim.verify import databases as influxdb
-from firmware_sim.verify import spools, stored_files
-from firmware_sim.verify.comparison import Differences, LossEvidence, StoredRows, compare_readings
+from firmware_sim.verify import databases, spools, stored_files
+from firmware_sim.verify.comparison import LossEvidence, StoredRows, compare_readings
 
 _STORES = "Where the readings were stored"
 
@@ -65,7 +63,7 @@ def verify(
     spool: Annotated[
         Path | None,
         typer.Option(
-            help="A gateway's spool: the store itself, or, beside another store, what tells of readings that "
+            help="A gateway's spool: the store itself, or, beside another store, the source of readings that "
             "still wait or are in quarantine.",
             metavar="FILE",
             rich_help_panel=_STORES,
@@ -74,8 +72,8 @@ def verify(
     destination: Annotated[
         str | None,
         typer.Option(
-            help="Whose losses in the spool explain what these files or this InfluxDB lack, where several "
-            "destinations lost something.",
+            help="The destination whose losses in the spool count for these files or this InfluxDB, where "
+            "several destinations have losses.",
             metavar="NAME",
             rich_help_panel=_STORES,
         ),
@@ -85,8 +83,9 @@ def verify(
 ) -> None:
     """Compare every acknowledged reading with what a store holds, one by one.
 
-    Every difference is explained: lost, duplicated or altered, waiting in the gateway's spool, in its
-    quarantine, declared as given up; what was stored late or flagged is told as well.
+    Every difference is classified: lost, duplicated or altered, waiting in the gateway's spool, in its
+    quarantine, declared as given up; what was stored late or flagged is counted as well. A difference in
+    InfluxDB is read again until it no longer changes.
 
     Exit code 0 when everything acknowledged is stored once and unchanged, or declared; 1 when not; 2 when it
     cannot be compared.
@@ -94,44 +93,68 @@ def verify(
     with exit_on_errors():
         stores = [store for store in (postgres, files, influx) if store is not None]
         if len(stores) > 1 or not (stores or spool):
-            raise SimError(
-                "say where the readings were stored: "
-                "one of --postgres DSN, --files DIR, --influx URL, --spool FILE"
-            )
+            raise SimError("expected one store: --postgres DSN, --files DIR, --influx URL or --spool FILE")
         if precision not in stored_files.PRECISIONS:
             raise SimError(f"--precision {precision}: expected one of {', '.join(stored_files.PRECISIONS)}")
         with show_progress_bar(quiet=quiet) as step:
-            step("reading the record of the truth", 0, 0)
+            step("reading the record of the truth")
             record = load_ground_truth(truth)
 
             def on_rows(rows: int) -> None:
-                step("reading what was stored", rows, record.rows)
+                step("reading the store", rows, record.rows)
+
+            def fetch() -> StoredRows:
+                if postgres is not None:
+                    return asyncio.run(
+                        databases.fetch_postgres_rows(postgres, table, record, on_rows=on_rows)
+                    )
+                if influx is not None:
+                    return databases.fetch_influx_rows(
+                        influx, database, record, on_rows=on_rows, token=read_token(influx_token_file)
+                    )
+                if files is not None:
+                    return stored_files.read_files(files, record, precision=precision, on_rows=on_rows)
+                assert spool is not None
+                return spools.read_spool(spool, record, on_rows=on_rows)
 
             on_rows(0)
-            evidence = LossEvidence()
-            if postgres is not None:
-                stored = _fetch_postgres(postgres, table, record, on_rows)
-                evidence = _fetch_loss_evidence(postgres, record)
-            elif files is not None:
-                stored = _read_files(files, record, precision, on_rows)
-            elif influx is not None:
-                stored = influxdb.fetch_influx_rows(
-                    influx, database, record, on_rows=on_rows, token=read_token(influx_token_file)
-                )
+            notes: list[str] = []
+            if influx is not None:
+                evidence = _read_evidence(None, spool, destination, record, single_store=True)
+                differences = databases.compare_settled(fetch, record, evidence)
             else:
-                assert spool is not None
-                stored = spools.read_spool(spool, record, on_rows=on_rows)
-            if spool is not None:
-                evidence.quarantined = spools.read_quarantine(spool, record)
-                if stores:
-                    evidence.waiting = spools.read_spool(spool, record, on_rows=on_rows).rows
-                if postgres is None:
-                    evidence.declared = spools.read_declared_losses(
-                        spool, destination, single_store=bool(stores)
-                    )
-            step(f"comparing with {len(stored.rows):,} rows", record.rows, record.rows)
-            differences = compare_readings(record, stored, evidence)
-        _print_and_exit(differences, stored.notes, as_json=as_json)
+                stored = fetch()
+                notes = stored.notes
+                evidence = _read_evidence(postgres, spool, destination, record, single_store=bool(stores))
+                step(f"comparing with {len(stored.rows):,} rows", record.rows, record.rows)
+                differences = compare_readings(record, stored, evidence)
+        if as_json:
+            summary = {"ok": differences.clean, **asdict(differences), "late": differences.late}
+            typer.echo(json.dumps({**summary, "notes": notes}))
+        else:
+            typer.echo(describe_differences(differences, notes))
+        raise typer.Exit(0 if differences.clean else EXIT_DIFFERENT)
+
+
+def _read_evidence(
+    postgres: str | None,
+    spool: Path | None,
+    destination: str | None,
+    record: GroundTruth,
+    *,
+    single_store: bool,
+) -> LossEvidence:
+    """What region and spool know of readings that the store lacks."""
+    evidence = LossEvidence()
+    if postgres is not None:
+        evidence = asyncio.run(databases.fetch_loss_evidence(postgres, record))
+    if spool is not None:
+        evidence.quarantined = spools.read_quarantine(spool, record)
+        if single_store:
+            evidence.waiting = spools.read_spool(spool, record, on_rows=lambda _: None).rows
+        if postgres is None:
+            evidence.declared = spools.read_declared_losses(spool, destination, single_store=single_store)
+    return evidence
 
 
 def read_token(path: Path | None) -> str:
@@ -142,36 +165,3 @@ def read_token(path: Path | None) -> str:
         return path.read_text().partition("\n")[0].strip()
     except (OSError, UnicodeDecodeError) as fault:
         raise SimError(f"--influx-token-file {path}: {fault}") from fault
-
-
-def _fetch_postgres(dsn: str, table: str, record: GroundTruth, on_rows: Callable[[int], None]) -> StoredRows:
-    from firmware_sim.verify import databases  # noqa: PLC0415 - asyncpg is needed for this only
-
-    return asyncio.run(databases.fetch_postgres_rows(dsn, table, record, on_rows=on_rows))
-
-
-def _fetch_loss_evidence(dsn: str, record: GroundTruth) -> LossEvidence:
-    from firmware_sim.verify import databases  # noqa: PLC0415 - as above
-
-    return asyncio.run(databases.fetch_loss_evidence(dsn, record))
-
-
-def _read_files(
-    folder: Path, record: GroundTruth, precision: str, on_rows: Callable[[int], None]
-) -> StoredRows:
-    exports = stored_files.find_export_files(folder)
-    if exports and not stored_files.find_line_files(folder):
-        return stored_files.read_export_files(exports, record, on_rows=on_rows)
-    return stored_files.read_line_files(folder, record, precision=precision, on_rows=on_rows)
-
-
-def _print_and_exit(differences: Differences, notes: list[str], *, as_json: bool) -> NoReturn:
-    if as_json:
-        typer.echo(
-            json.dumps(
-                {"ok": differences.clean, **asdict(differences), "late": differences.late, "notes": notes}
-            )
-        )
-    else:
-        typer.echo(describe_differences(differences, notes))
-    raise typer.Exit(0 if differences.clean else EXIT_DIFFERENT)

@@ -1,25 +1,21 @@
-"""A device's firmware, without its radio: clock, battery, signal, sensors, what it samples and what it is.
-Pure.
+"""A device's firmware, without its radio: clock, battery, signal, sensors, attributes and sampling. Pure.
 
-Time is simulated: `at_s` counts seconds since the start, `now_us` is the true time of that moment. What a
-device writes into a reading is its own clock's time, which drifts and jumps and is set right now and then.
-Everything random comes from the device's own source, so that a device's readings depend on the seed, on the
-moments it is asked at, and on nothing else.
+Time is simulated: `at_s` counts seconds since the start, `now_us` is the true time of that moment. A reading
+carries the device's own clock's time, which drifts, jumps and is corrected every six hours. Everything random
+comes from the device's own source: its readings depend only on the seed and on when it is sampled.
 """
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
 
-from firmware_sim.devices import payloads
 from firmware_sim.devices.payloads import (
     PayloadFormat,
-    Sample,
     carries_measures,
     carries_times,
-    encode_samples,
+    encode_readings,
+    sparkplug_topic,
     time_resolution_us,
 )
 from firmware_sim.devices.sensors import (
@@ -32,7 +28,7 @@ from firmware_sim.devices.sensors import (
     apply_reading_faults,
     corrupt_payload,
 )
-from firmware_sim.ground_truth import SEQ_ABSENT, SeriesState
+from firmware_sim.ground_truth import Publish, Reading, SeriesState
 
 if TYPE_CHECKING:
     import random
@@ -47,18 +43,9 @@ _DAY_S = 86_400.0
 _MAX_HIDDEN_SET_BACK_US = 2_000_000  # by less than this a clock is set back without its times showing it
 
 
-class Publish(NamedTuple):
-    """One PUBLISH and the rows of the truth record it carries (none for what no record counts)."""
-
-    topic: str
-    payload: bytes
-    first_row: int
-    rows: int
-
-
 @dataclass(slots=True)
 class Sensor:
-    """One sensor of a device: what it measures, and what it remembers."""
+    """One sensor of a device: its series, its place and the state of its faults."""
 
     state: SeriesState
     site: Site
@@ -76,14 +63,14 @@ class FirmwareUpgrade(NamedTuple):
 
 @dataclass(slots=True)
 class PublishOutcome:
-    """What a device did in one go: publishes in the order of sending, and what became of itself.
+    """Publishes in the order of sending, and what happened to the device.
 
     Attributes:
-        rebooted: it started anew, with another boot id.
-        forgot: it lost its memory with that.
+        rebooted: it restarted, with another boot id.
+        lost_memory: it lost its memory with that.
         away_s: its network is away for so long from now on, simulated seconds.
-        malformed: how many of the publishes are spoilt.
-        forgotten: readings that were kept back and are lost with its memory.
+        malformed: how many of the publishes have a corrupted payload.
+        forgotten: delayed readings that are lost with its memory.
     """
 
     publishes: list[Publish] = field(default_factory=list)
@@ -99,10 +86,10 @@ class Firmware:
     """One device.
 
     Attributes:
-        battery_level: percent; drained in `battery_days`, and then a new battery is put in.
-        signal_strength: dBm, wandering.
-        clock_ppm: how fast its clock runs wrong.
-        seq: of the last reading; begins again at 1 when it restarts.
+        battery_level: percent; drained in `battery_days`, then replaced.
+        signal_strength: dBm, a random walk.
+        clock_ppm: drift of its clock.
+        seq: of the last reading; restarts at 1 with the device.
     """
 
     device_id: str
@@ -111,19 +98,19 @@ class Firmware:
     battery_level: float
     signal_strength: float
     topic: str = "sensors/{device}/{type}"
-    shape: PayloadFormat = "json"
+    payload_format: PayloadFormat = "json"
     battery_days: float = 90.0
     clock_ppm: float = 0.0
     upgrades: tuple[FirmwareUpgrade, ...] = ()
     device_faults: DeviceFaults = field(default_factory=lambda: DeviceFaults(()))
     boot_id: str = ""
     seq: int = 0
-    _kept_back: list[tuple[int, Publish]] = field(default_factory=list)
+    _delayed: list[tuple[int, Publish]] = field(default_factory=list)
     _upgraded: int = 0
     _clock_set_s: float = 0.0
     _jump_us: int = 0
     _jump_left: int = 0
-    _last_seen_s: float = 0.0
+    _last_s: float = 0.0
 
     def __post_init__(self) -> None:
         self._boot()
@@ -138,13 +125,13 @@ class Firmware:
         readings: int,
         spacing_us: int,
     ) -> PublishOutcome:
-        """Live up to `at_s`, take `readings` samples of a sensor ending then, and say what is sent.
+        """Advance the device to `at_s`, sample a sensor `readings` times ending then; what is to be sent.
 
-        They are in the truth record, not yet on disk, when this returns. Times of one sensor rise by at
-        least a microsecond but where its clock was set back.
+        The readings are in the truth record, not yet on disk, when this returns. Times of one sensor rise by
+        at least a microsecond except where its clock was set back.
         """
         outcome = PublishOutcome()
-        self._live(at_s, outcome)
+        self._advance(at_s, outcome)
         publish = self._sample(
             sensor, truth, at_s=at_s, now_us=now_us, readings=readings, spacing_us=spacing_us
         )
@@ -152,9 +139,9 @@ class Firmware:
             self._send(publish, sensor, at_s, outcome)
         return outcome
 
-    def _live(self, at_s: float, outcome: PublishOutcome) -> None:
-        gone_s, self._last_seen_s = max(0.0, at_s - self._last_seen_s), max(at_s, self._last_seen_s)
-        self.battery_level -= gone_s / (self.battery_days * _DAY_S) * 100
+    def _advance(self, at_s: float, outcome: PublishOutcome) -> None:
+        elapsed_s, self._last_s = max(0.0, at_s - self._last_s), max(at_s, self._last_s)
+        self.battery_level -= elapsed_s / (self.battery_days * _DAY_S) * 100
         if self.battery_level < _EMPTY_PERCENT:
             self.battery_level = _NEW_PERCENT
             outcome.rebooted = True
@@ -183,7 +170,6 @@ class Firmware:
         self.seq = 0
 
     def _clock_us(self, at_s: float, true_us: int) -> int:
-        """What the device's clock says."""
         drift_us = int((at_s - self._clock_set_s) * self.clock_ppm)
         return true_us + drift_us + (self._jump_us if self._jump_left else 0)
 
@@ -197,24 +183,21 @@ class Firmware:
         readings: int,
         spacing_us: int,
     ) -> Publish | None:
-        whole, step = carries_measures(self.shape), time_resolution_us(self.shape)
-        said = sensor.state if whole else sensor.state._replace(attributes=_keep_unit_only(sensor.state))
-        state = truth.state(said) if carries_times(self.shape) else -1
-        waveform, unit = WAVEFORMS[sensor.state.sensor_type]
-        _, location, manufacturer, firmware_version = sensor.state.attributes
-        rng = self.rng
-        first_row = truth.rows
+        whole, step_us = carries_measures(self.payload_format), time_resolution_us(self.payload_format)
+        state, rng, first_row = sensor.state, self.rng, truth.rows
+        recorded = state if whole else state._replace(attributes=(state.attributes[0], None, None, None))
+        number = truth.number_state(recorded) if carries_times(self.payload_format) else -1
         samples = []
         for back in range(readings - 1, -1, -1):
             true_us = now_us - back * spacing_us - rng.randrange(_JITTER_US)
-            time_us = self._clock_us(at_s, true_us) // step * step
+            time_us = self._clock_us(at_s, true_us) // step_us * step_us
             if self._jump_left:
                 self._jump_left -= 1
             elif time_us <= sensor.last_us < time_us + _MAX_HIDDEN_SET_BACK_US:
-                time_us = sensor.last_us + step
+                time_us = sensor.last_us + step_us
             sensor.last_us = time_us
             value = apply_reading_faults(
-                waveform(sensor.site, true_us / 1e6, rng),
+                WAVEFORMS[state.sensor_type][0](sensor.site, true_us / 1e6, rng),
                 sensor.memory,
                 sensor.faults,
                 rng,
@@ -225,44 +208,29 @@ class Firmware:
             self.signal_strength = min(
                 _STRONGEST_DBM, max(_WEAKEST_DBM, self.signal_strength + rng.gauss(0, 0.3))
             )
-            quality = round(min(100.0, max(81.0, rng.gauss(97, 1.5))), 1)
-            battery_level = round(self.battery_level, 1)
-            signal_strength = float(round(self.signal_strength))
             self.seq += 1
-            if state < 0:
-                pass
-            elif whole:
-                truth.produce(state, time_us, value, quality, battery_level, signal_strength, self.seq)
-            else:
-                truth.produce(state, time_us, value, math.nan, math.nan, math.nan, SEQ_ABSENT)
-            samples.append(
-                Sample(
-                    value,
-                    time_us,
-                    quality,
-                    battery_level,
-                    signal_strength,
-                    self.seq,
-                    self.boot_id,
-                    location,
-                    manufacturer,
-                    firmware_version,
-                    unit,
-                )
+            reading = Reading(
+                time_us,
+                value,
+                quality=round(min(100.0, max(81.0, rng.gauss(97, 1.5))), 1),
+                battery_level=round(self.battery_level, 1),
+                signal_strength=float(round(self.signal_strength)),
+                seq=self.seq,
             )
+            if number >= 0:
+                truth.append(number, reading if whole else Reading(time_us, value))
+            samples.append(reading)
         if not samples:
             return None
-        topic = self.topic.format(device=self.device_id, type=sensor.state.sensor_type)
-        if self.shape == "sparkplug_b":
-            topic = payloads.sparkplug_topic("NDATA", self.device_id)
-        rows = truth.rows - first_row
-        return Publish(
-            topic, encode_samples(self.shape, sensor.state, samples), first_row if rows else 0, rows
-        )
+        topic = self.topic.format(device=self.device_id, type=state.sensor_type)
+        if self.payload_format == "sparkplug_b":
+            topic = sparkplug_topic("NDATA", self.device_id)
+        payload = encode_readings(self.payload_format, state, samples, self.boot_id)
+        return Publish(topic, payload, first_row, truth.rows - first_row)
 
     def _send(self, publish: Publish, sensor: Sensor, at_s: float, outcome: PublishOutcome) -> None:
         rng = self.rng
-        keep, copies, corrupted = 0, 1, 0
+        delay, copies, corrupted = 0, 0, 0
         for fault in sensor.faults:
             if fault.kind in READING_FAULT_KINDS or not fault.occurs(at_s, rng):
                 continue
@@ -271,33 +239,28 @@ class Firmware:
             elif fault.kind == "duplicate":
                 copies += 1
             elif fault.kind == "reorder":
-                keep = max(keep, 1)
+                delay = max(delay, 1)
             elif fault.kind == "late":
-                keep = max(keep, fault.hold)
-        if keep:
-            self._kept_back.append((keep, publish))
+                delay = max(delay, fault.hold)
+        if delay:
+            self._delayed.append((delay, publish))
         else:
             outcome.publishes.append(publish)
-        outcome.publishes += [publish._replace(first_row=0, rows=0)] * (copies - 1)
+        outcome.publishes += [publish._replace(first_row=0, rows=0)] * copies
         outcome.publishes += [
-            Publish(publish.topic, corrupt_payload(publish.payload, rng), 0, 0) for _ in range(corrupted)
+            Publish(publish.topic, corrupt_payload(publish.payload, rng)) for _ in range(corrupted)
         ]
         outcome.malformed += corrupted
         waiting = []
-        for left, kept in self._kept_back:
-            if kept is publish or left > 1:
-                waiting.append((left - (kept is not publish), kept))
+        for left, delayed in self._delayed:
+            if delayed is publish or left > 1:
+                waiting.append((left - (delayed is not publish), delayed))
             else:
-                outcome.publishes.append(kept)
-        self._kept_back = waiting
+                outcome.publishes.append(delayed)
+        self._delayed = waiting
 
     def release_delayed(self) -> list[Publish]:
-        """What was kept back, at the end of a run."""
-        kept = [publish for _, publish in self._kept_back]
-        self._kept_back.clear()
-        return kept
-
-
-def _keep_unit_only(state: SeriesState) -> tuple[str | None, ...]:
-    """The attributes of a shape that carries no others."""
-    return (state.attributes[0], *(None for _ in state.attributes[1:]))
+        """Every publish that is still held back, removed from the device."""
+        delayed = [publish for _, publish in self._delayed]
+        self._delayed.clear()
+        return delayed

@@ -1,4 +1,4 @@
-"""Samples encoded in each payload format, and Sparkplug B messages. Pure.
+"""Readings encoded in each payload format, and Sparkplug B messages. Pure.
 
 json     {"value": 21.5, "ts": 1767225600000000, "quality": 98, ...}; several as an array
 fields   {"temperature": 21.5, "ts": ...}; several as an array
@@ -19,69 +19,177 @@ import io
 import math
 import re
 import struct
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import msgspec
 
 from firmware_sim.devices.sensors import WAVEFORMS
-from firmware_sim.ground_truth import ATTRIBUTES
+from firmware_sim.ground_truth import ATTRIBUTES, MEASURES, SEQ_ABSENT
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from firmware_sim.ground_truth import SeriesState
+    from firmware_sim.ground_truth import Reading, SeriesState
 
-SPARKPLUG_GROUP = "sim"
+PayloadFormat = Literal["json", "fields", "senml", "lines", "csv", "number", "sparkplug_b"]
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_NUMERIC_TIMES_FROM_US = 10**14
+_ESCAPED_CHARACTERS = re.compile(r"([,= ])")
+_encoder = msgspec.json.Encoder()
+
+
+def encode_readings(
+    payload_format: PayloadFormat, state: SeriesState, readings: Sequence[Reading], boot_id: str = ""
+) -> bytes:
+    """The payload of readings of one series; the boot id is carried by JSON objects only."""
+    match payload_format:
+        case "lines":
+            payload = "\n".join(_encode_line(state, reading) for reading in readings).encode()
+        case "senml":
+            payload = _encoder.encode(_build_senml(state, readings))
+        case "csv":
+            payload = _encode_csv(state, readings)
+        case "number":
+            payload = repr(readings[-1].value).encode()
+        case "sparkplug_b":
+            payload = encode_sparkplug_data(state.sensor_type, readings)
+        case _:
+            objects = [_build_object(payload_format, state, reading, boot_id) for reading in readings]
+            payload = _encoder.encode(objects[0] if len(objects) == 1 else objects)
+    return payload
+
+
+def carries_measures(payload_format: PayloadFormat) -> bool:
+    """Whether the format carries quality, battery level, signal strength and sequence number."""
+    return payload_format not in {"senml", "sparkplug_b"}
+
+
+def carries_times(payload_format: PayloadFormat) -> bool:
+    """Whether the format carries times; without them a stored reading cannot be identified."""
+    return payload_format != "number"
+
+
+def time_resolution_us(payload_format: PayloadFormat) -> int:
+    """What times in the format are multiples of, microseconds."""
+    return 1000 if payload_format == "sparkplug_b" else 1
+
+
+def format_payload_time(time_us: int) -> int | str:
+    """A time as a JSON payload carries it: microseconds, or RFC 3339 text before March 1973.
+
+    A gateway tells the unit of a number by its size and would take smaller numbers for milliseconds.
+    """
+    if abs(time_us) >= _NUMERIC_TIMES_FROM_US:
+        return time_us
+    return (_EPOCH + timedelta(microseconds=time_us)).isoformat()
+
+
+def _present_measures(reading: Reading) -> dict[str, float]:
+    numbers = zip(MEASURES, reading[2:], strict=True)
+    return {name: n for name, n in numbers if not math.isnan(n) and (name != "seq" or n != SEQ_ABSENT)}
+
+
+def _build_object(
+    payload_format: PayloadFormat, state: SeriesState, reading: Reading, boot_id: str
+) -> dict[str, object]:
+    value_key = state.sensor_type if payload_format == "fields" else "value"
+    members: dict[str, object] = {value_key: reading.value, "ts": format_payload_time(reading.time_us)}
+    members |= _present_measures(reading)
+    if boot_id:
+        members["boot_id"] = boot_id
+    attributes = {n: text for n, text in zip(ATTRIBUTES, state.attributes, strict=True) if text is not None}
+    if payload_format == "fields":
+        attributes.pop("unit", None)
+    return members | attributes
+
+
+def _encode_csv(state: SeriesState, readings: Sequence[Reading]) -> bytes:
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    unit, *attributes = state.attributes
+    for reading in readings:
+        measures = _present_measures(reading)
+        cells = [measures.get(name) for name in MEASURES]
+        writer.writerow((reading.time_us, reading.value, *cells, *attributes, unit))
+    return out.getvalue().encode()
+
+
+def _build_senml(state: SeriesState, readings: Sequence[Reading]) -> list[dict[str, object]]:
+    base_s = readings[0].time_us // 1_000_000
+    records: list[dict[str, object]] = [
+        {"n": state.sensor_type, "t": round(reading.time_us / 1e6 - base_s, 6), "v": reading.value}
+        for reading in readings
+    ]
+    records[0] = {"bn": f"{state.sensor_id}:", "bt": base_s, "bu": state.attributes[0], **records[0]}
+    return records
+
+
+def _encode_line(state: SeriesState, reading: Reading) -> str:
+    tags = [("sensor_id", state.sensor_id), *zip(ATTRIBUTES, state.attributes, strict=True)]
+    key = ",".join([_escape(state.sensor_type)] + [f"{name}={_escape(text)}" for name, text in tags if text])
+    fields = [f"value={reading.value!r}"]
+    fields += [f"{n}={v!r}{'i' if n == 'seq' else ''}" for n, v in _present_measures(reading).items()]
+    return f"{key} {','.join(fields)} {reading.time_us}000"
+
+
+def _escape(text: str) -> str:
+    return _ESCAPED_CHARACTERS.sub(r"\\\1", text)
+
+
+_SPARKPLUG_GROUP = "sim"
 _ALIASES = {name: number for number, name in enumerate(WAVEFORMS, start=1)}
 _INT64, _DOUBLE, _BOOLEAN, _STRING = 4, 10, 11, 12
 _VARINT, _FIXED64, _BYTES = 0, 1, 2
 _SEQ_END = 256
 
 
+class MqttMessage(NamedTuple):
+    """A topic and a payload."""
+
+    topic: str
+    payload: bytes
+
+
 def sparkplug_topic(kind: str, device_id: str) -> str:
     """The topic of a message: NBIRTH, NDATA, NDEATH."""
-    return f"spBv1.0/{SPARKPLUG_GROUP}/{kind}/{device_id}"
+    return f"spBv1.0/{_SPARKPLUG_GROUP}/{kind}/{device_id}"
 
 
-def encode_sparkplug_data(sensor_type: str, samples: Iterable[Sample]) -> bytes:
-    """Samples of one metric, without the sequence number: it depends on the connection, see `Session`."""
-    samples = list(samples)
-    return _varint_field(1, samples[-1].ts // 1000) + b"".join(
+def encode_sparkplug_data(sensor_type: str, readings: Sequence[Reading]) -> bytes:
+    """Readings of one metric, without the sequence number, which depends on the connection."""
+    return _varint_field(1, readings[-1].time_us // 1000) + b"".join(
         _bytes_field(
             2,
             _varint_field(2, _ALIASES[sensor_type])
-            + _varint_field(3, sample.ts // 1000)
+            + _varint_field(3, reading.time_us // 1000)
             + _varint_field(4, _DOUBLE)
-            + _double_field(13, sample.value),
+            + _double_field(13, reading.value),
         )
-        for sample in samples
+        for reading in readings
     )
 
 
 class SparkplugSession:
-    """What one device says on each of its connections beside its data.
-
-    Args:
-        device_id: the node.
-        metrics: (sensor_type, unit) of everything it measures.
-    """
+    """Birth, death and sequence numbers of one device; `metrics` are (sensor_type, unit)."""
 
     def __init__(self, device_id: str, metrics: Iterable[tuple[str, str]]) -> None:
         self._device_id = device_id
         self._metrics = tuple(metrics)
-        self._number = -1
+        self._birth_count = -1
         self._seq = 0
 
     def begin(self) -> MqttMessage:
-        """The last will of the connection that is to be made: its number is in the birth as well."""
-        self._number = (self._number + 1) % _SEQ_END
+        """The last will of the next connection: its number is in the birth as well."""
+        self._birth_count = (self._birth_count + 1) % _SEQ_END
         return MqttMessage(sparkplug_topic("NDEATH", self._device_id), self._birth_number())
 
     def birth(self, now_ms: int) -> MqttMessage:
-        """The first message of a connection. Metrics are there without a value."""
+        """The first message of a connection. Its metrics have no value yet."""
         self._seq = 0
         rebirth = _string_field(1, "Node Control/Rebirth") + _varint_field(4, _BOOLEAN) + _varint_field(14, 0)
-        named = b"".join(
+        metrics = b"".join(
             _bytes_field(
                 2,
                 _string_field(1, name)
@@ -97,30 +205,23 @@ class SparkplugSession:
             )
             for name, unit in self._metrics
         )
-        payload = _varint_field(1, now_ms) + self._birth_number() + _bytes_field(2, rebirth) + named
+        payload = _varint_field(1, now_ms) + self._birth_number() + _bytes_field(2, rebirth) + metrics
         return MqttMessage(sparkplug_topic("NBIRTH", self._device_id), payload + _varint_field(3, 0))
 
-    def numbered(self, payload: bytes) -> bytes:
+    def add_sequence_number(self, payload: bytes) -> bytes:
         """Data with the next sequence number of this connection."""
         self._seq = (self._seq + 1) % _SEQ_END
         return payload + _varint_field(3, self._seq)
 
     def _birth_number(self) -> bytes:
         return _bytes_field(
-            2, _string_field(1, "bdSeq") + _varint_field(4, _INT64) + _varint_field(11, self._number)
+            2, _string_field(1, "bdSeq") + _varint_field(4, _INT64) + _varint_field(11, self._birth_count)
         )
-
-
-class MqttMessage(NamedTuple):
-    """A topic and a payload."""
-
-    topic: str
-    payload: bytes
 
 
 def _varint(number: int) -> bytes:
     out = bytearray()
-    while number > 0x7F:  # noqa: PLR2004 - seven bits a byte
+    while number >= 1 << 7:
         out.append(number & 0x7F | 0x80)
         number >>= 7
     out.append(number)
@@ -141,105 +242,3 @@ def _bytes_field(field: int, content: bytes) -> bytes:
 
 def _string_field(field: int, text: str) -> bytes:
     return _bytes_field(field, text.encode())
-
-
-PayloadFormat = Literal["json", "fields", "senml", "lines", "csv", "number", "sparkplug_b"]
-PAYLOAD_FORMATS: tuple[str, ...] = get_args(PayloadFormat)
-
-_encoder = msgspec.json.Encoder()
-_ESCAPED_CHARACTERS = re.compile(r"([,= ])")
-
-
-class Sample(msgspec.Struct, omit_defaults=True):
-    """One reading as JSON: the gateway's own field names."""
-
-    value: float
-    ts: int
-    quality: float | None = None
-    battery_level: float | None = None
-    signal_strength: float | None = None
-    seq: int | None = None
-    boot_id: str | None = None
-    location: str | None = None
-    manufacturer: str | None = None
-    firmware_version: str | None = None
-    unit: str | None = None
-
-
-def encode_json(samples: Sequence[Sample]) -> bytes:
-    """One reading as an object, several as an array. Floats are their shortest exact decimal form."""
-    return _encoder.encode(samples[0] if len(samples) == 1 else samples)
-
-
-def encode_samples(shape: PayloadFormat, state: SeriesState, samples: Sequence[Sample]) -> bytes:  # noqa: PLR0911 - one a shape
-    """Samples of one series in a shape."""
-    if shape == "json":
-        return encode_json(samples)
-    if shape == "lines":
-        return "\n".join(_encode_line(state, sample) for sample in samples).encode()
-    if shape == "senml":
-        return _encoder.encode(_build_senml(state, samples))
-    if shape == "csv":
-        return _encode_csv(samples)
-    if shape == "number":
-        return repr(samples[-1].value).encode()
-    if shape == "sparkplug_b":
-        return encode_sparkplug_data(state.sensor_type, samples)
-    objects = []
-    for sample in samples:
-        members: dict[str, Any] = msgspec.to_builtins(sample)
-        value = members.pop("value")
-        members.pop("unit", None)
-        objects.append({state.sensor_type: value, **members})
-    return _encoder.encode(objects[0] if len(objects) == 1 else objects)
-
-
-def carries_measures(shape: PayloadFormat) -> bool:
-    """Whether the shape carries quality, battery level, signal strength and sequence number."""
-    return shape not in {"senml", "sparkplug_b"}
-
-
-def carries_times(shape: PayloadFormat) -> bool:
-    """Whether the shape carries times; without them it cannot be told which reading was stored."""
-    return shape != "number"
-
-
-def time_resolution_us(shape: PayloadFormat) -> int:
-    """What times in the shape are multiples of, microseconds."""
-    return 1000 if shape == "sparkplug_b" else 1
-
-
-def _encode_csv(samples: Sequence[Sample]) -> bytes:
-    out = io.StringIO()
-    writer = csv.writer(out, lineterminator="\n")
-    for s in samples:
-        texts = (s.location, s.manufacturer, s.firmware_version, s.unit)
-        writer.writerow((s.ts, s.value, s.quality, s.battery_level, s.signal_strength, s.seq, *texts))
-    return out.getvalue().encode()
-
-
-def _build_senml(state: SeriesState, samples: Sequence[Sample]) -> list[dict[str, Any]]:
-    base_s = samples[0].ts // 1_000_000
-    records: list[dict[str, Any]] = [
-        {"n": state.sensor_type, "t": round(sample.ts / 1e6 - base_s, 6), "v": sample.value}
-        for sample in samples
-    ]
-    records[0] = {"bn": f"{state.sensor_id}:", "bt": base_s, "bu": samples[0].unit, **records[0]}
-    return records
-
-
-def _encode_line(state: SeriesState, sample: Sample) -> str:
-    tags = [("sensor_id", state.sensor_id), *zip(ATTRIBUTES, state.attributes, strict=True)]
-    key = ",".join([_escape(state.sensor_type)] + [f"{name}={_escape(text)}" for name, text in tags if text])
-    numbers = [("value", sample.value), ("quality", sample.quality), ("battery_level", sample.battery_level)]
-    numbers.append(("signal_strength", sample.signal_strength))
-    fields = [
-        f"{name}={number!r}" for name, number in numbers if number is not None and math.isfinite(number)
-    ]
-    if sample.seq is not None:
-        fields.append(f"seq={sample.seq}i")
-    return f"{key} {','.join(fields)} {sample.ts}000"
-
-
-def _escape(text: str) -> str:
-    return _ESCAPED_CHARACTERS.sub(r"\\\1", text)

@@ -1,8 +1,8 @@
 """Which column of a recorded file means what. Pure but for reading the first rows.
 
-Two shapes: long, where one column holds the value (and perhaps one its type), and wide, where each column of
-numbers is a series of its own named after the column. What options leave open is found out from the header
-and the first rows; `describe_mapping` says what was found.
+Two layouts: long, where one column holds the value (and perhaps one its type), and wide, where each column of
+numbers is a series of its own named after the column. What options leave open is detected from the header and
+the first rows.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from itertools import islice
 from typing import IO, TYPE_CHECKING
 
 from firmware_sim.errors import SimError
-from firmware_sim.ground_truth import ATTRIBUTES
+from firmware_sim.ground_truth import ATTRIBUTES, MEASURES
 from firmware_sim.replay.csv_values import (
     CellError,
     is_line_protocol,
@@ -31,7 +31,6 @@ if TYPE_CHECKING:
 
 DELIMITERS = ",;\t|"
 SAMPLE_ROWS = 50
-_MEASURES = ("quality", "battery_level", "signal_strength", "seq")
 
 _TIME_NAMES = (
     "time",
@@ -75,7 +74,7 @@ _SYNONYMS = {
 
 @dataclass(frozen=True, slots=True)
 class ColumnOptions:
-    """What the person said. Empty or None: find out."""
+    """Options of the command. What is empty is detected."""
 
     time_columns: tuple[str, ...] = ()
     time_format: str = "auto"
@@ -98,7 +97,6 @@ class ColumnMap:
     """Which column (by position) means what.
 
     Attributes:
-        columns: names of all columns.
         time: columns joined by a space to make the time.
         sensor: column, or the fixed sensor_id.
         values: (column, its fixed sensor_type or the column that holds it).
@@ -119,16 +117,12 @@ class ColumnMap:
 
 
 def sanitize_topic_level(text: str) -> str:
-    """A name that may stand in a topic: `/`, `+`, `#` and control characters become `_`."""
+    """A name that is allowed in a topic: `/`, `+`, `#` and control characters become `_`."""
     return re.sub(r"[/+#\x00-\x1f\x7f-\x9f]", "_", text.strip()) or "_"
 
 
 def detect_columns(path: Path, options: ColumnOptions) -> ColumnMap:
-    """Find out what the columns of a file mean.
-
-    Raises:
-        SimError: the file cannot be read, or a column that is needed is not there.
-    """
+    """Detect what the columns of a file mean; SimError without a readable file or a required column."""
     if is_line_protocol(path):
         options = replace(
             options,
@@ -153,8 +147,7 @@ def detect_columns(path: Path, options: ColumnOptions) -> ColumnMap:
     columns = tuple(name.strip() for name in names)
     width = len(columns)
     sample = [row + [""] * (width - len(row)) for row in sample if any(cell.strip() for cell in row)]
-    finder = _ColumnDetector(path, columns, sample, options, delimiter)
-    return finder.mapping()
+    return _ColumnDetector(path, columns, sample, options, delimiter).detect()
 
 
 @dataclass(slots=True)
@@ -164,10 +157,10 @@ class _ColumnDetector:
     sample: list[list[str]]
     options: ColumnOptions
     delimiter: str
-    taken: set[int] = field(default_factory=set)
+    used: set[int] = field(default_factory=set)
     decimal: str = "."
 
-    def mapping(self) -> ColumnMap:
+    def detect(self) -> ColumnMap:
         options = self.options
         self.decimal = options.decimal or self._decimal()
         time = self._time()
@@ -176,29 +169,28 @@ class _ColumnDetector:
             sensor = self._named(options.sensor_column, "--sensor-column")
         if sensor is None:
             sensor = self._guess(_SENSOR_NAMES, lambda at: not self._is_row_number(at))
-        kind = self._named(options.type_column, "--type-column")
-        value = self._named(options.value_column, "--value-column")
-        chosen = [self._named(name, "--value-columns") for name in options.value_columns]
-        if not chosen and value is None:
-            value = self._guess(_VALUE_NAMES)
-        if not chosen and value is not None and kind is None and not options.sensor_type:
-            kind = self._guess(_TYPE_NAMES)
-        measures = {name: at for name in _MEASURES if (at := self._measure(name)) is not None}
-        attributes = tuple(self._guess(_SYNONYMS[name]) for name in ATTRIBUTES)
-        wide = [at for at in chosen if at is not None]
-        if value is None and not wide:
-            wide = [at for at in range(len(self.columns)) if at not in self.taken and self._is_number(at)]
-            if not wide:
-                raise self._missing("no column holds numbers", "--value-column or --value-columns")
-        fixed = sanitize_topic_level(options.sensor_type) if options.sensor_type else None
-        values: tuple[tuple[int, int | str], ...]
-        if value is not None:
-            default = self.columns[value] if options.header else "value"
-            values = ((value, kind if kind is not None else fixed or sanitize_topic_level(default)),)
-        else:
-            values = tuple((at, sanitize_topic_level(self.columns[at])) for at in wide)
         if sensor is None:
             sensor = sanitize_topic_level(self.path.name.split(".")[0])
+        kind = self._named(options.type_column, "--type-column")
+        value = self._named(options.value_column, "--value-column")
+        named = [self._named(name, "--value-columns") for name in options.value_columns]
+        wide = [at for at in named if at is not None]
+        if not wide and value is None:
+            value = self._guess(_VALUE_NAMES)
+        if not wide and value is not None and kind is None and not options.sensor_type:
+            kind = self._guess(_TYPE_NAMES)
+        measures = {name: at for name in MEASURES if (at := self._measure(name)) is not None}
+        attributes = tuple(self._guess(_SYNONYMS[name]) for name in ATTRIBUTES)
+        values: tuple[tuple[int, int | str], ...]
+        if value is not None:
+            fixed = options.sensor_type or (self.columns[value] if options.header else "value")
+            values = ((value, sanitize_topic_level(fixed) if kind is None else kind),)
+        else:
+            if not wide:
+                wide = [at for at in range(len(self.columns)) if at not in self.used and self._is_number(at)]
+            if not wide:
+                raise self._missing("no column holds numbers", "--value-column or --value-columns")
+            values = tuple((at, sanitize_topic_level(self.columns[at])) for at in wide)
         return ColumnMap(
             self.columns,
             time,
@@ -219,14 +211,14 @@ class _ColumnDetector:
         lower = [name.lower() for name in self.columns]
         if "date" in lower and "time" in lower and not self._is_time(lower.index("time")):
             pair = (lower.index("date"), lower.index("time"))
-            self.taken.update(pair)
+            self.used.update(pair)
             return pair
         at = self._guess(_TIME_NAMES, self._is_time)
         if at is not None:
             return (at,)
         for at in range(len(self.columns)):
             if self._is_time(at):
-                self.taken.add(at)
+                self.used.add(at)
                 return (at,)
         at = self._guess(_TIME_NAMES)
         if at is not None:
@@ -234,7 +226,7 @@ class _ColumnDetector:
         raise self._missing("no column holds times", "--time-column")
 
     def _named(self, name: str, option: str) -> int | None:
-        """The column a person named, exactly or but for case; None when none was named."""
+        """The column that an option names, exactly or except for case; None without a name."""
         if not name:
             return None
         lower = [column.lower() for column in self.columns]
@@ -244,14 +236,14 @@ class _ColumnDetector:
             at = lower.index(name.strip().lower())
         else:
             raise self._missing(f"there is no column {name!r}", option)
-        self.taken.add(at)
+        self.used.add(at)
         return at
 
     def _guess(self, names: Sequence[str], fits: Callable[[int], bool] | None = None) -> int | None:
         lower = [column.lower() for column in self.columns]
         for name in names:
-            if name in lower and (at := lower.index(name)) not in self.taken and (fits is None or fits(at)):
-                self.taken.add(at)
+            if name in lower and (at := lower.index(name)) not in self.used and (fits is None or fits(at)):
+                self.used.add(at)
                 return at
         return None
 
@@ -276,7 +268,7 @@ class _ColumnDetector:
         return bool(cells) and all(_is_parsable(parse_time_us, c, self.options.time_format) for c in cells)
 
     def _is_row_number(self, at: int) -> bool:
-        """Whether a column called id merely numbers the rows."""
+        """Whether a column called id only numbers the rows."""
         cells = self._cells(at)
         return self.columns[at].lower() == "id" and len(cells) > 1 and len(set(cells)) == len(cells)
 
@@ -290,7 +282,7 @@ class _ColumnDetector:
 
     def _missing(self, what: str, option: str) -> SimError:
         named = ", ".join(repr(name) for name in self.columns if name)
-        return SimError(f"{self.path}: {what}; say {option}. The columns are: {named}")
+        return SimError(f"{self.path}: {what}; use {option}. The columns are: {named}")
 
 
 def _is_parsable(parse: Callable[[str, str], object], cell: str, how: str) -> bool:
@@ -301,36 +293,57 @@ def _is_parsable(parse: Callable[[str, str], object], cell: str, how: str) -> bo
     return True
 
 
+def summarize_column_map(path: Path, mapping: ColumnMap) -> dict[str, object]:
+    """What was detected in a file, by column name, as JSON has it."""
+
+    def name(at: int | str | None) -> str | None:
+        return mapping.columns[at] if isinstance(at, int) else None
+
+    def fixed(at: int | str) -> str | None:
+        return at if isinstance(at, str) else None
+
+    attributes = dict(zip(ATTRIBUTES, mapping.attributes, strict=True))
+    used = {*mapping.time, *mapping.measures.values(), *mapping.attributes, mapping.sensor}
+    used |= {at for pair in mapping.values for at in pair}
+    return {
+        "file": str(path),
+        "delimiter": mapping.delimiter,
+        "decimal": mapping.decimal,
+        "time_columns": [mapping.columns[at] for at in mapping.time],
+        "time_format": mapping.time_format,
+        "sensor_column": name(mapping.sensor),
+        "sensor_id": fixed(mapping.sensor),
+        "values": [
+            {"column": name(at), "type_column": name(kind), "sensor_type": fixed(kind)}
+            for at, kind in mapping.values
+        ],
+        "measures": {measure: name(at) for measure, at in mapping.measures.items()},
+        "attributes": {attribute: name(at) for attribute, at in attributes.items() if at is not None},
+        "unused_columns": [c for at, c in enumerate(mapping.columns) if at not in used and c],
+    }
+
+
 def describe_column_map(path: Path, mapping: ColumnMap) -> str:
-    """What was found out about a file, for a person to check."""
+    """What was detected in a file, as text."""
 
-    def name(at: int | None) -> str:
-        return "-" if at is None else f"column {mapping.columns[at]!r}"
+    def name(at: int | str) -> str:
+        return repr(at) if isinstance(at, str) else f"column {mapping.columns[at]!r}"
 
+    fixed = "always " if isinstance(mapping.sensor, str) else ""
     lines = [
         f"{path}:",
         f"  delimiter {mapping.delimiter!r}, decimal {mapping.decimal!r}",
         f"  time: {' + '.join(map(name, mapping.time))} as {mapping.time_format} (without a zone: UTC)",
-        "  sensor_id: "
-        + (f"always {mapping.sensor!r}" if isinstance(mapping.sensor, str) else name(mapping.sensor)),
+        f"  sensor_id: {fixed}{name(mapping.sensor)}",
     ]
-    for at, kind in mapping.values:
-        lines.append(
-            f"  value: {name(at)}, sensor_type {repr(kind) if isinstance(kind, str) else name(kind)}"
-        )
+    lines += [f"  value: {name(at)}, sensor_type {name(kind)}" for at, kind in mapping.values]
     lines += [f"  {measure}: {name(at)}" for measure, at in mapping.measures.items()]
-    lines += [
-        f"  {a}: {name(at)}" for a, at in zip(ATTRIBUTES, mapping.attributes, strict=True) if at is not None
-    ]
-    used = {*mapping.time, *mapping.measures.values(), *(at for at, _ in mapping.values)}
-    used |= {
-        at
-        for at in (mapping.sensor, *mapping.attributes, *(k for _, k in mapping.values))
-        if isinstance(at, int)
-    }
-    unused = [repr(column) for at, column in enumerate(mapping.columns) if at not in used and column]
+    attributes = zip(ATTRIBUTES, mapping.attributes, strict=True)
+    lines += [f"  {attribute}: {name(at)}" for attribute, at in attributes if at is not None]
+    unused = summarize_column_map(path, mapping)["unused_columns"]
+    assert isinstance(unused, list)
     if unused:
-        lines.append(f"  not used: {', '.join(unused)}")
+        lines.append(f"  not used: {', '.join(map(repr, unused))}")
     return "\n".join(lines)
 
 
@@ -350,7 +363,7 @@ def open_recording(path: Path, options: ColumnOptions) -> IO[str]:
 
 
 def _skip_to_header(file: IO[str], options: ColumnOptions) -> str:
-    """The header line; comment and empty lines before it, and `skip_lines`, are passed over."""
+    """The header line, after `skip_lines` and any comments and empty lines."""
     try:
         for number, line in enumerate(file):
             if number >= options.skip_lines and line.strip() and not line.startswith("#"):
@@ -372,6 +385,6 @@ def _read_rows(file: IO[str], delimiter: str) -> Iterator[list[str]]:
 
 
 def build_encoding_error(path: object, fault: UnicodeDecodeError) -> SimError:
-    """What to say about bytes that are not in the expected encoding."""
+    """The error for bytes that are not in the expected encoding."""
     bad = fault.object[fault.start]
-    return SimError(f"{path}: byte {bad:#x} is not {fault.encoding}; say --encoding latin-1 or its like")
+    return SimError(f"{path}: byte {bad:#x} is not {fault.encoding}; try --encoding latin-1")

@@ -15,16 +15,18 @@ import math
 import re
 from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal, InvalidOperation
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, cast
 
 from firmware_sim.errors import SimError
-from firmware_sim.ground_truth import ATTRIBUTES
-from firmware_sim.verify.stored_files import parse_line_key
+from firmware_sim.ground_truth import ATTRIBUTES, MEASURES
+from firmware_sim.verify.stored_files import parse_line_key, split_line
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
     from pathlib import Path
     from typing import IO
+
+    import pyarrow as pa
 
 TIME_FORMATS = ("auto", "iso", "s", "ms", "us", "ns")
 MISSING = frozenset({"", "na", "n/a", "nan", "null", "none", "-", "--", "?", "#n/a"})
@@ -32,12 +34,7 @@ MISSING = frozenset({"", "na", "n/a", "nan", "null", "none", "-", "--", "?", "#n
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _US_PER = {"s": Decimal(1_000_000), "ms": Decimal(1000), "us": Decimal(1), "ns": Decimal("0.001")}
 _SMALLEST_AUTO = Decimal(100_000_000)  # 1973 in seconds: anything less is more likely something else
-_LARGEST_AUTO = {
-    "s": Decimal(10) ** 11,
-    "ms": Decimal(10) ** 14,
-    "us": Decimal(10) ** 17,
-    "ns": Decimal(10) ** 20,
-}
+_AUTO_BELOW = {"s": 10**11, "ms": 10**14, "us": 10**17, "ns": 10**20}
 _LARGEST_US = 253_402_300_800_000_000  # the year 10000
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
 _CLOCK_PATTERN = r"(?:[ T]+(\d{1,2}):(\d{2})(?::(\d{2})(?:[.,](\d+))?)?)?"
@@ -51,15 +48,13 @@ _DAY_FIRST_DOTS = re.compile(
 
 
 class CellError(ValueError):
-    """A cell that cannot be read: what it was and what was expected."""
+    """A cell that cannot be parsed: its text and what was expected."""
 
 
 def parse_time_us(text: str, time_format: str) -> tuple[int, bool]:
     """A time as microseconds since 1970 UTC, and whether digits below a microsecond were cut.
 
-    Args:
-        text: the cell.
-        time_format: one of `TIME_FORMATS`, or a strptime format (it contains a %).
+    `time_format` is one of `TIME_FORMATS`, or a strptime format (it contains a %).
 
     Raises:
         CellError: the text is no such time.
@@ -96,7 +91,7 @@ def parse_number(text: str, decimal: str) -> float:
 
 
 def is_missing(text: str) -> bool:
-    """Whether a cell says that there is no value."""
+    """Whether a cell stands for no value."""
     return text.strip().lower() in MISSING
 
 
@@ -114,8 +109,8 @@ def _epoch_to_us(text: str, number: Decimal, unit: str | None = None) -> tuple[i
     if unit is None:
         size = abs(number)
         if size < _SMALLEST_AUTO:
-            raise CellError(f"time {text!r} is too small for a time since 1970; say --time-format")
-        unit = next((u for u, largest in _LARGEST_AUTO.items() if size < largest), "ns")
+            raise CellError(f"time {text!r} is too small for a time since 1970; use --time-format")
+        unit = next((u for u, limit in _AUTO_BELOW.items() if size < limit), "ns")
     exact = number * _US_PER[unit]
     if abs(exact) >= _LARGEST_US:
         raise CellError(f"time {text!r} is after the year 9999")
@@ -150,7 +145,7 @@ def _parse_iso_basic(text: str) -> tuple[int, bool]:
         return _datetime_to_us(_assume_utc(datetime.fromisoformat(text))), False
     except ValueError:
         raise CellError(
-            f"time {text!r} is neither ISO 8601 nor a number; say --time-format, for example '%d/%m/%Y %H:%M'"
+            f"time {text!r} is neither ISO 8601 nor a number; use --time-format, for example '%d/%m/%Y %H:%M'"
         ) from None
 
 
@@ -179,35 +174,32 @@ def _zone_offset_us(zone: str | None) -> int:
 
 LINE_SUFFIXES = (".lp", ".lp.gz", ".line", ".line.gz")
 _BATCH_ROWS = 10_000
-_MEASURES = ("quality", "battery_level", "signal_strength", "seq")
-_LINE_HEADER = ("time", "sensor_id", "sensor_type", "value", *_MEASURES, *ATTRIBUTES)
-_LINE_PATTERN = re.compile(r"((?:\\.|[^ \\])+) (.+?)(?: (-?\d+))?")
-_FIELD_PATTERN = re.compile(r'((?:\\.|[^=,\\])+)=("(?:\\.|[^"\\])*"|[^,]*)(?:,|$)')
+_LINE_HEADER = ("time", "sensor_id", "sensor_type", "value", *MEASURES, *ATTRIBUTES)
 _FIELD_NUMBER = re.compile(r"([+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?)[iu]?")
 _BOOLEANS = {"t": "1", "T": "1", "true": "1", "True": "1", "f": "0", "F": "0", "false": "0", "False": "0"}
 
 
 class GeneratedText(io.TextIOBase):
-    """Lines made by a generator, as a file that can be read once more from its beginning."""
+    """Lines of a generator as a file that can be read again from its beginning."""
 
-    def __init__(self, path: Path, make: Callable[[], Iterator[str]]) -> None:
+    def __init__(self, path: Path, build_lines: Callable[[], Iterator[str]]) -> None:
         super().__init__()
         self.name = str(path)
-        self._make = make
-        self._lines = make()
+        self._build_lines = build_lines
+        self._lines = build_lines()
 
     def readline(self, _: int = -1, /) -> str:  # type: ignore[override]  # lines are never cut here
         """The next line with its newline, "" at the end."""
         return next(self._lines, "")
 
     def seek(self, _offset: int, _whence: int = 0, /) -> int:
-        """To the beginning, wherever that is asked for."""
-        self._lines = self._make()
+        """To the beginning, whatever the offset."""
+        self._lines = self._build_lines()
         return 0
 
 
 def is_line_protocol(path: Path) -> bool:
-    """Whether a file is, by its name."""
+    """Whether a file is line protocol, by its name."""
     return path.name.endswith(LINE_SUFFIXES)
 
 
@@ -218,17 +210,17 @@ def open_as_csv(path: Path) -> IO[str] | None:
         SimError: it cannot be read.
     """
     if path.suffix == ".parquet":
-        make = _parquet_lines
+        build_lines = _parquet_lines
     elif is_line_protocol(path):
-        make = _protocol_lines
+        build_lines = _protocol_lines
     else:
         return None
     if not path.is_file():
         raise SimError(f"{path}: No such file or directory")
-    return cast("IO[str]", GeneratedText(path, lambda: make(path)))
+    return cast("IO[str]", GeneratedText(path, lambda: build_lines(path)))
 
 
-def _format_csv_line(cells: list[Any] | tuple[Any, ...]) -> str:
+def _format_csv_line(cells: Iterable[object]) -> str:
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerow(cells)
     return text.getvalue()
@@ -248,7 +240,7 @@ def _parquet_lines(path: Path) -> Iterator[str]:
         raise SimError(f"{path}: {fault}") from fault
 
 
-def _column_to_cells(column: Any) -> list[Any]:
+def _column_to_cells(column: pa.Array) -> list[object]:
     import pyarrow as pa  # noqa: PLC0415 - as above
 
     if pa.types.is_timestamp(column.type):
@@ -257,11 +249,11 @@ def _column_to_cells(column: Any) -> list[Any]:
     return [_format_cell(value) for value in column.to_pylist()]
 
 
-def _format_cell(value: Any) -> Any:
+def _format_cell(value: object) -> object:
     if value is None or (isinstance(value, float) and not math.isfinite(value)):
         return ""
     if isinstance(value, datetime):
-        return (value if value.tzinfo else value.replace(tzinfo=UTC)).astimezone(UTC).isoformat()
+        return _assume_utc(value).astimezone(UTC).isoformat()
     if isinstance(value, float):
         return repr(value)
     return value.isoformat() if isinstance(value, date) else value
@@ -281,25 +273,25 @@ def _protocol_lines(path: Path) -> Iterator[str]:
 
 
 def _line_to_rows(line: str) -> list[list[str]]:
-    """The rows of one line; one whose time is no time, for `read_recording` to name, when it cannot be
-    read.
-    """
-    match = _LINE_PATTERN.fullmatch(line)
-    if match is None or match[3] is None:
+    """The rows of one line; one that cannot be parsed has a wrong time, so that it is reported."""
+    try:
+        key, texts, stamp = split_line(line)
+        int(stamp)
+    except ValueError:
         return [[line[:80], *[""] * (len(_LINE_HEADER) - 1)]]
-    measurement, tags = parse_line_key(match[1])
+    measurement, tags = parse_line_key(key)
     fields = {}
-    for name, text in _FIELD_PATTERN.findall(match[2]):
+    for name, text in texts.items():
         number = _FIELD_NUMBER.fullmatch(text)
         if number or text in _BOOLEANS:
-            fields[name.replace("\\", "")] = number[1] if number else _BOOLEANS[text]
+            fields[name] = number[1] if number else _BOOLEANS[text]
     others = [text for name, text in sorted(tags.items()) if name not in ATTRIBUTES]
     sensor = tags.get("sensor_id") or "_".join(others) or measurement
     attributes = [tags.get(name, "") for name in ATTRIBUTES]
     if "value" in fields:
-        measures = [fields.get(name, "") for name in _MEASURES]
-        return [[match[3], sensor, measurement, fields["value"], *measures, *attributes]]
+        measures = [fields.get(name, "") for name in MEASURES]
+        return [[stamp, sensor, measurement, fields["value"], *measures, *attributes]]
     return [
-        [match[3], sensor, f"{measurement}_{name}", number, *[""] * len(_MEASURES), *attributes]
+        [stamp, sensor, f"{measurement}_{name}", number, *[""] * len(MEASURES), *attributes]
         for name, number in fields.items()
     ]

@@ -3,16 +3,16 @@
 A reading is identified by its series and time. For each identity the first reading produced counts: a later
 one with the same identity is a repetition, which the gateway leaves out on purpose.
 
-    lost         acknowledged, not stored, and nobody says why
+    lost         acknowledged, not stored, and not explained by anything below
     waiting      acknowledged, not stored, but still in the gateway's spool
-    suppressed   within its deadband, so that it stayed at the gateway on purpose: flagged there, or counted
-                 as such by a rollup that was delivered
+    suppressed   within its deadband and so not delivered: flagged in the spool, or counted as such by a
+                 rollup that was delivered
     quarantined  acknowledged, not stored, kept in the gateway's quarantine
-    declared     acknowledged, not stored, and declared as given up: as many as the declarations speak of,
+    declared     acknowledged, not stored, and declared as given up: as many as the declarations count,
                  each within the times of one of them
     duplicated   stored more than once (where the store keeps what is written twice)
     altered      stored with another value, quality, ... or with other attributes
-    unknown      stored for a series of ours, never produced
+    unknown      stored for one of our series, never produced
     early        stored although no acknowledgement arrived: fine, the acknowledgement was lost on its way
     flagged      stored with flags, by flag; `late` is one of them
 """
@@ -20,11 +20,12 @@ one with the same identity is a repetition, which the gateway leaves out on purp
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Self
 
 import numpy as np
 
-from firmware_sim.ground_truth import SeriesState
+from firmware_sim.errors import SimError
+from firmware_sim.ground_truth import ATTRIBUTES, MEASURES, SEQ_ABSENT, SeriesState
 from firmware_sim.verify.loss_explanation import (
     ROLLED_UP_DTYPE,
     describe_declared_losses,
@@ -34,16 +35,16 @@ from firmware_sim.verify.loss_explanation import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Collection, Iterator, Mapping, Sequence
 
-    from numpy.typing import NDArray
+    from numpy.typing import ArrayLike, NDArray
 
     from firmware_sim.ground_truth import GroundTruth
     from firmware_sim.verify.loss_explanation import DeclaredLoss
 
 EXAMPLES_SHOWN = 5
-COMPARED_COLUMNS = ("value", "quality", "battery_level", "signal_strength", "seq")
-"""Compared columns. `value` and `seq` exactly, the others in single precision; NaN equals NaN (absent)."""
+COMPARED_COLUMNS = ("value", *MEASURES)
+"""`value` and `seq` are compared exactly, the others in single precision; NaN equals NaN (absent)."""
 
 STORED_DTYPE = np.dtype(
     [
@@ -58,7 +59,7 @@ STORED_DTYPE = np.dtype(
         ("flags", "<i4"),
     ]
 )
-"""A stored row: `series` indexes `Truth.names`, `state` indexes `Stored.states` or is -1 for none of them."""
+"""A stored row: `series` indexes `GroundTruth.names`, `state` `StoredRows.states`; -1: none of them."""
 
 FLAG_NAMES = (
     "out_of_range",
@@ -76,6 +77,23 @@ FLAG_NAMES = (
 """Names of the bits of a stored row's flags, from the lowest (docs/wire-format.md)."""
 
 _SUPPRESSED = 1 << FLAG_NAMES.index("suppressed")
+_REQUIRED_COLUMNS = ("time", "sensor_id", "sensor_type", "value")
+_ABSENT = {"seq": SEQ_ABSENT, "flags": 0}
+
+
+def check_columns(where: str, columns: Collection[str]) -> None:
+    """Raise a SimError unless a table has the columns without which nothing can be compared."""
+    missing = [name for name in _REQUIRED_COLUMNS if name not in columns]
+    if missing:
+        raise SimError(f"{where}: has no column {', '.join(missing)}")
+
+
+def build_stored_rows(columns: Mapping[str, ArrayLike]) -> NDArray[np.void]:
+    """`STORED_DTYPE` records from columns of one length, or scalars; the rest is absent."""
+    rows = np.zeros(len(np.atleast_1d(columns["time_us"])), STORED_DTYPE)
+    for name in STORED_DTYPE.names or ():
+        rows[name] = columns.get(name, _ABSENT.get(name, np.nan))
+    return rows
 
 
 @dataclass(slots=True)
@@ -83,42 +101,60 @@ class StoredRows:
     """Rows found in a store.
 
     Attributes:
-        rows: `STORED` records of series that the truth knows.
+        rows: `STORED_DTYPE` records of series that the truth knows.
         foreign: how many rows belonged to other series.
-        compared: which of `NUMBERS` the store has.
-        attributes: whether the store's attributes are all there to be compared.
-        states: what `state` of its rows means; None: `Truth.states`.
-        newest: the store shows for every row the newest attributes of its sensor, not those it came with.
-        flags: whether the store has them.
+        compared: which of `COMPARED_COLUMNS` the store has.
+        attributes: whether the store has all attributes.
+        states: what `state` of its rows means; None: `GroundTruth.states`.
+        newest: the store shows each row with the newest attributes of its sensor, not those it came with.
         idempotent: writing the same point twice is one point there, so equal copies are not duplicates.
-        notes: what a person should know about this store.
+        notes: for the person who reads the outcome.
     """
 
-    rows: NDArray[Any]
+    rows: NDArray[np.void]
     foreign: int = 0
     compared: tuple[str, ...] = COMPARED_COLUMNS
     attributes: bool = True
     states: tuple[SeriesState, ...] | None = None
     newest: bool = False
-    flags: bool = True
     idempotent: bool = False
     notes: list[str] = field(default_factory=list)
+
+    @classmethod
+    def from_parts(
+        cls,
+        parts: Sequence[NDArray[np.void]],
+        columns: Collection[str] | None = None,
+        *,
+        idempotent: bool = False,
+    ) -> Self:
+        """The rows of all parts; those of other series are counted. `columns`: of the table; None: all."""
+        rows = np.concatenate(parts) if parts else np.empty(0, STORED_DTYPE)
+        ours = rows[rows["series"] >= 0]
+        present = (*COMPARED_COLUMNS, *ATTRIBUTES) if columns is None else columns
+        return cls(
+            ours,
+            foreign=len(rows) - len(ours),
+            compared=tuple(name for name in COMPARED_COLUMNS if name in present),
+            attributes=all(name in present for name in ATTRIBUTES),
+            idempotent=idempotent,
+        )
 
 
 @dataclass(slots=True)
 class LossEvidence:
-    """What else is known of readings that a store does not have.
+    """What is known of readings that a store does not have.
 
     Attributes:
-        waiting: `STORED` records of readings that are in the gateway's spool.
-        quarantined: the same of what is in its quarantine; only series and time count.
-        kept: `KEPT` records, what delivered rollups say about suppressed readings.
-        declared: what gateways say that they gave up.
+        waiting: `STORED_DTYPE` records of readings in the gateway's spool.
+        quarantined: the same of its quarantine; only series and time count.
+        rolled_up: `ROLLED_UP_DTYPE` records, what delivered rollups count as suppressed readings.
+        declared: what gateways declared as given up.
     """
 
-    waiting: NDArray[Any] = field(default_factory=lambda: np.empty(0, STORED_DTYPE))
-    quarantined: NDArray[Any] = field(default_factory=lambda: np.empty(0, STORED_DTYPE))
-    kept: NDArray[Any] = field(default_factory=lambda: np.empty(0, ROLLED_UP_DTYPE))
+    waiting: NDArray[np.void] = field(default_factory=lambda: np.empty(0, STORED_DTYPE))
+    quarantined: NDArray[np.void] = field(default_factory=lambda: np.empty(0, STORED_DTYPE))
+    rolled_up: NDArray[np.void] = field(default_factory=lambda: np.empty(0, ROLLED_UP_DTYPE))
     declared: list[DeclaredLoss] = field(default_factory=list)
 
 
@@ -148,12 +184,12 @@ class Differences:
 
     @property
     def clean(self) -> bool:
-        """Every acknowledged reading is stored once and unchanged, or declared as given up, or suppressed."""
+        """Whether every acknowledged reading is stored once and unchanged, declared or suppressed."""
         return not (self.lost or self.duplicated or self.altered or self.waiting or self.quarantined)
 
     @property
     def late(self) -> int:
-        """Readings stored with the flag `late`."""
+        """How many readings are stored with the flag `late`."""
         return self.flagged.get("late", 0)
 
 
@@ -169,7 +205,7 @@ def compare_readings(
     )
     truth_order = np.argsort(truth_keys, kind="stable")
     first = truth_order[_group_starts(truth_keys[truth_order])]
-    wanted = truth_keys[first]
+    identities = truth_keys[first]
     acknowledged = _any_by_key(truth.acknowledged, truth_order, truth_keys)
     refused = _any_by_key(truth.refused, truth_order, truth_keys) & ~acknowledged
 
@@ -177,22 +213,24 @@ def compare_readings(
     starts = _group_starts(stored_keys[stored_order])
     found = stored_order[starts]
     copies = np.diff(starts, append=len(stored_order)) - 1
-    at, present = _locate(wanted, stored_keys[found])
-    _, known = _locate(stored_keys[found], wanted)
+    at, present = _locate(identities, stored_keys[found])
+    _, known = _locate(stored_keys[found], identities)
+    ours, theirs = first[present], found[at[present]]
+    same = _match_rows(truth, stored, ours, theirs)
 
-    same, reasons = _match_columns(truth, stored, first[present], found[at[present]])
     missing = acknowledged & ~present
-    kept = (evidence.waiting["flags"] & _SUPPRESSED) != 0
-    suppressed = missing & np.isin(wanted, waiting_keys[kept])
-    waiting = missing & ~suppressed & np.isin(wanted, waiting_keys)
-    quarantined = missing & ~suppressed & ~waiting & np.isin(wanted, quarantined_keys)
+    deadband = (evidence.waiting["flags"] & _SUPPRESSED) != 0
+    suppressed = missing & np.isin(identities, waiting_keys[deadband])
+    waiting = missing & ~suppressed & np.isin(identities, waiting_keys)
+    quarantined = missing & ~suppressed & ~waiting & np.isin(identities, quarantined_keys)
     lost = missing & ~suppressed & ~waiting & ~quarantined
-    kept_back = _match_rolled_up(truth, first, lost, suppressed, evidence)
-    suppressed |= kept_back
-    lost &= ~kept_back
-    declared = _match_declared(truth.produced["time_us"][first], lost, evidence.declared)
+    series, times_us = truth.series[first], truth.produced["time_us"][first]
+    suppressed |= lost & match_rolled_up(
+        series, times_us, evidence.rolled_up, lost=lost, suppressed=suppressed, declared=evidence.declared
+    )
+    lost &= ~suppressed
+    declared = match_declared_losses(times_us, lost, evidence.declared)
     lost &= ~declared
-    early = present & ~acknowledged
     extra = copies.copy()
     rewritten = 0
     if stored.idempotent:
@@ -210,22 +248,13 @@ def compare_readings(
                 _describe_stored(truth, rows, found[extra > 0]), extra[extra > 0], strict=False
             )
         ],
-        "altered": [
-            f"{text}: {why}"
-            for text, why in zip(
-                _describe_produced(truth, first[present][~same]),
-                _describe_alterations(
-                    truth, stored, first[present][~same], found[at[present]][~same], reasons
-                ),
-                strict=False,
-            )
-        ],
+        "altered": list(_describe_alterations(truth, stored, ours[~same], theirs[~same])),
         "unknown": _describe_stored(truth, rows, found[~known]),
     }
     return Differences(
-        produced=len(wanted),
+        produced=len(identities),
         acknowledged=int(acknowledged.sum()),
-        repeated=truth.rows - len(wanted),
+        repeated=truth.rows - len(identities),
         refused=int(refused.sum()),
         stored=len(rows),
         matched=int(same.sum()),
@@ -233,7 +262,7 @@ def compare_readings(
         duplicated=int(extra.sum()),
         altered=int((~same).sum()),
         unknown=int((~known).sum()),
-        early=int(early.sum()),
+        early=int((present & ~acknowledged).sum()),
         foreign=stored.foreign,
         rewritten=rewritten,
         waiting=int(waiting.sum()),
@@ -243,35 +272,6 @@ def compare_readings(
         flagged=_count_flags(rows["flags"][found]),
         examples={kind: texts for kind, texts in examples.items() if texts},
     )
-
-
-def _match_rolled_up(
-    truth: GroundTruth,
-    first: NDArray[np.intp],
-    lost: NDArray[np.bool_],
-    suppressed: NDArray[np.bool_],
-    evidence: LossEvidence,
-) -> NDArray[np.bool_]:
-    """Which of the lost were suppressed as rollups say; those that the spool knows are counted there too."""
-    if not len(evidence.kept):
-        return np.zeros(len(lost), bool)
-    times = truth.produced["time_us"][first]
-    doubtful = np.zeros(len(lost), bool)  # what a declaration may explain as well
-    for declaration in evidence.declared:
-        doubtful |= (times >= declaration.from_us) & (times <= declaration.to_us)
-    rank = doubtful.astype(np.int8)
-    rank[suppressed] = -1
-    return lost & match_rolled_up(truth.series[first], times, lost | suppressed, evidence.kept, rank)
-
-
-def _match_declared(
-    times_us: NDArray[np.int64], lost: NDArray[np.bool_], declarations: list[DeclaredLoss]
-) -> NDArray[np.bool_]:
-    index = np.flatnonzero(lost)
-    index = index[np.argsort(times_us[index], kind="stable")]
-    found = np.zeros(len(lost), bool)
-    found[index] = match_declared_losses(times_us[index], declarations)
-    return found
 
 
 def _count_flags(flags: NDArray[np.int32]) -> dict[str, int]:
@@ -320,23 +320,22 @@ def _locate(
     return at, present
 
 
-def _match_columns(
+def _match_rows(
     truth: GroundTruth, stored: StoredRows, ours: NDArray[np.intp], theirs: NDArray[np.intp]
-) -> tuple[NDArray[np.bool_], tuple[str, ...]]:
-    """Which pairs agree in every compared column, and the names of the columns."""
+) -> NDArray[np.bool_]:
+    """Which pairs agree in every compared column and in their attributes."""
     same = np.ones(len(ours), bool)
     for name in stored.compared:
         same &= _values_equal(truth.produced[name][ours], stored.rows[name][theirs])
     if stored.attributes:
         same &= _expected_states(truth, stored, ours) == stored.rows["state"][theirs]
-    return same, stored.compared
+    return same
 
 
 def _expected_states(truth: GroundTruth, stored: StoredRows, ours: NDArray[np.intp]) -> NDArray[np.int32]:
     """The state each of these readings should show, numbered as in the store.
 
-    `ours` are all readings that are there: the newest of a sensor among them decides where only the newest
-    is kept.
+    Where a store keeps only the newest attributes, those of a sensor's newest reading among `ours` count.
     """
     produced = truth.produced
     if not stored.newest:
@@ -346,44 +345,32 @@ def _expected_states(truth: GroundTruth, stored: StoredRows, ours: NDArray[np.in
     numbers = {state: number for number, state in enumerate(states)}
     order = ours[np.argsort(produced["time_us"][ours], kind="stable")]
     last = dict(zip(produced["state"][order].tolist(), produced["time_us"][order].tolist(), strict=True))
-    shown: dict[str, tuple[str | None, ...]] = {}
+    newest: dict[str, tuple[str | None, ...]] = {}
     units: dict[tuple[str, str], str | None] = {}
     for state_number, _ in sorted(last.items(), key=lambda item: item[1]):
         state = truth.states[state_number]
-        if any(state.attributes[1:]) or state.sensor_id not in shown:
-            shown[state.sensor_id] = state.attributes[1:]
+        if any(state.attributes[1:]) or state.sensor_id not in newest:
+            newest[state.sensor_id] = state.attributes[1:]
         units[state[:2]] = state.attributes[0]
-    expected = np.array(
-        [
-            numbers.get(build_newest_state(sensor_id, sensor_type, units, shown), -2)
-            if (sensor_id, sensor_type) in units
-            else -2
-            for sensor_id, sensor_type in truth.names
-        ],
-        np.int32,
-    )
+    expected = np.full(len(truth.names), -2, np.int32)
+    for series, name in enumerate(truth.names):
+        if name in units:
+            state = SeriesState(*name, (units[name], *newest[name[0]]))
+            expected[series] = numbers.get(state, -2)
     of_series: NDArray[np.int32] = expected[truth.series[ours]]
     return of_series
 
 
-def build_newest_state(
-    sensor_id: str,
-    sensor_type: str,
-    units: dict[tuple[str, str], str | None],
-    shown: dict[str, tuple[str | None, ...]],
-) -> SeriesState:
-    """A series with its own unit and its sensor's attributes."""
-    return SeriesState(sensor_id, sensor_type, (units[sensor_id, sensor_type], *shown[sensor_id]))
-
-
-def _values_equal(a: NDArray[Any], b: NDArray[Any]) -> NDArray[np.bool_]:
+def _values_equal(a: NDArray[np.float64], b: NDArray[np.float64]) -> NDArray[np.bool_]:
     agree: NDArray[np.bool_] = a == b
     if a.dtype.kind == "f":
         agree |= np.isnan(a) & np.isnan(b)
     return agree
 
 
-def _equal_copies(rows: NDArray[Any], order: NDArray[np.intp], starts: NDArray[np.intp]) -> NDArray[np.bool_]:
+def _equal_copies(
+    rows: NDArray[np.void], order: NDArray[np.intp], starts: NDArray[np.intp]
+) -> NDArray[np.bool_]:
     """For each run of rows with one identity: whether all its rows are alike."""
     if not len(starts):
         return np.empty(0, bool)
@@ -395,48 +382,39 @@ def _equal_copies(rows: NDArray[Any], order: NDArray[np.intp], starts: NDArray[n
 
 
 def _describe_produced(truth: GroundTruth, index: NDArray[np.intp]) -> list[str]:
-    texts = []
-    for record in truth.produced[index[:EXAMPLES_SHOWN]]:
-        state = truth.states[record["state"]]
-        texts.append(
-            f"{state.sensor_id}/{state.sensor_type} at {format_time_us(record['time_us'])} "
-            f"value {float(record['value'])!r} seq {record['seq']}"
-        )
-    return texts
+    return [
+        f"{'/'.join(truth.states[record['state']][:2])} at {format_time_us(record['time_us'])} "
+        f"value {float(record['value'])!r} seq {record['seq']}"
+        for record in truth.produced[index[:EXAMPLES_SHOWN]]
+    ]
 
 
-def _describe_stored(truth: GroundTruth, rows: NDArray[Any], index: NDArray[np.intp]) -> list[str]:
-    texts = []
-    for record in rows[index[:EXAMPLES_SHOWN]]:
-        sensor_id, sensor_type = truth.names[record["series"]]
-        texts.append(
-            f"{sensor_id}/{sensor_type} at {format_time_us(record['time_us'])} "
-            f"value {float(record['value'])!r}"
-        )
-    return texts
+def _describe_stored(truth: GroundTruth, rows: NDArray[np.void], index: NDArray[np.intp]) -> list[str]:
+    return [
+        f"{'/'.join(truth.names[record['series']])} at {format_time_us(record['time_us'])} "
+        f"value {float(record['value'])!r}"
+        for record in rows[index[:EXAMPLES_SHOWN]]
+    ]
 
 
 def _describe_alterations(
-    truth: GroundTruth,
-    stored: StoredRows,
-    ours: NDArray[np.intp],
-    theirs: NDArray[np.intp],
-    names: tuple[str, ...],
+    truth: GroundTruth, stored: StoredRows, ours: NDArray[np.intp], theirs: NDArray[np.intp]
 ) -> Iterator[str]:
     """For the first few altered pairs: each column that differs, produced against stored."""
-    for mine, other in zip(
-        truth.produced[ours[:EXAMPLES_SHOWN]], stored.rows[theirs[:EXAMPLES_SHOWN]], strict=True
+    states = stored.states or truth.states
+    for text, mine, other in zip(
+        _describe_produced(truth, ours),
+        truth.produced[ours[:EXAMPLES_SHOWN]],
+        stored.rows[theirs[:EXAMPLES_SHOWN]],
+        strict=True,
     ):
         parts = [
             f"{name} {mine[name]!s} was stored as {other[name]!s}"
-            for name in names
+            for name in stored.compared
             if not _values_equal(np.array([mine[name]]), np.array([other[name]]))[0]
         ]
         if stored.attributes and (mine["state"] != other["state"] or not parts):
-            states = stored.states or truth.states
             sent = truth.states[int(mine["state"])].attributes
-            shown = (
-                states[other["state"]].attributes if other["state"] >= 0 else "none that was ever produced"
-            )
+            shown = states[other["state"]].attributes if other["state"] >= 0 else "none of those produced"
             parts.append(f"attributes {sent} were stored as {shown}")
-        yield "; ".join(parts)
+        yield f"{text}: {'; '.join(parts)}"

@@ -2,34 +2,48 @@
 
 PostgreSQL: one binary COPY of fixed-width columns (see `_wire_dtype`); texts become numbers in the database
 by a join with the truth's own series. InfluxDB: integer and float fields, grouped by all tags, in
-microseconds.
+microseconds. InfluxDB shows the fields of a point one by one while it applies a batch, so what differs is
+fetched again (`compare_settled`) before it counts.
 """
 
 from __future__ import annotations
 
+import time
+from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-import asyncpg
 import httpx
 import msgspec
 import numpy as np
 
 from firmware_sim.errors import SimError
-from firmware_sim.ground_truth import ATTRIBUTES, SEQ_ABSENT, SeriesState
-from firmware_sim.verify.comparison import COMPARED_COLUMNS, STORED_DTYPE, LossEvidence, StoredRows
+from firmware_sim.ground_truth import ATTRIBUTES, SeriesState
+from firmware_sim.verify.comparison import (
+    COMPARED_COLUMNS,
+    STORED_DTYPE,
+    Differences,
+    LossEvidence,
+    StoredRows,
+    build_stored_rows,
+    check_columns,
+    compare_readings,
+)
 from firmware_sim.verify.loss_explanation import EARLIEST_US, LATEST_US, ROLLED_UP_DTYPE, DeclaredLoss
-from firmware_sim.verify.stored_files import SeriesIndex
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import AsyncIterator, Callable
 
+    import asyncpg
     from numpy.typing import NDArray
 
     from firmware_sim.ground_truth import GroundTruth
 
 _INFLUX_CHUNK_ROWS = 10_000
 _INFLUX_TIMEOUT_S = 60.0
+REREAD_EVERY_S = 2.0
+_REREADS = 10
+_SETTLED_AFTER = 2
 
 
 class _InfluxSeries(msgspec.Struct):
@@ -52,52 +66,65 @@ class _InfluxAnswer(msgspec.Struct):
 _influx_decoder = msgspec.json.Decoder(_InfluxAnswer)
 
 
+def compare_settled(
+    fetch: Callable[[], StoredRows],
+    truth: GroundTruth,
+    evidence: LossEvidence,
+    *,
+    pause_s: float | None = None,
+) -> Differences:
+    """Compare the rows of a store that may be applying a batch: fetch again until a difference settles.
+
+    A difference is final once two further fetches in a row show the same, or after ten.
+    """
+    differences = compare_readings(truth, fetch(), evidence)
+    unchanged = 0
+    for _ in range(_REREADS):
+        if differences.clean or unchanged == _SETTLED_AFTER:
+            break
+        time.sleep(REREAD_EVERY_S if pause_s is None else pause_s)
+        latest = compare_readings(truth, fetch(), evidence)
+        unchanged = unchanged + 1 if latest == differences else 0
+        differences = latest
+    return differences
+
+
 def fetch_influx_rows(
     url: str, database: str, truth: GroundTruth, *, on_rows: Callable[[int], None], token: str = ""
 ) -> StoredRows:
-    """Read all points within the truth's time range. A token is for InfluxDB 2 and 3, which have this API
-    too.
+    """Read all points in the truth's time range. InfluxDB 2 and 3 have this API too, with a token.
 
     Raises:
         SimError: the server cannot be reached, or refuses.
     """
-    if not truth.rows:
-        return StoredRows(np.empty(0, STORED_DTYPE), idempotent=True)
-    names = SeriesIndex(truth)
-    times = truth.produced["time_us"]
-    query = f"SELECT * FROM /.*/ WHERE time >= {times.min()}u AND time <= {times.max()}u GROUP BY *"  # noqa: S608 - integers of ours
-    asked = {
+    first_us, last_us = truth.time_range_us
+    parameters = {
         "db": database,
-        "q": query,
+        "q": f"SELECT * FROM /.*/ WHERE time >= {first_us}u AND time <= {last_us}u GROUP BY *",  # noqa: S608 - integers of ours
         "epoch": "u",
         "chunked": "true",
         "chunk_size": str(_INFLUX_CHUNK_ROWS),
     }
-    parts: list[NDArray[Any]] = []
-    foreign = total = 0
+    headers = {"Authorization": f"Token {token}"} if token else {}
+    parts: list[NDArray[np.void]] = []
+    total = 0
     try:
-        headers = {"Authorization": f"Token {token}"} if token else {}
-        endpoint = f"{url.rstrip('/')}/query"
         with httpx.stream(
-            "GET", endpoint, params=asked, headers=headers, timeout=_INFLUX_TIMEOUT_S
+            "GET", f"{url.rstrip('/')}/query", params=parameters, headers=headers, timeout=_INFLUX_TIMEOUT_S
         ) as response:
             for line in response.iter_lines():
                 if not line.strip():
                     continue
                 for series in _unwrap_series(_influx_decoder.decode(line), url):
-                    found = names.find(series.name, series.tags)
-                    if found[0] < 0:
-                        foreign += len(series.values)
-                        continue
-                    parts.append(_influx_to_stored_rows(series, *found))
-                    total += len(series.values)
+                    rows = _series_to_rows(series, truth)
+                    parts.append(rows)
+                    total += len(rows)
                     on_rows(total)
             if response.is_error:
                 raise SimError(f"--influx {url}: HTTP {response.status_code}")
     except (httpx.HTTPError, httpx.InvalidURL, msgspec.DecodeError) as fault:
         raise SimError(f"--influx {url}: {str(fault) or type(fault).__name__}") from fault
-    rows = np.concatenate(parts) if parts else np.empty(0, STORED_DTYPE)
-    return StoredRows(rows, foreign=foreign, idempotent=True)
+    return StoredRows.from_parts(parts, idempotent=True)
 
 
 def _unwrap_series(answer: _InfluxAnswer, url: str) -> list[_InfluxSeries]:
@@ -107,19 +134,19 @@ def _unwrap_series(answer: _InfluxAnswer, url: str) -> list[_InfluxSeries]:
     return [series for result in answer.results for series in result.series]
 
 
-def _influx_to_stored_rows(series: _InfluxSeries, number: int, state: int) -> NDArray[Any]:
-    rows = np.zeros(len(series.values), STORED_DTYPE)
-    rows["series"], rows["state"] = number, state
-    columns = dict(zip(series.columns, zip(*series.values, strict=True), strict=True))
-    rows["time_us"] = np.array(columns["time"], np.int64)
-    for name in (*COMPARED_COLUMNS, "flags"):
-        given = columns.get(name, (None,) * len(rows))
-        absent: float = {"seq": SEQ_ABSENT, "flags": 0}.get(name, np.nan)
-        rows[name] = [absent if cell is None else cell for cell in given]
-    return rows
+def _series_to_rows(series: _InfluxSeries, truth: GroundTruth) -> NDArray[np.void]:
+    number, state = truth.find_series(series.name, series.tags)
+    absent = {"seq": -1, "flags": 0}
+    cells = dict(zip(series.columns, zip(*series.values, strict=True), strict=True))
+    columns = {
+        name: np.array([absent.get(name, np.nan) if cell is None else cell for cell in cells[name]])
+        for name in (*COMPARED_COLUMNS, "flags")
+        if name in cells and number >= 0
+    }
+    times_us = np.array(cells["time"], np.int64)
+    return build_stored_rows({**columns, "series": number, "state": state, "time_us": times_us})
 
 
-_REQUIRED_COLUMNS = ("time", "sensor_id", "sensor_type", "value")
 _POSTGRES_EPOCH_US = 946_684_800_000_000  # 2000-01-01
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _COPY_HEAD = b"PGCOPY\n\xff\r\n\x00"
@@ -137,7 +164,7 @@ _IS_REGION_SQL = "SELECT to_regclass('ingest_ledger') IS NOT NULL"
 _DECLARED_LOSSES_SQL = f"""
     SELECT gateway_id || ': ' || reason || CASE survives WHEN '' THEN '' ELSE ', ' || survives || ' survives'
     END
-           AS who, rows, from_time, to_time, first_commit, last_commit
+           AS origin, rows, from_time, to_time, first_commit, last_commit
     FROM declared_loss WHERE class = {_READING_CLASS} ORDER BY gateway_id, epoch, first_commit"""  # noqa: S608 - a number of ours
 _ROLLED_UP_SQL = """
     WITH shortest AS (
@@ -159,47 +186,46 @@ _SQL_TYPES = {
 }
 
 
-async def fetch_postgres_rows(
-    dsn: str, table: str, truth: GroundTruth, *, on_rows: Callable[[int], None]
-) -> StoredRows:
-    """Read every row of the truth's series within its time range.
+@asynccontextmanager
+async def _open_connection(dsn: str, subject: str) -> AsyncIterator[asyncpg.Connection]:
+    """A connection to read from; errors of the server become a SimError about `subject`."""
+    import asyncpg  # noqa: PLC0415 - comes with an extra, and is needed for PostgreSQL only
 
-    Args:
-        dsn: of the database.
-        table: table or view with at least time, sensor_id, sensor_type and value.
-        truth: names the series and the time range.
-        on_rows: called with the number of rows read so far.
-
-    Raises:
-        SimError: the database cannot be reached or does not have that table.
-    """
     try:
         connection = await asyncpg.connect(dsn, timeout=_CONNECT_TIMEOUT_S)
     except (OSError, TimeoutError, ValueError, asyncpg.PostgresError, asyncpg.InterfaceError) as fault:
         raise SimError(f"--postgres: cannot connect: {str(fault) or type(fault).__name__}") from fault
     try:
-        async with connection.transaction(readonly=True):
-            for setting in _PLANNER_SETTINGS:
-                await connection.execute(setting)
-            return await _copy_rows(connection, table, truth, on_rows)
+        yield connection
     except asyncpg.PostgresError as fault:
-        raise SimError(f"--postgres: {table}: {fault}") from fault
+        raise SimError(f"--postgres: {subject}: {fault}") from fault
     finally:
         await connection.close()
 
 
+async def fetch_postgres_rows(
+    dsn: str, table: str, truth: GroundTruth, *, on_rows: Callable[[int], None]
+) -> StoredRows:
+    """Read every row of the truth's series in its time range from a table or view.
+
+    Raises:
+        SimError: the database cannot be reached or does not have that table.
+    """
+    async with _open_connection(dsn, table) as connection, connection.transaction(readonly=True):
+        for setting in _PLANNER_SETTINGS:
+            await connection.execute(setting)
+        return await _copy_rows(connection, table, truth, on_rows)
+
+
 async def _copy_rows(
-    connection: Any, table: str, truth: GroundTruth, on_rows: Callable[[int], None]
+    connection: asyncpg.Connection, table: str, truth: GroundTruth, on_rows: Callable[[int], None]
 ) -> StoredRows:
     relation = ".".join(f'"{part}"' for part in table.replace('"', "").split("."))
     shape = await connection.prepare(f"SELECT * FROM {relation} LIMIT 0")  # noqa: S608 - quoted; values are arguments
     columns = {attribute.name for attribute in shape.get_attributes()}
-    missing = [name for name in _REQUIRED_COLUMNS if name not in columns]
-    if missing:
-        raise SimError(f"--table {table}: has no column {', '.join(missing)}")
-    compared = tuple(name for name in COMPARED_COLUMNS if name in columns)
+    check_columns(f"--table {table}", columns)
     attributes = ATTRIBUTES if columns.issuperset(ATTRIBUTES) else ()
-    extra = ("flags",) if "flags" in columns else ()
+    numbers = tuple(name for name in (*COMPARED_COLUMNS, "flags") if name in columns)
     newest = bool(attributes) and await connection.fetchval(_IS_REGION_SQL)
     notes = [f"{table} has no {name}: it is not compared" for name in COMPARED_COLUMNS if name not in columns]
     if not attributes:
@@ -208,63 +234,51 @@ async def _copy_rows(
         return StoredRows(np.empty(0, STORED_DTYPE), notes=notes)
     states = _list_states(truth, attributes, newest=newest)
     arguments = _build_arguments(truth, states, attributes)
-    parts: list[NDArray[Any]] = []
-    reader = _CopyReader(_wire_dtype((*compared, *extra)))
+    parts: list[NDArray[np.void]] = []
+    reader = _CopyReader(_wire_dtype(numbers))
     total = 0
 
-    async def take(chunk: bytes) -> None:
+    async def collect(chunk: bytes) -> None:
         nonlocal total
         rows = reader.feed(chunk)
         if len(rows):
-            parts.append(_postgres_to_stored_rows(rows, (*compared, *extra)))
+            times_us = rows["time_us"].astype(np.int64) + _POSTGRES_EPOCH_US
+            parts.append(
+                build_stored_rows({n: rows[n] for n in ("series", "state", *numbers)} | {"time_us": times_us})
+            )
             total += len(rows)
             on_rows(total)
 
-    await connection.copy_from_query(
-        _build_query(relation, (*compared, *extra), attributes), *arguments, output=take, format="binary"
-    )
-    rows = np.concatenate(parts) if parts else np.empty(0, STORED_DTYPE)
-    ours = rows[rows["series"] >= 0]
-    return StoredRows(
-        ours,
-        foreign=len(rows) - len(ours),
-        compared=compared,
-        attributes=bool(attributes),
-        states=tuple(states),
-        newest=newest,
-        flags=bool(extra),
-        notes=notes,
-    )
+    query = _build_query(relation, numbers, attributes)
+    await connection.copy_from_query(query, *arguments, output=collect, format="binary")
+    stored = StoredRows.from_parts(parts, columns)
+    stored.states, stored.newest, stored.notes = tuple(states), newest, notes
+    return stored
 
 
 async def fetch_loss_evidence(dsn: str, truth: GroundTruth) -> LossEvidence:
-    """What a region knows of readings that it does not have: declared losses, and what rollups count of the
-    truth's series that was not delivered one by one. Nothing where there are no such tables.
+    """Declared losses of a region, and the readings of the truth's series that only its rollups count.
 
-    Raises:
-        SimError: the database cannot be reached.
+    Empty where there are no such tables.
     """
-    try:
-        connection = await asyncpg.connect(dsn, timeout=_CONNECT_TIMEOUT_S)
-    except (OSError, TimeoutError, ValueError, asyncpg.PostgresError, asyncpg.InterfaceError) as fault:
-        raise SimError(f"--postgres: cannot connect: {str(fault) or type(fault).__name__}") from fault
-    try:
-        declared = await connection.fetch(_DECLARED_LOSSES_SQL)
-        names = ([sensor_id for sensor_id, _ in truth.names], [sensor_type for _, sensor_type in truth.names])
-        windows = await connection.fetch(_ROLLED_UP_SQL, *names)
-    except (asyncpg.UndefinedTableError, asyncpg.UndefinedColumnError):
-        return LossEvidence()
-    finally:
-        await connection.close()
-    kept = np.zeros(len(windows), ROLLED_UP_DTYPE)
+    import asyncpg  # noqa: PLC0415 - as above
+
+    names = ([sensor_id for sensor_id, _ in truth.names], [sensor_type for _, sensor_type in truth.names])
+    async with _open_connection(dsn, "declared losses") as connection:
+        try:
+            declared = await connection.fetch(_DECLARED_LOSSES_SQL)
+            windows = await connection.fetch(_ROLLED_UP_SQL, *names)
+        except (asyncpg.UndefinedTableError, asyncpg.UndefinedColumnError):
+            return LossEvidence()
+    rolled_up = np.zeros(len(windows), ROLLED_UP_DTYPE)
     for number, row in enumerate(windows):
         from_us = _datetime_to_us(row["time"])
-        kept[number] = (row["series"], from_us, from_us + row["window_s"] * 1_000_000, row["rows"])
+        rolled_up[number] = (row["series"], from_us, from_us + row["window_s"] * 1_000_000, row["rows"])
     return LossEvidence(
-        kept=kept,
+        rolled_up=rolled_up,
         declared=[
             DeclaredLoss(
-                row["who"],
+                row["origin"],
                 row["rows"],
                 EARLIEST_US if row["from_time"] is None else _datetime_to_us(row["from_time"]),
                 LATEST_US if row["to_time"] is None else _datetime_to_us(row["to_time"]),
@@ -276,16 +290,16 @@ async def fetch_loss_evidence(dsn: str, truth: GroundTruth) -> LossEvidence:
     )
 
 
-def _datetime_to_us(time: datetime) -> int:
-    return (time - _EPOCH) // timedelta(microseconds=1)
+def _datetime_to_us(moment: datetime) -> int:
+    return (moment - _EPOCH) // timedelta(microseconds=1)
 
 
-def _build_query(relation: str, compared: tuple[str, ...], attributes: tuple[str, ...]) -> str:
+def _build_query(relation: str, numbers: tuple[str, ...], attributes: tuple[str, ...]) -> str:
     """One row per stored row. $1-$3: series; $4 and on: states; the last two: the time range."""
-    numbers = ""
-    for name in compared:
+    columns = ""
+    for name in numbers:
         kind = _SQL_TYPES[name][0]
-        numbers += f", coalesce(d.{name}::{kind}, '{_ABSENT_SQL.get(name, 'NaN')}'::{kind})"
+        columns += f", coalesce(d.{name}::{kind}, '{_ABSENT_SQL.get(name, 'NaN')}'::{kind})"
     names = ["series", "state", *(f"a_{name}" for name in attributes)]
     kinds = ["int4", "int4", *("text" for _ in attributes)]
     arrays = ", ".join(f"${n}::{kind}[]" for n, kind in enumerate(kinds, 4))
@@ -299,7 +313,7 @@ def _build_query(relation: str, compared: tuple[str, ...], attributes: tuple[str
         ), k AS MATERIALIZED (
             SELECT * FROM unnest({arrays}) AS u ({", ".join(names)})
         )
-        SELECT coalesce(s.series, -1)::int4, coalesce(k.state, -1)::int4, d.time{numbers}
+        SELECT coalesce(s.series, -1)::int4, coalesce(k.state, -1)::int4, d.time{columns}
         FROM {relation} d
         LEFT JOIN s ON s.sensor_id = d.sensor_id::text AND s.sensor_type = d.sensor_type::text
         LEFT JOIN k ON {match}
@@ -307,21 +321,19 @@ def _build_query(relation: str, compared: tuple[str, ...], attributes: tuple[str
 
 
 def _list_states(truth: GroundTruth, attributes: tuple[str, ...], *, newest: bool) -> list[SeriesState]:
-    """The states to look for: those produced, and where only the newest attributes of a sensor are kept,
-    every one of its attributes with every one of its types.
-    """
+    """The states to look for: those produced, and with `newest` all attributes of a sensor with each type."""
     states = list(truth.states)
     if not attributes or not newest:
         return states
-    of_sensor: dict[str, dict[tuple[str | None, ...], None]] = {}
+    by_sensor: dict[str, dict[tuple[str | None, ...], None]] = {}
     units: dict[tuple[str, str], dict[str | None, None]] = {}
     for state in truth.states:
-        of_sensor.setdefault(state.sensor_id, {})[state.attributes[1:]] = None
+        by_sensor.setdefault(state.sensor_id, {})[state.attributes[1:]] = None
         units.setdefault(state[:2], {})[state.attributes[0]] = None
     known = set(states)
     for (sensor_id, sensor_type), named in units.items():
         for unit in named:
-            for rest in of_sensor[sensor_id]:
+            for rest in by_sensor[sensor_id]:
                 state = SeriesState(sensor_id, sensor_type, (unit, *rest))
                 if state not in known:
                     known.add(state)
@@ -329,14 +341,15 @@ def _list_states(truth: GroundTruth, attributes: tuple[str, ...], *, newest: boo
     return states
 
 
-def _build_arguments(truth: GroundTruth, states: list[SeriesState], attributes: tuple[str, ...]) -> list[Any]:
+def _build_arguments(
+    truth: GroundTruth, states: list[SeriesState], attributes: tuple[str, ...]
+) -> list[list[int] | list[str] | datetime]:
     """The query's arguments. Without attributes each series has one state, its first."""
-    series_of = {name: number for number, name in enumerate(truth.names)}
+    series_numbers = {name: number for number, name in enumerate(truth.names)}
     numbers: dict[tuple[int, tuple[str, ...]], int] = {}
     for number, state in enumerate(states):
-        key = (series_of[state[:2]], tuple(value or "" for value in state.attributes[: len(attributes)]))
-        numbers.setdefault(key, number)
-    times = truth.produced["time_us"]
+        values = tuple(value or "" for value in state.attributes[: len(attributes)])
+        numbers.setdefault((series_numbers[state.sensor_id, state.sensor_type], values), number)
     return [
         list(range(len(truth.names))),
         [sensor_id for sensor_id, _ in truth.names],
@@ -344,41 +357,28 @@ def _build_arguments(truth: GroundTruth, states: list[SeriesState], attributes: 
         [series for series, _ in numbers],
         list(numbers.values()),
         *([values[i] for _, values in numbers] for i in range(len(attributes))),
-        *(_EPOCH + timedelta(microseconds=int(t)) for t in (times.min(), times.max())),
+        *(_EPOCH + timedelta(microseconds=time_us) for time_us in truth.time_range_us),
     ]
 
 
-def _wire_dtype(compared: tuple[str, ...]) -> np.dtype[Any]:
+def _wire_dtype(numbers: tuple[str, ...]) -> np.dtype[np.void]:
     """A row of the binary COPY: field count, then each field's length and value, all of fixed width."""
-    kinds = [
-        ("series", ">i4"),
-        ("state", ">i4"),
-        ("time_us", ">i8"),
-        *((n, _SQL_TYPES[n][1]) for n in compared),
-    ]
+    fields = {"series": ">i4", "state": ">i4", "time_us": ">i8"} | {n: _SQL_TYPES[n][1] for n in numbers}
     layout = [("fields", ">i2")]
-    for name, kind in kinds:
+    for name, kind in fields.items():
         layout += [(f"{name}_bytes", ">i4"), (name, kind)]
     return np.dtype(layout)
-
-
-def _postgres_to_stored_rows(rows: NDArray[Any], compared: tuple[str, ...]) -> NDArray[Any]:
-    stored = np.zeros(len(rows), STORED_DTYPE)
-    for name in ("series", "state", *compared):
-        stored[name] = rows[name]
-    stored["time_us"] = rows["time_us"].astype(np.int64) + _POSTGRES_EPOCH_US
-    return stored
 
 
 class _CopyReader:
     """Turns the chunks of a binary COPY into records, whatever the chunks' borders."""
 
-    def __init__(self, dtype: np.dtype[Any]) -> None:
+    def __init__(self, dtype: np.dtype[np.void]) -> None:
         self._dtype = dtype
         self._pending = bytearray()
         self._head_seen = False
 
-    def feed(self, chunk: bytes) -> NDArray[Any]:
+    def feed(self, chunk: bytes) -> NDArray[np.void]:
         """The whole records that have arrived; the trailer (field count -1) is left over at the end."""
         self._pending += chunk
         if not self._head_seen:

@@ -1,7 +1,7 @@
-"""Readings in a gateway's spool, read from its file by its documented form (docs/spool-format.md).
+"""Readings in a gateway's spool, read from its file by its documented format (docs/spool-format.md).
 
-An own reader, so that what the gateway wrote is not read back by the code that wrote it. The file is opened
-read-only; a gateway may be writing it meanwhile.
+A reader of its own, so that what the gateway wrote is not read back by the code that wrote it. The file is
+opened read-only; a gateway may be writing it meanwhile.
 """
 
 from __future__ import annotations
@@ -11,15 +11,14 @@ import sqlite3
 import struct
 import zlib
 from contextlib import closing
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from pcodec import standalone
 
 from firmware_sim.errors import SimError
-from firmware_sim.verify.comparison import STORED_DTYPE, StoredRows
+from firmware_sim.verify.comparison import StoredRows, build_stored_rows
 from firmware_sim.verify.loss_explanation import DeclaredLoss
-from firmware_sim.verify.stored_files import SeriesIndex
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -58,10 +57,10 @@ _QUARANTINE_SQL = "SELECT topic, payload, received_at_us FROM quarantine"
 
 
 class BlockError(ValueError):
-    """A block that does not follow its form."""
+    """A block that does not follow its format."""
 
 
-def decode_block(block: bytes) -> dict[str, NDArray[Any]]:
+def decode_block(block: bytes) -> dict[str, NDArray[np.generic]]:
     """The columns of a block, by name; `series` are the spool's own numbers. Pure.
 
     Raises:
@@ -71,7 +70,7 @@ def decode_block(block: bytes) -> dict[str, NDArray[Any]]:
         raise BlockError("its checksum is wrong")
     magic, version, _, rows, _, _, columns = _BLOCK_HEADER.unpack_from(block)
     if magic != b"TC" or version != 1:
-        raise BlockError(f"its form {magic!r} {version} is not known")
+        raise BlockError(f"its format {magic!r} {version} is not known")
     at = _BLOCK_HEADER.size + columns * _COLUMN_ENTRY.size
     found = {}
     for number in range(columns):
@@ -85,7 +84,9 @@ def decode_block(block: bytes) -> dict[str, NDArray[Any]]:
     return found
 
 
-def _decode_column(payload: bytes, encoding: int, kind: np.dtype[Any], rows: int) -> NDArray[Any]:
+def _decode_column(
+    payload: bytes, encoding: int, kind: np.dtype[np.generic], rows: int
+) -> NDArray[np.generic]:
     if encoding == _CONSTANT:
         return np.full(rows, np.frombuffer(payload, kind, 1)[0], kind)
     if encoding == _PLAIN:
@@ -105,14 +106,14 @@ def _decode_column(payload: bytes, encoding: int, kind: np.dtype[Any], rows: int
     return numbers
 
 
-def _decode_runs(payload: bytes, kind: np.dtype[Any], rows: int) -> NDArray[Any]:
+def _decode_runs(payload: bytes, kind: np.dtype[np.generic], rows: int) -> NDArray[np.generic]:
     runs = int.from_bytes(payload[:4], "little")
     at, parts = 4, []
     for _ in range(2):
         encoding, size = payload[at], int.from_bytes(payload[at + 1 : at + 5], "little")
         parts.append(_decode_column(payload[at + 5 : at + 5 + size], encoding, kind, runs))
         at += 5 + size
-    repeated = np.repeat(parts[0], parts[1])
+    repeated = np.repeat(parts[0], parts[1].astype(np.int64))
     if len(repeated) != rows:
         raise BlockError(f"runs of {len(repeated)} rows, not {rows}")
     return repeated
@@ -122,49 +123,43 @@ def read_spool(path: Path, truth: GroundTruth, *, on_rows: Callable[[int], None]
     """Every reading in a spool that belongs to the truth's series and time range.
 
     Raises:
-        SimError: it is no spool, or of a form this release does not know.
+        SimError: it is no spool, or of a version this release does not know.
     """
     notes: list[str] = []
+    parts: list[NDArray[np.void]] = []
+    total, position, end = 0, (_READING_CLASS << _CLASS_SHIFT) - 1, (_READING_CLASS + 1) << _CLASS_SHIFT
     with closing(_open_spool(path)) as connection:
         numbers = _map_series_numbers(connection, truth)
-        parts, foreign, total, position = [], 0, 0, (_READING_CLASS << _CLASS_SHIFT) - 1
-        while True:
-            found = connection.execute(
-                _SEGMENTS_SQL, (position, (_READING_CLASS + 1) << _CLASS_SHIFT)
-            ).fetchall()
-            if not found:
-                break
-            for place, block in found:
-                position = place
+        while segments := connection.execute(_SEGMENTS_SQL, (position, end)).fetchall():
+            for position, block in segments:
                 try:
                     columns = decode_block(block)
                 except (BlockError, ValueError, RuntimeError) as fault:
-                    notes.append(f"the segment at {place & (1 << _CLASS_SHIFT) - 1} cannot be read: {fault}")
+                    place = position & (1 << _CLASS_SHIFT) - 1
+                    notes.append(f"the segment at {place} cannot be read: {fault}")
                     continue
-                rows = _block_to_stored_rows(columns, numbers)
-                ours = rows[rows["series"] >= 0]
-                foreign += len(rows) - len(ours)
-                parts.append(ours)
-                total += len(ours)
+                series, state = numbers[columns.pop("series")].T
+                parts.append(build_stored_rows({**columns, "series": series, "state": state}))
+                total += len(series)
             on_rows(total)
-    rows = np.concatenate(parts) if parts else np.empty(0, STORED_DTYPE)
+    stored = StoredRows.from_parts(parts)
     if truth.rows:
-        times = truth.produced["time_us"]
-        within = (rows["time_us"] >= times.min()) & (rows["time_us"] <= times.max())
-        rows = rows[within]
-    return StoredRows(rows, foreign=foreign, notes=notes)
+        first_us, last_us = truth.time_range_us
+        times = stored.rows["time_us"]
+        stored.rows = stored.rows[(times >= first_us) & (times <= last_us)]
+    stored.notes = notes
+    return stored
 
 
-def read_quarantine(path: Path, truth: GroundTruth) -> NDArray[Any]:
-    """Series and time of what is in quarantine and still says which reading it was, as `STORED` records."""
-    names = SeriesIndex(truth)
+def read_quarantine(path: Path, truth: GroundTruth) -> NDArray[np.void]:
+    """Series and time of the readings in quarantine that can be identified, as `STORED_DTYPE` records."""
     found = []
     with closing(_open_spool(path)) as connection:
         for topic, payload, received_us in connection.execute(_QUARANTINE_SQL):
             levels = (topic if isinstance(topic, str) else bytes(topic).decode("utf-8", "replace")).split("/")
             if len(levels) < 2:  # noqa: PLR2004 - sensor_id and sensor_type are its last two
                 continue
-            series, _ = names.find(levels[-1], {"sensor_id": levels[-2]})
+            series, _ = truth.find_series(levels[-1], {"sensor_id": levels[-2]})
             try:
                 members = json.loads(payload)
             except (ValueError, RecursionError):
@@ -175,22 +170,21 @@ def read_quarantine(path: Path, truth: GroundTruth) -> NDArray[Any]:
                 if isinstance(member, dict)
             ]
             found += [(series, stamp) for stamp in stamps if series >= 0 and isinstance(stamp, int)]
-    rows = np.zeros(len(found), STORED_DTYPE)
-    rows["series"], rows["time_us"] = np.array(found, np.int64).reshape(-1, 2).T
-    return rows
+    series_numbers, times_us = np.array(found, np.int64).reshape(-1, 2).T
+    return build_stored_rows({"series": series_numbers, "time_us": times_us, "state": -1})
 
 
 def read_declared_losses(path: Path, destination: str | None, *, single_store: bool) -> list[DeclaredLoss]:
-    """What the gateway entered as given up before a destination, or any when none is named, had it.
+    """What the gateway gave up before it reached a destination; None: any destination.
 
     Raises:
-        SimError: `of_one` is asked for, no destination is named, and more than one lost something.
+        SimError: `single_store` is set, no destination is named, and more than one has losses.
     """
     with closing(_open_spool(path)) as connection:
         losses = connection.execute(_LOSSES_SQL, (_READING_CLASS,)).fetchall()
     names = sorted({loss[0] for loss in losses})
     if single_store and destination is None and len(names) > 1:
-        raise SimError(f"--destination: {', '.join(names)} lost something; say which of them this store is")
+        raise SimError(f"--destination: {', '.join(names)} have losses; name the one that this store is")
     return [
         DeclaredLoss(f"{name}: {reason}" + (f", {survives} survives" if survives else ""), *rest)
         for name, reason, survives, *rest in losses
@@ -207,7 +201,7 @@ def _open_spool(path: Path) -> sqlite3.Connection:
         raise SimError(f"--spool {path}: {fault}") from fault
     if application != _APPLICATION_ID or version < _VERSION:
         connection.close()
-        raise SimError(f"--spool {path}: that is no spool")
+        raise SimError(f"--spool {path}: not a spool")
     return connection
 
 
@@ -215,16 +209,6 @@ def _map_series_numbers(connection: sqlite3.Connection, truth: GroundTruth) -> N
     """(series, state) of the truth for each series_no of the spool; -1 for none. Shape (numbers, 2)."""
     known = connection.execute("SELECT series_no, sensor_id, sensor_type, attributes FROM series").fetchall()
     numbers = np.full((max((row[0] for row in known), default=0) + 1, 2), -1, np.int32)
-    names = SeriesIndex(truth)
     for number, sensor_id, sensor_type, attributes in known:
-        numbers[number] = names.find(sensor_type, {**json.loads(attributes), "sensor_id": sensor_id})
+        numbers[number] = truth.find_series(sensor_type, {**json.loads(attributes), "sensor_id": sensor_id})
     return numbers
-
-
-def _block_to_stored_rows(columns: dict[str, NDArray[Any]], numbers: NDArray[np.int32]) -> NDArray[Any]:
-    rows = np.zeros(len(columns["series"]), STORED_DTYPE)
-    for name, column in columns.items():
-        if name != "series":
-            rows[name] = column
-    rows["series"], rows["state"] = numbers[columns["series"]].T
-    return rows

@@ -14,18 +14,19 @@ import gzip
 import re
 import zlib
 from array import array
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from firmware_sim.errors import SimError
 from firmware_sim.ground_truth import ATTRIBUTES, SEQ_ABSENT
-from firmware_sim.verify.comparison import COMPARED_COLUMNS, STORED_DTYPE, StoredRows
+from firmware_sim.verify.comparison import StoredRows, build_stored_rows, check_columns
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
 
+    import pyarrow as pa
     from numpy.typing import NDArray
 
     from firmware_sim.ground_truth import GroundTruth
@@ -34,8 +35,10 @@ US_PER = {"s": 1_000_000, "ms": 1000, "us": 1}
 PRECISIONS = ("ns", *US_PER)
 
 _LINE_SUFFIXES = (".lp", ".lp.gz")
+_EXPORT_SUFFIXES = (".parquet", ".csv", ".csv.gz", ".jsonl", ".jsonl.gz")
 _REPORT_EVERY = 50_000
-_KEY_END = re.compile(r"(?<!\\) ")
+_LINE = re.compile(r"((?:\\.|[^ \\])+) (.+?)(?: (-?\d+))?")
+_FIELD = re.compile(r'((?:\\.|[^=,\\])+)=("(?:\\.|[^"\\])*"|[^,]*)(?:,|$)')
 _COMMA = re.compile(r"(?<!\\),")
 _EQUALS = re.compile(r"(?<!\\)=")
 _ESCAPED = re.compile(r"\\([,= ])")
@@ -43,20 +46,23 @@ _INTEGERS = ("series", "state", "time_us", "seq", "flags")
 _FLOATS = ("value", "quality", "battery_level", "signal_strength")
 
 
-class SeriesIndex:
-    """Finds a series and its state among those the truth knows."""
+def split_line(line: str) -> tuple[str, dict[str, str], str]:
+    """The key of a line (see `parse_line_key`), its fields, and its time, "" where it has none.
 
-    def __init__(self, truth: GroundTruth) -> None:
-        self._series = {name: number for number, name in enumerate(truth.names)}
-        self._states: dict[tuple[int, tuple[str, ...]], int] = {}
-        for number, state in enumerate(truth.states):
-            key = (int(truth.state_series[number]), tuple(text or "" for text in state.attributes))
-            self._states.setdefault(key, number)
-
-    def find(self, sensor_type: str, tags: Mapping[str, str]) -> tuple[int, int]:
-        """(series, state); -1 for what was never produced."""
-        series = self._series.get((tags.get("sensor_id", ""), sensor_type), -1)
-        return series, self._states.get((series, tuple(tags.get(name, "") for name in ATTRIBUTES)), -1)
+    Raises:
+        ValueError: it is not line protocol.
+    """
+    if "\\" not in line and '"' not in line and line.count(" ") == 2:  # noqa: PLR2004 - the usual line, fast
+        key, fields, stamp = line.split(" ")
+        return key, dict(pair.split("=", 1) for pair in fields.split(",")), stamp
+    match = _LINE.fullmatch(line)
+    if match is None:
+        raise ValueError(f"not line protocol: {line[:80]}")
+    return (
+        match[1],
+        {_ESCAPED.sub(r"\1", name): text for name, text in _FIELD.findall(match[2])},
+        match[3] or "",
+    )
 
 
 def parse_line_key(key: str) -> tuple[str, dict[str, str]]:
@@ -64,82 +70,71 @@ def parse_line_key(key: str) -> tuple[str, dict[str, str]]:
     measurement, *pairs = _COMMA.split(key)
     tags = {}
     for pair in pairs:
-        name, _, text = pair.partition("=") if "\\" not in pair else _split_pair(pair)
+        name, text = (*_EQUALS.split(pair, maxsplit=1), "")[:2]
         tags[_ESCAPED.sub(r"\1", name)] = _ESCAPED.sub(r"\1", text)
     return _ESCAPED.sub(r"\1", measurement), tags
 
 
-def _split_pair(pair: str) -> tuple[str, str, str]:
-    name, *rest = _EQUALS.split(pair, maxsplit=1)
-    return name, "=", rest[0] if rest else ""
-
-
-class LineCollector:
-    """Gathers lines as columns. `precision` is the unit of their times."""
+class _LineCollector:
+    """Collects lines as columns. `precision` is the unit of their times."""
 
     def __init__(self, truth: GroundTruth, precision: str) -> None:
-        self._names = SeriesIndex(truth)
+        self._truth = truth
         self._known: dict[str, tuple[int, int]] = {}
         self._precision = precision
-        self._numbers = {name: array("d") for name in _FLOATS}
-        self._whole = {name: array("q") for name in _INTEGERS}
-        self.foreign = 0
-        self.unparsed = 0
+        self._floats = {name: array("d") for name in _FLOATS}
+        self._integers = {name: array("q") for name in _INTEGERS}
+        self._foreign = 0
+        self._unparsed = 0
 
     @property
     def rows(self) -> int:
-        """Lines taken so far."""
-        return len(self._whole["series"])
+        return len(self._integers["series"])
 
-    def take(self, line: str) -> None:
-        """Take one line; one that cannot be read is counted in `unread`."""
+    def add(self, line: str) -> None:
+        """Add one line; one that cannot be parsed is counted."""
         try:
-            key, fields, stamp = line.split(" ") if "\\" not in line else self._split(line)
+            key, fields, stamp = split_line(line)
             found = self._known.get(key)
             if found is None:
-                found = self._known[key] = self._names.find(*parse_line_key(key))
+                found = self._known[key] = self._truth.find_series(*parse_line_key(key))
             if found[0] < 0:
-                self.foreign += 1
+                self._foreign += 1
                 return
-            values = dict(pair.split("=", 1) for pair in fields.split(","))
-            numbers = [float(values.get(name, "nan")) for name in _FLOATS]
-            seq = int(values["seq"].removesuffix("i")) if "seq" in values else SEQ_ABSENT
-            flags = int(values["flags"].removesuffix("i")) if "flags" in values else 0
-            time_us = self._time_us(int(stamp))
+            numbers = [float(fields.get(name, "nan")) for name in _FLOATS]
+            seq = int(fields["seq"].removesuffix("i")) if "seq" in fields else SEQ_ABSENT
+            flags = int(fields["flags"].removesuffix("i")) if "flags" in fields else 0
+            time = int(stamp)
         except (ValueError, OverflowError):
-            self.unparsed += 1
+            self._unparsed += 1
             return
+        time_us = time // 1000 if self._precision == "ns" else time * US_PER[self._precision]
         for name, number in zip(_FLOATS, numbers, strict=True):
-            self._numbers[name].append(number)
-        for name, whole in zip(_INTEGERS, (*found, time_us, seq, flags), strict=True):
-            self._whole[name].append(whole)
+            self._floats[name].append(number)
+        for name, integer in zip(_INTEGERS, (*found, time_us, seq, flags), strict=True):
+            self._integers[name].append(integer)
 
-    def stored(self, notes: list[str]) -> StoredRows:
-        """Everything taken, as rows."""
-        rows = np.zeros(self.rows, STORED_DTYPE)
-        if self.rows:
-            for name, numbers in self._numbers.items():
-                rows[name] = np.frombuffer(numbers, np.float64)
-            for name, integers in self._whole.items():
-                rows[name] = np.frombuffer(integers, np.int64)
-        if self.unparsed:
-            notes = [*notes, f"{self.unparsed} lines could not be read"]
-        return StoredRows(rows, foreign=self.foreign, idempotent=True, notes=notes)
-
-    def _time_us(self, stamp: int) -> int:
-        return stamp // 1000 if self._precision == "ns" else stamp * US_PER[self._precision]
-
-    @staticmethod
-    def _split(line: str) -> tuple[str, str, str]:
-        key, fields, stamp = _KEY_END.split(line)
-        return key, fields, stamp
+    def build_rows(self, notes: list[str]) -> StoredRows:
+        """Everything collected, as rows."""
+        columns = {name: np.array(numbers) for name, numbers in (self._floats | self._integers).items()}
+        if self._unparsed:
+            notes = [*notes, f"{self._unparsed} lines could not be read"]
+        return StoredRows(build_stored_rows(columns), foreign=self._foreign, idempotent=True, notes=notes)
 
 
-def find_line_files(folder: Path) -> list[Path]:
-    """Every line protocol file under a folder, or the file itself."""
-    if folder.is_file():
-        return [folder] if folder.name.endswith(_LINE_SUFFIXES) else []
-    return sorted(path for path in folder.rglob("*") if path.name.endswith(_LINE_SUFFIXES))
+def read_files(
+    folder: Path, truth: GroundTruth, *, precision: str, on_rows: Callable[[int], None]
+) -> StoredRows:
+    """Read the line protocol files under a folder, or its exports where it has no line protocol."""
+    exports = _find_files(folder, _EXPORT_SUFFIXES)
+    if exports and not _find_files(folder, _LINE_SUFFIXES):
+        return read_export_files(exports, truth, on_rows=on_rows)
+    return read_line_files(folder, truth, precision=precision, on_rows=on_rows)
+
+
+def _find_files(folder: Path, suffixes: tuple[str, ...]) -> list[Path]:
+    paths = [folder] if folder.is_file() else sorted(folder.rglob("*"))
+    return [path for path in paths if path.name.endswith(suffixes)]
 
 
 def read_line_files(
@@ -150,17 +145,17 @@ def read_line_files(
     Raises:
         SimError: there is none.
     """
-    paths = find_line_files(folder)
+    paths = _find_files(folder, _LINE_SUFFIXES)
     if not paths:
         raise SimError(f"--files {folder}: no line protocol files there (*{', *'.join(_LINE_SUFFIXES)})")
-    gatherer = LineCollector(truth, precision)
+    collector = _LineCollector(truth, precision)
     notes: list[str] = []
     for path in paths:
         for line in _read_lines(path, notes):
-            gatherer.take(line)
-            if gatherer.rows % _REPORT_EVERY == 0:
-                on_rows(gatherer.rows)
-    return gatherer.stored(notes)
+            collector.add(line)
+            if collector.rows % _REPORT_EVERY == 0:
+                on_rows(collector.rows)
+    return collector.build_rows(notes)
 
 
 def _read_lines(path: Path, notes: list[str]) -> Iterator[str]:
@@ -179,54 +174,23 @@ def _read_lines(path: Path, notes: list[str]) -> Iterator[str]:
         raise SimError(f"--files {path}: {fault.strerror}") from fault
 
 
-EXPORT_SUFFIXES = (".parquet", ".csv", ".csv.gz", ".jsonl", ".jsonl.gz")
-_REQUIRED = ("time", "sensor_id", "sensor_type", "value")
-
-
-def find_export_files(folder: Path) -> list[Path]:
-    """Every such file under a folder, or the file itself."""
-    if folder.is_file():
-        return [folder] if folder.name.endswith(EXPORT_SUFFIXES) else []
-    return sorted(path for path in folder.rglob("*") if path.name.endswith(EXPORT_SUFFIXES))
-
-
 def read_export_files(
     paths: Sequence[Path], truth: GroundTruth, *, on_rows: Callable[[int], None]
 ) -> StoredRows:
-    """Read them all.
-
-    Raises:
-        SimError: one cannot be read, or has not the columns that are needed.
-    """
-    names = SeriesIndex(truth)
-    parts: list[NDArray[Any]] = []
-    foreign = 0
-    compared: set[str] = set(COMPARED_COLUMNS)
-    attributes = flags = True
+    """Read exported files; SimError where one cannot be read or lacks a required column."""
+    parts: list[NDArray[np.void]] = []
+    common: set[str] | None = None
     for path in paths:
         table = _read_table(path)
-        present = set(table.column_names)
-        missing = [name for name in _REQUIRED if name not in present]
-        if missing:
-            raise SimError(f"--files {path}: has no column {', '.join(missing)}")
-        compared &= present
-        attributes &= present.issuperset(ATTRIBUTES)
-        flags &= "flags" in present
-        rows = _table_to_stored_rows(table, names, present)
-        ours = rows[rows["series"] >= 0]
-        foreign += len(rows) - len(ours)
-        parts.append(ours)
+        columns = set(table.column_names)
+        check_columns(f"--files {path}", columns)
+        common = columns if common is None else common & columns
+        parts.append(_table_to_rows(table, truth))
         on_rows(sum(map(len, parts)))
-    return StoredRows(
-        np.concatenate(parts),
-        foreign=foreign,
-        compared=tuple(name for name in COMPARED_COLUMNS if name in compared),
-        attributes=attributes,
-        flags=flags,
-    )
+    return StoredRows.from_parts(parts, common)
 
 
-def _read_table(path: Path) -> Any:
+def _read_table(path: Path) -> pa.Table:
     import pyarrow as pa  # noqa: PLC0415 - slow to import, and needed for this only
     from pyarrow import csv, json, parquet  # noqa: PLC0415 - as above
 
@@ -252,14 +216,13 @@ def _read_table(path: Path) -> Any:
     return table
 
 
-def _table_to_stored_rows(table: Any, names: SeriesIndex, present: set[str]) -> NDArray[Any]:
-    rows = np.zeros(table.num_rows, STORED_DTYPE)
-    rows["time_us"] = table.column("time").cast("int64").to_numpy()
-    rows["value"] = table.column("value").to_numpy()
-    for name in ("quality", "battery_level", "signal_strength"):
-        rows[name] = table.column(name).to_numpy() if name in present else np.nan
+def _table_to_rows(table: pa.Table, truth: GroundTruth) -> NDArray[np.void]:
+    present = set(table.column_names)
+    columns = {name: table.column(name).to_numpy() for name in _FLOATS if name in present}
+    columns["time_us"] = table.column("time").cast("int64").to_numpy()
     for name, absent in (("seq", SEQ_ABSENT), ("flags", 0)):
-        rows[name] = table.column(name).fill_null(absent).to_numpy() if name in present else absent
+        if name in present:
+            columns[name] = table.column(name).fill_null(absent).to_numpy()
     keys = ("sensor_id", "sensor_type", *(name for name in ATTRIBUTES if name in present))
     codes = np.zeros(table.num_rows, np.int64)
     texts: list[list[str]] = []
@@ -270,10 +233,10 @@ def _table_to_stored_rows(table: Any, names: SeriesIndex, present: set[str]) -> 
     distinct, back = np.unique(codes, return_inverse=True)
     found = np.full((len(distinct), 2), -1, np.int32)
     for number, code in enumerate(distinct.tolist()):
-        named, rest = {}, code
+        tags, rest = {}, code
         for key, known in zip(reversed(keys), reversed(texts), strict=True):
             rest, at = divmod(rest, max(1, len(known)))
-            named[key] = known[at]
-        found[number] = names.find(named.pop("sensor_type"), named)
-    rows["series"], rows["state"] = found[back].T
-    return rows
+            tags[key] = known[at]
+        found[number] = truth.find_series(tags.pop("sensor_type"), tags)
+    columns["series"], columns["state"] = found[back].T
+    return build_stored_rows(columns)

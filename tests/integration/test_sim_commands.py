@@ -127,7 +127,7 @@ def test_a_broker_that_is_not_there_is_named_after_the_connect_timeout(tmp_path)
         (("run", "--truth", "{tmp}", "--rate", "0"), "--rate 0"),
         (("run", "--truth", "{tmp}", "--scenario", "{tmp}/none.toml"), "No such file"),
         (("run", "--truth", "/proc/none"), "--truth /proc/none"),
-        (("verify", "--truth", "{tmp}"), "one of --postgres"),
+        (("verify", "--truth", "{tmp}"), "expected one store: --postgres"),
         (("verify", "--truth", "{tmp}", "--postgres", "postgresql://127.0.0.1:1/x"), "no record there"),
         (("replay", "{tmp}/none.csv", "--truth", "{tmp}"), "No such file"),
         (("replay", "{tmp}/none.csv", "--truth", "{tmp}", "--time-format", "later"), "--time-format later"),
@@ -193,6 +193,18 @@ def test_a_dry_run_needs_no_broker_and_says_what_it_understood(tmp_path):
     done = sim("replay", write_csv(tmp_path, ["2026-01-01,1.25"]), "--dry-run")
     assert "time: column 'time' as auto" in done.stdout
     assert "line 2: plant/value 2026-01-01T00:00:00.000000Z 1.25" in done.stdout
+
+
+def test_a_dry_run_prints_json_where_that_is_asked_for(tmp_path):
+    path = write_csv(tmp_path, ["2026-01-01,1.25", "2026-01-02,x"])
+    (found,) = json.loads(sim("replay", path, "--dry-run", "--json").stdout)["files"]
+    assert found["file"] == str(path)
+    assert (found["time_columns"], found["sensor_column"], found["sensor_id"]) == (["time"], None, "plant")
+    assert found["values"] == [{"column": "value", "type_column": None, "sensor_type": "value"}]
+    assert found["first_readings"] == [
+        {"line": 2, "series": "plant/value", "time": "2026-01-01T00:00:00.000000Z", "value": 1.25}
+    ]
+    assert found["skipped_reasons"] == [f"{path}:3: column 'value': 'x' is not a number"]
 
 
 @pytest.fixture
@@ -340,4 +352,4 @@ def test_more_devices_than_open_files_are_allowed_is_said_at_once(tmp_path):
     limited = ["/bin/sh", "-c", 'ulimit -n 200; exec "$@"', "sh", *run]
     done = subprocess.run(limited, cwd=ROOT, capture_output=True, text=True, timeout=TIMEOUT_S, check=False)
     assert done.returncode == 2
-    assert "so many devices need 400 open files and only 200 are allowed here" in done.stderr
+    assert "the devices need 400 open files and the limit is 200" in done.stderr

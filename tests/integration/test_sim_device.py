@@ -16,8 +16,9 @@ from typing import Any
 
 import pytest
 
-from firmware_sim.devices.device import BrokerAddress, Device, RadioSettings
-from firmware_sim.devices.firmware import Publish
+from firmware_sim.devices.device import Device, RadioSettings
+from firmware_sim.devices.mqtt_connection import BrokerAddress
+from firmware_sim.ground_truth import Publish
 
 CONNACK = b"\x20\x03\x00\x00\x00"
 TIMEOUT_S = 20
@@ -265,7 +266,7 @@ def open_files():
 
 
 async def test_servers_that_never_answer_leave_no_sockets_behind(server, monkeypatch):
-    monkeypatch.setattr("firmware_sim.devices.device.CONNECT_TIMEOUT_S", 0.02)
+    monkeypatch.setattr("firmware_sim.devices.mqtt_connection.CONNECT_TIMEOUT_S", 0.02)
     server.connack = b""
     async with running(server, Recorder()):
         await until(lambda: server.connects >= 3)

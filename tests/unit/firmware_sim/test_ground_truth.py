@@ -1,15 +1,15 @@
 """The record of the truth is read back as it was written, whatever was cut off its end."""
 
 import json
-import math
 
 import numpy as np
 import pytest
 
 from firmware_sim.errors import SimError
 from firmware_sim.ground_truth import (
-    SEQ_ABSENT,
     GroundTruthWriter,
+    Publish,
+    Reading,
     SeriesState,
     find_repeated_readings,
     load_ground_truth,
@@ -24,9 +24,10 @@ WET = SeriesState("s2", "humidity")
 def write_run(folder, run, rows, acks=()):
     with GroundTruthWriter(folder, run, {"command": "test"}) as writer:
         for state, time_us, value in rows:
-            writer.produce(writer.state(state), time_us, value, math.nan, 50.5, -60.0, SEQ_ABSENT)
+            reading = Reading(time_us, value, battery_level=50.5, signal_strength=-60.0)
+            writer.append(writer.number_state(state), reading)
         for first_row, count, reason_code in acks:
-            writer.settle(first_row, count, reason_code, 5)
+            writer.settle(Publish("t", b"", first_row, count), reason_code)
 
 
 def test_what_was_written_is_read_back(tmp_path):
@@ -57,9 +58,9 @@ def test_runs_of_one_folder_are_read_together(tmp_path):
 
 def test_what_was_flushed_is_there_when_the_writer_is_killed(tmp_path):
     writer = GroundTruthWriter(tmp_path, "a", {})
-    writer.produce(writer.state(HALL), 10, 1.0, 1, 1, 1, 1)
+    writer.append(writer.number_state(HALL), Reading(10, 1.0, 1, 1, 1, 1))
     writer.flush()
-    writer.produce(writer.state(WET), 11, 2.0, 1, 1, 1, 2)
+    writer.append(writer.number_state(WET), Reading(11, 2.0, 1, 1, 1, 2))
     truth = load_ground_truth(tmp_path)
     assert truth.produced["time_us"].tolist() == [10]
     writer.close()
@@ -125,11 +126,3 @@ def test_a_packed_run_that_is_cut_short_is_named(tmp_path):
     path.write_bytes(path.read_bytes()[:-3])
     with pytest.raises(SimError, match=r"a\.produced\.pack: it is cut short"):
         load_ground_truth(tmp_path)
-
-
-def test_progress_is_replaced_whole(tmp_path):
-    with GroundTruthWriter(tmp_path, "a", {}) as writer:
-        writer.progress({"produced": 1})
-        writer.progress({"produced": 2})
-    assert json.loads((tmp_path / "progress.json").read_text()) == {"produced": 2}
-    assert [path.name for path in tmp_path.glob(".progress*")] == []

@@ -47,7 +47,7 @@ ENTRY_POINTS = {
 OPTIONAL = {
     "aiomqtt": ("firmware_sim",),
     "google": ("gateway.payloads.formats.sparkplug",),
-    "asyncpg": ("cloud_sync.timescale", "cloud_sync.timescale.sink", "firmware_sim.verify.databases"),
+    "asyncpg": ("cloud_sync.timescale", "cloud_sync.timescale.sink"),
 }
 """Packages that come with an extra, and where they may be imported at a module's head."""
 

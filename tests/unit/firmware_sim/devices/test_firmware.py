@@ -8,8 +8,9 @@ import msgspec
 import numpy as np
 import pytest
 
-from firmware_sim.devices.device import RadioSettings, parse_broker
-from firmware_sim.devices.payloads import encode_samples
+from firmware_sim.devices.device import RadioSettings
+from firmware_sim.devices.mqtt_connection import parse_broker
+from firmware_sim.devices.payloads import encode_readings
 from firmware_sim.devices.sensors import (
     Fault,
     PublishSchedule,
@@ -164,7 +165,7 @@ def test_every_shape_carries_value_and_time(tmp_path, shape):
             assert truth.produced[number]["seq"] == -1
         else:
             assert (sent["value" if shape == "json" else "temperature"], sent["ts"]) == (value, time_us)
-    assert encode_samples("json", device.sensors[0].state, []) == b"[]"
+    assert encode_readings("json", device.sensors[0].state, []) == b"[]"
 
 
 def test_windows_and_durations():

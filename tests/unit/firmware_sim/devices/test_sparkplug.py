@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from esio_spb_builder.core import sparkplug_b_pb2 as spb
 
-from firmware_sim.devices.payloads import Sample, SparkplugSession, encode_samples
-from firmware_sim.ground_truth import SeriesState
+from firmware_sim.devices.payloads import SparkplugSession, encode_readings
+from firmware_sim.ground_truth import Reading, SeriesState
 
 STATE = SeriesState("d", "temperature", ("degC", "hall", "m", "1"))
-SAMPLES = [Sample(-21.5, 1_790_000_000_001_000), Sample(0.1, 1_790_000_000_002_000, 97.5, seq=3)]
+READINGS = [Reading(1_790_000_000_001_000, -21.5), Reading(1_790_000_000_002_000, 0.1, 97.5, seq=3)]
 
 
 def read(payload: bytes):
@@ -28,20 +28,23 @@ def test_data_names_the_aliases_of_the_birth_and_counts_from_it():
     assert born.metrics[0].long_value == read(will.payload).metrics[0].long_value == 0
     assert born.metrics[2].is_null
     assert born.metrics[3].properties.values[0].string_value == "degC"
-    payload = encode_samples("sparkplug_b", STATE, SAMPLES)
-    told = [read(session.numbered(payload)) for _ in range(256)]
-    assert [m.seq for m in told] == [*range(1, 256), 0]
-    assert [(m.alias, m.timestamp, m.double_value) for m in told[0].metrics] == [
+    payload = encode_readings("sparkplug_b", STATE, READINGS)
+    messages = [read(session.add_sequence_number(payload)) for _ in range(256)]
+    assert [m.seq for m in messages] == [*range(1, 256), 0]
+    assert [(m.alias, m.timestamp, m.double_value) for m in messages[0].metrics] == [
         (born.metrics[3].alias, 1_790_000_000_001, -21.5),
         (born.metrics[3].alias, 1_790_000_000_002, 0.1),
     ]
     session.begin()
     again = read(session.birth(1).payload)
     assert (again.metrics[0].long_value, again.seq) == (1, 0)
-    assert read(session.numbered(payload)).seq == 1
+    assert read(session.add_sequence_number(payload)).seq == 1
 
 
 def test_lines_have_every_column_and_a_number_is_the_newest_alone():
-    lines = encode_samples("csv", STATE, SAMPLES).decode().splitlines()
-    assert lines == ["1790000000001000,-21.5,,,,,,,,", "1790000000002000,0.1,97.5,,,3,,,,"]
-    assert encode_samples("number", STATE, SAMPLES) == b"0.1"
+    lines = encode_readings("csv", STATE, READINGS).decode().splitlines()
+    assert lines == [
+        "1790000000001000,-21.5,,,,,hall,m,1,degC",
+        "1790000000002000,0.1,97.5,,,3,hall,m,1,degC",
+    ]
+    assert encode_readings("number", STATE, READINGS) == b"0.1"

@@ -8,7 +8,8 @@ from itertools import pairwise
 
 import pytest
 
-from firmware_sim.devices.device import backoff_s, parse_broker
+from firmware_sim.devices.device import backoff_s
+from firmware_sim.devices.mqtt_connection import parse_broker
 from firmware_sim.devices.sensors import WAVEFORMS, Fault, SensorFaultState, apply_reading_faults, build_site
 from firmware_sim.errors import SimError
 from firmware_sim.ground_truth import GroundTruthWriter, load_ground_truth

@@ -27,8 +27,8 @@ AT_US = 1_767_225_600_000_000
 
 
 def read(path, **options):
-    tally = RecordingCounters()
-    return list(read_recording(path, detect_columns(path, ColumnOptions(**options)), tally)), tally
+    counters = RecordingCounters()
+    return list(read_recording(path, detect_columns(path, ColumnOptions(**options)), counters)), counters
 
 
 def test_parquet_is_read_value_for_value(tmp_path):
@@ -46,11 +46,15 @@ def test_parquet_is_read_value_for_value(tmp_path):
         }
     )
     parquet.write_table(table, path)
-    readings, tally = read(path)
+    readings, counters = read(path)
     (reading,) = readings
-    assert (reading.state[:2], reading.time_us, reading.value) == (("s1", "temperature"), AT_US, 0.1 + 0.2)
-    assert (reading.quality, reading.state.attributes[0]) == (97.5, "degC")
-    assert tally.skipped == 1
+    assert (reading.state[:2], reading.time_us, reading.reading.value) == (
+        ("s1", "temperature"),
+        AT_US,
+        0.1 + 0.2,
+    )
+    assert (reading.reading.quality, reading.state.attributes[0]) == (97.5, "degC")
+    assert counters.skipped == 1
 
 
 def test_wide_parquet_takes_each_column_of_numbers(tmp_path):
@@ -71,16 +75,16 @@ def test_line_protocol_is_read_with_its_tags_and_other_fields_as_types_of_their_
     )
     path = tmp_path / f"x{suffix}"
     path.write_bytes(gzip.compress(lines.encode()) if suffix.endswith("gz") else lines.encode())
-    readings, tally = read(path)
-    assert [(r.state.sensor_id, r.state.sensor_type, r.time_us, r.value) for r in readings] == [
+    readings, counters = read(path)
+    assert [(r.state.sensor_id, r.state.sensor_type, r.time_us, r.reading.value) for r in readings] == [
         ("s 1", "air temp", AT_US + 1, 21.5),
         ("a_b", "cpu_user", AT_US + 2, 1.5),
         ("a_b", "cpu_cores", AT_US + 2, 4.0),
         ("a_b", "cpu_up", AT_US + 2, 1.0),
     ]
-    assert (readings[0].seq, readings[0].quality) == (7, 98.0)
+    assert (readings[0].reading.seq, readings[0].reading.quality) == (7, 98.0)
     assert readings[0].state.attributes[:2] == ("degC", "hall 3")
-    assert (tally.skipped, tally.cut_times) == (1, 1)
+    assert (counters.skipped, counters.cut_times) == (1, 1)
 
 
 def test_a_parquet_file_that_is_none_is_named(tmp_path):
@@ -102,7 +106,7 @@ def test_files_go_together_by_time_or_in_turn(tmp_path):
 
     def order(**how):
         parts = [read_recording(path, mapping, RecordingCounters()) for path, mapping in recordings]
-        return [(number, r.value) for number, r in merge_recordings(parts, **how)]
+        return [(number, r.reading.value) for number, r in merge_recordings(parts, **how)]
 
     assert order(by_time=True) == [(0, 0), (1, 5), (1, 6), (0, 10), (0, 20)]
     assert order(by_time=False) == [(0, 0), (1, 5), (0, 10), (1, 6), (0, 20)]

@@ -76,7 +76,7 @@ def test_a_stated_format_is_followed(text, time_format, expected):
     [
         ("", "auto", "no time"),
         ("yesterday", "auto", "neither ISO 8601 nor a number"),
-        ("31/01/2026 12:30", "auto", "say --time-format"),
+        ("31/01/2026 12:30", "auto", "use --time-format"),
         ("17", "auto", "too small"),
         ("2026-02-30", "auto", "day"),
         ("2026-01-31T25:00:00", "auto", "hour"),

@@ -251,12 +251,12 @@ def test_as_many_are_explained_as_the_declarations_can(times, spoken):
         return False
 
     most = sum(seat(place, set()) for place in range(len(places)))
-    found = match_declared_losses(np.array(sorted(times), np.int64), told)
+    found = match_declared_losses(np.array(sorted(times), np.int64), np.ones(len(times), bool), told)
     assert found.sum() == most
     assert all(any(d.from_us <= t <= d.to_us for d in told) for t in np.array(sorted(times))[found])
 
 
-def kept(*windows):
+def rolled_up(*windows):
     return np.array(
         [(series, BASE_US + begin, BASE_US + end, rows) for series, begin, end, rows in windows],
         ROLLED_UP_DTYPE,
@@ -266,22 +266,22 @@ def kept(*windows):
 def test_what_rollups_count_as_suppressed_is_explained_window_by_window():
     truth = truth_of([(0, n, 1.0) for n in range(20)] + [(2, n, 1.0) for n in range(5)])
     stored = stored_of(truth, [0, 9, 10])
-    windows = kept((0, 0, 10, 8), (0, 10, 20, 6), (1, 0, 10, 5), (1, 10, 20, 9))
-    found = compare_readings(truth, stored, LossEvidence(kept=windows))
+    windows = rolled_up((0, 0, 10, 8), (0, 10, 20, 6), (1, 0, 10, 5), (1, 10, 20, 9))
+    found = compare_readings(truth, stored, LossEvidence(rolled_up=windows))
     assert (found.suppressed, found.lost) == (8 + 6 + 5, 3)
     spool = stored_of(truth, range(11, 15)).rows
     spool["flags"] = 1024
-    found = compare_readings(truth, stored, LossEvidence(spool, kept=windows))
+    found = compare_readings(truth, stored, LossEvidence(spool, rolled_up=windows))
     assert (found.suppressed, found.lost) == (8 + 6 + 5, 3), "those in the spool are among those counted"
 
 
 def test_a_window_half_declared_and_half_suppressed_is_explained_whole():
     truth = truth_of([(0, n, 1.0) for n in range(10)])
     told = DeclaredLoss("g: full", 4, BASE_US, BASE_US + 3)
-    evidence = LossEvidence(kept=kept((0, 0, 10, 6)), declared=[told])
+    evidence = LossEvidence(rolled_up=rolled_up((0, 0, 10, 6)), declared=[told])
     found = compare_readings(truth, stored_of(truth, []), evidence)
     assert (found.suppressed, found.declared, found.lost) == (6, 4, 0)
-    evidence = LossEvidence(kept=kept((0, 0, 10, 5)), declared=[told])
+    evidence = LossEvidence(rolled_up=rolled_up((0, 0, 10, 5)), declared=[told])
     assert compare_readings(truth, stored_of(truth, []), evidence).lost == 1
 
 

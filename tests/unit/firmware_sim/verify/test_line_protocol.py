@@ -1,13 +1,12 @@
 r"""Line protocol is read back as rows, also where it is torn."""
 
 import gzip
-import math
 
 import numpy as np
 import pytest
 
 from firmware_sim.errors import SimError
-from firmware_sim.ground_truth import GroundTruthWriter, SeriesState, load_ground_truth
+from firmware_sim.ground_truth import GroundTruthWriter, Publish, Reading, SeriesState, load_ground_truth
 from firmware_sim.verify.comparison import compare_readings
 from firmware_sim.verify.stored_files import parse_line_key, read_line_files
 
@@ -19,8 +18,9 @@ LINE = f"{KEY} value=21.5,quality=98.5,seq=7i 1767225600000001000"
 @pytest.fixture
 def truth(tmp_path):
     with GroundTruthWriter(tmp_path / "truth", "a", {}) as writer:
-        writer.produce(writer.state(HALL), 1_767_225_600_000_001, 21.5, 98.5, math.nan, math.nan, 7)
-        writer.settle(0, 1, 0, 0)
+        reading = Reading(1_767_225_600_000_001, 21.5, quality=98.5, seq=7)
+        writer.append(writer.number_state(HALL), reading)
+        writer.settle(Publish("t", b"", 0, 1), 0)
     return load_ground_truth(tmp_path / "truth")
 
 
