@@ -121,7 +121,7 @@ def run(bench: Bench, batch: int, event_s: int = _EVENT_S) -> Spent:
                 encode_segments(records)
         bench.roller.accept(rolled)
         done = time.perf_counter()
-        rollups = Rollups.concat(closed) if closed else Rollups.none()
+        rollups = Rollups.concat(closed) if closed else Rollups.empty()
         alerted = bench.alerts.step(StageInput(readings, rollups, now_us))
         bench.alerts.accept(alerted)
         alert_s += time.perf_counter() - done

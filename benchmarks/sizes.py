@@ -23,7 +23,7 @@ _LINES_A_BODY = 5_000
 
 def bytes_per_reading(everything: Readings, rows: int) -> dict[str, float]:
     """Bytes per reading of the first `rows` readings together, by form."""
-    part = everything.take(np.arange(rows))
+    part = everything.select(np.arange(rows))
     return {
         "segment": len(columns.encode(part.in_order())) / rows,
         "gzipped line protocol": len(b"".join(gzipped_lines(part))) / rows,

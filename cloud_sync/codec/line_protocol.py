@@ -74,7 +74,7 @@ def iter_lines(
     readings = batch.readings
     for start in range(0, readings.rows, _ROWS_PER_SLICE):
         rows = np.arange(start, min(start + _ROWS_PER_SLICE, readings.rows))
-        yield from _encode_rows(readings.take(rows), keys, scale)
+        yield from _encode_rows(readings.select(rows), keys, scale)
 
 
 def _encode_rows(readings: Readings, keys: Sequence[str], scale: int) -> list[str]:

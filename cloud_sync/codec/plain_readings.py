@@ -203,7 +203,7 @@ def parse_readings(
                 read = bad  # noqa: PLW2901 - it turned out to be none
         if isinstance(read, InvalidReadingError):
             rejected.append(RejectedReading(index, str(read), part))
-    return PlainReadings(*builder.take(), rejected)
+    return PlainReadings(*builder.build(), rejected)
 
 
 def _raise_if_fault(fault: str | None) -> None:

@@ -127,11 +127,11 @@ def _decode_block(
     if not all(0 <= rows < _REFUSED_MAX for rows in left_out):
         raise FormatError("malformed", f"{header.refused} refused and {header.withheld} withheld rows")
     if header.rows == 0 and any(left_out) and not block and not header.series:
-        return columns.RECORD_TYPES[record_class].none()
+        return columns.RECORD_TYPES[record_class].empty()
     records = columns.decode_records(block, record_class, max_rows=limits.max_rows)
     if records.rows != header.rows:
         raise FormatError("malformed", f"the header says {header.rows} rows, the columns hold {records.rows}")
-    if not records.named:
+    if not records.has_series:
         if header.series:
             raise FormatError("malformed", "series in a batch whose records name none")
         return records

@@ -247,7 +247,7 @@ class _Piece(NamedTuple):
     last: bool
 
 
-_LAST_PIECE = _Piece((), Readings.none(), 0, 0, last=True)
+_LAST_PIECE = _Piece((), Readings.empty(), 0, 0, last=True)
 
 
 def _line_pieces(file: ImportFile, skip: int) -> Iterator[_Piece]:
@@ -279,4 +279,4 @@ def _next_lines(lines: Iterator[bytes], reader: LineReader) -> tuple[Sequence[Se
                 builder.add(reading)
         except (InvalidReadingError, UnicodeDecodeError):
             rejected += 1
-    return *builder.take(), taken, rejected
+    return *builder.build(), taken, rejected

@@ -185,12 +185,12 @@ class ColumnBuilder:
         self._numbers.setdefault(reading.series, number)
         self._rows.append((number, *reading[1:6], seq, reading.flags))
 
-    def take(self) -> tuple[Sequence[Series], Readings]:
+    def build(self) -> tuple[Sequence[Series], Readings]:
         """All that was added, in canonical order; nothing is left."""
         rows, series = self._rows, tuple(self._numbers)
         self._rows, self._numbers = [], {}
         if not rows:
-            return (), Readings.none()
+            return (), Readings.empty()
         columns = list(zip(*rows, strict=True))
         return series, Readings(
             np.array(columns[0], np.int32),

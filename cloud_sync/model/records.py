@@ -7,9 +7,10 @@ numbers, in a `Batch` positions in `Batch.series`.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from enum import IntEnum, IntFlag
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Self
+from typing import TYPE_CHECKING, ClassVar, NamedTuple, Self
 
 import numpy as np
 
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
     from uuid import UUID
 
     from numpy.typing import NDArray
+
+_COLUMN = re.compile(r"NDArray\[np\.(\w+)\]")
 
 SEQ_ABSENT = -1
 """The `seq` of a reading whose device sent none. Absent floats are NaN."""
@@ -64,43 +67,47 @@ class Series(NamedTuple):
 class Records:
     """Records of one class as columns: what every class can do. Every array has shape (rows,).
 
+    A class declares its columns once, as annotated fields: `NDArray[np.X]` is a column of dtype X, texts are
+    of dtype object.
+
     Attributes:
-        record_class: which class.
-        columns: the type of each column, in the order of the fields; texts are of type object.
-        named: whether there is a column `series`.
-        order: names of the columns that rows are sorted by, first the one that counts most.
-        time_us: int64, microseconds since 1970 UTC.
-        series: int32, only where `named`.
+        columns: the dtype of each column, in the order of the fields.
+        has_series: whether there is a column `series`.
+        order: names of the columns that rows are sorted by, the most significant first.
     """
 
     __slots__ = ()
     record_class: ClassVar[RecordClass]
-    columns: ClassVar[dict[str, np.dtype[Any]]]
-    named: ClassVar[bool] = True
+    columns: ClassVar[dict[str, np.dtype[np.generic]]]
+    has_series: ClassVar[bool] = True
     order: ClassVar[tuple[str, ...]] = ("series", "time_us")
     if TYPE_CHECKING:
         time_us: NDArray[np.int64]
         series: NDArray[np.int32]
+
+    def __init_subclass__(cls) -> None:
+        types = {name: _COLUMN.fullmatch(annotation) for name, annotation in cls.__annotations__.items()}
+        cls.columns = {name: np.dtype(getattr(np, found[1])) for name, found in types.items() if found}
 
     @property
     def rows(self) -> int:
         """Number of records."""
         return len(self.time_us)
 
-    def take(self, index: NDArray[np.intp] | NDArray[np.bool_]) -> Self:
+    def select(self, index: NDArray[np.intp] | NDArray[np.bool_]) -> Self:
         """The records at `index` (integers or a mask), in that order."""
         return type(self)(**{name: getattr(self, name)[index] for name in self.columns})
 
     def in_order(self) -> Self:
         """The same records in the canonical order of every encoded run; equal ones stay as they came."""
-        return self.take(np.lexsort([getattr(self, name) for name in reversed(self.order)]))
+        return self.select(np.lexsort([getattr(self, name) for name in reversed(self.order)]))
 
     def with_series(self, series: NDArray[np.int32]) -> Self:
         """The same records, their series renumbered."""
         return type(self)(**{name: getattr(self, name) for name in self.columns} | {"series": series})
 
     @classmethod
-    def none(cls) -> Self:
+    def empty(cls) -> Self:
         """No records."""
         return cls(**{name: np.empty(0, dtype) for name, dtype in cls.columns.items()})
 
@@ -114,30 +121,20 @@ class Records:
 
 @dataclass(frozen=True, slots=True)
 class Readings(Records):
-    """Readings as columns. Every array has shape (rows,).
+    """Readings as columns.
 
     Attributes:
-        series: int32, what it indexes is the holder's (see the module).
-        time_us: int64, microseconds since 1970 UTC.
-        value: float64, finite.
-        quality: float32, 0-100, NaN when absent.
-        battery_level: float32, percent, NaN when absent.
-        signal_strength: float32, dBm, NaN when absent.
-        seq: int64, the device's own sequence number, `SEQ_ABSENT` when absent.
-        flags: int32, bits of `Flag`.
+        series: what it indexes is the holder's (see the module).
+        time_us: microseconds since 1970 UTC.
+        value: finite.
+        quality: 0-100, NaN when absent.
+        battery_level: percent, NaN when absent.
+        signal_strength: dBm, NaN when absent.
+        seq: the device's own sequence number, `SEQ_ABSENT` when absent.
+        flags: bits of `Flag`.
     """
 
     record_class: ClassVar[RecordClass] = RecordClass.READING
-    columns: ClassVar[dict[str, np.dtype[Any]]] = {
-        "series": np.dtype(np.int32),
-        "time_us": np.dtype(np.int64),
-        "value": np.dtype(np.float64),
-        "quality": np.dtype(np.float32),
-        "battery_level": np.dtype(np.float32),
-        "signal_strength": np.dtype(np.float32),
-        "seq": np.dtype(np.int64),
-        "flags": np.dtype(np.int32),
-    }
     series: NDArray[np.int32]
     time_us: NDArray[np.int64]
     value: NDArray[np.float64]
@@ -146,10 +143,6 @@ class Readings(Records):
     signal_strength: NDArray[np.float32]
     seq: NDArray[np.int64]
     flags: NDArray[np.int32]
-
-
-READING_DTYPES = Readings.columns
-"""The type of each column of `Readings`, in the order of its fields."""
 
 
 class BatchRange(NamedTuple):
@@ -236,48 +229,24 @@ class Receipt:
 
 @dataclass(frozen=True, slots=True)
 class Rollups(Records):
-    """Summaries of windows. Every array has shape (rows,).
+    """Statistics of windows of time.
 
-    The newest revision of a series, window length and start is the one that holds. What it says of values is
-    of the `count` readings that count; out-of-range readings are left out of it and counted in `excluded`.
-    Where `count` is 0 the values are NaN and their times the start of the window.
+    Of one series, window length and start the newest revision is valid. Values are those of the `count`
+    readings within range; where `count` is 0 they are NaN, and their times the start of the window.
 
     Attributes:
-        series: int32, what it indexes is the holder's.
-        time_us: int64, start of the window, microseconds since 1970 UTC.
-        window_s: int32, length of the window, seconds.
-        revision: int32, from 1.
-        count: int32, readings that count, suppressed ones among them.
-        mean: float64.
-        m2: float64, sum of squared differences from the mean: the variance is m2 / (count - 1).
-        minimum, maximum: float64.
-        first, last: float64, values of the earliest and the latest reading.
-        first_at_us, last_at_us: int64, when those were.
-        flagged: int32, readings with any flag but SUPPRESSED, excluded ones among them.
-        excluded: int32, readings left out because they are out of range.
-        suppressed: int32, of `count`: readings within their deadband, which are not delivered one by one.
+        time_us: start of the window, microseconds since 1970 UTC.
+        revision: from 1.
+        count: readings within range, suppressed ones included.
+        m2: sum of squared differences from the mean: the variance is m2 / (count - 1).
+        first, last: values of the earliest and the latest reading, of `first_at_us` and `last_at_us`.
+        flagged: readings with any flag but SUPPRESSED, excluded ones included.
+        excluded: readings out of range.
+        suppressed: of `count`: readings within their deadband, which are not delivered one by one.
     """
 
     record_class: ClassVar[RecordClass] = RecordClass.ROLLUP
     order: ClassVar[tuple[str, ...]] = ("series", "window_s", "time_us", "revision")
-    columns: ClassVar[dict[str, np.dtype[Any]]] = {
-        "series": np.dtype(np.int32),
-        "time_us": np.dtype(np.int64),
-        "window_s": np.dtype(np.int32),
-        "revision": np.dtype(np.int32),
-        "count": np.dtype(np.int32),
-        "mean": np.dtype(np.float64),
-        "m2": np.dtype(np.float64),
-        "minimum": np.dtype(np.float64),
-        "maximum": np.dtype(np.float64),
-        "first": np.dtype(np.float64),
-        "first_at_us": np.dtype(np.int64),
-        "last": np.dtype(np.float64),
-        "last_at_us": np.dtype(np.int64),
-        "flagged": np.dtype(np.int32),
-        "excluded": np.dtype(np.int32),
-        "suppressed": np.dtype(np.int32),
-    }
     series: NDArray[np.int32]
     time_us: NDArray[np.int64]
     window_s: NDArray[np.int32]
@@ -296,18 +265,15 @@ class Rollups(Records):
     suppressed: NDArray[np.int32]
 
 
-_TEXT = np.dtype(np.object_)
-
-
 class AlertState(IntEnum):
-    """What has become of an alert."""
+    """Whether an alert began or ended."""
 
     FIRING = 1
     RECOVERED = 2
 
 
 class Severity(IntEnum):
-    """How bad it is."""
+    """Ascending."""
 
     INFO = 1
     WARNING = 2
@@ -316,35 +282,20 @@ class Severity(IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class Alerts(Records):
-    """Alerts that began or ended. Every array has shape (rows,); rows are in order of time.
-
-    An alert is known by its series, rule and `time_us`.
+    """Alerts that began or ended, by time; identified by series, rule and `time_us`.
 
     Attributes:
-        series: int32, what it indexes is the holder's.
-        time_us: int64, when it began or ended, microseconds since 1970 UTC.
-        state: int32, an `AlertState`.
-        severity: int32, a `Severity`.
-        value: float64, what was seen; NaN when there is none, as of silence.
-        threshold: float64, what it was compared with; NaN when there is none.
-        count: int32, how many findings it stands for since the one before it, 1 or more.
-        rule: object, texts: the name of the rule.
-        detail: object, texts: for a person.
+        time_us: when it began or ended, microseconds since 1970 UTC.
+        state: an `AlertState`.
+        severity: a `Severity`.
+        value: the value observed; NaN when there is none, as for silence.
+        threshold: what it was compared with; NaN when there is none.
+        count: how many findings it stands for since the alert before it, 1 or more.
+        detail: for a person.
     """
 
     record_class: ClassVar[RecordClass] = RecordClass.ALERT
     order: ClassVar[tuple[str, ...]] = ("time_us", "series")
-    columns: ClassVar[dict[str, np.dtype[Any]]] = {
-        "series": np.dtype(np.int32),
-        "time_us": np.dtype(np.int64),
-        "state": np.dtype(np.int32),
-        "severity": np.dtype(np.int32),
-        "value": np.dtype(np.float64),
-        "threshold": np.dtype(np.float64),
-        "count": np.dtype(np.int32),
-        "rule": _TEXT,
-        "detail": _TEXT,
-    }
     series: NDArray[np.int32]
     time_us: NDArray[np.int64]
     state: NDArray[np.int32]
@@ -358,36 +309,22 @@ class Alerts(Records):
 
 @dataclass(frozen=True, slots=True)
 class Declarations(Records):
-    """What a gateway gave up undelivered. Every array has shape (rows,); rows are in order of time.
-
-    A declaration is of one destination and one run of commits of one class.
+    """Records that a gateway gave up undelivered, by time; each of one destination and one run of commits.
 
     Attributes:
-        time_us: int64, when it was declared, microseconds since 1970 UTC.
-        of_class: int32, the `RecordClass` that was given up.
-        first_commit, last_commit: int64, inclusive.
-        lost: int64, how many records.
-        from_us, to_us: int64, earliest and latest time among them.
-        destination: object, texts: the destination that did not get them.
-        reason: object, texts: why, machine-readable.
-        survives: object, texts: the coarser form that is left, e.g. "rollup 60 s", "" for none.
+        time_us: when it was declared, microseconds since 1970 UTC.
+        of_class: the `RecordClass` that was given up.
+        first_commit, last_commit: inclusive.
+        lost: how many records.
+        from_us, to_us: earliest and latest time among them.
+        destination: which did not get them.
+        reason: machine-readable.
+        survives: the coarser form that is left, e.g. "rollup 60 s", "" for none.
     """
 
     record_class: ClassVar[RecordClass] = RecordClass.DECLARATION
-    named: ClassVar[bool] = False
+    has_series: ClassVar[bool] = False
     order: ClassVar[tuple[str, ...]] = ("time_us", "of_class", "first_commit")
-    columns: ClassVar[dict[str, np.dtype[Any]]] = {
-        "time_us": np.dtype(np.int64),
-        "of_class": np.dtype(np.int32),
-        "first_commit": np.dtype(np.int64),
-        "last_commit": np.dtype(np.int64),
-        "lost": np.dtype(np.int64),
-        "from_us": np.dtype(np.int64),
-        "to_us": np.dtype(np.int64),
-        "destination": _TEXT,
-        "reason": _TEXT,
-        "survives": _TEXT,
-    }
     time_us: NDArray[np.int64]
     of_class: NDArray[np.int32]
     first_commit: NDArray[np.int64]

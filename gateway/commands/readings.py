@@ -323,16 +323,16 @@ def _limit_readings(parts: Iterator[Readings], limit: int, *, newest: bool) -> R
     taken: list[Readings] = []
     lacking = limit
     for part in parts:
-        by_time = part.take(np.argsort(part.time_us, kind="stable"))
+        by_time = part.select(np.argsort(part.time_us, kind="stable"))
         cut = slice(-lacking, None) if newest else slice(lacking)
-        taken.append(by_time.take(np.arange(by_time.rows)[cut]))
+        taken.append(by_time.select(np.arange(by_time.rows)[cut]))
         lacking -= taken[-1].rows
         if lacking == 0:
             break
     if not taken:
         return _NO_READINGS
     whole = Readings.concat(taken)
-    return whole.take(np.lexsort((whole.series, whole.time_us)))
+    return whole.select(np.lexsort((whole.series, whole.time_us)))
 
 
 _NO_READINGS = Readings(*(np.zeros(0, dtype) for dtype in ("i4", "i8", "f8", "f4", "f4", "f4", "i8", "i4")))

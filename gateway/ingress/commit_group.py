@@ -21,7 +21,7 @@ from cloud_sync.model.reading_builder import (
     TimestampError,
     parse_timestamp,
 )
-from cloud_sync.model.records import READING_DTYPES, SEQ_ABSENT, Flag, Readings
+from cloud_sync.model.records import SEQ_ABSENT, Flag, Readings
 from gateway.spool.appender import Submission
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 _NAN = math.nan
 _TIME_ASSIGNED_FLAG = int(Flag.TIME_ASSIGNED)
 _ROW_COLUMNS = ("time_us", "value", "seq", "series", "quality", "battery_level", "signal_strength", "flags")
-_ROW_DTYPE = np.dtype([(name, READING_DTYPES[name]) for name in _ROW_COLUMNS])
+_ROW_DTYPE = np.dtype([(name, Readings.columns[name]) for name in _ROW_COLUMNS])
 _pack_row = Struct("=qdqifffi").pack
 
 
@@ -173,12 +173,12 @@ class CommitGroup:
         """The readings that have been checked elsewhere: the first ones of the group."""
         return Readings.concat(
             [submission.readings for submission in self._submissions if submission.checked]
-            or [Readings.none()]
+            or [Readings.empty()]
         )
 
     def unchecked(self) -> Readings:
         """All others as columns: lots, then single ones, each in order of arrival."""
         table = np.frombuffer(self._packed, _ROW_DTYPE)
-        packed = Readings(*(table[name].astype(dtype) for name, dtype in READING_DTYPES.items()))
+        packed = Readings(*(table[name].astype(dtype) for name, dtype in Readings.columns.items()))
         submissions = [submission.readings for submission in self._submissions if not submission.checked]
         return Readings.concat([*submissions, packed]) if submissions else packed

@@ -341,7 +341,7 @@ class Committer:
         elsewhere, here = group.checked(), group.unchecked()
         parking = self.park(here, here.rows - group.single_rows)
         if parking is not None:
-            here = here.take(~parking.rows)
+            here = here.select(~parking.rows)
         if not here.rows:
             return elsewhere, parking
         work = partial(self.check, here, self._clock_us())

@@ -280,7 +280,7 @@ class ClockCorrector:
         rows[:first] = False
         if not rows.any():
             return None
-        held = readings.take(rows).in_order()
+        held = readings.select(rows).in_order()
         block = columns.encode(held)
         self.counters.parked += held.rows
         note = partial(_insert_pending, self.clock.anchor, self._boot_us(), held.rows, block)

@@ -28,8 +28,8 @@ class StageInput(NamedTuple):
         clock_trusted: whether `now_us` may be relied on.
     """
 
-    readings: Readings = Readings.none()
-    rollups: Rollups = Rollups.none()
+    readings: Readings = Readings.empty()
+    rollups: Rollups = Rollups.empty()
     now_us: int = 0
     clock_trusted: bool = True
 

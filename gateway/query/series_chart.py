@@ -246,7 +246,7 @@ def _chart_from_rollups(
     every_s = next((length for length in _WINDOWS_S if length * 1_000_000 >= steps.step_us), _WINDOWS_S[-1])
     reader = SeriesReader(connection, tuple(numbers), steps.since_us, steps.until_us)
     windows = reader.windows(every_s).windows
-    windows = windows.take(windows.count > 0)
+    windows = windows.select(windows.count > 0)
     if not windows.rows:
         return None
     return Chart(

@@ -103,7 +103,7 @@ class SeriesReader:
             rollups, closed_until_us = self._rollups(every_s)
             parts, from_us = [], self._since_us
             for length in sorted(set(rollups.window_s.tolist()), reverse=True):
-                part = rollups.take((rollups.window_s == length) & (rollups.time_us >= from_us))
+                part = rollups.select((rollups.window_s == length) & (rollups.time_us >= from_us))
                 if part.rows:
                     parts.append(part)
                     from_us = int(part.time_us.max()) + length * _SECOND_US
@@ -126,7 +126,7 @@ class SeriesReader:
                 closed_until_us = min(max_time_us, self._until_us) - _NOT_CLOSED_S * _SECOND_US
             inside = (stored.time_us >= self._since_us) & (stored.time_us < self._until_us)
             parts.append(self._identified(stored, fits & inside & np.isin(stored.series, self._numbers)))
-        return keep_newest_revisions(Rollups.concat(parts)) if parts else Rollups.none(), closed_until_us
+        return keep_newest_revisions(Rollups.concat(parts)) if parts else Rollups.empty(), closed_until_us
 
     def _readings_from(self, since_us: int) -> Readings:
         """Its readings from then on, in order of time; `series` being its identity."""
@@ -143,9 +143,9 @@ class SeriesReader:
         for position in sorted(positions):
             part = self._rows_of_series(position)
             if part is not None:
-                parts.append(part.take((part.time_us >= since_us) & (part.time_us < self._until_us)))
+                parts.append(part.select((part.time_us >= since_us) & (part.time_us < self._until_us)))
         if not parts:
-            return Readings.none()
+            return Readings.empty()
         readings = Readings.concat(parts).in_order()
         return replace(readings, flags=readings.flags & ~np.int32(Flag.PROCESSED))
 
@@ -175,13 +175,13 @@ class SeriesReader:
 
     def _identified(self, records: Kept, rows: NDArray[np.bool_]) -> Kept:
         """The rows of the series, whatever attribute state they came with, by its identity."""
-        taken = records.take(rows)
+        taken = records.select(rows)
         return taken.with_series(np.full(taken.rows, self._numbers[0], np.int32))
 
     def _history(self, *, windows: Rollups | None = None, readings: Readings | None = None) -> SeriesHistory:
         return SeriesHistory(
-            Rollups.none() if windows is None else windows,
-            Readings.none() if readings is None else readings,
+            Rollups.empty() if windows is None else windows,
+            Readings.empty() if readings is None else readings,
             self._damaged_rows,
             self._segments,
         )
@@ -203,7 +203,7 @@ def outline_windows(windows: Rollups) -> tuple[NDArray[np.int64], NDArray[np.flo
     Returns times in microseconds and values, both of shape (2 * windows with values,). Which extreme comes
     first is what keeps the line shortest.
     """
-    some = windows.take(windows.count > 0)
+    some = windows.select(windows.count > 0)
     quarter_us = some.window_s.astype(np.int64) * 250_000
     falls = some.first > some.last
     early = np.where(falls, some.maximum, some.minimum)

@@ -61,7 +61,7 @@ class OpenWindows(NamedTuple):
     def none(cls) -> OpenWindows:
         """No window is open."""
         empty = np.empty(0, np.int64)
-        return cls(empty, Rollups.none(), empty, empty)
+        return cls(empty, Rollups.empty(), empty, empty)
 
     @property
     def rows(self) -> int:
@@ -71,7 +71,7 @@ class OpenWindows(NamedTuple):
     def take(self, index: NDArray[np.intp] | NDArray[np.bool_]) -> OpenWindows:
         """The open windows at `index` (rising integers or a mask)."""
         return OpenWindows(
-            self.keys[index], self.parts.take(index), self.touched_us[index], self.since_us[index]
+            self.keys[index], self.parts.select(index), self.touched_us[index], self.since_us[index]
         )
 
     @classmethod
@@ -112,7 +112,7 @@ class OpenWindows(NamedTuple):
 
     def _with_known(self, more: OpenWindows, at: NDArray[np.intp], window_s: int) -> OpenWindows:
         """With windows that are open already, at `at`: only those cost anything but a copy."""
-        both = merge_rollups(Rollups.concat([self.parts.take(at), more.parts]), window_s)
+        both = merge_rollups(Rollups.concat([self.parts.select(at), more.parts]), window_s)
         given = {name: getattr(self.parts, name) for name in Rollups.columns}
         for name in _MUTABLE_COLUMNS:
             given[name] = given[name].copy()

@@ -214,7 +214,7 @@ class Roller:
         windows = level.windows.merged_with(deltas, level.window_s)
         is_due = find_due_windows(level._replace(windows=windows), newest_us, now, self._terms)
         if not is_due.any():
-            return _CloseResult(level._replace(windows=windows), Rollups.none(), OpenWindows.none(), 0)
+            return _CloseResult(level._replace(windows=windows), Rollups.empty(), OpenWindows.none(), 0)
         closing = windows.take(is_due)
         emitted, unrolled = self._build_revisions(closing, level)
         max_runs = max(_MIN_RUNS, 2 * len(newest_us))
@@ -226,18 +226,18 @@ class Roller:
     def _build_revisions(self, closing: OpenWindows, level: WindowLevel) -> tuple[Rollups, int]:
         """Deltas with what is stored of their windows, and how many cannot be completed."""
         again = level.closed.holds(closing.keys)
-        first = closing.parts.take(~again)
+        first = closing.parts.select(~again)
         parts = [_with_revision(first, np.ones(first.rows, np.int32))]
         unrolled = 0
         if again.any():
-            late = closing.parts.take(again)
+            late = closing.parts.select(again)
             prior = self._stored.newest_revisions(late)
             known = np.isin(
                 closing.keys[again], window_keys(prior.found.series, prior.found.time_us, level.window_s)
             )
             lost = ~known & (late.time_us < prior.evicted_before_us)
             unrolled = int(lost.sum())
-            whole = merge_rollups(Rollups.concat([prior.found, late.take(~lost)]), level.window_s)
+            whole = merge_rollups(Rollups.concat([prior.found, late.select(~lost)]), level.window_s)
             parts.append(_with_revision(whole, whole.revision + np.int32(1)))
         return Rollups.concat(parts).in_order(), unrolled
 

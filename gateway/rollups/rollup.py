@@ -120,7 +120,7 @@ _COUNT_MAX = np.iinfo(np.int32).max
 def roll_up_readings(readings: Readings, window_s: int) -> Rollups:
     """One summary, of revision 0, for each series and window with readings; in order of series and start."""
     if not readings.rows:
-        return Rollups.none()
+        return Rollups.empty()
     keys = window_keys(readings.series, readings.time_us, window_s)
     order = np.lexsort((readings.time_us, keys))
     keys, flags = keys[order], readings.flags[order]
@@ -195,14 +195,14 @@ def merge_rollups(parts: Rollups, window_s: int) -> Rollups:
     keys = keys[order]
     begins = np.concatenate(([True], keys[1:] != keys[:-1]))
     if begins.all():
-        alone = parts.take(order)
+        alone = parts.select(order)
         return _assign_window(alone, window_s)
     several = np.flatnonzero(~begins | ~np.append(begins[1:], True))
     single = np.flatnonzero(begins & np.append(begins[1:], True))
     groups = np.flatnonzero(begins[several])
-    joined = _merge_groups(parts.take(order[several]), groups, window_s)
-    both = Rollups.concat([_assign_window(parts.take(order[single]), window_s), joined])
-    return both.take(np.argsort(np.concatenate([keys[single], keys[several][groups]]), kind="stable"))
+    joined = _merge_groups(parts.select(order[several]), groups, window_s)
+    both = Rollups.concat([_assign_window(parts.select(order[single]), window_s), joined])
+    return both.select(np.argsort(np.concatenate([keys[single], keys[several][groups]]), kind="stable"))
 
 
 def _assign_window(parts: Rollups, window_s: int) -> Rollups:

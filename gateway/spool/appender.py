@@ -299,7 +299,7 @@ class Appender:
 
     def _conflict_items(self, conflicts: Readings, now_us: int) -> Iterator[QuarantineItem]:
         for row in range(conflicts.rows):
-            one = conflicts.take(np.array([row]))
+            one = conflicts.select(np.array([row]))
             series = self._catalog[int(one.series[0])]
             yield QuarantineItem.from_payload(
                 received_at_us=now_us,

@@ -66,7 +66,7 @@ class BatchReader:
                     raise
                 await self._set_aside(position, f"unreadable: {fault}", keep_block=False)
                 continue
-            if not decoded.named or self._catalog.knows(decoded.series):
+            if not decoded.has_series or self._catalog.knows(decoded.series):
                 readable.append(decoded)
             else:
                 await self._set_aside(position, "unknown_series: it names a series that the spool does not")
@@ -113,7 +113,7 @@ class BatchReader:
         merged = parts[0].concat(parts)
         if isinstance(merged, Readings):
             merged = replace(merged, flags=merged.flags & ~_LOCAL_FLAG)
-        if not merged.named:
+        if not merged.has_series:
             return _select_part(Batch(claimed, (), merged.in_order()), refused, destination)
         numbers, index = np.unique(merged.series, return_inverse=True)
         series = [self._catalog[int(number)] for number in numbers]
@@ -164,8 +164,8 @@ def _select_part(batch: Batch, refused: Sequence[int], destination: str | None) 
     if wanted is not None:
         keep &= wanted
     positions = np.flatnonzero(keep)
-    records, series = batch.records.take(positions), batch.series
-    if records.named:
+    records, series = batch.records.select(positions), batch.series
+    if records.has_series:
         used, index = np.unique(records.series, return_inverse=True)
         records = records.with_series(index.astype(np.int32))
         series = tuple(batch.series[number] for number in used)

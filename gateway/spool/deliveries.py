@@ -359,7 +359,7 @@ def _build_refused_item(destination: str, batch: Batch, bad: RefusedRow, now_us:
         if name != "series"
     }
     topic = ""
-    if records.named:
+    if records.has_series:
         series = batch.series[int(records.series[bad.row])]
         topic = f"{series.sensor_id}/{series.sensor_type}"
         if isinstance(records, Readings):

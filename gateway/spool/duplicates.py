@@ -74,12 +74,12 @@ class ScreenedReadings(NamedTuple):
     @property
     def new(self) -> Readings:
         """What is to be stored."""
-        return self.readings if self.keep.all() else self.readings.take(self.keep)
+        return self.readings if self.keep.all() else self.readings.select(self.keep)
 
     @property
     def conflicts(self) -> Readings:
         """Those of a series and time that is stored with another value."""
-        return self.readings.take(self.conflicting)
+        return self.readings.select(self.conflicting)
 
     @property
     def duplicates(self) -> int:
@@ -115,7 +115,7 @@ class DuplicateFilter:
     def screen(self, readings: Readings) -> ScreenedReadings:
         """Sort readings and tell the plainly new ones. Uses no file; may run in an executor thread."""
         arrival = np.lexsort((readings.time_us, readings.series))
-        ordered = readings.take(arrival)
+        ordered = readings.select(arrival)
         identity = self._catalog.identities(ordered.series)
         self._grow(int(identity.max()))
         keep = np.ones(ordered.rows, np.bool_)

@@ -178,7 +178,7 @@ def _read_rows_from_both_ends(old: sqlite3.Connection, table: str) -> Iterator[t
 def _is_readable_segment(row: tuple[Any, ...], known: set[int]) -> bool:
     try:
         record_class = RecordClass(row[0] >> 56)
-        names = ("series",) if columns.RECORD_TYPES[record_class].named else ("time_us",)
+        names = ("series",) if columns.RECORD_TYPES[record_class].has_series else ("time_us",)
         (column,) = columns.decode_columns(row[-1], names, record_class)
     except (FormatError, TypeError, ValueError):
         return False

@@ -202,14 +202,14 @@ class CommitLogReader:
                         break
         except sqlite3.Error as fault:
             raise SpoolAccessError(f"the commits after {after} cannot be read: {fault}") from fault
-        readings = Readings.concat(parts) if parts else Readings.none()
+        readings = Readings.concat(parts) if parts else Readings.empty()
         return CommitChunk(readings, last_commit, damaged_rows, written_at_us)
 
     def _identified(self, readings: Readings) -> Readings:
         """The readings by the identity of each series, without those that were processed elsewhere."""
         elsewhere = (readings.flags & Flag.PROCESSED) != 0
         if elsewhere.any():
-            readings = readings.take(~elsewhere)
+            readings = readings.select(~elsewhere)
         identities = self._catalog.identities(readings.series)
         if identities.all():
             return readings.with_series(identities)
@@ -279,8 +279,8 @@ class StoredRollups:
                     continue
                 hits = _rows_of_windows(stored, wanted)
                 if hits.any():
-                    found.append(stored.take(hits))
-        newest = keep_newest_revisions(Rollups.concat(found)) if found else Rollups.none()
+                    found.append(stored.select(hits))
+        newest = keep_newest_revisions(Rollups.concat(found)) if found else Rollups.empty()
         return StoredRevisions(newest, evicted_before_us)
 
     def _evicted_before_us(self) -> int:
@@ -320,7 +320,7 @@ def keep_newest_revisions(rollups: Rollups) -> Rollups:
     for name in ("series", "window_s", "time_us"):
         column = getattr(ordered, name)
         follows &= column[1:] == column[:-1]
-    return ordered.take(np.append(~follows, [True])) if ordered.rows else ordered
+    return ordered.select(np.append(~follows, [True])) if ordered.rows else ordered
 
 
 def _time_clusters(time_us: NDArray[np.int64]) -> list[tuple[int, int]]:

@@ -67,7 +67,7 @@ def encode_segments(records: Records, *, level: int = columns.FAST_LEVEL) -> lis
     if records.rows <= MAX_SEGMENT_ROWS:
         return [_encode_segment(records, level)] if records.rows else []
     return [
-        _encode_segment(records.take(np.arange(start, min(start + MAX_SEGMENT_ROWS, records.rows))), level)
+        _encode_segment(records.select(np.arange(start, min(start + MAX_SEGMENT_ROWS, records.rows))), level)
         for start in range(0, records.rows, MAX_SEGMENT_ROWS)
     ]
 

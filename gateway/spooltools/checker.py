@@ -338,7 +338,7 @@ def _check_block(
         result.add(str(head), f"its rows are not in order of {' and '.join(records.order)}")
     if isinstance(records, Readings) and not np.isfinite(records.value).all():
         result.add(str(head), "it holds a value that is no finite number")
-    if records.named and (lost := _find_unknown_series(records.series, known)).size:
+    if records.has_series and (lost := _find_unknown_series(records.series, known)).size:
         known = _check_series(connection, CheckReport(""))  # a live gateway has added some since
         if (lost := _find_unknown_series(records.series, known)).size:
             result.add(str(head), f"it names series that the spool does not know, such as {lost[0]}")

@@ -102,7 +102,7 @@ class RefusedRowSender:
         """
         sent = 0
         for destination in list(self._gathered):
-            series, readings = self._gathered.pop(destination).take()
+            series, readings = self._gathered.pop(destination).build()
             gone = [(number,) for number in self._numbers.pop(destination)]
             numbers = np.array([self._spool.catalog.assign_number(one) for one in series], np.int32)
             own = readings.with_series(numbers[readings.series]).in_order()

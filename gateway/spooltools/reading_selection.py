@@ -61,7 +61,7 @@ class ReadingFilter:
         mask = named[readings.series]
         if not self.matches_all_times(int(readings.time_us.min()), int(readings.time_us.max())):
             mask &= (readings.time_us >= self._since_us) & (readings.time_us < self._until_us)
-        return readings if mask.all() else readings.take(mask)
+        return readings if mask.all() else readings.select(mask)
 
     def matches_all_times(self, min_time_us: int, max_time_us: int) -> bool:
         """Whether a segment of these times holds no reading outside the span."""
@@ -193,7 +193,7 @@ class _RecentReadings:
         """The readings of a merged segment that were not given before it was merged."""
         known = {key for part in self._parts for key in _reading_keys(part)}
         fresh = (key not in known for key in _reading_keys(readings))
-        return readings.take(np.fromiter(fresh, np.bool_, readings.rows))
+        return readings.select(np.fromiter(fresh, np.bool_, readings.rows))
 
 
 def group_into_runs(parts: Iterable[Readings], rows: int = RUN_ROWS) -> Iterator[Readings]:

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 
 def of_class(records: Records, first: int = 1, last: int = 1) -> Batch:
-    named = example_series() if records.named else ()
+    named = example_series() if records.has_series else ()
     return Batch(
         batch(first, last).range._replace(record_class=records.record_class), named, records.in_order()
     )

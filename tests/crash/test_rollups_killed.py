@@ -64,11 +64,11 @@ async def _read(path):
 async def assert_whole(path) -> int:
     """Newest revisions with what is open merged in equal the readings; returns how many are no first ones."""
     readings, newest, windows, every = await _read(path)
-    pending = Rollups.none()
+    pending = Rollups.empty()
     for window_s in _LEVELS:
         if window_s in windows:
             pending = Rollups.concat([pending, windows[window_s].parts])
-        parts = [newest.take(newest.window_s == window_s)]
+        parts = [newest.select(newest.window_s == window_s)]
         if pending.rows:
             parts.append(pending)  # what is open below has not come up yet either
         found = merge_rollups(Rollups.concat(parts), window_s)

@@ -206,5 +206,5 @@ async def delivered(dsn: str) -> None:
 
 
 def test_readings_without_rows_are_possible():
-    assert Readings.none().rows == 0
-    assert Readings.none().time_us.dtype == np.int64
+    assert Readings.empty().rows == 0
+    assert Readings.empty().time_us.dtype == np.int64

@@ -39,7 +39,7 @@ class MemoryLog:
         named = set(zip(wanted.series.tolist(), wanted.time_us.tolist(), strict=True))
         keys = zip(known.series.tolist(), known.time_us.tolist(), strict=True)
         return StoredRevisions(
-            known.take(np.array([key in named for key in keys], np.bool_)), self.evicted_before_us
+            known.select(np.array([key in named for key in keys], np.bool_)), self.evicted_before_us
         )
 
     def ever(self) -> bool:
@@ -50,14 +50,14 @@ class MemoryLog:
 def newest(rollups: Sequence[Rollups], window_s: int) -> Rollups:
     """The newest revision of each window of a length; a revision must not come twice."""
     if not rollups:
-        return Rollups.none()
+        return Rollups.empty()
     every = Rollups.concat(rollups)
-    every = every.take(every.window_s == window_s).in_order()
+    every = every.select(every.window_s == window_s).in_order()
     if not every.rows:
         return every
     same = (every.series[1:] == every.series[:-1]) & (every.time_us[1:] == every.time_us[:-1])
     assert not (same & (every.revision[1:] == every.revision[:-1])).any(), "a revision twice"
-    return every.take(np.append(~same, [True]))
+    return every.select(np.append(~same, [True]))
 
 
 class Rolling:
@@ -83,13 +83,13 @@ class Rolling:
     def step(self, *, most: int = 1, durable: bool = False, fails: bool = False) -> Rollups:
         """One step over at most so many commits; what it closed. When it fails it has not happened."""
         taken = self.log.commits[self.at : self.at + most]
-        readings = Readings.concat([readings_of(rows) for rows in taken]) if taken else Readings.none()
+        readings = Readings.concat([readings_of(rows) for rows in taken]) if taken else Readings.empty()
         outcome = self.roller.step(StageInput(readings, now_us=self.now_us, clock_trusted=self.trusted))
         if outcome.records or durable:
             assert outcome.snapshot is not None
             state = outcome.snapshot()
             if fails:
-                return Rollups.none()
+                return Rollups.empty()
             self.log.rollups += [r for r in outcome.records if isinstance(r, Rollups)]
             self.log.state |= {key: value for key, value in state.items() if value is not None}
             for key in [key for key, value in state.items() if value is None]:
@@ -98,7 +98,7 @@ class Rolling:
         self.roller.accept(outcome)
         self.at += len(taken)
         closed = [r for r in outcome.records if isinstance(r, Rollups)]
-        return Rollups.concat(closed) if closed else Rollups.none()
+        return Rollups.concat(closed) if closed else Rollups.empty()
 
     def settle(self) -> None:
         """Read what is left, then let time pass until nothing is open any more."""

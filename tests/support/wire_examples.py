@@ -69,6 +69,6 @@ def batch(
     """A batch of commits first..last."""
     content = readings() if content is None else content
     if of is None:
-        of = series(int(content.series.max()) + 1) if content.named else ()
+        of = series(int(content.series.max()) + 1) if content.has_series else ()
     range_ = BatchRange(gateway_id, epoch, content.record_class, first, first if last is None else last)
     return Batch(range_, of, content)

@@ -19,7 +19,7 @@ import numpy as np
 from cloud_sync.codec import wire
 from cloud_sync.model.errors import FormatError
 from cloud_sync.model.reading_builder import InvalidReadingError, validate_series
-from cloud_sync.model.records import ATTRIBUTE_NAMES, READING_DTYPES, SEQ_ABSENT, Readings, Series
+from cloud_sync.model.records import ATTRIBUTE_NAMES, SEQ_ABSENT, Readings, Series
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -118,8 +118,8 @@ def _decode_piece(piece: Any) -> tuple[Sequence[Series], Readings, int]:
         found[name] = columns[name].cast("float32").fill_null(np.nan).to_numpy(zero_copy_only=False)
     found["seq"] = columns["seq"].cast("int64").fill_null(SEQ_ABSENT).to_numpy(zero_copy_only=False)
     found["flags"] = columns["flags"].cast("int32").fill_null(0).to_numpy(zero_copy_only=False)
-    readings = Readings(**{name: found[name].astype(dtype) for name, dtype in READING_DTYPES.items()})
-    return list(numbers), readings.take(good).in_order(), int((~good).sum())
+    readings = Readings(**{name: found[name].astype(dtype) for name, dtype in Readings.columns.items()})
+    return list(numbers), readings.select(good).in_order(), int((~good).sum())
 
 
 def _series_position(numbers: dict[Series, int], texts: tuple[str | None, ...]) -> int:

@@ -85,7 +85,7 @@ def parse_senml_body(
                 fault = str(bad)
         if fault is not None:
             rejected.append(RejectedReading(None, fault, b"", f"{series.sensor_id}/{series.sensor_type}"))
-    return PlainReadings(*builder.take(), rejected)
+    return PlainReadings(*builder.build(), rejected)
 
 
 def _series_attributes(one: Measurement) -> tuple[tuple[str, str], ...]:

@@ -15,7 +15,7 @@ from pcodec import ChunkConfig, standalone
 
 from cloud_sync.codec import columns
 from cloud_sync.model.errors import FormatError
-from cloud_sync.model.records import READING_DTYPES, Readings
+from cloud_sync.model.records import Readings
 from tests.support.wire_examples import from_rows, readings
 
 FLOAT32 = st.one_of(
@@ -46,7 +46,7 @@ def any_readings(draw):
 
 def same_bits(one: Readings, other: Readings) -> bool:
     """Equal bit for bit, except that any NaN of a float32 column is as good as another."""
-    for name, dtype in READING_DTYPES.items():
+    for name, dtype in Readings.columns.items():
         a, b = getattr(one, name), getattr(other, name)
         if dtype == np.float32:
             absent = np.isnan(a)
@@ -159,4 +159,4 @@ def test_damage_behind_a_right_checksum_is_a_format_error_or_columns_of_the_righ
         decoded = columns.decode(reseal(block), max_rows=1000)
     except FormatError:
         return
-    assert {len(getattr(decoded, name)) for name in READING_DTYPES} == {decoded.rows}
+    assert {len(getattr(decoded, name)) for name in Readings.columns} == {decoded.rows}

@@ -209,7 +209,7 @@ def test_bodies_hold_all_lines_in_order_within_their_bounds(content, max_lines, 
 def test_columns_need_not_be_contiguous():
     content = [rows_of_one(quality=float(n), time_us=n) for n in range(10)]
     batch = batch_of((Series("t", "x"),), content)
-    every_other = batch.readings.take(np.arange(10)).take(np.arange(0, 10, 2))
+    every_other = batch.readings.select(np.arange(10)).select(np.arange(0, 10, 2))
     strided = Readings(*(getattr(batch.readings, name)[::2] for name in rows_of_one()))
     assert encode_lines(Batch(RANGE, batch.series, strided)) == encode_lines(
         Batch(RANGE, batch.series, every_other)

@@ -14,7 +14,7 @@ from line_protocol_parser import parse_line
 from cloud_sync.codec import line_protocol
 from cloud_sync.codec.line_protocol import LineReader
 from cloud_sync.model.reading_builder import ColumnBuilder, InvalidReadingError, Reading
-from cloud_sync.model.records import READING_DTYPES, Batch, BatchRange, Readings, RecordClass, Series
+from cloud_sync.model.records import Batch, BatchRange, Readings, RecordClass, Series
 
 RANGE = BatchRange("gw-1", UUID(int=7), RecordClass.READING, 1, 1)
 carried = st.text(
@@ -34,7 +34,7 @@ def batches(draw):
     each = [draw(st.integers(0, len(names) - 1)) for _ in range(rows)]
 
     def column(values, name):
-        return np.array([draw(values) for _ in range(rows)], READING_DTYPES[name])
+        return np.array([draw(values) for _ in range(rows)], Readings.columns[name])
 
     maybe = st.one_of(st.just(math.nan), single)
     readings = Readings(
@@ -53,7 +53,7 @@ def batches(draw):
 
 def rows_of(series, readings):
     names = [(series[n].sensor_id, series[n].sensor_type, series[n].attributes) for n in readings.series]
-    columns = (getattr(readings, name).tolist() for name in list(READING_DTYPES)[1:])
+    columns = (getattr(readings, name).tolist() for name in list(Readings.columns)[1:])
     return sorted(map(repr, zip(names, *columns, strict=True)))
 
 
@@ -66,8 +66,8 @@ def test_what_is_written_is_read_back_exactly(batch):
         assert found is not None
         builder.add(found)
 
-    assert rows_of(*builder.take()) == rows_of(batch.series, batch.readings)
-    assert builder.take()[1].rows == 0
+    assert rows_of(*builder.build()) == rows_of(batch.series, batch.readings)
+    assert builder.build()[1].rows == 0
 
 
 @given(batches())

@@ -18,7 +18,7 @@ from tests.support.wire_examples import series as example_series
 
 
 def parsed(records, named=None):
-    named = example_series() if named is None and records.named else named or ()
+    named = example_series() if named is None and records.has_series else named or ()
     sent = Batch(batch().range._replace(record_class=records.record_class), named, records)
     return [parse_line(line) for line in encode_record_lines(sent, tags=(), precision="ns")]
 

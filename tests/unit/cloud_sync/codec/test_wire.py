@@ -58,7 +58,7 @@ def of_class(records: Records, named: tuple[Series, ...] = (), withheld: int = 0
         of_class(rollups(), example_series()),
         of_class(alerts(), example_series()),
         of_class(declarations(), withheld=3),
-        of_class(rollups().none(), withheld=7),
+        of_class(rollups().empty(), withheld=7),
     ],
     ids=["rollups", "alerts", "declarations", "nothing but withheld rows"],
 )
@@ -117,7 +117,7 @@ def test_a_part_says_which_it_is_and_how_many_rows_were_refused(parts, refused, 
 
 def test_a_batch_of_which_every_row_was_refused_has_no_block():
     whole = batch(3, 9)
-    sent = Batch(whole.range._replace(part=2, parts=2), (), Readings.none(), 12)
+    sent = Batch(whole.range._replace(part=2, parts=2), (), Readings.empty(), 12)
 
     data = wire.encode(sent)
 

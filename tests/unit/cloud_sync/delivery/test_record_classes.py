@@ -26,7 +26,7 @@ MIDNIGHT_US = 86_400_000_000 * 20_000
 
 async def keep(spool: OpenSpool, records) -> None:
     """Append records of any class, of the series s0 to s2."""
-    if records.named:
+    if records.has_series:
         numbers = [spool.catalog.assign_number(Series(f"s{n}", "t")) for n in range(3)]
         records = records.with_series(np.array(numbers, np.int32)[records.series]).in_order()
     await spool.segments.append(encode_segments(records), now_us=NOW_US)
@@ -63,7 +63,9 @@ async def test_alerts_go_first_then_declarations_then_rollups_then_readings(tmp_
         assert [r.record_class for r in region.sent] == list(RecordClass)
         for sent, kept in zip(region.others, (alerts(), declarations(), rollups()), strict=True):
             assert sent.rows == kept.rows
-            assert sent.series == (() if not kept.named else tuple(Series(f"s{n}", "t") for n in range(3)))
+            assert sent.series == (
+                () if not kept.has_series else tuple(Series(f"s{n}", "t") for n in range(3))
+            )
             for name in kept.columns:
                 if name != "series":
                     theirs = getattr(sent.records, name)

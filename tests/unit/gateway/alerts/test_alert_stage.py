@@ -44,7 +44,7 @@ class Told(NamedTuple):
 
 def readings(rows: Sequence[Seen]) -> Readings:
     if not rows:
-        return Readings.none()
+        return Readings.empty()
     return Readings(
         np.array([r.series for r in rows], np.int32),
         np.array([r.time_us for r in rows], np.int64),
@@ -91,7 +91,7 @@ class Bench:
         return stage
 
     def step(self, now_us: int, rows: Sequence[Seen] = (), rollups: Rollups | None = None) -> list[Told]:
-        step = StageInput(readings(rows), rollups or Rollups.none(), now_us)
+        step = StageInput(readings(rows), rollups or Rollups.empty(), now_us)
         return self.settle(self.stage.step(step))
 
     def settle(self, outcome: StageOutput, *, durable: bool = True) -> list[Told]:
@@ -303,16 +303,16 @@ def test_state_of_a_series_that_the_spool_has_lost_is_forgotten():
 
 def test_a_step_that_is_not_accepted_changes_nothing():
     bench = Bench([hot(), SILENCE])
-    step = StageInput(readings([Seen(2, at(1), 40)]), Rollups.none(), at(1))
+    step = StageInput(readings([Seen(2, at(1), 40)]), Rollups.empty(), at(1))
     first, second = bench.stage.step(step), bench.stage.step(step)
-    assert first.records[0].take(np.array([0])).time_us == second.records[0].time_us
+    assert first.records[0].select(np.array([0])).time_us == second.records[0].time_us
     assert len(bench.settle(second)) == 1
 
 
 def test_nothing_is_written_while_nothing_is_out_of_the_ordinary():
     bench = Bench(DEFAULT_ALERT_RULES)
     for second in range(100):
-        step = StageInput(readings([Seen(2, at(second), 20, 95, 90)]), Rollups.none(), at(second))
+        step = StageInput(readings([Seen(2, at(second), 20, 95, 90)]), Rollups.empty(), at(second))
         outcome = bench.stage.step(step)
         assert (outcome.records, dict(outcome.state), outcome.snapshot, outcome.also) == ((), {}, None, None)
         bench.stage.accept(outcome)
@@ -347,7 +347,7 @@ def test_a_crash_at_any_step_leaves_the_same_records(seed):
         whole.step(at(number), rows)
     crashing, durable_to, pending = Bench(rules), 0, 0
     while pending < len(chunks):
-        outcome = crashing.stage.step(StageInput(readings(chunks[pending]), Rollups.none(), at(pending)))
+        outcome = crashing.stage.step(StageInput(readings(chunks[pending]), Rollups.empty(), at(pending)))
         if rng.random() < 0.15:  # before the transaction
             crashing.crash()
             pending = durable_to
@@ -374,7 +374,7 @@ def test_a_series_that_comes_and_goes_about_a_limit_writes_nothing_between_its_r
     written = []
     for second in range(300):
         outcome = bench.stage.step(
-            StageInput(readings([Seen(2, at(second), 36 if second % 2 else 20)]), Rollups.none(), at(second))
+            StageInput(readings([Seen(2, at(second), 36 if second % 2 else 20)]), Rollups.empty(), at(second))
         )
         written.append((len(outcome.state), len(outcome.records)))
         bench.settle(outcome)
@@ -386,7 +386,7 @@ def test_a_series_that_comes_and_goes_about_a_limit_writes_nothing_between_its_r
 def test_events_say_which_rule_and_series_they_are_of():
     told: list[AlertEvent] = []
     stage = AlertEvaluator([hot()], name_of, lambda: np.empty(0, np.int32), lambda _c, e, _n: told.extend(e))
-    outcome = stage.step(StageInput(readings([Seen(2, at(1), 40)]), Rollups.none(), at(1)))
+    outcome = stage.step(StageInput(readings([Seen(2, at(1), 40)]), Rollups.empty(), at(1)))
     assert outcome.also is not None
     outcome.also(None)  # type: ignore[arg-type]  # this outbox needs no file
     assert [(e.rule.name, e.series, e.detail) for e in told] == [("hot", 2, "value 40 is above 35")]

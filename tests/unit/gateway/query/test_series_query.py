@@ -162,7 +162,7 @@ def windows_of(counts, means) -> Rollups:
 def test_a_moving_average_weighs_windows_by_their_readings() -> None:
     windows = windows_of([1, 3, 0, 2], [4.0, 8.0, math.nan, 1.0])
     assert moving_average(windows, 2).tolist() == pytest.approx([4.0, 7.0, 8.0, 1.0])
-    gap = windows.take(np.array([0, 3]))
+    gap = windows.select(np.array([0, 3]))
     assert moving_average(gap, 2).tolist() == [4.0, 1.0]
 
 
