@@ -28,7 +28,7 @@ CRASH_AT = "TIDEGATE_CRASH_AT"
 POINTS = sorted(
     name
     for source in Path(gateway.__path__[0]).rglob("*.py")
-    for name in re.findall(r'\bpoint\("(\w+)"\)', source.read_text())
+    for name in re.findall(r'\bcrash_point\("(\w+)"\)', source.read_text())
     if name != "in_giving_up"  # what is given up is not kept: test_giving_up_killed.py
 )
 _DEVICES = 24

@@ -313,7 +313,7 @@ async def test_an_interruption_at_any_step_leaves_every_batch_once(tmp_path, mon
 
 CHILD = f"""
 import asyncio, itertools, sys
-from batches import batch_of
+from tests.support.batches import batch_of
 from cloud_sync.destinations.file.destination import FileDestination
 
 async def send_until_killed(directory, number):
@@ -336,7 +336,7 @@ async def test_killed_at_any_moment_every_receipted_batch_is_there_once(tmp_path
             [sys.executable, "-c", CHILD, str(tmp_path), str(number)],
             stdout=subprocess.PIPE,
             text=True,
-            env={**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT}/tests"},
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
         )
         assert child.stdout is not None
         assert child.stdout.readline() == "ready\n"
