@@ -14,7 +14,7 @@ __all__ = ["Finding", "Level"]
 
 
 class Level(StrEnum):
-    """How bad it is: in order, could be better soon, needs a person now."""
+    """Severity of a finding; a fault needs action now."""
 
     OK = "ok"
     WARNING = "warning"
@@ -22,12 +22,11 @@ class Level(StrEnum):
 
 
 class Finding(msgspec.Struct, frozen=True):
-    """One thing that a check looked at.
+    """The result of one check.
 
     Attributes:
-        check: which check, such as "clock" or "destination".
-        subject: what it looked at, such as a path or a name; "" for the machine.
-        level: how bad it is.
+        check: such as "clock" or "destination".
+        subject: a path or a name; "" for the machine.
         what: what was found, in words.
         advice: what to do, "" when there is nothing to do.
     """
@@ -40,15 +39,15 @@ class Finding(msgspec.Struct, frozen=True):
 
 
 def ok(check: str, subject: str, what: str) -> Finding:
-    """All is well."""
+    """A finding without need for action."""
     return Finding(check, subject, Level.OK, what)
 
 
 def warning(check: str, subject: str, what: str, advice: str) -> Finding:
-    """It works, but."""
+    """A finding to act on soon."""
     return Finding(check, subject, Level.WARNING, what, advice)
 
 
 def fault(check: str, subject: str, what: str, advice: str) -> Finding:
-    """It does not work, or will not."""
+    """A finding to act on now."""
     return Finding(check, subject, Level.FAULT, what, advice)

@@ -1,5 +1,5 @@
-"""Checks of the network: the gateway's own ports, name resolution, destinations and brokers. Nothing is
-written there.
+"""Checks of the network: the gateway's own ports, name resolution, destinations and brokers, without
+writing anything.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import time
 from email.utils import parsedate_to_datetime
 from http import HTTPStatus
 from importlib.metadata import version
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 from urllib.parse import quote, urlsplit
 
 import httpx
@@ -27,13 +27,13 @@ from gateway.mqtt.broker_session import (
     BrokerLimits,
     SubscriberOptions,
     build_broker_error,
+    build_connect,
     find_broker_concerns,
     parse_broker_url,
 )
 from gateway.mqtt.codec.packet_codec import encode_packet
 from gateway.mqtt.codec.packets import (
     Connack,
-    Connect,
     Disconnect,
     MqttProtocolError,
     Property,
@@ -71,13 +71,13 @@ def find_running_gateway(settings: GatewaySettings) -> str | None:
 
 
 def check_ports(settings: GatewaySettings, running: str | None) -> list[Finding]:
-    """Whether the ports are the gateway's, or free for it. `running` is the gateway that answers now."""
-    wanted = [("ingress.listen", settings.ingress.listen.host, settings.ingress.listen.port)]
+    """Whether each port is free or already the gateway's own. `running` is the gateway that answers now."""
+    ports = [("ingress.listen", settings.ingress.listen.host, settings.ingress.listen.port)]
     if settings.ingress.http.enabled:
-        wanted.append(("ingress.http", settings.ingress.http.host, settings.ingress.http.port))
+        ports.append(("ingress.http", settings.ingress.http.host, settings.ingress.http.port))
     if settings.status.enabled:
-        wanted.append(("status", settings.status.host, settings.status.port))
-    return [check_port(key, host, port, running, settings.gateway_id) for key, host, port in wanted]
+        ports.append(("status", settings.status.host, settings.status.port))
+    return [check_port(key, host, port, running, settings.gateway_id) for key, host, port in ports]
 
 
 def check_port(key: str, host: str, port: int, running: str | None, gateway_id: str) -> Finding:
@@ -93,7 +93,7 @@ def check_port(key: str, host: str, port: int, running: str | None, gateway_id: 
     except OSError as reason:
         return _explain_bind_error(key, subject, reason, running, gateway_id)
     if running == gateway_id:
-        advice = "look into its log: the port may have been changed since it started"
+        advice = "see its log: the port may have been changed since it started"
         return fault("port", subject, f"{key}: the gateway runs, but nothing listens here", advice)
     return ok("port", subject, f"{key}: free")
 
@@ -104,21 +104,21 @@ def _explain_bind_error(
     words = f"{key}: {reason.strerror or reason}"
     if reason.errno == errno.EADDRINUSE and running is not None:
         if running == gateway_id:
-            return ok("port", subject, f"{key}: the running gateway's")
+            return ok("port", subject, f"{key}: in use by the running gateway")
         return fault(
-            "port", subject, f"{key}: the gateway {running} has it", "give each gateway ports of its own"
+            "port", subject, f"{key}: in use by gateway {running}", "give each gateway its own ports"
         )
     advice = {
-        errno.EADDRINUSE: "another program has it: find it with ss -ltnp, or take another port",
+        errno.EADDRINUSE: "another program uses it: find it with ss -ltnp, or choose another port",
         errno.EACCES: f"ports below {_PRIVILEGED_PORTS} need "
         "AmbientCapabilities=CAP_NET_BIND_SERVICE in the unit",
-        errno.EADDRNOTAVAIL: "this machine has no such address: see ip addr, or take 0.0.0.0",
+        errno.EADDRNOTAVAIL: "this machine has no such address: see ip addr, or use 0.0.0.0",
     }
     return fault("port", subject, words, advice.get(reason.errno or 0, f"correct {key}.host"))
 
 
 async def check_names(settings: GatewaySettings) -> list[Finding]:
-    """Whether the names of destinations, proxies and brokers lead to addresses."""
+    """Whether the host names of destinations, proxies and brokers resolve."""
     hosts: dict[str, str] = {}
     for subscribe in settings.ingress.subscribe:
         hosts.setdefault(parse_broker_url(subscribe.url).host, f"broker {subscribe.name or subscribe.url}")
@@ -130,13 +130,13 @@ async def check_names(settings: GatewaySettings) -> list[Finding]:
 
 
 async def check_name(host: str, whose: str) -> Finding:
-    """Whether one name leads to an address."""
-    advice = "check the name, and the name servers (resolvectl status); readings wait until it is known"
+    """Whether one host name resolves."""
+    advice = "check the name, and the name servers (resolvectl status); readings wait in the spool"
     try:
         async with asyncio.timeout(_RESOLVE_TIMEOUT_S):
             found = await asyncio.get_running_loop().getaddrinfo(host, None, type=socket.SOCK_STREAM)
     except TimeoutError:
-        return fault("name", host, f"{whose}: no name server answers within {_RESOLVE_TIMEOUT_S:g} s", advice)
+        return fault("name", host, f"{whose}: no name server answered in {_RESOLVE_TIMEOUT_S:g} s", advice)
     except (OSError, UnicodeError) as reason:
         return fault("name", host, f"{whose}: {getattr(reason, 'strerror', None) or reason}", advice)
     return ok("name", host, f"{whose}: {found[0][4][0]}")
@@ -148,10 +148,10 @@ _ANSWER_MAX_CHARS: Final = 200
 
 
 async def check_upstreams(settings: GatewaySettings) -> list[Finding]:
-    """Ask every destination and every broker, all at once."""
-    asked = [check_destination(d, settings.gateway_id) for d in settings.destinations]
-    asked += [check_broker(table, settings.gateway_id) for table in settings.ingress.subscribe]
-    return [finding for found in await asyncio.gather(*asked) for finding in found]
+    """Check every destination and every broker concurrently."""
+    checks = [check_destination(d, settings.gateway_id) for d in settings.destinations]
+    checks += [check_broker(table, settings.gateway_id) for table in settings.ingress.subscribe]
+    return [finding for found in await asyncio.gather(*checks) for finding in found]
 
 
 async def check_destination(
@@ -161,28 +161,26 @@ async def check_destination(
     clock_s: Callable[[], float] = time.time,
     within_s: float = UPSTREAM_TIMEOUT_S,
 ) -> list[Finding]:
-    """Whether a destination can be reached, takes this gateway, and what release it is."""
+    """Whether a destination can be reached and accepts this gateway, and its release."""
     if not isinstance(destination, HttpDestination):
-        return []  # a folder is looked at as one
+        return []  # folders are checked by check_folders
     name = destination.name
     try:
         secret = "" if destination.secret_file is None else read_secret(destination.secret_file)
         options = destination.http_options()
     except (OSError, UnicodeDecodeError) as reason:
-        return [
-            fault("destination", name, f"{reason}", "correct the file that is named; see the checks above")
-        ]
-    asked = _DestinationProbe(destination, gateway_id, clock_s)
-    found = asked.check_cleartext(secret=bool(secret))
+        return [fault("destination", name, str(reason), "correct that file; see the checks above")]
+    probe = _DestinationProbe(destination, gateway_id, clock_s)
+    found = probe.check_cleartext(secret=bool(secret))
     secure = destination.url.startswith("https:")
     async with build_http_client(
         options, secure=secure, timeout=within_s, headers=_auth_headers(destination, secret)
     ) as http:
         try:
             if isinstance(destination, IngestDestination):
-                found += await asked.ingest(http)
+                found += await probe.ingest(http)
             elif isinstance(destination, InfluxDestination):
-                found += await asked.influx(http, destination, secret)
+                found += await probe.influx(http, destination, secret)
         except httpx.TimeoutException:
             found.append(fault("destination", name, f"no answer within {within_s:g} s", _UNREACHABLE_ADVICE))
         except (httpx.HTTPError, httpx.StreamError, ssl.SSLError) as reason:
@@ -190,13 +188,13 @@ async def check_destination(
     return found
 
 
-_UNREACHABLE_ADVICE = "check address, routes and firewalls; readings wait in the spool meanwhile"
+_UNREACHABLE_ADVICE = "check address, routes and firewalls; readings wait in the spool"
 _TLS_ADVICE = "check ca_file (who signed the server's certificate), the name in url, and the clock"
-_UNAUTHORIZED_ADVICE = "have the region give a new token (tidegate ingest token add), put it into token_file"
+_UNAUTHORIZED_ADVICE = "create a new token at the region (tidegate ingest token add), write it to token_file"
 
 
 class _DestinationProbe:
-    """The questions to one destination, and what their answers mean."""
+    """Requests to one destination, and what their answers mean."""
 
     def __init__(self, destination: HttpDestination, gateway_id: str, clock_s: Callable[[], float]) -> None:
         self._destination, self._gateway_id, self._clock_s = destination, gateway_id, clock_s
@@ -206,8 +204,8 @@ class _DestinationProbe:
         url = urlsplit(self._destination.url)
         if not secret or url.scheme == "https" or is_loopback(url.hostname or ""):
             return []
-        what = "its token crosses the network readable: url is http://"
-        return [warning("destination", self._name, what, "have it speak TLS, and say https://")]
+        what = "its token is sent unencrypted: url is http://"
+        return [warning("destination", self._name, what, "enable TLS there, and use https://")]
 
     async def ingest(self, http: httpx.AsyncClient) -> list[Finding]:
         answer = await http.get(f"{self._destination.url}/v1/gateways/{quote(self._gateway_id, safe='')}")
@@ -218,10 +216,10 @@ class _DestinationProbe:
         theirs, own = answer.headers.get("Tidegate-Version", ""), version("tidegate")
         found = self._date(answer)
         if theirs and _version_numbers(theirs) < _version_numbers(own):
-            what = f"takes this gateway; its release {escape_text(theirs)} is older than {own}"
+            what = f"accepts this gateway; its release {escape_text(theirs)} is older than {own}"
             return [*found, warning("destination", self._name, what, "upgrade regions before their gateways")]
-        release = f"release {escape_text(theirs)}" if theirs else "release not told"
-        return [*found, ok("destination", self._name, f"takes this gateway; {release}")]
+        release = f"release {escape_text(theirs)}" if theirs else "release unknown"
+        return [*found, ok("destination", self._name, f"accepts this gateway; {release}")]
 
     async def influx(self, http: httpx.AsyncClient, given: InfluxDestination, secret: str) -> list[Finding]:
         pinged = await http.get(f"{given.url}/ping")
@@ -239,28 +237,29 @@ class _DestinationProbe:
             f"{given.url}{path}", params=target, content=b"", auth=basic or httpx.USE_CLIENT_DEFAULT
         )
         if answer.status_code in (401, 403):
-            return [*self._date(answer), self._refused(answer, "check token_file: may it write this bucket?")]
+            return [
+                *self._date(answer),
+                self._refused(answer, "check token_file: may it write this bucket?"),
+            ]
         if answer.status_code == HTTPStatus.NOT_FOUND:
-            what = f"it answers, but not for this target: {_answer_text(answer)}"
+            what = f"it answers, but does not know this target: {_answer_text(answer)}"
             return [
                 *self._date(answer),
                 fault("destination", self._name, what, "check org, bucket or database"),
             ]
         if answer.is_server_error:
             what = f"HTTP {answer.status_code}: {_answer_text(answer)}"
-            return [fault("destination", self._name, what, "look into the destination's own log")]
-        known = f"version {escape_text(release)}" if release else "version not told"
-        return [*self._date(answer), ok("destination", self._name, f"takes this gateway; {known}")]
+            return [fault("destination", self._name, what, "see the destination's own log")]
+        known = f"version {escape_text(release)}" if release else "version unknown"
+        return [*self._date(answer), ok("destination", self._name, f"accepts this gateway; {known}")]
 
     def _refused(self, answer: httpx.Response, advice: str) -> Finding:
-        what = f"HTTP {answer.status_code}: this gateway is not accepted: {_answer_text(answer)}"
+        what = f"HTTP {answer.status_code}: this gateway is rejected: {_answer_text(answer)}"
         return fault("destination", self._name, what, advice)
 
     def _unexpected_service(self, answer: httpx.Response, expected: str) -> Finding:
-        what = f"HTTP {answer.status_code}: what answers is not {expected}: {_answer_text(answer)}"
-        return fault(
-            "destination", self._name, what, "check url; a proxy or a login page may answer in its place"
-        )
+        what = f"HTTP {answer.status_code}: not the answer of {expected}: {_answer_text(answer)}"
+        return fault("destination", self._name, what, "check url; a proxy or a login page may answer instead")
 
     def _date(self, answer: httpx.Response) -> list[Finding]:
         """Whether the destination's clock agrees with this machine's."""
@@ -279,14 +278,16 @@ class _DestinationProbe:
 async def check_broker(
     table: Subscribe, gateway_id: str, *, within_s: float = UPSTREAM_TIMEOUT_S
 ) -> list[Finding]:
-    """Whether a broker can be reached and takes this gateway, and what it grants. The session is not touched:
-    the question is asked under another client id, with a clean start.
+    """Whether a broker can be reached and accepts this gateway, and with which limits.
+
+    It connects under another client id with a clean start, so the gateway's session is not affected.
     """
     settings = SubscriberOptions(
         url=table.url,
         client_id=f"{table.client_id or f'tidegate-{gateway_id}'}-doctor",
         filters=tuple(table.filters),
         qos=table.qos,
+        username=table.username,
         receive_maximum=table.receive_maximum,
         session_expiry_s=table.session_expiry_s,
     )
@@ -296,8 +297,8 @@ async def check_broker(
         and not settings.address.tls
         and not is_loopback(settings.address.host)
     ):
-        what = "its password crosses the network readable: url is mqtt://"
-        found.append(warning("broker", name, what, "have it speak TLS, and say mqtts://"))
+        what = "its password is sent unencrypted: url is mqtt://"
+        found.append(warning("broker", name, what, "enable TLS there, and use mqtts://"))
     try:
         password = None if table.password_file is None else read_secret(table.password_file).encode()
         async with asyncio.timeout(within_s):
@@ -309,27 +310,27 @@ async def check_broker(
     except (OSError, UnicodeDecodeError) as reason:
         return [*found, fault("broker", name, str(reason), _UNREACHABLE_ADVICE)]
     except (BrokerError, MqttProtocolError) as reason:
-        advice = "check username and password_file, and what the broker's log says; it has to speak MQTT 5"
+        advice = "check username, password_file and the broker's log; it must support MQTT 5"
         return [*found, fault("broker", name, escape_text(str(reason)), advice)]
     granted = BrokerLimits.of(connack, settings)
     found += [
-        warning("broker", name, what, "see docs/ingress.md: how to set a broker")
+        warning("broker", name, what, "see docs/ingress.md: how to configure a broker")
         for what in find_broker_concerns(settings, granted)
     ]
     for topic_filter in table.filters:
-        barred = granted.refusal_for(topic_filter)
-        if barred is not None:
-            words = f"it does not serve {escape_text(topic_filter)}: {barred.name.lower().replace('_', ' ')}"
-            found.append(fault("broker", name, words, "use a filter that it serves"))
+        refusal = granted.refusal_for(topic_filter)
+        if refusal is not None:
+            what = f"it refuses {escape_text(topic_filter)}: {refusal.name.lower().replace('_', ' ')}"
+            found.append(fault("broker", name, what, "use a filter that it accepts"))
     if not found and not table.broker_reviewed:
-        what = "takes this gateway; its queue and its persistence cannot be seen from here"
-        advice = "see docs/ingress.md: how to set a broker; then broker_reviewed = true"
+        what = "accepts this gateway; its queue and persistence settings cannot be checked from here"
+        advice = "see docs/ingress.md: how to configure a broker; then set broker_reviewed = true"
         return [warning("broker", name, what, advice)]
-    return found or [ok("broker", name, "takes this gateway")]
+    return found or [ok("broker", name, "accepts this gateway")]
 
 
 async def _request_connack(table: Subscribe, settings: SubscriberOptions, password: bytes | None) -> Connack:
-    """What the broker answers to a CONNECT."""
+    """The broker's CONNACK."""
     context = None
     if settings.address.tls:
         context = ssl.create_default_context(cafile=table.ca_file)
@@ -342,32 +343,21 @@ async def _request_connack(table: Subscribe, settings: SubscriberOptions, passwo
         server_hostname=(table.server_name or settings.address.host) if context else None,
     )
     try:
-        asked: dict[Property, Any] = {Property.SESSION_EXPIRY_INTERVAL: settings.session_expiry_s}
-        writer.write(
-            encode_packet(
-                Connect(
-                    settings.client_id,
-                    clean_start=True,
-                    keep_alive_s=60,
-                    username=table.username,
-                    password=password,
-                    properties=asked,
-                )
-            )
-        )
+        connect = build_connect(settings, password)
+        writer.write(encode_packet(msgspec.structs.replace(connect, clean_start=True)))
         parser = PacketParser(max_packet_bytes=1 << 16, topics=TopicCache(), client=True, version=5)
         while data := await reader.read(4096):
             for packet in parser.feed(data):
                 if isinstance(packet, Connack):
                     if packet.code:
                         raise build_broker_error("CONNACK", packet.code, packet.properties)
-                    ends = {Property.SESSION_EXPIRY_INTERVAL: 0}  # the broker is to keep nothing of this
+                    ends = {Property.SESSION_EXPIRY_INTERVAL: 0}  # the broker keeps no session
                     writer.write(encode_packet(Disconnect(ReasonCode.SUCCESS, ends)))
                     await writer.drain()
                     return packet
             if parser.fault is not None:
                 raise parser.fault
-        raise BrokerError("closed", "it closes the connection without an answer")
+        raise BrokerError("closed", "it closed the connection without an answer")
     finally:
         writer.close()
 
@@ -389,20 +379,20 @@ def _auth_headers(destination: HttpDestination, secret: str) -> dict[str, str]:
     return {"Authorization": f"{word} {secret}"}
 
 
-def _json_or_empty(answer: httpx.Response) -> Any:
+def _json_or_empty(answer: httpx.Response) -> dict[str, object]:
     try:
-        return answer.json()
-    except ValueError:
-        return ()
+        return msgspec.json.decode(answer.content, type=dict[str, object])
+    except msgspec.DecodeError:
+        return {}
 
 
 def _answer_text(answer: httpx.Response) -> str:
-    """The beginning of an answer, safe to print."""
-    return escape_text(" ".join(answer.text.split()), _ANSWER_MAX_CHARS) or "without a word"
+    """The start of an answer, safe to print."""
+    return escape_text(" ".join(answer.text.split()), _ANSWER_MAX_CHARS) or "empty answer"
 
 
 def _version_numbers(text: str) -> tuple[int, ...]:
-    """The numbers a version begins with; a version that has none is as good as any."""
+    """The leading numbers of a version; one without any counts as newest."""
     numbers = []
     for part in text.split("."):
         digits = part[: len(part) - len(part.lstrip("0123456789"))]

@@ -1,7 +1,6 @@
-"""Validity of the certificate and revocation list files that the settings name, and warnings before they
-expire.
+"""Validity of the certificate and revocation list files that the settings name; warnings before they expire.
 
-Only as much DER is read as leads to the two dates (RFC 5280, sections 4.1 and 5.1); nothing is verified.
+Only as much DER is parsed as leads to the two dates (RFC 5280, sections 4.1 and 5.1); nothing is verified.
 """
 
 from __future__ import annotations
@@ -13,14 +12,16 @@ import logging
 import re
 import time
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from gateway.settings.destinations import HttpDestination
+from pydantic import BaseModel
+
+from cloud_sync.runtime.waits import sleep_or_stop
 from gateway.status.document import CertificateStatus
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from pathlib import Path
 
     from gateway.settings.gateway_settings import GatewaySettings
 
@@ -42,7 +43,7 @@ class Validity(NamedTuple):
 
 
 def parse_validities(pem: bytes) -> list[Validity]:
-    """Those of every certificate and revocation list in a PEM file, in its order.
+    """The validity of every certificate and revocation list in a PEM file, in order.
 
     Raises:
         ValueError: one of them cannot be read.
@@ -53,7 +54,7 @@ def parse_validities(pem: bytes) -> list[Validity]:
             der = base64.b64decode(b"".join(body.split()), validate=True)
             times = _crl_times(der) if label == b"X509 CRL" else _certificate_times(der)
         except (binascii.Error, IndexError, UnicodeDecodeError) as fault:
-            raise ValueError(f"holds a damaged {label.decode().lower()}") from fault
+            raise ValueError(f"contains a damaged {label.decode().lower()}") from fault
         found.append(Validity("revocation list" if label == b"X509 CRL" else "certificate", *times))
     return found
 
@@ -77,7 +78,7 @@ def _crl_times(der: bytes) -> tuple[float, float]:
 
 
 def _der_elements(data: bytes) -> list[tuple[int, bytes]]:
-    """Tag and content of each element that stands in `data`, one after the other."""
+    """Tag and content of each element in `data`."""
     found, at = [], 0
     while at < len(data):
         tag, length, at = data[at], data[at + 1], at + 2
@@ -100,42 +101,41 @@ def _parse_der_time(tag: int, content: bytes) -> float:
 
 _DAY_S: Final = 86_400
 _CHECK_INTERVAL_S: Final = 6 * 3600.0
+CERTIFICATE_KEYS: Final = frozenset(
+    {"tls_cert_file", "client_ca_file", "client_crl_file", "cert_file", "ca_file"}
+)
+"""Settings that name certificates or revocation lists; other files named in settings hold secrets."""
 
 _log = logging.getLogger(__name__)
 
 
 def check_certificate_files(settings: GatewaySettings, now_s: float) -> list[CertificateStatus]:
-    """Every certificate file that settings name. `now_s` is seconds since 1970."""
-    return [check_certificate_file(key, path, now_s) for key, path in list_certificate_files(settings)]
+    """Every certificate file that the settings name. `now_s` is seconds since 1970."""
+    return [
+        check_certificate_file(key, path, now_s)
+        for key, path in list_named_files(settings)
+        if key.rpartition(".")[2] in CERTIFICATE_KEYS
+    ]
 
 
-def list_certificate_files(settings: GatewaySettings) -> Iterator[tuple[str, Path]]:
-    """The keys that name certificate files, with the files."""
-    named: list[tuple[str, Path | None]] = []
-    for place, door in settings.ingress.device_listeners.items():
-        named += [
-            (f"{place}.tls_cert_file", door.tls_cert_file),
-            (f"{place}.client_ca_file", door.client_ca_file),
-            (f"{place}.client_crl_file", door.client_crl_file),
-        ]
-    if settings.status.enabled:
-        named.append(("status.tls_cert_file", settings.status.tls_cert_file))
-    named += [(f"alerts.channel[{c.name}].ca_file", c.ca_file) for c in settings.alerts.channel]
-    for subscribe in settings.ingress.subscribe:
-        place = f"ingress.subscribe[{subscribe.name or subscribe.url}]"
-        named += [(f"{place}.cert_file", subscribe.cert_file), (f"{place}.ca_file", subscribe.ca_file)]
-    for destination in settings.destinations:
-        if isinstance(destination, HttpDestination):
-            place = f"destinations[{destination.name}]"
-            named += [
-                (f"{place}.cert_file", destination.cert_file),
-                (f"{place}.ca_file", destination.ca_file),
-            ]
-    return ((key, path) for key, path in named if path is not None)
+def list_named_files(table: BaseModel, place: str = "") -> Iterator[tuple[str, Path]]:
+    """The files that enabled tables of the settings name, each with its key."""
+    for name in type(table).model_fields:
+        value = getattr(table, name)
+        key = f"{place}.{name}" if place else name
+        if isinstance(value, Path) and name.endswith("_file"):
+            yield key, value
+        elif isinstance(value, BaseModel) and getattr(value, "enabled", True):
+            yield from list_named_files(value, key)
+        elif isinstance(value, list):
+            for entry in value:
+                if isinstance(entry, BaseModel):
+                    label = getattr(entry, "name", "") or getattr(entry, "url", "")
+                    yield from list_named_files(entry, f"{key}[{label}]")
 
 
 def check_certificate_file(key: str, path: Path, now_s: float) -> CertificateStatus:
-    """What a file holds, by the part of it that ends first."""
+    """The state of one file, by the entry that expires first."""
     try:
         found = parse_validities(path.read_bytes())
     except OSError as fault:
@@ -143,25 +143,17 @@ def check_certificate_file(key: str, path: Path, now_s: float) -> CertificateSta
     except ValueError as fault:
         return CertificateStatus(key, str(path), "certificate", None, str(fault))
     if not found:
-        return CertificateStatus(key, str(path), "certificate", None, "holds no PEM certificate")
+        return CertificateStatus(key, str(path), "certificate", None, "contains no PEM certificate")
     first = min(found, key=lambda validity: validity.not_after_s)
-    early = max(found, key=lambda validity: validity.not_before_s)
+    latest = max(found, key=lambda validity: validity.not_before_s)
     days = round((first.not_after_s - now_s) / _DAY_S, 2)
-    wait_days = (early.not_before_s - now_s) / _DAY_S
-    unusable = (
-        f"the {early.kind} is valid only in {wait_days:.1f} days: is the clock right?"
-        if wait_days > 0
-        else ""
-    )
-    return CertificateStatus(key, str(path), first.kind, days, unusable)
+    wait_days = (latest.not_before_s - now_s) / _DAY_S
+    not_yet = f"the {latest.kind} is not valid for another {wait_days:.1f} days: is the clock right?"
+    return CertificateStatus(key, str(path), first.kind, days, not_yet if wait_days > 0 else "")
 
 
 class CertificateMonitor:
-    """Says in the log, once a day for each file, what ends within `SOON_DAYS`.
-
-    Attributes:
-        newest: every certificate file as it was when it was looked at last, for the status.
-    """
+    """Logs, once a day for each file, what expires soon; `newest` is the result of the last check."""
 
     def __init__(
         self, settings: Callable[[], GatewaySettings], *, clock_s: Callable[[], float] = time.time
@@ -172,23 +164,19 @@ class CertificateMonitor:
         self.newest: list[CertificateStatus] = []
 
     async def run(self, stop: asyncio.Event) -> None:
-        """Look until `stop` is set."""
+        """Check until `stop` is set."""
         while not stop.is_set():
-            await asyncio.to_thread(self.look_once)
-            try:
-                async with asyncio.timeout(_CHECK_INTERVAL_S):
-                    await stop.wait()
-            except TimeoutError:
-                continue
+            await asyncio.to_thread(self.check_once)
+            await sleep_or_stop(stop, _CHECK_INTERVAL_S)
 
-    def look_once(self) -> list[CertificateStatus]:
-        """Look at every file; those that end soon, whether they were logged now or before."""
+    def check_once(self) -> list[CertificateStatus]:
+        """Check every file; returns those that expire soon, whether they were logged now or before."""
         now_s = self._clock_s()
         self.newest = check_certificate_files(self._settings(), now_s)
         soon = [status for status in self.newest if status.soon]
         for status in soon:
-            said_s = self._logged_s.get(status.path)
-            if said_s is None or not 0 <= now_s - said_s < _DAY_S:
+            logged_s = self._logged_s.get(status.path)
+            if logged_s is None or not 0 <= now_s - logged_s < _DAY_S:
                 self._logged_s[status.path] = now_s
                 _log.log(logging.ERROR if status.urgent else logging.WARNING, "%s; renew it", status)
         return soon

@@ -18,6 +18,7 @@ import numpy as np
 
 from cloud_sync.delivery.batch_sender import ShipperCounters
 from cloud_sync.model.records import AlertState, RecordClass, Severity
+from cloud_sync.runtime.waits import sleep_or_stop
 from gateway.humanize import format_count
 from gateway.rollups.roller import RollerCounters
 from gateway.spool import eviction
@@ -149,11 +150,7 @@ class StatusCollector:
                 await self.sample_once(time.monotonic())
             except SpoolError as fault:
                 _log.warning("the status cannot be sampled: %s", fault)
-            try:
-                async with asyncio.timeout(_SAMPLE_INTERVAL_S):
-                    await stop.wait()
-            except TimeoutError:
-                continue
+            await sleep_or_stop(stop, _SAMPLE_INTERVAL_S)
 
     async def sample_once(self, now_s: float) -> None:
         """Take the samples that are due; `now_s` is monotonic seconds."""

@@ -37,114 +37,89 @@ class Metric(NamedTuple):
     help: str
 
 
-_DESTINATION_LABEL = ("destination",)
-_LANE_LABELS = ("destination", "lane")
-_REASON_LABEL = ("reason",)
+def _counter(name: str, description: str, *labels: str) -> Metric:
+    return Metric(name, "counter", labels, description)
+
+
+def _gauge(name: str, description: str, *labels: str) -> Metric:
+    return Metric(name, "gauge", labels, description)
+
 
 METRICS = (
-    Metric("tidegate_info", "gauge", ("gateway_id", "version"), "Always 1; says which gateway this is."),
-    Metric("tidegate_publishes_total", "counter", (), "Publishes taken, from every way in."),
-    Metric("tidegate_publishes_acknowledged_total", "counter", (), "Publishes acknowledged: durable."),
-    Metric("tidegate_publishes_refused_total", "counter", (), "Publishes answered with quota exceeded."),
-    Metric("tidegate_readings_total", "counter", (), "Readings made durable."),
-    Metric("tidegate_readings_duplicate_total", "counter", (), "Readings that were there already."),
-    Metric(
-        "tidegate_readings_conflicting_total", "counter", (), "Readings of a time stored with another value."
+    _gauge("tidegate_info", "Always 1; says which gateway this is.", "gateway_id", "version"),
+    _counter("tidegate_publishes_total", "Publishes received, from every source."),
+    _counter("tidegate_publishes_acknowledged_total", "Publishes acknowledged: durable."),
+    _counter("tidegate_publishes_refused_total", "Publishes answered with quota exceeded."),
+    _counter("tidegate_readings_total", "Readings stored."),
+    _counter("tidegate_readings_duplicate_total", "Readings that were stored already."),
+    _counter(
+        "tidegate_readings_conflicting_total",
+        "Readings whose series and time were stored with another value.",
     ),
-    Metric("tidegate_quarantined_total", "counter", (), "Items put into quarantine."),
-    Metric("tidegate_commit_seconds", "summary", (), "Group commits: from their beginning to the fsync."),
-    Metric("tidegate_connections", "gauge", (), "Devices connected by MQTT now."),
-    Metric("tidegate_connections_total", "counter", (), "MQTT connections accepted."),
-    Metric("tidegate_received_bytes_total", "counter", (), "Bytes received by MQTT."),
-    Metric(
-        "tidegate_refusals_total",
-        "counter",
-        _REASON_LABEL,
-        "Connections, publishes and subscriptions refused.",
-    ),
-    Metric("tidegate_protocol_faults_total", "counter", _REASON_LABEL, "Violations of MQTT."),
-    Metric(
-        "tidegate_connections_closed_total",
-        "counter",
-        _REASON_LABEL,
-        "MQTT connections closed by the gateway.",
-    ),
-    Metric("tidegate_holding", "gauge", (), "1 while acknowledgements are withheld, else 0."),
-    Metric("tidegate_stages_late", "gauge", (), "Stages that make no progress; /healthz names them."),
-    Metric("tidegate_series", "gauge", (), "Series known, once per state of their attributes."),
-    Metric("tidegate_devices", "gauge", (), "Devices known."),
-    Metric("tidegate_devices_silent", "gauge", (), "Devices not heard for status.silent_after_s."),
-    Metric("tidegate_spool_readings", "gauge", (), "Readings in the spool."),
-    Metric("tidegate_spool_bytes", "gauge", (), "Bytes of the spool on disk."),
-    Metric("tidegate_spool_room_bytes", "gauge", (), "Bytes the spool may still use."),
-    Metric("tidegate_spool_room_seconds", "gauge", (), "Until that is used, if nothing were delivered."),
-    Metric("tidegate_spool_damaged_readings", "gauge", (), "Readings in damaged segments, set aside."),
-    Metric("tidegate_quarantine_items", "gauge", _REASON_LABEL, "Items in quarantine now."),
-    Metric("tidegate_backlog_readings", "gauge", _DESTINATION_LABEL, "Readings a destination lacks."),
-    Metric("tidegate_backlog_bytes", "gauge", _DESTINATION_LABEL, "What they take in the spool."),
-    Metric(
-        "tidegate_backlog_oldest_seconds",
-        "gauge",
-        _DESTINATION_LABEL,
-        "Since the oldest of them was written; 0 without any.",
-    ),
-    Metric(
+    _counter("tidegate_quarantined_total", "Items put into quarantine."),
+    Metric("tidegate_commit_seconds", "summary", (), "Group commits, including the fsync."),
+    _gauge("tidegate_connections", "Devices connected by MQTT now."),
+    _counter("tidegate_connections_total", "MQTT connections accepted."),
+    _counter("tidegate_received_bytes_total", "Bytes received by MQTT."),
+    _counter("tidegate_refusals_total", "Connections, publishes and subscriptions refused.", "reason"),
+    _counter("tidegate_protocol_faults_total", "Violations of MQTT.", "reason"),
+    _counter("tidegate_connections_closed_total", "MQTT connections closed by the gateway.", "reason"),
+    _gauge("tidegate_holding", "1 while acknowledgements are withheld, else 0."),
+    _gauge("tidegate_stages_late", "Stages that make no progress; /healthz names them."),
+    _gauge("tidegate_series", "Series known, once per state of their attributes."),
+    _gauge("tidegate_devices", "Devices known."),
+    _gauge("tidegate_devices_silent", "Devices not heard for status.silent_after_s."),
+    _gauge("tidegate_spool_readings", "Readings in the spool."),
+    _gauge("tidegate_spool_bytes", "Bytes of the spool on disk."),
+    _gauge("tidegate_spool_room_bytes", "Bytes the spool may still use."),
+    _gauge("tidegate_spool_room_seconds", "Time until that is used, if nothing were delivered."),
+    _gauge("tidegate_spool_damaged_readings", "Readings in damaged segments, set aside."),
+    _gauge("tidegate_quarantine_items", "Items in quarantine now.", "reason"),
+    _gauge("tidegate_backlog_readings", "Readings not delivered yet.", "destination"),
+    _gauge("tidegate_backlog_bytes", "Bytes of those readings in the spool.", "destination"),
+    _gauge("tidegate_backlog_oldest_seconds", "Age of the oldest of them; 0 without any.", "destination"),
+    _gauge(
         "tidegate_backlog_drain_seconds",
-        "gauge",
-        _DESTINATION_LABEL,
-        "Until they are delivered; absent when not shrinking.",
+        "Time until they are delivered; absent when not shrinking.",
+        "destination",
     ),
-    Metric(
-        "tidegate_destination_failing",
-        "gauge",
-        _DESTINATION_LABEL,
-        "1 while the last attempt failed, else 0.",
+    _gauge("tidegate_destination_failing", "1 while the last attempt failed, else 0.", "destination"),
+    _gauge(
+        "tidegate_destination_held", "1 while it is blocked and an operator is needed, else 0.", "destination"
     ),
-    Metric("tidegate_destination_held", "gauge", _DESTINATION_LABEL, "1 while a person is needed, else 0."),
-    Metric(
-        "tidegate_last_receipt_timestamp_seconds", "gauge", _DESTINATION_LABEL, "When the last receipt came."
+    _gauge("tidegate_last_receipt_timestamp_seconds", "When the last receipt came.", "destination"),
+    _counter("tidegate_delivery_failures_total", "Attempts that failed.", "destination"),
+    _counter(
+        "tidegate_readings_refused_total", "Rows refused by a destination, now in quarantine.", "destination"
     ),
-    Metric("tidegate_delivery_failures_total", "counter", _DESTINATION_LABEL, "Attempts that failed."),
-    Metric(
-        "tidegate_readings_refused_total",
-        "counter",
-        _DESTINATION_LABEL,
-        "Rows a destination refused: in quarantine.",
-    ),
-    Metric("tidegate_delivered_rows_total", "counter", _LANE_LABELS, "Rows that receipts came for."),
-    Metric("tidegate_delivered_batches_total", "counter", _LANE_LABELS, "Batches that receipts came for."),
-    Metric("tidegate_delivered_bytes_total", "counter", _LANE_LABELS, "Bytes of those on the link."),
-    Metric("tidegate_encoded_bytes_total", "counter", (), "Bytes of segments as they were encoded."),
-    Metric(
-        "tidegate_written_bytes_total", "counter", (), "Bytes this process caused to be written to disks."
-    ),
-    Metric(
-        "tidegate_disk_written_bytes_total", "counter", (), "Bytes written to the spool's disk by everyone."
-    ),
-    Metric(
-        "tidegate_flash_left_seconds", "gauge", (), "Until the stated endurance is used up, at this rate."
-    ),
-    Metric("tidegate_alerts_firing", "gauge", (), "Alerts that are firing."),
-    Metric("tidegate_readings_given_up", "gauge", (), "Readings declared lost, by the loss ledger."),
+    _counter("tidegate_delivered_rows_total", "Rows with a receipt.", "destination", "lane"),
+    _counter("tidegate_delivered_batches_total", "Batches with a receipt.", "destination", "lane"),
+    _counter("tidegate_delivered_bytes_total", "Bytes of those batches as sent.", "destination", "lane"),
+    _counter("tidegate_encoded_bytes_total", "Bytes of encoded segments."),
+    _counter("tidegate_written_bytes_total", "Bytes written to disks by this process."),
+    _counter("tidegate_disk_written_bytes_total", "Bytes written to the spool's disk by all processes."),
+    _gauge("tidegate_flash_left_seconds", "Time until the configured endurance is used up, at this rate."),
+    _gauge("tidegate_alerts_firing", "Alerts that are firing."),
+    _gauge("tidegate_readings_given_up", "Readings declared lost, by the loss ledger."),
 )
 
 
 class GatewayMetrics:
-    """Makes the page that Prometheus scrapes, from a status document and the parts' own counters."""
+    """The text that Prometheus scrapes, from a status document and the components' own counters."""
 
-    def __init__(self, parts: Runtime) -> None:
-        self._parts = parts
+    def __init__(self, runtime: Runtime) -> None:
+        self._runtime = runtime
         self._registry = CollectorRegistry()
         ProcessCollector(registry=self._registry)
 
-    def page(self, status: Status) -> bytes:
+    def render(self, status: Status) -> bytes:
         """The metrics as of `status`, in the text format."""
-        values = {**_status_values(status), **_counter_values(self._parts)}
+        values = {**_status_values(status), **_counter_values(self._runtime)}
         return generate_latest(_MetricCollector(values)) + generate_latest(self._registry)
 
 
 class _MetricCollector:
-    """What `generate_latest` takes: something to collect from."""
+    """The interface that `generate_latest` reads from."""
 
     def __init__(self, values: Mapping[str, Values]) -> None:
         self._values = values
@@ -191,15 +166,10 @@ def _status_values(status: Status) -> dict[str, Values]:
         "tidegate_alerts_firing": _single_value(0 if status.alerts is None else status.alerts.firing),
         "tidegate_readings_given_up": _single_value(0 if status.losses is None else status.losses.readings),
     }
-    for name, of in _DESTINATION_GAUGES.items():
-        told = {(d.name,): of(d) for d in status.destinations}
-        values[name] = {labels: value for labels, value in told.items() if value is not None}
+    for name, read in _DESTINATION_GAUGES.items():
+        by_destination = {(d.name,): read(d) for d in status.destinations}
+        values[name] = {labels: value for labels, value in by_destination.items() if value is not None}
     return values
-
-
-def _last_receipt_s(destination: DestinationStatus) -> float | None:
-    at_us = destination.last_receipt_at_us
-    return None if at_us is None else at_us / 1e6
 
 
 _DESTINATION_GAUGES: dict[str, Callable[[DestinationStatus], float | None]] = {
@@ -209,17 +179,17 @@ _DESTINATION_GAUGES: dict[str, Callable[[DestinationStatus], float | None]] = {
     "tidegate_backlog_drain_seconds": lambda d: d.drain_s,
     "tidegate_destination_failing": lambda d: float(bool(d.last_error)),
     "tidegate_destination_held": lambda d: float(d.state == "held"),
-    "tidegate_last_receipt_timestamp_seconds": _last_receipt_s,
+    "tidegate_last_receipt_timestamp_seconds": lambda d: d.last_receipt_at_us and d.last_receipt_at_us / 1e6,
 }
 
 
-def _counter_values(parts: Runtime) -> dict[str, Values]:
-    committer, listener = parts.committer.counters, parts.listener.counters
-    shippers = {(shipper.name,): shipper.counters for shipper in parts.shippers}
+def _counter_values(runtime: Runtime) -> dict[str, Values]:
+    committer, listener = runtime.committer.counters, runtime.listener.counters
+    shippers = {(shipper.name,): shipper.counters for shipper in runtime.shippers}
     lanes = {
-        (*destination, lane): of_lane
+        (*destination, lane): lane_counters
         for destination, counters in shippers.items()
-        for lane, of_lane in counters.lanes.items()
+        for lane, lane_counters in counters.lanes.items()
     }
     return {
         "tidegate_publishes_total": _single_value(committer.publishes),
@@ -236,9 +206,9 @@ def _counter_values(parts: Runtime) -> dict[str, Values]:
         "tidegate_refusals_total": limit_reasons(listener.refused_total),
         "tidegate_protocol_faults_total": limit_reasons(listener.protocol_faults_total),
         "tidegate_connections_closed_total": limit_reasons(listener.closed_total),
-        "tidegate_stages_late": _single_value(sum(stage.late_s() > 0 for stage in parts.stages())),
-        "tidegate_series": _single_value(len(parts.spool.catalog)),
-        "tidegate_encoded_bytes_total": _single_value(parts.spool.segments.appended_bytes),
+        "tidegate_stages_late": _single_value(sum(stage.late_s() > 0 for stage in runtime.stages())),
+        "tidegate_series": _single_value(len(runtime.spool.catalog)),
+        "tidegate_encoded_bytes_total": _single_value(runtime.spool.segments.appended_bytes),
         "tidegate_delivery_failures_total": {name: c.failures for name, c in shippers.items()},
         "tidegate_readings_refused_total": {name: c.refused for name, c in shippers.items()},
         "tidegate_delivered_rows_total": {labels: c.rows for labels, c in lanes.items()},
@@ -248,9 +218,9 @@ def _counter_values(parts: Runtime) -> dict[str, Values]:
 
 
 def limit_reasons(by_reason: Mapping[str, float]) -> Values:
-    """Values by reason, at most `REASONS_MAX` of them; the rest together.
+    """Values by reason; those beyond `REASONS_MAX` are summed as "other".
 
-    Those that came first keep their own, so that a counter never moves into "other".
+    The first ones keep their own label, so that a counter never moves into "other".
     """
     reasons = list(by_reason)
     values: Values = {(reason,): by_reason[reason] for reason in reasons[:REASONS_MAX]}

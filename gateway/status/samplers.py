@@ -20,7 +20,7 @@ _RATE_SAMPLES_MAX = 181
 
 
 class RateHistory:
-    """Keeps the samples. Times are microseconds since 1970, and monotonic seconds for the steps."""
+    """Keeps the samples. `now_us` is microseconds since 1970, `now_s` monotonic seconds."""
 
     def __init__(self) -> None:
         self._samples: deque[tuple[float, dict[str, int]]] = deque(maxlen=_RATE_SAMPLES_MAX)
@@ -75,7 +75,7 @@ class FlashWear:
         self._samples: deque[WriteCounters] = deque(maxlen=_WEAR_SAMPLES_MAX)
 
     def read(self, encoded_bytes: int, now_s: float) -> WriteCounters:
-        """The counts as of now; `encoded_bytes` of readings were appended since start."""
+        """The counters as of now; `encoded_bytes` of readings were appended since start."""
         machine = None if self._disk is None else read_disk_written_bytes(self._disk)
         return WriteCounters(now_s, read_process_written_bytes(), machine, encoded_bytes)
 
@@ -94,7 +94,7 @@ class FlashWear:
 def compute_flash_wear(
     then: WriteCounters, now: WriteCounters, *, disk: str | None = None, endurance_bytes: float | None = None
 ) -> FlashWearStatus:
-    """Two samples compared. Too short a time says nothing."""
+    """The difference of two samples, scaled to a day; None where the time between them is too short."""
     observed_s = now.at_s - then.at_s
     process = _counter_increase(then.process_bytes, now.process_bytes)
     machine = _counter_increase(then.disk_bytes, now.disk_bytes)
@@ -136,10 +136,18 @@ def read_disk_written_bytes(disk: Path) -> int | None:
 
 
 def find_disk(folder: Path, system: Path = Path("/sys/dev/block")) -> Path | None:
-    """The folder in /sys of the whole disk that a folder is on; None for memory, network and layered ones."""
+    """The /sys folder of the whole disk that a folder is on; None for memory, network and layered ones."""
     try:
         device = folder.stat().st_dev
-        found = (system / f"{os.major(device)}:{os.minor(device)}").resolve(strict=True)
+    except OSError:
+        return None
+    return find_whole_disk(system / f"{os.major(device)}:{os.minor(device)}")
+
+
+def find_whole_disk(device: Path) -> Path | None:
+    """The /sys folder of the whole disk of a block device, which may be a partition."""
+    try:
+        found = device.resolve(strict=True)
     except OSError:
         return None
     return found.parent if (found / "partition").exists() else found

@@ -12,20 +12,19 @@ import asyncio
 import hashlib
 import html
 import ipaddress
-import logging
 import time
 from concurrent.futures import ThreadPoolExecutor
 from importlib.resources import files
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 from urllib.parse import parse_qs, urlsplit
 
 import msgspec
 from starlette.responses import RedirectResponse, Response
 from starlette.routing import Route
 
+from cloud_sync.http.responses import RequestRejectedError
 from cloud_sync.http.tokens import TokenFile
 from gateway.query import series_chart
-from gateway.spool.errors import SpoolError
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -33,6 +32,8 @@ if TYPE_CHECKING:
     from starlette.requests import Request
 
     from gateway.runtime import Runtime
+
+T = TypeVar("T")
 
 SECURITY_HEADERS = {
     "x-content-type-options": "nosniff",
@@ -44,7 +45,7 @@ SECURITY_HEADERS = {
 
 
 def json_response(content: object, status: int = 200) -> Response:
-    """A document as JSON, not to be kept by anyone on the way."""
+    """A document as JSON that nobody may cache."""
     return Response(
         msgspec.json.encode(content),
         status,
@@ -53,36 +54,22 @@ def json_response(content: object, status: int = 200) -> Response:
     )
 
 
-def unauthorized_response() -> Response:
-    """For whoever may not look."""
-    answer = json_response(
-        {
-            "error": "unauthorised",
-            "message": "from another machine this takes a token of [status] tokens_file, as a bearer",
-        },
-        401,
-    )
-    answer.headers["www-authenticate"] = "Bearer"
-    return answer
-
-
-async def read_body(request: Request, most_bytes: int) -> bytes | None:
-    """The body of a request, None when it is larger; no more than that is ever in memory."""
+async def read_body(request: Request, max_bytes: int) -> bytes | None:
+    """The body of a request; None, without reading further, when it is larger."""
     body = bytearray()
     async for piece in request.stream():
         body += piece
-        if len(body) > most_bytes:
+        if len(body) > max_bytes:
             return None
     return bytes(body)
 
 
-_log = logging.getLogger(__name__)
 _PROXY_HEADERS = ("forwarded", "x-forwarded-for", "x-forwarded-host", "x-real-ip", "via")
 _TOKEN_MAX_CHARS = 256
 
 
 class StatusAuth:
-    """Knows them by a file of tokens that may change at any time; without one there is only this machine."""
+    """Who may view: this machine, and whoever has a token of the tokens file, if there is one."""
 
     def __init__(self, tokens_file: Path | None, cookie: str) -> None:
         self.cookie = cookie
@@ -90,15 +77,21 @@ class StatusAuth:
 
     @property
     def has_tokens(self) -> bool:
-        """Whether a token would help."""
+        """Whether viewing with a token is possible."""
         return self._tokens is not None
 
     def may_view(self, request: Request) -> bool:
-        """Whether the answer may hold what the gateway knows."""
-        return is_local_request(request) or self.knows(_presented_token(request, self.cookie))
+        """Whether the answer may hold details of the gateway."""
+        return is_local_request(request) or self.is_valid(_presented_token(request, self.cookie))
 
-    def knows(self, token: str) -> bool:
-        """Whether it is a token for looking."""
+    def require_view(self, request: Request) -> None:
+        """Raise `RequestRejectedError` unless the request may view."""
+        if not self.may_view(request):
+            message = "requests from another machine need a token of [status] tokens_file, as a bearer token"
+            raise RequestRejectedError(401, "unauthorised", message)
+
+    def is_valid(self, token: str) -> bool:
+        """Whether it is a token of the scope view."""
         if self._tokens is None or not token or len(token) > _TOKEN_MAX_CHARS:
             return False
         entry = self._tokens.find_entry(token)
@@ -106,7 +99,7 @@ class StatusAuth:
 
 
 def is_local_request(request: Request) -> bool:
-    """Whether a request comes from this machine, meant for it."""
+    """Whether a request comes from this machine, and by its Host header is meant for it."""
     if request.client is None or any(name in request.headers for name in _PROXY_HEADERS):
         return False
     server, _ = request.scope.get("server") or ("", 0)
@@ -165,17 +158,24 @@ class _SeriesQuery(msgspec.Struct):
     limit: int = 50
 
 
-class StatusPage:
-    """The routes of the page, on one gateway's parts."""
+def _parse_query(request: Request, query: type[T]) -> T:
+    try:
+        return msgspec.convert(dict(request.query_params), query, strict=False)
+    except msgspec.ValidationError as error:
+        raise RequestRejectedError(400, "malformed", str(error)) from error
 
-    def __init__(self, parts: Runtime, visitors: StatusAuth) -> None:
-        self._parts = parts
-        self._auth = visitors
+
+class StatusPage:
+    """The routes of one gateway's page."""
+
+    def __init__(self, runtime: Runtime, auth: StatusAuth) -> None:
+        self._runtime = runtime
+        self._auth = auth
         self._chart_executor = ThreadPoolExecutor(1, "chart")
         folder = files("gateway.web").joinpath("static")
         self._assets = {name: folder.joinpath(name).read_bytes() for name in _ASSETS}
         stamp = hashlib.sha256(b"".join(self._assets.values())).hexdigest()[:16]
-        fill = {"gateway_id": html.escape(parts.settings.gateway_id), "stamp": stamp}
+        fill = {"gateway_id": html.escape(runtime.settings.gateway_id), "stamp": stamp}
 
         def page(name: str, sign_out: str = "") -> str:
             text = folder.joinpath(name).read_text(encoding="utf-8")
@@ -185,7 +185,7 @@ class StatusPage:
         self._sign_in_page = page("sign-in.html")
 
     def routes(self) -> list[Route]:
-        """What is served."""
+        """The page, its assets and its queries."""
         return [
             Route("/", self._index),
             Route("/page/{name}", self._asset),
@@ -196,77 +196,68 @@ class StatusPage:
         ]
 
     def close(self) -> None:
-        """Let go of the thread that reads charts."""
+        """End the thread that reads charts."""
         self._chart_executor.shutdown(wait=False, cancel_futures=True)
 
     async def _index(self, request: Request) -> Response:
         if self._auth.may_view(request):
             return _html_response(self._local_page if is_local_request(request) else self._remote_page)
-        if self._auth.has_tokens:
-            return _html_response(self._sign_in_page, 401)
-        return unauthorized_response()
+        if not self._auth.has_tokens:
+            self._auth.require_view(request)
+        return _html_response(self._sign_in_page, 401)
 
     async def _asset(self, request: Request) -> Response:
-        """Style and script hold no secret: the page that asks for a token needs them too."""
+        """Style and script are public: the sign-in page needs them too."""
         name = request.path_params["name"]
         if name not in self._assets:
-            return json_response({"error": "no_such_request", "message": "Not Found"}, 404)
-        lasting = "public, max-age=31536000, immutable" if "v" in request.query_params else "no-cache"
+            raise RequestRejectedError(404, "no_such_request", "Not Found")
+        caching = "public, max-age=31536000, immutable" if "v" in request.query_params else "no-cache"
         return Response(
             self._assets[name],
             media_type=_ASSETS[name],
-            headers={"cache-control": lasting, "content-security-policy": "default-src 'none'"},
+            headers={"cache-control": caching, "content-security-policy": "default-src 'none'"},
         )
 
     async def _series(self, request: Request) -> Response:
         """Series to pick from: `?match=text&limit=50`."""
-        if not self._auth.may_view(request):
-            return unauthorized_response()
-        try:
-            asked = msgspec.convert(dict(request.query_params), _SeriesQuery, strict=False)
-        except msgspec.ValidationError as fault:
-            return json_response({"error": "malformed", "message": str(fault)}, 400)
-        limit = max(1, min(asked.limit, _SERIES_MAX))
-        named, total = series_chart.search_series(self._parts.spool.catalog, asked.match, limit)
+        self._auth.require_view(request)
+        query = _parse_query(request, _SeriesQuery)
+        limit = max(1, min(query.limit, _SERIES_MAX))
+        named, total = series_chart.search_series(self._runtime.spool.catalog, query.match, limit)
         return json_response({"series": named, "total": total})
 
     async def _chart(self, request: Request) -> Response:
         """A day of a series: `?sensor_id=a&sensor_type=b`, and if need be `until_us`, `span_us`, `steps`."""
-        if not self._auth.may_view(request):
-            return unauthorized_response()
-        try:
-            asked = msgspec.convert(dict(request.query_params), _ChartQuery, strict=False)
-        except msgspec.ValidationError as fault:
-            return json_response({"error": "malformed", "message": str(fault)}, 400)
-        spool = self._parts.spool
-        found = series_chart.find_series_numbers(spool.catalog, asked.sensor_id, asked.sensor_type)
+        self._auth.require_view(request)
+        query = _parse_query(request, _ChartQuery)
+        found = series_chart.find_series_numbers(
+            self._runtime.spool.catalog, query.sensor_id, query.sensor_type
+        )
         if found is None:
-            return json_response({"error": "no_such_series", "message": "the spool does not know it"}, 404)
-        until_us = time.time_ns() // 1000 if asked.until_us is None else asked.until_us
+            raise RequestRejectedError(404, "no_such_series", "the spool does not know it")
+        until_us = time.time_ns() // 1000 if query.until_us is None else query.until_us
         until_us = max(-(1 << 61), min(until_us, 1 << 61))
-        span_us = max(1_000_000, min(asked.span_us, series_chart.MAX_SPAN_US))
+        span_us = max(1_000_000, min(query.span_us, series_chart.MAX_SPAN_US))
         steps = series_chart.ChartSteps(
-            until_us - span_us, until_us, max(1, min(asked.steps, series_chart.MAX_STEPS))
+            until_us - span_us, until_us, max(1, min(query.steps, series_chart.MAX_STEPS))
         )
         name, numbers = found
-        try:
-            chart = await asyncio.get_running_loop().run_in_executor(
+        return json_response(
+            await asyncio.get_running_loop().run_in_executor(
                 self._chart_executor,
                 series_chart.read_chart,
-                self._parts.spool.database.path,
+                self._runtime.spool.database.path,
                 name,
                 numbers,
                 steps,
             )
-        except SpoolError as fault:
-            return json_response({"error": "spool", "message": str(fault)}, 503)
-        return json_response(chart)
+        )
 
     async def _sign_in(self, request: Request) -> Response:
         body = await read_body(request, _FORM_MAX_BYTES)
         form = {} if body is None else parse_qs(body.decode("utf-8", "replace"), max_num_fields=8)
         token = form.get("token", [""])[0].strip()
-        if not self._auth.knows(token):
+        if not self._auth.is_valid(token):
             await asyncio.sleep(1)
             return _html_response(self._sign_in_page.replace("<!-- fault -->", _SIGN_IN_FAILED_HTML), 401)
         answer = RedirectResponse("/", 303)
@@ -282,7 +273,7 @@ class StatusPage:
         return answer
 
 
-_SIGN_IN_FAILED_HTML = '<p class="fault" role="alert">This token is not known here.</p>'
+_SIGN_IN_FAILED_HTML = '<p class="fault" role="alert">This token is not valid.</p>'
 
 
 def _html_response(text: str, status: int = 200) -> Response:

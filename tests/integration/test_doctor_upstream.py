@@ -73,9 +73,13 @@ async def test_a_real_region_takes_the_gateway_and_tells_its_release(
     ("answer", "level", "words"),
     [
         (Answer(200, '{"epochs": []}', {"tidegate-version": "0.0.9"}), Level.WARNING, "older than"),
-        (Answer(200, "<html>Please log in \x1b[2J"), Level.FAULT, "not a Tidegate ingest service"),
+        (
+            Answer(200, "<html>Please log in \x1b[2J"),
+            Level.FAULT,
+            "not the answer of a Tidegate ingest service",
+        ),
         (Answer(200, '{"epochs": []}', {"Date": formatdate(0)}), Level.WARNING, "ahead of that of region"),
-        (Answer(403, "no"), Level.FAULT, "not accepted"),
+        (Answer(403, "no"), Level.FAULT, "rejected"),
         (Answer(200, "", {}, hang_s=9), Level.FAULT, "no answer within 0.5 s"),
     ],
 )
@@ -129,20 +133,22 @@ async def test_an_influxdb_that_refuses_the_token_or_has_no_such_bucket_is_found
         assert (missing.level, "bucket not found" in missing.what) == (Level.FAULT, True), missing
         token.write_text("wrong")  # noqa: ASYNC240 - a few bytes
         refused = worst(await network.check_destination(destination(**given, bucket="sensors"), "gw-1"))
-        assert (refused.level, "not accepted" in refused.what) == (Level.FAULT, True), refused
+        assert (refused.level, "rejected" in refused.what) == (Level.FAULT, True), refused
         token.unlink()  # noqa: ASYNC240 - a few bytes
         unreadable = worst(await network.check_destination(destination(**given, bucket="sensors"), "gw-1"))
         assert unreadable.level is Level.FAULT
     async with http_stub(lambda _: Answer(404, "nothing here")) as stub:
         token.write_text(SECRET)  # noqa: ASYNC240 - a few bytes
         stranger = destination(**{**given, "url": stub.url}, bucket="sensors")
-        assert "not an InfluxDB" in worst(await network.check_destination(stranger, "gw-1")).what
+        assert (
+            "not the answer of an InfluxDB" in worst(await network.check_destination(stranger, "gw-1")).what
+        )
 
 
 async def test_a_token_that_crosses_the_network_readable_is_found(token: Path) -> None:
     given = destination(kind="ingest", url="http://region.invalid:8420", token_file=token, allow_plain=True)
     found = await network.check_destination(given, "gw-1", within_s=2)
-    assert any("readable" in f.what and f.level is Level.WARNING for f in found), found
+    assert any("unencrypted" in f.what and f.level is Level.WARNING for f in found), found
 
 
 async def test_a_real_broker_is_asked_without_touching_the_session(mosquitto: Mosquitto) -> None:
@@ -162,7 +168,7 @@ async def test_a_real_broker_is_asked_without_touching_the_session(mosquitto: Mo
         (b"\x20\x03\x00\x87\x00", "not authorized"),
         (b"\x20\x02\x00\x00", "past the end"),
         (b"HTTP/1.1 400 Bad Request\r\n\r\n", ""),
-        (b"", "closes the connection"),
+        (b"", "closed the connection"),
         (None, "no answer within 0.5 s"),
     ],
 )

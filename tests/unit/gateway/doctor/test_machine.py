@@ -62,7 +62,7 @@ def test_the_kernel_is_asked_whether_the_clock_is_synchronised():
     [
         ("ext4", "rw", Level.OK, "are free"),
         ("nfs4", "rw", Level.FAULT, "network file system (nfs4)"),
-        ("tmpfs", "rw", Level.WARNING, "may be gone after a restart"),
+        ("tmpfs", "rw", Level.WARNING, "may be lost at a restart"),
         ("exfat", "rw", Level.WARNING, "a power cut can damage"),
         ("ext4", "ro,relatime", Level.FAULT, "mounted read-only"),
     ],
@@ -137,7 +137,7 @@ def ingest(folder: Path, **keys: Any) -> dict[str, Any]:
         (0o640, Level.OK, "only its owner and group"),
         (0o644, Level.WARNING, "everybody may read it"),
         (0o660, Level.WARNING, "its group may change it"),
-        (None, Level.FAULT, "destinations[r].token_file names a file that is not there"),
+        (None, Level.FAULT, "destinations[r].token_file names a file that does not exist"),
     ],
 )
 def test_a_secret_that_others_can_read_or_that_is_missing_is_found(tmp_path, mode, level, words):
@@ -162,14 +162,14 @@ def test_a_configuration_that_everybody_may_change_is_found(tmp_path):
 def test_a_stick_that_is_not_there_is_found(tmp_path):
     stick = {"kind": "file", "name": "s", "directory": tmp_path / "stick", "create": False}
     given = site(tmp_path, destinations=[stick])
-    assert "is not there" in worst(machine.check_folders(given, as_service=True)).what
+    assert "does not exist" in worst(machine.check_folders(given, as_service=True)).what
     (tmp_path / "stick").mkdir()
     assert worst(machine.check_folders(given, as_service=True)).level is Level.OK
 
 
 def test_a_folder_that_the_service_may_not_write_is_found(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "access", lambda path, _: Path(path) != tmp_path)  # root may write everywhere
-    assert "cannot be written" in worst(machine.check_folders(site(tmp_path), as_service=True)).what
+    assert "is not writable" in worst(machine.check_folders(site(tmp_path), as_service=True)).what
     assert worst(machine.check_folders(site(tmp_path), as_service=False)).level is Level.OK
 
 
@@ -201,7 +201,7 @@ def test_certificates_that_end_soon_have_ended_or_do_not_fit_are_found(tmp_path)
     assert fault.level is Level.FAULT
     certificate.write_text("no certificate")
     assert (
-        "holds no PEM certificate"
+        "contains no PEM certificate"
         in worst(machine.check_certificates(site(tmp_path, ingress={"listen": listen}), now_s)[:1]).what
     )
 
@@ -212,7 +212,7 @@ async def test_a_port_that_is_taken_or_not_this_machines_is_found_and_the_gatewa
         given = ("ingress.listen", "127.0.0.1", port)
         assert "in use" in network.check_port(*given, None, "g").what
         assert network.check_port(*given, "g", "g").level is Level.OK
-        assert "the gateway other has it" in network.check_port(*given, "other", "g").what
+        assert "in use by gateway other" in network.check_port(*given, "other", "g").what
     assert network.check_port(*given, None, "g").level is Level.OK
     assert "nothing listens" in network.check_port(*given, "g", "g").what
     away = network.check_port("status", "192.0.2.7", port, None, "g")

@@ -70,10 +70,10 @@ def test_what_ends_soon_is_logged_once_a_day(tmp_path, caplog):
     given = GatewaySettings(gateway_id="g", spool={"path": tmp_path / "s"}, ingress={"listen": listen})  # type: ignore[arg-type]  # as from a file
     now = {"s": certificate.stat().st_mtime}
     watch = CertificateMonitor(lambda: given, clock_s=lambda: now["s"])
-    assert [status.key for status in watch.look_once()] == ["ingress.listen.tls_cert_file"]
-    watch.look_once()
+    assert [status.key for status in watch.check_once()] == ["ingress.listen.tls_cert_file"]
+    watch.check_once()
     assert caplog.text.count("renew it") == 1
     assert [status.urgent for status in watch.newest] == [True]
     now["s"] += DAY_S + 1
-    watch.look_once()
+    watch.check_once()
     assert caplog.text.count("renew it") == 2
