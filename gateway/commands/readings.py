@@ -39,13 +39,13 @@ from gateway.humanize import (
     parse_time_us,
 )
 from gateway.query.series_chart import draw_line_chart
-from gateway.query.series_query import KnownSeries, SeriesQuery, SeriesResult, find_series, run_query
+from gateway.query.series_query import SeriesQuery, SeriesResult, find_series, run_query
 from gateway.spool.database import open_spool_read_only
 from gateway.spooltools import reading_export
 from gateway.spooltools.reading_selection import (
     ReadingFilter,
     ReadSummary,
-    SeriesNames,
+    SelectedSeries,
     group_into_runs,
     read_selected,
 )
@@ -54,6 +54,7 @@ if TYPE_CHECKING:
     import sqlite3
     from collections.abc import Iterator
 
+    from gateway.spool.series_catalog import KnownSeries
     from gateway.spooltools.reading_export import ExportWriter
 
 app = typer.Typer(add_completion=False)
@@ -249,7 +250,7 @@ def read(
     form = "jsonl" if as_json else form
     found = ReadSummary()
     with exit_on_spool_error(), open_spool_read_only(which.path) as connection:
-        names = SeriesNames(connection, selection)
+        names = SelectedSeries(connection, selection)
         with progress_bar("looking") as progress:
             parts = read_selected(
                 connection,
@@ -304,7 +305,7 @@ def export(
     try:
         ending = reading_export.find_file_ending(out)
         with exit_on_spool_error(), open_spool_read_only(which.path) as connection:
-            names = SeriesNames(connection, selection)
+            names = SelectedSeries(connection, selection)
             with progress_bar("exporting") as progress, _open_export(out, ending, replace=force) as writer:
                 parts = read_selected(connection, which.path, selection, names, found, progress=progress)
                 for readings in group_into_runs(parts):

@@ -17,9 +17,9 @@ from gateway.commands.exit_errors import fail
 from gateway.commands.options import exit_on_spool_error, load_settings_or_exit, read_secret_or_exit
 from gateway.commands.status_display import render_chart, render_status
 from gateway.humanize import escape_text
-from gateway.query.series_chart import Chart, ChartSeries, ChartSteps, read_chart
+from gateway.query.series_chart import Chart, ChartSteps, read_chart
 from gateway.spool.database import open_spool_read_only
-from gateway.spool.series_catalog import read_all_series
+from gateway.spool.series_catalog import SeriesCatalog, read_all_series
 from gateway.status.collector import read_stopped_status
 from gateway.status.document import Status
 from gateway.web.client import GatewayClient, GatewayClientError, local_gateway_client
@@ -126,17 +126,12 @@ def _fetch(client: GatewayClient, path: str, answer: type[T], **query: str) -> T
 
 def _read_stopped_chart(path: Path, sensor_id: str, sensor_type: str) -> Chart | None:
     with open_spool_read_only(path) as connection:
-        states = [
-            (number, series)
-            for number, series in read_all_series(connection)
-            if (series.sensor_id, series.sensor_type) == (sensor_id, sensor_type)
-        ]
-    if not states:
+        known = SeriesCatalog(rows=read_all_series(connection)).find(sensor_id, sensor_type)
+    if known is None:
         return None
-    name = ChartSeries(sensor_id, sensor_type, dict(states[-1][1].attributes).get("unit", ""))
     until_us = time.time_ns() // 1000
     steps = ChartSteps(until_us - _DAY_US, until_us, _CHART_STEPS)
-    return read_chart(path, name, [number for number, _ in states], steps)
+    return read_chart(path, known, steps)
 
 
 def _print_status(source: _StatusSource, console: Console, *, as_json: bool) -> None:

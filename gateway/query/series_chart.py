@@ -9,26 +9,24 @@ the beginning, and `complete` is false.
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import msgspec
 import numpy as np
 
-from cloud_sync.codec import columns
-from cloud_sync.model.errors import FormatError
 from cloud_sync.model.records import Flag, RecordClass
 from gateway.query.series_query import SeriesReader
-from gateway.spool.database import SQL, open_spool_read_only
-from gateway.spool.segments import position_span, read_commit_counter, read_fresh_segments
+from gateway.spool.database import open_spool_read_only
+from gateway.spool.segment_reader import DamagedSegment, decode_segment_columns, find_positions, read_block
+from gateway.spool.segments import read_commit_counter
 
 if TYPE_CHECKING:
     import sqlite3
-    from collections.abc import Sequence
     from pathlib import Path
 
     from numpy.typing import NDArray
 
-    from gateway.spool.series_catalog import SeriesCatalog
+    from gateway.spool.series_catalog import KnownSeries, SeriesCatalog
 
 _LABEL_WIDTH = 10
 _BRIDGED = 3.0
@@ -163,13 +161,13 @@ class ChartSteps:
         self._count[steps] += np.diff(starts, append=len(at))
         self._flagged[steps] += np.add.reduceat(flagged.astype(np.int64), starts)
 
-    def chart(self, name: ChartSeries, *, complete: bool) -> Chart:
+    def chart(self, known: KnownSeries, *, complete: bool) -> Chart:
         """What was gathered."""
         at = np.flatnonzero(self._count)
         return Chart(
-            name.sensor_id,
-            name.sensor_type,
-            name.unit,
+            known.series.sensor_id,
+            known.series.sensor_type,
+            known.unit,
             self.since_us,
             self.until_us,
             self.step_us,
@@ -189,31 +187,19 @@ def search_series(catalog: SeriesCatalog, text: str, limit: int) -> tuple[list[C
 
     At most `limit` of them, and how many there are. The unit is that of the newest attribute state.
     """
-    wanted = text.casefold()
-    found: dict[tuple[str, str], str] = {}
-    for _, series in catalog.after(0):
-        if wanted in f"{series.sensor_id}/{series.sensor_type}".casefold():
-            found[series.sensor_id, series.sensor_type] = dict(series.attributes).get("unit", "")
-    named = [ChartSeries(*name, found[name]) for name in sorted(found)[:limit]]
+    folded = text.casefold()
+    found = [
+        known
+        for known in catalog.list_known()
+        if folded in f"{known.series.sensor_id}/{known.series.sensor_type}".casefold()
+    ]
+    named = [ChartSeries(k.series.sensor_id, k.series.sensor_type, k.unit) for k in found[:limit]]
     return named, len(found)
-
-
-def find_series_numbers(
-    catalog: SeriesCatalog, sensor_id: str, sensor_type: str
-) -> tuple[ChartSeries, list[int]] | None:
-    """A series with the numbers of all its attribute states; None when the catalog does not know it."""
-    numbers, unit = [], ""
-    for number, series in catalog.after(0):
-        if series.sensor_id == sensor_id and series.sensor_type == sensor_type:
-            numbers.append(number)
-            unit = dict(series.attributes).get("unit", "")
-    return (ChartSeries(sensor_id, sensor_type, unit), numbers) if numbers else None
 
 
 def read_chart(
     path: Path,
-    name: ChartSeries,
-    numbers: Sequence[int],
+    known: KnownSeries,
     steps: ChartSteps,
     *,
     within_s: float = READ_WITHIN_S,
@@ -224,35 +210,34 @@ def read_chart(
         SpoolError: the spool cannot be read.
     """
     deadline = time.monotonic() + within_s
-    wanted = np.array(numbers, np.int32)
+    numbers = np.array(known.numbers, np.int32)
     with open_spool_read_only(path) as connection:
         connection.execute("BEGIN")  # one view for all that follows
-        for position in _segment_positions(connection, steps.since_us, steps.until_us):
+        for position in reversed(find_positions(connection, steps.since_us, steps.until_us)):
             if time.monotonic() > deadline:
                 connection.execute("COMMIT")
-                whole = _chart_from_rollups(connection, name, numbers, steps)
-                return steps.chart(name, complete=False) if whole is None else whole
-            (block,) = connection.execute(SQL["block_at"], (position,)).fetchone()
-            _add_segment(block, wanted, steps)
-    return steps.chart(name, complete=True)
+                whole = _chart_from_rollups(connection, known, steps)
+                return steps.chart(known, complete=False) if whole is None else whole
+            _add_segment(read_block(connection, position) or b"", numbers, steps)
+    return steps.chart(known, complete=True)
 
 
 def _chart_from_rollups(
-    connection: sqlite3.Connection, name: ChartSeries, numbers: Sequence[int], steps: ChartSteps
+    connection: sqlite3.Connection, known: KnownSeries, steps: ChartSteps
 ) -> Chart | None:
     """The same span in windows of at least a step; None where there are no rollups of the series."""
     if not read_commit_counter(connection, RecordClass.ROLLUP).commit:
         return None  # everything would be read from readings again
     every_s = next((length for length in _WINDOWS_S if length * 1_000_000 >= steps.step_us), _WINDOWS_S[-1])
-    reader = SeriesReader(connection, tuple(numbers), steps.since_us, steps.until_us)
+    reader = SeriesReader(connection, known.numbers, steps.since_us, steps.until_us)
     windows = reader.windows(every_s).windows
     windows = windows.select(windows.count > 0)
     if not windows.rows:
         return None
     return Chart(
-        name.sensor_id,
-        name.sensor_type,
-        name.unit,
+        known.series.sensor_id,
+        known.series.sensor_type,
+        known.unit,
         steps.since_us,
         steps.until_us,
         every_s * 1_000_000,
@@ -267,26 +252,13 @@ def _chart_from_rollups(
     )
 
 
-def _segment_positions(connection: sqlite3.Connection, since_us: int, until_us: int) -> list[int]:
-    """The segments of readings that may hold a time of the span, newest first."""
-    low, high = position_span(RecordClass.READING)
-    indexed = connection.execute(SQL["indexed_holding_times"], (until_us - 1, since_us, low, high))
-    positions = {position for (position,) in indexed}
-    positions |= {
-        segment.position
-        for segment in read_fresh_segments(connection)
-        if segment.min_time_us < until_us and segment.max_time_us >= since_us
-    }
-    return sorted(positions, reverse=True)
-
-
-def _add_segment(block: bytes, wanted: NDArray[np.int32], steps: ChartSteps) -> None:
-    """What a segment holds of the series; a damaged one holds nothing (delivery sets it aside)."""
-    try:
-        (numbers,) = columns.decode_columns(block, ("series",))
-        rows = np.isin(numbers, wanted)
-        if rows.any():
-            picked: list[NDArray[Any]] = columns.decode_columns(block, ("time_us", "value", "flags"))
-            steps.add(*(column[rows] for column in picked))
-    except FormatError:
+def _add_segment(block: bytes, numbers: NDArray[np.int32], steps: ChartSteps) -> None:
+    """Add what a segment holds of the series: nothing when it is damaged (delivery sets it aside)."""
+    series = decode_segment_columns(block, ("series",))
+    if isinstance(series, DamagedSegment):
         return
+    rows = np.isin(series[0], numbers)
+    if rows.any():
+        picked = decode_segment_columns(block, ("time_us", "value", "flags"))
+        if not isinstance(picked, DamagedSegment):
+            steps.add(*(column[rows] for column in picked))

@@ -10,45 +10,38 @@ from __future__ import annotations
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from operator import itemgetter
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, cast
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import msgspec
 import numpy as np
 
-from cloud_sync.codec import columns
-from cloud_sync.model.errors import FormatError
-from cloud_sync.model.records import Flag, Readings, RecordClass, Rollups, Series
+from cloud_sync.model.records import Flag, Readings, Rollups
 from gateway.rollups.rollup import merge_rollups, roll_up_readings
-from gateway.spool.database import SQL
-from gateway.spool.segment_reader import keep_newest_revisions
-from gateway.spool.segments import position_span, read_fresh_segments
-from gateway.spool.series_catalog import read_all_series
+from gateway.spool.segment_reader import (
+    DamagedSegment,
+    decode_segment,
+    decode_segment_columns,
+    find_positions,
+    find_rollup_segments,
+    keep_newest_revisions,
+    read_block,
+)
+from gateway.spool.segments import read_segments
+from gateway.spool.series_catalog import SeriesCatalog, read_all_series
 
 if TYPE_CHECKING:
     import sqlite3
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     from numpy.typing import NDArray
 
-    from cloud_sync.model.records import Records
+    from gateway.spool.series_catalog import KnownSeries
     from gateway.spooltools.reading_selection import ReadingFilter
 
-Kept = TypeVar("Kept", Readings, Rollups)
+R = TypeVar("R", Readings, Rollups)
 _SECOND_US = 1_000_000
 _NOT_CLOSED_S = 900
 """Windows that ended so long before the newest rollup are closed: their readings need not be looked at."""
-
-
-class KnownSeries(NamedTuple):
-    """A series of the spool.
-
-    Attributes:
-        series: in its newest attribute state.
-        numbers: of all its attribute states, the first one being its identity.
-    """
-
-    series: Series
-    numbers: tuple[int, ...]
 
 
 @dataclass(slots=True)
@@ -68,20 +61,15 @@ class SeriesHistory:
 
 def find_series(connection: sqlite3.Connection, selection: ReadingFilter) -> list[KnownSeries]:
     """The series that are selected, by name."""
-    found: dict[tuple[str, str], KnownSeries] = {}
-    for number, series in read_all_series(connection):
-        if selection.names(series):
-            name = (series.sensor_id, series.sensor_type)
-            numbers = found[name].numbers if name in found else ()
-            found[name] = KnownSeries(series, (*numbers, number))
-    return [found[name] for name in sorted(found)]
+    catalog = SeriesCatalog(rows=read_all_series(connection))
+    return [known for known in catalog.list_known() if selection.names(known.series)]
 
 
 class SeriesReader:
     """Reads one series out of a spool; since_us <= time < until_us."""
 
     def __init__(
-        self, connection: sqlite3.Connection, numbers: tuple[int, ...], since_us: int, until_us: int
+        self, connection: sqlite3.Connection, numbers: Sequence[int], since_us: int, until_us: int
     ) -> None:
         self._connection = connection
         self._numbers = np.array(numbers, np.int32)
@@ -113,12 +101,11 @@ class SeriesReader:
 
     def _rollups(self, every_s: int) -> tuple[Rollups, int]:
         """Newest revisions of every length that divides `every_s`, and until when all windows are closed."""
-        span = (self._until_us - 1, self._since_us, *position_span(RecordClass.ROLLUP))
-        segments = self._connection.execute(SQL["indexed_between_times"], span).fetchall()
+        segments = find_rollup_segments(self._connection, self._since_us, self._until_us - 1)
         closed_until_us = -(1 << 62)
         parts = []
         for position, _, max_time_us in sorted(segments, key=itemgetter(2), reverse=True):
-            stored = cast("Rollups | None", self._decoded(position, RecordClass.ROLLUP))
+            stored = self._decode(position, read_block(self._connection, position) or b"", Rollups)
             if stored is None:
                 continue
             fits = every_s % stored.window_s == 0
@@ -131,16 +118,8 @@ class SeriesReader:
     def _readings_from(self, since_us: int) -> Readings:
         """Its readings from then on, in order of time; `series` being its identity."""
         since_us = max(since_us, self._since_us)
-        low, high = position_span(RecordClass.READING)
-        span = (self._until_us - 1, since_us, low, high)
-        positions = {p for p, _, _ in self._connection.execute(SQL["indexed_between_times"], span)}
-        positions |= {
-            segment.position
-            for segment in read_fresh_segments(self._connection)
-            if segment.min_time_us < self._until_us and segment.max_time_us >= since_us
-        }
         parts = []
-        for position in sorted(positions):
+        for position in find_positions(self._connection, since_us, self._until_us):
             part = self._rows_of_series(position)
             if part is not None:
                 parts.append(part.select((part.time_us >= since_us) & (part.time_us < self._until_us)))
@@ -150,33 +129,29 @@ class SeriesReader:
         return replace(readings, flags=readings.flags & ~np.int32(Flag.PROCESSED))
 
     def _rows_of_series(self, position: int) -> Readings | None:
-        """What a segment of readings holds of the series; None when nothing, or when it cannot be decoded."""
-        (block,) = self._connection.execute(SQL["block_at"], (position,)).fetchone()
-        try:
-            (numbers,) = columns.decode_columns(block, ("series",))
-        except FormatError:
-            numbers = self._numbers  # so that the damage is counted
-        if not np.isin(numbers, self._numbers).any():
+        """What a segment of readings holds of the series; None when nothing, or when it is damaged."""
+        block = read_block(self._connection, position) or b""
+        column = decode_segment_columns(block, ("series",))
+        if not isinstance(column, DamagedSegment) and not np.isin(column[0], self._numbers).any():
             return None
-        readings = cast("Readings | None", self._decoded(position, RecordClass.READING))
+        readings = self._decode(position, block, Readings)
         if readings is None:
             return None
         return self._identified(readings, np.isin(readings.series, self._numbers))
 
-    def _decoded(self, position: int, record_class: RecordClass) -> Records | None:
-        """A segment, None when it is damaged."""
-        block, rows = self._connection.execute(SQL["block_and_rows_at"], (position,)).fetchone()
+    def _decode(self, position: int, block: bytes, kind: type[R]) -> R | None:
+        """All records of a segment; None when it is damaged, which is counted."""
         self._segments += 1
-        try:
-            return columns.decode_records(block, record_class)
-        except FormatError:
-            self._damaged_rows += rows
+        records = decode_segment(block, kind)
+        if isinstance(records, DamagedSegment):
+            self._damaged_rows += read_segments(self._connection, (position, position))[0].rows
             return None
+        return records
 
-    def _identified(self, records: Kept, rows: NDArray[np.bool_]) -> Kept:
+    def _identified(self, records: R, rows: NDArray[np.bool_]) -> R:
         """The rows of the series, whatever attribute state they came with, by its identity."""
-        taken = records.select(rows)
-        return taken.with_series(np.full(taken.rows, self._numbers[0], np.int32))
+        own = records.select(rows)
+        return own.with_series(np.full(own.rows, self._numbers[0], np.int32))
 
     def _history(self, *, windows: Rollups | None = None, readings: Readings | None = None) -> SeriesHistory:
         return SeriesHistory(
@@ -287,7 +262,7 @@ def run_query(connection: sqlite3.Connection, known: KnownSeries, question: Seri
     return SeriesResult(
         known.series.sensor_id,
         known.series.sensor_type,
-        dict(known.series.attributes).get("unit", ""),
+        known.unit,
         question.since_us,
         question.until_us,
         window_s,

@@ -17,14 +17,15 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from cloud_sync.codec import columns
-from cloud_sync.model.errors import FormatError, StoreDeliveryError
+from cloud_sync.model.errors import StoreDeliveryError
 from cloud_sync.model.records import Batch, BatchRange, Declarations, Flag, Readings
 from gateway.spool import delivery_ranges
 from gateway.spool.database import SQL
 from gateway.spool.delivery_ranges import WHOLE_BATCH, BatchPart, DeliveryQueue
 from gateway.spool.errors import SpoolAccessError, SpoolError
 from gateway.spool.salvage import is_damage_error
-from gateway.spool.segments import CLASS_SHIFT, first_commit_at, position_span, read_blocks, save_pruned_mark
+from gateway.spool.segment_reader import DamagedSegment, decode_segment, read_block
+from gateway.spool.segments import first_commit_at, position_span, record_class_at, save_pruned_mark
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -37,6 +38,8 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 _LOCAL_FLAG = np.int32(Flag.PROCESSED)
+_UNREADABLE = "unreadable"
+"""Reason of a segment whose pages SQLite cannot read, so that its bytes cannot be kept either."""
 
 
 class BatchReader:
@@ -52,24 +55,14 @@ class BatchReader:
         A segment that cannot be read is set aside; None when none is left.
         """
         blocks, part = await self._database.read(lambda c: _read_batch_blocks(c, claimed, destination))
-        readable = []
+        kind = columns.RECORD_TYPES[claimed.record_class]
+        readable: list[Records] = []
         for position, block in blocks:
-            try:
-                decoded = columns.decode_records(
-                    block if block is not None else await self._block_at(position), claimed.record_class
-                )
-            except FormatError as fault:
-                await self._set_aside(position, f"{fault.reason}: {fault}")
-                continue
-            except SpoolAccessError as fault:
-                if not _is_caused_by_damage(fault):
-                    raise
-                await self._set_aside(position, f"unreadable: {fault}", keep_block=False)
-                continue
-            if not decoded.has_series or self._catalog.knows(decoded.series):
-                readable.append(decoded)
+            records = await self._decode(position, block, kind)
+            if isinstance(records, DamagedSegment):
+                await self._set_aside(position, records)
             else:
-                await self._set_aside(position, "unknown_series: it names a series that the spool does not")
+                readable.append(records)
         if len(readable) < len(blocks) and claimed.parts > 1:
             raise StoreDeliveryError(f"{claimed}: a segment of it is damaged; it will travel whole")
         if not readable:
@@ -78,11 +71,20 @@ class BatchReader:
             None, self._assemble, claimed, readable, part.refused, destination
         )
 
-    async def _block_at(self, position: int) -> bytes:
-        row = await self._database.read(lambda c: c.execute(SQL["block_at"], (position,)).fetchone())
-        return b"" if row is None else bytes(row[0])
+    async def _decode(
+        self, position: int, block: bytes | None, kind: type[Records]
+    ) -> Records | DamagedSegment:
+        if block is None:
+            try:
+                block = await self._database.read(lambda c: read_block(c, position)) or b""
+            except SpoolAccessError as fault:
+                if not _is_caused_by_damage(fault):
+                    raise
+                return DamagedSegment(_UNREADABLE, str(fault))
+        return decode_segment(block, kind, catalog=self._catalog)
 
-    async def _set_aside(self, position: int, reason: str, *, keep_block: bool = True) -> None:
+    async def _set_aside(self, position: int, damage: DamagedSegment) -> None:
+        reason = f"{damage.reason}: {damage.detail}"
         _log.error("commit %d is damaged and set aside: %s", first_commit_at(position), reason)
         now_us = time.time_ns() // 1000
 
@@ -91,12 +93,12 @@ class BatchReader:
             lacking = json.dumps(delivery_ranges.destinations_lacking(connection, position))
             connection.execute(SQL["set_aside"], (now_us, reason, lacking, position))
             connection.execute(
-                SQL["travel_whole_around"], (position >> CLASS_SHIFT, first_commit_at(position))
+                SQL["travel_whole_around"], (record_class_at(position), first_commit_at(position))
             )
 
         def work(connection: sqlite3.Connection) -> None:
             note(connection)
-            if keep_block:
+            if damage.reason != _UNREADABLE:
                 connection.execute(SQL["keep_damaged_block"], (position,))
             connection.execute(SQL["delete_segment"], (position,))
 
@@ -131,13 +133,13 @@ def _read_batch_blocks(
     part = WHOLE_BATCH
     if destination is not None:
         part = find_open_part(connection, DeliveryQueue(destination, claimed.record_class), claimed)
-    span = (claimed.record_class, claimed.first_commit, claimed.last_commit)
+    span = position_span(claimed.record_class, claimed.first_commit, claimed.last_commit)
     try:
-        return read_blocks(connection, *span), part
+        return connection.execute(SQL["blocks_between"], span).fetchall(), part
     except sqlite3.Error as fault:
         if not is_damage_error(fault):
             raise
-    positions = connection.execute(SQL["positions_between"], position_span(*span)).fetchall()
+    positions = connection.execute(SQL["positions_between"], span).fetchall()
     return [
         (p, None) for (p,) in positions if connection.execute(SQL["is_damaged"], (p,)).fetchone() is None
     ], part

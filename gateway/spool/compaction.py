@@ -14,13 +14,12 @@ from __future__ import annotations
 import asyncio
 import logging
 from dataclasses import dataclass
-from itertools import groupby
+from itertools import groupby, takewhile
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from cloud_sync.codec import columns
-from cloud_sync.model.errors import FormatError
 from cloud_sync.model.records import RecordClass
 from cloud_sync.runtime.watchdog import StageProgress
 from gateway.spool.database import SQL, crash_point, scalar_from_row
@@ -28,12 +27,13 @@ from gateway.spool.delivery_ranges import CommitRange
 from gateway.spool.errors import SpoolError
 from gateway.spool.processing_state import NO_LIMIT, read_processed_through
 from gateway.spool.retention import read_delivered_through
+from gateway.spool.segment_reader import DamagedSegment, decode_segment, read_block, read_window_length
 from gateway.spool.segments import (
     MAX_SEGMENT_ROWS,
     StoredSegment,
     position_span,
     read_fresh_segments,
-    record_class_at,
+    read_segments,
 )
 
 if TYPE_CHECKING:
@@ -83,7 +83,7 @@ class MergeBounds:
 
     def is_open(self, segment: StoredSegment) -> bool:
         """Whether an open batch covers a segment."""
-        return any(r.first <= segment.last_commit and segment.first_commit <= r.last for r in self.open)
+        return any(segment.overlaps(*r) for r in self.open)
 
     def allow(self, run: Sequence[StoredSegment]) -> bool:
         """Whether these contiguous segments may become one."""
@@ -191,13 +191,8 @@ class Compaction:
             newest = scalar_from_row(connection.execute(SQL["newest_indexed"], (low, high)).fetchone())
             if newest is None:
                 return [], MergeBounds.read(connection)
-            back = connection.execute(SQL["segments_back_from"], (low, newest, _LOOK_BACK))
-            small: list[StoredSegment] = []
-            for row in back:
-                segment = StoredSegment(*row)
-                if segment.rows > _SMALL_ROWS:
-                    break
-                small.append(segment)
+            back = read_segments(connection, (low, newest), _LOOK_BACK, newest_first=True)
+            small = list(takewhile(lambda segment: segment.rows <= _SMALL_ROWS, back))
             return small[::-1], MergeBounds.read(connection)
 
         small, bounds = await self._database.read(look)
@@ -215,9 +210,7 @@ class Compaction:
         def look(connection: sqlite3.Connection) -> list[list[StoredSegment]]:
             span = position_span(RecordClass.ROLLUP, start)
             limit = -1 if everything else 2 * _LOOK_BACK
-            segments = [
-                StoredSegment(*row) for row in connection.execute(SQL["segments_between"], (*span, limit))
-            ]
+            segments = read_segments(connection, span, limit)
             if len(segments) < _LOOK_BACK and not everything:
                 return []
             through = min(
@@ -254,20 +247,22 @@ class Compaction:
         """Put one segment in the place of a run; False when the bounds have moved, and nothing was done."""
         self.stage.works(within_s=_STEP_WITHIN_S)
         blocks = await self._database.read(
-            lambda c: [row[0] for s in run if (row := c.execute(SQL["block_at"], (s.position,)).fetchone())]
+            lambda c: [block for s in run if (block := read_block(c, s.position)) is not None]
         )
         if len(blocks) < len(run):
             return False  # some were pruned meanwhile
-        record_class = record_class_at(run[0].position)
-        try:
-            block, records = await asyncio.get_running_loop().run_in_executor(
-                None, _merge_blocks, blocks, record_class, self._catalog
+        record_class = run[0].record_class
+        merged = await asyncio.get_running_loop().run_in_executor(
+            None, _merge_blocks, blocks, record_class, self._catalog
+        )
+        if isinstance(merged, DamagedSegment):
+            _log.warning(
+                "commits %d..%d are not merged: %s", run[0].first_commit, run[-1].last_commit, merged.detail
             )
-        except FormatError as fault:
-            _log.warning("commits %d..%d are not merged: %s", run[0].first_commit, run[-1].last_commit, fault)
             await self._database.write(lambda c: c.executemany(SQL["mark_indexed"], _position_rows(run)))
             self._duplicates.indexed(s.position for s in run)
             return True
+        block, records = merged
         marks = []
         if record_class is RecordClass.READING:
             marks = _newest_by_series(self._catalog.identities(records.series), records.time_us)
@@ -296,21 +291,20 @@ def _merge_kind(connection: sqlite3.Connection, segment: StoredSegment, delivere
     """Which rollups may be merged with each other: 0 for delivered ones, else their length."""
     if segment.last_commit <= delivered:
         return 0
-    (block,) = connection.execute(SQL["block_at"], (segment.position,)).fetchone()
-    try:
-        (lengths,) = columns.decode_columns(block, ("window_s",), RecordClass.ROLLUP)
-    except FormatError:
-        return -segment.first_commit
-    return int(lengths[0]) if (lengths == lengths[0]).all() else -segment.first_commit
+    length_s, _ = read_window_length(connection, segment)
+    return -segment.first_commit if length_s is None else length_s
 
 
 def _merge_blocks(
     blocks: list[bytes], record_class: RecordClass, catalog: SeriesCatalog
-) -> tuple[bytes, Records]:
-    parts = [columns.decode_records(block, record_class) for block in blocks]
+) -> tuple[bytes, Records] | DamagedSegment:
+    parts = []
+    for block in blocks:
+        part = decode_segment(block, columns.RECORD_TYPES[record_class], catalog=catalog)
+        if isinstance(part, DamagedSegment):
+            return part
+        parts.append(part)
     records = parts[0].concat(parts).in_order()
-    if not catalog.knows(records.series):
-        raise FormatError("unknown_series", "a segment names a series that the spool does not")
     if len(blocks) == 1:
         return blocks[0], records
     return columns.encode(records, level=columns.FINAL_LEVEL), records
@@ -318,8 +312,7 @@ def _merge_blocks(
 
 def _is_unchanged(connection: sqlite3.Connection, run: list[StoredSegment]) -> bool:
     """Whether no prune, nor anybody else, has taken one of these segments away meanwhile."""
-    span = (run[0].position, run[-1].position, len(run) + 1)
-    return [StoredSegment(*row) for row in connection.execute(SQL["segments_between"], span)] == run
+    return read_segments(connection, (run[0].position, run[-1].position), len(run) + 1) == run
 
 
 def _position_rows(run: list[StoredSegment]) -> list[tuple[int]]:

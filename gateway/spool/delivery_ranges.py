@@ -16,15 +16,14 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from cloud_sync.codec.wire import MAX_PARTS
 from cloud_sync.delivery.lanes import ClaimRequest, Lane
-from cloud_sync.model.records import RecordClass
 from gateway.spool.database import SQL
-from gateway.spool.segments import CLASS_SHIFT, StoredSegment, first_commit_at, position_span
+from gateway.spool.segments import first_commit_at, position_span, read_segments, record_class_at
 
 if TYPE_CHECKING:
     import sqlite3
     from collections.abc import Collection, Iterable, Iterator
 
-    from cloud_sync.model.records import BatchRange
+    from cloud_sync.model.records import BatchRange, RecordClass
 
 
 class CommitRange(NamedTuple):
@@ -166,9 +165,7 @@ def _newest_of_tail(
     if oldest is None:
         return None
     _, rows_before, oldest_us, _ = oldest
-    back = [
-        StoredSegment(*row) for row in connection.execute(SQL["segments_back_from"], (*span, _LOOK_AHEAD))
-    ]
+    back = read_segments(connection, span, _LOOK_AHEAD, newest_first=True)
     newest_us = back[0].written_at_us
     behind = abs(newest_us - oldest_us) > LIVE_MAX_LAG_US
     if rows_ever - rows_before <= max_rows or not behind or not may_jump:
@@ -191,7 +188,7 @@ def read_delivered(connection: sqlite3.Connection, queue: DeliveryQueue) -> list
 
 def destinations_lacking(connection: sqlite3.Connection, position: int) -> list[str]:
     """The destinations that have no receipt for the segment at `position`."""
-    record_class, commit = RecordClass(position >> CLASS_SHIFT), first_commit_at(position)
+    record_class, commit = record_class_at(position), first_commit_at(position)
     found = []
     for name, *_ in connection.execute(SQL["destinations"]).fetchall():
         delivered = read_delivered(connection, DeliveryQueue(name, record_class))

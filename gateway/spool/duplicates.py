@@ -19,11 +19,14 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from cloud_sync.codec import columns
-from cloud_sync.model.errors import FormatError
-from cloud_sync.model.records import RecordClass
 from gateway.spool.database import SQL
-from gateway.spool.segments import position_span, read_fresh_segments
+from gateway.spool.segment_reader import (
+    DamagedSegment,
+    decode_segment_columns,
+    find_indexed_positions,
+    read_block,
+)
+from gateway.spool.segments import read_fresh_segments
 
 if TYPE_CHECKING:
     import sqlite3
@@ -38,7 +41,6 @@ if TYPE_CHECKING:
 _NO_TIME = np.iinfo(np.int64).min
 _CACHED_ROWS = 400_000
 _KEY_COLUMNS = ("series", "time_us", "value")
-_READING_SPAN = position_span(RecordClass.READING)
 
 
 class SegmentKeys(NamedTuple):
@@ -162,11 +164,7 @@ class DuplicateFilter:
     ) -> dict[tuple[int, int], float]:
         """Value by (series, time) of everything stored at these times and series; the first one counts."""
         first, last = int(times[0]), int(times[-1])
-        positions = await self._database.read(
-            lambda c: [
-                row[0] for row in c.execute(SQL["indexed_holding_times"], (last, first, *_READING_SPAN))
-            ]
-        )
+        positions = await self._database.read(lambda c: find_indexed_positions(c, first, last))
         positions += [
             s.position for s in self._fresh.values() if s.min_time_us <= last and s.max_time_us >= first
         ]
@@ -185,17 +183,17 @@ class DuplicateFilter:
         if position in self._cache:
             self._cache.move_to_end(position)
             return self._cache[position]
-        block = await self._database.read(lambda c: c.execute(SQL["block_at"], (position,)).fetchone())
+        block = await self._database.read(lambda c: read_block(c, position))
         if block is None:  # merged or set aside since it was listed
             self._fresh.pop(position, None)
             self._moves += 1
             return None
-        try:
-            series, time_us, value = await asyncio.get_running_loop().run_in_executor(
-                None, columns.decode_columns, block[0], _KEY_COLUMNS
-            )
-        except FormatError:
+        found = await asyncio.get_running_loop().run_in_executor(
+            None, decode_segment_columns, block, _KEY_COLUMNS
+        )
+        if isinstance(found, DamagedSegment):
             return None
+        series, time_us, value = found
         keys = SegmentKeys(self._catalog.identities(series), time_us, value)
         self._remember(position, keys)
         return keys
@@ -306,11 +304,12 @@ class DeviceActivity:
 
     def _learn(self) -> None:
         """Give every series that is new in the catalog its device; attribute states do not count."""
-        for number, series in self._catalog.after(self._through):
+        for number, series in self._catalog.list_after(self._through):
             self._through = number
             if number >= len(self._device_of):
                 self._device_of = _grow_array(self._device_of, number, -1)
-            if self._catalog.find_identity(number) == number:
+            known = self._catalog.find(series.sensor_id, series.sensor_type)
+            if known is not None and known.numbers[0] == number:
                 self._device_of[number] = self._devices.setdefault(series.sensor_id, len(self._devices))
 
 

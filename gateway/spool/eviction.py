@@ -21,19 +21,18 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from cloud_sync.codec import columns
-from cloud_sync.model.errors import FormatError
 from cloud_sync.model.records import Declarations, RecordClass
 from gateway.spool import delivery_ranges
 from gateway.spool.database import SQL, crash_point, scalar_from_row
 from gateway.spool.delivery_ranges import CommitRange, DeliveryQueue
 from gateway.spool.processing_state import NO_LIMIT, read_processed_through
-from gateway.spool.segment_reader import record_evicted_rollups
+from gateway.spool.segment_reader import read_window_length, record_evicted_rollups
 from gateway.spool.segments import (
-    CLASS_SHIFT,
     StoredSegment,
     encode_segments,
     position_span,
+    read_segments,
+    record_class_at,
     save_pruned_mark,
 )
 
@@ -284,17 +283,14 @@ class Evictor:
         run: list[StoredSegment] = []
         left = excess
         while left > 0:
-            span = (
-                *position_span(RecordClass.ROLLUP, self._rollups_searched_to[window_s]),
-                _MAX_ROLLUP_SEGMENTS,
+            span = position_span(RecordClass.ROLLUP, self._rollups_searched_to[window_s])
+            segments = await self._database.read(
+                partial(read_segments, span=span, limit=_MAX_ROLLUP_SEGMENTS)
             )
-            segments = await self._database.read(partial(_read_segments, span=span))
             open_ = await self._database.read(lambda c: _read_open_batches(c, RecordClass.ROLLUP))
             for segment in segments:
-                size = await self._database.read(
-                    partial(_size_if_window_length, segment=segment, window_s=window_s)
-                )
-                fits = size > 0 and not _overlaps_any(segment, open_)
+                length_s, size = await self._database.read(partial(read_window_length, segment=segment))
+                fits = length_s == window_s and not _overlaps_any(segment, open_)
                 if run and (not fits or segment.first_commit != run[-1].last_commit + 1 or left <= 0):
                     return run
                 if fits:
@@ -320,17 +316,16 @@ class Evictor:
         lost = await self._database.read(lambda c: find_losses(c, destinations, record_class, run))
 
         def work(connection: sqlite3.Connection) -> None:
-            span = (run[0].position, run[-1].position, len(run) + 1)
-            there = [StoredSegment(*row) for row in connection.execute(SQL["segments_between"], span)]
-            if there != list(run) or any(
-                _overlaps_any(s, _read_open_batches(connection, record_class)) for s in run
-            ):
+            span = (run[0].position, run[-1].position)
+            open_ = _read_open_batches(connection, record_class)
+            stored = read_segments(connection, span, len(run) + 1)
+            if stored != list(run) or any(_overlaps_any(segment, open_) for segment in run):
                 raise _SegmentsChangedError
             if find_losses(connection, destinations, record_class, run) != lost:
                 raise _SegmentsChangedError
             record_losses(connection, lost, reason, survives, now_us)
             save_pruned_mark(connection, run[-1].position)
-            connection.execute(SQL["delete_segments"], span[:2])
+            connection.execute(SQL["delete_segments"], span)
             if record_class is RecordClass.ROLLUP:
                 record_evicted_rollups(connection, max(s.max_time_us for s in run))
             crash_point("in_giving_up")
@@ -356,7 +351,7 @@ class Evictor:
         def look(connection: sqlite3.Connection) -> list[tuple[int, list[Loss]]]:
             found = []
             for position, last, rows, from_us, to_us, lacking in connection.execute(SQL["damage_to_declare"]):
-                record_class = RecordClass(position >> CLASS_SHIFT)
+                record_class = record_class_at(position)
                 segment = StoredSegment(position, last, rows, 0, from_us, to_us, 0)
                 commits = CommitRange(segment.first_commit, last)
                 wanted = self._wanted_by.get(record_class, ())
@@ -394,23 +389,9 @@ class Evictor:
         return True
 
 
-def _read_segments(connection: sqlite3.Connection, span: tuple[int, int, int]) -> list[StoredSegment]:
-    return [StoredSegment(*row) for row in connection.execute(SQL["segments_between"], span)]
-
-
 def _read_open_batches(connection: sqlite3.Connection, record_class: RecordClass) -> list[CommitRange]:
     return [CommitRange(*row) for row in connection.execute(SQL["open_everywhere"], (record_class,))]
 
 
 def _overlaps_any(segment: StoredSegment, open_: Sequence[CommitRange]) -> bool:
-    return any(r.first <= segment.last_commit and segment.first_commit <= r.last for r in open_)
-
-
-def _size_if_window_length(connection: sqlite3.Connection, segment: StoredSegment, window_s: int) -> int:
-    """Bytes of a segment of rollups that holds windows of that length only; 0 of another, or of none."""
-    block = scalar_from_row(connection.execute(SQL["block_at"], (segment.position,)).fetchone(), b"")
-    try:
-        (lengths,) = columns.decode_columns(block, ("window_s",), RecordClass.ROLLUP)
-    except FormatError:
-        return 0
-    return len(block) if (lengths == window_s).all() else 0
+    return any(segment.overlaps(*r) for r in open_)

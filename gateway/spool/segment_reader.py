@@ -1,8 +1,11 @@
-"""Segments read back: a walk for tools, the commit log for processing, stored rollups by series and window.
+"""Segments read back: found by time, decoded, walked by tools, followed by processing; stored rollups.
+
+Every reader of blocks decodes them here. Bytes that cannot be decoded are a `DamagedSegment`, a value: what
+follows from it differs. Delivery sets the segment aside, everybody else passes it over.
 
 A reader that keeps one view of a live spool keeps its write-ahead log from being checkpointed. So the walk
-takes a new view each time the log has grown by `_LOG_GROWTH_BYTES`, and continues where it was. Between two
-views compaction may have merged segments that were seen with ones that were not: such a head `overlaps`.
+starts a new view each time the log has grown by `_LOG_GROWTH_BYTES`, and continues where it was. Between two
+views compaction may have merged segments that were seen with ones that were not: such a segment `overlaps`.
 
 Rollup segments are in the index of times from their commit on; some are kept decoded, bounded in rows.
 """
@@ -13,44 +16,126 @@ import logging
 import sqlite3
 from collections import OrderedDict
 from contextlib import closing, suppress
-from typing import TYPE_CHECKING, NamedTuple, Self, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, Self, TypeVar
 
 import numpy as np
 
 from cloud_sync.codec import columns
 from cloud_sync.model.errors import FormatError
-from cloud_sync.model.records import Flag, Readings, RecordClass, Rollups
+from cloud_sync.model.records import Flag, Readings, RecordClass, Records, Rollups
 from gateway.spool.database import SQL, open_read_only, scalar_from_row, wal_size_bytes
 from gateway.spool.errors import SpoolAccessError
-from gateway.spool.segments import StoredSegment, first_commit_at, position_span, read_commit_counter
+from gateway.spool.segments import (
+    StoredSegment,
+    first_commit_at,
+    position_span,
+    read_commit_counter,
+    read_fresh_segments,
+    read_segments,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import Generator, Iterator
+    from collections.abc import Generator, Iterator, Sequence
     from pathlib import Path
 
     from numpy.typing import NDArray
 
     from gateway.spool.series_catalog import SeriesCatalog
 
+_log = logging.getLogger(__name__)
 _AT_ONCE = 256
 _LOG_GROWTH_BYTES = 16 << 20
+_CACHED_ROWS = 100_000
+_CLUSTER_GAP_US = 3_600_000_000
+_AHEAD_US = 300_000_000
+_EVICTED_ROLLUPS_KEY = "rollups_given_up_us"
+_ROLLUP_SPAN = position_span(RecordClass.ROLLUP)
+ANY_TIME_US = 1 << 62
+"""Windows of any time may be gone."""
+
+R = TypeVar("R", bound=Records)
 
 
-class SegmentHead(StoredSegment):
-    """A segment without its block, with a name to call it by."""
+class DamagedSegment(NamedTuple):
+    """Why a segment cannot be used: a machine-readable reason and a sentence."""
 
-    __slots__ = ()
+    reason: str
+    detail: str
 
-    @property
-    def record_class(self) -> RecordClass:
-        """The class of its records."""
-        return RecordClass(self.position >> 56)
 
-    def __str__(self) -> str:
-        name = self.record_class.name.lower()
-        if self.first_commit == self.last_commit:
-            return f"{name} segment {self.first_commit}"
-        return f"{name} segment {self.first_commit}..{self.last_commit}"
+class SeriesLookup(Protocol):
+    """The spool's series: `SeriesCatalog`, or what a tool has read of them."""
+
+    def knows(self, numbers: NDArray[np.int32]) -> bool:
+        """Whether every number names a series."""
+        ...
+
+
+def read_block(connection: sqlite3.Connection, position: int) -> bytes | None:
+    """The encoded records of the segment at `position`; None when there is none."""
+    row = connection.execute(SQL["block_at"], (position,)).fetchone()
+    return None if row is None else bytes(row[0])
+
+
+def decode_segment(
+    block: bytes, kind: type[R], *, catalog: SeriesLookup | None = None, max_rows: int = columns.MAX_ROWS
+) -> R | DamagedSegment:
+    """All columns of a segment; damaged, too, when it names a series that `catalog` does not have."""
+    try:
+        records = columns.decode_records(block, kind.record_class, max_rows=max_rows)
+    except FormatError as fault:
+        return DamagedSegment(fault.reason, str(fault))
+    assert isinstance(records, kind)
+    if catalog is not None and records.has_series and not catalog.knows(records.series):
+        return DamagedSegment("unknown_series", "it names a series that the spool does not know")
+    return records
+
+
+def decode_segment_columns(
+    block: bytes, names: Sequence[str], record_class: RecordClass = RecordClass.READING
+) -> list[NDArray[Any]] | DamagedSegment:
+    """Some columns of a segment, for which the others are not decoded."""
+    try:
+        return columns.decode_columns(block, names, record_class)
+    except FormatError as fault:
+        return DamagedSegment(fault.reason, str(fault))
+
+
+def read_window_length(connection: sqlite3.Connection, segment: StoredSegment) -> tuple[int | None, int]:
+    """The window length that all rollups of a segment have, and the bytes of its block.
+
+    The length is None when there are several, or when it cannot be decoded.
+    """
+    block = read_block(connection, segment.position) or b""
+    found = decode_segment_columns(block, ("window_s",), RecordClass.ROLLUP)
+    if isinstance(found, DamagedSegment) or not (found[0] == found[0][0]).all():
+        return None, len(block)
+    return int(found[0][0]), len(block)
+
+
+def find_positions(connection: sqlite3.Connection, since_us: int, until_us: int) -> list[int]:
+    """The segments of readings, indexed or fresh, that may hold a time in since_us <= time < until_us."""
+    positions = set(find_indexed_positions(connection, since_us, until_us - 1))
+    positions |= {
+        segment.position
+        for segment in read_fresh_segments(connection)
+        if segment.min_time_us < until_us and segment.max_time_us >= since_us
+    }
+    return sorted(positions)
+
+
+def find_indexed_positions(connection: sqlite3.Connection, first_us: int, last_us: int) -> list[int]:
+    """The indexed segments of readings that may hold a time in first_us..last_us, in any order."""
+    span = (last_us, first_us, *position_span(RecordClass.READING))
+    return [position for (position,) in connection.execute(SQL["indexed_holding_times"], span)]
+
+
+def find_rollup_segments(
+    connection: sqlite3.Connection, first_us: int, last_us: int
+) -> list[tuple[int, int, int]]:
+    """Position, last commit and newest time of the rollup segments that may hold a time of the span."""
+    span = (last_us, first_us, *_ROLLUP_SPAN)
+    return connection.execute(SQL["indexed_between_times"], span).fetchall()
 
 
 def count_kept_rows(connection: sqlite3.Connection, record_class: RecordClass = RecordClass.READING) -> int:
@@ -78,7 +163,7 @@ class SegmentWalk:
         self._seen_first = self._seen_last = 0
         self._before: tuple[int, int] | None = None
 
-    def __iter__(self) -> Iterator[SegmentHead]:
+    def __iter__(self) -> Iterator[StoredSegment]:
         at_end = False
         while not at_end:
             wal_bytes = wal_size_bytes(self._path)
@@ -90,19 +175,19 @@ class SegmentWalk:
                 with suppress(sqlite3.ProgrammingError):  # closed before a walk that was broken off
                     self._connection.execute("COMMIT")
 
-    def block(self, head: SegmentHead) -> bytes:
+    def block(self, head: StoredSegment) -> bytes:
         """The block of the head last given, of the same view."""
-        row = self._connection.execute(SQL["block_at"], (head.position,)).fetchone()
-        return bytes(row[0])
+        block = read_block(self._connection, head.position)
+        assert block is not None
+        return block
 
-    def overlaps(self, head: SegmentHead) -> bool:
+    def overlaps(self, head: StoredSegment) -> bool:
         """Whether the head last given covers commits of heads of an earlier view."""
         if self._before is None:
             return False
-        first, last = self._before
-        return head.first_commit <= last and head.last_commit >= first
+        return head.overlaps(*self._before)
 
-    def _one_view(self, wal_bytes: int) -> Generator[SegmentHead, None, bool]:
+    def _one_view(self, wal_bytes: int) -> Generator[StoredSegment, None, bool]:
         """Heads until there are none (True), or the log has grown too much under this view (False)."""
         while heads := self._heads():
             for head in heads:
@@ -112,36 +197,33 @@ class SegmentWalk:
                     return False
         return True
 
-    def _note(self, head: SegmentHead) -> None:
+    def _note(self, head: StoredSegment) -> None:
         first, last = head.first_commit, max(head.first_commit, head.last_commit)
         self._seen_first = min(self._seen_first or first, first)
         self._seen_last = max(self._seen_last, last)
 
-    def _heads(self) -> list[SegmentHead]:
+    def _heads(self) -> list[StoredSegment]:
         """The next heads: those that reach beyond what was seen."""
         lowest, highest = self._span
         if self._newest_first:
             if self._seen_last:
                 highest = position_span(self._class, 0, self._seen_first - 1)[1]
-            return self._fetch("segments_back_from", lowest, highest)
+            return self._read(lowest, highest, newest_first=True)
         if self._seen_last:
             lowest = position_span(self._class, self._seen_last + 1)[0]
-            straddling = self._fetch("segments_back_from", self._span[0], lowest - 1, limit=1)
+            straddling = self._read(self._span[0], lowest - 1, 1, newest_first=True)
             if straddling and straddling[0].last_commit > self._seen_last:
                 return straddling
-        return self._fetch("segments_between", lowest, highest)
+        return self._read(lowest, highest)
 
-    def _fetch(self, statement: str, lowest: int, highest: int, limit: int = _AT_ONCE) -> list[SegmentHead]:
-        heads = [
-            SegmentHead(*row) for row in self._connection.execute(SQL[statement], (lowest, highest, limit))
-        ]
+    def _read(
+        self, lowest: int, highest: int, limit: int = _AT_ONCE, *, newest_first: bool = False
+    ) -> list[StoredSegment]:
+        heads = read_segments(self._connection, (lowest, highest), limit, newest_first=newest_first)
         for head in heads:
             if not all(isinstance(member, int) for member in head):
                 raise SpoolAccessError(f"{self._path}: the row of the segment at {head.position} is damaged")
         return heads
-
-
-_log = logging.getLogger(__name__)
 
 
 class CommitChunk(NamedTuple):
@@ -189,40 +271,26 @@ class CommitLogReader:
         try:
             with closing(self.connection.execute(SQL["segments_with_blocks"], span)) as segments:
                 for position, last, segment_rows, written, block in segments:
-                    try:
-                        parts.append(self._identified(columns.decode(block)))
-                    except FormatError as fault:
+                    readings = decode_segment(block, Readings, catalog=self._catalog)
+                    if isinstance(readings, DamagedSegment):
                         _log.warning(
-                            "commit %d is damaged and not processed: %s", first_commit_at(position), fault
+                            "commit %d is damaged and not processed: %s",
+                            first_commit_at(position),
+                            readings.detail,
                         )
                         damaged_rows += segment_rows
+                    else:
+                        elsewhere = (readings.flags & Flag.PROCESSED) != 0
+                        own = readings.select(~elsewhere) if elsewhere.any() else readings
+                        parts.append(own.with_series(self._catalog.identities(own.series)))
                     rows += segment_rows
                     last_commit, written_at_us = last, written
                     if rows >= max_rows:
                         break
         except sqlite3.Error as fault:
             raise SpoolAccessError(f"the commits after {after} cannot be read: {fault}") from fault
-        readings = Readings.concat(parts) if parts else Readings.empty()
-        return CommitChunk(readings, last_commit, damaged_rows, written_at_us)
-
-    def _identified(self, readings: Readings) -> Readings:
-        """The readings by the identity of each series, without those that were processed elsewhere."""
-        elsewhere = (readings.flags & Flag.PROCESSED) != 0
-        if elsewhere.any():
-            readings = readings.select(~elsewhere)
-        identities = self._catalog.identities(readings.series)
-        if identities.all():
-            return readings.with_series(identities)
-        raise FormatError("unknown_series", "it names a series that the spool does not know")
-
-
-_ROLLUP_SPAN = position_span(RecordClass.ROLLUP)
-_CACHED_ROWS = 100_000
-_CLUSTER_GAP_US = 3_600_000_000
-_AHEAD_US = 300_000_000
-_EVICTED_ROLLUPS_KEY = "rollups_given_up_us"
-ANY_TIME_US = 1 << 62
-"""Windows of any time may be gone."""
+        everything = Readings.concat(parts) if parts else Readings.empty()
+        return CommitChunk(everything, last_commit, damaged_rows, written_at_us)
 
 
 def record_evicted_rollups(connection: sqlite3.Connection, newest_us: int) -> None:
@@ -268,13 +336,9 @@ class StoredRollups:
         evicted_before_us = self._evicted_before_us()
         found = []
         for first_us, last_us in _time_clusters(wanted.time_us):
-            span = (last_us, first_us, *_ROLLUP_SPAN)
-            for position, last_commit, _ in self._connection.execute(
-                SQL["indexed_between_times"], span
-            ).fetchall():
-                try:
-                    stored = self._decoded(position, last_commit)
-                except FormatError:
+            for position, last_commit, _ in find_rollup_segments(self._connection, first_us, last_us):
+                stored = self._decode(position, last_commit)
+                if stored is None:
                     evicted_before_us = ANY_TIME_US
                     continue
                 hits = _rows_of_windows(stored, wanted)
@@ -300,13 +364,15 @@ class StoredRollups:
             gone_us = max(gone_us, int(given_up_us) + 1)
         return gone_us + _AHEAD_US
 
-    def _decoded(self, position: int, last_commit: int) -> Rollups:
+    def _decode(self, position: int, last_commit: int) -> Rollups | None:
+        """A segment of rollups, perhaps from the cache; None when it is damaged."""
         key = (position, last_commit)
         if key in self._cache:
             self._cache.move_to_end(key)
             return self._cache[key]
-        (block,) = self._connection.execute(SQL["block_at"], (position,)).fetchone()
-        rollups = cast("Rollups", columns.decode_records(block, RecordClass.ROLLUP))
+        rollups = decode_segment(read_block(self._connection, position) or b"", Rollups)
+        if isinstance(rollups, DamagedSegment):
+            return None
         self._cache[key] = rollups
         while sum(kept.rows for kept in self._cache.values()) > _CACHED_ROWS and len(self._cache) > 1:
             self._cache.popitem(last=False)

@@ -140,7 +140,7 @@ class SegmentWriter:
         now_us: int,
         notes: Sequence[Callable[[sqlite3.Connection], None]],
     ) -> list[int]:
-        new_series = self._catalog.unsaved_series()
+        new_series = self._catalog.list_unsaved()
 
         def work(connection: sqlite3.Connection) -> tuple[dict[RecordClass, _CommitCounter], list[int]]:
             if new_series:
@@ -152,7 +152,7 @@ class SegmentWriter:
             return self._insert(connection, sealed, now_us)
 
         self._counters, positions = await self._database.write(work)
-        self._catalog.saved(new_series)
+        self._catalog.mark_saved(new_series)
         self.appended_bytes += sum(len(run.block) for run in sealed)
         return positions
 
@@ -183,13 +183,6 @@ class SegmentWriter:
         return counters, positions
 
 
-def read_blocks(
-    connection: sqlite3.Connection, record_class: RecordClass, first: int, last: int
-) -> list[tuple[int, bytes]]:
-    """Position and block of the segments that start in first..last, in commit order."""
-    return connection.execute(SQL["blocks_between"], position_span(record_class, first, last)).fetchall()
-
-
 class StoredSegment(NamedTuple):
     """A segment in the file, without its block. `position` says its class and first commit."""
 
@@ -202,9 +195,30 @@ class StoredSegment(NamedTuple):
     written_at_us: int
 
     @property
+    def record_class(self) -> RecordClass:
+        """The class of its records."""
+        return record_class_at(self.position)
+
+    @property
     def first_commit(self) -> int:
         """The first commit it covers."""
         return first_commit_at(self.position)
+
+    def overlaps(self, first: int, last: int) -> bool:
+        """Whether it covers one of the commits first..last."""
+        return self.first_commit <= last and first <= self.last_commit
+
+    def __str__(self) -> str:
+        name = f"{self.record_class.name.lower()} segment {self.first_commit}"
+        return name if self.first_commit == self.last_commit else f"{name}..{self.last_commit}"
+
+
+def read_segments(
+    connection: sqlite3.Connection, span: tuple[int, int], limit: int = -1, *, newest_first: bool = False
+) -> list[StoredSegment]:
+    """The segments whose positions lie in a span, both ends included, in commit order or against it."""
+    statement = SQL["segments_back_from" if newest_first else "segments_between"]
+    return [StoredSegment(*row) for row in connection.execute(statement, (*span, limit))]
 
 
 def read_fresh_segments(connection: sqlite3.Connection, limit: int = -1) -> list[StoredSegment]:
@@ -213,10 +227,7 @@ def read_fresh_segments(connection: sqlite3.Connection, limit: int = -1) -> list
     newest_indexed = scalar_from_row(
         connection.execute(SQL["newest_indexed"], (low, high)).fetchone(), low - 1
     )
-    return [
-        StoredSegment(*row)
-        for row in connection.execute(SQL["segments_between"], (newest_indexed + 1, high, limit))
-    ]
+    return read_segments(connection, (newest_indexed + 1, high), limit)
 
 
 def pruned_mark_key(record_class: RecordClass) -> str:
@@ -226,7 +237,7 @@ def pruned_mark_key(record_class: RecordClass) -> str:
 
 def save_pruned_mark(connection: sqlite3.Connection, position: int) -> None:
     """Remember the commit of a segment that is about to be taken away; inside the same transaction."""
-    record_class = RecordClass(position >> CLASS_SHIFT)
+    record_class = record_class_at(position)
     row = connection.execute(SQL["segment_end"], (position,)).fetchone()
     if row is None:
         return  # somebody else has taken it away meanwhile

@@ -6,7 +6,7 @@ that appends the first segment using it, so a segment never names a number the f
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import msgspec
 import numpy as np
@@ -16,6 +16,7 @@ from gateway.spool.database import SQL
 
 if TYPE_CHECKING:
     import sqlite3
+    from collections.abc import Iterable
 
     from numpy.typing import NDArray
 
@@ -24,26 +25,36 @@ if TYPE_CHECKING:
 DEFAULT_MAX_SERIES = 200_000
 
 
-class SeriesCatalog:
-    """Series to number and back."""
+class KnownSeries(NamedTuple):
+    """A series in its newest attribute state, and the numbers of all its states, oldest first."""
 
-    def __init__(self, max_series: int = DEFAULT_MAX_SERIES) -> None:
+    series: Series
+    numbers: list[int]
+
+    @property
+    def unit(self) -> str:
+        """Its unit, "" when it has none."""
+        return dict(self.series.attributes).get("unit", "")
+
+
+class SeriesCatalog:
+    """Series to number and back. What a series is known by is its identity: the number of its first state."""
+
+    def __init__(self, max_series: int = DEFAULT_MAX_SERIES, rows: Iterable[tuple[int, Series]] = ()) -> None:
         self.max_series = max_series
         self._numbers: dict[Series, int] = {}
         self._series: dict[int, Series] = {}
         self._unsaved: dict[int, Series] = {}
         self._next = 1
-        self._first_states: dict[tuple[str, str], int] = {}
-        self._states: dict[tuple[str, str], tuple[int, int]] = {}
+        self._states: dict[tuple[str, str], list[int]] = {}
         self._identities = np.zeros(1024, np.int32)
+        for number, series in rows:
+            self._add(number, series)
 
     @classmethod
     async def read(cls, database: Database, max_series: int = DEFAULT_MAX_SERIES) -> SeriesCatalog:
         """The catalog of an open spool."""
-        catalog = cls(max_series)
-        for number, series in await database.read(read_all_series):
-            catalog._add(number, series)
-        return catalog
+        return cls(max_series, await database.read(read_all_series))
 
     def __len__(self) -> int:
         return len(self._series)
@@ -51,9 +62,23 @@ class SeriesCatalog:
     def __getitem__(self, number: int) -> Series:
         return self._series[number]
 
+    def __contains__(self, series: Series) -> bool:
+        return series in self._numbers
+
     def knows(self, numbers: NDArray[np.int32]) -> bool:
         """Whether every number names a series."""
-        return self._series.keys() >= set(np.unique(numbers).tolist())
+        return bool(self.identities(numbers).all())
+
+    def find(self, sensor_id: str, sensor_type: str) -> KnownSeries | None:
+        """A series by its name."""
+        numbers = self._states.get((sensor_id, sensor_type))
+        return None if numbers is None else KnownSeries(self._series[numbers[-1]], numbers)
+
+    def list_known(self) -> list[KnownSeries]:
+        """Every series once, sorted by name."""
+        return [
+            KnownSeries(self._series[numbers[-1]], numbers) for _, numbers in sorted(self._states.items())
+        ]
 
     def assign_number(self, series: Series) -> int | None:
         """The number of `series`, a new one if need be; None when the catalog is full."""
@@ -64,44 +89,35 @@ class SeriesCatalog:
             self._unsaved[number] = series
         return number
 
-    def has(self, series: Series) -> bool:
-        """Whether this state of a series has a number."""
-        return series in self._numbers
-
     def assign_number_with_state_limit(self, series: Series, states_max: int) -> int | None:
-        """The number of `series`; once it has had so many states of its attributes, that of the newest one.
+        """The number of `series`; once it has had so many attribute states, that of the newest one.
 
         Bounds what a sender whose attributes always change (a position as location) can add to the catalog.
         """
-        if series not in self._numbers:
-            states, newest = self._states.get(series[:2], (0, 0))
-            if states >= states_max:
-                return newest
+        known = self.find(series.sensor_id, series.sensor_type)
+        if known is not None and len(known.numbers) >= states_max and series not in self._numbers:
+            return known.numbers[-1]
         return self.assign_number(series)
 
     def identities(self, numbers: NDArray[np.int32]) -> NDArray[np.int32]:
-        """For each number, that of the first attribute state of its series: what a series is known by."""
+        """The identity of each number, 0 where it names no series."""
         known = np.where((numbers >= 0) & (numbers < len(self._identities)), numbers, 0)
         return self._identities[known]
 
     def list_identities(self) -> NDArray[np.int32]:
-        """The number of the first attribute state of every series, once each."""
+        """The identity of every series, once each."""
         found = np.unique(self._identities)
         return found[found > 0]
 
-    def find_identity(self, number: int) -> int:
-        """The same for one number."""
-        return int(self._identities[number])
-
-    def after(self, number: int) -> list[tuple[int, Series]]:
+    def list_after(self, number: int) -> list[tuple[int, Series]]:
         """The series with a larger number than this, in rising order."""
         return [(n, self._series[n]) for n in range(number + 1, self._next) if n in self._series]
 
-    def unsaved_series(self) -> list[tuple[int, Series]]:
+    def list_unsaved(self) -> list[tuple[int, Series]]:
         """What the file does not know yet."""
         return list(self._unsaved.items())
 
-    def saved(self, written: list[tuple[int, Series]]) -> None:
+    def mark_saved(self, written: list[tuple[int, Series]]) -> None:
         """Record that a transaction with `written` is durable."""
         for number, _ in written:
             self._unsaved.pop(number, None)
@@ -112,10 +128,9 @@ class SeriesCatalog:
         self._next = max(self._next, number + 1)
         if number >= len(self._identities):
             self._identities = np.concatenate([self._identities, np.zeros(number + 1, np.int32)])
-        name = series[:2]
-        identity = self._first_states.setdefault(name, number)
-        self._states[name] = (self._states.get(name, (0, 0))[0] + 1, number)
-        self._identities[number] = identity
+        states = self._states.setdefault(series[:2], [])
+        states.append(number)
+        self._identities[number] = states[0]
 
 
 def read_all_series(connection: sqlite3.Connection) -> list[tuple[int, Series]]:

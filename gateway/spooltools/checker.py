@@ -13,11 +13,10 @@ import msgspec
 import numpy as np
 
 from cloud_sync.codec import columns
-from cloud_sync.model.errors import FormatError
 from cloud_sync.model.records import Readings, RecordClass
 from gateway.spool import errors
 from gateway.spool.database import NO_PROGRESS, SQL, ProgressListener, open_spool_read_only, scalar_from_row
-from gateway.spool.segment_reader import SegmentWalk, count_kept_rows
+from gateway.spool.segment_reader import DamagedSegment, SegmentWalk, count_kept_rows, decode_segment
 from gateway.spool.segments import first_commit_at, position_span, pruned_mark_key, read_commit_counter
 
 if TYPE_CHECKING:
@@ -27,7 +26,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from cloud_sync.model.records import Records
-    from gateway.spool.segment_reader import SegmentHead
+    from gateway.spool.segments import StoredSegment
 
 
 def check_progress(connection: sqlite3.Connection, add: Callable[[str, str], None]) -> None:
@@ -270,7 +269,7 @@ def _read_expected_start(connection: sqlite3.Connection, record_class: RecordCla
 
 
 def _skip_set_aside(
-    connection: sqlite3.Connection, head: SegmentHead, next_commit: int, next_rows: int
+    connection: sqlite3.Connection, head: StoredSegment, next_commit: int, next_rows: int
 ) -> tuple[int, int]:
     """Where a segment must begin when those set aside before it are counted in."""
     if head.first_commit > next_commit:
@@ -281,13 +280,13 @@ def _skip_set_aside(
     return next_commit, next_rows
 
 
-def _reuses_set_aside_commits(connection: sqlite3.Connection, head: SegmentHead) -> bool:
+def _reuses_set_aside_commits(connection: sqlite3.Connection, head: StoredSegment) -> bool:
     """Whether a segment that was set aside begins within the commits of this one."""
     span = position_span(head.record_class, head.first_commit, head.last_commit)
     return connection.execute(SQL["damaged_between"], span).fetchone() is not None
 
 
-def _check_position(head: SegmentHead, next_commit: int, next_rows: int, result: CheckReport) -> None:
+def _check_position(head: StoredSegment, next_commit: int, next_rows: int, result: CheckReport) -> None:
     first, last = head.first_commit, head.last_commit
     if not 0 < first <= last:
         result.add(str(head), f"{first}..{last} is no range of commits")
@@ -308,7 +307,7 @@ def _check_position(head: SegmentHead, next_commit: int, next_rows: int, result:
 def _check_block(
     connection: sqlite3.Connection,
     walk: SegmentWalk,
-    head: SegmentHead,
+    head: StoredSegment,
     known: NDArray[np.bool_],
     result: CheckReport,
 ) -> NDArray[np.bool_]:
@@ -318,10 +317,10 @@ def _check_block(
     except (sqlite3.DatabaseError, TypeError) as fault:
         result.add(str(head), f"SQLite cannot read its block: {fault}")
         return known
-    try:
-        records = columns.decode_records(block, head.record_class, max_rows=MAX_SEGMENT_ROWS_CHECKED)
-    except FormatError as fault:
-        result.add(str(head), f"{fault} ({fault.reason})")
+    kind = columns.RECORD_TYPES[head.record_class]
+    records = decode_segment(block, kind, max_rows=MAX_SEGMENT_ROWS_CHECKED)
+    if isinstance(records, DamagedSegment):
+        result.add(str(head), f"{records.detail} ({records.reason})")
         return known
     result.decoded_segments += 1
     if records.rows != head.rows:

@@ -9,13 +9,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from cloud_sync.codec import columns
-from cloud_sync.model.errors import FormatError
 from cloud_sync.model.records import Readings, Series
 from gateway.spool.database import NO_PROGRESS, ProgressListener
-from gateway.spool.segment_reader import SegmentWalk, count_kept_rows
+from gateway.spool.segment_reader import DamagedSegment, SegmentWalk, count_kept_rows, decode_segment
 from gateway.spool.segments import MAX_SEGMENT_ROWS
-from gateway.spool.series_catalog import read_all_series
+from gateway.spool.series_catalog import SeriesCatalog, read_all_series
 
 if TYPE_CHECKING:
     import sqlite3
@@ -24,7 +22,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from gateway.spool.segment_reader import SegmentHead
+    from gateway.spool.segments import StoredSegment
 
 _EARLIEST_US, _LATEST_US = -(1 << 63), (1 << 63) - 1
 
@@ -56,9 +54,9 @@ class ReadingFilter:
             for pattern in self.patterns
         )
 
-    def of(self, readings: Readings, named: NDArray[np.bool_]) -> Readings:
-        """The selected readings; `named` says of each series number whether it is."""
-        mask = named[readings.series]
+    def select(self, readings: Readings, selected: NDArray[np.bool_]) -> Readings:
+        """The selected readings; `selected` says of each series number whether it is."""
+        mask = selected[readings.series]
         if not self.matches_all_times(int(readings.time_us.min()), int(readings.time_us.max())):
             mask &= (readings.time_us >= self._since_us) & (readings.time_us < self._until_us)
         return readings if mask.all() else readings.select(mask)
@@ -82,32 +80,27 @@ UNKNOWN_SERIES = Series("", "")
 """Stands for a series number the spool does not know."""
 
 
-class SeriesNames:
-    """The spool's series by number; read again when a live gateway has added some."""
+class SelectedSeries:
+    """The spool's series by number, and which are selected; read again when a live gateway has added some."""
 
     def __init__(self, connection: sqlite3.Connection, selection: ReadingFilter) -> None:
         self._connection = connection
         self._selection = selection
-        self.named: NDArray[np.bool_] = np.zeros(0, np.bool_)
-        self._known: NDArray[np.bool_] = np.zeros(0, np.bool_)
+        self._catalog = SeriesCatalog()
         self._series: dict[int, Series] = {}
+        self.selected: NDArray[np.bool_] = np.zeros(0, np.bool_)
 
     def __getitem__(self, number: int) -> Series:
         return self._series.get(number, UNKNOWN_SERIES)
 
-    def learn(self, readings: Readings) -> bool:
-        """Know the series of `readings`; False when one of them is not in the spool."""
-        if not self._knows(readings):
+    def knows(self, numbers: NDArray[np.int32]) -> bool:
+        """Whether every number names a series."""
+        if not self._catalog.knows(numbers):
             self._series = dict(read_all_series(self._connection))
-            size = max(self._series, default=0) + 1
-            self._known, self.named = np.zeros(size, np.bool_), np.zeros(size, np.bool_)
-            self._known[list(self._series)] = True
-            self.named[[n for n, series in self._series.items() if self._selection.names(series)]] = True
-        return self._knows(readings)
-
-    def _knows(self, readings: Readings) -> bool:
-        lowest, highest = int(readings.series.min()), int(readings.series.max())
-        return lowest >= 0 and highest < len(self._known) and bool(self._known[readings.series].all())
+            self._catalog = SeriesCatalog(rows=self._series.items())
+            self.selected = np.zeros(max(self._series, default=0) + 1, np.bool_)
+            self.selected[[n for n, series in self._series.items() if self._selection.names(series)]] = True
+        return self._catalog.knows(numbers)
 
 
 @dataclass(slots=True)
@@ -131,7 +124,7 @@ def read_selected(
     connection: sqlite3.Connection,
     path: Path,
     selection: ReadingFilter,
-    names: SeriesNames,
+    names: SelectedSeries,
     found: ReadSummary,
     *,
     newest_first: bool = False,
@@ -153,7 +146,7 @@ def read_selected(
                 if walk.overlaps(head):
                     readings = given.without(readings)
                 given.add(readings)
-                readings = selection.of(readings, names.named) if readings.rows else readings
+                readings = selection.select(readings, names.selected) if readings.rows else readings
                 found.rows += readings.rows
                 if readings.rows:
                     yield readings
@@ -161,18 +154,14 @@ def read_selected(
 
 
 def _decode_segment(
-    block: bytes, head: SegmentHead, names: SeriesNames, found: ReadSummary
+    block: bytes, head: StoredSegment, names: SelectedSeries, found: ReadSummary
 ) -> Readings | None:
-    try:
-        readings = columns.decode(block)
-        if names.learn(readings):
-            return readings
-        reason = "it names a series that the spool does not know"
-    except FormatError as fault:
-        reason = str(fault)
+    readings = decode_segment(block, Readings, catalog=names)
+    if not isinstance(readings, DamagedSegment):
+        return readings
     found.damaged_rows += head.rows
     if len(found.damaged) < _MAX_DAMAGED_KEPT:
-        found.damaged.append(f"{head}: {reason}")
+        found.damaged.append(f"{head}: {readings.detail}")
     return None
 
 

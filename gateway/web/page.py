@@ -230,10 +230,9 @@ class StatusPage:
         """A day of a series: `?sensor_id=a&sensor_type=b`, and if need be `until_us`, `span_us`, `steps`."""
         self._auth.require_view(request)
         query = _parse_query(request, _ChartQuery)
-        found = series_chart.find_series_numbers(
-            self._runtime.spool.catalog, query.sensor_id, query.sensor_type
-        )
-        if found is None:
+        spool = self._runtime.spool
+        known = spool.catalog.find(query.sensor_id, query.sensor_type)
+        if known is None:
             raise RequestRejectedError(404, "no_such_series", "the spool does not know it")
         until_us = time.time_ns() // 1000 if query.until_us is None else query.until_us
         until_us = max(-(1 << 61), min(until_us, 1 << 61))
@@ -241,14 +240,12 @@ class StatusPage:
         steps = series_chart.ChartSteps(
             until_us - span_us, until_us, max(1, min(query.steps, series_chart.MAX_STEPS))
         )
-        name, numbers = found
         return json_response(
             await asyncio.get_running_loop().run_in_executor(
                 self._chart_executor,
                 series_chart.read_chart,
-                self._runtime.spool.database.path,
-                name,
-                numbers,
+                spool.database.path,
+                known,
                 steps,
             )
         )

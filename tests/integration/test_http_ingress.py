@@ -18,8 +18,8 @@ from cloud_sync.http import uvicorn_server
 from cloud_sync.model.errors import RetryLaterError
 from cloud_sync.model.records import Batch, Flag, Receipt, RecordClass
 from gateway.auth import device_passwords
-from gateway.spool.segment_reader import CommitLogReader
-from gateway.spool.segments import read_blocks
+from gateway.spool.segment_reader import CommitLogReader, read_block
+from gateway.spool.segments import segment_position
 from gateway.status.certificates import CertificateMonitor
 from gateway.status.collector import StatusCollector
 from tests.support.batches import batch_of
@@ -329,8 +329,8 @@ async def test_readings_of_another_gateway_are_marked_as_processed_in_the_spool_
             await low.send(low.encode(batch(1, gateway_id="low", content=readings(5))))
             await low.aclose()
             database = gateway.parts.spool.database
-            ((_, block),) = await database.read(lambda c: read_blocks(c, RecordClass.READING, 1, 1))
-            assert set((columns.decode(block).flags & Flag.PROCESSED).tolist()) == {kept}
+            block = await database.read(lambda c: read_block(c, segment_position(RecordClass.READING, 1)))
+            assert set((columns.decode(block or b"").flags & Flag.PROCESSED).tolist()) == {kept}
             assert not any(row[4] & Flag.PROCESSED for row in await gateway.rows())
             with closing(CommitLogReader.open(database.path, gateway.parts.spool.catalog)) as log:
                 assert log.read(0, 100).readings.rows == (5 if process else 0)

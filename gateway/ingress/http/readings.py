@@ -194,7 +194,7 @@ class ReadingReceiver:
             nonlocal new
             if (fault := _find_name_fault(series) or caller.fault_of(series)) is not None:
                 return fault
-            if not self._catalog.has(series):
+            if series not in self._catalog:
                 new += 1
                 if len(self._catalog) + new > self._catalog.max_series:
                     return "too_many_series"

@@ -277,9 +277,6 @@ ORDER BY position;
 SELECT position, last_commit, max_time_us FROM segment INDEXED BY segment_times
 WHERE indexed = 1 AND min_time_us <= ? AND max_time_us >= ? AND position BETWEEN ? AND ?;
 
--- name: block_and_rows_at
-SELECT block, rows FROM segment WHERE position = ?;
-
 -- name: last_set_aside
 SELECT max(set_aside_at_us) FROM damaged WHERE position BETWEEN ? AND ?;
 

@@ -20,7 +20,7 @@ from gateway.spooltools.reading_export import ExportError, find_file_ending, ope
 from gateway.spooltools.reading_selection import (
     ReadingFilter,
     ReadSummary,
-    SeriesNames,
+    SelectedSeries,
     group_into_runs,
     read_selected,
 )
@@ -37,7 +37,7 @@ def taken(path, selection: ReadingFilter = ReadingFilter(), *, newest_first: boo
     """(sensor_id, time_us, value) of what is selected, and what was found."""
     found = ReadSummary()
     with open_spool_read_only(path) as connection:
-        names = SeriesNames(connection, selection)
+        names = SelectedSeries(connection, selection)
         parts = list(read_selected(connection, path, selection, names, found, newest_first=newest_first))
         return [row for part in parts for row in tuples(part, names)], found
 
@@ -74,7 +74,7 @@ async def full_row(tmp_path):
 
 def exported(path, out):
     with open_spool_read_only(path) as connection:
-        names = SeriesNames(connection, ReadingFilter())
+        names = SelectedSeries(connection, ReadingFilter())
         with open_file_writer(out) as writer:
             for part in group_into_runs(
                 read_selected(connection, path, ReadingFilter(), names, ReadSummary())
@@ -133,7 +133,7 @@ def _single(row):
 
 async def test_a_table_for_a_person_holds_no_control_character(full_row):
     with open_spool_read_only(full_row) as connection:
-        names = SeriesNames(connection, ReadingFilter())
+        names = SelectedSeries(connection, ReadingFilter())
         (part,) = read_selected(connection, full_row, ReadingFilter(), names, ReadSummary())
         cells = [cell for row in reading_export.format_table_rows(part, names) for cell in row]
         printable = reading_export.format_csv(part, names, printable=True)
@@ -173,7 +173,7 @@ async def test_each_reading_comes_once_though_compaction_merges_meanwhile(
         for start in range(0, 200, 5):
             await spool.append(rows(start, 5))
         with open_spool_read_only(path) as connection:
-            names = SeriesNames(connection, ReadingFilter())
+            names = SelectedSeries(connection, ReadingFilter())
             parts = read_selected(
                 connection, path, ReadingFilter(), names, ReadSummary(), newest_first=newest_first
             )
@@ -190,7 +190,7 @@ async def test_readings_that_come_in_meanwhile_are_exported_with_their_new_serie
         await spool.append(rows(0, 5))
         await spool.append(rows(5, 5))
         with open_spool_read_only(path) as connection:
-            names = SeriesNames(connection, ReadingFilter())
+            names = SelectedSeries(connection, ReadingFilter())
             parts = read_selected(connection, path, ReadingFilter(), names, ReadSummary())
             next(parts)
             await spool.append([("newcomer", 99, 1.0)])

@@ -11,7 +11,7 @@ import pytest
 
 from cloud_sync.model.records import Flag, Readings, Series
 from gateway.processing.commit_consumer import CommitConsumer, ConsumerOptions
-from gateway.query.series_chart import ChartSteps, find_series_numbers, read_chart, search_series
+from gateway.query.series_chart import ChartSteps, read_chart, search_series
 from gateway.rollups.open_windows import RollupOptions
 from gateway.rollups.roller import Roller
 from gateway.settings.gateway_settings import GatewaySettings, SpoolSettings
@@ -188,12 +188,11 @@ async def test_a_chart_agrees_with_the_readings_one_by_one(tmp_path: Path):
             noise = replace(readings, series=np.full(n, other, np.int32))
             await spool.appender.append(noise, [], now_us=NOW_US)
             await spool.compaction.compact_once()
-        found = find_series_numbers(spool.catalog, "a", "t")
-        assert found is not None
-        name, states = found
+        known = spool.catalog.find("a", "t")
+        assert known is not None
         steps = ChartSteps(NOW_US - 3_600_000_000, NOW_US, 60)
-        chart = read_chart(tmp_path / "spool.db", name, states, steps)
-        none = read_chart(tmp_path / "spool.db", name, states, ChartSteps(0, 10, 5), within_s=10)
+        chart = read_chart(tmp_path / "spool.db", known, steps)
+        none = read_chart(tmp_path / "spool.db", known, ChartSteps(0, 10, 5), within_s=10)
     assert (chart.complete, chart.unit, none.at_us) == (True, "K", [])
     expected: dict[int, list[tuple[float, int]]] = {}
     for t, v, f in zip(times.tolist(), values.tolist(), flags.tolist(), strict=True):
@@ -210,10 +209,10 @@ async def test_a_chart_agrees_with_the_readings_one_by_one(tmp_path: Path):
 async def test_a_chart_that_runs_out_of_time_has_the_newest_and_says_so(tmp_path: Path):
     async with open_spool(tmp_path / "spool.db") as spool:
         await spool.append([("a", NOW_US, 1.0)])
-        found = find_series_numbers(spool.catalog, "a", "t")
-        assert found is not None
+        known = spool.catalog.find("a", "t")
+        assert known is not None
         chart = read_chart(
-            tmp_path / "spool.db", *found, ChartSteps(NOW_US - 100, NOW_US + 1, 10), within_s=-1
+            tmp_path / "spool.db", known, ChartSteps(NOW_US - 100, NOW_US + 1, 10), within_s=-1
         )
     assert (chart.complete, chart.readings) == (False, 0)
 
@@ -237,9 +236,9 @@ async def test_a_chart_of_more_than_can_be_read_comes_from_rollups(tmp_path: Pat
             await spool.append(rows)
             await commit_consumer.consume_once()
             await spool.compaction.compact_once(everything=True)
-            found = find_series_numbers(spool.catalog, "a", "t")
-            assert found is not None
-            chart = read_chart(path, *found, ChartSteps(start_us, start_us + 3_600_000_000, 12), within_s=-1)
+            known = spool.catalog.find("a", "t")
+            assert known is not None
+            chart = read_chart(path, known, ChartSteps(start_us, start_us + 3_600_000_000, 12), within_s=-1)
         finally:
             await commit_consumer.aclose()
     assert (chart.complete, chart.step_us, chart.readings) == (True, 300_000_000, 360)
