@@ -116,11 +116,7 @@ def decode(block: bytes | memoryview, *, max_rows: int = MAX_ROWS) -> Readings:
 def decode_records(
     block: bytes | memoryview, record_class: RecordClass, *, max_rows: int = MAX_ROWS
 ) -> Records:
-    """Decode a block of `record_class`, as `decode` does.
-
-    Raises:
-        FormatError: with the reason, also when the block is of another class.
-    """
+    """Decode a block of `record_class`, as `decode` does."""
     kind = RECORD_TYPES[record_class]
     names = tuple(kind.columns)
     return kind(

@@ -62,13 +62,7 @@ def encode_lines(
 def iter_lines(
     batch: Batch, *, tags: Sequence[str] = DEFAULT_TAGS, precision: Precision = "ns"
 ) -> Iterator[str]:
-    """One line per reading of `batch`, in its order, without line ends; few are in memory at a time.
-
-    Args:
-        batch: readings in any order.
-        tags: the attributes to write as tags, as `check_tags` accepts them.
-        precision: unit of the timestamps.
-    """
+    """One line per reading of `batch`, in its order, without line ends; few are in memory at a time."""
     keys = [series_key(series, tags) for series in batch.series]
     scale = 1000 if precision == "ns" else 1
     readings = batch.readings
@@ -204,7 +198,7 @@ class LineReader:
         """The reading of a line; None for an empty line or a comment.
 
         Raises:
-            BadReading: with the reason.
+            InvalidReadingError: with the reason.
         """
         line = line.strip(" \r\n")
         if not line or line.startswith("#"):
@@ -233,11 +227,7 @@ class LineReader:
 
 
 def split_line(line: str) -> tuple[str, str, str | None]:
-    """Key, fields and time of a line, each as it stands there.
-
-    Raises:
-        BadReading: not_line_protocol.
-    """
+    """Key, fields and time of a line, each as it stands there."""
     if "\\" not in line and '"' not in line:
         words = line.split(" ")
     else:
@@ -252,11 +242,7 @@ def split_line(line: str) -> tuple[str, str, str | None]:
 
 
 def parse_series_key(key: str) -> tuple[str, dict[str, str]]:
-    """Measurement and tags of a key.
-
-    Raises:
-        BadReading: not_line_protocol.
-    """
+    """Measurement and tags of a key."""
     measurement, *tags = _COMMA.split(key) if "\\" in key else key.split(",")
     pairs = {}
     for tag in tags:
@@ -280,11 +266,7 @@ def _unescape(text: str) -> str:
 
 
 def parse_fields(text: str) -> dict[str, str]:
-    """The fields of a line by name, their values as they stand there.
-
-    Raises:
-        BadReading: not_line_protocol.
-    """
+    """The fields of a line by name, their values as they stand there."""
     if "\\" not in text and '"' not in text:
         pairs = [pair.partition("=") for pair in text.split(",")]
         if all(name and separator and value for name, separator, value in pairs):
@@ -301,11 +283,7 @@ def parse_fields(text: str) -> dict[str, str]:
 
 
 def parse_number(text: str, reason: str) -> float:
-    """The number of a field's value; booleans are 1 and 0.
-
-    Raises:
-        BadReading: with `reason`.
-    """
+    """The number of a field's value; booleans are 1 and 0."""
     if text in _TRUE or text in _FALSE:
         return float(text in _TRUE)
     if "_" in text:
@@ -320,11 +298,7 @@ def parse_number(text: str, reason: str) -> float:
 
 
 def parse_integer(text: str, reason: str) -> int:
-    """The whole number of a field's value.
-
-    Raises:
-        BadReading: with `reason`.
-    """
+    """The whole number of a field's value."""
     number = parse_number(text, reason)
     if _INTEGER.fullmatch(text):
         return int(text[:-1])

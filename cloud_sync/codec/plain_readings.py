@@ -49,7 +49,7 @@ def decompress(body: bytes, encoding: str, *, max_bytes: int) -> bytes:
     """The body without its content encoding, one of `ENCODINGS`.
 
     Raises:
-        CannotDecompress, TooMuch: no more than `max_bytes` were kept.
+        DecompressionError, DecompressedSizeError: no more than `max_bytes` were kept.
     """
     if encoding == "identity":
         return body
@@ -185,7 +185,7 @@ def parse_readings(
         fault_of: why readings of a series are not taken here, machine-readable; None takes them.
 
     Raises:
-        NotPlain: nothing of it can be taken.
+        PlainBodyError: nothing of it can be taken.
     """
     builder, rejected, stamps = ColumnBuilder(), [], stamps or AssignedTimes()
     faults: dict[Series, str | None] = {}

@@ -201,12 +201,7 @@ class Spool(Protocol):
 
 
 class DeliveryState:
-    """What the senders of one destination share.
-
-    Attributes:
-        busy: batches that senders have in hand.
-        generation: counts the epochs that were given up.
-    """
+    """What the senders of one destination share."""
 
     def __init__(
         self,

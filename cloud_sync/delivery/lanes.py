@@ -143,11 +143,7 @@ MAX_CREDIT_S = 3600.0
 
 @dataclass(slots=True)
 class SendBudget:
-    """The budget of one destination: a configured rate of bytes, and the credit it gave last.
-
-    Attributes:
-        bytes_per_s: from the configuration; None is no limit.
-    """
+    """The budget of one destination: a configured rate of bytes, and the credit it gave last."""
 
     bytes_per_s: float | None = None
     _bytes: TokenBucket | None = field(init=False, default=None)

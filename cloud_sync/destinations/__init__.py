@@ -41,7 +41,7 @@ class Destination(Protocol):
         """Deliver one parcel.
 
         Raises:
-            RetryLater, TooLarge, Refused, Unauthorised: as `cloud_sync.model.errors` says.
+            DeliveryError: the class says what to do next (`cloud_sync.model.errors`).
         """
         ...
 

@@ -45,15 +45,7 @@ _REQUEST_REASONS = frozenset(
 def error_from_status(
     status: int, text: str, *, retry_after: str | None = None, now_s: float, reason: str = ""
 ) -> DeliveryError | None:
-    """The error an answer stands for, or None when it was accepted.
-
-    Args:
-        status: the HTTP status code.
-        text: the destination's own words, for the message.
-        retry_after: the Retry-After header, seconds or an HTTP date.
-        now_s: wall clock, seconds since 1970, to turn an HTTP date into a wait.
-        reason: the destination's machine-readable code, where it gave one.
-    """
+    """The error an answer stands for, or None when it was accepted."""
     if status in _SUCCESS:
         return None
     message = f"HTTP {status}: {text}" if text else f"HTTP {status}"
@@ -104,16 +96,7 @@ class HttpOptions:
 def build_client_tls_context(
     ca_file: Path | None = None, cert_file: Path | None = None, key_file: Path | None = None
 ) -> ssl.SSLContext:
-    """Trust and identity for TLS 1.2 and later.
-
-    Args:
-        ca_file: PEM of the only authorities to trust; the system's when None.
-        cert_file: PEM of the client's certificate, with those that lead to its authority.
-        key_file: PEM of its key, without a password; None when it is in `cert_file`.
-
-    Raises:
-        OSError: a file cannot be read or used (`ssl.SSLError` is one).
-    """
+    """Trust and identity for TLS 1.2 and later."""
     context = ssl.create_default_context(cafile=ca_file)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     if cert_file is not None:
@@ -130,16 +113,7 @@ def build_http_client(
     headers: dict[str, str] | None = None,
     auth: httpx.Auth | None = None,
 ) -> httpx.AsyncClient:
-    """A client that keeps its connections, with HTTP/2 where TLS lets it be agreed on.
-
-    Args:
-        options: from the configuration.
-        secure: whether the destination's own address is https.
-        timeout: of one request.
-        transport: replaces the network, for tests.
-        headers: of every request.
-        auth: of every request.
-    """
+    """A client that keeps its connections, with HTTP/2 where TLS lets it be agreed on."""
     import httpx  # noqa: PLC0415 - megabytes, for those who speak HTTP
 
     context = options.tls or (

@@ -127,11 +127,7 @@ class IngestClient:
         return _check_receipt(encoded_batch, receipt, wait_s)
 
     async def known(self, gateway_id: str, epoch: UUID) -> list[BatchRange]:
-        """The ranges of an epoch that the region has applied, adjacent ones merged, in order for each class.
-
-        Raises:
-            RetryLater, Refused, Unauthorised: as for `send`.
-        """
+        """The ranges of an epoch that the region has applied, merged and in order, for each class."""
         answer, _ = await self._ask(
             "GET", f"/v1/gateways/{quote(gateway_id, safe='')}", params={"epoch": str(epoch)}
         )

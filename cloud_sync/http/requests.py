@@ -24,7 +24,6 @@ from cloud_sync.codec.plain_readings import (
     decompress,
 )
 from cloud_sync.http.responses import RequestRejectedError
-from cloud_sync.timescale.ledger import ClientIdempotency, ClientRequest
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator, Sequence
@@ -32,7 +31,7 @@ if TYPE_CHECKING:
     from starlette.requests import Request
 
     from cloud_sync.codec.plain_readings import PlainReadings
-    from cloud_sync.model.records import Receipt, Series
+    from cloud_sync.model.records import Series
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +46,7 @@ class RequestLimits:
         requests_each: of one caller at a time.
         buffered_bytes: of all bodies in memory together.
         idle_s: longest silence within a body.
-        retry_after_s: what a request over a bound is asked to wait.
+        retry_after_s: the Retry-After of a request over a bound.
     """
 
     body_bytes: int = 32 << 20
@@ -61,7 +60,7 @@ class RequestLimits:
 
 
 class RequestAdmission:
-    """Counts what is in progress. Used from one event loop."""
+    """Counts what is in progress."""
 
     def __init__(self, limits: RequestLimits) -> None:
         self.limits = limits
@@ -70,15 +69,11 @@ class RequestAdmission:
         self._requests_by_caller: Counter[str] = Counter()
 
     @contextmanager
-    def admitted(self, caller: str, retry_after_s: int | None = None) -> Iterator[RequestBody]:
-        """Admit one request, until its answer is made.
-
-        Args:
-            caller: whose it is.
-            retry_after_s: what it is asked to wait when there is no room; the limits' own by default.
+    def admit(self, caller: str, retry_after_s: int | None = None) -> Iterator[RequestBody]:
+        """Admit one request for the duration of the block.
 
         Raises:
-            Rejection: 503 when too many are in progress, 429 when too many of this caller's are.
+            RequestRejectedError: 503 when too many are in progress, 429 when too many of this caller's are.
         """
         wait_s = self.limits.retry_after_s if retry_after_s is None else retry_after_s
         if self.requests >= self.limits.requests:
@@ -99,11 +94,7 @@ class RequestAdmission:
                 del self._requests_by_caller[caller]
 
     def hold(self, more_bytes: int) -> None:
-        """Account for bytes about to be kept in memory.
-
-        Raises:
-            Rejection: 503 when there is no room for them.
-        """
+        """Account for bytes about to be kept in memory."""
         if self.buffered_bytes + more_bytes > self.limits.buffered_bytes:
             message = f"{self.buffered_bytes} bytes of other requests are being worked on"
             raise _busy_error(message, self.limits.retry_after_s)
@@ -113,21 +104,17 @@ class RequestAdmission:
 class RequestBody:
     """The body of one admitted request."""
 
-    def __init__(self, intake: RequestAdmission) -> None:
-        self._intake = intake
+    def __init__(self, admission: RequestAdmission) -> None:
+        self._admission = admission
         self.held_bytes = 0
 
     async def read(self, pieces: AsyncIterator[bytes], declared_bytes: int | None) -> bytes:
         """The whole body.
 
-        Args:
-            pieces: as they arrive.
-            declared_bytes: the Content-Length, None when the body is chunked.
-
         Raises:
-            Rejection: 413 too long, 408 too slow, 503 no room.
+            RequestRejectedError: 413 too long, 408 too slow, 503 no room.
         """
-        limits = self._intake.limits
+        limits = self._admission.limits
         self._check(declared_bytes or 0, hang_up=False)
         body = bytearray()
         while True:
@@ -144,12 +131,12 @@ class RequestBody:
             body += piece
 
     def hold(self, more_bytes: int) -> None:
-        """Account for bytes of this request about to be kept in memory; raises as `Intake.hold`."""
-        self._intake.hold(more_bytes)
+        """Account for bytes of this request about to be kept in memory."""
+        self._admission.hold(more_bytes)
         self.held_bytes += more_bytes
 
     def _check(self, size: int, *, hang_up: bool) -> None:
-        limit = self._intake.limits.body_bytes
+        limit = self._admission.limits.body_bytes
         if size > limit:
             raise RequestRejectedError(
                 413, "body_too_large", f"a body may have {limit} bytes", hang_up=hang_up
@@ -165,11 +152,7 @@ _MAX_REJECTED_LISTED = 1000
 
 
 class PlainRequest:
-    """One request as its headers describe it.
-
-    Raises:
-        Rejection: 415 or 400, for what no body could mend.
-    """
+    """A request with plain readings, as its headers describe it."""
 
     def __init__(self, request: Request, media_types: Sequence[str] = plain_readings.MEDIA_TYPES) -> None:
         self.media_type = request.headers.get("Content-Type", "").partition(";")[0].strip().lower()
@@ -198,11 +181,7 @@ class PlainRequest:
         stamps: plain_readings.AssignedTimes | None = None,
         fault_of: Callable[[Series], str | None] = lambda _: None,
     ) -> PlainReadings:
-        """The readings of the decompressed body, as `plain.parse` says.
-
-        Raises:
-            Rejection: 400 or 413.
-        """
+        """The readings of the decompressed body, as `parse_readings` returns them."""
         try:
             return plain_readings.parse_readings(
                 body,
@@ -222,7 +201,7 @@ class PlainRequest:
         """The body without its content encoding, accounted for.
 
         Raises:
-            Rejection: 400, 413 or 503.
+            RequestRejectedError: 400, 413 or 503.
         """
         if self.encoding == "identity":
             return data
@@ -235,26 +214,13 @@ class PlainRequest:
         body.hold(len(found))
         return found
 
-    def asked(self, client: str, body: bytes) -> ClientRequest:
-        """What identifies the request."""
-        digest = hashlib.sha256(f"{self.media_type}\n{self.precision}\n".encode() + body).digest()
-        return ClientRequest(client, self.key, digest)
-
-
-def build_idempotency(
-    asked: ClientRequest, parsed: PlainReadings, count: Callable[[Receipt], None]
-) -> ClientIdempotency:
-    """The answer to a request, made from its receipt once and kept for its key."""
-
-    def worded(receipt: Receipt) -> str:
-        count(receipt)
-        return plain_answer_json(parsed, receipt.stored, receipt.duplicates, receipt.conflicts)
-
-    return ClientIdempotency(asked, worded)
+    def digest(self, body: bytes) -> bytes:
+        """What identifies the readings of the request."""
+        return hashlib.sha256(f"{self.media_type}\n{self.precision}\n".encode() + body).digest()
 
 
 def plain_answer_json(parsed: PlainReadings, stored: int, duplicates: int, conflicts: int) -> str:
-    """The answer to plain readings as JSON, with the first of those that were not taken."""
+    """The answer to plain readings as JSON, with the first of those that were rejected."""
     answer = {
         "stored": stored,
         "duplicates": duplicates,

@@ -45,11 +45,7 @@ class TokenEntry(NamedTuple):
 
 
 def parse_tokens(text: str, source: str) -> list[TokenEntry]:
-    """The entries of a file's text.
-
-    Raises:
-        TokenFileError: naming `source` and the line.
-    """
+    """The entries of a file's text."""
     entries = []
     for number, line in enumerate(text.splitlines(), start=1):
         words = line.partition("#")[0].split()
@@ -81,11 +77,7 @@ def read_tokens(path: Path) -> list[TokenEntry]:
 
 
 def add_token(path: Path, name: str, scope: Scope = "batches") -> str:
-    """Add a token for a gateway or client and return it; it cannot be read again.
-
-    Raises:
-        TokenFileError: the name is not usable, or the file cannot be read or written.
-    """
+    """Add a token for a gateway or client and return it; it cannot be read again."""
     if not _NAME.fullmatch(name):
         raise TokenFileError(
             f"{name!r} is no gateway_id: expected up to 128 characters without space, # or /"
@@ -96,11 +88,7 @@ def add_token(path: Path, name: str, scope: Scope = "batches") -> str:
 
 
 def revoke_tokens(path: Path, name: str) -> int:
-    """Remove every token of a gateway or client; returns how many there were.
-
-    Raises:
-        TokenFileError: the file cannot be read or written.
-    """
+    """Remove every token of a gateway or client; returns how many there were."""
     entries = read_tokens(path)
     kept = [entry for entry in entries if entry.name != name]
     if len(kept) < len(entries):

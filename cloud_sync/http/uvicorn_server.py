@@ -72,11 +72,7 @@ class UvicornServer(uvicorn.Server):
 
 
 def bind_http_sockets(host: str, port: int, keys: str = "listen.host, listen.port") -> list[socket.socket]:
-    """Listening sockets as `bind_sockets` makes them.
-
-    Raises:
-        CannotStartError: naming the settings `keys`.
-    """
+    """Listening sockets as `bind_sockets` makes them."""
     try:
         return bind_sockets(host, port)
     except OSError as fault:

@@ -26,74 +26,74 @@ class ApplyQueue:
 
     def __init__(self, places: int) -> None:
         self._free = places
-        self._served: set[str] = set()
+        self._applying: set[str] = set()
         self.stage = StageProgress("applying batches")
         self._queues: OrderedDict[str, deque[tuple[asyncio.Future[None], int]]] = OrderedDict()
 
     @property
     def waiting(self) -> int:
-        """Batches that wait for their turn."""
+        """How many batches."""
         return sum(map(len, self._queues.values()))
 
     @property
-    def crowd(self) -> int:
-        """Gateways that wait though nothing of theirs is being applied."""
-        return len(self._queues.keys() - self._served)
+    def waiting_gateways(self) -> int:
+        """Gateways that wait while nothing of theirs is being applied."""
+        return len(self._queues.keys() - self._applying)
 
     @property
     def waiting_rows(self) -> int:
-        """Their rows."""
+        """How many rows, of all batches that wait."""
         return sum(rows for queue in self._queues.values() for _, rows in queue)
 
     @asynccontextmanager
     async def turn(self, name: str, rows: int) -> AsyncIterator[None]:
-        """Wait for a turn of `name`, and hold it."""
-        mine = asyncio.get_running_loop().create_future()
-        self._queues.setdefault(name, deque()).append((mine, rows))
-        self._serve()
+        """Apply a batch of `name` inside the block, which begins when it is its turn."""
+        turn = asyncio.get_running_loop().create_future()
+        self._queues.setdefault(name, deque()).append((turn, rows))
+        self._start_next()
         try:
-            await mine
+            await turn
         except BaseException:
-            if mine.done() and not mine.cancelled():
+            if turn.done() and not turn.cancelled():
                 self._free_place(name)
             else:
-                self._give_up(name, mine)
+                self._remove(name, turn)
             raise
         try:
             yield
         finally:
             self._free_place(name)
 
-    def _serve(self) -> None:
-        """Give the free places to the first gateways in line that are not being served."""
-        for name in [n for n in self._queues if n not in self._served]:
+    def _start_next(self) -> None:
+        """Give free places to the first gateways in the queue of which nothing is being applied."""
+        for name in [n for n in self._queues if n not in self._applying]:
             if self._free == 0:
                 return
             queue = self._queues[name]
-            mine, _ = queue.popleft()
+            turn, _ = queue.popleft()
             self._queues.move_to_end(name)
             if not queue:
                 del self._queues[name]
-            if mine.cancelled():
+            if turn.cancelled():
                 continue
             self._free -= 1
-            self._served.add(name)
+            self._applying.add(name)
             self.stage.works(within_s=_TURN_WITHIN_S)
-            mine.set_result(None)
+            turn.set_result(None)
 
     def _free_place(self, name: str) -> None:
         self._free += 1
-        self._served.discard(name)
-        if self._served:
+        self._applying.discard(name)
+        if self._applying:
             self.stage.works(within_s=_TURN_WITHIN_S)
         else:
             self.stage.rests()
-        self._serve()
+        self._start_next()
 
-    def _give_up(self, name: str, mine: asyncio.Future[None]) -> None:
-        """Take a request out of line whose sender does not wait any more."""
+    def _remove(self, name: str, turn: asyncio.Future[None]) -> None:
+        """The sender does not wait any more."""
         queue = self._queues.get(name, deque())
-        kept = deque(entry for entry in queue if entry[0] is not mine)
+        kept = deque(entry for entry in queue if entry[0] is not turn)
         if kept:
             self._queues[name] = kept
         else:
@@ -111,7 +111,7 @@ _MAX_WAIT_S = 60
 
 
 class DrainCredit:
-    """Follows batches as they begin and end."""
+    """Measures the database's speed and each gateway's demand, batch by batch."""
 
     def __init__(self) -> None:
         self._in_progress = 0
@@ -124,7 +124,7 @@ class DrainCredit:
         self._crowded_until = 0.0
 
     def begin(self, at: float, waiting: int) -> None:
-        """A batch is being applied; `waiting` gateways would like to have one applied, and have none."""
+        """A batch is being applied; `waiting` gateways have none being applied and wait."""
         if self._since is None:
             self._since = at
         if self._in_progress == 0:
@@ -134,7 +134,7 @@ class DrainCredit:
             self._crowded_until = at + DEMAND_WINDOW_S
 
     def end(self, gateway_id: str, rows: int, at: float) -> None:
-        """It was applied, with so many rows; 0 when it failed or had been applied before."""
+        """It ended, with so many rows applied: 0 when it failed or had been applied before."""
         self._in_progress -= 1
         elapsed_s, self._busy_since = max(0.0, at - self._busy_since), at
         kept = 0.5 ** (elapsed_s / _CAPACITY_HALF_LIFE_S)
@@ -145,7 +145,7 @@ class DrainCredit:
         self._forget(at)
 
     def rows_per_s(self) -> float:
-        """Rows the database takes per second; 0 when nothing is known."""
+        """The database's speed; 0 when nothing is known."""
         return self._rows / self._busy_s if self._busy_s > 0 else 0.0
 
     def credit(self, at: float) -> Credit | None:
@@ -161,7 +161,7 @@ class DrainCredit:
         )
 
     def wait_s(self, waiting_rows: int) -> int:
-        """Whole seconds after which so many rows will have been applied; at least 1, and 0 when unknown."""
+        """Whole seconds, 1 or more, until so many rows will have been applied; 0 when that is unknown."""
         capacity = self.rows_per_s()
         if capacity == 0:
             return 0
@@ -176,10 +176,7 @@ class DrainCredit:
 
 
 def fair_share(demands: Iterable[float], capacity: float) -> float:
-    """What each of those that want much gets of `capacity`, when those that want little get it all.
-
-    One that wants less than half of an even share wants little.
-    """
+    """What each large demand gets of `capacity`; small ones, below half an even share, are met in full."""
     ascending = sorted(demands)
     for position, demand in enumerate(ascending):
         share = capacity / (len(ascending) - position)

@@ -51,7 +51,7 @@ class ImportFile:
         """The SHA-256 of the file as it is.
 
         Raises:
-            Damaged: the manifest says otherwise.
+            DamagedFileError: the manifest says otherwise.
             OSError: it cannot be read.
         """
         with self.path.open("rb") as file:
@@ -72,7 +72,7 @@ class ImportFile:
         """Of a columnar file: series, their readings, and how many rows were none, a piece at a time.
 
         Raises:
-            Damaged: it cannot be understood, or pyarrow is not installed.
+            DamagedFileError: it cannot be understood, or pyarrow is not installed.
             OSError: it cannot be read.
         """
         if self.path.name.endswith(_COLUMNAR[1]):
@@ -89,7 +89,7 @@ class ImportFile:
         """Every whole line, without its end.
 
         Raises:
-            Damaged: a listed file ends within a gzip member or a line.
+            DamagedFileError: a listed file ends within a gzip member or a line.
             OSError: it cannot be read.
         """
         rest = b""
@@ -101,11 +101,7 @@ class ImportFile:
 
 
 def find_import_files(folder: Path) -> list[ImportFile]:
-    """The files of a folder, in the order of their names.
-
-    Raises:
-        OSError: the folder cannot be read.
-    """
+    """The files of a folder, in the order of their names."""
     listed = {entry["file"]: entry.get("sha256") for entry in _read_manifest(folder) if "file" in entry}
     paths = sorted({path for pattern in _PATTERNS for path in folder.glob(pattern)})
     if not paths:

@@ -8,8 +8,9 @@ from typing import Annotated, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from cloud_sync.http.requests import RequestLimits
 from cloud_sync.runtime import settings_file
-from cloud_sync.runtime.secret_files import find_credential
+from cloud_sync.runtime.secret_files import find_credential, read_secret
 from cloud_sync.runtime.settings_file import Fault, InvalidSettingsError
 
 ENV_PREFIX = "TIDEGATE_INGEST_"
@@ -27,14 +28,14 @@ class _Table(BaseModel):
 
 
 class Listen(_Table):
-    """Where requests are taken."""
+    """The address to listen on."""
 
     host: str = "127.0.0.1"
     port: Port = 8420
 
 
 class Tls(_Table):
-    """TLS of the service itself. Without it, put a proxy with TLS in front."""
+    """TLS of the service itself; without it a proxy in front should do TLS."""
 
     cert_file: Path = Field(description="the service's certificate, PEM, with its chain")
     key_file: Path = Field(description="the certificate's key, PEM")
@@ -74,7 +75,7 @@ class Database(_Table):
 
 
 class Limits(_Table):
-    """What one request, and all of them together, may cost."""
+    """Bounds of one request, and of all of them together."""
 
     max_body_bytes: Positive = 32 << 20
     max_plain_bytes: Positive = 32 << 20
@@ -86,9 +87,22 @@ class Limits(_Table):
     body_idle_s: Seconds = 30
     retry_after_s: Positive = 5
 
+    def build_request_limits(self) -> RequestLimits:
+        """Without `max_rows`, which the wire decoder checks."""
+        return RequestLimits(
+            body_bytes=self.max_body_bytes,
+            plain_bytes=self.max_plain_bytes,
+            plain_rows=self.max_plain_rows,
+            requests=self.max_requests,
+            requests_each=self.max_requests_each,
+            buffered_bytes=self.max_buffered_bytes,
+            idle_s=self.body_idle_s,
+            retry_after_s=self.retry_after_s,
+        )
+
 
 class IngestSettings(BaseSettings):
-    """Everything the ingest service can be told."""
+    """The whole file."""
 
     model_config = SettingsConfigDict(extra="forbid", env_prefix=ENV_PREFIX)
 
@@ -106,7 +120,7 @@ def load_settings(path: Path) -> IngestSettings:
     """Settings from a file and the environment; paths in it are relative to the file's own folder.
 
     Raises:
-        SettingsFault: with every fault.
+        InvalidSettingsError: with every fault.
     """
     settings = settings_file.load_settings(IngestSettings, path, ENV_PREFIX)
     settings.tokens_file = path.parent / settings.tokens_file
@@ -121,25 +135,19 @@ def load_settings(path: Path) -> IngestSettings:
 
 
 def read_dsn(settings: IngestSettings, path: Path) -> str:
-    """The database URL, read from its file where one is named.
-
-    Raises:
-        SettingsFault: the file cannot be read, or what is there is no such URL.
-    """
+    """The database URL, read from its file where one is named."""
     database = settings.database
     key = "database.dsn" if database.dsn is not None else "database.dsn_file"
-    dsn = database.dsn.get_secret_value() if database.dsn is not None else _read_dsn_file(database, path)
+    if database.dsn_file is None:
+        dsn = "" if database.dsn is None else database.dsn.get_secret_value()
+    else:
+        try:
+            dsn = read_secret(database.dsn_file)
+        except (OSError, UnicodeDecodeError) as fault:
+            reason = f"{database.dsn_file} cannot be read: {getattr(fault, 'strerror', fault)}"
+            raise InvalidSettingsError([Fault(str(path), key, reason, "")]) from fault
     if not dsn.startswith(_SCHEMES):
         raise InvalidSettingsError(
             [Fault(str(path), key, "is no PostgreSQL URL", "postgresql://USER@HOST/DATABASE")]
         )
     return dsn
-
-
-def _read_dsn_file(database: Database, path: Path) -> str:
-    assert database.dsn_file is not None
-    try:
-        return database.dsn_file.read_text(encoding="utf-8").partition("\n")[0].strip()
-    except (OSError, UnicodeDecodeError) as fault:
-        reason = f"{database.dsn_file} cannot be read: {getattr(fault, 'strerror', fault)}"
-        raise InvalidSettingsError([Fault(str(path), "database.dsn_file", reason, "")]) from fault

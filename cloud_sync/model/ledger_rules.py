@@ -89,7 +89,7 @@ def compare_range(
     """How a range relates to the entry that starts last at or before its end: the same, inside it, or apart.
 
     Raises:
-        RangeConflict: some of the range was applied and some was not.
+        RangeConflictError: some of the range was applied and some was not.
     """
     if last_commit < wanted.first_commit:
         return None
@@ -105,12 +105,8 @@ def compare_range(
 def find_part_receipt(batch: Batch, entries: Sequence[AppliedPart]) -> Receipt | Covered | None:
     """The receipt of a batch whose range is in the ledger, None when this part of it is new.
 
-    Args:
-        batch: a whole range, or a part of it.
-        entries: of the same range, those that reach into the part.
-
     Raises:
-        RangeConflict: some of the part was applied and some was not, or it was with other contents.
+        RangeConflictError: some of the part was applied and some was not, or it was with other contents.
     """
     wanted = batch.range
     if not entries:

@@ -69,7 +69,7 @@ def parse_timestamp_in_unit(ts: object, unit: str, zone: tzinfo | None = None) -
         zone: where clocks show what text without an offset says; without it such text is a fault.
 
     Raises:
-        BadInstant: it names no instant that can be stored.
+        TimestampError: it names no instant that can be stored.
     """
     if isinstance(ts, bool) or not isinstance(ts, (int, float, str)):
         raise TimestampError(f"expected a time, found {type(ts).__name__}")
@@ -164,7 +164,7 @@ class ColumnBuilder:
         """Take one reading.
 
         Raises:
-            BadReading: it cannot be stored; nothing was taken.
+            InvalidReadingError: it cannot be stored; nothing was taken.
         """
         number = self._numbers.get(reading.series)
         if number is None:
@@ -208,7 +208,7 @@ def validate_series(series: Series) -> None:
     """Refuse names that no tier can hold.
 
     Raises:
-        BadReading: one is missing, too long, or holds what text cannot.
+        InvalidReadingError: one is missing, too long, or holds what text cannot.
     """
     if not series.sensor_id:
         raise InvalidReadingError("no_sensor_id")

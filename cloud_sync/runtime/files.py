@@ -20,9 +20,6 @@ def replace_file(path: Path, data: bytes, mode: int = 0o644, *, owner: os.stat_r
         data: the whole content.
         mode: permissions, whatever the umask.
         owner: whose user and group the file gets; ignored unless this process may give files away.
-
-    Raises:
-        OSError: the file is as it was.
     """
     draft = path.with_name(f".{path.name}.{os.getpid()}")
     try:

@@ -29,13 +29,7 @@ _MAX_OF_A_KIND = 20
 
 
 def configure_logging(level: str, form: LogFormat = "auto", stream: TextIO | None = None) -> None:
-    """Log to `stream`, stderr by default, from `level` on. A second call replaces the first.
-
-    Args:
-        level: debug, info, warning or error.
-        form: "auto" is text, shaped for the journal when stderr leads there.
-        stream: where to.
-    """
+    """Log to `stream`, stderr by default, from `level` on. A second call replaces the first."""
     handler = logging.StreamHandler(stream)
     handler.setFormatter(LogFormatter(form, journal=is_journal(stream or sys.stderr)))
     handler.addFilter(RepeatFilter())

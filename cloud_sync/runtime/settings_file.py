@@ -66,13 +66,8 @@ class InvalidSettingsError(Exception):
 def load_settings(model: type[M], path: Path, env_prefix: str) -> M:
     """Read the settings of one program.
 
-    Args:
-        model: the settings model.
-        path: the TOML file.
-        env_prefix: what its environment variables start with, e.g. "TIDEGATE_INGEST_".
-
     Raises:
-        SettingsFault: with every fault found; nothing else, whatever the file holds.
+        InvalidSettingsError: with every fault found; nothing else, whatever the file holds.
     """
     table = read_toml(path)
 
@@ -108,11 +103,7 @@ def load_settings(model: type[M], path: Path, env_prefix: str) -> M:
 
 
 def read_toml(path: Path) -> dict[str, Any]:
-    """What a TOML file says, unchecked.
-
-    Raises:
-        SettingsFault: it cannot be read, or is no TOML.
-    """
+    """What a TOML file says, unchecked."""
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as fault:

@@ -79,14 +79,7 @@ class FailedStarts:
 
 @dataclass(slots=True, eq=False)
 class StageProgress:
-    """One stage, by its own word. Times are seconds of `clock`, which is monotonic.
-
-    Attributes:
-        name: for people, e.g. "committer".
-        steps: reports so far.
-        heard_at: when it reported last.
-        due_at: when it has to be heard of again; infinite while it rests.
-    """
+    """One stage, by its own word. Times are seconds of `clock`, which is monotonic."""
 
     name: str
     clock: Callable[[], float] = time.monotonic
@@ -137,14 +130,7 @@ _START_EXTENSION_S = 60.0
 
 
 class Watchdog:
-    """Tells systemd how one program is doing. `tell_once` is the step, `run` the loop.
-
-    Args:
-        stages: those of the program as they are now; none before it is ready.
-        text: the status text of a program that is ready, one line.
-        tell: where the words go.
-        period_s: how often; `period_of` knows.
-    """
+    """Tells systemd how one program is doing. `tell_once` is the step, `run` the loop."""
 
     def __init__(
         self,

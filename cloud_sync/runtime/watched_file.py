@@ -86,17 +86,7 @@ class WatchedFile(Generic[T]):
 
 
 class CertReloader:
-    """A server's TLS context, rebuilt when its files change.
-
-    Args:
-        build: a context from the files; raises `error` when they cannot be used.
-        paths: the files.
-        error: the only exception that `build` raises.
-        clock: monotonic seconds.
-
-    Attributes:
-        context: to serve with; it hands every new connection to the current context.
-    """
+    """A server's TLS context, rebuilt when its files change."""
 
     def __init__(
         self,

@@ -16,20 +16,18 @@ import time
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from cloud_sync.model.errors import RetryLaterError
-from cloud_sync.runtime import statements
+from cloud_sync.timescale import SQL
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
-    import asyncpg
-
     from cloud_sync.model.records import Readings
+    from cloud_sync.timescale import Connection
 
-    Work = Callable[[asyncpg.Connection[Any]], Awaitable[Any]]
+    Work = Callable[[Connection], Awaitable[Any]]
     Transact = Callable[[Work], Awaitable[Any]]
 
 _log = logging.getLogger(__name__)
-_SQL = statements.load_cloud_statements("regional.sql")
 _CHUNKS_CACHED_S = 30.0
 _OPEN_AT_FRACTION = 0.05
 _OPEN_AT_ROWS = 20_000
@@ -64,7 +62,7 @@ class LateRowTracker:
         """Open the compressed chunks for which these readings are one batch too many.
 
         Raises:
-            RetryLater: a chunk that they belong into is being opened.
+            RetryLaterError: a chunk that they belong into is being opened.
         """
         if readings.rows == 0:
             return
@@ -104,12 +102,12 @@ class LateRowTracker:
         self._chunks = [c for c in self._chunks if c.name != chunk.name]
 
 
-async def _find_compressed_chunks(connection: asyncpg.Connection[Any]) -> list[CompressedChunk]:
-    return [CompressedChunk(*row) for row in await connection.fetch(_SQL["compressed_chunks"])]
+async def _find_compressed_chunks(connection: Connection) -> list[CompressedChunk]:
+    return [CompressedChunk(*row) for row in await connection.fetch(SQL["compressed_chunks"])]
 
 
-async def _decompress_chunk(connection: asyncpg.Connection[Any], name: str) -> bool:
+async def _decompress_chunk(connection: Connection, name: str) -> bool:
     async with connection.transaction():
-        await connection.execute(_SQL["no_timeout"])
-        await connection.execute(_SQL["open_chunk"], name, timeout=_DECOMPRESS_TIMEOUT_S)
+        await connection.execute(SQL["no_timeout"])
+        await connection.execute(SQL["open_chunk"], name, timeout=_DECOMPRESS_TIMEOUT_S)
     return True

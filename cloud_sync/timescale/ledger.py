@@ -16,33 +16,30 @@ from cloud_sync.model import ledger_rules
 from cloud_sync.model.errors import RefusedError
 from cloud_sync.model.ledger_rules import AppliedPart, AppliedRange, DeclaredLoss, GatewayProgress
 from cloud_sync.model.records import Batch, BatchRange, Receipt, RecordClass
-from cloud_sync.runtime import statements
+from cloud_sync.timescale import SQL
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from uuid import UUID
 
-    import asyncpg
-
     from cloud_sync.model.ledger_rules import Covered
+    from cloud_sync.timescale import Connection
 
-_SQL = statements.load_cloud_statements("regional.sql")
 
-
-async def lock_gateway(connection: asyncpg.Connection[Any], gateway_id: str) -> None:
+async def lock_gateway(connection: Connection, gateway_id: str) -> None:
     """Wait until no other transaction applies a batch of this gateway; held until the transaction ends."""
-    await connection.execute(_SQL["lock_gateway"], gateway_id)
+    await connection.execute(SQL["lock_gateway"], gateway_id)
 
 
-async def find_receipt(connection: asyncpg.Connection[Any], batch: Batch) -> Receipt | Covered | None:
+async def find_receipt(connection: Connection, batch: Batch) -> Receipt | Covered | None:
     """The receipt of an earlier application of the same batch; None when it is new.
 
     Raises:
-        RangeConflict: some of the range was applied and some was not, or it was with other contents.
+        RangeConflictError: some of the range was applied and some was not, or it was with other contents.
     """
     wanted = batch.range
     found = await connection.fetchrow(
-        _SQL["newest_range_up_to"], wanted.gateway_id, wanted.epoch, wanted.record_class, wanted.last_commit
+        SQL["newest_range_up_to"], wanted.gateway_id, wanted.epoch, wanted.record_class, wanted.last_commit
     )
     if found is None:
         return None
@@ -51,17 +48,17 @@ async def find_receipt(connection: asyncpg.Connection[Any], batch: Batch) -> Rec
     if known != "same":
         return known
     entries = await connection.fetch(
-        _SQL["entries_reaching_into_part"], *wanted[:4], wanted.part, wanted.parts
+        SQL["entries_reaching_into_part"], *wanted[:4], wanted.part, wanted.parts
     )
     return ledger_rules.find_part_receipt(
         batch, [AppliedPart(*(e[name] for name in AppliedPart._fields)) for e in entries]
     )
 
 
-async def record_batch(connection: asyncpg.Connection[Any], batch: Batch, receipt: Receipt) -> None:
+async def record_batch(connection: Connection, batch: Batch, receipt: Receipt) -> None:
     """Record that a batch is applied."""
     await connection.execute(
-        _SQL["enter_range"],
+        SQL["enter_range"],
         *batch.range,
         receipt.rows,
         receipt.stored,
@@ -72,25 +69,25 @@ async def record_batch(connection: asyncpg.Connection[Any], batch: Batch, receip
     )
 
 
-async def find_mergeable_gateways(connection: asyncpg.Connection[Any], older_than: timedelta) -> list[str]:
+async def find_mergeable_gateways(connection: Connection, older_than: timedelta) -> list[str]:
     """Gateways with several entries that old in one epoch and class."""
-    rows = await connection.fetch(_SQL["gateways_to_merge"], older_than)
+    rows = await connection.fetch(SQL["gateways_to_merge"], older_than)
     return [row[0] for row in rows]
 
 
-async def merge_ranges(connection: asyncpg.Connection[Any], gateway_id: str, older_than: timedelta) -> None:
+async def merge_ranges(connection: Connection, gateway_id: str, older_than: timedelta) -> None:
     """Merge a gateway's complete ranges that are old and lie side by side."""
-    await connection.execute(_SQL["merge_ledger"], gateway_id, older_than)
+    await connection.execute(SQL["merge_ledger"], gateway_id, older_than)
 
 
 async def load_progress(
-    connection: asyncpg.Connection[Any], gateway_id: str | None = None, epoch: UUID | None = None
+    connection: Connection, gateway_id: str | None = None, epoch: UUID | None = None
 ) -> list[GatewayProgress]:
     """What is known of one gateway or of all, of one epoch or of all; a gateway never seen is left out."""
     async with connection.transaction(isolation="repeatable_read", readonly=True):
-        seen = await connection.fetch(_SQL["gateways_seen"], gateway_id)
-        rows = await connection.fetch(_SQL["applied_ranges"], gateway_id, epoch)
-        losses = await connection.fetch(_SQL["declared_losses"], gateway_id, epoch)
+        seen = await connection.fetch(SQL["gateways_seen"], gateway_id)
+        rows = await connection.fetch(SQL["applied_ranges"], gateway_id, epoch)
+        losses = await connection.fetch(SQL["declared_losses"], gateway_id, epoch)
     ranges: dict[str, list[AppliedRange]] = defaultdict(list)
     for row in rows:
         counts = (row[name] for name in ("rows", "stored", "duplicates", "conflicts", "refused", "complete"))
@@ -115,54 +112,49 @@ class KeyReusedError(RefusedError):
     """The key came before with another body."""
 
 
-class ClientRequest(NamedTuple):
-    """A request: whose, its Idempotency-Key ("" for none), and the hash of what it holds."""
-
-    client: str
-    key: str
-    body_hash: bytes
-
-
 class ClientIdempotency:
-    """Answers one request; a `Memory` of the sink. The answer is text that `worded` makes of the receipt."""
+    """An `Idempotency` of one client's request: the answer is kept for its Idempotency-Key, "" for none."""
 
-    def __init__(self, asked: ClientRequest, worded: Callable[[Receipt], str]) -> None:
-        self._asked = asked
-        self._worded = worded
+    def __init__(
+        self, client: str, key: str, body_hash: bytes, make_answer: Callable[[Receipt], str]
+    ) -> None:
+        self._client = client
+        self._key = key
+        self._body_hash = body_hash
+        self._make_answer = make_answer
 
-    async def earlier(self, connection: asyncpg.Connection[Any]) -> str | None:
+    async def find_answer(self, connection: Connection) -> str | None:
         """The answer that the key got within the last day.
 
         Raises:
-            KeyReused: it was for another body.
+            KeyReusedError: it was for another body.
         """
-        client, key, body_hash = self._asked
-        if not key:
+        if not self._key:
             return None
-        await connection.execute(_SQL["lock_key"], client, key)
-        found = await connection.fetchrow(_SQL["earlier_answer"], client, key, ANSWER_RETENTION)
+        await connection.execute(SQL["lock_key"], self._client, self._key)
+        found = await connection.fetchrow(SQL["earlier_answer"], self._client, self._key, ANSWER_RETENTION)
         if found is None:
             return None
-        if found["body_hash"] != body_hash:
-            raise KeyReusedError(f"the Idempotency-Key {key} came before with another body", "key_reused")
-        answer: str = found["answer"]
-        return answer
+        if found["body_hash"] != self._body_hash:
+            message = f"the Idempotency-Key {self._key} came before with another body"
+            raise KeyReusedError(message, "key_reused")
+        return str(found["answer"])
 
-    async def enter(self, connection: asyncpg.Connection[Any], receipt: Receipt) -> str:
+    async def record_answer(self, connection: Connection, receipt: Receipt) -> str:
         """Keep the answer for the key, if there is one."""
-        answer = self._worded(receipt)
-        if self._asked.key:
-            await connection.execute(_SQL["keep_answer"], *self._asked, answer)
+        answer = self._make_answer(receipt)
+        if self._key:
+            await connection.execute(SQL["keep_answer"], self._client, self._key, self._body_hash, answer)
         return answer
 
 
-async def delete_old_answers(connection: asyncpg.Connection[Any]) -> None:
-    """Drop the answers that are old."""
-    await connection.execute(_SQL["forget_answers"], ANSWER_RETENTION)
+async def delete_old_answers(connection: Connection) -> None:
+    """Delete the answers whose keys are no longer remembered."""
+    await connection.execute(SQL["forget_answers"], ANSWER_RETENTION)
 
 
 class ImportProgress(NamedTuple):
-    """How far one file has been loaded, and what became of its readings."""
+    """How far one file has been imported, and what became of its readings."""
 
     lines: int = 0
     stored: int = 0
@@ -172,14 +164,14 @@ class ImportProgress(NamedTuple):
     complete: bool = False
 
 
-async def find_import_progress(connection: asyncpg.Connection[Any], sha256: bytes) -> ImportProgress:
-    """How far the file with these contents has been loaded."""
-    found = await connection.fetchrow(_SQL["loaded_file"], sha256)
+async def find_import_progress(connection: Connection, sha256: bytes) -> ImportProgress:
+    """How far the file with these contents has been imported."""
+    found = await connection.fetchrow(SQL["loaded_file"], sha256)
     return ImportProgress() if found is None else ImportProgress(*found)
 
 
 class FileIdempotency:
-    """Loads one piece of a file once, from line `before.lines` on; a `Memory` of the sink."""
+    """An `Idempotency` of one piece of a file, which begins at line `before.lines`."""
 
     def __init__(
         self, sha256: bytes, name: str, before: ImportProgress, *, lines: int, rejected: int, complete: bool
@@ -191,14 +183,14 @@ class FileIdempotency:
         self._rejected = rejected
         self._complete = complete
 
-    async def earlier(self, connection: asyncpg.Connection[Any]) -> ImportProgress | None:
-        """How far it is, when somebody else has loaded this piece meanwhile."""
-        await connection.execute(_SQL["lock_file"], self._sha256)
+    async def find_answer(self, connection: Connection) -> ImportProgress | None:
+        """How far it is, when another process has imported this piece meanwhile."""
+        await connection.execute(SQL["lock_file"], self._sha256)
         now = await find_import_progress(connection, self._sha256)
         return None if now.lines <= self._before.lines and not now.complete else now
 
-    async def enter(self, connection: asyncpg.Connection[Any], receipt: Receipt) -> ImportProgress:
-        """Note that the piece is loaded."""
+    async def record_answer(self, connection: Connection, receipt: Receipt) -> ImportProgress:
+        """Record that the piece is imported."""
         before = self._before
         after = ImportProgress(
             before.lines + self._lines,
@@ -208,5 +200,5 @@ class FileIdempotency:
             before.rejected + self._rejected,
             self._complete,
         )
-        await connection.execute(_SQL["enter_loaded"], self._sha256, self._name, *after)
+        await connection.execute(SQL["enter_loaded"], self._sha256, self._name, *after)
         return after

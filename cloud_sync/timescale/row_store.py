@@ -18,7 +18,7 @@ import asyncpg
 import numpy as np
 
 from cloud_sync.model.records import SEQ_ABSENT, Alerts, Declarations, Readings, Receipt, Rollups
-from cloud_sync.runtime import statements
+from cloud_sync.timescale import SQL
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterable, Iterator
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from cloud_sync.model.records import Batch
+    from cloud_sync.timescale import Connection
 
 COPY_COLUMNS = ("series_no", "time", "value", "quality", "battery_level", "signal_strength", "seq", "flags")
 ORDINAL_COLUMN = "ordinal"
@@ -55,13 +56,7 @@ _SLICE_ROWS = 1 << 14
 def encode_copy(
     readings: Readings, series_no: NDArray[np.int32], *, ordinal: bool = False
 ) -> Iterator[bytearray]:
-    """The body of COPY reading (`COLUMNS`) FROM STDIN (FORMAT binary), in pieces of about a megabyte.
-
-    Args:
-        readings: with every time from `SMALLEST_TIME_US` to `LARGEST_TIME_US`.
-        series_no: of each position that `readings.series` names.
-        ordinal: append a column with each row's position in `readings`.
-    """
+    """The body of COPY reading (`COLUMNS`) FROM STDIN (FORMAT binary), in pieces of about a megabyte."""
     yield bytearray(_COPY_HEADER)
     for start in range(0, readings.rows, _SLICE_ROWS):
         piece = slice(start, start + _SLICE_ROWS)
@@ -119,9 +114,6 @@ def _row_template(pattern: int, names: tuple[str, ...]) -> NDArray[Any]:
     return row
 
 
-_SQL = statements.load_cloud_statements("regional.sql")
-
-
 class ReadingSource(NamedTuple):
     """Who brought the readings, noted with conflicts; only a gateway's have an epoch and commits."""
 
@@ -131,7 +123,7 @@ class ReadingSource(NamedTuple):
 
 
 async def store_readings(
-    connection: asyncpg.Connection[Any],
+    connection: Connection,
     readings: Readings,
     series_no: NDArray[np.int32],
     source: ReadingSource,
@@ -147,36 +139,34 @@ async def store_readings(
     else:
         return Receipt(rows=readings.rows, stored=readings.rows)
     await _stage_readings(connection, readings, series_no)
-    stored = _affected_rows(await connection.execute(_SQL["insert_staged"]))
-    conflicts = _affected_rows(await connection.execute(_SQL["note_conflicts"], *source))
-    await connection.execute(_SQL["drop_staging"])
+    stored = _affected_rows(await connection.execute(SQL["insert_staged"]))
+    conflicts = _affected_rows(await connection.execute(SQL["note_conflicts"], *source))
+    await connection.execute(SQL["drop_staging"])
     return Receipt(readings.rows, stored, readings.rows - stored - conflicts, conflicts)
 
 
 async def match_readings(
-    connection: asyncpg.Connection[Any], readings: Readings, series_no: NDArray[np.int32]
+    connection: Connection, readings: Readings, series_no: NDArray[np.int32]
 ) -> Receipt | None:
     """The receipt of readings that were stored before; None when one of them was not. Nothing is written."""
     if readings.rows == 0:
         return Receipt(0, 0, applied_before=True)
     await _stage_readings(connection, readings, series_no)
-    present, conflicts = await connection.fetchrow(_SQL["count_staged_in_reading"])
-    await connection.execute(_SQL["drop_staging"])
+    present, conflicts = await connection.fetchrow(SQL["count_staged_in_reading"])
+    await connection.execute(SQL["drop_staging"])
     if present < readings.rows:
         return None
     return Receipt(readings.rows, 0, readings.rows - conflicts, conflicts, applied_before=True)
 
 
-async def _stage_readings(
-    connection: asyncpg.Connection[Any], readings: Readings, series_no: NDArray[np.int32]
-) -> None:
-    await connection.execute(_SQL["make_staging"])
+async def _stage_readings(connection: Connection, readings: Readings, series_no: NDArray[np.int32]) -> None:
+    await connection.execute(SQL["make_staging"])
     body = encode_copy(readings, series_no, ordinal=True)
     await _copy_into(connection, "reading_staging", (*COPY_COLUMNS, ORDINAL_COLUMN), body)
 
 
 async def _copy_into(
-    connection: asyncpg.Connection[Any], table: str, columns: tuple[str, ...], body: Iterable[bytearray]
+    connection: Connection, table: str, columns: tuple[str, ...], body: Iterable[bytearray]
 ) -> None:
     async def pieces() -> AsyncIterator[bytearray]:
         for piece in body:
@@ -213,23 +203,15 @@ _ROLLUP_COLUMNS = (
 )
 
 
-async def store_records(
-    connection: asyncpg.Connection[Any], batch: Batch, series_no: NDArray[np.int32]
-) -> Receipt:
-    """Write the records of a batch that is not of readings.
-
-    Args:
-        connection: inside a transaction.
-        batch: of any other class.
-        series_no: of each series of the batch.
-    """
+async def store_records(connection: Connection, batch: Batch, series_no: NDArray[np.int32]) -> Receipt:
+    """Write the records of a batch that is not of readings."""
     records = batch.records
     if records.rows == 0:
         return Receipt(0, 0)
     if isinstance(records, Declarations):
         stored = await _store_declarations(connection, batch, records)
     else:
-        gateway_no = await connection.fetchval(_SQL["gateway_no"], batch.range.gateway_id)
+        gateway_no = await connection.fetchval(SQL["gateway_no"], batch.range.gateway_id)
         numbers = series_no[records.series].tolist()
         if isinstance(records, Rollups):
             stored = await _store_rollups(connection, records, numbers, gateway_no)
@@ -239,15 +221,13 @@ async def store_records(
     return Receipt(records.rows, stored, records.rows - stored)
 
 
-async def delete_old_rollups(
-    connection: asyncpg.Connection[Any], window_s: int, older_than: timedelta
-) -> None:
+async def delete_old_rollups(connection: Connection, window_s: int, older_than: timedelta) -> None:
     """Delete rollups of windows of one length that began that long ago."""
-    await connection.execute(_SQL["forget_rollups"], window_s, older_than)
+    await connection.execute(SQL["forget_rollups"], window_s, older_than)
 
 
 async def _store_rollups(
-    connection: asyncpg.Connection[Any], rollups: Rollups, numbers: list[int], gateway_no: int
+    connection: Connection, rollups: Rollups, numbers: list[int], gateway_no: int
 ) -> int:
     columns = (
         numbers,
@@ -263,20 +243,18 @@ async def _store_rollups(
         rollups.excluded.tolist(),
         rollups.suppressed.tolist(),
     )
-    await connection.execute(_SQL["make_rollup_staging"])
+    await connection.execute(SQL["make_rollup_staging"])
     await connection.copy_records_to_table(
         "rollup_staging", records=zip(*columns, strict=True), columns=list(_ROLLUP_COLUMNS)
     )
-    stored = _affected_records(await connection.execute(_SQL["store_rollups"], gateway_no))
-    await connection.execute(_SQL["drop_rollup_staging"])
+    stored = _affected_records(await connection.execute(SQL["store_rollups"], gateway_no))
+    await connection.execute(SQL["drop_rollup_staging"])
     return stored
 
 
-async def _store_alerts(
-    connection: asyncpg.Connection[Any], alerts: Alerts, numbers: list[int], gateway_no: int
-) -> int:
+async def _store_alerts(connection: Connection, alerts: Alerts, numbers: list[int], gateway_no: int) -> int:
     status = await connection.execute(
-        _SQL["store_alerts"],
+        SQL["store_alerts"],
         gateway_no,
         numbers,
         alerts.rule.tolist(),
@@ -291,11 +269,9 @@ async def _store_alerts(
     return _affected_records(status)
 
 
-async def _store_declarations(
-    connection: asyncpg.Connection[Any], batch: Batch, declared: Declarations
-) -> int:
+async def _store_declarations(connection: Connection, batch: Batch, declared: Declarations) -> int:
     status = await connection.execute(
-        _SQL["store_declarations"],
+        SQL["store_declarations"],
         batch.range.gateway_id,
         batch.range.epoch,
         declared.of_class.tolist(),

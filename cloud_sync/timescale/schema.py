@@ -8,21 +8,44 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any
+from importlib.resources import files
+from typing import TYPE_CHECKING, NamedTuple
 
 import asyncpg
 
-from cloud_sync.runtime import statements
+from cloud_sync.runtime.statements import load_statements
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-_SQL = statements.load_cloud_statements("schema.sql")
+    from cloud_sync.timescale import Connection
+
+_SQL = load_statements("cloud_sync", "sql", "schema.sql")
 _MIGRATION_TIMEOUT_S = 3600.0
 
 
 class SchemaTooNewError(Exception):
     """The database has migrations that this release does not know."""
+
+
+class Migration(NamedTuple):
+    """One step of the schema: a file `NNN_words.sql`; numbers start at 1 and leave no gap."""
+
+    version: int
+    name: str
+    sql: str
+
+
+def load_migrations() -> tuple[Migration, ...]:
+    """Every migration of this release, oldest first."""
+    folder = files("cloud_sync") / "sql"
+    found = tuple(
+        Migration(int(file.name[:3]), file.name.removesuffix(".sql"), file.read_text(encoding="utf-8"))
+        for file in sorted(folder.iterdir(), key=lambda file: file.name)
+        if file.name[:3].isdigit() and file.name.endswith(".sql")
+    )
+    assert [m.version for m in found] == list(range(1, len(found) + 1))
+    return found
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,22 +79,17 @@ class SchemaState:
 
 
 async def prepare_schema(
-    connection: asyncpg.Connection[Any],
+    connection: Connection,
     policies: TimescalePolicies | None,
-    migrations: Sequence[statements.Migration] | None = None,
+    migrations: Sequence[Migration] | None = None,
 ) -> SchemaState:
     """Bring a database to this release's schema. Doing it again changes nothing.
-
-    Args:
-        connection: to the database, its search path naming the schema to work in.
-        policies: what TimescaleDB is to do with old readings; None leaves the policies that are there alone.
-        migrations: instead of this release's own.
 
     Raises:
         SchemaTooNewError: nothing was changed.
         asyncpg.PostgresError, OSError: as they come.
     """
-    known = statements.load_migrations() if migrations is None else migrations
+    known = load_migrations() if migrations is None else migrations
     async with connection.transaction():
         await connection.execute(_SQL["no_timeout"])
         await connection.execute(_SQL["lock_schema"])
@@ -97,7 +115,7 @@ async def prepare_schema(
     return SchemaState(len(known), tuple(m.name for m in known[present:]), timescale, tuple(notes))
 
 
-async def _enable_timescale(connection: asyncpg.Connection[Any], notes: list[str]) -> str | None:
+async def _enable_timescale(connection: Connection, notes: list[str]) -> str | None:
     """The version of TimescaleDB in this database, made here if the server has it; None when it cannot be."""
     installed = await connection.fetchval(_SQL["timescale_available"])
     if not installed:
@@ -114,9 +132,7 @@ async def _enable_timescale(connection: asyncpg.Connection[Any], notes: list[str
     return version
 
 
-async def _create_hypertables(
-    connection: asyncpg.Connection[Any], policies: TimescalePolicies, notes: list[str]
-) -> None:
+async def _create_hypertables(connection: Connection, policies: TimescalePolicies, notes: list[str]) -> None:
     if not await connection.fetchval(_SQL["is_hypertable"]):
         await connection.execute(_SQL["make_hypertable"], policies.chunk)
         await _enable_compression(connection, "enable_compression", notes)
@@ -125,7 +141,7 @@ async def _create_hypertables(
         await _enable_compression(connection, "enable_rollup_compression", notes)
 
 
-async def _enable_compression(connection: asyncpg.Connection[Any], statement: str, notes: list[str]) -> None:
+async def _enable_compression(connection: Connection, statement: str, notes: list[str]) -> None:
     try:
         async with connection.transaction():
             await connection.execute(_SQL[statement])
@@ -133,9 +149,7 @@ async def _enable_compression(connection: asyncpg.Connection[Any], statement: st
         notes.append(f"this TimescaleDB does not compress: {fault}")
 
 
-async def _set_policies(
-    connection: asyncpg.Connection[Any], policies: TimescalePolicies, notes: list[str]
-) -> None:
+async def _set_policies(connection: Connection, policies: TimescalePolicies, notes: list[str]) -> None:
     try:
         async with connection.transaction():
             await _set_policy(connection, "policy_compression", policies.compress_after)
@@ -148,7 +162,7 @@ async def _set_policies(
         )
 
 
-async def _set_policy(connection: asyncpg.Connection[Any], kind: str, after: timedelta | None) -> None:
+async def _set_policy(connection: Connection, kind: str, after: timedelta | None) -> None:
     present = {row["proc_name"]: row["after"] for row in await connection.fetch(_SQL["policies"])}
     if present.get(kind) == after:
         return

@@ -13,22 +13,21 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
 from cloud_sync.model.records import Readings
-from cloud_sync.runtime import statements
+from cloud_sync.timescale import SQL
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    import asyncpg
     from numpy.typing import NDArray
 
     from cloud_sync.model.records import Records, Series
+    from cloud_sync.timescale import Connection
 
-_SQL = statements.load_cloud_statements("regional.sql")
 _SENSOR_ATTRIBUTES = ("location", "manufacturer", "firmware_version", "boot_id")
 _NEVER_US = -(1 << 63)
 _ATTRIBUTE_STEP_US = 60_000_000
@@ -76,15 +75,9 @@ class SeriesCache:
             del self._known[identity]
 
     async def resolve(
-        self, connection: asyncpg.Connection[Any], series: Sequence[Series], newest_us: NDArray[np.int64]
+        self, connection: Connection, series: Sequence[Series], newest_us: NDArray[np.int64]
     ) -> ResolvedSeries:
-        """Number every series, making those that are new, and bring attributes up to date.
-
-        Args:
-            connection: inside the transaction that also writes the readings.
-            series: of a batch; an identity may occur more than once, with other attributes.
-            newest_us: of each series in the batch, as `newest_times` gives it.
-        """
+        """Number every series, making those that are new, and bring attributes up to date."""
         identities = [(s.sensor_id, s.sensor_type) for s in series]
         before = {i: known for i in identities if (known := self._known.get(i)) is not None}
         learned = await self._find(connection, set(identities) - before.keys())
@@ -99,21 +92,21 @@ class SeriesCache:
 
     @staticmethod
     async def _find(
-        connection: asyncpg.Connection[Any], missing: set[SeriesIdentity]
+        connection: Connection, missing: set[SeriesIdentity]
     ) -> dict[SeriesIdentity, CachedSeries]:
         if not missing:
             return {}
         wanted = [list(names) for names in zip(*sorted(missing), strict=True)]
-        rows = await connection.fetch(_SQL["find_series"], *wanted)
+        rows = await connection.fetch(SQL["find_series"], *wanted)
         if len(rows) < len(missing):
-            await connection.execute(_SQL["add_sensors"], wanted[0])
-            await connection.execute(_SQL["add_series"], *wanted)
-            rows = await connection.fetch(_SQL["find_series"], *wanted)
+            await connection.execute(SQL["add_sensors"], wanted[0])
+            await connection.execute(SQL["add_series"], *wanted)
+            rows = await connection.fetch(SQL["find_series"], *wanted)
         return {(row[0], row[1]): CachedSeries(row[2], row[3]) for row in rows}
 
     @staticmethod
     async def _write_attributes(
-        connection: asyncpg.Connection[Any],
+        connection: Connection,
         learned: dict[SeriesIdentity, CachedSeries],
         before: dict[SeriesIdentity, CachedSeries],
     ) -> None:
@@ -139,10 +132,10 @@ class SeriesCache:
         if sensors:
             columns = [[state.get(name) for _, state in sensors.values()] for name in _SENSOR_ATTRIBUTES]
             times = [at_us for at_us, _ in sensors.values()]
-            await connection.execute(_SQL["update_sensors"], list(sensors), times, *columns)
+            await connection.execute(SQL["update_sensors"], list(sensors), times, *columns)
         if units:
             moments, names = ([unit[part] for unit in units.values()] for part in (0, 1))
-            await connection.execute(_SQL["update_series"], list(units), moments, names)
+            await connection.execute(SQL["update_series"], list(units), moments, names)
 
 
 def newest_time_by_series(records: Records, series: int) -> NDArray[np.int64]:

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 
     from cloud_sync.model.ledger_rules import GatewayProgress
     from cloud_sync.model.records import Series
+    from cloud_sync.timescale import Connection
     from cloud_sync.timescale.row_store import ReadingSource
 
 CREDENTIAL_ERRORS = (asyncpg.InvalidAuthorizationSpecificationError, asyncpg.InsufficientPrivilegeError)
@@ -83,11 +84,11 @@ TimescaleDB refuses them once they touch 100,000 compressed rows. Plain PostgreS
 class Idempotency(Protocol[A_co]):
     """What was answered before, looked up and kept in the transaction that stores the readings."""
 
-    async def earlier(self, connection: asyncpg.Connection[Any]) -> A_co | None:
+    async def find_answer(self, connection: Connection) -> A_co | None:
         """The answer given before; None when there is none, and then nobody else is storing the same."""
         ...
 
-    async def enter(self, connection: asyncpg.Connection[Any], receipt: Receipt) -> A_co:
+    async def record_answer(self, connection: Connection, receipt: Receipt) -> A_co:
         """Keep what became of the readings; returns the answer."""
         ...
 
@@ -129,7 +130,7 @@ class TimescaleSink:
 
         Raises:
             SchemaTooNewError: the database belongs to a newer release.
-            RetryLater, Unauthorised: it is away, or takes our credentials for nothing.
+            RetryLaterError, UnauthorisedError: it is away, or takes our credentials for nothing.
         """
         async with self._preparing:
             if self.schema is None:
@@ -152,9 +153,9 @@ class TimescaleSink:
         """Apply a batch, or find that it was applied before.
 
         Raises:
-            RangeConflict: part of the range was applied, or all of it with other contents.
-            Refused: the database cannot hold what the batch says; nothing was written.
-            RetryLater, Unauthorised: nothing was settled; applying the batch again is safe.
+            RangeConflictError: part of the range was applied, or all of it with other contents.
+            RefusedError: the database cannot hold what the batch says; nothing was written.
+            RetryLaterError, UnauthorisedError: nothing was settled; applying the batch again is safe.
         """
         _check_times(batch)
         if isinstance(batch.records, Readings):
@@ -162,29 +163,23 @@ class TimescaleSink:
         return await self.transact(functools.partial(self._apply_once, batch=batch))
 
     async def store(
-        self, series: Sequence[Series], readings: Readings, source: ReadingSource, memory: Idempotency[A]
+        self, series: Sequence[Series], readings: Readings, source: ReadingSource, idempotency: Idempotency[A]
     ) -> A:
-        """Store readings that no gateway's ledger covers, or answer from memory.
-
-        Args:
-            series: what `readings.series` indexes.
-            readings: in canonical order, with times that `copying` can write; may be none.
-            source: who brought them.
-            memory: of earlier answers.
+        """Store readings that no gateway's ledger covers, or give the answer recorded before.
 
         Raises:
-            Refused, RetryLater, Unauthorised: as `apply`; and whatever `memory` raises.
+            RefusedError, RetryLaterError, UnauthorisedError: as `apply`; and whatever `idempotency` raises.
         """
 
-        async def work(connection: asyncpg.Connection[Any]) -> A:
+        async def work(connection: Connection) -> A:
             async with connection.transaction():
-                earlier = await memory.earlier(connection)
+                earlier = await idempotency.find_answer(connection)
                 if earlier is not None:
                     return earlier
                 newest_us = newest_time_by_series(readings, len(series))
                 resolved = await self._directory.resolve(connection, series, newest_us)
                 receipt = await row_store.store_readings(connection, readings, resolved.series_no, source)
-                answer = await memory.enter(connection, receipt)
+                answer = await idempotency.record_answer(connection, receipt)
             self._directory.remember(resolved)
             return answer
 
@@ -201,7 +196,7 @@ class TimescaleSink:
         """Merge adjacent entries of the ledger that are that old; returns how many gateways had some."""
         names = await self.transact(lambda connection: ledger.find_mergeable_gateways(connection, older_than))
 
-        async def merge(connection: asyncpg.Connection[Any], gateway_id: str) -> None:
+        async def merge(connection: Connection, gateway_id: str) -> None:
             async with connection.transaction():
                 await ledger.lock_gateway(connection, gateway_id)
                 await ledger.merge_ranges(connection, gateway_id, older_than)
@@ -210,7 +205,7 @@ class TimescaleSink:
             await self.transact(functools.partial(merge, gateway_id=name))
         return len(names)
 
-    async def transact(self, work: Callable[[asyncpg.Connection[Any]], Awaitable[T]]) -> T:
+    async def transact(self, work: Callable[[Connection], Awaitable[T]]) -> T:
         """Run `work` with a connection to the prepared database; again when it met contention.
 
         Raises:
@@ -272,11 +267,11 @@ class TimescaleSink:
             )
         return self._pool
 
-    async def _on_connect(self, _connection: asyncpg.Connection[Any]) -> None:
+    async def _on_connect(self, _connection: Connection) -> None:
         """Behind a new connection may be another database than before: trust no remembered number."""
         self._directory.forget()
 
-    async def _apply_once(self, connection: asyncpg.Connection[Any], batch: Batch) -> Receipt:
+    async def _apply_once(self, connection: Connection, batch: Batch) -> Receipt:
         async with connection.transaction():
             await ledger.lock_gateway(connection, batch.range.gateway_id)
             earlier = await ledger.find_receipt(connection, batch)
@@ -292,18 +287,14 @@ class TimescaleSink:
         return receipt
 
 
-async def _store_batch(
-    connection: asyncpg.Connection[Any], batch: Batch, series_no: NDArray[np.int32]
-) -> Receipt:
+async def _store_batch(connection: Connection, batch: Batch, series_no: NDArray[np.int32]) -> Receipt:
     if not isinstance(batch.records, Readings):
         return await row_store.store_records(connection, batch, series_no)
     source = row_store.ReadingSource(batch.range.gateway_id, batch.range.epoch, batch.range.first_commit)
     return await row_store.store_readings(connection, batch.records, series_no, source)
 
 
-async def _match_batch(
-    connection: asyncpg.Connection[Any], batch: Batch, series_no: NDArray[np.int32]
-) -> Receipt:
+async def _match_batch(connection: Connection, batch: Batch, series_no: NDArray[np.int32]) -> Receipt:
     """The answer to a batch whose range was applied in other pieces: its rows are there, or it is refused.
 
     What is no reading may be stored again.

@@ -16,7 +16,6 @@ import pytest
 from cloud_sync.model.errors import RefusedError, RetryLaterError, UnauthorisedError
 from cloud_sync.model.ledger_rules import RangeConflictError
 from cloud_sync.model.records import SEQ_ABSENT, Batch, Readings, Receipt, Series
-from cloud_sync.runtime import statements
 from cloud_sync.timescale import schema
 from cloud_sync.timescale.sink import TimescaleSink
 from tests.support.wire_examples import EPOCH, SECOND_US, START_US, batch, from_rows, readings, series
@@ -312,7 +311,7 @@ async def test_services_that_start_at_once_prepare_the_database_once(region_dsn)
 
     for each in sinks:
         await each.aclose()
-    assert sorted(len(state.applied) for state in states) == [0, 0, 0, len(statements.load_migrations())]
+    assert sorted(len(state.applied) for state in states) == [0, 0, 0, len(schema.load_migrations())]
 
 
 async def test_a_database_of_a_newer_release_is_refused_in_words(region_dsn, sink):
@@ -329,8 +328,8 @@ async def test_a_database_of_a_newer_release_is_refused_in_words(region_dsn, sin
 
 async def test_a_migration_that_fails_leaves_the_database_as_it_was(region_dsn):
     steps = [
-        statements.Migration(1, "001_a", "CREATE TABLE a (n int)"),
-        statements.Migration(2, "002_b", "nonsense"),
+        schema.Migration(1, "001_a", "CREATE TABLE a (n int)"),
+        schema.Migration(2, "002_b", "nonsense"),
     ]
     connection = await asyncpg.connect(region_dsn)
     try:

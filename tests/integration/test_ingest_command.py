@@ -19,7 +19,7 @@ import pytest
 
 from cloud_sync.destinations.ingest_client import IngestClient
 from cloud_sync.model.records import Receipt
-from cloud_sync.runtime import statements
+from cloud_sync.timescale.schema import load_migrations
 from tests.support.wire_examples import batch
 
 if TYPE_CHECKING:
@@ -99,7 +99,7 @@ def test_a_second_service_on_the_same_port_says_so_and_exits_with_2(postgres_dsn
     assert ended.returncode == 2
     assert ended.stdout == ""
     assert f"cannot listen on 127.0.0.1:{port}" in ended.stderr
-    assert "Address already in use" in ended.stderr
+    assert "address already in use" in ended.stderr
     assert "Traceback" not in ended.stderr
 
 
@@ -164,7 +164,7 @@ def test_a_database_of_a_newer_release_ends_the_service_with_exit_2(postgres_dsn
     run("token", "add", "gw-1", "--config", config)
     migrated = run("migrate", "--config", config)
     assert migrated.returncode == 0
-    names = [migration.name for migration in statements.load_migrations()]
+    names = [migration.name for migration in load_migrations()]
     assert migrated.stdout == f"schema {len(names)} on plain PostgreSQL: {', '.join(names)}\n"
     again = run("migrate", "--config", config)
     assert again.stdout == f"schema {len(names)} on plain PostgreSQL: nothing to do\n"

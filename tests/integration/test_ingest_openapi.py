@@ -5,9 +5,15 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from starlette.routing import Route
 
-from cloud_sync.codec import wire
+from cloud_sync.codec import plain_readings, wire
+from cloud_sync.codec.line_protocol import PRECISION_SCALES
 from cloud_sync.http import tokens
+from cloud_sync.http.requests import RequestAdmission, RequestLimits
+from cloud_sync.ingest.app import IngestApp
+from cloud_sync.ingest.apply_queue import ApplyQueue
+from cloud_sync.timescale.sink import TimescaleSink
 from tests.support.ingest_service import running
 from tests.support.wire_examples import batch
 
@@ -76,6 +82,29 @@ async def test_the_description_names_exactly_the_routes_there_are(service):
         assert status not in (404, 405, 500), path
     for path in ("/docs", "/v1", "/v1/batches/1", "/"):
         assert (await service.http.get(path)).status_code == 404
+
+
+async def test_requests_are_described_with_what_the_service_accepts(service):
+    document = (await service.http.get("/openapi.json")).json()
+    readings = document["paths"]["/v1/readings"]["post"]
+    batches = document["paths"]["/v1/batches"]["post"]
+    choices = {each["name"]: each["schema"].get("enum") for each in readings["parameters"]}
+    assert list(readings["requestBody"]["content"]) == list(plain_readings.MEDIA_TYPES)
+    assert list(batches["requestBody"]["content"]) == [wire.MEDIA_TYPE]
+    assert choices["precision"] == list(PRECISION_SCALES)
+    assert choices["Content-Encoding"] == list(plain_readings.CONTENT_ENCODINGS)
+    authenticator: Any = None
+    app = IngestApp(
+        TimescaleSink(""), authenticator, RequestAdmission(RequestLimits()), ApplyQueue(1), wire.WireLimits()
+    ).build()
+    routes = {
+        (route.path, method)
+        for route in app.routes
+        if isinstance(route, Route) and route.methods
+        for method in route.methods - {"HEAD"}
+    }
+    described = {(path, method.upper()) for path, item in document["paths"].items() for method in item}
+    assert described == routes
 
 
 async def test_answers_are_as_described(service):

@@ -14,7 +14,7 @@ import zstandard
 
 from cloud_sync.codec.plain_readings import DecompressedSizeError, decompress
 from cloud_sync.http import tokens
-from cloud_sync.timescale.ledger import ClientIdempotency, ClientRequest
+from cloud_sync.timescale.ledger import ClientIdempotency
 from cloud_sync.timescale.row_store import ReadingSource
 from cloud_sync.timescale.sink import TimescaleSink
 from tests.support.ingest_service import running
@@ -204,14 +204,14 @@ async def test_a_key_used_at_two_services_at_once_stores_once(postgres_dsn):
     sinks = [TimescaleSink(postgres_dsn) for _ in range(2)]
     await sinks[0].prepare()
     for number in range(10):
-        asked = ClientRequest("app", f"key {number}", bytes(32))
+        key = f"key {number}"
 
-        async def store(sink: TimescaleSink, at: int, asked: ClientRequest) -> str:
+        async def store(sink: TimescaleSink, at: int, key: str) -> str:
             content = from_rows((0, at, 1.0))
-            memory = ClientIdempotency(asked, lambda receipt: f"{at}: {receipt.stored}")
+            memory = ClientIdempotency("app", key, bytes(32), lambda receipt: f"{at}: {receipt.stored}")
             return await sink.store(series(1), content, ReadingSource("app"), memory)
 
-        answers = await asyncio.gather(*(store(s, 2 * number + n, asked) for n, s in enumerate(sinks)))
+        answers = await asyncio.gather(*(store(s, 2 * number + n, key) for n, s in enumerate(sinks)))
         assert len(set(answers)) == 1
     assert len(await rows(postgres_dsn, "SELECT FROM reading")) == 10
     for sink in sinks:

@@ -165,7 +165,7 @@ def test_files_that_cannot_be_used_are_told_in_words(tmp_path, authority):
         {"cert_file": cert, "key_file": key, "client_ca_file": wrong},
     ):
         with pytest.raises(CannotStartError, match=r"cannot use the files of \[tls\]"):
-            program.build_tls_context(Tls.model_validate(broken))
+            program.build_cert_reloader(Tls.model_validate(broken))
     with pytest.raises(ValueError, match="needs client_ca_file"):
         Tls.model_validate({"cert_file": cert, "key_file": key, "client_certificates": "required"})
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 import httpx
 import pytest
+from prometheus_client import generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
 from cloud_sync.http.requests import RequestAdmission, RequestLimits
@@ -85,7 +86,7 @@ def ingest_page() -> Iterator[str]:
         def do_GET(self) -> None:
             self.send_response(200)
             self.end_headers()
-            self.wfile.write(metrics.page())
+            self.wfile.write(generate_latest(metrics.registry))
 
         def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - the parent's signature
             pass

@@ -77,9 +77,6 @@ class FileDestination:
             min_free_bytes: room left on the file system for others; below it batches wait.
             tags: attributes of a series to write as tags.
             wall_clock: seconds since 1970, for the age of a file.
-
-        Raises:
-            ValueError: an argument that cannot work, with its name.
         """
         if form not in ("line_protocol", "parquet"):
             raise ValueError(f"form: {form!r}; expected line_protocol or parquet")
@@ -122,18 +119,14 @@ class FileDestination:
         """Append one batch and make it durable.
 
         Raises:
-            RetryLater: no room, no permission, or no directory; nothing of the batch counts.
+            RetryLaterError: no room, no permission, or no directory; nothing of the batch counts.
         """
         if self._closed:
             raise RetryLaterError(f"{self.name}: closed")
         return await asyncio.get_running_loop().run_in_executor(self._writer, self._write, encoded_batch)
 
     async def rotate(self) -> None:
-        """Give every open file its final name now, for a person about to take the files away.
-
-        Raises:
-            RetryLater: as `send`.
-        """
+        """Give every open file its final name now, for a person about to take the files away."""
         if self._closed:
             raise RetryLaterError(f"{self.name}: closed")
         await asyncio.get_running_loop().run_in_executor(self._writer, self._rotate)

@@ -37,11 +37,7 @@ def is_available() -> bool:
 
 
 def write_batches(path: Path, batches: Iterable[Batch]) -> None:
-    """Write batches of readings as one new file, a row group each. It is not fsynced.
-
-    Raises:
-        OSError: the file cannot be written.
-    """
+    """Write batches of readings as one new file, a row group each. It is not fsynced."""
     import pyarrow.parquet  # noqa: PLC0415 - an optional package
 
     schema = _build_schema()
@@ -141,11 +137,6 @@ _CRC_BYTES = 4
 
 def convert(source: Path, ends: Sequence[int], target: Path) -> list[bool]:
     """Write the batches of `source` as the Parquet file `target`; which of them could be read.
-
-    Args:
-        source: the open file.
-        ends: where each batch ends in it, bytes.
-        target: does not exist yet; is whole and durable on return, and is not there when none could be read.
 
     Raises:
         OSError: it cannot be written; nothing has changed.

@@ -124,9 +124,6 @@ class InfluxDestination:
             proxy: an http:// or https:// address, "" for none; the environment is not asked.
             transport: replaces the network, for tests.
             wall_clock: seconds since 1970, to read a Retry-After date.
-
-        Raises:
-            ValueError: an argument that cannot work, with its name.
         """
         if not (token.isascii() and token.isprintable()):
             raise ValueError("token: holds a line break or a character that no HTTP header can carry")

@@ -110,7 +110,7 @@ class HttpApp:
         caller = await self._callers.of(request, "readings")
         plain = PlainRequest(request, MEDIA_TYPES)
         self._require_open()
-        with self._intake.admitted(caller.name) as body:
+        with self._intake.admit(caller.name) as body:
             raw = await self._read(request, body)
             data = await plain.decompress(raw, body, self._intake.limits.plain_bytes)
             answer = await self._in_time(self._readings.take(plain, data, caller))
@@ -125,7 +125,7 @@ class HttpApp:
                 415, "media_type", f"expected {wire.MEDIA_TYPE}, not {media_type or 'nothing'}"
             )
         self._require_open()
-        with self._intake.admitted(caller.name) as body:
+        with self._intake.admit(caller.name) as body:
             batch = await self._decoded(await self._read(request, body))
             gateway_id = batch.range.gateway_id
             if gateway_id == self._gateway_id:

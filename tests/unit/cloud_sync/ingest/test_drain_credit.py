@@ -1,4 +1,4 @@
-"""A fleet that returns from one outage: the queue at the database stays short and nobody starves."""
+"""A fleet that requeue from one outage: the queue at the database stays short and nobody starves."""
 
 from __future__ import annotations
 
@@ -112,14 +112,14 @@ def test_a_credit_ends_when_nobody_waits_any_more():
     assert fairness.wait_s(5000) == 6
 
 
-async def test_gateways_take_turns_and_one_of_them_cannot_take_every_place():
-    turns = ApplyQueue(2)
+async def test_gateways_take_queue_and_one_of_them_cannot_take_every_place():
+    queue = ApplyQueue(2)
     order: list[str] = []
     at_once: list[int] = []
     serving: set[str] = set()
 
     async def apply(name: str) -> None:
-        async with turns.turn(name, 10):
+        async with queue.turn(name, 10):
             assert name not in serving
             serving.add(name)
             at_once.append(len(serving))
@@ -132,17 +132,17 @@ async def test_gateways_take_turns_and_one_of_them_cannot_take_every_place():
 
     assert max(at_once) == 2
     assert max(order.index(name) for name in "bcd") <= 5
-    assert turns.waiting == turns.waiting_rows == turns.crowd == 0
+    assert queue.waiting == queue.waiting_rows == queue.waiting_gateways == 0
 
 
 async def test_batches_of_one_gateway_that_wait_for_each_other_are_no_crowd():
-    turns = ApplyQueue(1)
+    queue = ApplyQueue(1)
     crowds: list[tuple[int, int]] = []
 
     async def apply(name: str) -> None:
-        async with turns.turn(name, 10):
+        async with queue.turn(name, 10):
             await asyncio.sleep(0)
-            crowds.append((turns.waiting, turns.crowd))
+            crowds.append((queue.waiting, queue.waiting_gateways))
 
     await asyncio.gather(apply("a"), apply("a"), apply("a"))
     assert crowds == [(2, 0), (1, 0), (0, 0)]
@@ -152,28 +152,28 @@ async def test_batches_of_one_gateway_that_wait_for_each_other_are_no_crowd():
 
 
 async def test_a_request_that_gives_up_leaves_its_place_to_others():
-    turns = ApplyQueue(1)
+    queue = ApplyQueue(1)
     release = asyncio.Event()
 
     async def hold() -> None:
-        async with turns.turn("a", 1):
+        async with queue.turn("a", 1):
             await release.wait()
 
     async def pass_by(name: str) -> str:
-        async with turns.turn(name, 1):
+        async with queue.turn(name, 1):
             return name
 
     holding = asyncio.create_task(hold())
     await asyncio.sleep(0)
     given_up, next_one = asyncio.create_task(pass_by("b")), asyncio.create_task(pass_by("c"))
     await asyncio.sleep(0)
-    assert (turns.waiting, turns.waiting_rows) == (2, 2)
+    assert (queue.waiting, queue.waiting_rows) == (2, 2)
     given_up.cancel()
     await asyncio.sleep(0)
-    assert turns.waiting == 1
+    assert queue.waiting == 1
     release.set()
 
     assert await next_one == "c"
     await holding
-    async with asyncio.timeout(1), turns.turn("a", 1):
+    async with asyncio.timeout(1), queue.turn("a", 1):
         pass
