@@ -99,7 +99,7 @@ class Shipper:
     async def _run(self, sender: BatchSender, stop: asyncio.Event) -> None:
         stage, clock = self._stages[sender], self._state.clock
         while not stop.is_set():
-            stage.works(within_s=_STEP_TIMEOUT_S)
+            stage.begin_step(within_s=_STEP_TIMEOUT_S)
             started = clock()
             waits = {lane: self._lane_wait_s(lane, started) for lane in sender.lanes}
             open_lanes = [lane for lane, wait_s in waits.items() if wait_s <= 0]
@@ -109,9 +109,9 @@ class Shipper:
                 wait_s = idle_s if wait_after is None else wait_after
             else:
                 wait_s = max(_MIN_WAIT_S, min(waits.values()))
-            stage.works(within_s=wait_s + _STEP_TIMEOUT_S)
+            stage.begin_step(within_s=wait_s + _STEP_TIMEOUT_S)
             await sleep_or_stop(stop, wait_s)
-        stage.rests()
+        stage.set_idle()
 
     def _lane_wait_s(self, lane: Lane | None, at: float) -> float:
         """Seconds until a lane may send; 0 for now."""

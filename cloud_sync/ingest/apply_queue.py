@@ -78,16 +78,16 @@ class ApplyQueue:
                 continue
             self._free -= 1
             self._applying.add(name)
-            self.stage.works(within_s=_TURN_WITHIN_S)
+            self.stage.begin_step(within_s=_TURN_WITHIN_S)
             turn.set_result(None)
 
     def _free_place(self, name: str) -> None:
         self._free += 1
         self._applying.discard(name)
         if self._applying:
-            self.stage.works(within_s=_TURN_WITHIN_S)
+            self.stage.begin_step(within_s=_TURN_WITHIN_S)
         else:
-            self.stage.rests()
+            self.stage.set_idle()
         self._start_next()
 
     def _remove(self, name: str, turn: asyncio.Future[None]) -> None:

@@ -1,4 +1,4 @@
-"""How a program logs: for people, for the journal, or as JSON.
+"""How a program reports: logs for people, for the journal, or as JSON; and its state to systemd.
 
 Under systemd a line begins with its priority and has no time (sd-daemon(3)). Repeats are limited to one
 a minute with a count; control characters are escaped.
@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import socket
 import sys
 import time
 from collections import OrderedDict
@@ -24,8 +25,8 @@ LogFormat = Literal["auto", "text", "json"]
 
 _PRIORITY = {logging.CRITICAL: 2, logging.ERROR: 3, logging.WARNING: 4, logging.INFO: 6, logging.DEBUG: 7}
 _MINUTE_S = 60.0
-_MAX_KINDS = 1000
-_MAX_OF_A_KIND = 20
+_MAX_COUNTS = 1000
+_MAX_OF_A_FORM = 20
 
 
 def configure_logging(level: str, form: LogFormat = "auto", stream: TextIO | None = None) -> None:
@@ -39,7 +40,7 @@ def configure_logging(level: str, form: LogFormat = "auto", stream: TextIO | Non
 
 
 def is_journal(stream: TextIO, environ: Mapping[str, str] = os.environ) -> bool:
-    """Whether systemd has connected a stream to its journal. Source: systemd.exec(5), JOURNAL_STREAM."""
+    """Whether systemd connected a stream to its journal (systemd.exec(5), JOURNAL_STREAM)."""
     try:
         there = os.fstat(stream.fileno())
     except (OSError, ValueError):
@@ -48,7 +49,7 @@ def is_journal(stream: TextIO, environ: Mapping[str, str] = os.environ) -> bool:
 
 
 class LogFormatter(logging.Formatter):
-    """One record as lines."""
+    """A record as one line or more."""
 
     def __init__(self, form: LogFormat, *, journal: bool) -> None:
         super().__init__()
@@ -56,7 +57,7 @@ class LogFormatter(logging.Formatter):
         self._journal = journal
 
     def format(self, record: logging.LogRecord) -> str:
-        """The record, without control characters that are not ours."""
+        """The record, its control characters escaped."""
         prefix = f"<{_priority(record.levelno)}>" if self._journal else ""
         if self._form == "json":
             return prefix + self._json(record)
@@ -64,7 +65,7 @@ class LogFormatter(logging.Formatter):
         if not self._journal:
             at = self.formatTime(record)
             head = f"{at} {record.levelname} {head}"
-        first, *others = self._whole(record).split("\n")
+        first, *others = self._full_text(record).split("\n")
         return "\n".join([f"{prefix}{head}{first}", *(f"{prefix}  {line}" for line in others)])
 
     def _json(self, record: logging.LogRecord) -> str:
@@ -79,7 +80,7 @@ class LogFormatter(logging.Formatter):
             entry["exception"] = self.formatException(record.exc_info)
         return json.dumps(entry, ensure_ascii=True)
 
-    def _whole(self, record: logging.LogRecord) -> str:
+    def _full_text(self, record: logging.LogRecord) -> str:
         text = _escape_controls(record.getMessage())
         return (
             f"{text}\n{_escape_controls(self.formatException(record.exc_info))}" if record.exc_info else text
@@ -89,28 +90,28 @@ class LogFormatter(logging.Formatter):
 @dataclass(slots=True)
 class _RepeatCount:
     since: float
-    said: int = 0
-    kept_back: int = 0
+    passed: int = 0
+    suppressed: int = 0
 
 
 class RepeatFilter(logging.Filter):
-    """Lets the same message through once a minute, and of messages of one form at most twenty.
+    """Passes the same message once a minute, and of messages of one form at most twenty.
 
-    What was kept back is counted in the next that goes through. Errors with a traceback always go through.
+    The next that passes says how many were suppressed. Errors with a traceback always pass.
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         super().__init__()
         self._clock = clock
-        self._kinds: OrderedDict[tuple[str, str], _RepeatCount] = OrderedDict()
+        self._counts: OrderedDict[tuple[str, str], _RepeatCount] = OrderedDict()
 
     def filter(self, record: logging.LogRecord) -> bool:
-        """Whether to say it; adds to its message what was kept back before."""
+        """Whether it passes; adds to its message how many were suppressed before."""
         if record.exc_info or record.levelno < logging.INFO:
             return True
         message = record.getMessage()
         same = self._allows((record.name, message), 1)
-        form = self._allows((record.name, f"form {record.msg}"), _MAX_OF_A_KIND) if same is not None else None
+        form = self._allows((record.name, f"form {record.msg}"), _MAX_OF_A_FORM) if same is not None else None
         if same is None or form is None:
             return False
         if same or form:
@@ -119,21 +120,21 @@ class RepeatFilter(logging.Filter):
         return True
 
     def _allows(self, key: tuple[str, str], most: int) -> int | None:
-        """How many were kept back before this one, or None when it is kept back too."""
+        """How many were suppressed before this one, or None when it is suppressed too."""
         now = self._clock()
-        kind = self._kinds.get(key)
-        kept_back = 0
-        if kind is None or now - kind.since >= _MINUTE_S:
-            kept_back = 0 if kind is None else kind.kept_back
-            kind = self._kinds[key] = _RepeatCount(now)
-            self._kinds.move_to_end(key)
-            while len(self._kinds) > _MAX_KINDS:
-                self._kinds.popitem(last=False)
-        if kind.said >= most:
-            kind.kept_back += 1
+        count = self._counts.get(key)
+        suppressed = 0
+        if count is None or now - count.since >= _MINUTE_S:
+            suppressed = 0 if count is None else count.suppressed
+            count = self._counts[key] = _RepeatCount(now)
+            self._counts.move_to_end(key)
+            while len(self._counts) > _MAX_COUNTS:
+                self._counts.popitem(last=False)
+        if count.passed >= most:
+            count.suppressed += 1
             return None
-        kind.said += 1
-        return kept_back
+        count.passed += 1
+        return suppressed
 
 
 def _priority(level: int) -> int:
@@ -143,3 +144,17 @@ def _priority(level: int) -> int:
 def _escape_controls(text: str) -> str:
     """Control characters as escapes; line breaks and tabs stay."""
     return "".join(c if c.isprintable() or c in "\n\t" else f"\\x{ord(c):02x}" for c in text)
+
+
+def notify_systemd(state: str) -> None:
+    """Send a state such as "READY=1" or "STATUS=...", one assignment a line. Source: sd_notify(3)."""
+    address = os.environ.get("NOTIFY_SOCKET", "")
+    if not address:
+        return
+    if address.startswith("@"):
+        address = "\0" + address[1:]
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as channel:
+        try:
+            channel.sendto(state.encode(), address)
+        except OSError:
+            return

@@ -1,9 +1,8 @@
 """systemd: readiness, watchdog, restart backoff, and the progress that each stage reports.
 
 The watchdog (`WatchdogSec=`, sd_watchdog_enabled(3)) is fed from the event loop and only while no stage
-is late, so a blocked loop and a hanging stage both starve it. A long start is extended while the process
-works. Failed starts in a row wait longer each time, counted in `RuntimeDirectory=` (systemd before 254
-cannot).
+is late, so a blocked loop and a hanging stage both starve it. The timeout of a long start is extended
+while the process works. Failed starts in a row wait longer each time, counted in `RuntimeDirectory=`.
 """
 
 from __future__ import annotations
@@ -13,29 +12,16 @@ import logging
 import math
 import os
 import resource
-import socket
 import time
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from cloud_sync.runtime.logs import notify_systemd
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
-
-
-def notify_systemd(state: str) -> None:
-    """Send a state such as "READY=1" or "STATUS=...", one assignment a line. Source: sd_notify(3)."""
-    address = os.environ.get("NOTIFY_SOCKET", "")
-    if not address:
-        return
-    if address.startswith("@"):
-        address = "\0" + address[1:]
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as channel:
-        try:
-            channel.sendto(state.encode(), address)
-        except OSError:
-            return
 
 
 STEADY_S = 60.0
@@ -43,14 +29,14 @@ _MAX_START_WAIT_S = 60.0
 
 
 class FailedStarts:
-    """Starts that failed in a row."""
+    """Counts starts that failed in a row; systemd before 254 cannot (`RestartSteps=`)."""
 
     def __init__(self, environ: Mapping[str, str] = os.environ) -> None:
         folder = environ.get("RUNTIME_DIRECTORY", "").partition(":")[0]
         self._file = Path(folder) / "failed-starts" if folder else None
 
     def begin(self, sleep: Callable[[float], None] = time.sleep) -> float:
-        """Count this start and wait for what the failures before it ask for; returns the seconds waited."""
+        """Count this start, and wait the longer the more failed before it; returns the seconds waited."""
         if self._file is None:
             return 0.0
         failed = self._failed()
@@ -64,7 +50,7 @@ class FailedStarts:
         return wait_s
 
     def succeeded(self) -> None:
-        """This start was a good one."""
+        """The program runs, so the next start is the first."""
         if self._file is not None:
             with suppress(OSError):
                 self._file.unlink(missing_ok=True)
@@ -79,7 +65,7 @@ class FailedStarts:
 
 @dataclass(slots=True, eq=False)
 class StageProgress:
-    """One stage, by its own word. Times are seconds of `clock`, which is monotonic."""
+    """What one stage reports; `due_at` is when its next report is due. Times are monotonic."""
 
     name: str
     clock: Callable[[], float] = time.monotonic
@@ -87,25 +73,25 @@ class StageProgress:
     reported_at: float = field(default=0.0)
     due_at: float = field(default=math.inf)
 
-    def works(self, within_s: float) -> None:
-        """A step begins that takes at most `within_s`, waits with a known end included."""
+    def begin_step(self, within_s: float) -> None:
+        """A step begins that takes at most `within_s`, known waits included."""
         self.steps += 1
         self.reported_at = self.clock()
         self.due_at = self.reported_at + within_s
 
-    def rests(self) -> None:
-        """There is nothing to do until something comes in, however long that takes, or ever again."""
+    def set_idle(self) -> None:
+        """The stage waits for input, however long that takes, or has ended."""
         self.reported_at = self.clock()
         self.due_at = math.inf
 
     def late_s(self) -> float:
-        """Seconds since it should have been heard of, 0 when it is as it should be."""
+        """Seconds since a report was due, 0 when none is."""
         return max(0.0, self.clock() - self.due_at)
 
 
 @dataclass(frozen=True, slots=True)
 class LateStage:
-    """A stage that did not keep its word."""
+    """A stage whose report is overdue."""
 
     name: str
     silent_s: float
@@ -116,7 +102,7 @@ class LateStage:
 
 
 def find_late_stages(stages: Iterable[StageProgress]) -> list[LateStage]:
-    """The stages that hang."""
+    """The stages whose reports are overdue."""
     return [
         LateStage(stage.name, stage.clock() - stage.reported_at, stage.due_at - stage.reported_at)
         for stage in stages
@@ -130,20 +116,20 @@ _START_EXTENSION_S = 60.0
 
 
 class Watchdog:
-    """Tells systemd how one program is doing. `tell_once` is the step, `run` the loop."""
+    """Reports the state of one program to systemd. `feed_once` is the step, `run` the loop."""
 
     def __init__(
         self,
         stages: Callable[[], Iterable[StageProgress]],
         text: Callable[[], str],
         *,
-        tell: Callable[[str], None] = notify_systemd,
+        notify: Callable[[str], None] = notify_systemd,
         period_s: float = STATUS_EVERY_S,
     ) -> None:
         self.phase: Literal["starting", "ready", "stopping"] = "starting"
         self._stages = stages
         self._text = text
-        self._tell = tell
+        self._notify = notify
         self._period_s = period_s
         self._work = _resource_usage()
         self._late: set[str] = set()
@@ -151,50 +137,50 @@ class Watchdog:
         self._restarts = FailedStarts()
 
     async def run(self) -> None:
-        """Tell until cancelled."""
+        """Feed until cancelled."""
         while True:
             self.feed_once()
             await asyncio.sleep(self._period_s)
 
     def ready(self) -> None:
-        """The program is of use from now on."""
+        """The program serves from now on."""
         self.phase = "ready"
         self._steady_at = time.monotonic() + STEADY_S
-        self._tell(f"READY=1\nSTATUS={_one_line(self._text())}")
+        self._notify(f"READY=1\nSTATUS={_one_line(self._text())}")
 
     def reloading(self) -> None:
-        """The program takes over another configuration; `ready` says when it has (sd_notify(3))."""
-        self._tell(f"RELOADING=1\nMONOTONIC_USEC={time.monotonic_ns() // 1000}")
+        """The program loads another configuration, until `ready` (sd_notify(3))."""
+        self._notify(f"RELOADING=1\nMONOTONIC_USEC={time.monotonic_ns() // 1000}")
 
     def restarting(self) -> None:
-        """The program stops in order, to begin anew in the same process."""
+        """The program stops, to start again in the same process."""
         self.phase = "stopping"
         self._restarts.succeeded()
         self.reloading()
 
     def stopping(self) -> None:
-        """The program has been told to stop."""
+        """The program stops for good."""
         self.phase = "stopping"
         self._restarts.succeeded()
-        self._tell("STOPPING=1\nSTATUS=stopping: committing what was read, finishing what is on its way")
+        self._notify("STOPPING=1\nSTATUS=stopping: committing what was read, finishing deliveries")
 
     def feed_once(self) -> list[LateStage]:
         """Feed the watchdog unless a stage is late; returns the late ones."""
         if self.phase == "starting":
             work, self._work = self._work, _resource_usage()
             if work != self._work:
-                self._tell(f"EXTEND_TIMEOUT_USEC={round((self._period_s + _START_EXTENSION_S) * 1e6)}")
+                self._notify(f"EXTEND_TIMEOUT_USEC={round((self._period_s + _START_EXTENSION_S) * 1e6)}")
             return []
         late = find_late_stages(self._stages())
         if time.monotonic() > self._steady_at and not late:
             self._restarts.succeeded()
             self._steady_at = math.inf
         if late:
-            self._tell("STATUS=" + _one_line("stuck: " + "; ".join(map(str, late))))
+            self._notify("STATUS=" + _one_line("stuck: " + "; ".join(map(str, late))))
         elif self.phase == "ready":
-            self._tell(f"WATCHDOG=1\nSTATUS={_one_line(self._text())}")
+            self._notify(f"WATCHDOG=1\nSTATUS={_one_line(self._text())}")
         else:
-            self._tell("WATCHDOG=1")
+            self._notify("WATCHDOG=1")
         for stage in late:
             if stage.name not in self._late:
                 _log.error("%s: the watchdog is not fed any more", stage)
@@ -203,10 +189,7 @@ class Watchdog:
 
 
 def watchdog_period_s(environ: Mapping[str, str] = os.environ, pid: int | None = None) -> float:
-    """How often to feed: three times within what systemd allows, and at least as often as the text changes.
-
-    Source: sd_watchdog_enabled(3).
-    """
+    """How often to feed: three times within what systemd allows, and at least every 10 seconds."""
     meant_for = environ.get("WATCHDOG_PID", "")
     allowed = environ.get("WATCHDOG_USEC", "")
     if not allowed.isdigit() or int(allowed) == 0 or meant_for not in ("", str(pid or os.getpid())):
@@ -215,11 +198,11 @@ def watchdog_period_s(environ: Mapping[str, str] = os.environ, pid: int | None =
 
 
 def _resource_usage() -> tuple[float, int, int]:
-    """What this process has done so far: tenths of a second on the processor, blocks read and written."""
+    """Tenths of a second of processor time, blocks read and written."""
     used = resource.getrusage(resource.RUSAGE_SELF)
     return round(used.ru_utime + used.ru_stime, 1), used.ru_inblock, used.ru_oublock
 
 
 def _one_line(text: str) -> str:
-    """As one assignment: a line break would begin another."""
+    """A line break would begin another assignment."""
     return " ".join(text.split())

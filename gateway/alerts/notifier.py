@@ -216,15 +216,15 @@ class AlertNotifier:
     async def run(self, stop: asyncio.Event) -> None:
         """Send until `stop` is set."""
         while not stop.is_set():
-            self.stage.works(_STEP_WITHIN_S)
+            self.stage.begin_step(_STEP_WITHIN_S)
             try:
                 wait_s = await self.send_once()
             except SpoolError as fault:
                 _log.warning("channel %s waits for the spool: %s", self.channel.name, fault)
                 wait_s = _POLL_S
-            self.stage.works(wait_s + _STEP_WITHIN_S)
+            self.stage.begin_step(wait_s + _STEP_WITHIN_S)
             await sleep_or_stop(stop, wait_s)
-        self.stage.rests()
+        self.stage.set_idle()
 
     async def send_once(self) -> float:
         """Send what is due; returns how long to wait before the next look, in seconds.

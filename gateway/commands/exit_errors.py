@@ -7,8 +7,7 @@ from typing import NoReturn
 
 import typer
 
-from cloud_sync.runtime.logs import is_journal
-from cloud_sync.runtime.watchdog import notify_systemd
+from cloud_sync.runtime.logs import is_journal, notify_systemd
 
 EXIT_USAGE = 2
 

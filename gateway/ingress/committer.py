@@ -244,11 +244,11 @@ class Committer:
         """Commit groups until `finish` is called and nothing is left to commit."""
         while True:
             if not self._wake.is_set():
-                self.stage.rests()
+                self.stage.set_idle()
             await self._wake.wait()
             await self.commit_once()
             if self._finishing and not self._pending():
-                self.stage.rests()
+                self.stage.set_idle()
                 return
 
     def finish(self) -> None:
@@ -264,7 +264,7 @@ class Committer:
         self._wake.clear()
         if not self._pending():
             return 0
-        self.stage.works(within_s=self._interval_s + _COMMIT_WATCHDOG_S)
+        self.stage.begin_step(within_s=self._interval_s + _COMMIT_WATCHDOG_S)
         since_last_s = time.monotonic() - self._last_commit_at
         if since_last_s < self._interval_s:
             await asyncio.sleep(self._interval_s - since_last_s)
@@ -308,7 +308,7 @@ class Committer:
                 note = parking.note
                 submissions.append(Submission(slice(0, 0), lambda connection, _: note(connection)))
         while True:
-            self.stage.works(within_s=_RETRY_S + _COMMIT_WATCHDOG_S)
+            self.stage.begin_step(within_s=_RETRY_S + _COMMIT_WATCHDOG_S)
             try:
                 appended = await self._appender.append(
                     readings,

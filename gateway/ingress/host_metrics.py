@@ -69,14 +69,14 @@ class HostMetricsSource:
     async def run(self, stop: asyncio.Event) -> None:
         """Sample until `stop` is set."""
         while not stop.is_set():
-            self.stage.works(within_s=self.period_s + _SAMPLE_WATCHDOG_S)
+            self.stage.begin_step(within_s=self.period_s + _SAMPLE_WATCHDOG_S)
             self.sample_once(self._clock_us())
             try:
                 async with asyncio.timeout(self.period_s):
                     await stop.wait()
             except TimeoutError:
                 continue
-        self.stage.rests()
+        self.stage.set_idle()
 
     def sample_once(self, now_us: int | None) -> None:
         """Offer one sample of every metric, all stamped `now_us`; None leaves that to the committer."""

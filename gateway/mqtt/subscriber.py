@@ -103,7 +103,7 @@ class Subscriber:
             attending.cancel()
             stopping.cancel()
             outcome, _ = await asyncio.gather(attending, stopping, return_exceptions=True)
-            self.stage.rests()
+            self.stage.set_idle()
         if isinstance(outcome, Exception):
             raise outcome
 
@@ -153,7 +153,7 @@ class Subscriber:
             client.pause()
         resubscribe_at_s = self._since_s + _RESUBSCRIBE_S
         while not client.lost.done():
-            self.stage.works(within_s=_WATCHDOG_STEP_S)
+            self.stage.begin_step(within_s=_WATCHDOG_STEP_S)
             await asyncio.wait({client.lost}, timeout=min(_TICK_S, client.keep_alive_s / 8 or _TICK_S))
             now_s = _now_s()
             client.tick(now_s)
@@ -166,7 +166,7 @@ class Subscriber:
     async def _attend(self) -> None:
         attempt = 0
         while True:
-            self.stage.works(within_s=self.settings.connect_timeout_s + _WATCHDOG_STEP_S)
+            self.stage.begin_step(within_s=self.settings.connect_timeout_s + _WATCHDOG_STEP_S)
             fault = await self.run_connection()
             if self._stopping:
                 return
@@ -175,7 +175,7 @@ class Subscriber:
             wait_s = (self._slowly if fault.needs_operator else self._backoff).wait_s(attempt, self._chance())
             self._note(fault, attempt, wait_s)
             self.counters.state = "waiting"
-            self.stage.works(within_s=wait_s + _WATCHDOG_STEP_S)
+            self.stage.begin_step(within_s=wait_s + _WATCHDOG_STEP_S)
             await asyncio.sleep(wait_s)
 
     def _note(self, fault: BrokerError, attempt: int, wait_s: float) -> None:

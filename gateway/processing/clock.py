@@ -290,7 +290,7 @@ class ClockCorrector:
         """Look at the clock every second and release what may go, until `stop` is set."""
         ask_at_us = 0
         while not stop.is_set():
-            self.stage.works(_STEP_WITHIN_S)
+            self.stage.begin_step(_STEP_WITHIN_S)
             if not self.clock.trusted and self._boot_us() >= ask_at_us:
                 await asyncio.to_thread(self.clock.query_sync_once)
                 ask_at_us = self._boot_us() + _QUERY_SYNC_EVERY_US
@@ -299,13 +299,13 @@ class ClockCorrector:
             try:
                 await self._save_floor()
                 while await self.release_once() and not stop.is_set():
-                    self.stage.works(_STEP_WITHIN_S)
+                    self.stage.begin_step(_STEP_WITHIN_S)
             except SpoolError as fault:
                 _log.warning("readings that wait for the clock cannot be committed: %s", fault)
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(_CHECK_EVERY_S):
                     await stop.wait()
-        self.stage.rests()
+        self.stage.set_idle()
 
     async def release_once(self) -> int:
         """Commit the oldest parked group, if its time has come; returns its readings.
@@ -336,9 +336,9 @@ class ClockCorrector:
                 flags=readings.flags | np.int32(Flag.RESTAMPED),
             )
             self.counters.restamped += readings.rows
-        self.stage.rests()  # a full spool may hold it for days
+        self.stage.set_idle()  # a full spool may hold it for days
         await self._submit_readings(moved, partial(_delete_pending, row.number))
-        self.stage.works(_STEP_WITHIN_S)
+        self.stage.begin_step(_STEP_WITHIN_S)
         return readings.rows
 
     def _may_still_be_corrected(self, row: processing_state.PendingReadings) -> bool:

@@ -157,7 +157,7 @@ class CommitConsumer:
                     break
         finally:
             watching.cancel()
-            self.stage.rests()
+            self.stage.set_idle()
 
     async def consume_once(self, *, durable: bool = False) -> int:
         """One step over the next chunk of readings, or over time alone; returns how many readings it took.
@@ -223,7 +223,7 @@ class CommitConsumer:
 
     async def _follow(self, *, durable: bool) -> int:
         """One step; how many readings it took, 0 when the spool cannot be used."""
-        self.stage.works(_STEP_WITHIN_S)
+        self.stage.begin_step(_STEP_WITHIN_S)
         try:
             rows = await self.consume_once(durable=durable)
         except SpoolError as fault:
@@ -238,7 +238,7 @@ class CommitConsumer:
 
     async def _pause(self) -> None:
         """Until something was committed, but not too soon; at most a tick."""
-        self.stage.works(_STEP_WITHIN_S)
+        self.stage.begin_step(_STEP_WITHIN_S)
         began = time.monotonic()
         try:
             async with asyncio.timeout(_MAX_PAUSE_S):

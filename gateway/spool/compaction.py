@@ -133,7 +133,7 @@ class Compaction:
     async def run(self, stop: asyncio.Event) -> None:
         """Compact until `stop` is set."""
         while not stop.is_set():
-            self.stage.works(within_s=_STEP_WITHIN_S)
+            self.stage.begin_step(within_s=_STEP_WITHIN_S)
             try:
                 merged = await self.compact_once()
             except SpoolError as fault:
@@ -144,7 +144,7 @@ class Compaction:
                     await stop.wait()
             except TimeoutError:
                 continue
-        self.stage.rests()
+        self.stage.set_idle()
 
     async def compact_once(self, *, everything: bool = False) -> int:
         """One pass over what has gathered; returns how many segments were merged away.
@@ -165,7 +165,7 @@ class Compaction:
             before, (_, spare) = spare, await self._database.room()
             if spare in (0, before):
                 return
-            self.stage.works(within_s=_STEP_WITHIN_S)
+            self.stage.begin_step(within_s=_STEP_WITHIN_S)
             await self._database.reclaim(_FREE_PAGES)
             if not everything:
                 return
@@ -245,7 +245,7 @@ class Compaction:
 
     async def _replace(self, run: list[StoredSegment]) -> bool:
         """Put one segment in the place of a run; False when the bounds have moved, and nothing was done."""
-        self.stage.works(within_s=_STEP_WITHIN_S)
+        self.stage.begin_step(within_s=_STEP_WITHIN_S)
         blocks = await self._database.read(
             lambda c: [block for s in run if (block := read_block(c, s.position)) is not None]
         )

@@ -75,7 +75,7 @@ class Retention:
     async def run(self, stop: asyncio.Event) -> None:
         """Prune until `stop` is set."""
         while not stop.is_set():
-            self.stage.works(within_s=_STEP_WITHIN_S)
+            self.stage.begin_step(within_s=_STEP_WITHIN_S)
             try:
                 more = await self.make_room_once(time.time_ns() // 1000)
             except SpoolError as fault:
@@ -86,7 +86,7 @@ class Retention:
                     await stop.wait()
             except TimeoutError:
                 continue
-        self.stage.rests()
+        self.stage.set_idle()
 
     async def make_room_once(self, now_us: int) -> bool:
         """Prune, and where that was not enough give something up; whether there is more to do at once."""

@@ -35,13 +35,13 @@ async def test_a_stage_that_does_not_keep_its_word_is_named_to_this_machine_only
     try:
         async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", trust_env=False) as client:
             assert (await client.get("/healthz")).json() == {"status": "ok"}
-            parts.committer.stage.works(within_s=-1)
+            parts.committer.stage.begin_step(within_s=-1)
             unwell = await client.get("/healthz")
             assert (unwell.status_code, unwell.json()["status"]) == (503, "stuck")
             assert "committer" in unwell.json()["stages"][0]
             assert (await client.get("/healthz", headers=ELSEWHERE)).json() == {"status": "stuck"}
             assert "tidegate_stages_late 1.0" in (await client.get("/metrics")).text
-            parts.committer.stage.rests()
+            parts.committer.stage.set_idle()
             assert (await client.get("/healthz")).status_code == 200
             parts.committer.counters.holding_reason = "no room"
             ready = await client.get("/readyz")

@@ -134,7 +134,7 @@ WRONG = {
     ),
     "no tokens": (
         'tokens_file = "no"\n[database]\ndsn = "postgresql://x"\n',
-        ["no: cannot be read: No such file", "token add"],
+        ["no: there is no such file", "token add"],
     ),
     "other dsn": (
         'tokens_file = "t"\n[database]\ndsn = "mysql://secret@x"\n',

@@ -71,7 +71,7 @@ class Client:
                     self._found += item if isinstance(item, list) else [item]
         return self._found.pop(0) if self._found else None
 
-    async def works(self):
+    async def begin_step(self):
         return await self.answer(Pingreq()) == Pingresp()
 
 
@@ -218,12 +218,12 @@ def test_nobody_takes_over_the_session_of_another_device(passwords):
             connected(listener, device("pump-1", client_id="same")) as first,
             connected(listener, device("pump-2", client_id="same")) as second,
         ):
-            assert await first.works()
-            assert await second.works()
+            assert await first.begin_step()
+            assert await second.begin_step()
             async with connected(listener, device("pump-1", client_id="same")) as again:
                 assert await first.answer() == Disconnect(0x8E)
-                assert await second.works()
-                assert await again.works()
+                assert await second.begin_step()
+                assert await again.begin_step()
 
     run(main())
 
@@ -237,7 +237,7 @@ def test_a_device_that_is_removed_is_disconnected_and_others_are_not(passwords):
             ):
                 device_passwords.remove_device(passwords, "pump-1")
                 assert await first.answer() == Disconnect(0x87)
-                assert await other.works()
+                assert await other.begin_step()
             async with connected(listener) as client:
                 assert await client.answer(device("pump-1")) == Connack(0x86)
 
@@ -336,7 +336,7 @@ def test_a_renewed_certificate_serves_new_connections_while_old_ones_go_on(autho
             replace(server["tls_key_file"], authority.folder / "renewed.key")
             await asyncio.sleep(1.1)
             assert await serial(listener, authority) == "renewed"
-            assert await old.works()
+            assert await old.begin_step()
 
     run(main())
 
@@ -434,7 +434,7 @@ def test_a_connect_that_comes_byte_by_byte_has_no_more_time_than_any_other():
                     await asyncio.sleep(0.1)
                 assert slow.reader.at_eof()
             assert listener.counters.closed_total["connect_timeout"] == 1
-            assert await fine.works()
+            assert await fine.begin_step()
 
     run(main())
 
@@ -453,12 +453,12 @@ def test_a_thousand_half_open_connections_harm_nobody_and_are_gone_after_their_t
             for _, writer in half[::2]:
                 writer.write(b"\x16\x03\x01\x02\x00\x01")  # the beginning of a ClientHello
             await until(lambda: len(listener._pending_transports) == 1000)
-            assert await fine.works()
+            assert await fine.begin_step()
             async with connected(listener, Connect("new"), ssl=client_tls(authority)) as new:
-                assert await new.works()
+                assert await new.begin_step()
             await until(lambda: not listener._pending_transports)
             assert listener.counters.closed_total["tls_handshake"] == 1000
-            assert await fine.works()
+            assert await fine.begin_step()
             assert listener.counters.connections_open == 1
             for _, writer in half:
                 writer.transport.abort()
@@ -482,8 +482,8 @@ def test_where_strangers_fill_every_place_devices_get_in_all_the_same(run_on_bot
                 connected(listener, Connect("a"), **options) as a,
                 connected(listener, Connect("b"), **options),
             ):
-                assert await a.works()
-                assert await fine.works()
+                assert await a.begin_step()
+                assert await fine.begin_step()
                 assert listener.counters.closed_total["made_room"] == 2
                 await until(lambda: half[0][0].at_eof() or half[0][0].exception())
             for _, writer in half:
@@ -503,8 +503,8 @@ def test_devices_in_use_never_make_room(run_on_both):
             async with connected(listener) as third:
                 with suppress(OSError):
                     assert await third.answer() is None
-            assert await a.works()
-            assert await b.works()
+            assert await a.begin_step()
+            assert await b.begin_step()
             assert listener.counters.refused_total["max_connections"] == 1
 
     run_on_both(main())

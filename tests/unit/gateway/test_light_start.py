@@ -30,3 +30,7 @@ def loaded_after(statements: str) -> set[str]:
 
 def test_the_agent_loads_web_servers_and_clients_only_when_it_is_to_have_them() -> None:
     assert loaded_after("import gateway.commands.gateway").isdisjoint(ON_DEMAND)
+
+
+def test_the_command_line_loads_no_event_loop_before_a_command_is_called() -> None:
+    assert loaded_after("import gateway.cli").isdisjoint((*ON_DEMAND, "asyncio", "numpy", "pydantic"))

@@ -43,7 +43,7 @@ class Systemd:
 
 def ready(stages: list[StageProgress], text: str = "fine") -> tuple[Watchdog, Systemd]:
     systemd = Systemd()
-    watchdog = Watchdog(lambda: stages, lambda: text, tell=systemd.heard.append)
+    watchdog = Watchdog(lambda: stages, lambda: text, notify=systemd.heard.append)
     watchdog.ready()
     return watchdog, systemd
 
@@ -51,10 +51,10 @@ def ready(stages: list[StageProgress], text: str = "fine") -> tuple[Watchdog, Sy
 def test_a_stage_that_keeps_its_word_is_not_late():
     clock = Clock()
     stage = StageProgress("committer", clock)
-    stage.works(within_s=10)
+    stage.begin_step(within_s=10)
     clock.now += 9
     assert find_late_stages([stage]) == []
-    stage.works(within_s=10)
+    stage.begin_step(within_s=10)
     clock.now += 9
     assert find_late_stages([stage]) == []
 
@@ -62,8 +62,8 @@ def test_a_stage_that_keeps_its_word_is_not_late():
 def test_a_stage_without_work_may_rest_for_ever():
     clock = Clock()
     stage = StageProgress("committer", clock)
-    stage.works(within_s=10)
-    stage.rests()
+    stage.begin_step(within_s=10)
+    stage.set_idle()
     clock.now += 1e9
     assert find_late_stages([stage]) == []
 
@@ -72,7 +72,7 @@ def test_a_stage_that_hangs_starves_the_watchdog_until_it_moves_again(caplog):
     clock = Clock()
     hanging, well = StageProgress("shipper regional", clock), StageProgress("committer", clock)
     watchdog, systemd = ready([well, hanging])
-    hanging.works(within_s=10)
+    hanging.begin_step(within_s=10)
     watchdog.feed_once()
     assert systemd.fed == 1
     clock.now += 11
@@ -83,7 +83,7 @@ def test_a_stage_that_hangs_starves_the_watchdog_until_it_moves_again(caplog):
     assert systemd.fed == 1
     assert systemd.heard[-1].startswith("STATUS=stuck: shipper regional")
     assert len(caplog.records) == 1, "said once, not at every look"
-    hanging.works(within_s=10)
+    hanging.begin_step(within_s=10)
     assert watchdog.feed_once() == []
     assert systemd.fed == 2
 
@@ -95,7 +95,7 @@ def test_a_status_text_stays_one_assignment_whatever_an_error_says():
 
 def test_a_start_is_given_more_time_while_it_works_and_none_while_it_does_nothing():
     systemd = Systemd()
-    watchdog = Watchdog(list, lambda: "", tell=systemd.heard.append, period_s=5)
+    watchdog = Watchdog(list, lambda: "", notify=systemd.heard.append, period_s=5)
     watchdog.feed_once()
     before = len(systemd.heard)
     sum(n * n for n in range(4_000_000))
@@ -183,7 +183,7 @@ def test_failed_starts_in_a_row_wait_longer_and_longer_and_a_good_one_ends_the_r
 def test_an_orderly_stop_is_no_failed_start(tmp_path, monkeypatch):
     monkeypatch.setenv("RUNTIME_DIRECTORY", str(tmp_path))
     FailedStarts().begin()
-    watchdog = Watchdog(list, lambda: "", tell=lambda _: None)
+    watchdog = Watchdog(list, lambda: "", notify=lambda _: None)
     watchdog._restarts = FailedStarts({"RUNTIME_DIRECTORY": str(tmp_path)})
     watchdog.ready()
     assert list(tmp_path.iterdir())
