@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from typer.models import OptionInfo
 
 from firmware_sim.commands.console import (
     EXIT_DIFFERENT,
@@ -39,7 +40,6 @@ from firmware_sim.replay.column_map import (
 from firmware_sim.replay.csv_values import TIME_FORMATS
 from firmware_sim.replay.player import (
     MAX_OUTSTANDING,
-    RecordedReading,
     RecordingCounters,
     ReplayPace,
     ReplayPlayer,
@@ -48,9 +48,17 @@ from firmware_sim.replay.player import (
 )
 from firmware_sim.verify.loss_explanation import format_time_us
 
-_COLUMNS = "What the columns mean"
-_FORMAT = "Format of the file"
 _PREVIEW_READINGS = 5
+
+
+def _column_option(text: str) -> OptionInfo:
+    option: OptionInfo = typer.Option(help=text, rich_help_panel="What the columns mean")
+    return option
+
+
+def _format_option(*names: str, text: str, minimum: int | None = None) -> OptionInfo:
+    option: OptionInfo = typer.Option(*names, help=text, min=minimum, rich_help_panel="Format of the file")
+    return option
 
 
 def replay(
@@ -66,60 +74,35 @@ def replay(
         Path | None, typer.Option(help="Folder for the record of what was sent and acknowledged.")
     ] = None,
     broker: BrokerOption = "mqtt://127.0.0.1:1883",
-    time_column: Annotated[
-        str, typer.Option(help="Column of the time; two joined by a space as A,B.", rich_help_panel=_COLUMNS)
-    ] = "",
+    time_column: Annotated[str, _column_option("Column of the time; two joined by a space as A,B.")] = "",
     time_format: Annotated[
         str,
-        typer.Option(
-            help="auto, iso, s, ms, us, ns (since 1970), or a strptime format like '%d/%m/%Y %H:%M'. "
-            "A time without a zone is UTC; digits below a microsecond are cut.",
-            rich_help_panel=_COLUMNS,
+        _column_option(
+            "auto, iso, s, ms, us, ns (since 1970), or a strptime format like '%d/%m/%Y %H:%M'. "
+            "A time without a zone is UTC; digits below a microsecond are cut."
         ),
     ] = "auto",
-    sensor_column: Annotated[
-        str, typer.Option(help="Column of the sensor id.", rich_help_panel=_COLUMNS)
-    ] = "",
-    sensor_id: Annotated[
-        str,
-        typer.Option(help="One sensor id for all rows. Default: the file's name.", rich_help_panel=_COLUMNS),
-    ] = "",
-    type_column: Annotated[
-        str, typer.Option(help="Column of the sensor type.", rich_help_panel=_COLUMNS)
-    ] = "",
-    sensor_type: Annotated[
-        str, typer.Option(help="One sensor type for all rows.", rich_help_panel=_COLUMNS)
-    ] = "",
-    value_column: Annotated[str, typer.Option(help="Column of the value.", rich_help_panel=_COLUMNS)] = "",
+    sensor_column: Annotated[str, _column_option("Column of the sensor id.")] = "",
+    sensor_id: Annotated[str, _column_option("One sensor id for all rows. Default: the file's name.")] = "",
+    type_column: Annotated[str, _column_option("Column of the sensor type.")] = "",
+    sensor_type: Annotated[str, _column_option("One sensor type for all rows.")] = "",
+    value_column: Annotated[str, _column_option("Column of the value.")] = "",
     value_columns: Annotated[
         str,
-        typer.Option(
-            help="Columns A,B,C, each a sensor type of its own. Default: all columns of numbers, "
-            "when there is no column called value.",
-            rich_help_panel=_COLUMNS,
+        _column_option(
+            "Columns A,B,C, each a sensor type of its own. Default: all columns of numbers, "
+            "when there is no column called value."
         ),
     ] = "",
-    quality_column: Annotated[
-        str, typer.Option(help="Column of the quality, 0-100.", rich_help_panel=_COLUMNS)
-    ] = "",
+    quality_column: Annotated[str, _column_option("Column of the quality, 0-100.")] = "",
     delimiter: Annotated[
-        str,
-        typer.Option(help="Between fields; 'tab' for a tab. Default: detected.", rich_help_panel=_FORMAT),
+        str, _format_option(text="Between fields; 'tab' for a tab. Default: detected.")
     ] = "",
-    decimal: Annotated[
-        str, typer.Option(help="Decimal sign. Default: detected.", rich_help_panel=_FORMAT)
-    ] = "",
-    encoding: Annotated[str, typer.Option(help="Text encoding.", rich_help_panel=_FORMAT)] = "utf-8-sig",
-    skip_lines: Annotated[
-        int, typer.Option(min=0, help="Lines before the header.", rich_help_panel=_FORMAT)
-    ] = 0,
+    decimal: Annotated[str, _format_option(text="Decimal sign. Default: detected.")] = "",
+    encoding: Annotated[str, _format_option(text="Text encoding.")] = "utf-8-sig",
+    skip_lines: Annotated[int, _format_option(text="Lines before the header.", minimum=0)] = 0,
     no_header: Annotated[
-        bool,
-        typer.Option(
-            "--no-header",
-            help="No header: columns are called 1, 2, 3, ...",
-            rich_help_panel=_FORMAT,
-        ),
+        bool, _format_option("--no-header", text="No header: columns are called 1, 2, 3, ...")
     ] = False,
     shift_to_now: Annotated[
         bool,
@@ -256,7 +239,7 @@ def check_time_format(text: str) -> str:
 
 
 def check_delimiter(text: str) -> str:
-    """One character; "": detect it."""
+    """One character, or the name of the tab."""
     text = {"tab": "\t", "\\t": "\t"}.get(text, text)
     if len(text) > 1:
         raise SimError(f"--delimiter {text}: expected one character, or tab")
@@ -264,7 +247,7 @@ def check_delimiter(text: str) -> str:
 
 
 def check_decimal(text: str) -> str:
-    """The decimal sign; "": detect it."""
+    """A point or a comma."""
     if text not in {"", ".", ","}:
         raise SimError(f"--decimal {text}: expected . or ,")
     return text
@@ -285,11 +268,9 @@ def parse_speed(text: str) -> float:
 
 def parse_shift(text: str) -> int:
     """Microseconds of a duration that may have a sign; "" is none."""
+    bare = text.strip().lstrip("+-")
     try:
-        bare = text.strip().lstrip("+-")
-        seconds = (
-            parse_duration_s(float(bare) if bare.replace(".", "", 1).isdigit() else bare) if bare else 0.0
-        )
+        seconds = parse_duration_s(float(bare) if bare.replace(".", "", 1).isdigit() else bare or 0.0)
     except ValueError as fault:
         raise SimError(f"--shift {text}: {fault}") from fault
     return round(seconds * 1e6) * (-1 if text.strip().startswith("-") else 1)
@@ -299,34 +280,24 @@ def _show_first_readings(recordings: Iterable[tuple[Path, ColumnMap]], *, as_jso
     summaries = []
     for path, mapping in recordings:
         counters = RecordingCounters()
-        first = list(islice(read_recording(path, mapping, counters), _PREVIEW_READINGS))
-        summaries.append(
+        readings = [
             {
-                **summarize_column_map(path, mapping),
-                "first_readings": [summarize_reading(recorded) for recorded in first],
-                "skipped_reasons": counters.reasons,
+                "line": recorded.line,
+                "series": "/".join(recorded.state[:2]),
+                "time": format_time_us(recorded.reading.time_us),
+                "value": recorded.reading.value,
             }
-        )
+            for recorded in islice(read_recording(path, mapping, counters), _PREVIEW_READINGS)
+        ]
+        summary = summarize_column_map(path, mapping)
+        summaries.append({**summary, "first_readings": readings, "skipped_reasons": counters.reasons})
         if not as_json:
-            typer.echo(f"{describe_column_map(path, mapping)}\n  first readings:")
-            for recorded in first:
-                line, series, time_text, value = summarize_reading(recorded).values()
-                typer.echo(f"    line {line}: {series} {time_text} {value!r}")
-            for reason in counters.reasons:
-                typer.echo(f"  skipped {reason}")
+            lines = [describe_column_map(path, mapping), "  first readings:"]
+            lines += ["    line {line}: {series} {time} {value!r}".format(**each) for each in readings]
+            lines += [f"  skipped {reason}" for reason in counters.reasons]
+            typer.echo("\n".join(lines))
     if as_json:
         typer.echo(json.dumps({"files": summaries}))
-
-
-def summarize_reading(recorded: RecordedReading) -> dict[str, object]:
-    """A reading of a recording as the dry run shows it."""
-    state = recorded.state
-    return {
-        "line": recorded.line,
-        "series": f"{state.sensor_id}/{state.sensor_type}",
-        "time": format_time_us(recorded.time_us),
-        "value": recorded.reading.value,
-    }
 
 
 def summarize_replay(

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from typer.models import OptionInfo
 
 from firmware_sim.commands.console import (
     EXIT_DIFFERENT,
@@ -21,61 +22,48 @@ from firmware_sim.ground_truth import GroundTruth, load_ground_truth
 from firmware_sim.verify import databases, spools, stored_files
 from firmware_sim.verify.comparison import LossEvidence, StoredRows, compare_readings
 
-_STORES = "Where the readings were stored"
+
+def _store_option(text: str, metavar: str | None = None) -> OptionInfo:
+    option: OptionInfo = typer.Option(
+        help=text, metavar=metavar, rich_help_panel="Where the readings were stored"
+    )
+    return option
 
 
 def verify(
     *,
     truth: Annotated[Path, typer.Option(help="Folder with the record of `sim run` or `sim replay`.")],
-    postgres: Annotated[
-        str | None,
-        typer.Option(help="DSN of a PostgreSQL or TimescaleDB.", metavar="DSN", rich_help_panel=_STORES),
-    ] = None,
+    postgres: Annotated[str | None, _store_option("DSN of a PostgreSQL or TimescaleDB.", "DSN")] = None,
     table: Annotated[
-        str,
-        typer.Option(
-            help="Table or view there, with at least time, sensor_id, sensor_type, value.",
-            rich_help_panel=_STORES,
-        ),
+        str, _store_option("Table or view there, with at least time, sensor_id, sensor_type, value.")
     ] = "sensor_data",
     files: Annotated[
         Path | None,
-        typer.Option(
-            help="Folder with line protocol (*.lp) or exports (*.parquet, *.csv, *.jsonl), also *.gz.",
-            rich_help_panel=_STORES,
-        ),
+        _store_option("Folder with line protocol (*.lp) or exports (*.parquet, *.csv, *.jsonl), also *.gz."),
     ] = None,
-    precision: Annotated[
-        str, typer.Option(help="Unit of the times in the files: ns, us, ms or s.", rich_help_panel=_STORES)
-    ] = "ns",
-    influx: Annotated[
-        str | None,
-        typer.Option(help="URL of an InfluxDB, read by its v1 API.", metavar="URL", rich_help_panel=_STORES),
-    ] = None,
-    database: Annotated[str, typer.Option(help="Database there.", rich_help_panel=_STORES)] = "tidegate",
+    precision: Annotated[str, _store_option("Unit of the times in the files: ns, us, ms or s.")] = "ns",
+    influx: Annotated[str | None, _store_option("URL of an InfluxDB, read by its v1 API.", "URL")] = None,
+    database: Annotated[str, _store_option("Database there.")] = "tidegate",
     influx_token_file: Annotated[
         Path | None,
-        typer.Option(
-            help="Its first line is the token of an InfluxDB 2 or 3; user and password go into the URL.",
-            rich_help_panel=_STORES,
+        _store_option(
+            "Its first line is the token of an InfluxDB 2 or 3; user and password go into the URL."
         ),
     ] = None,
     spool: Annotated[
         Path | None,
-        typer.Option(
-            help="A gateway's spool: the store itself, or, beside another store, the source of readings that "
+        _store_option(
+            "A gateway's spool: the store itself, or, beside another store, the source of readings that "
             "still wait or are in quarantine.",
-            metavar="FILE",
-            rich_help_panel=_STORES,
+            "FILE",
         ),
     ] = None,
     destination: Annotated[
         str | None,
-        typer.Option(
-            help="The destination whose losses in the spool count for these files or this InfluxDB, where "
+        _store_option(
+            "The destination whose losses in the spool count for these files or this InfluxDB, where "
             "several destinations have losses.",
-            metavar="NAME",
-            rich_help_panel=_STORES,
+            "NAME",
         ),
     ] = None,
     as_json: JsonOption = False,

@@ -29,6 +29,7 @@ from __future__ import annotations
 import json
 import math
 import re
+from bisect import bisect_right
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal, get_args
 
@@ -216,21 +217,8 @@ class PublishSchedule:
 
     def due(self, elapsed_s: float) -> int:
         """How many publishes are due by then."""
-        if elapsed_s < 0:
-            return 0
-        if not self.cycle_s:
-            guess = int(elapsed_s * self.per_s) + 1
-        else:
-            calm_s = self.cycle_s - self.burst_s
-            cycles, rest_s = divmod(elapsed_s, self.cycle_s)
-            each = self.per_s * (calm_s + self.factor * self.burst_s)
-            rest = min(rest_s, calm_s) + self.factor * max(0.0, rest_s - calm_s)
-            guess = int(cycles * each + rest * self.per_s) + 1
-        while guess and self.time_of(guess - 1) > elapsed_s:
-            guess -= 1
-        while self.time_of(guess) <= elapsed_s:
-            guess += 1
-        return guess
+        bound = int(max(0.0, elapsed_s) * self.per_s * max(1.0, self.factor)) + 2
+        return bisect_right(range(bound), elapsed_s, key=self.time_of)
 
 
 ReadingFault = Literal["dropout", "spike", "stuck", "drift", "noise"]

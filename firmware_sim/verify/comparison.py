@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Self
 import numpy as np
 
 from firmware_sim.errors import SimError
-from firmware_sim.ground_truth import ATTRIBUTES, MEASURES, SEQ_ABSENT, SeriesState
+from firmware_sim.ground_truth import ATTRIBUTES, MEASURES, PRODUCED_DTYPE, SEQ_ABSENT, SeriesState
 from firmware_sim.verify.loss_explanation import (
     ROLLED_UP_DTYPE,
     describe_declared_losses,
@@ -46,33 +46,12 @@ EXAMPLES_SHOWN = 5
 COMPARED_COLUMNS = ("value", *MEASURES)
 """`value` and `seq` are compared exactly, the others in single precision; NaN equals NaN (absent)."""
 
-STORED_DTYPE = np.dtype(
-    [
-        ("series", "<i4"),
-        ("state", "<i4"),
-        ("time_us", "<i8"),
-        ("value", "<f8"),
-        ("quality", "<f4"),
-        ("battery_level", "<f4"),
-        ("signal_strength", "<f4"),
-        ("seq", "<i8"),
-        ("flags", "<i4"),
-    ]
-)
+STORED_DTYPE = np.dtype([("series", "<i4"), *PRODUCED_DTYPE.descr, ("flags", "<i4")])
 """A stored row: `series` indexes `GroundTruth.names`, `state` `StoredRows.states`; -1: none of them."""
 
 FLAG_NAMES = (
-    "out_of_range",
-    "low_quality",
-    "low_battery",
-    "weak_signal",
-    "time_assigned",
-    "late",
-    "stuck",
-    "spike",
-    "clock_in_doubt",
-    "restamped",
-    "suppressed",
+    *("out_of_range", "low_quality", "low_battery", "weak_signal", "time_assigned", "late"),
+    *("stuck", "spike", "clock_in_doubt", "restamped", "suppressed"),
 )
 """Names of the bits of a stored row's flags, from the lowest (docs/wire-format.md)."""
 

@@ -176,14 +176,6 @@ _ROLLED_UP_SQL = """
     JOIN unnest($1::text[], $2::text[]) WITH ORDINALITY AS s (sensor_id, sensor_type, series)
         USING (sensor_id, sensor_type)
     WHERE r.suppressed > 0 GROUP BY 1, 2, 3"""
-_SQL_TYPES = {
-    "value": ("float8", ">f8"),
-    "quality": ("float4", ">f4"),
-    "battery_level": ("float4", ">f4"),
-    "signal_strength": ("float4", ">f4"),
-    "seq": ("int8", ">i8"),
-    "flags": ("int4", ">i4"),
-}
 
 
 @asynccontextmanager
@@ -298,7 +290,7 @@ def _build_query(relation: str, numbers: tuple[str, ...], attributes: tuple[str,
     """One row per stored row. $1-$3: series; $4 and on: states; the last two: the time range."""
     columns = ""
     for name in numbers:
-        kind = _SQL_TYPES[name][0]
+        kind = f"{'float' if STORED_DTYPE[name].kind == 'f' else 'int'}{STORED_DTYPE[name].itemsize}"
         columns += f", coalesce(d.{name}::{kind}, '{_ABSENT_SQL.get(name, 'NaN')}'::{kind})"
     names = ["series", "state", *(f"a_{name}" for name in attributes)]
     kinds = ["int4", "int4", *("text" for _ in attributes)]
@@ -363,10 +355,9 @@ def _build_arguments(
 
 def _wire_dtype(numbers: tuple[str, ...]) -> np.dtype[np.void]:
     """A row of the binary COPY: field count, then each field's length and value, all of fixed width."""
-    fields = {"series": ">i4", "state": ">i4", "time_us": ">i8"} | {n: _SQL_TYPES[n][1] for n in numbers}
-    layout = [("fields", ">i2")]
-    for name, kind in fields.items():
-        layout += [(f"{name}_bytes", ">i4"), (name, kind)]
+    layout: list[tuple[str, np.dtype[np.generic] | str]] = [("fields", ">i2")]
+    for name in ("series", "state", "time_us", *numbers):
+        layout += [(f"{name}_bytes", ">i4"), (name, STORED_DTYPE[name].newbyteorder(">"))]
     return np.dtype(layout)
 
 

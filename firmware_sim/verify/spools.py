@@ -17,7 +17,8 @@ import numpy as np
 from pcodec import standalone
 
 from firmware_sim.errors import SimError
-from firmware_sim.verify.comparison import StoredRows, build_stored_rows
+from firmware_sim.ground_truth import MEASURES
+from firmware_sim.verify.comparison import STORED_DTYPE, StoredRows, build_stored_rows
 from firmware_sim.verify.loss_explanation import DeclaredLoss
 
 if TYPE_CHECKING:
@@ -35,16 +36,7 @@ _CLASS_SHIFT = 56
 _BLOCK_HEADER = struct.Struct("<2sBBIqqB")
 _COLUMN_ENTRY = struct.Struct("<BBI")
 _NAN_OF_SMALL = -32_768
-_COLUMNS = {
-    1: ("series", "<i4"),
-    2: ("time_us", "<i8"),
-    3: ("value", "<f8"),
-    4: ("quality", "<f4"),
-    5: ("battery_level", "<f4"),
-    6: ("signal_strength", "<f4"),
-    7: ("seq", "<i8"),
-    8: ("flags", "<i4"),
-}
+_COLUMNS = dict(enumerate(("series", "time_us", "value", *MEASURES, "flags"), start=1))
 _CONSTANT, _PLAIN, _PCO, _SMALL_INTEGERS, _RUNS = range(5)
 _SEGMENTS_SQL = (
     "SELECT position, block FROM segment WHERE position > ? AND position < ? ORDER BY position LIMIT 200"
@@ -79,8 +71,8 @@ def decode_block(block: bytes) -> dict[str, NDArray[np.generic]]:
         )
         payload, at = block[at : at + size], at + size
         if column in _COLUMNS:
-            name, kind = _COLUMNS[column]
-            found[name] = _decode_column(payload, encoding, np.dtype(kind), rows)
+            name = _COLUMNS[column]
+            found[name] = _decode_column(payload, encoding, STORED_DTYPE[name], rows)
     return found
 
 
@@ -156,10 +148,9 @@ def read_quarantine(path: Path, truth: GroundTruth) -> NDArray[np.void]:
     found = []
     with closing(_open_spool(path)) as connection:
         for topic, payload, received_us in connection.execute(_QUARANTINE_SQL):
-            levels = (topic if isinstance(topic, str) else bytes(topic).decode("utf-8", "replace")).split("/")
-            if len(levels) < 2:  # noqa: PLR2004 - sensor_id and sensor_type are its last two
-                continue
-            series, _ = truth.find_series(levels[-1], {"sensor_id": levels[-2]})
+            text = topic if isinstance(topic, str) else bytes(topic).decode("utf-8", "replace")
+            *_, sensor_id, sensor_type = ("", "", *text.split("/"))
+            series, _ = truth.find_series(sensor_type, {"sensor_id": sensor_id})
             try:
                 members = json.loads(payload)
             except (ValueError, RecursionError):
