@@ -8,19 +8,20 @@ the first rows.
 from __future__ import annotations
 
 import csv
-import gzip
 import re
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from itertools import islice
-from typing import IO, TYPE_CHECKING
+from typing import TYPE_CHECKING
 
 from firmware_sim.errors import SimError
 from firmware_sim.ground_truth import ATTRIBUTES, MEASURES
 from firmware_sim.replay.csv_values import (
     CellError,
+    is_converted,
     is_line_protocol,
     is_missing,
-    open_as_csv,
+    open_recording,
     parse_number,
     parse_time_us,
 )
@@ -132,15 +133,16 @@ def detect_columns(path: Path, options: ColumnOptions) -> ColumnMap:
             type_column="" if options.sensor_type else "sensor_type",
             value_column="value",
         )
-    if open_as_csv(path) is not None:
+    if is_converted(path):
         options = replace(options, delimiter=",", decimal=".", skip_lines=0, header=True)
-    with open_recording(path, options) as file:
-        first = _skip_to_header(file, options)
-        delimiter = options.delimiter or max(DELIMITERS, key=first.count)
-        names, *sample = [
-            *csv.reader([first], delimiter=delimiter),
-            *islice(_read_rows(file, delimiter), SAMPLE_ROWS),
-        ]
+    with open_recording(path, options.encoding) as lines:
+        _, header = find_header(path, lines, options)
+        delimiter = options.delimiter or max(DELIMITERS, key=header.count)
+        (names,) = csv.reader([header], delimiter=delimiter)
+        sample = []
+        with suppress(csv.Error):
+            for row in islice(csv.reader(lines, delimiter=delimiter), SAMPLE_ROWS):
+                sample.append(row)  # noqa: PERF402 - the rows before the error stay
     if not options.header:
         sample.insert(0, names)
         names = [str(n) for n in range(1, len(names) + 1)]
@@ -347,44 +349,9 @@ def describe_column_map(path: Path, mapping: ColumnMap) -> str:
     return "\n".join(lines)
 
 
-def open_recording(path: Path, options: ColumnOptions) -> IO[str]:
-    """The text of a file, plain or gzipped; Parquet and line protocol as CSV."""
-    text = open_as_csv(path)
-    if text is not None:
-        return text
-    try:
-        if path.suffix == ".gz":
-            return gzip.open(path, "rt", encoding=options.encoding, newline="")
-        return path.open(encoding=options.encoding, newline="")
-    except OSError as fault:
-        raise SimError(f"{path}: {fault.strerror}") from fault
-    except LookupError as fault:
-        raise SimError(f"--encoding {options.encoding}: {fault}") from fault
-
-
-def _skip_to_header(file: IO[str], options: ColumnOptions) -> str:
-    """The header line, after `skip_lines` and any comments and empty lines."""
-    try:
-        for number, line in enumerate(file):
-            if number >= options.skip_lines and line.strip() and not line.startswith("#"):
-                return line
-    except UnicodeDecodeError as fault:
-        raise build_encoding_error(file.name, fault) from fault
-    except OSError as fault:
-        raise SimError(f"{file.name}: {fault}") from fault
-    raise SimError(f"{file.name}: the file is empty; expected a CSV file with a header")
-
-
-def _read_rows(file: IO[str], delimiter: str) -> Iterator[list[str]]:
-    try:
-        yield from csv.reader(file, delimiter=delimiter)
-    except csv.Error:
-        return
-    except UnicodeDecodeError as fault:
-        raise build_encoding_error(file.name, fault) from fault
-
-
-def build_encoding_error(path: object, fault: UnicodeDecodeError) -> SimError:
-    """The error for bytes that are not in the expected encoding."""
-    bad = fault.object[fault.start]
-    return SimError(f"{path}: byte {bad:#x} is not {fault.encoding}; try --encoding latin-1")
+def find_header(path: Path, lines: Iterator[str], options: ColumnOptions) -> tuple[int, str]:
+    """Number and text of the first line after `skip_lines` that is neither empty nor a comment."""
+    for number, line in enumerate(lines, 1):
+        if number > options.skip_lines and line.strip() and not line.startswith("#"):
+            return number, line
+    raise SimError(f"{path}: the file is empty; expected a CSV file with a header")

@@ -8,23 +8,25 @@ MEASUREMENT_FIELD. The sensor is the tag sensor_id, or else all tags but the att
 
 from __future__ import annotations
 
+import codecs
 import csv
 import gzip
 import io
 import math
 import re
+import zlib
+from contextlib import contextmanager
 from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal, InvalidOperation
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
 from firmware_sim.errors import SimError
 from firmware_sim.ground_truth import ATTRIBUTES, MEASURES
 from firmware_sim.verify.stored_files import parse_line_key, split_line
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Iterable, Iterator
     from pathlib import Path
-    from typing import IO
 
     import pyarrow as pa
 
@@ -172,52 +174,45 @@ def _zone_offset_us(zone: str | None) -> int:
     return (-1 if zone[0] == "-" else 1) * minutes * 60_000_000
 
 
-LINE_SUFFIXES = (".lp", ".lp.gz", ".line", ".line.gz")
+_LINE_SUFFIXES = (".lp", ".lp.gz", ".line", ".line.gz")
 _BATCH_ROWS = 10_000
 _LINE_HEADER = ("time", "sensor_id", "sensor_type", "value", *MEASURES, *ATTRIBUTES)
 _FIELD_NUMBER = re.compile(r"([+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?)[iu]?")
 _BOOLEANS = {"t": "1", "T": "1", "true": "1", "True": "1", "f": "0", "F": "0", "false": "0", "False": "0"}
 
 
-class GeneratedText(io.TextIOBase):
-    """Lines of a generator as a file that can be read again from its beginning."""
-
-    def __init__(self, path: Path, build_lines: Callable[[], Iterator[str]]) -> None:
-        super().__init__()
-        self.name = str(path)
-        self._build_lines = build_lines
-        self._lines = build_lines()
-
-    def readline(self, _: int = -1, /) -> str:  # type: ignore[override]  # lines are never cut here
-        """The next line with its newline, "" at the end."""
-        return next(self._lines, "")
-
-    def seek(self, _offset: int, _whence: int = 0, /) -> int:
-        """To the beginning, whatever the offset."""
-        self._lines = self._build_lines()
-        return 0
-
-
 def is_line_protocol(path: Path) -> bool:
     """Whether a file is line protocol, by its name."""
-    return path.name.endswith(LINE_SUFFIXES)
+    return path.name.endswith(_LINE_SUFFIXES)
 
 
-def open_as_csv(path: Path) -> IO[str] | None:
-    """A file as text of CSV; None when it is CSV itself.
+def is_converted(path: Path) -> bool:
+    """Whether a file is read as CSV that this module writes."""
+    return path.suffix == ".parquet" or is_line_protocol(path)
 
-    Raises:
-        SimError: it cannot be read.
-    """
-    if path.suffix == ".parquet":
-        build_lines = _parquet_lines
-    elif is_line_protocol(path):
-        build_lines = _protocol_lines
-    else:
-        return None
-    if not path.is_file():
-        raise SimError(f"{path}: No such file or directory")
-    return cast("IO[str]", GeneratedText(path, lambda: build_lines(path)))
+
+@contextmanager
+def open_recording(path: Path, encoding: str) -> Iterator[Iterator[str]]:
+    """The lines of a file, plain or gzipped; Parquet and line protocol as CSV. Errors become a SimError."""
+    try:
+        codecs.lookup(encoding)
+    except LookupError as fault:
+        raise SimError(f"--encoding {encoding}: {fault}") from fault
+    opener = gzip.open if path.suffix == ".gz" else open
+    try:
+        if path.suffix == ".parquet":
+            yield _parquet_lines(path)
+        elif is_line_protocol(path):
+            with opener(path, "rt", encoding="utf-8", errors="replace", newline="\n") as file:
+                yield _protocol_lines(file)
+        else:
+            with opener(path, "rt", encoding=encoding, newline="") as file:
+                yield file
+    except UnicodeDecodeError as fault:
+        byte = fault.object[fault.start]
+        raise SimError(f"{path}: byte {byte:#x} is not {fault.encoding}; try --encoding latin-1") from fault
+    except (OSError, EOFError, zlib.error) as fault:
+        raise SimError(f"{path}: {getattr(fault, 'strerror', None) or fault}") from fault
 
 
 def _format_csv_line(cells: Iterable[object]) -> str:
@@ -230,23 +225,18 @@ def _parquet_lines(path: Path) -> Iterator[str]:
     import pyarrow as pa  # noqa: PLC0415 - slow to import, and needed for this only
     from pyarrow import parquet  # noqa: PLC0415 - as above
 
+    def column_cells(column: pa.Array) -> list[object]:
+        if pa.types.is_timestamp(column.type):
+            column = column.cast(pa.timestamp("us", tz=column.type.tz), safe=False)
+        return [_format_cell(value) for value in column.to_pylist()]
+
     try:
         with parquet.ParquetFile(path) as file:
             yield _format_csv_line(file.schema_arrow.names)
             for batch in file.iter_batches(_BATCH_ROWS):
-                for row in zip(*(_column_to_cells(column) for column in batch.columns), strict=True):
-                    yield _format_csv_line(row)
-    except (pa.ArrowException, OSError) as fault:
+                yield from map(_format_csv_line, zip(*map(column_cells, batch.columns), strict=True))
+    except pa.ArrowException as fault:
         raise SimError(f"{path}: {fault}") from fault
-
-
-def _column_to_cells(column: pa.Array) -> list[object]:
-    import pyarrow as pa  # noqa: PLC0415 - as above
-
-    if pa.types.is_timestamp(column.type):
-        zone = column.type.tz
-        column = column.cast(pa.timestamp("us", tz=zone), safe=False)
-    return [_format_cell(value) for value in column.to_pylist()]
 
 
 def _format_cell(value: object) -> object:
@@ -254,22 +244,15 @@ def _format_cell(value: object) -> object:
         return ""
     if isinstance(value, datetime):
         return _assume_utc(value).astimezone(UTC).isoformat()
-    if isinstance(value, float):
-        return repr(value)
     return value.isoformat() if isinstance(value, date) else value
 
 
-def _protocol_lines(path: Path) -> Iterator[str]:
+def _protocol_lines(lines: Iterable[str]) -> Iterator[str]:
     yield _format_csv_line(_LINE_HEADER)
-    opener = gzip.open if path.suffix == ".gz" else open
-    try:
-        with opener(path, "rt", encoding="utf-8", errors="replace", newline="\n") as file:
-            for line in file:
-                stripped = line.strip("\r\n")
-                if stripped and not stripped.startswith("#"):
-                    yield from map(_format_csv_line, _line_to_rows(stripped))
-    except (EOFError, OSError) as fault:
-        raise SimError(f"{path}: {fault}") from fault
+    for line in lines:
+        stripped = line.strip("\r\n")
+        if stripped and not stripped.startswith("#"):
+            yield from map(_format_csv_line, _line_to_rows(stripped))
 
 
 def _line_to_rows(line: str) -> list[list[str]]:

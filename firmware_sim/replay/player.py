@@ -16,15 +16,21 @@ import math
 import random
 import time
 from dataclasses import dataclass, field
-from itertools import repeat
-from typing import IO, TYPE_CHECKING, NamedTuple
+from itertools import chain, repeat
+from typing import TYPE_CHECKING, NamedTuple
 
 from firmware_sim.devices.device import Device, DevicePool, RadioSettings
 from firmware_sim.devices.payloads import encode_readings
 from firmware_sim.errors import SimError
 from firmware_sim.ground_truth import SEQ_ABSENT, Publish, Reading, SeriesState
-from firmware_sim.replay.column_map import build_encoding_error, open_recording, sanitize_topic_level
-from firmware_sim.replay.csv_values import CellError, is_missing, parse_number, parse_time_us
+from firmware_sim.replay.column_map import find_header, sanitize_topic_level
+from firmware_sim.replay.csv_values import (
+    CellError,
+    is_missing,
+    open_recording,
+    parse_number,
+    parse_time_us,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -46,11 +52,6 @@ class RecordedReading(NamedTuple):
     line: int
     state: SeriesState
     reading: Reading
-
-    @property
-    def time_us(self) -> int:
-        """Time of the reading."""
-        return self.reading.time_us
 
 
 @dataclass(slots=True)
@@ -77,9 +78,13 @@ def read_recording(path: Path, mapping: ColumnMap, counters: RecordingCounters) 
     Raises:
         SimError: the file cannot be read, or is not text in the expected encoding.
     """
-    with open_recording(path, mapping.options) as file:
-        offset = _skip_to_data(file, mapping)
-        rows = csv.reader(file, delimiter=mapping.delimiter)
+    options = mapping.options
+    with open_recording(path, options.encoding) as lines:
+        offset, header = find_header(path, lines, options)
+        if options.header:
+            rows = csv.reader(lines, delimiter=mapping.delimiter)
+        else:
+            rows, offset = csv.reader(chain([header], lines), delimiter=mapping.delimiter), offset - 1
         width = len(mapping.columns)
         while True:
             try:
@@ -89,8 +94,6 @@ def read_recording(path: Path, mapping: ColumnMap, counters: RecordingCounters) 
             except csv.Error as fault:
                 counters.skip(f"{path}:{offset + rows.line_num}", str(fault))
                 continue
-            except UnicodeDecodeError as fault:
-                raise build_encoding_error(path, fault) from fault
             if not any(cell and not cell.isspace() for cell in row):
                 continue
             counters.rows += 1
@@ -138,20 +141,6 @@ def _row_to_readings(
         yield RecordedReading(line, SeriesState(sensor_id, sensor_type, attributes), reading)
 
 
-def _skip_to_data(file: IO[str], mapping: ColumnMap) -> int:
-    """Skip everything before the first row of data; how many lines that was."""
-    number = 0
-    for number, line in enumerate(file, 1):
-        if number > mapping.options.skip_lines and line.strip() and not line.startswith("#"):
-            break
-    if mapping.options.header:
-        return number
-    file.seek(0)
-    for _ in range(number - 1):
-        file.readline()
-    return number - 1
-
-
 @dataclass(frozen=True, slots=True)
 class ReplayPace:
     """How fast and how often recordings are sent.
@@ -194,17 +183,16 @@ def find_time_extent(recordings: Sequence[tuple[Path, ColumnMap]]) -> TimeExtent
     Raises:
         SimError: nothing in them can be read.
     """
-    lowest, highest, count = None, None, 0
+    first_us, last_us, count = math.inf, -math.inf, 0
     for path, mapping in recordings:
-        for reading in read_recording(path, mapping, RecordingCounters()):
-            lowest = reading.time_us if lowest is None else min(lowest, reading.time_us)
-            highest = reading.time_us if highest is None else max(highest, reading.time_us)
+        for recorded in read_recording(path, mapping, RecordingCounters()):
+            first_us = min(first_us, recorded.reading.time_us)
+            last_us = max(last_us, recorded.reading.time_us)
             count += 1
-    if lowest is None or highest is None:
-        raise SimError(
-            f"{', '.join(str(path) for path, _ in recordings)}: no reading found; --dry-run shows why"
-        )
-    return TimeExtent(lowest, highest, count)
+    if not count:
+        paths = ", ".join(str(path) for path, _ in recordings)
+        raise SimError(f"{paths}: no reading found; --dry-run shows why")
+    return TimeExtent(int(first_us), int(last_us), count)
 
 
 def merge_recordings(
@@ -213,7 +201,7 @@ def merge_recordings(
     """Readings of several files with the number of their file: by time, or one of each in turn."""
     numbered = [zip(repeat(number), part) for number, part in enumerate(parts)]
     if by_time:
-        yield from heapq.merge(*numbered, key=lambda pair: pair[1].time_us)
+        yield from heapq.merge(*numbered, key=lambda pair: pair[1].reading.time_us)
         return
     while numbered:
         for each in list(numbered):
@@ -285,20 +273,20 @@ class ReplayPlayer:
 
     async def _send(self, stop: asyncio.Event) -> None:
         begin_s, first_us = time.monotonic(), None
-        for file, recorded in self._readings():
+        for file, (_, state, reading) in self._readings():
             if stop.is_set():
                 return
             if first_us is None:
-                first_us = recorded.time_us
-            ahead_s = (recorded.time_us - first_us) / 1e6 / self._pace.speed - (time.monotonic() - begin_s)
+                first_us = reading.time_us
+            ahead_s = (reading.time_us - first_us) / 1e6 / self._pace.speed - (time.monotonic() - begin_s)
             if ahead_s > _MIN_SLEEP_S:
                 await self._offer_all(stop)
                 with contextlib.suppress(TimeoutError):
                     await asyncio.wait_for(stop.wait(), ahead_s)
-            readings = self._pending.setdefault((file, recorded.state), [])
-            readings.append(recorded.reading)
+            readings = self._pending.setdefault((file, state), [])
+            readings.append(reading)
             if len(readings) >= self._readings_per_publish:
-                self._encode(file, recorded.state, self._pending.pop((file, recorded.state)))
+                self._encode(file, state, self._pending.pop((file, state)))
             if len(self._offers) >= _OFFER_BATCH:
                 await self._offer(stop)
         if not stop.is_set():
@@ -311,7 +299,7 @@ class ReplayPlayer:
             self.loops_started += 1
             parts = [read_recording(path, mapping, self.counters) for path, mapping in self._recordings]
             for file, recorded in merge_recordings(parts, by_time=by_time):
-                reading = recorded.reading._replace(time_us=recorded.time_us + later_us)
+                reading = recorded.reading._replace(time_us=recorded.reading.time_us + later_us)
                 yield file, recorded._replace(reading=reading)
 
     def _encode(self, file: int, state: SeriesState, readings: list[Reading]) -> None:

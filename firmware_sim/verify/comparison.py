@@ -182,19 +182,16 @@ def compare_readings(
     truth_keys, stored_keys, waiting_keys, quarantined_keys = _identity_keys(
         (truth.series, truth.produced["time_us"]), *((part["series"], part["time_us"]) for part in others)
     )
-    truth_order = np.argsort(truth_keys, kind="stable")
-    first = truth_order[_group_starts(truth_keys[truth_order])]
-    identities = truth_keys[first]
-    acknowledged = _any_by_key(truth.acknowledged, truth_order, truth_keys)
-    refused = _any_by_key(truth.refused, truth_order, truth_keys) & ~acknowledged
-
-    stored_order = np.argsort(stored_keys, kind="stable")
-    starts = _group_starts(stored_keys[stored_order])
-    found = stored_order[starts]
-    copies = np.diff(starts, append=len(stored_order)) - 1
-    at, present = _locate(identities, stored_keys[found])
-    _, known = _locate(stored_keys[found], identities)
-    ours, theirs = first[present], found[at[present]]
+    identities, first, of_reading = np.unique(truth_keys, return_index=True, return_inverse=True)
+    acknowledged, refused = np.zeros((2, len(identities)), bool)
+    acknowledged[of_reading[truth.acknowledged]] = True
+    refused[of_reading[truth.refused]] = True
+    stored_identities, found, of_row, counts = np.unique(
+        stored_keys, return_index=True, return_inverse=True, return_counts=True
+    )
+    present = np.isin(identities, stored_identities, assume_unique=True)
+    known = np.isin(stored_identities, identities, assume_unique=True)
+    ours, theirs = first[present], found[np.searchsorted(stored_identities, identities[present])]
     same = _match_rows(truth, stored, ours, theirs)
 
     missing = acknowledged & ~present
@@ -210,21 +207,21 @@ def compare_readings(
     lost &= ~suppressed
     declared = match_declared_losses(times_us, lost, evidence.declared)
     lost &= ~declared
-    extra = copies.copy()
+    copies = counts - 1
     rewritten = 0
     if stored.idempotent:
-        equal = _equal_copies(rows, stored_order, starts)
+        equal = _find_equal_copies(rows, found, of_row)
         rewritten = int(copies[equal].sum())
-        extra[equal] = 0
+        copies[equal] = 0
     examples = {
         "lost": _describe_produced(truth, first[lost]),
         "waiting": _describe_produced(truth, first[waiting]),
         "quarantined": _describe_produced(truth, first[quarantined]),
         "declared": list(describe_declared_losses(evidence.declared)) if declared.any() else [],
         "duplicated": [
-            f"{text}: {n + 1} rows"
-            for text, n in zip(
-                _describe_stored(truth, rows, found[extra > 0]), extra[extra > 0], strict=False
+            f"{text}: {count} rows"
+            for text, count in zip(
+                _describe_stored(truth, rows, found[copies > 0]), counts[copies > 0], strict=False
             )
         ],
         "altered": list(_describe_alterations(truth, stored, ours[~same], theirs[~same])),
@@ -234,11 +231,11 @@ def compare_readings(
         produced=len(identities),
         acknowledged=int(acknowledged.sum()),
         repeated=truth.rows - len(identities),
-        refused=int(refused.sum()),
+        refused=int((refused & ~acknowledged).sum()),
         stored=len(rows),
         matched=int(same.sum()),
         lost=int(lost.sum()),
-        duplicated=int(extra.sum()),
+        duplicated=int(copies.sum()),
         altered=int((~same).sum()),
         unknown=int((~known).sum()),
         early=int((present & ~acknowledged).sum()),
@@ -271,32 +268,6 @@ def _identity_keys(*pairs: tuple[NDArray[np.int32], NDArray[np.int64]]) -> list[
         distinct, rank = np.unique(times, return_inverse=True)
         keys = series * len(distinct) + rank
     return np.split(keys, np.cumsum([len(number) for number, _ in pairs])[:-1])
-
-
-def _group_starts(sorted_keys: NDArray[np.int64]) -> NDArray[np.intp]:
-    """Where each run of equal keys begins."""
-    if not len(sorted_keys):
-        return np.empty(0, np.intp)
-    return np.concatenate(([0], np.flatnonzero(np.diff(sorted_keys)) + 1))
-
-
-def _any_by_key(
-    mask: NDArray[np.bool_], order: NDArray[np.intp], keys: NDArray[np.int64]
-) -> NDArray[np.bool_]:
-    """For each distinct key, in order: whether any of its readings is in the mask."""
-    starts = _group_starts(keys[order])
-    return np.logical_or.reduceat(mask[order], starts) if len(starts) else np.empty(0, bool)
-
-
-def _locate(
-    needles: NDArray[np.int64], haystack: NDArray[np.int64]
-) -> tuple[NDArray[np.intp], NDArray[np.bool_]]:
-    """Positions of sorted, distinct needles in a sorted, distinct haystack, and which are there."""
-    at = np.searchsorted(haystack, needles)
-    inside = at < len(haystack)
-    present = np.zeros(len(needles), bool)
-    present[inside] = haystack[at[inside]] == needles[inside]
-    return at, present
 
 
 def _match_rows(
@@ -347,17 +318,16 @@ def _values_equal(a: NDArray[np.float64], b: NDArray[np.float64]) -> NDArray[np.
     return agree
 
 
-def _equal_copies(
-    rows: NDArray[np.void], order: NDArray[np.intp], starts: NDArray[np.intp]
+def _find_equal_copies(
+    rows: NDArray[np.void], found: NDArray[np.intp], of_row: NDArray[np.intp]
 ) -> NDArray[np.bool_]:
-    """For each run of rows with one identity: whether all its rows are alike."""
-    if not len(starts):
-        return np.empty(0, bool)
-    heads = np.repeat(order[starts], np.diff(starts, append=len(order)))
-    alike = np.ones(len(order), bool)
+    """For each identity: whether all its rows are alike. `of_row`: the identity of a row."""
+    alike = np.ones(len(rows), bool)
     for name in ("state", *COMPARED_COLUMNS):
-        alike &= _values_equal(rows[name][order], rows[name][heads])
-    return np.logical_and.reduceat(alike, starts)
+        alike &= _values_equal(rows[name], rows[name][found[of_row]])
+    equal = np.ones(len(found), bool)
+    equal[of_row[~alike]] = False
+    return equal
 
 
 def _describe_produced(truth: GroundTruth, index: NDArray[np.intp]) -> list[str]:

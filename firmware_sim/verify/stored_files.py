@@ -12,15 +12,15 @@ from __future__ import annotations
 
 import gzip
 import re
+import struct
 import zlib
-from array import array
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from firmware_sim.errors import SimError
 from firmware_sim.ground_truth import ATTRIBUTES, SEQ_ABSENT
-from firmware_sim.verify.comparison import StoredRows, build_stored_rows, check_columns
+from firmware_sim.verify.comparison import STORED_DTYPE, StoredRows, build_stored_rows, check_columns
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -42,8 +42,8 @@ _FIELD = re.compile(r'((?:\\.|[^=,\\])+)=("(?:\\.|[^"\\])*"|[^,]*)(?:,|$)')
 _COMMA = re.compile(r"(?<!\\),")
 _EQUALS = re.compile(r"(?<!\\)=")
 _ESCAPED = re.compile(r"\\([,= ])")
-_INTEGERS = ("series", "state", "time_us", "seq", "flags")
 _FLOATS = ("value", "quality", "battery_level", "signal_strength")
+_STORED_STRUCT = struct.Struct("<iiqdfffqi")
 
 
 def split_line(line: str) -> tuple[str, dict[str, str], str]:
@@ -76,20 +76,16 @@ def parse_line_key(key: str) -> tuple[str, dict[str, str]]:
 
 
 class _LineCollector:
-    """Collects lines as columns. `precision` is the unit of their times."""
+    """Collects lines as packed `STORED_DTYPE` records. `precision` is the unit of their times."""
 
     def __init__(self, truth: GroundTruth, precision: str) -> None:
         self._truth = truth
         self._known: dict[str, tuple[int, int]] = {}
         self._precision = precision
-        self._floats = {name: array("d") for name in _FLOATS}
-        self._integers = {name: array("q") for name in _INTEGERS}
+        self._records = bytearray()
         self._foreign = 0
         self._unparsed = 0
-
-    @property
-    def rows(self) -> int:
-        return len(self._integers["series"])
+        self.rows = 0
 
     def add(self, line: str) -> None:
         """Add one line; one that cannot be parsed is counted."""
@@ -105,21 +101,19 @@ class _LineCollector:
             seq = int(fields["seq"].removesuffix("i")) if "seq" in fields else SEQ_ABSENT
             flags = int(fields["flags"].removesuffix("i")) if "flags" in fields else 0
             time = int(stamp)
-        except (ValueError, OverflowError):
+            time_us = time // 1000 if self._precision == "ns" else time * US_PER[self._precision]
+            self._records += _STORED_STRUCT.pack(*found, time_us, *numbers, seq, flags)
+        except (ValueError, OverflowError, struct.error):
             self._unparsed += 1
             return
-        time_us = time // 1000 if self._precision == "ns" else time * US_PER[self._precision]
-        for name, number in zip(_FLOATS, numbers, strict=True):
-            self._floats[name].append(number)
-        for name, integer in zip(_INTEGERS, (*found, time_us, seq, flags), strict=True):
-            self._integers[name].append(integer)
+        self.rows += 1
 
     def build_rows(self, notes: list[str]) -> StoredRows:
         """Everything collected, as rows."""
-        columns = {name: np.array(numbers) for name, numbers in (self._floats | self._integers).items()}
         if self._unparsed:
             notes = [*notes, f"{self._unparsed} lines could not be read"]
-        return StoredRows(build_stored_rows(columns), foreign=self._foreign, idempotent=True, notes=notes)
+        rows = np.frombuffer(self._records, STORED_DTYPE)
+        return StoredRows(rows, foreign=self._foreign, idempotent=True, notes=notes)
 
 
 def read_files(

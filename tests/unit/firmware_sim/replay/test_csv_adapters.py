@@ -48,7 +48,7 @@ def test_parquet_is_read_value_for_value(tmp_path):
     parquet.write_table(table, path)
     readings, counters = read(path)
     (reading,) = readings
-    assert (reading.state[:2], reading.time_us, reading.reading.value) == (
+    assert (reading.state[:2], reading.reading.time_us, reading.reading.value) == (
         ("s1", "temperature"),
         AT_US,
         0.1 + 0.2,
@@ -76,7 +76,9 @@ def test_line_protocol_is_read_with_its_tags_and_other_fields_as_types_of_their_
     path = tmp_path / f"x{suffix}"
     path.write_bytes(gzip.compress(lines.encode()) if suffix.endswith("gz") else lines.encode())
     readings, counters = read(path)
-    assert [(r.state.sensor_id, r.state.sensor_type, r.time_us, r.reading.value) for r in readings] == [
+    assert [
+        (r.state.sensor_id, r.state.sensor_type, r.reading.time_us, r.reading.value) for r in readings
+    ] == [
         ("s 1", "air temp", AT_US + 1, 21.5),
         ("a_b", "cpu_user", AT_US + 2, 1.5),
         ("a_b", "cpu_cores", AT_US + 2, 4.0),

@@ -14,7 +14,9 @@ def read(path, **options):
     mapping = detect_columns(path, ColumnOptions(**options))
     counters = RecordingCounters()
     readings = list(read_recording(path, mapping, counters))
-    return [(r.state.sensor_id, r.state.sensor_type, r.time_us, r.reading.value) for r in readings], counters
+    return [
+        (r.state.sensor_id, r.state.sensor_type, r.reading.time_us, r.reading.value) for r in readings
+    ], counters
 
 
 def write(tmp_path, text, name="plant.csv", encoding="utf-8"):
