@@ -29,19 +29,6 @@ if TYPE_CHECKING:
     from firmware_sim.ground_truth import GroundTruthWriter, Publish
     from firmware_sim.scenarios import Scenario
 
-ATTACKS = (
-    "garbage",
-    "silence",
-    "slow_connect",
-    "huge_length",
-    "endless_length",
-    "publish_first",
-    "wrong_protocol",
-    "bad_utf8",
-    "broken_payloads",
-    "wildcard_topic",
-    "torn_publish",
-)
 _MQTT_5 = 5
 _LINGER_S = 0.5
 _PAUSE_S = (0.05, 0.5)
@@ -72,27 +59,24 @@ def encode_publish(topic: bytes, payload: bytes, *, packet_id: int = 1) -> bytes
     return _encode_packet(0x32, _encode_string(topic) + packet_id.to_bytes(2, "big") + b"\x00" + payload)
 
 
-def build_attack(attack: str, client_id: bytes, rng: random.Random) -> list[bytes]:
-    """The bytes of an attack, in pieces with a pause between them. Pure."""
+def build_attacks(client_id: bytes, rng: random.Random) -> list[list[bytes]]:
+    """The bytes of each attack, in pieces with a pause between them. Pure."""
     connect = encode_connect(client_id)
     topic = b"sensors/" + client_id + b"/temperature"
-    return {
-        "garbage": [rng.randbytes(rng.randrange(1, 4096))],
-        "silence": [],
-        "slow_connect": [connect[:1], connect[1:3], connect[3:7]],
-        "huge_length": [connect, b"\x32\xff\xff\xff\x7f" + rng.randbytes(512)],
-        "endless_length": [b"\x10\xff\xff\xff\xff\xff\xff"],
-        "publish_first": [encode_publish(topic, b'{"value": "x"}')],
-        "wrong_protocol": [encode_connect(client_id, protocol=b"MQTX", level=9)],
-        "bad_utf8": [connect, encode_publish(b"sensors/\xff\xfe\xc0/t", b"{}")],
-        "broken_payloads": [connect]
-        + [
-            encode_publish(topic, b"{" + rng.randbytes(rng.randrange(300)), packet_id=n + 1)
-            for n in range(20)
-        ],
-        "wildcard_topic": [connect, encode_publish(b"sensors/+/#", b"{}")],
-        "torn_publish": [connect, encode_publish(topic, b"{}" * 500)[:-400]],
-    }[attack]
+    broken_payloads = [b"{" + rng.randbytes(rng.randrange(300)) for _ in range(20)]
+    return [
+        [],  # silence
+        [rng.randbytes(rng.randrange(1, 4096))],
+        [connect[:1], connect[1:3], connect[3:7]],  # a slow CONNECT
+        [connect, b"\x32\xff\xff\xff\x7f" + rng.randbytes(512)],  # a huge remaining length
+        [b"\x10\xff\xff\xff\xff\xff\xff"],  # a remaining length without end
+        [encode_publish(topic, b'{"value": "x"}')],  # PUBLISH before CONNECT
+        [encode_connect(client_id, protocol=b"MQTX", level=9)],
+        [connect, encode_publish(b"sensors/\xff\xfe\xc0/t", b"{}")],  # a topic that is not UTF-8
+        [connect, *(encode_publish(topic, each, packet_id=n + 1) for n, each in enumerate(broken_payloads))],
+        [connect, encode_publish(b"sensors/+/#", b"{}")],  # wildcards in a topic
+        [connect, encode_publish(topic, b"{}" * 500)[:-400]],  # a torn PUBLISH
+    ]
 
 
 async def run_attacks(
@@ -100,10 +84,12 @@ async def run_attacks(
 ) -> None:
     """Attack until cancelled."""
     while True:
-        for kind in rng.sample(ATTACKS, len(ATTACKS)):
+        attacks = build_attacks(client_id.encode(), rng)
+        rng.shuffle(attacks)
+        for pieces in attacks:
             with contextlib.suppress(OSError, TimeoutError):
                 async with asyncio.timeout(10):
-                    await _attack_once(broker, build_attack(kind, client_id.encode(), rng))
+                    await _attack_once(broker, pieces)
             counters.attacks += 1
             await asyncio.sleep(rng.uniform(*_PAUSE_S))
 

@@ -196,13 +196,13 @@ class Scenario(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
         for group in self.groups:
             share = len(group.types) * group.devices / sensors if sensors else 0.0
             rate = group.rate * scale if group.rate else max(self.rate - fixed, self.rate / 100) * share
-            burst = group.burst
+            burst = group.burst or Burst(0.0, 0.0, 1.0)
             schedules.append(
                 PublishSchedule(
                     max(rate, 1e-9) / self.readings_in(group),
-                    parse_duration_s(burst.every) / self.speed if burst else 0.0,
-                    parse_duration_s(burst.lasts) / self.speed if burst else 0.0,
-                    burst.factor if burst else 1.0,
+                    parse_duration_s(burst.every) / self.speed,
+                    parse_duration_s(burst.lasts) / self.speed,
+                    burst.factor,
                 )
             )
         return schedules

@@ -11,22 +11,15 @@ import secrets
 import signal
 import socket
 import time
+from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, NoReturn, Protocol, cast
+from typing import TYPE_CHECKING, Annotated, NoReturn, cast
 
 import typer
 from rich.console import Console
 from rich.live import Live
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    SpinnerColumn,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from firmware_sim.errors import SimError
@@ -94,32 +87,17 @@ def raise_open_files_limit(needed: int) -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))
 
 
-class ShowStep(Protocol):
-    """Shows the current step, and how much of it is done where `total` is known."""
-
-    def __call__(self, text: str, done: int = 0, total: int = 0) -> None: ...  # noqa: D102 - see the class
-
-
 @contextlib.contextmanager
-def show_progress_bar(*, quiet: bool) -> Iterator[ShowStep]:
-    """A progress bar on a terminal, nothing elsewhere."""
+def show_progress_bar(*, quiet: bool) -> Iterator[Callable[[str, int, int], None]]:
+    """A progress bar on a terminal: call it with a step, how much is done, and of how much (0: unknown)."""
     console = Console(stderr=True)
-    columns = (
-        SpinnerColumn(),
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-    )
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     disable = quiet or not console.is_terminal
     with Progress(*columns, console=console, transient=True, disable=disable) as bar:
         task = bar.add_task("starting", total=None)
-
-        def show(text: str, done: int = 0, total: int = 0) -> None:
-            bar.update(task, description=text, completed=done, total=total or None)
-
-        yield show
+        yield lambda text, done, total: bar.update(
+            task, description=text, completed=done, total=total or None
+        )
 
 
 @contextlib.contextmanager
@@ -234,12 +212,13 @@ def write_progress(folder: Path, counters: Mapping[str, object]) -> None:
 
 def format_counters(counters: Mapping[str, object]) -> str:
     """The most important counters as name=value."""
-    names = (
-        *("produced", "published", "acknowledged", "outstanding_publishes", "refused", "overrun"),
-        *("reconnects", "devices_connected", "elapsed_s"),
-    )
-    text = " ".join(f"{name}={counters[name]}" for name in names)
+    names = "produced published acknowledged outstanding_publishes refused overrun reconnects"
+    text = _join_counts(counters, f"{names} devices_connected elapsed_s")
     return f"{text} last_fault={json.dumps(counters['last_fault'])}" if counters["last_fault"] else text
+
+
+def _join_counts(counters: Mapping[str, object], names: str) -> str:
+    return " ".join(f"{name}={counters[name]}" for name in names.split())
 
 
 def describe_differences(differences: Differences, notes: list[str]) -> str:
@@ -255,26 +234,22 @@ def describe_differences(differences: Differences, notes: list[str]) -> str:
         flagged = (f"{name} {count:,}" for name, count in differences.flagged.items())
         lines.append(f"flagged: {', '.join(flagged)}")
     names = (
-        *("acknowledged", "stored", "lost", "duplicated", "altered", "unknown", "waiting", "suppressed"),
-        *("quarantined", "declared", "late", "early", "produced", "repeated", "refused", "rewritten"),
-        "foreign",
+        "acknowledged stored lost duplicated altered unknown waiting suppressed quarantined declared late "
+        "early produced repeated refused rewritten foreign"
     )
-    counts = " ".join(f"{name}={getattr(differences, name)}" for name in names)
+    counts = _join_counts({**asdict(differences), "late": differences.late}, names)
     lines.append(f"verify: {'ok' if differences.clean else 'FAILED'} {counts}")
     return "\n".join(lines)
 
 
 def describe_replay(outcome: Mapping[str, object]) -> str:
     """The outcome of a replay as text; the last line has the counts."""
-    lines = []
-    reasons = outcome["skipped_reasons"]
-    assert isinstance(reasons, list)
-    lines += [f"skipped {reason}" for reason in reasons[:_REASONS_SHOWN]]
+    reasons = cast("list[str]", outcome["skipped_reasons"])
+    lines = [f"skipped {reason}" for reason in reasons[:_REASONS_SHOWN]]
     if len(reasons) > _REASONS_SHOWN:
         lines.append(f"skipped: {outcome['skipped']} in all; --json lists the first {len(reasons)}")
     if outcome["repeated"]:
-        examples = outcome["repeated_examples"]
-        assert isinstance(examples, list)
+        examples = cast("list[str]", outcome["repeated_examples"])
         lines.append(
             f"{outcome['repeated']} readings repeat the series and time of an earlier one; "
             f"only the first of each is stored: {', '.join(examples)}"
@@ -283,9 +258,6 @@ def describe_replay(outcome: Mapping[str, object]) -> str:
         lines.append(f"{outcome['cut_times']} times had digits below a microsecond, which were cut")
     if outcome["last_fault"]:
         lines.append(f"last fault: {outcome['last_fault']}")
-    names = (
-        *("rows", "sent", "acknowledged", "refused", "skipped", "empty_cells", "repeated", "reconnects"),
-        "elapsed_s",
-    )
-    lines.append("sim replay: " + " ".join(f"{name}={outcome[name]}" for name in names))
+    names = "rows sent acknowledged refused skipped empty_cells repeated reconnects elapsed_s"
+    lines.append(f"sim replay: {_join_counts(outcome, names)}")
     return "\n".join(lines)

@@ -193,7 +193,7 @@ def replay(
         shift_us, period_us = parse_shift(shift), 0
         if shift_to_now or loop != 1:
             with show_progress_bar(quiet=quiet) as step:
-                step("reading the times")
+                step("reading the times", 0, 0)
                 extent = find_time_extent(recordings)
                 period_us = extent.period_us
             if shift_to_now:

@@ -85,7 +85,7 @@ def verify(
         if precision not in stored_files.PRECISIONS:
             raise SimError(f"--precision {precision}: expected one of {', '.join(stored_files.PRECISIONS)}")
         with show_progress_bar(quiet=quiet) as step:
-            step("reading the record of the truth")
+            step("reading the record of the truth", 0, 0)
             record = load_ground_truth(truth)
 
             def on_rows(rows: int) -> None:

@@ -15,7 +15,7 @@ import logging
 import ssl
 import threading
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlsplit
 
 import aiomqtt
@@ -81,10 +81,8 @@ def parse_broker(url: str, *, ca_file: Path | None = None) -> BrokerAddress:
 
 
 class MqttConnection(aiomqtt.Client):
-    """One MQTT connection. Enter it to connect; `closed` returns when it is gone.
-
-    Attributes:
-        receive_maximum: how many QoS 1 and 2 publishes the server takes unacknowledged.
+    """One MQTT connection. Enter it to connect; `closed` returns when it is gone. Each acknowledgement calls
+    `on_ack` with its packet identifier and reason code.
     """
 
     def __init__(
@@ -156,19 +154,12 @@ class MqttConnection(aiomqtt.Client):
         self.receive_maximum = getattr(properties, "ReceiveMaximum", 65_535)
         super()._on_connect(client, userdata, flags, reason_code, properties)
 
-    def _on_disconnect(
-        self,
-        client: paho.Client,
-        userdata: object,
-        flags: paho.DisconnectFlags,
-        reason_code: ReasonCode,
-        properties: Properties | None = None,
-    ) -> None:
+    def _on_disconnect(self, *arguments: Any) -> None:
         if not self._connected.done():
             self._connected.set_exception(
                 aiomqtt.MqttError("the server closed the connection before its CONNACK")
             )
-        super()._on_disconnect(client, userdata, flags, reason_code, properties)
+        super()._on_disconnect(*arguments)
 
     def _on_publish(
         self,

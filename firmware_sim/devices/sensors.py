@@ -5,7 +5,7 @@ random source for noise. Windows and schedules are in simulated seconds since th
 scenario files a duration is a number of seconds or a text such as "90s", "15m", "6h", "2d".
 
 Faults of a reading, each with a probability per reading:
-    dropout       it is never taken
+    dropout       no value is measured
     spike         one value that is off by `size`
     stuck         the value again and again, for `hold` readings
     drift         off by more and more, up to `size` after `hold` readings; then it is calibrated
@@ -14,14 +14,14 @@ Of a publish, per publish:
     malformed     its payload comes again, corrupted: no record counts that as a reading
     duplicate     it is sent twice
     reorder       it is sent after the next one
-    late          it is held back and sent after `hold` others
+    late          it is delayed and sent after `hold` others
 Of a device, per publish:
     clock_jump    its clock jumps by `size` seconds until it is set again, `hold` readings later
     brown_out     it loses its memory: ring buffer, sequence number, and it gets a new boot id
-    network_loss  its network is away for `hold` seconds
+    network_loss  its network is down for `hold` seconds
 
-With `at`, `lasts`, `every` a fault is possible in its windows only, and certain there unless a probability
-says otherwise. Those of a device happen once a window.
+With `at`, `lasts`, `every` a fault is possible in its windows only, and certain there unless it has a
+probability. Those of a device happen once a window.
 """
 
 from __future__ import annotations
@@ -44,14 +44,8 @@ _OFFICE_HOURS = (7, 18)
 
 @dataclass(frozen=True, slots=True)
 class Site:
-    """The weather of one place.
-
-    Attributes:
-        mean_c: yearly-mean-like base temperature, degC.
-        swing_c: half the difference between day and night, degC.
-        phases: radians, shape (6,), of the slow fronts.
-        hour_offset: local time minus UTC, hours.
-        load: how busy the machinery of the place is, 0..1.
+    """The weather of one place: base temperature, half the day-night swing, phases of six slow fronts in
+    radians, local time minus UTC, and how busy its machinery is, 0..1.
     """
 
     mean_c: float
@@ -62,7 +56,7 @@ class Site:
 
 
 def build_site(rng: random.Random) -> Site:
-    """A temperate place, indoors or out."""
+    """A random temperate place."""
     return Site(
         mean_c=rng.uniform(14, 22),
         swing_c=rng.uniform(2, 7),
@@ -73,7 +67,6 @@ def build_site(rng: random.Random) -> Site:
 
 
 def _weather_front(site: Site, time_s: float, first: int) -> float:
-    """A slow wander of about -1..1 over days: three incommensurate periods."""
     days = time_s / DAY_S
     a, b, c = site.phases[first : first + 3]
     return (
@@ -83,8 +76,7 @@ def _weather_front(site: Site, time_s: float, first: int) -> float:
     )
 
 
-def air_temperature_c(site: Site, time_s: float) -> float:
-    """Air temperature without sensor noise, degC: daily swing plus weather."""
+def _air_temperature_c(site: Site, time_s: float) -> float:
     hour = time_s / 3600 + site.hour_offset
     return (
         site.mean_c
@@ -93,33 +85,28 @@ def air_temperature_c(site: Site, time_s: float) -> float:
     )
 
 
-def temperature(site: Site, time_s: float, rng: random.Random) -> float:
-    """DegC, resolution 0.01."""
-    return round(air_temperature_c(site, time_s) + rng.gauss(0, 0.05), 2)
+def _temperature(site: Site, time_s: float, rng: random.Random) -> float:
+    return round(_air_temperature_c(site, time_s) + rng.gauss(0, 0.05), 2)
 
 
-def humidity(site: Site, time_s: float, rng: random.Random) -> float:
-    """Percent relative, resolution 0.1; falls as the air warms."""
-    warmth = air_temperature_c(site, time_s) - site.mean_c
+def _humidity(site: Site, time_s: float, rng: random.Random) -> float:
+    warmth = _air_temperature_c(site, time_s) - site.mean_c
     percent = 58 - 3.2 * warmth + 12 * _weather_front(site, time_s, 3) + rng.gauss(0, 0.4)
     return round(min(99.0, max(8.0, percent)), 1)
 
 
-def pressure(site: Site, time_s: float, rng: random.Random) -> float:
-    """Hectopascal, resolution 0.01: fronts and the twice-daily tide of the air."""
+def _pressure(site: Site, time_s: float, rng: random.Random) -> float:
     tide = 0.6 * math.cos(math.tau * time_s / (DAY_S / 2) + site.phases[0])
     return round(1013.25 + 14 * _weather_front(site, time_s, 2) + tide + rng.gauss(0, 0.03), 2)
 
 
-def vibration(site: Site, time_s: float, rng: random.Random) -> float:
-    """Millimetres per second, root mean square: quiet, with bursts while a machine runs."""
+def _vibration(site: Site, time_s: float, rng: random.Random) -> float:
     running = math.sin(math.tau * time_s / 900 + site.phases[4]) > 1 - 2 * site.load
     scale = 4.5 if running else 0.25
     return round(abs(rng.gauss(scale, scale / 6)), 4)
 
 
-def occupancy(site: Site, time_s: float, rng: random.Random) -> float:
-    """People in the room: steps over the working day."""
+def _occupancy(site: Site, time_s: float, rng: random.Random) -> float:
     hour = (time_s / 3600 + site.hour_offset) % 24
     day = (
         max(0.0, math.sin(math.pi * (hour - 7) / 11)) if _OFFICE_HOURS[0] <= hour <= _OFFICE_HOURS[1] else 0.0
@@ -127,19 +114,18 @@ def occupancy(site: Site, time_s: float, rng: random.Random) -> float:
     return float(int(day * 24 * site.load + rng.random() * 0.5))
 
 
-def energy(site: Site, time_s: float, rng: random.Random) -> float:
-    """Watt-hours on a 16-bit counter: rises, and wraps at 65,536."""
+def _energy(site: Site, time_s: float, rng: random.Random) -> float:
     watts = 180 + 900 * site.load
     return float(int(watts * time_s / 3600 + rng.random()) % 65_536)
 
 
 WAVEFORMS: dict[str, tuple[Callable[[Site, float, random.Random], float], str]] = {
-    "temperature": (temperature, "degC"),
-    "humidity": (humidity, "%"),
-    "pressure": (pressure, "hPa"),
-    "vibration": (vibration, "mm/s"),
-    "occupancy": (occupancy, "1"),
-    "energy": (energy, "Wh"),
+    "temperature": (_temperature, "degC"),
+    "humidity": (_humidity, "%"),
+    "pressure": (_pressure, "hPa"),
+    "vibration": (_vibration, "mm/s"),
+    "occupancy": (_occupancy, "1"),
+    "energy": (_energy, "Wh"),
 }
 """sensor_type to (waveform, unit)."""
 
@@ -152,11 +138,7 @@ Duration = float | str
 
 
 def parse_duration_s(text: Duration) -> float:
-    """Seconds of a duration.
-
-    Raises:
-        ValueError: it is none; the message says what is expected.
-    """
+    """Seconds of a duration; ValueError for anything else."""
     if isinstance(text, (int, float)):
         if text < 0:
             raise ValueError(f"{text:g}: expected seconds, 0 or more")
@@ -171,7 +153,7 @@ def parse_duration_s(text: Duration) -> float:
 class TimeWindow:
     """From `at_s` on for `lasts_s`, and again `every_s` later (0: never again).
 
-    A window without length stands for a moment: it is in force for nothing, but it has begun.
+    A window without length covers nothing, but it begins.
     """
 
     at_s: float = 0.0
@@ -179,24 +161,21 @@ class TimeWindow:
     every_s: float = 0.0
 
     def begun(self, at_s: float) -> int:
-        """How many times it has begun by then."""
+        """How many times it has begun at that time."""
         if at_s < self.at_s:
             return 0
         return 1 + int((at_s - self.at_s) // self.every_s) if self.every_s else 1
 
     def covers(self, at_s: float) -> bool:
-        """Whether it is in force then."""
+        """Whether that time is within it."""
         times = self.begun(at_s)
         return bool(times) and at_s < self.at_s + (times - 1) * self.every_s + self.lasts_s
 
 
 @dataclass(frozen=True, slots=True)
 class PublishSchedule:
-    """Publishes at a rate, with bursts: each cycle ends with `burst_s` at `factor` times the rate.
-
-    Attributes:
-        per_s: publishes a second outside bursts.
-        cycle_s: from the beginning of one calm to the next; 0: there are no bursts.
+    """Publishes at `per_s`, with bursts: a cycle ends with `burst_s` at `factor` times the rate. A cycle of
+    0 s means no bursts.
     """
 
     per_s: float
@@ -234,15 +213,7 @@ DEFAULT_CLOCK_JUMP_S = 3600.0
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """One kind of fault.
-
-    Attributes:
-        kind: which one.
-        probability: per reading or per publish, 0..1.
-        size: in units of the reading; of a clock jump in seconds.
-        hold: readings, publishes or seconds, see above.
-        window: when; None is always.
-    """
+    """One kind of fault. `probability`, `size` and `hold` are as in the table above; no window: always."""
 
     kind: FaultKind
     probability: float
@@ -251,7 +222,7 @@ class Fault:
     window: TimeWindow | None = None
 
     def occurs(self, at_s: float, rng: random.Random) -> bool:
-        """Whether it happens at a time of the simulation."""
+        """Whether it happens at that simulated time."""
         if self.window is not None and not self.window.covers(at_s):
             return False
         return self.probability >= 1 or rng.random() < self.probability
@@ -259,7 +230,7 @@ class Fault:
 
 @dataclass(slots=True)
 class SensorFaultState:
-    """What a faulty sensor remembers between readings."""
+    """State of a sensor's lasting faults."""
 
     last: float | None = None
     stuck_left: int = 0
@@ -297,7 +268,6 @@ def apply_reading_faults(
 
 
 def _start_fault(fault: Fault, state: SensorFaultState) -> None:
-    """Begin a fault that lasts."""
     if fault.kind == "stuck":
         state.stuck_left = fault.hold
     elif fault.kind == "drift" and not state.drift_left:
@@ -308,14 +278,14 @@ def _start_fault(fault: Fault, state: SensorFaultState) -> None:
 
 @dataclass(slots=True)
 class DeviceFaults:
-    """Which device faults have happened in which window; `due` says what happens now."""
+    """The faults of a device. Those with a window happen once in each."""
 
     faults: Sequence[Fault]
     _begun: dict[int, int] = field(default_factory=dict)
 
     def due(self, at_s: float, rng: random.Random) -> list[Fault]:
-        """Faults of the device that strike with the publish it is about to make."""
-        struck = []
+        """Faults that happen before the next publish."""
+        due = []
         for number, fault in enumerate(self.faults):
             if fault.window is not None:
                 begun = fault.window.begun(at_s)
@@ -323,12 +293,12 @@ class DeviceFaults:
                     continue
                 self._begun[number] = begun
             if fault.probability >= 1 or rng.random() < fault.probability:
-                struck.append(fault)
-        return struck
+                due.append(fault)
+        return due
 
 
 def corrupt_payload(payload: bytes, rng: random.Random) -> bytes:
-    """A payload of which no gateway can make a reading, one of many kinds."""
+    """A payload, of one of several kinds, that no gateway can decode."""
     half = payload[: len(payload) // 2].rstrip(b"}]") or b"{"
     kinds = (
         half,

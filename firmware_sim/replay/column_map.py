@@ -34,30 +34,15 @@ DELIMITERS = ",;\t|"
 SAMPLE_ROWS = 50
 
 _TIME_NAMES = (
-    "time",
-    "timestamp",
-    "ts",
-    "datetime",
-    "date time",
-    "date_time",
-    "_time",
-    "date",
-    "recorded_at",
+    *("time", "timestamp", "ts", "datetime", "date time", "date_time", "_time", "date", "recorded_at"),
     "epoch",
 )
 _SENSOR_NAMES = (
-    "sensor_id", "sensor", "device_id", "device", "id", "station", "station_id", "node", "node_id", "moteid",
-    "entity_id", "tag", "site",
-)  # fmt: skip
+    *("sensor_id", "sensor", "device_id", "device", "id", "station", "station_id", "node", "node_id"),
+    *("moteid", "entity_id", "tag", "site"),
+)
 _TYPE_NAMES = (
-    "sensor_type",
-    "type",
-    "metric",
-    "parameter",
-    "variable",
-    "channel",
-    "measurement",
-    "quantity",
+    *("sensor_type", "type", "metric", "parameter", "variable", "channel", "measurement", "quantity"),
     "_field",
 )
 _VALUE_NAMES = ("value", "val", "reading", "_value")

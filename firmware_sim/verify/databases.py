@@ -163,14 +163,15 @@ _READING_CLASS = 4
 _IS_REGION_SQL = "SELECT to_regclass('ingest_ledger') IS NOT NULL"
 _DECLARED_LOSSES_SQL = f"""
     SELECT gateway_id || ': ' || reason || CASE survives WHEN '' THEN '' ELSE ', ' || survives || ' survives'
-    END
-           AS origin, rows, from_time, to_time, first_commit, last_commit
+        END, rows, coalesce((extract(epoch FROM from_time) * 1000000)::int8, {EARLIEST_US}),
+        coalesce((extract(epoch FROM to_time) * 1000000)::int8, {LATEST_US}), first_commit, last_commit
     FROM declared_loss WHERE class = {_READING_CLASS} ORDER BY gateway_id, epoch, first_commit"""  # noqa: S608 - a number of ours
 _ROLLED_UP_SQL = """
     WITH shortest AS (
         SELECT sensor_id, sensor_type, min(window_s) AS window_s FROM sensor_rollup GROUP BY 1, 2
     )
-    SELECT s.series - 1 AS series, r.time, r.window_s, sum(r.suppressed)::int8 AS rows
+    SELECT s.series - 1, (extract(epoch FROM r.time) * 1000000)::int8,
+        (extract(epoch FROM r.time) * 1000000)::int8 + r.window_s * 1000000, sum(r.suppressed)::int8
     FROM sensor_rollup r
     JOIN shortest USING (sensor_id, sensor_type, window_s)
     JOIN unnest($1::text[], $2::text[]) WITH ORDINALITY AS s (sensor_id, sensor_type, series)
@@ -262,28 +263,10 @@ async def fetch_loss_evidence(dsn: str, truth: GroundTruth) -> LossEvidence:
             windows = await connection.fetch(_ROLLED_UP_SQL, *names)
         except (asyncpg.UndefinedTableError, asyncpg.UndefinedColumnError):
             return LossEvidence()
-    rolled_up = np.zeros(len(windows), ROLLED_UP_DTYPE)
-    for number, row in enumerate(windows):
-        from_us = _datetime_to_us(row["time"])
-        rolled_up[number] = (row["series"], from_us, from_us + row["window_s"] * 1_000_000, row["rows"])
     return LossEvidence(
-        rolled_up=rolled_up,
-        declared=[
-            DeclaredLoss(
-                row["origin"],
-                row["rows"],
-                EARLIEST_US if row["from_time"] is None else _datetime_to_us(row["from_time"]),
-                LATEST_US if row["to_time"] is None else _datetime_to_us(row["to_time"]),
-                row["first_commit"],
-                row["last_commit"],
-            )
-            for row in declared
-        ],
+        rolled_up=np.array([tuple(window) for window in windows], ROLLED_UP_DTYPE),
+        declared=[DeclaredLoss(*loss) for loss in declared],
     )
-
-
-def _datetime_to_us(moment: datetime) -> int:
-    return (moment - _EPOCH) // timedelta(microseconds=1)
 
 
 def _build_query(relation: str, numbers: tuple[str, ...], attributes: tuple[str, ...]) -> str:
