@@ -19,11 +19,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from firmware_sim.errors import SimError
-from firmware_sim.ground_truth import ATTRIBUTES, SEQ_ABSENT
+from firmware_sim.ground_truth import ATTRIBUTES, MEASURES, SEQ_ABSENT
 from firmware_sim.verify.comparison import STORED_DTYPE, StoredRows, build_stored_rows, check_columns
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
     from pathlib import Path
 
     import pyarrow as pa
@@ -37,6 +37,7 @@ PRECISIONS = ("ns", *US_PER)
 _LINE_SUFFIXES = (".lp", ".lp.gz")
 _EXPORT_SUFFIXES = (".parquet", ".csv", ".csv.gz", ".jsonl", ".jsonl.gz")
 _REPORT_EVERY = 50_000
+_CSV_BLOCK_BYTES = 1 << 24
 _LINE = re.compile(r"((?:\\.|[^ \\])+) (.+?)(?: (-?\d+))?")
 _FIELD = re.compile(r'((?:\\.|[^=,\\])+)=("(?:\\.|[^"\\])*"|[^,]*)(?:,|$)')
 _COMMA = re.compile(r"(?<!\\),")
@@ -172,48 +173,52 @@ def read_export_files(
     paths: Sequence[Path], truth: GroundTruth, *, on_rows: Callable[[int], None]
 ) -> StoredRows:
     """Read exported files; SimError where one cannot be read or lacks a required column."""
+    import pyarrow as pa  # noqa: PLC0415 - slow to import, and needed for this only
+
     parts: list[NDArray[np.void]] = []
     common: set[str] | None = None
+    total = 0
     for path in paths:
-        table = _read_table(path)
-        columns = set(table.column_names)
-        check_columns(f"--files {path}", columns)
-        common = columns if common is None else common & columns
-        parts.append(_table_to_rows(table, truth))
-        on_rows(sum(map(len, parts)))
+        try:
+            schema, batches = _open_export(path)
+            check_columns(f"--files {path}", schema.names)
+            common = set(schema.names) if common is None else common.intersection(schema.names)
+            for batch in batches:
+                parts.append(_table_to_rows(pa.Table.from_batches([batch]), truth))
+                total += batch.num_rows
+                on_rows(total)
+        except (pa.ArrowInvalid, pa.ArrowNotImplementedError, OSError) as fault:
+            raise SimError(f"--files {path}: {fault}") from fault
     return StoredRows.from_parts(parts, common)
 
 
-def _read_table(path: Path) -> pa.Table:
-    import pyarrow as pa  # noqa: PLC0415 - slow to import, and needed for this only
+def _open_export(path: Path) -> tuple[pa.Schema, Iterable[pa.RecordBatch]]:
+    import pyarrow as pa  # noqa: PLC0415 - as above
     from pyarrow import csv, json, parquet  # noqa: PLC0415 - as above
 
-    when = pa.timestamp("us", tz="UTC")
-    kinds = {"time": when, "value": pa.float64(), "seq": pa.int64(), "flags": pa.int32()}
-    kinds |= {name: pa.float32() for name in ("quality", "battery_level", "signal_strength")}
+    if path.name.endswith(".parquet"):
+        file = parquet.ParquetFile(path)
+        return file.schema_arrow, file.iter_batches()
+    kinds = {"time": pa.timestamp("us", tz="UTC"), "seq": pa.int64(), "flags": pa.int32()}
+    kinds |= {"value": pa.float64()} | {name: pa.float32() for name in MEASURES if name != "seq"}
     kinds |= {name: pa.string() for name in ("sensor_id", "sensor_type", *ATTRIBUTES)}
-    try:
-        if path.name.endswith(".parquet"):
-            table = parquet.read_table(path)
-        elif ".csv" in path.name:
-            table = csv.read_csv(path, convert_options=csv.ConvertOptions(column_types=kinds))
-        else:
-            table = json.read_json(
-                pa.input_stream(str(path), compression="detect"),
-                parse_options=json.ParseOptions(explicit_schema=pa.schema(list(kinds.items()))),
-            )
-        if "time" in table.column_names:
-            place = table.column_names.index("time")
-            table = table.set_column(place, "time", table.column("time").cast(when))
-    except (pa.ArrowInvalid, pa.ArrowNotImplementedError, OSError) as fault:
-        raise SimError(f"--files {path}: {fault}") from fault
-    return table
+    if ".csv" in path.name:
+        options = csv.ConvertOptions(column_types=kinds)
+        reader = csv.open_csv(path, csv.ReadOptions(block_size=_CSV_BLOCK_BYTES), convert_options=options)
+        return reader.schema, reader
+    table = json.read_json(
+        pa.input_stream(str(path), compression="detect"),
+        parse_options=json.ParseOptions(explicit_schema=pa.schema(list(kinds.items()))),
+    )
+    return table.schema, table.to_batches()
 
 
 def _table_to_rows(table: pa.Table, truth: GroundTruth) -> NDArray[np.void]:
+    import pyarrow as pa  # noqa: PLC0415 - as above
+
     present = set(table.column_names)
     columns = {name: table.column(name).to_numpy() for name in _FLOATS if name in present}
-    columns["time_us"] = table.column("time").cast("int64").to_numpy()
+    columns["time_us"] = table.column("time").cast(pa.timestamp("us", tz="UTC")).cast("int64").to_numpy()
     for name, absent in (("seq", SEQ_ABSENT), ("flags", 0)):
         if name in present:
             columns[name] = table.column(name).fill_null(absent).to_numpy()
