@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
     from pathlib import Path
 
-    import pyarrow as pa
 
 TIME_FORMATS = ("auto", "iso", "s", "ms", "us", "ns")
 MISSING = frozenset({"", "na", "n/a", "nan", "null", "none", "-", "--", "?", "#n/a"})
@@ -222,20 +221,19 @@ def _format_csv_line(cells: Iterable[object]) -> str:
 
 
 def _parquet_lines(path: Path) -> Iterator[str]:
-    import pyarrow as pa  # noqa: PLC0415 - slow to import, and needed for this only
-    from pyarrow import parquet  # noqa: PLC0415 - as above
+    import pyarrow.parquet  # noqa: PLC0415 - slow to import, and needed for this only
 
-    def column_cells(column: pa.Array) -> list[object]:
-        if pa.types.is_timestamp(column.type):
-            column = column.cast(pa.timestamp("us", tz=column.type.tz), safe=False)
+    def column_cells(column: pyarrow.Array) -> list[object]:
+        if pyarrow.types.is_timestamp(column.type):
+            column = column.cast(pyarrow.timestamp("us", tz=column.type.tz), safe=False)
         return [_format_cell(value) for value in column.to_pylist()]
 
     try:
-        with parquet.ParquetFile(path) as file:
+        with pyarrow.parquet.ParquetFile(path) as file:
             yield _format_csv_line(file.schema_arrow.names)
             for batch in file.iter_batches(_BATCH_ROWS):
                 yield from map(_format_csv_line, zip(*map(column_cells, batch.columns), strict=True))
-    except pa.ArrowException as fault:
+    except pyarrow.ArrowException as fault:
         raise SimError(f"{path}: {fault}") from fault
 
 

@@ -23,7 +23,7 @@ from firmware_sim.ground_truth import ATTRIBUTES, MEASURES, SEQ_ABSENT
 from firmware_sim.verify.comparison import STORED_DTYPE, StoredRows, build_stored_rows, check_columns
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
 
     import pyarrow as pa
@@ -173,52 +173,55 @@ def read_export_files(
     paths: Sequence[Path], truth: GroundTruth, *, on_rows: Callable[[int], None]
 ) -> StoredRows:
     """Read exported files; SimError where one cannot be read or lacks a required column."""
-    import pyarrow as pa  # noqa: PLC0415 - slow to import, and needed for this only
-
     parts: list[NDArray[np.void]] = []
     common: set[str] | None = None
     total = 0
     for path in paths:
         try:
-            schema, batches = _open_export(path)
-            check_columns(f"--files {path}", schema.names)
-            common = set(schema.names) if common is None else common.intersection(schema.names)
-            for batch in batches:
-                parts.append(_table_to_rows(pa.Table.from_batches([batch]), truth))
-                total += batch.num_rows
+            columns, tables = _open_export(path)
+            check_columns(f"--files {path}", columns)
+            common = columns if common is None else common & columns
+            for table in tables:
+                parts.append(_table_to_rows(table, truth))
+                total += table.num_rows
                 on_rows(total)
-        except (pa.ArrowInvalid, pa.ArrowNotImplementedError, OSError) as fault:
+        except (ValueError, NotImplementedError, OSError) as fault:  # the bases of pyarrow's errors
             raise SimError(f"--files {path}: {fault}") from fault
     return StoredRows.from_parts(parts, common)
 
 
-def _open_export(path: Path) -> tuple[pa.Schema, Iterable[pa.RecordBatch]]:
-    import pyarrow as pa  # noqa: PLC0415 - as above
+def _open_export(path: Path) -> tuple[set[str], Iterator[pa.Table]]:
+    """The columns of a file, and its rows in parts; times are microseconds, UTC."""
+    import pyarrow as pa  # noqa: PLC0415 - slow to import, and needed for this only
     from pyarrow import csv, json, parquet  # noqa: PLC0415 - as above
 
+    when = pa.timestamp("us", tz="UTC")
+    kinds = {"time": when, "value": pa.float64(), "seq": pa.int64(), "flags": pa.int32()}
+    kinds |= {name: pa.float32() for name in MEASURES if name != "seq"}
+    kinds |= {name: pa.string() for name in ("sensor_id", "sensor_type", *ATTRIBUTES)}
     if path.name.endswith(".parquet"):
         file = parquet.ParquetFile(path)
-        return file.schema_arrow, file.iter_batches()
-    kinds = {"time": pa.timestamp("us", tz="UTC"), "seq": pa.int64(), "flags": pa.int32()}
-    kinds |= {"value": pa.float64()} | {name: pa.float32() for name in MEASURES if name != "seq"}
-    kinds |= {name: pa.string() for name in ("sensor_id", "sensor_type", *ATTRIBUTES)}
-    if ".csv" in path.name:
+        schema, batches = file.schema_arrow, file.iter_batches()
+    elif ".csv" in path.name:
         options = csv.ConvertOptions(column_types=kinds)
-        reader = csv.open_csv(path, csv.ReadOptions(block_size=_CSV_BLOCK_BYTES), convert_options=options)
-        return reader.schema, reader
-    table = json.read_json(
-        pa.input_stream(str(path), compression="detect"),
-        parse_options=json.ParseOptions(explicit_schema=pa.schema(list(kinds.items()))),
-    )
-    return table.schema, table.to_batches()
+        batches = csv.open_csv(path, csv.ReadOptions(block_size=_CSV_BLOCK_BYTES), convert_options=options)
+        schema = batches.schema
+    else:
+        options = json.ParseOptions(explicit_schema=pa.schema(list(kinds.items())))
+        table = json.read_json(pa.input_stream(str(path), compression="detect"), parse_options=options)
+        schema, batches = table.schema, table.to_batches()
+
+    def with_times(batch: pa.RecordBatch) -> pa.Table:
+        table = pa.Table.from_batches([batch])
+        return table.set_column(schema.get_field_index("time"), "time", table.column("time").cast(when))
+
+    return set(schema.names), map(with_times, batches)
 
 
 def _table_to_rows(table: pa.Table, truth: GroundTruth) -> NDArray[np.void]:
-    import pyarrow as pa  # noqa: PLC0415 - as above
-
     present = set(table.column_names)
     columns = {name: table.column(name).to_numpy() for name in _FLOATS if name in present}
-    columns["time_us"] = table.column("time").cast(pa.timestamp("us", tz="UTC")).cast("int64").to_numpy()
+    columns["time_us"] = table.column("time").cast("int64").to_numpy()
     for name, absent in (("seq", SEQ_ABSENT), ("flags", 0)):
         if name in present:
             columns[name] = table.column(name).fill_null(absent).to_numpy()
