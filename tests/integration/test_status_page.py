@@ -99,6 +99,7 @@ def filled(site: Site) -> Site:
     site.publish(
         ("stall-1/temperature", json.dumps(day).encode()),
         ("stall-1/humidity", b'{"value": 60, "unit": "%"}'),
+        ("stall-1/pressure", b'{"value": 101325.25, "unit": "Pa"}'),
         (f"{HOSTILE.replace('/', '')}/t", b'{"value": 1, "unit": "<b>K</b>"}'),
         (f"{LONG}/{LONG[:60]}", b'{"value": 1}'),
         ("stall-2/temperature", b"<script>pwned=1</script>"),
@@ -173,6 +174,21 @@ def test_figures_are_those_of_the_document(page: Page, filled: Site):
     page.wait_until("document.querySelector('#quarantine').innerText.includes('not json')")
     assert "unknown topic" in page.text("#quarantine")
     assert page.complaints == []
+
+
+@pytest.mark.parametrize("width", [320, 1200])
+@pytest.mark.parametrize("sensor_type", ["temperature", "pressure"])
+def test_no_label_of_the_chart_is_cut_off(page: Page, filled: Site, sensor_type: str, width: int):
+    opened(page, filled, width=width, series=chosen("stall-1", sensor_type))
+    page.wait_until("document.querySelectorAll('#chart svg text').length > 2")
+    cut = page.evaluate(
+        "(() => { const svg = document.querySelector('#chart svg'), box = svg.getBoundingClientRect(); "
+        "return [...svg.querySelectorAll('text')].filter(t => { const b = t.getBoundingClientRect(); "
+        "return b.left < box.left || b.right > box.right || b.top < box.top || b.bottom > box.bottom; })"
+        ".map(t => t.textContent); })()"
+    )
+    picture(page, f"labels-{sensor_type}-{width}")
+    assert cut == []
 
 
 def test_nothing_is_asked_of_any_other_host_or_stored_in_the_browser(page: Page, filled: Site):

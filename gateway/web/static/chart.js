@@ -1,9 +1,9 @@
-// Drawings: the small line of the last hour, and the chart of a series. SVG made here, of numbers only.
+// The sparkline of the last hour, and the chart of a series, as SVG.
 
 import { clockTime, count, dayOf, moment, value } from "./words.js";
 
 const SVG = "http://www.w3.org/2000/svg";
-const HEIGHT = 256, LEFT = 52, RIGHT = 10, TOP = 10, BOTTOM = 26;
+const HEIGHT = 256, RIGHT = 10, TOP = 10, BOTTOM = 26, GAP = 8, DIGIT_WIDTH = 8;
 
 export function shape(name, attributes = {}, ...children) {
   const element = document.createElementNS(SVG, name);
@@ -28,16 +28,16 @@ export function spark(values, slots) {
   return svg;
 }
 
-function ticksBetween(low, high, wanted) {
-  const rough = (high - low) / wanted, power = 10 ** Math.floor(Math.log10(rough));
+function ticksBetween(low, high, count) {
+  const rough = (high - low) / count, power = 10 ** Math.floor(Math.log10(rough));
   const step = [1, 2, 5, 10].map((m) => m * power).find((s) => s >= rough);
   const ticks = [];
   for (let t = Math.ceil(low / step - 1e-9) * step; t <= high + step * 1e-9; t += step) ticks.push(t);
   return [ticks, step];
 }
 
-function hoursBetween(since, until, wanted) {
-  const every = [1, 2, 3, 6, 12, 24].find((h) => (until - since) / 3.6e9 / h <= wanted) ?? 24;
+function hoursBetween(since, until, most) {
+  const every = [1, 2, 3, 6, 12, 24].find((h) => (until - since) / 3.6e9 / h <= most) ?? 24;
   const at = new Date(since / 1000);
   at.setMinutes(0, 0, 0);
   const ticks = [];
@@ -63,7 +63,7 @@ export function spanOf(data) {
   return data.at_us.length ? Math.max(...data.greatest) - Math.min(...data.least) : 0;
 }
 
-// What is known of step i, in words.
+// Step i in words.
 export function words(data, i) {
   const span = spanOf(data), unit = data.unit ? ` ${data.unit}` : "";
   const number = (x) => value(x, span);
@@ -74,27 +74,29 @@ export function words(data, i) {
   return parts;
 }
 
-// Returns the SVG with two functions: `point(i)` sets the cursor on a step, `nearest(clientX)` finds one.
+// Returns the SVG, the width of its value axis, and two functions: `point(i)` sets the cursor on a step,
+// `nearest(clientX)` finds one.
 export function chart(data, width) {
-  const unit = data.unit ? ` ${data.unit}` : "";
   let low = Math.min(...data.least), high = Math.max(...data.greatest);
   const span = high - low;
   const pad = span > 0 ? span * 0.06 : Math.max(Math.abs(high) * 0.05, 0.5);
   low -= pad; high += pad;
-  const x = (us) => LEFT + ((us + data.step_us / 2 - data.since_us) / (data.until_us - data.since_us)) * (width - LEFT - RIGHT);
+  const [ticks, step] = ticksBetween(low, high, 4);
+  const labels = ticks.map((tick) => value(tick, step * 10));
+  const left = GAP + Math.max(...labels.map((label) => label.length), 5) * DIGIT_WIDTH;
+  const x = (us) => left + ((us + data.step_us / 2 - data.since_us) / (data.until_us - data.since_us)) * (width - left - RIGHT);
   const y = (v) => TOP + ((high - v) / (high - low)) * (HEIGHT - TOP - BOTTOM);
   const at = (i, v) => `${x(data.at_us[i]).toFixed(1)} ${y(v).toFixed(1)}`;
   const svg = shape("svg", { viewBox: `0 0 ${width} ${HEIGHT}`, role: "img", "aria-labelledby": "chart-words" });
 
-  const [ticks, step] = ticksBetween(low, high, 4);
-  for (const tick of ticks) {
-    svg.append(shape("path", { class: "grid", d: `M${LEFT} ${Math.round(y(tick))}H${width - RIGHT}` }));
-    svg.append(shape("text", { x: LEFT - 8, y: y(tick) + 4, "text-anchor": "end" }, value(tick, step * 10)));
+  for (const [i, tick] of ticks.entries()) {
+    svg.append(shape("path", { class: "grid", d: `M${left} ${Math.round(y(tick))}H${width - RIGHT}` }));
+    svg.append(shape("text", { x: left - GAP, y: y(tick) + 4, "text-anchor": "end" }, labels[i]));
   }
   for (const tick of hoursBetween(data.since_us, data.until_us, width > 600 ? 9 : 5)) {
-    const at = LEFT + ((tick - data.since_us) / (data.until_us - data.since_us)) * (width - LEFT - RIGHT);
+    const at = left + ((tick - data.since_us) / (data.until_us - data.since_us)) * (width - left - RIGHT);
     const midnight = new Date(tick / 1000).getHours() === 0;
-    if (at < LEFT + 14 || at > width - RIGHT - 14) continue;
+    if (at < left + 14 || at > width - RIGHT - 14) continue;
     svg.append(shape("path", { class: "grid", d: `M${Math.round(at)} ${HEIGHT - BOTTOM}v4` }));
     svg.append(shape("text", { x: at, y: HEIGHT - 7, "text-anchor": "middle" }, midnight ? dayOf(tick) : clockTime(tick)));
   }
@@ -114,7 +116,7 @@ export function chart(data, width) {
   svg.append(cursor, dot);
   return {
     svg,
-    unit,
+    axisWidth: left,
     point(i) {
       for (const mark of [cursor, dot]) mark.setAttribute("visibility", i === null ? "hidden" : "visible");
       if (i === null) return;
@@ -124,7 +126,7 @@ export function chart(data, width) {
     },
     nearest(clientX) {
       const box = svg.getBoundingClientRect();
-      const us = data.since_us + ((clientX - box.left) * (width / box.width) - LEFT) / (width - LEFT - RIGHT) * (data.until_us - data.since_us) - data.step_us / 2;
+      const us = data.since_us + ((clientX - box.left) * (width / box.width) - left) / (width - left - RIGHT) * (data.until_us - data.since_us) - data.step_us / 2;
       let best = 0;
       data.at_us.forEach((t, i) => { if (Math.abs(t - us) < Math.abs(data.at_us[best] - us)) best = i; });
       return best;

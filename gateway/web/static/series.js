@@ -151,6 +151,8 @@ export function series(element) {
     drawn.svg.addEventListener("pointerleave", () => { if (document.activeElement !== slider) rest(); });
     const hadFocus = keepAt !== undefined;
     area.replaceChildren(reading, drawn.svg, slider);
+    slider.style.marginLeft = `${drawn.axisWidth - 6}px`;
+    slider.style.width = `calc(100% - ${drawn.axisWidth - 6}px)`;
     slider.hidden = data.at_us.length < 2;
     if (hadFocus) {
       const at = data.at_us.findIndex((t) => t >= keepAt);
