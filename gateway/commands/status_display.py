@@ -9,11 +9,14 @@ import math
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
+import numpy as np
 from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
 from gateway.humanize import escape_text, format_bytes, format_count, format_duration
+from gateway.query.series_chart import draw_line_chart
+from gateway.status.advice import destination_state, drain_text, pluralize
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -21,7 +24,7 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
     from gateway.query.series_chart import Chart
-    from gateway.status.document import DestinationStatus, Status
+    from gateway.status.document import Advice, Status
 
 _MARKS = {
     "critical": ("■", "bold red"),
@@ -29,7 +32,6 @@ _MARKS = {
     "note": ("○", "dim"),
     "good": ("●", "green"),
 }
-_STATES = {"idle": "up to date", "sending": "sending", "waiting": "retrying", "held": "held"}
 _BARS = "▁▂▃▄▅▆▇█"
 _WIDE_COLUMNS = 100
 _SPARK_WIDTH = 30
@@ -45,11 +47,11 @@ def render_status(status: Status, width: int) -> RenderableType:
     for name, content in _sections(status, width):
         grid.add_row(name, content)
         grid.add_row("", "")
-    return Group(_heading(status), *map(_render_advice, _severity_and_text(status)), Text(), grid)
+    return Group(_heading(status), *map(_render_advice, status.remarks), Text(), grid)
 
 
 def _heading(status: Status) -> Text:
-    state = f"up {format_duration(status.uptime_s)}" if status.running else "not running; as of its spool"
+    state = f"up {format_duration(status.uptime_s)}" if status.running else "not running; read from its spool"
     at = datetime.fromtimestamp(status.at_us / 1e6, UTC).astimezone()
     return Text.assemble(
         "gateway ",
@@ -59,25 +61,23 @@ def _heading(status: Status) -> Text:
     )
 
 
-def _severity_and_text(status: Status) -> list[tuple[str, str]]:
-    return [(remark.severity, remark.text) for remark in status.remarks]
-
-
-def _render_advice(pair: tuple[str, str]) -> RenderableType:
-    mark, style = _MARKS[pair[0]]
+def _render_advice(advice: Advice) -> RenderableType:
+    mark, style = _MARKS[advice.severity]
     line = Table.grid(padding=(0, 1))
-    line.add_row(Text(mark, style), Text(escape_text(pair[1]), "" if pair[0] == "good" else style))
+    line.add_row(
+        Text(mark, style), Text(escape_text(advice.text), "" if advice.severity == "good" else style)
+    )
     return line
 
 
 def _sections(status: Status, width: int) -> Iterator[tuple[str, RenderableType]]:
     if status.running:
-        yield "coming in", _input_section(status)
-    yield "going out", _destinations_section(status, width)
-    yield "kept here", _spool_section(status)
+        yield "ingress", _input_section(status)
+    yield "delivery", _destinations_section(status, width)
+    yield "spool", _spool_section(status)
     if status.running:
         yield "alerts", _alerts_section(status)
-    yield "given up", _losses_section(status)
+    yield "losses", _losses_section(status)
     yield "quarantine", _quarantine_section(status)
     if status.devices is not None:
         yield "silent", _silent_devices_section(status)
@@ -87,58 +87,41 @@ def _input_section(status: Status) -> RenderableType:
     ingress, devices, recent = status.ingress, status.devices, status.recent
     first = Text.assemble((format_count(ingress.readings_per_s), "bold"), " readings per second")
     if recent is not None and len(recent.readings_per_s) > 1:
-        most = max(recent.readings_per_s)
+        span = format_duration((len(recent.readings_per_s) - 1) * recent.step_s)
         first.append(f"  {sparkline(recent.readings_per_s)}", "cyan")
-        first.append(f"  at most {format_count(most)} in {_history_span(status)}", "dim")
-    connections = _pluralize(ingress.connections, "connection", "connections")
-    heard = connections
+        first.append(f"  at most {format_count(max(recent.readings_per_s))} in the last {span}", "dim")
+    sources = pluralize(ingress.connections, "connection", "connections")
     if devices is not None:
         within = format_duration(devices.silent_after_s)
-        heard = f"{format_count(devices.heard)} of {_pluralize(devices.known, 'device', 'devices')} heard"
-        heard += f" within {within}, {connections}"
-    return Group(
-        first,
-        Text(heard),
-        Text(
-            f"{format_count(ingress.acknowledged)} of {format_count(ingress.publishes)} "
-            "publishes acknowledged; "
-            f"{_pluralize(ingress.readings, 'reading', 'readings')} since start, "
-            f"{format_count(ingress.duplicates) if ingress.duplicates else 'none'} came twice"
-        ),
-    )
-
-
-def _history_span(status: Status) -> str:
-    recent = status.recent
-    assert recent is not None
-    return format_duration((len(recent.readings_per_s) - 1) * recent.step_s)
+        known = pluralize(devices.known, "device", "devices")
+        sources = f"{format_count(devices.heard)} of {known} heard within {within}, {sources}"
+    acknowledged = f"{format_count(ingress.acknowledged)} of {format_count(ingress.publishes)}"
+    readings = pluralize(ingress.readings, "reading", "readings")
+    duplicates = pluralize(ingress.duplicates, "duplicate", "duplicates")
+    counts = f"{acknowledged} publishes acknowledged; {readings} since start, {duplicates}"
+    return Group(first, Text(sources), Text(counts))
 
 
 def _destinations_section(status: Status, width: int) -> RenderableType:
     if not status.destinations:
-        return Text("no destination is configured: readings stay here", "dim")
+        return Text("no destination is configured: readings stay in the spool", "dim")
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
     table.add_column("destination", overflow="fold")
     table.add_column("state")
     wide = width >= _WIDE_COLUMNS
-    for heading in (
-        "waiting",
-        "size",
-        "oldest",
-        "drains in",
-        *(("delivered", "last receipt") if wide else ()),
-    ):
+    headings = ("backlog", "size", "oldest", "drains in", *(("delivered", "last receipt") if wide else ()))
+    for heading in headings:
         table.add_column(heading, justify="right", no_wrap=True)
     for d in status.destinations:
         style = {"waiting": "yellow", "held": "bold red"}.get(d.state, "")
         last = [format_count(d.delivered), _local_time(d.last_receipt_at_us, status.at_us)] if wide else []
         table.add_row(
             Text.assemble(escape_text(d.name), (f" ({d.kind})", "dim")),
-            Text(_STATES.get(d.state, d.state), style),
+            Text(destination_state(d.state), style),
             format_count(d.backlog_readings),
             format_bytes(d.backlog_bytes),
             "-" if d.backlog_oldest_s is None else format_duration(d.backlog_oldest_s),
-            _drain_text(d),
+            drain_text(d),
             *last,
         )
     faults = [
@@ -149,58 +132,48 @@ def _destinations_section(status: Status, width: int) -> RenderableType:
     return Group(table, *faults)
 
 
-def _drain_text(destination: DestinationStatus) -> str:
-    if destination.backlog_readings == 0:
-        return "-"
-    return "unknown" if destination.drain_s is None else format_duration(destination.drain_s)
-
-
 def _spool_section(status: Status) -> RenderableType:
-    spool, wear = status.spool, status.wear
+    spool, wear, processing = status.spool, status.wear, status.processing
+    kept = pluralize(spool.readings_kept, "reading", "readings")
     ever = (
         f" of {format_count(spool.readings_ever)} ever" if spool.readings_ever > spool.readings_kept else ""
     )
-    lines = [
-        f"{_pluralize(spool.readings_kept, 'reading', 'readings')}{ever} in {format_bytes(spool.size_bytes)}"
-    ]
+    full = ""
     if spool.room_days is not None:
-        lines[0] += f"; room for {format_duration(spool.room_days * _DAY_S)} if nothing were delivered"
-    lines[0] += f" ({format_bytes(spool.room_bytes if status.running else spool.free_bytes)} free)"
+        full = f"; full in {format_duration(spool.room_days * _DAY_S)} if nothing is delivered"
+    free = format_bytes(spool.room_bytes if status.running else spool.free_bytes)
+    lines = [f"{kept}{ever} in {format_bytes(spool.size_bytes)}{full} ({free} free)"]
     if spool.damaged_readings:
-        lines.append(
-            f"{_pluralize(spool.damaged_readings, 'reading', 'readings')} in damaged segments, set aside"
-        )
+        damaged = pluralize(spool.damaged_readings, "reading", "readings")
+        lines.append(f"{damaged} in damaged segments, set aside")
     if wear is not None and wear.written_bytes_per_day is not None:
-        times = "" if wear.amplification is None else f", {wear.amplification:.3g} times what readings take"
-        lines.append(
-            f"{format_bytes(wear.written_bytes_per_day)} a day written to flash by this gateway{times}"
-        )
+        factor = "" if wear.amplification is None else f", {wear.amplification:.3g} times the readings' size"
+        lines.append(f"{format_bytes(wear.written_bytes_per_day)} a day written by this gateway{factor}")
         if wear.disk_written_bytes_per_day is not None:
-            lines.append(f"{format_bytes(wear.disk_written_bytes_per_day)} a day to {wear.disk} by everyone")
+            written = format_bytes(wear.disk_written_bytes_per_day)
+            lines.append(f"{written} a day written to {wear.disk} by all programs")
     if wear is not None and wear.years_left is not None and wear.endurance_bytes is not None:
         left = format_duration(wear.years_left * 365 * _DAY_S)
         lines.append(f"the flash lasts {left} of {format_bytes(wear.endurance_bytes)} at this rate")
-    if status.processing is not None:
-        rolled = status.processing
-        behind = f", {format_duration(rolled.lag_s)} behind" if rolled.lag_s > 1 else ""
-        lines.append(
-            f"{_pluralize(rolled.rollups, 'rollup', 'rollups')} made since start, "
-            f"{format_count(rolled.revisions)} of them revisions; "
-            f"{_pluralize(rolled.windows_open, 'window', 'windows')} open{behind}"
-        )
+    if processing is not None:
+        behind = f", {format_duration(processing.lag_s)} behind" if processing.lag_s > 1 else ""
+        rollups = pluralize(processing.rollups, "rollup", "rollups")
+        windows = pluralize(processing.windows_open, "window", "windows")
+        revisions = format_count(processing.revisions)
+        lines.append(f"{rollups} since start, {revisions} of them revisions; {windows} open{behind}")
     return Group(*map(Text, lines))
 
 
 def _alerts_section(status: Status) -> RenderableType:
     alerts = status.alerts
     if alerts is None or not alerts.newest:
-        return Text("nothing is alerting", "dim")
+        return Text("none", "dim")
     rows = []
     for alert in alerts.newest[:_ROWS_MAX]:
         _, style = _MARKS.get(alert.severity, _MARKS["note"])
         rows.append(
             (
-                Text(alert.severity, style) if alert.firing else Text("over", "dim"),
+                Text(alert.severity, style) if alert.firing else Text("resolved", "dim"),
                 Text(f"{escape_text(alert.subject, 60)}  {escape_text(alert.text or alert.rule, 120)}"),
                 _local_time(alert.since_us, status.at_us),
             )
@@ -211,22 +184,15 @@ def _alerts_section(status: Status) -> RenderableType:
 def _losses_section(status: Status) -> RenderableType:
     losses = status.losses
     if losses is None or not losses.newest:
-        return Text("nothing: what came in is delivered, or still here", "dim")
-    return _list_table(
-        [
-            (
-                Text(format_count(loss.records)),
-                Text(
-                    f"{loss.what}s{f' for {escape_text(loss.destination)}' if loss.destination else ''}: "
-                    f"{loss.reason.replace('_', ' ')}; "
-                    f"{f'what remains: {loss.remains}' if loss.remains else 'nothing remains'}"
-                ),
-                _local_time(loss.declared_at_us, status.at_us),
-            )
-            for loss in losses.newest[:_ROWS_MAX]
-        ],
-        losses.entries,
-    )
+        return Text("none: every reading is delivered, or still in the spool", "dim")
+    rows = []
+    for loss in losses.newest[:_ROWS_MAX]:
+        destination = f" for {escape_text(loss.destination)}" if loss.destination else ""
+        remains = f"kept as {loss.remains}" if loss.remains else "nothing kept"
+        text = f"{loss.what}s{destination}: {loss.reason.replace('_', ' ')}; {remains}"
+        declared = _local_time(loss.declared_at_us, status.at_us)
+        rows.append((Text(format_count(loss.records)), Text(text), declared))
+    return _list_table(rows, losses.entries)
 
 
 def _quarantine_section(status: Status) -> RenderableType:
@@ -258,7 +224,7 @@ def _silent_devices_section(status: Status) -> RenderableType:
         [
             (
                 Text(escape_text(device.sensor_id, 60)),
-                Text(_pluralize(device.series, "series", "series"), "dim"),
+                Text(pluralize(device.series, "series", "series"), "dim"),
                 f"{format_duration((status.at_us - device.heard_at_us) / 1e6)} ago",
             )
             for device in devices.silent_devices[:_ROWS_MAX]
@@ -280,14 +246,10 @@ def _list_table(rows: Sequence[tuple[Text, Text, str]], total: int) -> Renderabl
 
 
 def sparkline(values: Sequence[float]) -> str:
-    """The last values as a line of bars, each in proportion to the greatest of all."""
+    """The last values as a line of bars, in proportion to the greatest."""
     most = max(values, default=0)
     top = len(_BARS) - 1
     return "".join(_BARS[round(value / most * top) if most else 0] for value in values[-_SPARK_WIDTH:])
-
-
-def _pluralize(count: float, one: str, many: str) -> str:
-    return f"{format_count(count)} {one if count == 1 else many}"
 
 
 def _local_time(at_us: int | None, now_us: int) -> str:
@@ -298,11 +260,8 @@ def _local_time(at_us: int | None, now_us: int) -> str:
     return f"{at:%H:%M}" if at.date() == now.date() else f"{at:%Y-%m-%d %H:%M}"
 
 
-_BRAILLE = 0x2800
-_BRAILLE_BITS = ((0x01, 0x02, 0x04, 0x40), (0x08, 0x10, 0x20, 0x80))
-"""The bit of each dot, by column and by row from the top. Source: Unicode, Braille Patterns."""
 _CHART_LINES = 8
-_CHART_MARGIN = 10
+_CHART_MARGIN = 12
 
 
 def render_chart(chart: Chart, width: int) -> RenderableType:
@@ -311,48 +270,24 @@ def render_chart(chart: Chart, width: int) -> RenderableType:
     if not chart.readings:
         return Text(f"{name}: no readings in the last 24 hours", "dim")
     least, greatest = min(chart.least), max(chart.greatest)
+    latest, low, high = (_format_value(v, greatest - least) for v in (chart.mean[-1], least, greatest))
     unit = f" {escape_text(chart.unit, 20)}" if chart.unit else ""
     part = "" if chart.complete else "; earlier ones could not be read in time"
     title = Text.assemble(
         (name, "bold"),
-        f"  latest {format_value(chart.mean[-1], greatest - least)}{unit}, between "
-        f"{format_value(least, greatest - least)} and {format_value(greatest, greatest - least)}{unit}, "
+        f"  latest {latest}{unit}, between {low} and {high}{unit}, "
         f"{format_count(chart.readings)} readings, {format_count(sum(chart.flagged))} flagged{part}",
     )
-    columns = max(20, width - _CHART_MARGIN)
-    lines = braille_lines(chart, columns, _CHART_LINES)
-    labels = {
-        0: format_value(greatest, greatest - least),
-        len(lines) - 1: format_value(least, greatest - least),
-    }
-    drawn = [
-        Text.assemble((f"{labels.get(row, ''):>{_CHART_MARGIN - 2}}  ", "dim"), (line, "cyan"))
-        for row, line in enumerate(lines)
-    ]
-    first, last = (
-        datetime.fromtimestamp(us / 1e6, UTC).astimezone() for us in (chart.since_us, chart.until_us)
-    )
-    ends = Text(f"{'':{_CHART_MARGIN}}{first:%H:%M}{f'{last:%H:%M}':>{columns - 5}}", "dim")
-    return Group(title, *drawn, ends)
+    times = np.repeat(np.array(chart.at_us, np.int64), 2)
+    bounds = np.column_stack((chart.least, chart.greatest)).ravel()
+    span_us = chart.since_us, chart.until_us
+    drawn = draw_line_chart(times, bounds, span_us, width=max(20, width), height=_CHART_LINES)
+    first, last = (datetime.fromtimestamp(us / 1e6, UTC).astimezone() for us in span_us)
+    ends = f"{'':{_CHART_MARGIN}}{first:%H:%M}{f'{last:%H:%M}':>{max(20, width) - _CHART_MARGIN - 5}}"
+    return Group(title, *(Text(line, "cyan") for line in drawn), Text(ends, "dim"))
 
 
-def braille_lines(chart: Chart, columns: int, lines: int) -> list[str]:
-    """The span from least to greatest of each step as a column of dots; lines from the top."""
-    low, high = min(chart.least), max(chart.greatest)
-    height, wide = lines * 4, columns * 2
-    cells = [[0] * columns for _ in range(lines)]
-
-    def row_of(value: float) -> int:
-        return round((high - value) / (high - low) * (height - 1)) if high > low else height // 2
-
-    for at_us, least, greatest in zip(chart.at_us, chart.least, chart.greatest, strict=True):
-        x = min(wide - 1, int((at_us - chart.since_us) / (chart.until_us - chart.since_us) * wide))
-        for y in range(row_of(greatest), row_of(least) + 1):
-            cells[y // 4][x // 2] |= _BRAILLE_BITS[x % 2][y % 4]
-    return ["".join(chr(_BRAILLE + cell) for cell in row) for row in cells]
-
-
-def format_value(value: float, span: float) -> str:
+def _format_value(value: float, span: float) -> str:
     """A measured value with as many digits as its span makes sensible."""
     if not math.isfinite(span) or abs(value) >= 1e9:  # noqa: PLR2004 - ten digits
         return f"{value:.4g}"

@@ -152,8 +152,8 @@ def picture(page: Page, name: str) -> None:
 def test_an_empty_gateway_says_what_will_be_where(page: Page, site: Site):
     opened(page, site)
     assert "No device has sent a reading yet." in page.text("#remarks")
-    assert "Nothing is alerting." in page.text("#alerts")
-    assert "Nothing was given up" in page.text("#losses")
+    assert "No alerts." in page.text("#alerts")
+    assert "No losses" in page.text("#losses")
     assert "Empty" in page.text("#quarantine")
     assert "a day of any series is drawn here" in page.text("#chart")
     assert "NaN" not in page.text("body")
@@ -164,12 +164,12 @@ def test_an_empty_gateway_says_what_will_be_where(page: Page, site: Site):
 
 def test_figures_are_those_of_the_document(page: Page, filled: Site):
     opened(page, filled)
-    page.wait_until("document.querySelector('#destinations').innerText.includes('waiting to retry')")
+    page.wait_until("document.querySelector('#destinations').innerText.includes('retrying')")
     shown = page.text("#destinations")
     region = page.evaluate("fetch('/status').then(a => a.json())")["destinations"]
     waiting = next(d["backlog_readings"] for d in region if d["name"] == "region")
     assert waiting > 100
-    assert f"Waiting\n{waiting}\nreadings" in shown
+    assert f"Backlog\n{waiting}\nreadings" in shown
     assert " of 3" in page.text("#in")
     page.wait_until("document.querySelector('#quarantine').innerText.includes('not json')")
     assert "unknown topic" in page.text("#quarantine")
@@ -338,8 +338,8 @@ def test_a_screen_reader_meets_nothing_without_a_name(page: Page, filled: Site):
     named = {(n["role"], n["name"]) for n in nodes}
     for wanted in (
         ("heading", "barn-1"),
-        ("region", "Coming in"),
-        ("region", "Going out"),
+        ("region", "Ingress"),
+        ("region", "Delivery"),
         ("combobox", "Series"),
         ("slider", "Moment"),
         ("button", "A day earlier"),
@@ -404,12 +404,12 @@ def test_what_alerts_is_first_with_its_severity_in_words_and_what_is_over_comes_
     opened(page, filled, scheme=scheme, width=width)
     page.wait_until("document.querySelector('#alerts').innerText.includes('value is back at 21')")
     rows = page.evaluate("[...document.querySelectorAll('#alerts tbody tr')].map(r => r.innerText)")
-    firing = [row for row in rows if "over" not in row.split()[0].lower()]
+    firing = [row for row in rows if "resolved" not in row.split()[0].lower()]
     assert rows[: len(firing)] == firing
     assert [row.split()[0].lower() for row in firing] == ["critical", "warning"]
     assert any("critical kiln/temperature" in row.lower() and "46.5 is above 35" in row for row in firing)
     assert any("warning door-2/contact" in row.lower() and "5 is below 20" in row for row in firing)
-    assert any("over oven/temperature" in row.lower() for row in rows[len(firing) :])
+    assert any("resolved oven/temperature" in row.lower() for row in rows[len(firing) :])
     assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
     picture(page, f"alerts-{scheme}-{width}")
     assert violations(page) == []
@@ -419,8 +419,8 @@ def test_a_gateway_that_is_gone_is_said_to_be_and_comes_back_by_itself(page: Pag
     opened(page, filled)
     assert filled.program.stop() == 0
     page.wait_until("document.querySelector('#live').dataset.state === 'lost'")
-    assert "Not reached since" in page.text("#live")
-    assert "Not reached" in page.evaluate("document.querySelector('#announcement').textContent")
+    assert "No answer since" in page.text("#live")
+    assert "No answer" in page.evaluate("document.querySelector('#announcement').textContent")
     with closing(sqlite3.connect(filled.config.with_name("spool.db"))) as spool, spool:
         spool.execute(
             "INSERT INTO loss VALUES ('region', 4, 900, 901, 4242, ?, ?, 'no_room', 'rollup 60 s', ?)",
@@ -430,5 +430,5 @@ def test_a_gateway_that_is_gone_is_said_to_be_and_comes_back_by_itself(page: Pag
     page.wait_until("document.querySelector('#live').dataset.state === 'live'")
     page.wait_until("document.querySelector('#losses').innerText.includes('4,242')")
     assert "readings for region" in page.text("#losses")
-    assert "no room; what remains: rollup 60 s" in page.text("#losses")
+    assert "no room; kept as rollup 60 s" in page.text("#losses")
     assert "4,242 readings were given up" in page.text("#remarks")

@@ -1,5 +1,5 @@
 // The series picker and its chart: a combobox as the ARIA practices describe it, days to step through, and a
-// slider under the chart that reads it out step by step.
+// slider under the chart that reads out each step.
 
 import { chart, spanOf, words } from "./chart.js";
 import { count, dayOf, shown, value } from "./words.js";
@@ -46,7 +46,7 @@ export function series(element) {
       return option;
     }));
     const more = found.total - named.length;
-    const words = !found.total ? "No series is called so." : more > 0 ? `and ${count(more)} more: type to narrow it down` : "";
+    const words = !found.total ? "No series matches." : more > 0 ? `and ${count(more)} more: type to narrow it down` : "";
     if (words) list.append(element("li", { class: "none", role: "option", "aria-disabled": "true", "aria-selected": "false" }, words));
     open(true);
     mark(-1);
@@ -110,11 +110,11 @@ export function series(element) {
     if (daysBack > 0) query.until_us = until();
     let found;
     try { found = await get("/chart", query); } catch {
-      if (turn === asked && !quiet) blank("The chart could not be read. It is tried again in half a minute.");
+      if (turn === asked && !quiet) blank("The chart could not be loaded. Retrying in half a minute.");
       return;
     }
     if (turn !== asked) return;
-    if (!found.readings) return blank(daysBack === 0 ? "No readings in the last 24 hours." : "No readings of this day are kept here.");
+    if (!found.readings) return blank(daysBack === 0 ? "No readings in the last 24 hours." : "No readings of this day are in the spool.");
     const before = data?.at_us[area.querySelector("input")?.valueAsNumber];
     data = { ...found, unit: shown(found.unit) };
     draw(quiet && document.activeElement === area.querySelector("input") ? before : undefined);
@@ -126,7 +126,7 @@ export function series(element) {
     const low = Math.min(...data.least), high = Math.max(...data.greatest);
     const newest = data.mean.at(-1);
     return [`${daysBack === 0 ? "latest" : "last"} `, element("b", {}, number(newest)),
-      low === high ? `, always the same, ` : `, between ${number(low)} and ${number(high)}, `,
+      low === high ? `, constant, ` : `, between ${number(low)} and ${number(high)}, `,
       data.readings === 1 ? "1 reading" : `${count(data.readings)} readings`,
       flagged ? `, ${count(flagged)} flagged` : "",
       data.complete ? "" : "; earlier ones could not be read in time"];
@@ -175,7 +175,7 @@ export function series(element) {
       const found = await get("/series", { limit: 1 });
       if (found.series.length) { chosen = found.series[0]; input.value = label(chosen); return load(); }
     } catch { /* said by what follows */ }
-    blank("As soon as a device has sent readings, a day of any series is drawn here.");
+    blank("Once a device has sent readings, a day of any series is drawn here.");
     setTimeout(() => { if (!chosen) begin(); }, 5000);
   }
   begin();
