@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import sys
+from dataclasses import dataclass
 from importlib.metadata import version as installed_version
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from gateway.commands.exit_errors import fail
+from gateway.commands.options import add_command
 from gateway.setup.installation import (
     DEFAULT_PREFIX,
     InstallRequest,
@@ -31,81 +33,92 @@ install_app = typer.Typer(add_completion=False)
 
 RootOption = Annotated[
     Path,
-    typer.Option(help="Set up an image below this folder instead of this machine."),
+    typer.Option(help="Install into an image below this folder instead of this machine."),
 ]
-PrefixOption = Annotated[Path, typer.Option(help="Where the program goes.")]
-DryOption = Annotated[bool, typer.Option("--dry-run", help="Print what would be done, and do nothing.")]
+PrefixOption = Annotated[Path, typer.Option(help="Folder of the program's releases.")]
+DryOption = Annotated[bool, typer.Option("--dry-run", help="Print the steps without running them.")]
 
 
-@install_app.command()
-def install(
-    *,
-    role: Annotated[Role, typer.Option(help="What is set up; ingest is the region's side.")] = "gateway",
+@dataclass(frozen=True, kw_only=True)
+class InstallOptions:
+    """What `tidegate install` installs, and from where."""
+
+    role: Annotated[Role, typer.Option(help="gateway, ingest (the service of a region) or sim.")] = "gateway"
     instance: Annotated[
         str, typer.Option(help="One of several gateways on this machine, e.g. north: tidegate-gateway@north.")
-    ] = "",
+    ] = ""
     wheels: Annotated[
         Path | None,
-        typer.Option(help="Folder with the wheel of tidegate and of all it needs: nothing is downloaded."),
-    ] = None,
-    version: Annotated[str, typer.Option(help="Release to install without --wheels.")] = "",
-    site: Annotated[str, typer.Option(help="What the gateway is for; see `tidegate config init`.")] = "trial",
-    gateway_id: Annotated[str, typer.Option(help="The gateway's name upstream.")] = "",
-    url: Annotated[str, typer.Option(help="Where readings go.")] = "",
-    config: Annotated[Path | None, typer.Option("--config", "-c", help="Take this configuration.")] = None,
+        typer.Option(help="Folder with the wheels of tidegate and its dependencies; nothing is downloaded."),
+    ] = None
+    version: Annotated[str, typer.Option(help="Without --wheels: the release to install.")] = ""
+    site: Annotated[str, typer.Option(help="The gateway's purpose; see `tidegate config init`.")] = "trial"
+    gateway_id: Annotated[str, typer.Option(help="The gateway's name upstream.")] = ""
+    url: Annotated[str, typer.Option(help="The destination's URL.")] = ""
+    config: Annotated[Path | None, typer.Option("--config", "-c", help="Use this configuration.")] = None
     token_file: Annotated[
-        Path | None, typer.Option(help="File with the token that the region gave this gateway; - is stdin.")
-    ] = None,
-    token_for: Annotated[str, typer.Option(help="ingest: make the first token, for this gateway.")] = "",
-    dsn_file: Annotated[Path | None, typer.Option(help="ingest: the database's URL; - is stdin.")] = None,
-    python: Annotated[str, typer.Option(help="The interpreter to run on; 3.11 or later.")] = "",
-    prefix: PrefixOption = DEFAULT_PREFIX,
-    root: RootOption = Path("/"),
-    start: Annotated[bool, typer.Option(help="Enable the service and start it, or restart it.")] = True,
-    dry_run: DryOption = False,
-) -> None:
-    """Set this machine up, or bring it to another release: program, units, configuration, first token.
+        Path | None, typer.Option(help="File with this gateway's token of the region; - is stdin.")
+    ] = None
+    token_for: Annotated[str, typer.Option(help="ingest: create the first token, for this gateway.")] = ""
+    dsn_file: Annotated[
+        Path | None, typer.Option(help="ingest: file with the database's URL; - is stdin.")
+    ] = None
+    python: Annotated[str, typer.Option(help="The interpreter to run on; 3.11 or later.")] = ""
+    prefix: PrefixOption = DEFAULT_PREFIX
+    root: RootOption = Path("/")
+    start: Annotated[bool, typer.Option(help="Enable the service and start it, or restart it.")] = True
+    dry_run: DryOption = False
 
-    The new release is complete before anything leads to it, and the one before stays. So do a configuration,
-    secrets and a spool that are there. Exit codes: 0, or 2 with what was in the way.
+
+def install(options: InstallOptions) -> None:
+    """Install or upgrade this machine: program, units, configuration, first token.
+
+    The new release is complete before it is switched to, and the previous one is kept, as are an existing
+    configuration, secrets and spool. Exit codes: 0, or 2 with the reason of the failure.
     """
-    if instance and role != "gateway":
+    if options.instance and options.role != "gateway":
         fail("--instance is for gateways")
-    if token_for and role != "ingest":
-        fail("--token-for is for --role ingest: the region gives tokens, a gateway takes one (--token-file)")
-    layout = Layout(root.absolute(), prefix, role, instance)
-    init = ["--site", site]
-    init += ["--gateway-id", gateway_id] if gateway_id else []
-    init += ["--url", url] if url else []
+    if options.token_for and options.role != "ingest":
+        fail("--token-for is for --role ingest; a gateway gets its token by --token-file")
+    layout = Layout(options.root.absolute(), options.prefix, options.role, options.instance)
+    init = ["--site", options.site]
+    init += ["--gateway-id", options.gateway_id] if options.gateway_id else []
+    init += ["--url", options.url] if options.url else []
+    wheels = options.wheels
     try:
-        if not dry_run:
+        if not options.dry_run:
             check_prerequisites(layout, uid=os.geteuid())
-        wanted = InstallRequest(
-            version=find_wheel_version(wheels) if wheels else version or installed_version("tidegate"),
+        request = InstallRequest(
+            version=find_wheel_version(wheels)
+            if wheels
+            else options.version or installed_version("tidegate"),
             wheels=wheels and wheels.absolute(),
-            python=python or _system_python(),
+            python=options.python or _system_python(),
             init=init,
-            config=config,
-            token=_read_secret(token_file),
-            token_for=token_for,
-            dsn=_read_secret(dsn_file),
-            start=start,
+            config=options.config,
+            token=_read_secret(options.token_file),
+            token_for=options.token_for,
+            dsn=_read_secret(options.dsn_file),
+            start=options.start,
         )
-        run_plan(plan_install(layout, wanted), dry=dry_run)
-    except (SetupError, OSError) as fault:
-        fail(str(fault))
+        run_plan(plan_install(layout, request), dry=options.dry_run)
+    except (SetupError, OSError, UnicodeDecodeError) as error:
+        fail(str(error))
+
+
+add_command(install_app, install, InstallOptions)
 
 
 def run_plan(plan: Iterator[Step], *, dry: bool) -> None:
-    """Say each step, and do it unless it is only to be shown."""
+    """Print each step, and run it unless `dry`."""
     for step in list(plan):
-        typer.echo(f"{'would ' if dry else ''}{step.says}")
+        typer.echo(f"{'would ' if dry else ''}{step.text}")
         if not dry:
-            step.do()
+            step.run()
 
 
 def _system_python() -> str:
-    """The interpreter that stays when this program's own environment is removed."""
+    """The interpreter outside of this program's own environment, which may be removed."""
     base = Path(sys.base_prefix) / "bin" / f"python{sys.version_info.major}.{sys.version_info.minor}"
     return str(base) if base.exists() else shutil.which("python3") or sys.executable
 
@@ -133,9 +146,9 @@ def uninstall(
     root: RootOption = Path("/"),
     dry_run: DryOption = False,
 ) -> None:
-    """Stop every service of ours and remove it, with all releases. Spools and configuration stay.
+    """Stop and remove every Tidegate service and release; spools and configuration are kept.
 
-    Exit codes: 0, or 2 with what was in the way.
+    Exit codes: 0, or 2 with the reason of the failure.
     """
     layout = Layout(root.absolute(), prefix)
     try:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import os
 import sys
 import time
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, NamedTuple
+from typing import TYPE_CHECKING, Annotated, NamedTuple, TypeVar
 
 import msgspec
 import typer
@@ -26,10 +27,11 @@ from gateway.spool.errors import SpoolError
 from gateway.spooltools.reading_selection import ReadingFilter
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from gateway.settings.gateway_settings import GatewaySettings
 
+T = TypeVar("T")
 EXIT_FOUND = 1
 _PIPE_WIDTH = 240
 
@@ -187,3 +189,13 @@ def progress_bar(title: str) -> Iterator[ProgressBar]:
         refresh_per_second=_REFRESH_PER_S,
     ) as progress:
         yield ProgressBar(progress, title)
+
+
+def add_command(app: typer.Typer, run: Callable[[T], None], options_type: Callable[..., T]) -> None:
+    """Add `run` to `app` as a command whose options are the fields of the dataclass `options_type`."""
+
+    def command(**values: object) -> None:
+        run(options_type(**values))
+
+    command.__signature__ = inspect.signature(options_type, eval_str=True)  # type: ignore[attr-defined]
+    app.command(run.__name__, help=inspect.getdoc(run))(command)

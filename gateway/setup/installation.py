@@ -28,17 +28,17 @@ if TYPE_CHECKING:
 Role = Literal["gateway", "ingest", "sim"]
 DEFAULT_PREFIX = Path("/opt/tidegate")
 PACKAGED_PROGRAM = "/usr/bin/tidegate"
-"""What the shipped units start; an installation puts its own program in the place."""
+"""What the shipped units start; an installation puts its own program in its place."""
+_COMMAND_LINK = Path("/usr/local/bin/tidegate")
 
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """Paths of one installation, below `root`.
+    """Paths of one installation.
 
     Attributes:
         root: "/", or the root of an image that is being built.
         prefix: where releases go, as the machine itself will see it.
-        role: what is installed.
         instance: of a gateway, "" for the only one.
     """
 
@@ -47,28 +47,23 @@ class Layout:
     role: Role = "gateway"
     instance: str = ""
 
-    def at(self, path: str | Path) -> Path:
+    def locate(self, path: str | Path) -> Path:
         """A path of the machine as it is seen from here."""
         return self.root / Path(path).relative_to("/")
 
     @property
     def is_image(self) -> bool:
-        """Whether another machine's root is being built: nothing of it runs here."""
+        """Whether another machine's root is being built: none of its programs run here."""
         return self.root != Path("/")
 
     @property
     def program(self) -> Path:
-        """What units and the link in /usr/local/bin start."""
+        """What units and the link on everybody's PATH start."""
         return self.prefix / "current" / "bin" / "tidegate"
 
     @property
-    def link(self) -> Path:
-        """The command on everybody's PATH."""
-        return Path("/usr/local/bin/tidegate")
-
-    @property
     def unit(self) -> str:
-        """The unit's name."""
+        """The systemd unit."""
         return f"tidegate-{self.role}{f'@{self.instance}' if self.instance else ''}.service"
 
     @property
@@ -78,18 +73,12 @@ class Layout:
 
     @property
     def config(self) -> Path:
-        """The configuration's file."""
+        """The configuration file."""
         return self.config_folder / ("ingest.toml" if self.role == "ingest" else "gateway.toml")
-
-    @property
-    def state(self) -> Path:
-        """What the service keeps."""
-        suffix = f"@{self.instance}" if self.instance else "" if self.role == "gateway" else f"-{self.role}"
-        return Path(f"/var/lib/tidegate{suffix}")
 
 
 def read_shipped_file(name: str) -> str:
-    """The text of a file that comes with the program: a unit, or what systemd-sysusers and -tmpfiles read."""
+    """The text of a shipped file: a unit, or a configuration of systemd-sysusers or -tmpfiles."""
     installed = files("gateway.setup") / "units" / name
     if installed.is_file():
         return installed.read_text(encoding="utf-8")
@@ -104,7 +93,7 @@ UNIT_FILES: dict[Role, tuple[str, ...]] = {
 """The unit files of each role."""
 
 ROLE_EXTRAS: dict[Role, str] = {"gateway": "", "ingest": "[ingest]", "sim": "[sim]"}
-"""What of the distribution each role needs."""
+"""The extra of the distribution that each role needs."""
 
 
 _WHEEL = re.compile(r"tidegate-(?P<version>[^-]+)-py3-none-any\.whl")
@@ -115,7 +104,7 @@ def find_wheel_version(wheels: Path) -> str:
     """The version of the only tidegate wheel in a folder.
 
     Raises:
-        SetupFault: there is none, or more than one.
+        SetupError: there is none, or more than one.
     """
     found = sorted(m["version"] for p in wheels.glob("tidegate-*.whl") if (m := _WHEEL.fullmatch(p.name)))
     if len(found) != 1:
@@ -126,16 +115,12 @@ def find_wheel_version(wheels: Path) -> str:
 
 
 def plan_release(layout: Layout, version: str, wheels: Path | None, python: str) -> Iterator[Step]:
-    """Make a release and lead to it. The one before stays, to go back to.
+    """Install a release and switch to it; the previous one stays, to go back to.
 
-    Args:
-        layout: where.
-        version: which release.
-        wheels: folder with all wheels it needs; None asks the package index.
-        python: the interpreter that it is to run on.
+    `wheels` is a folder with all wheels it needs, None for the package index; `python` the interpreter.
     """
     home = layout.prefix / "releases" / version
-    there = layout.at(home)
+    there = layout.locate(home)
     have = _installed_extras(there)
     wanted = ROLE_EXTRAS[layout.role]
     if wanted in have:
@@ -145,33 +130,27 @@ def plan_release(layout: Layout, version: str, wheels: Path | None, python: str)
             if there.exists():
                 yield steps.remove_path(there)
             yield steps.run_program(
-                python, "-m", "venv", there, says=f"make a virtual environment in {there}"
+                python, "-m", "venv", there, text=f"make a virtual environment in {there}"
             )
         yield from _plan_pip_install(there, version, wanted, wheels)
         yield steps.write_file(there / _COMPLETE_MARKER, "\n".join([*have, wanted, ""]))
-    yield steps.make_link(layout.at(layout.prefix / "current"), Path("releases") / version)
-    yield steps.make_link(layout.at(layout.link), layout.program)
+    yield steps.make_link(layout.locate(layout.prefix / "current"), Path("releases") / version)
+    yield steps.make_link(layout.locate(_COMMAND_LINK), layout.program)
 
 
 def _plan_pip_install(there: Path, version: str, extra: str, wheels: Path | None) -> Iterator[Step]:
     pip = [str(there / "bin" / "python"), "-m", "pip", "--disable-pip-version-check", "install"]
     source = ["--no-index", "--find-links", str(wheels)] if wheels is not None else []
     says = f"install tidegate{extra} {version} from {wheels or 'the package index'}"
-    yield steps.run_program(*pip, "--only-binary=:all:", *source, f"tidegate{extra}=={version}", says=says)
+    yield steps.run_program(*pip, "--only-binary=:all:", *source, f"tidegate{extra}=={version}", text=says)
 
 
 def _installed_extras(there: Path) -> list[str]:
-    """For which extras a release has been completed; [] when it is not complete."""
+    """The extras that a release was installed with; [] when the installation is not complete."""
     try:
         return (there / _COMPLETE_MARKER).read_text(encoding="utf-8").split("\n")[:-1]
     except OSError:
         return []
-
-
-def list_releases(layout: Layout) -> list[str]:
-    """Versions that are there and complete."""
-    folder = layout.at(layout.prefix / "releases")
-    return sorted(p.name for p in folder.glob("*") if _installed_extras(p)) if folder.is_dir() else []
 
 
 _GROUP = "tidegate"
@@ -182,15 +161,13 @@ class InstallRequest:
     """What is to be installed.
 
     Attributes:
-        version: which release.
-        wheels: folder with its wheels, None for the package index.
-        python: the interpreter it is to run on.
-        init: arguments of `tidegate config init` for a configuration that is not there yet.
-        config: a file to take as the configuration instead.
+        wheels: folder with all wheels, None for the package index.
+        python: the interpreter to run on.
+        init: arguments of `tidegate config init` for a configuration that does not exist yet.
+        config: a file to use as the configuration instead.
         token: the region's token for this gateway, "" for none.
         token_for: a gateway that gets its first token at this region, "" for none.
-        dsn: of the region's database, "" for none.
-        start: enable the unit and start it, or restart it when it runs.
+        start: enable and start the unit, or restart it when it runs.
     """
 
     version: str
@@ -204,84 +181,85 @@ class InstallRequest:
     start: bool = True
 
 
-def plan_install(layout: Layout, wanted: InstallRequest) -> Iterator[Step]:
-    """Every step from a bare machine, or from an older release, to a service that runs.
+def plan_install(layout: Layout, request: InstallRequest) -> Iterator[Step]:
+    """Every step from a bare machine, or from an older release, to a running service.
 
-    What is there of configuration and secrets stays as it is.
+    An existing configuration and existing secrets are kept.
     """
-    yield from plan_release(layout, wanted.version, wanted.wheels, wanted.python)
+    yield from plan_release(layout, request.version, request.wheels, request.python)
     yield from _plan_system_files(layout)
-    yield from _plan_configuration(layout, wanted)
+    yield from _plan_configuration(layout, request)
     if layout.is_image:
         yield steps.run_program("systemctl", f"--root={layout.root}", "enable", layout.unit)
         return
     yield steps.run_program("systemctl", "daemon-reload")
-    if not wanted.start:
-        yield Step(f"leave {layout.unit} as it is; start it with `systemctl enable --now {layout.unit}`")
+    if not request.start:
+        yield Step(f"do not start {layout.unit}; start it with `systemctl enable --now {layout.unit}`")
         return
     yield steps.run_program("systemctl", "enable", layout.unit)
-    yield steps.run_program("systemctl", "restart", layout.unit, says=f"start {layout.unit}, or restart it")
+    yield steps.run_program("systemctl", "restart", layout.unit, text=f"start {layout.unit}, or restart it")
 
 
 def _plan_system_files(layout: Layout) -> Iterator[Step]:
     for name in UNIT_FILES[layout.role]:
         text = read_shipped_file(name).replace(PACKAGED_PROGRAM, str(layout.program))
-        yield steps.write_file(layout.at(f"/etc/systemd/system/{name}"), text)
+        yield steps.write_file(layout.locate(f"/etc/systemd/system/{name}"), text)
     for kind in ("sysusers", "tmpfiles"):
-        path = layout.at(f"/etc/{kind}.d/tidegate.conf")
+        path = layout.locate(f"/etc/{kind}.d/tidegate.conf")
         yield steps.write_file(path, read_shipped_file(f"tidegate.{kind}.conf"))
         create = ["--create"] if kind == "tmpfiles" else []
         yield steps.run_program(f"systemd-{kind}", f"--root={layout.root}", *create, path)
     if layout.instance:
-        yield steps.make_folder(layout.at(layout.config_folder / "secrets"), 0o700)
-        yield steps.make_folder(layout.at(layout.config_folder / "tls"), 0o2750)
+        yield steps.make_folder(layout.locate(layout.config_folder / "secrets"), 0o700)
+        yield steps.make_folder(layout.locate(layout.config_folder / "tls"), 0o2750)
         if not layout.is_image:
             yield steps.run_program("chgrp", _GROUP, layout.config_folder / "tls")
 
 
-def _plan_configuration(layout: Layout, wanted: InstallRequest) -> Iterator[Step]:
-    config = layout.at(layout.config)
+def _plan_configuration(layout: Layout, request: InstallRequest) -> Iterator[Step]:
+    config = layout.locate(layout.config)
     if layout.role == "sim":
         return
-    if wanted.token:
+    if request.token:
         yield steps.write_file(
-            layout.at(layout.config_folder / "secrets/regional.token"), f"{wanted.token}\n", 0o600
+            layout.locate(layout.config_folder / "secrets/regional.token"), f"{request.token}\n", 0o600
         )
-    if wanted.dsn:
-        yield steps.write_file(layout.at(layout.config_folder / "dsn"), f"{wanted.dsn}\n", 0o600)
-    program = layout.at(layout.prefix) / "releases" / wanted.version / "bin" / "tidegate"
+    if request.dsn:
+        yield steps.write_file(layout.locate(layout.config_folder / "dsn"), f"{request.dsn}\n", 0o600)
+    program = layout.locate(layout.prefix) / "releases" / request.version / "bin" / "tidegate"
     if config.exists():
         yield Step(f"keep {config}")
-    elif wanted.config is not None:
-        yield steps.write_file(config, _read_config_text(wanted.config))
+    elif request.config is not None:
+        yield steps.write_file(config, request.config.read_text(encoding="utf-8"))
     elif layout.role == "ingest":
         yield steps.write_file(config, _INGEST_CONFIG)
     else:
-        spool = ("--spool", str(layout.state / "spool.db"))
+        state = f"/var/lib/tidegate@{layout.instance}" if layout.instance else "/var/lib/tidegate"
+        spool = ("--spool", f"{state}/spool.db")
         yield steps.run_program(
-            program, "config", "init", config, *spool, *wanted.init, says=f"write {config}"
+            program, "config", "init", config, *spool, *request.init, text=f"write {config}"
         )
-    if wanted.token_for:
-        tokens = layout.at("/etc/tidegate/tls/ingest-tokens")
-        yield _plan_first_token(program, tokens, wanted.token_for)
+    if request.token_for:
+        tokens = layout.locate("/etc/tidegate/tls/ingest-tokens")
+        yield _plan_first_token(program, tokens, request.token_for)
 
 
 def _plan_first_token(program: Path, tokens: Path, name: str) -> Step:
     path = tokens.with_name(f"{name}.token")
     script = f'umask 077; "{program}" ingest token add "{name}" --tokens-file "{tokens}" >"{path}"'
-    return steps.run_program("/bin/sh", "-c", script, says=f"write a token for {name} to {path}")
+    return steps.run_program("/bin/sh", "-c", script, text=f"write a token for {name} to {path}")
 
 
 def plan_uninstall(layout: Layout, *, purge: bool) -> Iterator[Step]:
-    """Stop and remove; the spool and the configuration stay unless `purge`."""
-    folder = layout.at("/etc/systemd/system")
-    there = [folder / name for names in UNIT_FILES.values() for name in names if (folder / name).exists()]
+    """Stop and remove everything; spool and configuration are kept unless `purge`."""
+    folder = layout.locate("/etc/systemd/system")
+    units = [folder / name for names in UNIT_FILES.values() for name in names if (folder / name).exists()]
     if not layout.is_image:
-        for unit in there:
+        for unit in units:
             yield steps.run_program("systemctl", "stop", unit.name.replace("@.", "@*."))
     enabled = sorted((folder / "multi-user.target.wants").glob("tidegate-*"))
-    ours = [layout.at(f"/etc/{kind}.d/tidegate.conf") for kind in ("sysusers", "tmpfiles")]
-    for path in (*enabled, *there, *ours, layout.at(layout.link), layout.at(layout.prefix)):
+    ours = [layout.locate(f"/etc/{kind}.d/tidegate.conf") for kind in ("sysusers", "tmpfiles")]
+    for path in (*enabled, *units, *ours, layout.locate(_COMMAND_LINK), layout.locate(layout.prefix)):
         if path.exists() or path.is_symlink():
             yield steps.remove_path(path)
     if not layout.is_image:
@@ -294,32 +272,25 @@ def plan_uninstall(layout: Layout, *, purge: bool) -> Iterator[Step]:
 
 
 def _persistent_paths(layout: Layout) -> Iterator[Path]:
-    """Configuration, and what services keep: each of systemd's links before the folder that it leads to."""
+    """Configuration and state: each of systemd's links before the folder that it points to."""
     for pattern in ("etc/tidegate", "var/lib/tidegate*", "var/lib/private/tidegate*"):
         yield from sorted(layout.root.glob(pattern))
 
 
 def check_prerequisites(layout: Layout, *, uid: int) -> None:
-    """Whether this machine can be set up at all.
+    """Do nothing where this can be installed.
 
     Raises:
-        SetupFault: says what is missing.
+        SetupError: says what is missing.
     """
     if uid != 0 and not layout.is_image:
-        raise SetupError("setting a machine up takes root; --dry-run shows what would be done")
+        raise SetupError("this needs root; --dry-run shows what would be done")
     if shutil.which("systemctl") is None:
-        raise SetupError("this machine has no systemd; run `tidegate gateway --config FILE` with what it has")
-
-
-def _read_config_text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as fault:
-        raise SetupError(f"{path}: {getattr(fault, 'strerror', None) or fault}") from fault
+        raise SetupError("this machine has no systemd; start `tidegate gateway --config FILE` otherwise")
 
 
 _INGEST_CONFIG = """\
-# The region. Every key and what it is for: config/ingest.toml of the source, docs/region.md.
+# The ingest service of a region. All keys: config/ingest.toml of the source, docs/region.md.
 tokens_file = "tls/ingest-tokens"
 
 [listen]

@@ -1,4 +1,4 @@
-"""Steps of a plan: each says in words what it does, and does it when it is told to."""
+"""Steps of a plan: each can be shown before it is done."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import os
 import shutil
 import subprocess
 from typing import TYPE_CHECKING, NamedTuple
+
+from cloud_sync.runtime.files import replace_file
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -15,75 +17,70 @@ _OUTPUT_MAX_LINES = 12
 
 
 class SetupError(Exception):
-    """A step could not be done; the message is for a person. Steps before it stay done."""
+    """A step failed; the message is for a person. Steps before it stay done."""
 
 
 class Step(NamedTuple):
-    """One step. `says` is an imperative; `do` raises `SetupFault` or `OSError`."""
+    """One step. `text` is an imperative; `run` raises `SetupError` or `OSError`."""
 
-    says: str
-    do: Callable[[], None] = lambda: None
+    text: str
+    run: Callable[[], None] = lambda: None
 
 
 def write_file(path: Path, text: str, mode: int = 0o644) -> Step:
-    """Write a file as a whole, its folder too; one that says the same already is left alone."""
+    """Write a file as a whole, and its folder."""
 
-    def do() -> None:
+    def run() -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
-        draft = path.with_name(f".{path.name}.new")
-        opened = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, mode)
-        with os.fdopen(opened, "w", encoding="utf-8") as file:
-            os.fchmod(opened, mode)
-            file.write(text)
-            file.flush()
-            os.fsync(opened)
-        draft.replace(path)
+        replace_file(path, text.encode(), mode)
 
-    return Step(f"write {path}", do)
+    return Step(f"write {path}", run)
 
 
 def make_link(path: Path, target: Path) -> Step:
-    """Make `path` a link to `target`, in one rename where there is another."""
+    """Make `path` a link to `target`, replacing an existing link in one rename."""
 
-    def do() -> None:
+    def run() -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         draft = path.with_name(f".{path.name}.new")
         draft.unlink(missing_ok=True)
         draft.symlink_to(target)
         draft.replace(path)
 
-    return Step(f"link {path} to {target}", do)
+    return Step(f"link {path} to {target}", run)
 
 
 def make_folder(path: Path, mode: int) -> Step:
-    """Make a folder."""
+    """Make a folder with this mode."""
 
-    def do() -> None:
+    def run() -> None:
         path.mkdir(parents=True, exist_ok=True)
         path.chmod(mode)
 
-    return Step(f"make {path} ({mode:04o})", do)
+    return Step(f"make {path} ({mode:04o})", run)
 
 
 def remove_path(path: Path) -> Step:
     """Remove a file, a link or a folder with everything in it."""
 
-    def do() -> None:
+    def run() -> None:
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)
         else:
             path.unlink(missing_ok=True)
 
-    return Step(f"remove {path}", do)
+    return Step(f"remove {path}", run)
 
 
-def run_program(*command: str | Path, says: str = "") -> Step:
+def run_program(*command: str | Path, text: str = "") -> Step:
     """Run a program to its end."""
     words = [str(word) for word in command]
-    return Step(says or "run " + " ".join(words), lambda: _run_to_end(words))
+    return Step(text or "run " + " ".join(words), lambda: _run_to_end(words))
 
 
 def _run_to_end(words: Sequence[str]) -> None:
+    # another Python must not find this one's packages
+    environment = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "PYTHONHOME")}
     try:
         done = subprocess.run(  # noqa: S603 - the plan's own words
             words,
@@ -91,16 +88,11 @@ def _run_to_end(words: Sequence[str]) -> None:
             text=True,
             check=False,
             stdin=subprocess.DEVNULL,
-            env=_clean_environment(),
+            env=environment,
             cwd="/",
         )
-    except OSError as fault:
-        raise SetupError(f"{words[0]}: {fault.strerror or fault}") from fault
+    except OSError as error:
+        raise SetupError(f"{words[0]}: {error.strerror or error}") from error
     if done.returncode:
-        told = "\n".join((done.stderr or done.stdout).strip().splitlines()[-_OUTPUT_MAX_LINES:])
-        raise SetupError(f"`{' '.join(words)}` ended with {done.returncode}\n{told}")
-
-
-def _clean_environment() -> dict[str, str]:
-    """The environment without what would lead another Python to this one's packages."""
-    return {key: value for key, value in os.environ.items() if key not in ("PYTHONPATH", "PYTHONHOME")}
+        output = "\n".join((done.stderr or done.stdout).strip().splitlines()[-_OUTPUT_MAX_LINES:])
+        raise SetupError(f"`{' '.join(words)}` ended with {done.returncode}\n{output}")

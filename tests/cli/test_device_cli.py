@@ -101,7 +101,7 @@ def test_every_answer_can_be_had_as_json(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (("add", "a"), "name the password file: --config FILE or --passwords-file FILE"),
+        (("add", "a"), "name the file: --config FILE or --passwords-file FILE"),
         (("add", "a b", "--passwords-file", "{}"), "'a b': a device's name is without space"),
         (("add", "old", "--passwords-file", "{}"), "old is there already; --replace gives it a new password"),
         (
@@ -127,7 +127,7 @@ def test_a_configuration_without_a_password_file_says_what_to_write(tmp_path):
     path.write_text('gateway_id = "g"\n[spool]\npath = "spool.db"\n')
     outcome = device("list", "-c", path)
     assert outcome.returncode == 2
-    assert 'give ingress.listen.passwords_file first, such as passwords_file = "passwords"' in outcome.stderr
+    assert 'passwords_file is not set; add for instance passwords_file = "passwords"' in outcome.stderr
 
 
 def test_a_configuration_that_leaves_the_door_open_is_refused_with_what_to_do(tmp_path):

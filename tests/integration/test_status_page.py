@@ -431,4 +431,4 @@ def test_a_gateway_that_is_gone_is_said_to_be_and_comes_back_by_itself(page: Pag
     page.wait_until("document.querySelector('#losses').innerText.includes('4,242')")
     assert "readings for region" in page.text("#losses")
     assert "no room; kept as rollup 60 s" in page.text("#losses")
-    assert "4,242 readings were given up" in page.text("#remarks")
+    assert "4,242 readings were discarded" in page.text("#remarks")
