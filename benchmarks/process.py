@@ -97,7 +97,10 @@ def made(series: int, folder: Path, connection: Connection) -> Bench:
     alerts = build_alert_stage(given, catalog)
     assert alerts is not None
     return Bench(
-        series, build_check(given, catalog), Roller(StoredRollups(connection), given.rollups.terms), alerts
+        series,
+        build_check(given, catalog),
+        Roller(StoredRollups(connection), given.rollups.roller_options),
+        alerts,
     )
 
 

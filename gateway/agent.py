@@ -18,36 +18,30 @@ from gateway.build import (
     build_check,
     build_commit_consumer,
     build_eviction,
-    build_listener,
     build_notifiers,
     build_record_retentions,
-    build_shipper,
-    build_subscriber,
     destinations_receiving,
     drop_removed_channels,
     limit_wal_size,
 )
 from gateway.ingress.committer import Committer
-from gateway.ingress.host_metrics import HostMetricsSource
 from gateway.malloc import trim_periodically
 from gateway.payloads.formats.sparkplug_births import RebirthRequester
 from gateway.processing.clock import ClockCorrector, GatewayClock, read_clock_floor, read_time_since_boot_us
 from gateway.reload import DeliverySupervisor, NotifierSupervisor, Reloader, register_destination
 from gateway.runtime import Runtime
-from gateway.spool.appender import Appender, Capacity
+from gateway.settings.schema import SourceContext
+from gateway.spool.appender import Capacity
 from gateway.spool.database import Database
 from gateway.spool.retention import Retention
-from gateway.spool.series_catalog import SeriesCatalog
 from gateway.spool.spool import build_spool
 from gateway.status.active_config import ActiveConfig
 from gateway.status.certificates import CertificateMonitor
 from gateway.status.collector import StatusCollector, format_service_status
 
 if TYPE_CHECKING:
-    from gateway.ingress.http.server import HttpSource
     from gateway.runtime import Control
     from gateway.settings.gateway_settings import GatewaySettings
-    from gateway.spool.series_catalog import SeriesCatalog
     from gateway.web.endpoint import StatusEndpoint
 
 _log = logging.getLogger(__name__)
@@ -89,7 +83,6 @@ async def build_runtime(settings: GatewaySettings, database: Database) -> Runtim
         capacity=Capacity(settings.spool.max_bytes, settings.spool.min_free_bytes),
     )
     catalog, appender, deliveries = spool.catalog, spool.appender, spool.deliveries
-    listen, host = settings.ingress.listen, settings.ingress.host
     clock = GatewayClock(
         await database.read(read_clock_floor), settings.clock.trust, wait_max_s=settings.clock.wait_max_s
     )
@@ -103,10 +96,19 @@ async def build_runtime(settings: GatewaySettings, database: Database) -> Runtim
         check=build_check(settings, catalog, clock),
         clock_us=clock.now_us,
     )
-    listener = build_listener(listen, committer, committer.rules)
-    subscribers = tuple(
-        build_subscriber(table, settings.gateway_id, committer) for table in settings.ingress.subscribe
+    context = SourceContext(
+        gateway_id=settings.gateway_id,
+        committer=committer,
+        rules=committer.rules,
+        database=database,
+        appender=appender,
+        catalog=catalog,
+        clock=clock,
+        disk=settings.spool.path.parent,
+        stop_within_s=settings.stop_within_s,
     )
+    listener = settings.ingress.listen.build_source(context)
+    subscribers = tuple(table.build_source(context) for table in settings.ingress.subscribe)
     ways = [listener.served.publish, *(subscriber.publish for subscriber in subscribers)]
     committer.on_rebirth_needed = RebirthRequester(committer.rules.births, ways).ask
 
@@ -134,16 +136,8 @@ async def build_runtime(settings: GatewaySettings, database: Database) -> Runtim
         started_at=time.monotonic(),
         listener=listener,
         subscribers=subscribers,
-        host=HostMetricsSource(
-            committer,
-            settings.gateway_id,
-            settings.spool.path.parent,
-            period_s=host.period_s,
-            clock_us=lambda: clock.now_us() if clock.trusted else None,
-        )
-        if host.enabled
-        else None,
-        http=_build_http_ingress(settings, database, committer, appender, catalog),
+        host=settings.ingress.host.build_source(context) if settings.ingress.host.enabled else None,
+        http=settings.ingress.http.build_source(context) if settings.ingress.http.enabled else None,
         committer=committer,
         clock_corrector=clock_corrector,
         spool=spool,
@@ -161,7 +155,7 @@ async def build_runtime(settings: GatewaySettings, database: Database) -> Runtim
             configured=[d.name for d in settings.destinations],
         ),
         record_retentions=record_retentions,
-        shippers=tuple(build_shipper(d, deliveries) for d in settings.destinations),
+        shippers=tuple(d.build_shipper(deliveries) for d in settings.destinations),
     )
 
     def press(pressed: bool) -> None:  # noqa: FBT001 - the committer's callback
@@ -170,20 +164,6 @@ async def build_runtime(settings: GatewaySettings, database: Database) -> Runtim
 
     committer.on_pressure = press
     return parts
-
-
-def _build_http_ingress(
-    settings: GatewaySettings,
-    database: Database,
-    committer: Committer,
-    appender: Appender,
-    catalog: SeriesCatalog,
-) -> HttpSource | None:
-    if not settings.ingress.http.enabled:
-        return None
-    from gateway.build_http import build_http_ingress  # noqa: PLC0415 - brings a web server
-
-    return build_http_ingress(settings, database, committer, appender, catalog)
 
 
 def _build_endpoint(

@@ -20,7 +20,6 @@ from gateway.build import (
     build_check,
     build_eviction,
     build_notifiers,
-    build_shipper,
     destinations_receiving,
     drop_removed_channels,
     limit_wal_size,
@@ -29,7 +28,7 @@ from gateway.build import (
 from gateway.settings import config_changes
 from gateway.settings import gateway_settings as given
 from gateway.settings.config_changes import diff_settings, find_reload_obstacles, flatten_settings
-from gateway.settings.destinations import HttpDestination, InfluxDestination, IngestDestination
+from gateway.settings.schema import FileRole
 from gateway.spool.errors import SpoolError
 
 if TYPE_CHECKING:
@@ -103,7 +102,7 @@ class DeliverySupervisor:
         present = {d.name: d for d in self._parts.settings.destinations}
         destinations_with_changed_files = set(self.destinations_with_changed_files())
         return {
-            d.name: build_shipper(d, self._parts.spool.deliveries)
+            d.name: d.build_shipper(self._parts.spool.deliveries)
             for d in wanted
             if present.get(d.name) != d or d.name in destinations_with_changed_files
         }
@@ -145,14 +144,8 @@ class DeliverySupervisor:
 
 def _file_stamps(d: AnyDestination) -> _FileStamps:
     """What tells whether the files of a destination have changed."""
-    files: list[Path | None] = []
-    if isinstance(d, HttpDestination):
-        files += [d.ca_file, d.cert_file, d.key_file]
-    if isinstance(d, IngestDestination | InfluxDestination):
-        files.append(d.token_file)
-    if isinstance(d, InfluxDestination):
-        files.append(d.password_file)
-    return tuple(_file_stamp(path) for path in files if path is not None)
+    files = d.list_files(FileRole.SECRET, FileRole.CERTIFICATE, FileRole.KEY)
+    return tuple(_file_stamp(path) for _, _, path in files)
 
 
 def _file_stamp(path: Path) -> tuple[int, int, int] | None:

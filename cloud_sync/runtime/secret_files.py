@@ -31,6 +31,6 @@ def find_credential(path: Path, environ: Mapping[str, str] = os.environ) -> Path
     return path
 
 
-def read_secret(path: Path) -> str:
-    """The first line of a file; OSError or UnicodeDecodeError when it cannot be read."""
-    return path.read_text(encoding="utf-8").partition("\n")[0].strip()
+def read_secret(path: Path | None) -> str:
+    """The first line of a file, "" without one; OSError or UnicodeDecodeError when it cannot be read."""
+    return "" if path is None else path.read_text(encoding="utf-8").partition("\n")[0].strip()

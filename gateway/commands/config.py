@@ -29,11 +29,10 @@ from gateway.settings import gateway_settings
 from gateway.settings.config_changes import (
     DEFAULT_SOURCE,
     diff_settings,
-    find_restart_reason,
     flatten_settings,
     resolve_config,
 )
-from gateway.settings.schema import ConfigKey, format_toml_value, list_keys, render_config_file
+from gateway.settings.reference import ConfigKey, format_toml_value, list_keys, render_config_file
 from gateway.status.active_config import ActiveConfigDocument, mask_settings
 from gateway.web.client import GatewayClientError, local_gateway_client
 
@@ -395,7 +394,7 @@ def _explanation(key: ConfigKey) -> str:
         if key.default is not None
         else "no default"
     )
-    reason = find_restart_reason(key.path)
+    reason = key.restart
     header = f"[[{key.table.removesuffix('[]')}]]" if key.table.endswith("[]") else f"[{key.table}]"
     lines = [
         f"{key.path}" + (f" (kind {', '.join(key.kinds)})" if key.kinds else ""),
@@ -412,7 +411,7 @@ def _explanation(key: ConfigKey) -> str:
 
 
 def _key_document(key: ConfigKey) -> dict[str, Any]:
-    reason = find_restart_reason(key.path)
+    reason = key.restart
     return {
         "key": key.path,
         "kinds": list(key.kinds),

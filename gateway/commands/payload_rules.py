@@ -27,8 +27,7 @@ from gateway.mqtt.subscriber import Subscriber
 from gateway.payloads.decoder_registry import PayloadPreview, RuleSet, preview_payload
 from gateway.payloads.presets import PRESETS
 from gateway.settings import gateway_settings
-from gateway.settings.gateway_settings import IngressSettings
-from gateway.settings.sources import IngressRule
+from gateway.settings.sources import IngressRule, IngressSettings
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -27,7 +27,7 @@ from gateway.commands.options import (
 from gateway.humanize import escape_bytes, escape_text, format_count, format_time
 from gateway.payloads.decoder_registry import RuleSet
 from gateway.payloads.topics import TopicTemplate
-from gateway.settings.gateway_settings import IngressSettings
+from gateway.settings.sources import IngressSettings
 from gateway.spool import quarantine_items
 from gateway.spool.errors import SpoolInUseError
 from gateway.spool.series_catalog import DEFAULT_MAX_SERIES

@@ -2,26 +2,48 @@
 
 from __future__ import annotations
 
-from pathlib import Path  # noqa: TC003 - pydantic reads the annotations
-from typing import Annotated, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Literal, Self
 
 from pydantic import AfterValidator, Field, model_validator
 
+from cloud_sync.destinations.http_client import HttpOptions, build_client_tls_context
 from cloud_sync.model.records import Severity
-from gateway.alerts.notifier import NotifierOptions
+from cloud_sync.runtime.secret_files import read_secret
+from gateway.alerts.notifier import LogChannel, NotifierOptions
 from gateway.alerts.rules import DEFAULT_ALERT_RULES, FLAG_PREFIX, QUANTITIES, SILENCE_QUANTITY, Rule
 from gateway.processing.series_pattern import Pattern
-from gateway.settings.processing import Limit, NonNegative, SeriesPattern  # noqa: TC001 - pydantic reads the annotations
-from gateway.settings.schema import HttpUrl, Name, Port, Seconds, Table, is_loopback, unencrypted_secret_error
+from gateway.settings.schema import (
+    CertificateFile,
+    FileFault,
+    HttpUrl,
+    Limit,
+    Name,
+    NonNegative,
+    Port,
+    Seconds,
+    SecretFile,
+    SeriesPattern,
+    Table,
+    check_client_tls,
+    find_duplicates,
+    is_http_url,
+    is_loopback,
+    to_microseconds,
+    unencrypted_secret_error,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from gateway.alerts.notifier import AlertChannel
 
 LOG_CHANNEL = "log"
-_US_MAX = 1 << 60
 _SILENCE_MAX_S = 1e12
 
 
 def _validate_quantity(text: str) -> str:
     if text not in QUANTITIES:
-        raise ValueError(f"nothing that a rule can look at; allowed: {', '.join(QUANTITIES)}")
+        raise ValueError(f"nothing that a rule can evaluate; allowed: {', '.join(QUANTITIES)}")
     return text
 
 
@@ -36,40 +58,40 @@ MailAddress = Annotated[str, AfterValidator(_validate_mail_address)]
 
 
 class AlertRule(Table):
-    """When alerts of some series begin and end."""
+    """A rule that raises alerts for some series."""
 
     name: Name = Field(examples=["hot"])
-    """What it is called in alerts; a rule called like a built-in one takes its place."""
+    """Its name in alerts; a rule with the name of a built-in one replaces it."""
     series: SeriesPattern = Field(default="*/*", examples=["*/temperature"])
-    """Which: SENSOR_ID/SENSOR_TYPE with "*" for anything, "?" for one character."""
+    """The series: SENSOR_ID/SENSOR_TYPE with "*" for any text, "?" for one character."""
     without: list[SeriesPattern] = Field(default_factory=list, examples=[["spare-*/*"]])
-    """Series among them that it is not for."""
+    """Series among them that are excluded."""
     on: Annotated[str, AfterValidator(_validate_quantity)] = "value"
-    """What it looks at: "value", "quality", "battery_level" or "signal_strength" of a reading, "rate_per_min"
+    """What it evaluates: "value", "quality", "battery_level", "signal_strength" of a reading, "rate_per_min"
     for the change of the value, "silence" for seconds without data, "flag.stuck" and so on for a flag of the
     checks, "rollup.mean" and so on for a rollup: mean, minimum, maximum, first, last, deviation, count,
     flagged, excluded.
     """
     above: Limit | None = Field(default=None, examples=[35])
-    """An alert begins above it."""
+    """An alert fires above it."""
     below: Limit | None = Field(default=None, examples=[-10])
-    """An alert begins below it."""
+    """An alert fires below it."""
     margin: NonNegative = 0
-    """How far back inside the limit the value has to be for the alert to end."""
+    """How far inside the limit the value has to return for the alert to resolve (hysteresis)."""
     window_s: Annotated[int, Field(gt=0)] = 60
-    """Of a rollup: the length of its window."""
+    """For rollups: the length of the window."""
     for_s: NonNegative = 0
-    """How long it has to be so, without a break, before the alert begins."""
+    """How long the condition has to hold without a break before the alert fires."""
     severity: Literal["info", "warning", "critical"] = "warning"
-    """How bad it is."""
+    """The severity of its alerts."""
     cooldown_s: NonNegative = 300
-    """How long after an alert of a series the next one of the same rule and series may begin."""
+    """The shortest time between two alerts of the same rule and series."""
     repeat_s: NonNegative = 0
-    """How often an alert that goes on is told again; 0 for never."""
+    """How often a firing alert is sent again; 0 for never."""
     recovery: bool = True
-    """Whether the end is told too."""
+    """Whether the end of an alert is sent too."""
     channels: list[str] | None = Field(default=None, examples=[["log"]])
-    """Who is told; without it every channel, and the log."""
+    """The channels that it is sent to. Default: every channel, and the log."""
 
     @model_validator(mode="after")
     def _validate_limits(self) -> Self:
@@ -88,7 +110,7 @@ class AlertRule(Table):
         return self
 
     def to_rule(self, channels: tuple[str, ...]) -> Rule:
-        """The rule as processing takes it; `channels` are those told without any named here."""
+        """The rule as the evaluator has it; `channels` are those of rules that name none."""
         return Rule(
             self.name,
             Pattern.of(self.series),
@@ -97,10 +119,10 @@ class AlertRule(Table):
             below=-float("inf") if self.below is None else self.below,
             margin=self.margin,
             window_s=self.window_s,
-            for_us=_to_microseconds(self.for_s),
+            for_us=to_microseconds(self.for_s),
             severity=Severity[self.severity.upper()],
-            cooldown_us=_to_microseconds(self.cooldown_s),
-            repeat_us=_to_microseconds(self.repeat_s),
+            cooldown_us=to_microseconds(self.cooldown_s),
+            repeat_us=to_microseconds(self.repeat_s),
             recovery=self.recovery,
             channels=channels if self.channels is None else tuple(self.channels),
             without=tuple(map(Pattern.of, self.without)),
@@ -111,50 +133,72 @@ class WebhookSettings(Table):
     """A webhook."""
 
     name: Name = Field(examples=["ops"])
-    """What rules call it."""
+    """Its name in rules."""
     kind: Literal["webhook"]
     """A POST of JSON to an address."""
     url: HttpUrl | None = Field(default=None, examples=["https://chat.example/hooks/plant"])
     """Its http:// or https:// address."""
-    url_file: Path | None = Field(default=None, examples=["ops.url"])
-    """A file whose first line is the address, where that is a secret; it counts before url."""
+    url_file: SecretFile | None = Field(default=None, examples=["ops.url"])
+    """A file whose first line is the address, where that is a secret; it is used instead of url."""
     form: Literal["slack", "json"] = "slack"
-    """What is posted: "slack" is {"text": ...}, which chat services take; "json" is the whole message."""
-    token_file: Path | None = Field(default=None, examples=["ops.token"])
+    """What is posted: "slack" is {"text": ...}, which chat services accept; "json" is the whole message."""
+    token_file: SecretFile | None = Field(default=None, examples=["ops.token"])
     """A file whose first line is sent as a bearer token."""
     allow_plain: bool = False
-    """Whether a token or a secret address may go to another machine without TLS: only where something else
+    """Whether to send a token or a secret address to another machine without TLS: only where something else
     encrypts.
     """
-    ca_file: Path | None = Field(default=None, examples=["ops-ca.pem"])
+    ca_file: CertificateFile | None = Field(default=None, examples=["ops-ca.pem"])
     """PEM: trust these authorities instead of the system's."""
     timeout_s: Seconds = 10
-    """How long an answer may take."""
+    """How long to wait for an answer."""
 
     @model_validator(mode="after")
     def _validate_address(self) -> Self:
         if self.url is None and self.url_file is None:
             raise ValueError("needs url or url_file")
-        if (
-            self.url is not None
-            and self.url_file is None
-            and (fault := self.find_unencrypted_secret(self.url))
-        ):
+        if self.url is not None and self.url_file is None and (fault := self._unencrypted_secret(self.url)):
             raise ValueError(fault)
         return self
 
-    def find_unencrypted_secret(self, url: str) -> str:
-        """Why what is secret of this channel may not go to `url`, "" where it may."""
+    def _unencrypted_secret(self, url: str) -> str:
         if self.allow_plain or (self.token_file is None and self.url_file is None):
             return ""
         return unencrypted_secret_error("the token or the address", url, "https://")
+
+    def check_files(self) -> Iterator[FileFault]:
+        """Whether the files can be used; an address in a file is checked like one in the table."""
+        faults = [*super().check_files(), *check_client_tls(self.ca_file)]
+        yield from faults
+        if self.url_file is None or any(fault.key == "url_file" for fault in faults):
+            return
+        url = read_secret(self.url_file)
+        if not is_http_url(url):
+            allowed = "an http:// or https:// address with a host"
+            yield FileFault("url_file", f"{self.url_file} holds no address", allowed)
+        elif unencrypted := self._unencrypted_secret(url):
+            yield FileFault("url_file", unencrypted)
+
+    def build_channel(self) -> AlertChannel:
+        """The channel; OSError if a file cannot be used."""
+        from gateway.alerts.channels import WebhookChannel  # noqa: PLC0415 - brings httpx
+
+        tls = None if self.ca_file is None else build_client_tls_context(self.ca_file)
+        return WebhookChannel(
+            self.name,
+            read_secret(self.url_file) or self.url or "",
+            form=self.form,
+            token=read_secret(self.token_file),
+            options=HttpOptions(tls, connections=1),
+            timeout_s=self.timeout_s,
+        )
 
 
 class MailSettings(Table):
     """E-mail."""
 
     name: Name = Field(examples=["mail"])
-    """What rules call it."""
+    """Its name in rules."""
     kind: Literal["email"]
     """E-mail through a mail server."""
     host: str = Field(examples=["mail.example"], min_length=1)
@@ -162,51 +206,72 @@ class MailSettings(Table):
     port: Port = 587
     """Its TCP port."""
     tls: Literal["starttls", "tls", "none"] = "starttls"
-    """"starttls" encrypts before anything is said, "tls" from the start (port 465), "none" never."""
+    """"starttls" upgrades the connection before login, "tls" encrypts from the start (port 465), "none" does
+    not encrypt.
+    """
     username: str | None = Field(default=None, examples=["barn-1"])
-    """The user name to show."""
-    password_file: Path | None = Field(default=None, examples=["mail.password"])
+    """The user name to log in with."""
+    password_file: SecretFile | None = Field(default=None, examples=["mail.password"])
     """A file whose first line is the password."""
     sender: MailAddress = Field(examples=["barn-1@plant.example"])
-    """Who it is from."""
+    """The sender's address."""
     to: Annotated[list[MailAddress], Field(min_length=1)] = Field(examples=[["ops@plant.example"]])
-    """Who gets it."""
-    ca_file: Path | None = Field(default=None, examples=["mail-ca.pem"])
+    """The recipients' addresses."""
+    ca_file: CertificateFile | None = Field(default=None, examples=["mail-ca.pem"])
     """PEM: trust these authorities instead of the system's."""
     timeout_s: Seconds = 30
-    """How long the whole may take."""
+    """How long sending may take altogether."""
 
     @model_validator(mode="after")
-    def _secret(self) -> Self:
+    def _validate_password(self) -> Self:
         if self.password_file is not None and self.tls == "none" and not is_loopback(self.host):
             raise ValueError('a password needs tls: "starttls" or "tls"')
-        if (self.username is None) != (self.password_file is None):
-            raise ValueError("username and password_file go together")
+        self.require_together("username", "password_file")
         return self
+
+    def check_files(self) -> Iterator[FileFault]:
+        """Whether the files can be used."""
+        yield from super().check_files()
+        yield from check_client_tls(self.ca_file)
+
+    def build_channel(self) -> AlertChannel:
+        """The channel; OSError if a file cannot be used."""
+        from gateway.alerts.channels import MailChannel, MailServer  # noqa: PLC0415 - brings aiosmtplib
+
+        server = MailServer(
+            self.host,
+            self.port,
+            self.tls,
+            self.username or "",
+            read_secret(self.password_file),
+            None if self.ca_file is None else build_client_tls_context(self.ca_file),
+            self.timeout_s,
+        )
+        return MailChannel(self.name, server, self.sender, tuple(self.to))
 
 
 AnyChannel = Annotated[WebhookSettings | MailSettings, Field(discriminator="kind")]
 
 
 class AlertSettings(Table):
-    """What raises an alert, and who is told."""
+    """The rules that raise alerts, and the channels that are notified."""
 
     enabled: bool = True
     """Whether there are alerts at all."""
     builtin: bool = True
-    """Whether the built-in rules are in force: temperature, battery, quality, silence (docs/alerts.md)."""
+    """Whether the built-in rules apply: temperature, battery, quality, silence (docs/alerts.md)."""
     stale_s: Seconds = 3600
-    """Readings that are older than this as they come raise and end no alerts."""
+    """Readings that are older than this on arrival neither raise nor end alerts."""
     group_wait_s: NonNegative = 5
-    """How long what one rule has to say is gathered before it is told."""
+    """How long alerts of one rule are collected before a message is sent."""
     group_interval_s: NonNegative = 60
-    """One rule is heard on a channel at most so often; what comes meanwhile is one message."""
+    """The shortest time between two messages of one rule on a channel; alerts in between share a message."""
     give_up_s: Seconds = 86_400
-    """How long a channel that fails is tried; then the message is dropped and counted."""
+    """How long a message is retried on a failing channel; then it is dropped and counted."""
     rule: list[AlertRule] = Field(default_factory=list)
-    """What raises an alert, one table each."""
+    """Rules, one table each."""
     channel: list[AnyChannel] = Field(default_factory=list)
-    """Who is told, one table each. There is always one called "log"."""
+    """Channels, one table each. There is always one called "log"."""
 
     @model_validator(mode="after")
     def _validate_names(self) -> Self:
@@ -214,23 +279,23 @@ class AlertSettings(Table):
             ("rules", [rule.name for rule in self.rule]),
             ("channels", [LOG_CHANNEL, *(channel.name for channel in self.channel)]),
         ):
-            if twice := sorted({name for name in names if names.count(name) > 1}):
-                raise ValueError(f"two {what} are called {', '.join(twice)}")
+            if twice := find_duplicates(names):
+                raise ValueError(f"two {what} are called {twice}")
         known = self.channel_names
         for rule in self.rule:
-            if strangers := [name for name in rule.channels or () if name not in known]:
-                what = f"rule {rule.name}: there is no channel {', '.join(strangers)}"
+            if unknown := [name for name in rule.channels or () if name not in known]:
+                what = f"rule {rule.name}: there is no channel {', '.join(unknown)}"
                 raise ValueError(f"{what}; allowed: {', '.join(known)}")
         return self
 
     @property
     def channel_names(self) -> tuple[str, ...]:
-        """Every channel there is."""
+        """The names of all channels."""
         return (LOG_CHANNEL, *(channel.name for channel in self.channel))
 
     @property
     def rules(self) -> list[Rule]:
-        """Those in force, the built-in ones first."""
+        """The active rules, the built-in ones first."""
         channels, own = self.channel_names, [rule.to_rule(self.channel_names) for rule in self.rule]
         names = {rule.name for rule in own}
         given = [
@@ -238,11 +303,15 @@ class AlertSettings(Table):
         ]
         return [*given, *own]
 
+    def build_channels(self) -> list[AlertChannel]:
+        """Every channel; none without alerts.
+
+        Raises:
+            OSError: a file that a channel names cannot be used.
+        """
+        return [LogChannel(), *(c.build_channel() for c in self.channel)] if self.enabled else []
+
     @property
-    def terms(self) -> NotifierOptions:
-        """How messages are gathered and tried."""
+    def notifier_options(self) -> NotifierOptions:
+        """How messages are grouped and retried."""
         return NotifierOptions(self.group_wait_s, self.group_interval_s, self.give_up_s)
-
-
-def _to_microseconds(seconds: float) -> int:
-    return min(round(seconds * 1e6), _US_MAX)

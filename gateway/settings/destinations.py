@@ -1,21 +1,46 @@
-"""`[[destinations]]`: one table for each upstream, by kind."""
+"""`[[destinations]]`: one table for each upstream, by kind. `AnyDestination` is the registry of kinds."""
 
 from __future__ import annotations
 
-from datetime import datetime
-from pathlib import Path  # noqa: TC003 - pydantic reads the annotations
-from typing import Annotated, Literal, Self
+from dataclasses import replace
+from typing import TYPE_CHECKING, Annotated, Literal, Self
 
 from pydantic import AfterValidator, Field, model_validator
 
-from cloud_sync.delivery.lanes import Schedule, find_time_zone, parse_window
+from cloud_sync.delivery.batch_sender import DeliveryOptions, DeliveryState
+from cloud_sync.delivery.lanes import Schedule, parse_window
+from cloud_sync.delivery.shipper import Shipper
 from cloud_sync.destinations.file import parquet
+from cloud_sync.destinations.file.destination import FileDestination as FileWriter
 from cloud_sync.destinations.http_client import HttpOptions, build_client_tls_context
 from cloud_sync.model.records import RecordClass
-from gateway.settings.schema import Count, HttpUrl, Name, Seconds, Table, unencrypted_secret_error
+from cloud_sync.runtime.secret_files import read_secret
+from gateway.settings.schema import (
+    CertificateFile,
+    Count,
+    CountOrZero,
+    DataPath,
+    FileFault,
+    HttpUrl,
+    KeyFile,
+    Name,
+    Seconds,
+    SecretFile,
+    Table,
+    TimeZone,
+    check_client_tls,
+    parse_timestamp,
+    unencrypted_secret_error,
+)
 from gateway.spool.deliveries import FROM_NOW_ON
 
-RecordClassName = Literal["alerts", "rollups", "readings"]
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from cloud_sync.delivery.batch_sender import Spool
+    from cloud_sync.destinations import Destination as DestinationPort
+
 _RECORD_CLASSES = {
     "alerts": RecordClass.ALERT,
     "rollups": RecordClass.ROLLUP,
@@ -26,13 +51,9 @@ _RECORD_CLASSES = {
 def _validate_start(text: str) -> str:
     if text not in ("oldest", "now"):
         try:
-            zone = datetime.fromisoformat(text).tzinfo
-        except ValueError:
-            zone = None
-        if zone is None:
-            raise ValueError(
-                'must be "oldest", "now", or a time with its offset, such as 2026-05-01T12:00:00Z'
-            )
+            parse_timestamp(text)
+        except ValueError as fault:
+            raise ValueError(str(fault).replace("must be", 'must be "oldest", "now", or')) from None
     return text
 
 
@@ -41,94 +62,106 @@ def _validate_window(text: str) -> str:
     return text
 
 
-def _validate_time_zone(name: str) -> str:
-    find_time_zone(name)
-    return name
-
-
-def _validate_record_classes(names: list[RecordClassName]) -> list[RecordClassName]:
-    if not names:
-        raise ValueError('must name at least one of "alerts", "rollups", "readings"')
-    return names
-
-
-RecordClassNames = Annotated[list[RecordClassName], AfterValidator(_validate_record_classes)]
+RecordClassNames = Annotated[list[Literal["alerts", "rollups", "readings"]], Field(min_length=1)]
 
 
 class Destination(Table):
     """What every kind of destination has."""
 
+    if TYPE_CHECKING:
+        kind: str
+
     name: Name = Field(examples=["regional"])
-    """What it is called here. Its progress is kept under this name."""
+    """Its name here. Its progress is kept under this name."""
     start: Annotated[str, AfterValidator(_validate_start)] = "oldest"
-    """What a destination gets that is new here: "oldest" for everything in the spool, "now" for nothing of
-    it, or a time with its offset, such as "2026-05-01T12:00:00Z".
+    """Where a new destination starts: "oldest" sends everything in the spool, "now" nothing of it, a time
+    with its offset, such as "2026-05-01T12:00:00Z", what was stored from then on.
     """
     max_batch_rows: Annotated[int, Field(ge=1, le=1_000_000)] = 50_000
-    """Readings sent at once, at most."""
+    """The largest batch, in readings."""
     max_batch_bytes: Annotated[int, Field(ge=4096)] = 4 << 20
-    """Bytes of one batch on the link, at most."""
+    """The largest batch, in bytes on the network."""
     target_s: Seconds = 0.5
-    """How long one request of backlog should take: batches are sized by it."""
+    """How long one request of backlog should take; batches are sized by it."""
     flush_s: Annotated[float, Field(ge=0)] = 0.8
-    """How long readings may wait for company."""
+    """How long to wait to fill a batch."""
     timeout_s: Seconds = 30
-    """How long one answer may take."""
+    """How long to wait for one answer."""
     max_bytes_per_s: Count | None = Field(default=None, examples=[100_000])
-    """Budget of the link, all requests together; live readings go first. Without it there is no limit."""
-    windows: list[Annotated[str, AfterValidator(_validate_window)]] = []  # noqa: RUF012 - pydantic copies defaults
+    """The limit of all requests together; live readings go first. Default: no limit."""
+    windows: list[Annotated[str, AfterValidator(_validate_window)]] = Field(default=[])
     """When to send, in local time of time_zone: "Mon-Fri 22:00-06:00", "Sat,Sun 00:00-24:00", "12:30-13:30".
-    Without any: always.
+    Default: always.
     """
     windows_for: Literal["backfill", "everything"] = "backfill"
     """What waits for a window: "backfill", that is everything but the newest, or "everything"."""
-    time_zone: Annotated[str, AfterValidator(_validate_time_zone)] = "UTC"
-    """The IANA name of the zone that windows are in."""
+    time_zone: TimeZone = "UTC"
+    """The IANA name of the time zone of windows."""
     urgent: bool = True
-    """Whether an alert is sent at once, without waiting for a window or the budget of the link."""
-    send: RecordClassNames = ["alerts", "rollups", "readings"]  # noqa: RUF012 - pydantic copies defaults
-    """What it is sent; what was given up is declared to every destination."""
+    """Whether alerts are sent at once, regardless of windows and max_bytes_per_s."""
+    send: RecordClassNames = Field(default=["alerts", "rollups", "readings"])
+    """What is sent. Losses are declared to every destination."""
 
     @property
     def since_us(self) -> int | None:
-        """From when on a destination that is new gets what was committed; None for everything."""
+        """From when on a new destination gets what was stored; None for everything."""
         if self.start in ("oldest", "now"):
             return None if self.start == "oldest" else FROM_NOW_ON
-        return round(datetime.fromisoformat(self.start).timestamp() * 1_000_000)
+        return round(parse_timestamp(self.start).timestamp() * 1e6)
 
     @property
     def classes(self) -> frozenset[RecordClass]:
-        """What it is sent; what was given up is declared to all."""
+        """The classes of records that are sent."""
         return frozenset({RecordClass.DECLARATION, *(_RECORD_CLASSES[name] for name in self.send)})
 
-    @property
-    def schedule(self) -> Schedule:
-        """When it may be sent to."""
-        return Schedule.parse(self.windows, self.time_zone)
+    def delivery_options(self) -> DeliveryOptions:
+        """How the destination is served."""
+        return DeliveryOptions(
+            kind=self.kind,
+            max_batch_rows=self.max_batch_rows,
+            max_batch_bytes=self.max_batch_bytes,
+            target_s=self.target_s,
+            flush_s=self.flush_s,
+            max_bytes_per_s=self.max_bytes_per_s,
+            schedule=Schedule.parse(self.windows, self.time_zone),
+            schedule_for=self.windows_for,
+            urgent=self.urgent,
+        )
+
+    def build_destination(self) -> DestinationPort:
+        """The destination; its files are read now.
+
+        Raises:
+            OSError: a file cannot be used.
+        """
+        raise NotImplementedError
+
+    def build_shipper(self, spool: Spool) -> Shipper:
+        """The shipper that serves the destination; as `build_destination`."""
+        return Shipper(DeliveryState(spool, self.build_destination(), self.delivery_options()))
 
 
 class HttpDestination(Destination):
-    """What those over HTTP have besides."""
+    """What destinations over HTTP have besides."""
 
     url: HttpUrl = Field(examples=["https://region.example:8420"])
     """Its http:// or https:// address."""
     concurrency: Annotated[int, Field(ge=1, le=16)] = 2
-    """Requests at a time: one for what is newest, the others for the backlog."""
-    ca_file: Path | None = Field(default=None, examples=["region-ca.pem"])
+    """Parallel requests: one for live readings, the others for the backlog."""
+    ca_file: CertificateFile | None = Field(default=None, examples=["region-ca.pem"])
     """PEM: trust these authorities instead of the system's."""
-    cert_file: Path | None = Field(default=None, examples=["gateway.pem"])
-    """PEM: this gateway's certificate, which tells the destination who it is."""
-    key_file: Path | None = Field(default=None, examples=["gateway.key"])
+    cert_file: CertificateFile | None = Field(default=None, examples=["gateway.pem"])
+    """PEM: this gateway's certificate, which identifies it."""
+    key_file: KeyFile | None = Field(default=None, examples=["gateway.key"])
     """PEM: the key of cert_file, without a password."""
     proxy: HttpUrl | None = Field(default=None, examples=["http://proxy.example:3128"])
-    """An http:// or https:// proxy. Variables of the environment are not asked."""
+    """An http:// or https:// proxy. Environment variables for proxies are ignored."""
     allow_plain: bool = False
-    """Whether a token or password may go to another machine without TLS: only where something else
-    encrypts.
+    """Whether to send a token or password to another machine without TLS: only where something else encrypts.
     """
 
     @model_validator(mode="after")
-    def _identified(self) -> Self:
+    def _validate_tls(self) -> Self:
         if self.key_file is not None and self.cert_file is None:
             raise ValueError("key_file needs cert_file")
         if not self.url.startswith("https:") and (self.ca_file or self.cert_file):
@@ -141,11 +174,20 @@ class HttpDestination(Destination):
 
     @property
     def secret_file(self) -> Path | None:
-        """The token or password that it is shown; None for none."""
+        """The file of the token or password; None for none."""
         return None
 
+    def check_files(self) -> Iterator[FileFault]:
+        """Whether secrets and TLS files can be used."""
+        yield from super().check_files()
+        yield from check_client_tls(self.ca_file, self.cert_file, self.key_file)
+
+    def delivery_options(self) -> DeliveryOptions:
+        """How the destination is served."""
+        return replace(super().delivery_options(), concurrency=self.concurrency)
+
     def http_options(self) -> HttpOptions:
-        """How to reach it; the files are read now.
+        """How to connect; the files are read now.
 
         Raises:
             OSError: one of them cannot be used.
@@ -161,17 +203,15 @@ class IngestDestination(HttpDestination):
 
     kind: Literal["ingest"]
     """A Tidegate ingest service, in front of TimescaleDB or PostgreSQL."""
-    token_file: Path | None = Field(default=None, examples=["regional.token"])
-    """A file whose first line is the token that `tidegate ingest token add` printed. A service that takes
-    client certificates needs none.
+    token_file: SecretFile | None = Field(default=None, examples=["regional.token"])
+    """A file whose first line is the token that `tidegate ingest token add` printed. Not needed with a client
+    certificate.
     """
 
     @model_validator(mode="after")
     def _require_credentials(self) -> Self:
         if self.token_file is None and self.cert_file is None:
-            raise ValueError(
-                "token_file is missing: the service gives a token, or takes a client certificate"
-            )
+            raise ValueError("token_file is missing: the service needs a token or a client certificate")
         return self
 
     @property
@@ -179,37 +219,46 @@ class IngestDestination(HttpDestination):
         """The token."""
         return self.token_file
 
+    def delivery_options(self) -> DeliveryOptions:
+        """How the destination is served."""
+        return replace(super().delivery_options(), keeps_ledger=True)
+
+    def build_destination(self) -> DestinationPort:
+        """The client of the service."""
+        from cloud_sync.destinations.ingest_client import IngestClient  # noqa: PLC0415 - brings httpx
+
+        token = read_secret(self.token_file)
+        return IngestClient(self.name, self.url, token, timeout_s=self.timeout_s, options=self.http_options())
+
 
 class InfluxDestination(HttpDestination):
-    """An InfluxDB, or what speaks its write protocol."""
+    """An InfluxDB, or a server that speaks its write protocol."""
 
     kind: Literal["influxdb"]
-    """An InfluxDB, or what speaks its write protocol."""
+    """An InfluxDB, or a server that speaks its write protocol."""
     api: Literal["v1", "v2"] = "v2"
-    """ "v2" for InfluxDB 2 and 3, "v1" for InfluxDB 1."""
+    """"v2" for InfluxDB 2 and 3, "v1" for InfluxDB 1."""
     org: str | None = Field(default=None, examples=["farm"])
     """The organisation (v2)."""
     bucket: str | None = Field(default=None, examples=["sensors"])
     """The bucket (v2)."""
-    token_file: Path | None = Field(default=None, examples=["cloud.token"])
+    token_file: SecretFile | None = Field(default=None, examples=["cloud.token"])
     """A file whose first line is the token (v2)."""
     database: str | None = Field(default=None, examples=["sensors"])
     """The database (v1)."""
     retention_policy: str | None = Field(default=None, examples=["autogen"])
-    """The retention policy (v1); the database's default without it."""
+    """The retention policy (v1). Default: the database's own."""
     username: str | None = Field(default=None, examples=["tidegate"])
-    """The user's name (v1), where it asks for one."""
-    password_file: Path | None = Field(default=None, examples=["cloud.password"])
+    """The user's name (v1), if the server needs one."""
+    password_file: SecretFile | None = Field(default=None, examples=["cloud.password"])
     """A file whose first line is the user's password (v1)."""
 
     @model_validator(mode="after")
-    def _whole(self) -> Self:
-        needed = {"v2": ("bucket",), "v1": ("database",)}[self.api]
-        missing = [name for name in needed if getattr(self, name) is None]
-        if missing:
-            raise ValueError(f'api = "{self.api}" needs {" and ".join(missing)}')
-        if (self.username is None) != (self.password_file is None):
-            raise ValueError("username and password_file go together")
+    def _validate_api(self) -> Self:
+        needed = {"v2": "bucket", "v1": "database"}[self.api]
+        if getattr(self, needed) is None:
+            raise ValueError(f'api = "{self.api}" needs {needed}')
+        self.require_together("username", "password_file")
         return self
 
     @property
@@ -217,31 +266,52 @@ class InfluxDestination(HttpDestination):
         """The token, or the password."""
         return self.token_file or self.password_file
 
+    def build_destination(self) -> DestinationPort:
+        """The client of the server."""
+        from cloud_sync.destinations.influxdb import destination as influxdb  # noqa: PLC0415 - brings httpx
+
+        options = self.http_options()
+        return influxdb.InfluxDestination(
+            self.name,
+            self.url,
+            api=self.api,
+            org=self.org or "",
+            bucket=self.bucket or "",
+            token=read_secret(self.token_file),
+            database=self.database or "",
+            retention_policy=self.retention_policy or "",
+            username=self.username or "",
+            password=read_secret(self.password_file),
+            timeout_s=self.timeout_s,
+            tls=options.tls,
+            proxy=options.proxy,
+        )
+
 
 class FileDestination(Destination):
-    """Files of line protocol in a folder."""
+    """Files in a folder."""
 
     kind: Literal["file"]
-    """Files of line protocol or Parquet in a folder, for data that leaves on a stick."""
-    directory: Path = Field(examples=["/media/stick/readings"])
+    """Files of line protocol or Parquet in a folder, such as on a USB stick."""
+    directory: DataPath = Field(examples=["/media/stick/readings"])
     """The folder to write to."""
     create: bool = True
-    """Whether to make the folder. With false a stick that is not mounted is waited for."""
+    """Whether to make the folder. With false, delivery waits until a stick is mounted."""
     rotate_bytes: Count = 64 << 20
     """A file gets its final name at this size."""
     rotate_s: Seconds = 3600
     """A file gets its final name when its first reading is so old."""
     format: Literal["line_protocol", "parquet"] = "line_protocol"
-    """What the files hold: "line_protocol", or "parquet", which needs tidegate[parquet]."""
+    """The format of the files: "line_protocol", or "parquet", which needs tidegate[parquet]."""
     compress: bool = True
     """Whether to write gzip; Parquet is always compressed."""
-    min_free_bytes: Annotated[int, Field(ge=0)] = 64 << 20
-    """What of the disk stays free for others."""
-    send: RecordClassNames = ["readings"]  # noqa: RUF012 - as above
-    """What it is sent: files hold readings."""
+    min_free_bytes: CountOrZero = 64 << 20
+    """Space on the disk that stays free for others."""
+    send: RecordClassNames = Field(default=["readings"])
+    """What is sent: files hold readings only."""
 
     @model_validator(mode="after")
-    def _holds(self) -> Self:
+    def _validate_contents(self) -> Self:
         if self.format == "parquet" and not parquet.is_available():
             raise ValueError('format = "parquet" needs pyarrow: install tidegate[parquet]')
         if self.send != ["readings"]:
@@ -252,6 +322,23 @@ class FileDestination(Destination):
     def classes(self) -> frozenset[RecordClass]:
         """Files hold readings."""
         return frozenset({RecordClass.READING})
+
+    def delivery_options(self) -> DeliveryOptions:
+        """How the destination is served."""
+        return replace(super().delivery_options(), concurrency=1, in_order=True)
+
+    def build_destination(self) -> DestinationPort:
+        """The writer of the files."""
+        return FileWriter(
+            self.name,
+            self.directory,
+            form=self.format,
+            compress=self.compress,
+            create=self.create,
+            rotate_bytes=self.rotate_bytes,
+            rotate_s=self.rotate_s,
+            min_free_bytes=self.min_free_bytes,
+        )
 
 
 AnyDestination = Annotated[

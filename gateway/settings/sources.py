@@ -1,28 +1,48 @@
-"""`[[ingress.subscribe]]`, existing brokers to read, and `[[ingress.rule]]`, payload formats by topic.
+"""`[ingress]`: the sources of readings, and `[[ingress.rule]]`, payload formats by topic.
 
-docs/payloads.md explains every key of a rule.
+`IngressSettings` is the registry of sources: one field, one source. docs/payloads.md explains every key of a
+rule.
 """
 
 from __future__ import annotations
 
 from importlib.util import find_spec
-from pathlib import Path  # noqa: TC003 - pydantic reads the annotations
 from typing import TYPE_CHECKING, Annotated, Literal, Self
-from zoneinfo import ZoneInfo
 
 from pydantic import Field, PrivateAttr, field_validator, model_validator
 
-from gateway.mqtt.broker_session import check_topic_filter, parse_broker_url
-from gateway.payloads import rule as formats
+from cloud_sync.delivery.lanes import find_time_zone
+from gateway.ingress.host_metrics import HostMetricsSource
+from gateway.mqtt.broker_session import SubscriberOptions, check_topic_filter, parse_broker_url
+from gateway.mqtt.subscriber import Subscriber
+from gateway.payloads.decoder_registry import RuleSet
 from gateway.payloads.presets import Preset, build_preset_rules
-from gateway.payloads.rule import PayloadFormat  # noqa: TC001 - pydantic reads the annotations
-from gateway.settings.schema import Name, Table, unencrypted_secret_error
+from gateway.payloads.rule import MAX_PAYLOAD_BYTES, FieldConversion, PayloadFormat, PayloadRule
+from gateway.payloads.topics import TopicTemplate
+from gateway.settings.listeners import Http, Listen
+from gateway.settings.schema import (
+    CertificateFile,
+    Finite,
+    KeyFile,
+    Name,
+    Reloadable,
+    Restart,
+    SecretFile,
+    SourceTable,
+    Table,
+    TimeZone,
+    unencrypted_secret_error,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from datetime import tzinfo
+
+    from gateway.settings.listeners import DeviceListener
+    from gateway.settings.schema import SourceContext
 
 
-class Subscribe(Table):
+class Subscribe(SourceTable):
     """An existing broker that the gateway reads."""
 
     url: str = Field(examples=["mqtts://broker.example:8883"])
@@ -32,40 +52,39 @@ class Subscribe(Table):
     )
     """Topic filters to subscribe to. With $share/GROUP/ in front several gateways share the load."""
     unsubscribe: list[str] = Field(default_factory=list)
-    """Filters of earlier times that the broker's session still has, to be taken off."""
+    """Filters that the session at the broker still has from earlier, to be removed."""
     name: Name | None = Field(default=None, examples=["broker.example"])
-    """What it is called in the status and in logs; its host without it."""
+    """Its name in the status and in logs. Default: its host."""
     client_id: str | None = Field(default=None, examples=["tidegate-barn-1"])
-    """The session's name at the broker, its own for every table; tidegate-GATEWAY without it."""
+    """The name of the session at the broker, unique for every table. Default: tidegate-GATEWAY."""
     qos: Annotated[int, Field(ge=0, le=2)] = 1
-    """The quality of service to subscribe with. With 0 the broker keeps nothing while this gateway is away.
-    """
+    """The quality of service to subscribe with. With 0 a broker queues nothing for an offline gateway."""
     retained: bool = False
-    """Whether messages that the broker retains are taken at the first subscription."""
+    """Whether to store the broker's retained messages at the first subscription."""
     username: str | None = Field(default=None, examples=["barn-1"])
-    """The user name to show."""
-    password_file: Path | None = Field(default=None, examples=["broker.password"])
+    """The user name to log in with."""
+    password_file: SecretFile | None = Field(default=None, examples=["broker.password"])
     """A file whose first line is the password."""
     allow_plain: bool = False
-    """Whether the password may go to another machine without TLS: only where something else encrypts."""
-    ca_file: Path | None = Field(default=None, examples=["broker-ca.pem"])
+    """Whether to send the password to another machine without TLS: only where something else encrypts."""
+    ca_file: CertificateFile | None = Field(default=None, examples=["broker-ca.pem"])
     """PEM: trust these authorities instead of the system's."""
-    cert_file: Path | None = Field(default=None, examples=["gateway.pem"])
+    cert_file: CertificateFile | None = Field(default=None, examples=["gateway.pem"])
     """PEM: this gateway's certificate."""
-    key_file: Path | None = Field(default=None, examples=["gateway.key"])
+    key_file: KeyFile | None = Field(default=None, examples=["gateway.key"])
     """PEM: the key of cert_file, without a password."""
     server_name: str | None = Field(default=None, examples=["broker.example"])
-    """The name the broker's certificate is for, where it is not the address's."""
+    """The name in the broker's certificate, if it differs from the address."""
     receive_maximum: Annotated[int, Field(ge=1, le=65_535)] = 5_000
-    """Messages that may be on their way without an acknowledgement."""
+    """Messages in flight without an acknowledgement."""
     session_expiry_s: Annotated[int, Field(ge=0, le=4_294_967_295)] = 2_592_000
-    """How long the broker keeps the session, and what comes for it, while this gateway is away."""
+    """How long the broker keeps the session and its messages while this gateway is offline."""
     keep_alive_s: Annotated[int, Field(ge=0, le=65_535)] = 60
-    """The longest silence before the connection is tried; 0 for never."""
+    """The longest silence before the connection is checked; 0 for never."""
     max_packet_bytes: Annotated[int, Field(ge=256, le=268_435_455)] = 8 << 20
-    """The largest packet taken."""
+    """The largest packet accepted."""
     broker_reviewed: bool = False
-    """Whether the broker's own limits were looked at; then the warning at the start is left out."""
+    """Whether the broker's own limits have been reviewed; then the warning at the start is omitted."""
 
     @field_validator("url")
     @classmethod
@@ -82,49 +101,84 @@ class Subscribe(Table):
 
     @model_validator(mode="after")
     def _validate_pairs(self) -> Self:
-        if (self.cert_file is None) != (self.key_file is None):
-            raise ValueError("cert_file and key_file go together")
+        self.require_together("cert_file", "key_file")
         if self.password_file is not None and not self.allow_plain:
             fault = unencrypted_secret_error("the password", self.url, "mqtts://")
             if fault:
                 raise ValueError(fault)
         return self
 
+    def build_options(self, gateway_id: str) -> SubscriberOptions:
+        """The subscriber's options; the session at the broker is named after the gateway by default."""
+        given = self.model_dump(exclude={"name", "client_id", "allow_plain"})
+        given["filters"], given["unsubscribe"] = tuple(self.filters), tuple(self.unsubscribe)
+        return SubscriberOptions(
+            name=self.name or parse_broker_url(self.url).host,
+            client_id=self.client_id or f"tidegate-{gateway_id}",
+            **given,
+        )
+
+    def build_source(self, context: SourceContext) -> Subscriber:
+        """The subscriber of this broker."""
+        return Subscriber(self.build_options(context.gateway_id), context.committer)
+
+
+class HostMetricsSettings(SourceTable):
+    """The gateway's own metrics as readings."""
+
+    enabled: Annotated[bool, Restart("the source starts and stops with the gateway")] = True
+    """Whether processor, memory, disk, temperatures and network become readings of a sensor named after the
+    gateway.
+    """
+    period_s: Reloadable[Annotated[float, Field(ge=0.1)]] = 10
+    """How often they are read."""
+
+    def build_source(self, context: SourceContext) -> HostMetricsSource:
+        """The source; its readings have no time of their own while the clock is in doubt."""
+        clock = context.clock
+        return HostMetricsSource(
+            context.committer,
+            context.gateway_id,
+            context.disk,
+            period_s=self.period_s,
+            clock_us=lambda: clock.now_us() if clock.trusted else None,
+        )
+
 
 class MemberSettings(Table):
     """`[ingress.rule.members."PATH"]`: what one member of a payload becomes."""
 
     name: str | None = Field(default=None, examples=["temperature"])
-    """What it is called in place of its path."""
+    """Its name in place of its path."""
     unit: str | None = Field(default=None, examples=["degC"])
-    """Its unit (of a rule: of every member that has none of its own)."""
-    scale: Annotated[float, Field(allow_inf_nan=False)] = 1.0
-    """What the number is multiplied by."""
-    offset: Annotated[float, Field(allow_inf_nan=False)] = 0.0
-    """What is added after that."""
-    values: dict[str, Annotated[float, Field(allow_inf_nan=False)]] = Field(default_factory=dict)
-    """What texts stand for, such as {ON = 1, OFF = 0}; "true" and "false" are booleans."""
+    """The unit. Of a rule: of every member without its own."""
+    scale: Finite = 1.0
+    """The number is multiplied by it."""
+    offset: Finite = 0.0
+    """Added after that."""
+    values: dict[str, Finite] = Field(default_factory=dict)
+    """Numbers for texts, such as {ON = 1, OFF = 0}; "true" and "false" are booleans."""
 
 
 class IngressRule(Table):
-    """One rule for a set of topics. The first whose topic fits counts."""
+    """One rule for a set of topics. The first whose topic matches applies."""
 
     preset: Preset | None = None
     """Rules for a kind of device, in place of topic and format; docs/presets.md has them."""
     base: str | None = None
-    """Of a preset: what its topics begin with, where it is not as usual."""
+    """Of a preset: what its topics begin with, if not as usual."""
     topic: str | None = Field(None, examples=["zigbee2mqtt/{sensor_id}"])
     """A topic filter (with + and #) whose levels may have names: {sensor_id}; {rest#} is all that follow."""
     format: PayloadFormat | None = Field(None, examples=["fields"])
-    """The payload's shape: reading, ndjson, fields, number, csv, senml, line_protocol, sparkplug_b. Or
-    ignore: it acknowledges and takes nothing.
+    """The payload's format: reading, ndjson, fields, number, csv, senml, line_protocol, sparkplug_b; or
+    ignore, which acknowledges and stores nothing.
     """
     sensor_id: str | None = Field(default=None, examples=["{sensor_id}"])
-    """How the sensor is called: text with names in braces, of topic levels or members of the payload."""
+    """The sensor's name: text with names in braces, of topic levels or members of the payload."""
     sensor_type: str | None = Field(default=None, examples=["{member}"])
-    """How what it measures is called, in the same way; {member} is the member's path."""
+    """The name of what it measures, in the same way; {member} is the member's path."""
     include: list[str] = Field(default_factory=list)
-    """Members to take, by dotted path; * stands for any text. Without any: every member that is a number."""
+    """Members to store, by dotted path; * stands for any text. Default: every member that is a number."""
     exclude: list[str] = Field(default_factory=list)
     """Members to leave out, in the same way."""
     members: dict[str, MemberSettings] = Field(default_factory=dict)
@@ -134,30 +188,30 @@ class IngressRule(Table):
     firmware_version.
     """
     unit: str | None = Field(default=None, examples=["degC"])
-    """Its unit (of a rule: of every member that has none of its own)."""
-    scale: Annotated[float, Field(allow_inf_nan=False)] = 1.0
-    """What the number is multiplied by."""
-    offset: Annotated[float, Field(allow_inf_nan=False)] = 0.0
-    """What is added after that."""
-    values: dict[str, Annotated[float, Field(allow_inf_nan=False)]] = Field(default_factory=dict)
-    """What texts stand for, such as {ON = 1, OFF = 0}; "true" and "false" are booleans."""
+    """The unit. Of a rule: of every member without its own."""
+    scale: Finite = 1.0
+    """The number is multiplied by it."""
+    offset: Finite = 0.0
+    """Added after that."""
+    values: dict[str, Finite] = Field(default_factory=dict)
+    """Numbers for texts, such as {ON = 1, OFF = 0}; "true" and "false" are booleans."""
     time: str | None = Field(default=None, examples=["timestamp"])
-    """The member with the time. Without it readings get the time they came in, and say so."""
+    """The member with the time. Without it readings get the time of receipt, and are marked so."""
     time_unit: Literal["auto", "s", "ms", "us", "ns"] = "auto"
-    """What a time that is a number counts; "auto" goes by its size (line protocol: ns)."""
-    time_zone: str | None = Field(default=None, examples=["Europe/Berlin"])
-    """Where the clock is that writes times as text without an offset, such as "Europe/Berlin" or "UTC"."""
+    """The unit of a numeric time; "auto" judges by its size (line protocol: ns)."""
+    time_zone: TimeZone | None = Field(default=None, examples=["Europe/Berlin"])
+    """The zone of times that are text without an offset, such as "Europe/Berlin" or "UTC"."""
     root: str | None = None
     """Of fields: the path of the member that holds the measurements; their paths begin there."""
     may_be_empty: bool = False
-    """Of fields and number: whether a payload without any reading is as it should be."""
+    """Of fields and number: whether a payload without readings is valid."""
     columns: list[str] = Field(default_factory=list)
-    """Of csv: what each column is called; "" leaves one out."""
+    """Of csv: the name of each column; "" skips one."""
     separator: Annotated[str, Field(min_length=1, max_length=1)] = ","
-    """Of csv: what stands between columns."""
-    max_payload_bytes: Annotated[int, Field(ge=1, le=1 << 28)] = formats.MAX_PAYLOAD_BYTES
-    """The most that a payload compressed by gzip or zstd may become."""
-    _rules: Sequence[formats.PayloadRule] = PrivateAttr(default=())
+    """Of csv: the character between columns."""
+    max_payload_bytes: Annotated[int, Field(ge=1, le=1 << 28)] = MAX_PAYLOAD_BYTES
+    """The limit of a payload decompressed from gzip or zstd."""
+    _rules: Sequence[PayloadRule] = PrivateAttr(default=())
 
     @model_validator(mode="after")
     def _validate_rule(self) -> Self:
@@ -179,30 +233,56 @@ class IngressRule(Table):
         return self
 
     @property
-    def rules(self) -> Sequence[formats.PayloadRule]:
-        """The rules that it stands for, in order."""
+    def rules(self) -> Sequence[PayloadRule]:
+        """The payload rules, in order."""
         return self._rules
 
-    def _build_rule(self, topic: str, format_: PayloadFormat) -> formats.PayloadRule:
+    def _build_rule(self, topic: str, format_: PayloadFormat) -> PayloadRule:
         others = {"preset", "base", "topic", "format", "members", "time_zone"}
-        members = {
-            path: formats.FieldConversion(**member.model_dump()) for path, member in self.members.items()
-        }
-        return formats.PayloadRule(
+        members = {path: FieldConversion(**member.model_dump()) for path, member in self.members.items()}
+        return PayloadRule(
             topic, format_, members=members, time_zone=self._zone(), **self.model_dump(exclude=others)
         )
 
-    def _zone(self) -> ZoneInfo | None:
-        try:
-            return None if self.time_zone is None else ZoneInfo(self.time_zone)
-        except (KeyError, ValueError, OSError):
+    def _zone(self) -> tzinfo | None:
+        return None if self.time_zone is None else find_time_zone(self.time_zone)
+
+
+class IngressSettings(Table):
+    """How readings enter: the registry of sources, one field each."""
+
+    listen: Annotated[Listen, Restart("devices are connected under its settings")] = Listen()
+    """The gateway's own MQTT server."""
+    host: HostMetricsSettings = HostMetricsSettings()
+    """The gateway's own metrics."""
+    http: Annotated[Http, Restart("the port is bound, and clients are connected under its settings")] = Http()
+    """The gateway's own HTTP server for readings."""
+    subscribe: Annotated[list[Subscribe], Restart("the session with the broker is open")] = Field(
+        default_factory=list
+    )
+    """Existing MQTT 5 brokers to read, one table each."""
+    rule: Reloadable[list[IngressRule]] = Field(default_factory=list)
+    """Payload formats by topic; the first that matches applies. Default: JSON readings on listen.topic."""
+
+    @property
+    def device_listeners(self) -> dict[str, DeviceListener]:
+        """The servers that devices connect to, by the path of the table; those not enabled are left out."""
+        device_listeners: dict[str, DeviceListener] = {"ingress.listen": self.listen}
+        return {**device_listeners, "ingress.http": self.http} if self.http.enabled else device_listeners
+
+    @property
+    def rules(self) -> RuleSet:
+        """Every rule, with the listener's topic for topics that none matches."""
+        return RuleSet(
+            TopicTemplate(self.listen.topic), [rule for table in self.rule for rule in table.rules]
+        )
+
+    @field_validator("subscribe")
+    @classmethod
+    def _require_distinct_sessions(cls, tables: list[Subscribe]) -> list[Subscribe]:
+        sessions = [(table.url, table.client_id) for table in tables]
+        if len(set(sessions)) < len(sessions):
             raise ValueError(
-                f"time_zone = {self.time_zone!r} is not known; allowed: names such as Europe/Berlin or UTC"
-            ) from None
-
-
-def _has_protobuf() -> bool:
-    try:
-        return find_spec("google.protobuf") is not None
-    except ModuleNotFoundError:
-        return False
+                "two tables with the same url need a client_id each, or each disconnects the other"
+            )
+        return tables

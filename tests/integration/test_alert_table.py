@@ -159,7 +159,7 @@ async def test_the_built_in_alerts_of_a_recording_are_exactly_these(tmp_path, re
             listener,
             spool.database,
             "barn-1",
-            settings.alerts.terms,
+            settings.alerts.notifier_options,
             clock_us=clock.us,
             monotonic=clock.monotonic,
         )
@@ -197,7 +197,9 @@ async def test_a_message_says_of_each_series_what_was_seen(tmp_path) -> None:
         await commit_consumer.load()
         await commit(spool, recorded()[60], clock.us())
         await commit_consumer.consume_once()
-        notifier = AlertNotifier(listener, spool.database, "barn-1", settings.alerts.terms, clock_us=clock.us)
+        notifier = AlertNotifier(
+            listener, spool.database, "barn-1", settings.alerts.notifier_options, clock_us=clock.us
+        )
         await notifier.send_once()
         await commit_consumer.aclose()
     assert listener.told[0][1].text.splitlines() == [

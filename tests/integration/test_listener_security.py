@@ -10,7 +10,6 @@ import pytest
 import uvloop
 
 from gateway.auth import device_passwords
-from gateway.build import build_authenticator, build_listener
 from gateway.mqtt.codec.packet_codec import encode_packet
 from gateway.mqtt.codec.packets import (
     V5,
@@ -101,7 +100,7 @@ async def serving(listener):
 
 def listening(**keys):
     """A listener as a configuration with these keys makes it."""
-    return serving(build_listener(Listen(port=0, **keys), Committing()))
+    return serving(Listen(port=0, **keys).build_server(Committing()))
 
 
 @asynccontextmanager
@@ -199,7 +198,7 @@ def test_what_a_connected_device_may_publish_follows_other_rules_for_topics(pass
             TopicTemplate("sensors/{sensor_id}/{sensor_type}"),
             [PayloadRule("up/#", "fields", sensor_id="{serial}")],
         )
-        listener = build_listener(Listen(port=0, passwords_file=passwords), Committing(), rules)
+        listener = Listen(port=0, passwords_file=passwords).build_server(Committing(), rules)
         async with serving(listener), connected(listener, device("pump-1")) as client:
             assert await client.answer(Publish(b"up/pump-2", b"1", 1, 1)) == PublishAck(PacketType.PUBACK, 1)
             rules.replace([PayloadRule("up/{sensor_id}", "fields")])
@@ -442,7 +441,7 @@ def test_a_connect_that_comes_byte_by_byte_has_no_more_time_than_any_other():
 def test_a_thousand_half_open_connections_harm_nobody_and_are_gone_after_their_time(
     run_on_both, authority, server
 ):
-    context = build_listener(Listen(port=0, **server), Committing()).settings.ssl
+    context = Listen(port=0, **server).build_server_options().ssl
 
     async def main():
         async with (
@@ -468,7 +467,7 @@ def test_a_thousand_half_open_connections_harm_nobody_and_are_gone_after_their_t
 
 @pytest.mark.parametrize("tls", [False, True])
 def test_where_strangers_fill_every_place_devices_get_in_all_the_same(run_on_both, authority, server, tls):
-    context = build_listener(Listen(port=0, **server), Committing()).settings.ssl if tls else None
+    context = Listen(port=0, **server).build_server_options().ssl if tls else None
     options = {"ssl": client_tls(authority)} if tls else {}
 
     async def main():
@@ -534,9 +533,9 @@ def test_wrong_passwords_from_many_addresses_do_not_hold_up_publishes(passwords)
 
 def test_an_anonymous_listener_asks_nothing(tmp_path):
     template = TopicTemplate(Listen().topic)
-    assert type(build_authenticator(Listen(), template)).__name__ == "AnonymousAuthenticator"
+    assert type(Listen().build_authenticator(template)).__name__ == "AnonymousAuthenticator"
     (tmp_path / "p").touch()
     assert (
-        type(build_authenticator(Listen(passwords_file=tmp_path / "p"), template)).__name__
+        type(Listen(passwords_file=tmp_path / "p").build_authenticator(template)).__name__
         == "CredentialsAuthenticator"
     )
