@@ -175,7 +175,7 @@ GATEWAY_ROOMS = (
     ("query",),
     ("runtime",),
     ("status",),
-    ("build", "build_http", "reload", "web"),
+    ("build", "reload", "web"),
     ("agent",),
     ("doctor", "discovery", "setup"),
     ("demo",),
