@@ -82,12 +82,13 @@ def compare_settled(
     differences = compare_readings(truth, fetch(), evidence)
     unchanged = 0
     for _ in range(_REREADS):
-        if differences.clean or unchanged == _SETTLED_AFTER:
+        faults = (differences.lost, differences.duplicated, differences.altered)
+        if not any(faults) or unchanged == _SETTLED_AFTER:
             break
         time.sleep(REREAD_EVERY_S if pause_s is None else pause_s)
-        latest = compare_readings(truth, fetch(), evidence)
-        unchanged = unchanged + 1 if latest == differences else 0
-        differences = latest
+        differences = compare_readings(truth, fetch(), evidence)
+        latest = (differences.lost, differences.duplicated, differences.altered)
+        unchanged = unchanged + 1 if latest == faults else 0
     return differences
 
 
