@@ -29,7 +29,7 @@ _ATTRIBUTES = (("location", "hall-07"), ("unit", "degC"))
 
 def series() -> list[Series]:
     """The series, by the number that `groups` has for them."""
-    names = (traffic.topic_of(number).decode().split("/")[1:] for number in range(SERIES))
+    names = (traffic.series_topic(number).decode().split("/")[1:] for number in range(SERIES))
     return [Series(sensor_id, sensor_type, _ATTRIBUTES) for sensor_id, sensor_type in names]
 
 

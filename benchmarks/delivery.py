@@ -58,9 +58,11 @@ async def run(folder: Path) -> dict[str, float]:
     with region.postgres() as dsn:
         connection = await asyncpg.connect(dsn)
         stored = await backlog.fill(folder / "spool.db", READINGS)
-        _tell(f"{stored} readings in a spool of {(folder / 'spool.db').stat().st_size / stored:.2f} B each")
+        _print_line(
+            f"{stored} readings in a spool of {(folder / 'spool.db').stat().st_size / stored:.2f} B each"
+        )
         with region.ingest(folder, dsn) as ingest:
-            await _prepared(connection)
+            await _prepare_database(connection)
             await connection.execute("CREATE TABLE copied (LIKE reading INCLUDING ALL)")
             half = list(backlog.batches(stored, epoch))
             first_s = await _copy(connection, half[: len(half) // 2])
@@ -88,7 +90,7 @@ async def run(folder: Path) -> dict[str, float]:
     }
 
 
-async def _prepared(connection: asyncpg.Connection[Any]) -> None:
+async def _prepare_database(connection: asyncpg.Connection[Any]) -> None:
     deadline = time.monotonic() + _SETTLE_WITHIN_S
     while await connection.fetchval("SELECT to_regclass('loaded_file')") is None:
         if time.monotonic() > deadline:
@@ -122,7 +124,7 @@ async def _drain(
     before_s = processes.cpu_s(ingest.pid)
     with region.gateway(folder, ingest) as (pid, _):
         begin = time.monotonic()
-        while (applied := await _applied(connection)) < readings:
+        while (applied := await _count_applied(connection)) < readings:
             if time.monotonic() - begin > _DRAIN_WITHIN_S:
                 raise SystemExit(f"only {applied} of {readings} readings after {_DRAIN_WITHIN_S} s")
             await asyncio.sleep(0.05)
@@ -135,7 +137,7 @@ async def _drain(
     return spent_s, agent, service
 
 
-async def _applied(connection: asyncpg.Connection[Any]) -> int:
+async def _count_applied(connection: asyncpg.Connection[Any]) -> int:
     """Readings that a query can see: ledger and rows are committed together."""
     return int(
         await connection.fetchval(
@@ -174,7 +176,7 @@ async def _latencies(
         with region.gateway(own, ingest, flush_s=flush_s) as (_, port):
             latency = await _row_latency(connection, port, per_s)
         words = ", ".join(f"p{p} {v:.1f} ms" for p, v in zip((50, 99, 100), latency, strict=True))
-        _tell(f"publish to row visible, {per_s}/s, flush_s = {flush_s:g}: {words}")
+        _print_line(f"publish to row visible, {per_s}/s, flush_s = {flush_s:g}: {words}")
         found[per_s] = latency[1]
         await connection.execute("TRUNCATE reading, ingest_ledger")
     return found
@@ -188,7 +190,7 @@ async def _row_latency(connection: asyncpg.Connection[Any], port: int, per_s: in
     visible_at = np.zeros(total)
     seen, deadline = 0, time.monotonic() + LATENCY_S + _SETTLE_WITHIN_S + 10
     while seen < total:
-        now_seen = await _applied(connection)
+        now_seen = await _count_applied(connection)
         now = time.monotonic()
         visible_at[seen:now_seen] = now
         seen = now_seen
@@ -200,14 +202,14 @@ async def _row_latency(connection: asyncpg.Connection[Any], port: int, per_s: in
     return [float(p) * 1e3 for p in np.percentile(spent[int(total * _WARM_UP) :], (50, 99, 100))]
 
 
-def _tell(words: str) -> None:
+def _print_line(words: str) -> None:
     print(words, flush=True)
 
 
 def main() -> None:
     """Run in a folder of its own and print the result."""
     with tempfile.TemporaryDirectory(prefix="tidegate-bench-") as folder:
-        _tell(f"{os.cpu_count()} cores, spool on {processes.file_system_of(Path(folder))}")
+        _print_line(f"{os.cpu_count()} cores, spool on {processes.file_system_type(Path(folder))}")
         print(json.dumps(asyncio.run(run(Path(folder)))))
 
 

@@ -1,4 +1,4 @@
-"""What a benchmark found: a table for people, then one line with one flat JSON object."""
+"""Results of a benchmark: a table, then one line with one flat JSON object."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 Number = float | int | str | None
 LABELS_VARIABLE = "BENCH_LABELS_FILE"
-"""Names a file that gets what each key means, for the report."""
+"""Names a file for the meaning of each key, for the report."""
 
 _console = Console(highlight=False, width=118)
 
@@ -28,7 +28,7 @@ def say(text: str) -> None:
 
 
 class Figures:
-    """Gathers rows of the table and keys of the object.
+    """Collects rows of the table and keys of the object.
 
     A measured key is the median of its runs; where there are several, the best and the worst run follow
     under the same key with `_best` and `_worst`.
@@ -44,7 +44,7 @@ class Figures:
     def __getitem__(self, key: str) -> Number:
         return self._keys[key]
 
-    def runs(
+    def add_runs(
         self, key: str, values: Sequence[float], what: str, goal: str = "", *, low_is_good: bool = False
     ) -> None:
         """A figure that was taken several times."""
@@ -55,17 +55,17 @@ class Figures:
             self._keys[f"{key}_best"], self._keys[f"{key}_worst"] = _rounded(best), _rounded(worst)
         self._table.add_row(what, _text(median(values)), _text(best), _text(worst), goal)
 
-    def one(self, key: str, value: float | None, what: str, goal: str = "") -> None:
+    def add(self, key: str, value: float | None, what: str, goal: str = "") -> None:
         """A figure that was taken once; None where it could not be."""
         self._labels[key] = {"what": what, "goal": goal}
         self._keys[key] = None if value is None else _rounded(value)
         self._table.add_row(what, "not taken" if value is None else _text(value), "", "", goal)
 
-    def note(self, key: str, value: Number) -> None:
+    def add_hidden(self, key: str, value: Number) -> None:
         """A key that the table does not show."""
         self._keys[key] = value
 
-    def show(self) -> None:
+    def print(self) -> None:
         """Print the table, then the object as the last line."""
         _console.print(self._table)
         if LABELS_VARIABLE in os.environ:

@@ -47,17 +47,17 @@ def readings(first: int, count: int, *, origin_us: int, tick_us: int = 1_000) ->
     )
 
 
-def names() -> list[tuple[int, Series]]:
+def numbered_series() -> list[tuple[int, Series]]:
     """The series with their numbers, as the benches' devices are called."""
     attributes = (("location", "hall-07"), ("unit", "degC"))
     found = []
     for number in range(SERIES):
-        _, sensor_id, sensor_type = traffic.topic_of(number).decode().split("/")
+        _, sensor_id, sensor_type = traffic.series_topic(number).decode().split("/")
         found.append((number + 1, Series(sensor_id, sensor_type, attributes)))
     return found
 
 
-async def fill(path: Path, wanted_bytes: int) -> int:
+async def fill(path: Path, min_bytes: int) -> int:
     """Make a spool of at least `wanted_bytes` at `path`; returns its readings."""
     await (await Database.open(path)).close()
     per_series = MAX_SEGMENT_ROWS // SERIES
@@ -73,7 +73,7 @@ async def fill(path: Path, wanted_bytes: int) -> int:
     with closing(sqlite3.connect(path, isolation_level=None)) as connection:
         connection.execute("PRAGMA synchronous = OFF")
         connection.execute("BEGIN")
-        write_series(connection, names())
+        write_series(connection, numbered_series())
         newest_us = max(columns.time_range_us(block)[1] for block in blocks)
         connection.executemany(SQL["raise_mark"], [(n, newest_us) for n in range(1, SERIES + 1)])
         segments = written = 0
@@ -92,9 +92,9 @@ async def fill(path: Path, wanted_bytes: int) -> int:
             connection.execute(SQL["append_segment"], row)
             segments += 1
             written += len(block)
-            if segments % _AT_ONCE == 0 or written >= wanted_bytes:
+            if segments % _AT_ONCE == 0 or written >= min_bytes:
                 connection.execute("COMMIT")
-                if written >= wanted_bytes:
+                if written >= min_bytes:
                     break
                 connection.execute("BEGIN")
         connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()

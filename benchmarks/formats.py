@@ -137,15 +137,15 @@ def us_per_reading(shape: Shape) -> float:
             [Publish(topic, payload, 1, 1) for topic, payload in shape.published[at : at + 50]]
             for at in range(0, len(shape.published), 50)
         ]
-        began = time.process_time()
+        started = time.process_time()
         for run in runs:
             committer.publishes(source, run)
         if not warm:
-            return (time.process_time() - began) / (len(shape.published) * shape.readings_each) * 1e6
+            return (time.process_time() - started) / (len(shape.published) * shape.readings_each) * 1e6
     raise AssertionError
 
 
-async def asleep(folder: Path, arrays: int, *, old: bool) -> tuple[float, int]:
+async def measure_resent(folder: Path, arrays: int, *, old: bool) -> tuple[float, int]:
     """Seconds until `arrays` of `ASLEEP` readings are durable, and how many were duplicates."""
     database = await Database.open(folder / f"asleep-{old}.db")
     spool = await build_spool(database)
@@ -168,11 +168,11 @@ async def asleep(folder: Path, arrays: int, *, old: bool) -> tuple[float, int]:
                 chance.shuffle(part)
             batches.append(Publish(topic, b"[" + b",".join(part) + b"]", 1, 1))
         before = committer.counters.duplicates
-        began = time.perf_counter()
+        started = time.perf_counter()
         for at in range(0, len(batches), 20):
             committer.publishes(source, batches[at : at + 20])
             await committer.commit_once()
-        return time.perf_counter() - began, committer.counters.duplicates - before
+        return time.perf_counter() - started, committer.counters.duplicates - before
     finally:
         await database.close()
 
@@ -194,22 +194,22 @@ def main() -> None:
     goals = {"json": "<= 2.7, with all of ingress"}
     for name, values in found.items():
         what = f"{name}, {made[name].readings_each} readings a payload, us per reading"
-        figures.runs(f"us_per_reading_{name}", values, what, goals.get(name, ""), low_is_good=True)
+        figures.add_runs(f"us_per_reading_{name}", values, what, goals.get(name, ""), low_is_good=True)
     for name, values in found.items():
         if name != "json":
             ratio = [a / b for a, b in zip(values, found["json"], strict=True)]
-            figures.runs(f"{name}_to_json", ratio, f"{name}, as a share of json", low_is_good=True)
+            figures.add_runs(f"{name}_to_json", ratio, f"{name}, as a share of json", low_is_good=True)
     given.folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=given.folder) as folder:
         arrays = 100
-        new_s, _ = asyncio.run(asleep(Path(folder), arrays, old=False))
-        old_s, duplicates = asyncio.run(asleep(Path(folder), arrays, old=True))
+        new_s, _ = asyncio.run(measure_resent(Path(folder), arrays, old=False))
+        old_s, duplicates = asyncio.run(measure_resent(Path(folder), arrays, old=True))
     if duplicates != arrays * (ASLEEP // 2):
         raise SystemExit(f"FAILED: {duplicates} duplicates, {arrays * (ASLEEP // 2)} were sent")
     rows = arrays * ASLEEP
-    figures.one("new_readings_per_s", rows / new_s, f"arrays of {ASLEEP}, new and in order, readings/s")
-    figures.one("asleep_readings_per_s", rows / old_s, f"arrays of {ASLEEP}, old, shuffled, half sent before")
-    figures.show()
+    figures.add("new_readings_per_s", rows / new_s, f"arrays of {ASLEEP}, new and in order, readings/s")
+    figures.add("asleep_readings_per_s", rows / old_s, f"arrays of {ASLEEP}, old, shuffled, half sent before")
+    figures.print()
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ import msgspec
 
 from benchmarks import processes, traffic
 from benchmarks.figures import Figures, say
-from benchmarks.load import Order, Outcome
+from benchmarks.load import LoadOptions, Outcome
 from cloud_sync.codec import columns
 from cloud_sync.model.records import RecordClass
 from gateway.mqtt.codec.packets import V5, TopicCache
@@ -41,8 +41,8 @@ _GENERATOR_LIMIT = 0.85
 
 
 @dataclass(slots=True)
-class Account:
-    """What one spool must hold in the end, and where the next run of readings begins.
+class LoadTotals:
+    """What one spool must hold at the end, and where the next run of readings begins.
 
     Attributes:
         origin_us: time of reading 0 of every series.
@@ -54,31 +54,31 @@ class Account:
     origin_us: int = field(default_factory=lambda: (time.time_ns() // 1000) - 30 * 86_400_000_000)
 
     def add(self, outcome: Outcome) -> None:
-        """Note what a run has had acknowledged."""
+        """Add what a run had acknowledged."""
         self.readings += outcome.total_readings
         self.seq_sum += outcome.seq_sum
         self.next_first = outcome.next_first
 
 
-def load(port: int, account: Account, **order: float) -> Outcome:
+def load(port: int, totals: LoadTotals, **options: float) -> Outcome:
     """Run the generator against `port` and wait for it."""
     given = msgspec.convert(
         {
             "port": port,
             "connections": CONNECTIONS,
             "window": WINDOW,
-            "first": account.next_first,
-            "origin_us": account.origin_us,
-            **order,
+            "first": totals.next_first,
+            "origin_us": totals.origin_us,
+            **options,
         },
-        Order,
+        LoadOptions,
     )
     command = [sys.executable, "-m", "benchmarks.load", msgspec.json.encode(given).decode()]
     done = subprocess.run(command, cwd=processes.ROOT, stdout=subprocess.PIPE, check=False, timeout=300)
     if done.returncode:
-        raise SystemExit("the load generator gave up")
+        raise SystemExit("the load generator failed")
     outcome = msgspec.json.decode(done.stdout, type=Outcome)
-    account.add(outcome)
+    totals.add(outcome)
     return outcome
 
 
@@ -93,55 +93,55 @@ def stored(spool: Path) -> tuple[int, int]:
     return readings, seq_sum
 
 
-def at_full_rate(folder: Path, figures: Figures, seconds: float, rounds: int) -> Account:
+def at_full_rate(folder: Path, figures: Figures, seconds: float, rounds: int) -> LoadTotals:
     """Publishes and readings per second, CPU, and the generator's share."""
-    account, single, many = Account(), [], []
+    totals, single, many = LoadTotals(), [], []
     with processes.gateway(folder) as (pid, port):
         for number in range(1, rounds + 1):
-            single.append(load(port, account, seconds=seconds, watch_pid=pid))
-            many.append(load(port, account, seconds=seconds, watch_pid=pid, per_publish=READINGS_PER_PUBLISH))
+            single.append(load(port, totals, seconds=seconds, watch_pid=pid))
+            many.append(load(port, totals, seconds=seconds, watch_pid=pid, per_publish=READINGS_PER_PUBLISH))
             say(
                 f"round {number}: {single[-1].publishes_per_s:,.0f} publishes/s of 1 reading; "
                 f"{many[-1].publishes_per_s * READINGS_PER_PUBLISH:,.0f} readings/s in publishes of 50"
             )
         peak_mb = processes.rss_mb(pid, peak=True)
-    figures.runs(
+    figures.add_runs(
         "publishes_per_s",
         [o.publishes_per_s for o in single],
         "publishes per second, 1 reading each",
         ">= 100,000",
     )
-    figures.runs(
+    figures.add_runs(
         "readings_per_s",
         [o.publishes_per_s * READINGS_PER_PUBLISH for o in many],
         "readings per second, 50 per publish",
         ">= 500,000",
     )
-    figures.runs(
+    figures.add_runs(
         "cpu_us_per_publish", [_cpu_us(o) for o in single], "CPU us per publish of 1", low_is_good=True
     )
-    figures.runs(
+    figures.add_runs(
         "cpu_us_per_reading",
         [_cpu_us(o) / READINGS_PER_PUBLISH for o in many],
         "CPU us per reading, 50 per publish",
         low_is_good=True,
     )
-    figures.one("rss_full_rate_mb", peak_mb, "agent's memory at full rate, highest, MB")
+    figures.add("rss_full_rate_mb", peak_mb, "agent's memory at full rate, highest, MB")
     share = max(o.generator_cpu_share for o in (*single, *many))
-    figures.one("generator_cpu_share", share, "the generator's own CPU, of one core", "< 1")
+    figures.add("generator_cpu_share", share, "the generator's own CPU, of one core", "< 1")
     if share > _GENERATOR_LIMIT:
         say("NOTE: the load generator was the limit; the agent may be faster than this")
     if any(o.ran_dry for o in (*single, *many)):
         say("the encoded publishes were used up before the time was: those runs are shorter")
-    return account
+    return totals
 
 
-def paced(folder: Path, figures: Figures, seconds: float, rounds: int) -> Account:
+def paced(folder: Path, figures: Figures, seconds: float, rounds: int) -> LoadTotals:
     """Latency at a steady 10,000 publishes a second, and memory at 100,000 readings a second."""
-    account, outcomes = Account(), []
+    totals, outcomes = LoadTotals(), []
     with processes.gateway(folder, spool="paced.db") as (pid, port):
         for number in range(1, rounds + 1):
-            outcome = load(port, account, seconds=seconds, watch_pid=pid, paced_per_s=PACED_PER_S)
+            outcome = load(port, totals, seconds=seconds, watch_pid=pid, paced_per_s=PACED_PER_S)
             outcomes.append(outcome)
             say(
                 f"round {number}: at {PACED_PER_S:,} publishes/s acknowledged after "
@@ -149,30 +149,30 @@ def paced(folder: Path, figures: Figures, seconds: float, rounds: int) -> Accoun
                 f"the generator itself was late by up to {outcome.behind_ms:.1f} ms"
             )
         rate = 100_000 / READINGS_PER_PUBLISH
-        load(port, account, seconds=seconds, per_publish=READINGS_PER_PUBLISH, paced_per_s=rate)
+        load(port, totals, seconds=seconds, per_publish=READINGS_PER_PUBLISH, paced_per_s=rate)
         peak_mb = processes.rss_mb(pid, peak=True)
     for name, goal in (("p50", ""), ("p99", "<= 10")):
-        figures.runs(
+        figures.add_runs(
             f"ack_{name}_ms",
             [o.latency_ms[name] for o in outcomes],
             f"publish to PUBACK at 10,000/s, {name}, ms",
             goal,
             low_is_good=True,
         )
-    figures.runs(
+    figures.add_runs(
         "cpu_us_per_publish_paced",
         [_cpu_us(o) for o in outcomes],
         "CPU us per publish at 10,000/s",
         low_is_good=True,
     )
-    figures.one("rss_mb", peak_mb, "agent's memory at 100,000 readings/s, highest, MB", "<= 100")
-    return account
+    figures.add("rss_mb", peak_mb, "agent's memory at 100,000 readings/s, highest, MB", "<= 100")
+    return totals
 
 
 def parse_only(figures: Figures, rounds: int) -> None:
     """Our parser and the JSON decoder on the same bytes, in this process, nothing stored."""
     streams = [
-        traffic.stream_of(n, publishes=2_000, per_publish=1, first=0, origin_us=traffic.ORIGIN_US)
+        traffic.build_stream(n, publishes=2_000, per_publish=1, first=0, origin_us=traffic.ORIGIN_US)
         for n in range(50)
     ]
     chunks = [
@@ -182,16 +182,16 @@ def parse_only(figures: Figures, rounds: int) -> None:
     rates = []
     for _ in range(rounds):
         parser = PacketParser(max_packet_bytes=1 << 20, topics=TopicCache(), client=True, version=V5)
-        began, readings = time.perf_counter(), 0
+        started, readings = time.perf_counter(), 0
         for chunk in chunks:
             for run in parser.feed(chunk):
                 assert isinstance(run, list)
                 for publish in run:
                     decoded, _ = json_reading.decode_readings(publish.payload)
                     readings += len(tuple(decoded))
-        rates.append(publishes / (time.perf_counter() - began))
+        rates.append(publishes / (time.perf_counter() - started))
         assert readings == publishes
-    figures.runs("parse_only_per_s", rates, "parse and decode alone, publishes per second")
+    figures.add_runs("parse_only_per_s", rates, "parse and decode alone, publishes per second")
 
 
 def receive_with_aiomqtt(folder: Path, figures: Figures, rounds: int) -> None:
@@ -200,7 +200,7 @@ def receive_with_aiomqtt(folder: Path, figures: Figures, rounds: int) -> None:
     what = "aiomqtt merely receiving, messages per second"
     if program is None:
         say("mosquitto is not installed: no comparison with aiomqtt")
-        figures.one("aiomqtt_receive_per_s", None, what)
+        figures.add("aiomqtt_receive_per_s", None, what)
         return
     rates = []
     for number in range(rounds):
@@ -215,11 +215,11 @@ def receive_with_aiomqtt(folder: Path, figures: Figures, rounds: int) -> None:
             [program, "-c", str(config)], port=port, log=folder / f"mosquitto{number}.log"
         ):
             rates.append(_received_per_s(port))
-    figures.runs("aiomqtt_receive_per_s", rates, what)
+    figures.add_runs("aiomqtt_receive_per_s", rates, what)
     publishes, aiomqtt = figures["publishes_per_s"], figures["aiomqtt_receive_per_s"]
     assert isinstance(publishes, float)
     assert isinstance(aiomqtt, float)
-    figures.one("times_aiomqtt", publishes / aiomqtt, "publishes per second over aiomqtt's", ">= 5")
+    figures.add("times_aiomqtt", publishes / aiomqtt, "publishes per second over aiomqtt's", ">= 5")
 
 
 def _received_per_s(port: int) -> float:
@@ -229,7 +229,7 @@ def _received_per_s(port: int) -> float:
             assert receiver.stdout is not None
             if receiver.stdout.readline() != "ready\n":
                 raise SystemExit("the aiomqtt receiver did not start")
-            load(port, Account(), publishes=_RECEIVED)
+            load(port, LoadTotals(), publishes=_RECEIVED)
             return float(receiver.stdout.readline())
         finally:
             receiver.kill()
@@ -239,24 +239,24 @@ def _cpu_us(outcome: Outcome) -> float:
     return outcome.watched_cpu_s / outcome.watched_publishes * 1e6
 
 
-def _verify(spool: Path, account: Account) -> int:
+def _verify(spool: Path, totals: LoadTotals) -> int:
     found = stored(spool)
-    if found != (account.readings, account.seq_sum):
+    if found != (totals.readings, totals.seq_sum):
         raise SystemExit(
-            f"FAILED: {account.readings} readings were acknowledged (seq sum {account.seq_sum}); "
+            f"FAILED: {totals.readings} readings were acknowledged (seq sum {totals.seq_sum}); "
             f"the spool holds {found[0]} (seq sum {found[1]}). The figures mean nothing."
         )
     return found[0]
 
 
 def main() -> None:
-    asked = argparse.ArgumentParser(prog="benchmarks.ingress", description=__doc__.split("\n")[0])
-    asked.add_argument("--seconds", type=float, default=4.0, help="of each run")
-    asked.add_argument("--rounds", type=int, default=3)
-    asked.add_argument("--folder", type=Path, default=FOLDER, help="where the spools are, on a real disk")
-    options = asked.parse_args()
+    parser = argparse.ArgumentParser(prog="benchmarks.ingress", description=__doc__.split("\n")[0])
+    parser.add_argument("--seconds", type=float, default=4.0, help="of each run")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--folder", type=Path, default=FOLDER, help="where the spools are, on a real disk")
+    options = parser.parse_args()
     options.folder.mkdir(parents=True, exist_ok=True)
-    kind = processes.file_system_of(options.folder)
+    kind = processes.file_system_type(options.folder)
     figures = Figures(f"ingress: QoS 1, {CONNECTIONS} connections, window {WINDOW}; spool on {kind}")
     if kind == "tmpfs":
         say(f"NOTE: {options.folder} is in memory (tmpfs); an fsync costs nothing there. Use --folder")
@@ -268,10 +268,10 @@ def main() -> None:
         held = _verify(folder / "spool.db", full) + _verify(folder / "paced.db", steady)
         parse_only(figures, options.rounds)
         receive_with_aiomqtt(folder, figures, max(1, options.rounds - 1))
-    figures.note("readings_acknowledged", full.readings + steady.readings)
-    figures.note("readings_stored", held)
-    figures.note("file_system", kind)
-    figures.show()
+    figures.add_hidden("readings_acknowledged", full.readings + steady.readings)
+    figures.add_hidden("readings_stored", held)
+    figures.add_hidden("file_system", kind)
+    figures.print()
 
 
 if __name__ == "__main__":

@@ -34,7 +34,7 @@ _SHORTEST_S = 0.05
 _FASTEST_PER_S = 500_000
 
 
-class Order(msgspec.Struct, kw_only=True):
+class LoadOptions(msgspec.Struct, kw_only=True):
     """What to do.
 
     Attributes:
@@ -87,13 +87,13 @@ class Outcome(msgspec.Struct, kw_only=True):
 class _Device:
     """One connection: what it has sent and what of it was acknowledged, in publishes."""
 
-    def __init__(self, number: int, order: Order, publishes: int) -> None:
-        stream = traffic.stream_of(
+    def __init__(self, number: int, options: LoadOptions, publishes: int) -> None:
+        stream = traffic.build_stream(
             number,
             publishes=publishes,
-            per_publish=order.per_publish,
-            first=order.first,
-            origin_us=order.origin_us,
+            per_publish=options.per_publish,
+            first=options.first,
+            origin_us=options.origin_us,
         )
         self.publishes = len(stream.packets)
         self.publish_bytes = len(stream.packets[0])
@@ -103,7 +103,7 @@ class _Device:
         self._sent_bytes = 0
         self._allowed_bytes = 0
         self._acknowledged_bytes = 0
-        self.socket = _connected(order.port, number)
+        self.socket = _connect(options.port, number)
 
     @property
     def acknowledged(self) -> int:
@@ -119,7 +119,7 @@ class _Device:
         return (self._allowed_bytes - before) // publish_bytes
 
     def flush(self) -> None:
-        """Send what the socket takes of what is allowed."""
+        """Send as much of what is allowed as the socket accepts."""
         while self._sent_bytes < self._allowed_bytes:
             try:
                 self._sent_bytes += self.socket.send(self._bytes[self._sent_bytes : self._allowed_bytes])
@@ -127,7 +127,7 @@ class _Device:
                 return
 
     def receive(self) -> int:
-        """Take acknowledgements; returns how many have come in all."""
+        """Read acknowledgements; returns how many have arrived in total."""
         data = self.socket.recv(1 << 18)
         at = self._acknowledged_bytes
         if not data or data != self._expected[at : at + len(data)]:
@@ -161,17 +161,19 @@ class _Meter:
         return end[0] - begin[0], end[1] - begin[1], end[2] - begin[2], end[3] - begin[3]
 
 
-def run(order: Order) -> Outcome:
-    """Do what is ordered."""
-    devices = [_Device(number, order, _each(order)) for number in range(order.connections)]
+def run(options: LoadOptions) -> Outcome:
+    """Send the publishes and measure."""
+    devices = [
+        _Device(number, options, _publishes_per_device(options)) for number in range(options.connections)
+    ]
     for device in devices:
         device.socket.setblocking(False)
-    meter = _Meter(order.watch_pid)
-    if order.paced_per_s:
-        due, acknowledged, behind_s = _paced(devices, order, meter)
+    meter = _Meter(options.watch_pid)
+    if options.paced_per_s:
+        due, acknowledged, behind_s = _run_paced(devices, options, meter)
     else:
         due, acknowledged, behind_s = np.empty(0), np.empty(0), 0.0
-        _at_once(devices, order, meter)
+        _run_unpaced(devices, options, meter)
     counted_s, publishes, own_s, watched_s = meter.differences()
     for device in devices:
         device.socket.close()
@@ -183,27 +185,27 @@ def run(order: Order) -> Outcome:
         watched_cpu_s=watched_s,
         watched_publishes=publishes,
         total_publishes=total,
-        total_readings=total * order.per_publish,
+        total_readings=total * options.per_publish,
         seq_sum=sum(int(device.seqs[: device.acknowledged].sum()) for device in devices),
-        next_first=order.first + devices[0].publishes // traffic.SERIES_PER_DEVICE * order.per_publish,
-        ran_dry=not (order.publishes or order.paced_per_s)
+        next_first=options.first + devices[0].publishes // traffic.SERIES_PER_DEVICE * options.per_publish,
+        ran_dry=not (options.publishes or options.paced_per_s)
         and all(device.acknowledged == device.publishes for device in devices),
         latency_ms=_percentiles_ms(acknowledged - due) if len(due) else {},
         behind_ms=behind_s * 1e3,
     )
 
 
-def _each(order: Order) -> int:
+def _publishes_per_device(options: LoadOptions) -> int:
     """Publishes to encode for each device."""
-    if order.publishes:
-        return -(-order.publishes // order.connections)
-    fitting = order.budget_bytes // traffic.publish_bytes(order.per_publish)
-    fastest_per_s = order.paced_per_s or _FASTEST_PER_S
-    fitting = min(fitting, int(fastest_per_s * (order.seconds + order.warm_up_s)) + order.connections)
-    return max(traffic.SERIES_PER_DEVICE, fitting // order.connections)
+    if options.publishes:
+        return -(-options.publishes // options.connections)
+    fitting = options.budget_bytes // traffic.publish_bytes(options.per_publish)
+    fastest_per_s = options.paced_per_s or _FASTEST_PER_S
+    fitting = min(fitting, int(fastest_per_s * (options.seconds + options.warm_up_s)) + options.connections)
+    return max(traffic.SERIES_PER_DEVICE, fitting // options.connections)
 
 
-def _connected(port: int, number: int) -> socket.socket:
+def _connect(port: int, number: int) -> socket.socket:
     connection = socket.create_connection(("127.0.0.1", port), timeout=10)
     connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     client_id = b"bench-%05d" % number
@@ -214,13 +216,13 @@ def _connected(port: int, number: int) -> socket.socket:
     return connection
 
 
-def _at_once(devices: list[_Device], order: Order, meter: _Meter) -> None:
+def _run_unpaced(devices: list[_Device], options: LoadOptions, meter: _Meter) -> None:
     """Keep every window full until the time is up or nothing is left, then wait for what is in flight."""
-    poll, by_fd = _polled(devices)
+    poll, by_fd = _build_poll(devices)
     now = time.monotonic()
-    begin = now if order.publishes else now + order.warm_up_s
-    end = float("inf") if order.publishes else begin + order.seconds
-    sent = sum(device.allow(order.window) for device in devices)
+    begin = now if options.publishes else now + options.warm_up_s
+    end = float("inf") if options.publishes else begin + options.seconds
+    sent = sum(device.allow(options.window) for device in devices)
     acknowledged = acknowledged_before = 0
     quiet_since = now
     while acknowledged < sent:
@@ -236,22 +238,24 @@ def _at_once(devices: list[_Device], order: Order, meter: _Meter) -> None:
                 arrived = device.receive()
                 acknowledged += arrived - before
                 if meter.marks < _BOTH:
-                    sent += device.allow(arrived + order.window)
+                    sent += device.allow(arrived + options.window)
             if event & select.EPOLLOUT:
                 device.flush()
-        quiet_since = _still_moving(now, quiet_since, acknowledged - acknowledged_before, sent - acknowledged)
+        quiet_since = _check_progress(
+            now, quiet_since, acknowledged - acknowledged_before, sent - acknowledged
+        )
         acknowledged_before = acknowledged
     if meter.marks < _BOTH:
         meter.mark(acknowledged)
 
 
-def _paced(devices: list[_Device], order: Order, meter: _Meter) -> tuple[Floats, Floats, float]:
+def _run_paced(devices: list[_Device], options: LoadOptions, meter: _Meter) -> tuple[Floats, Floats, float]:
     """Publish at a rate; returns when each counted publish was due and acknowledged, and the worst delay."""
-    poll, by_fd = _polled(devices)
+    poll, by_fd = _build_poll(devices)
     assign_number = {device.socket.fileno(): number for number, device in enumerate(devices)}
-    rate = order.paced_per_s
-    total = min(int(rate * (order.seconds + order.warm_up_s)), len(devices) * devices[0].publishes)
-    uncounted = int(rate * order.warm_up_s)
+    rate = options.paced_per_s
+    total = min(int(rate * (options.seconds + options.warm_up_s)), len(devices) * devices[0].publishes)
+    uncounted = int(rate * options.warm_up_s)
     arrivals: list[tuple[int, int, int, float]] = []
     sent, acknowledged, behind_s = 0, 0, 0.0
     start = quiet_since = time.monotonic()
@@ -276,7 +280,7 @@ def _paced(devices: list[_Device], order: Order, meter: _Meter) -> tuple[Floats,
                 acknowledged += arrived - before
             if event & select.EPOLLOUT:
                 device.flush()
-        quiet_since = _still_moving(now, quiet_since, acknowledged - before_poll, sent - acknowledged)
+        quiet_since = _check_progress(now, quiet_since, acknowledged - before_poll, sent - acknowledged)
     meter.mark(acknowledged)
     at = np.zeros(total)
     for number, first, after, moment in arrivals:
@@ -285,7 +289,7 @@ def _paced(devices: list[_Device], order: Order, meter: _Meter) -> tuple[Floats,
     return due[uncounted:], at[uncounted:], behind_s
 
 
-def _still_moving(now: float, quiet_since: float, progress: int, in_flight: int) -> float:
+def _check_progress(now: float, quiet_since: float, progress: int, in_flight: int) -> float:
     """Since when nothing has been acknowledged though something is in flight; ends the run after a while."""
     if progress or not in_flight:
         return now
@@ -296,7 +300,7 @@ def _still_moving(now: float, quiet_since: float, progress: int, in_flight: int)
     return quiet_since
 
 
-def _polled(devices: list[_Device]) -> tuple[select.epoll, dict[int, _Device]]:
+def _build_poll(devices: list[_Device]) -> tuple[select.epoll, dict[int, _Device]]:
     poll = select.epoll()
     for device in devices:
         poll.register(device.socket.fileno(), select.EPOLLIN | select.EPOLLOUT | select.EPOLLET)
@@ -309,4 +313,4 @@ def _percentiles_ms(seconds: Floats) -> dict[str, float]:
 
 
 if __name__ == "__main__":
-    print(msgspec.json.encode(run(msgspec.json.decode(sys.argv[1], type=Order))).decode())
+    print(msgspec.json.encode(run(msgspec.json.decode(sys.argv[1], type=LoadOptions))).decode())

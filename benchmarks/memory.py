@@ -22,8 +22,8 @@ import msgspec
 
 from benchmarks import filling, processes
 from benchmarks.figures import Figures, say
-from benchmarks.ingress import FOLDER, READINGS_PER_PUBLISH, Account, load
-from benchmarks.spool import opened
+from benchmarks.ingress import FOLDER, READINGS_PER_PUBLISH, LoadTotals, load
+from benchmarks.spool import measure_opening
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -39,40 +39,40 @@ def idle(folder: Path, figures: Figures) -> None:
     """Started, and left alone."""
     with processes.gateway(folder, spool="idle.db") as (pid, _):
         time.sleep(_SETTLED_S)
-        figures.one("rss_idle_mb", processes.rss_mb(pid), "nothing connected, MB", "<= 100")
+        figures.add("rss_idle_mb", processes.rss_mb(pid), "nothing connected, MB", "<= 100")
 
 
 def at_100k(folder: Path, figures: Figures, seconds: float) -> None:
     """100,000 readings a second, 50 a publish."""
-    account = Account()
+    totals = LoadTotals()
     with processes.gateway(folder, spool="rate.db") as (pid, port):
         rate = 100_000 / READINGS_PER_PUBLISH
-        done = load(port, account, seconds=seconds, paced_per_s=rate, per_publish=READINGS_PER_PUBLISH)
-        figures.one(
+        done = load(port, totals, seconds=seconds, paced_per_s=rate, per_publish=READINGS_PER_PUBLISH)
+        figures.add(
             "rss_100k_mb", processes.rss_mb(pid, peak=True), "100,000 readings/s, highest, MB", "<= 100"
         )
-    figures.note("readings_per_s", done.publishes_per_s * READINGS_PER_PUBLISH)
+    figures.add_hidden("readings_per_s", done.publishes_per_s * READINGS_PER_PUBLISH)
 
 
 def large(folder: Path, figures: Figures, size_gb: int, seconds: float) -> None:
     """A large spool: opened, and taking 10,000 readings a second beside following what is in it."""
     path = folder / "large.db"
-    began = time.perf_counter()
+    started = time.perf_counter()
     rows = asyncio.run(filling.fill(path, size_gb * _GB))
-    say(f"built {size_gb} GB, {rows:,} readings, in {time.perf_counter() - began:.0f} s")
+    say(f"built {size_gb} GB, {rows:,} readings, in {time.perf_counter() - started:.0f} s")
     filling.forget_cached(path)
-    start_s, peak_mb = opened(folder, path, Account(next_first=10**6), seconds)
+    start_s, peak_mb = measure_opening(folder, path, LoadTotals(next_first=10**6), seconds)
     path.unlink()
     reached = size_gb >= 10
     what = f"{size_gb} GB spooled, taking 10,000/s, highest, MB"
-    figures.one("rss_10gb_mb", peak_mb if reached else None, what, "<= 100")
-    figures.one(
+    figures.add("rss_10gb_mb", peak_mb if reached else None, what, "<= 100")
+    figures.add(
         "start_s", start_s if reached else None, f"{size_gb} GB spooled: start to first PUBACK, s", "<= 1"
     )
     if not reached:
-        figures.one(f"rss_{size_gb}gb_mb", peak_mb, what)
-        figures.one(f"start_{size_gb}gb_s", start_s, f"{size_gb} GB spooled: start to first PUBACK, s")
-    figures.note("spooled_gb", size_gb)
+        figures.add(f"rss_{size_gb}gb_mb", peak_mb, what)
+        figures.add(f"start_{size_gb}gb_s", start_s, f"{size_gb} GB spooled: start to first PUBACK, s")
+    figures.add_hidden("spooled_gb", size_gb)
 
 
 def month(folder: Path, figures: Figures, days: int, every_s: int) -> None:
@@ -93,18 +93,18 @@ def month(folder: Path, figures: Figures, days: int, every_s: int) -> None:
             connection.sendall(b"\x10\x12\x00\x04MQTT\x05\x02\x00\x00\x00\x00\x05month")
             _receive(connection, 0)
             for day in range(days):
-                readings += _publish(connection, day_of(origin_us + day * _DAY_US, every_s))
+                readings += _publish(connection, build_day(origin_us + day * _DAY_US, every_s))
                 after_mb.append(processes.rss_mb(pid))
-            delivered = _followed(status_port, readings)
+            delivered = _wait_until_followed(status_port, readings)
             after_mb.append(processes.rss_mb(pid))
-        figures.one("rss_1d_mb", after_mb[0], "after the first simulated day, MB")
-        figures.one(f"rss_{days}d_mb", after_mb[-1], f"after {days} simulated days, MB", "<= 100")
-        figures.one(f"rss_{days}d_peak_mb", processes.rss_mb(pid, peak=True), "the highest on the way, MB")
-    figures.note("readings_of_the_month", readings)
-    figures.note("delivered_of_the_month", delivered)
+        figures.add("rss_1d_mb", after_mb[0], "after the first simulated day, MB")
+        figures.add(f"rss_{days}d_mb", after_mb[-1], f"after {days} simulated days, MB", "<= 100")
+        figures.add(f"rss_{days}d_peak_mb", processes.rss_mb(pid, peak=True), "the highest on the way, MB")
+    figures.add_hidden("readings_of_the_month", readings)
+    figures.add_hidden("delivered_of_the_month", delivered)
 
 
-def day_of(origin_us: int, every_s: int) -> Iterator[bytes]:
+def build_day(origin_us: int, every_s: int) -> Iterator[bytes]:
     """The publishes of one day, QoS 1: `READINGS_PER_PUBLISH` readings each, the series in turn."""
     chance = random.Random(origin_us)
     count = 86_400 // every_s
@@ -122,7 +122,7 @@ def day_of(origin_us: int, every_s: int) -> Iterator[bytes]:
             )
             topic = b"sensors/month-%d/temperature" % series
             body = len(topic).to_bytes(2, "big") + topic + (series + 1).to_bytes(2, "big") + b"\x00" + payload
-            yield b"\x32" + _length(len(body)) + body
+            yield b"\x32" + _encode_length(len(body)) + body
 
 
 def _publish(connection: socket.socket, publishes: Iterator[bytes]) -> int:
@@ -150,7 +150,7 @@ def _receive(connection: socket.socket, acknowledgements: int) -> None:
         raise SystemExit(f"unexpected answers: {received[:16]!r}")
 
 
-def _length(size: int) -> bytes:
+def _encode_length(size: int) -> bytes:
     """MQTT 5 section 1.5.5."""
     out = bytearray()
     while True:
@@ -160,7 +160,7 @@ def _length(size: int) -> bytes:
             return bytes(out)
 
 
-def _followed(status_port: int, readings: int) -> int:
+def _wait_until_followed(status_port: int, readings: int) -> int:
     """Wait until the destination has everything; what it was given."""
     deadline = time.monotonic() + _FOLLOWED_WITHIN_S
     while time.monotonic() < deadline:
@@ -173,17 +173,17 @@ def _followed(status_port: int, readings: int) -> int:
 
 
 def main() -> None:
-    asked = argparse.ArgumentParser(prog="benchmarks.memory", description=__doc__.split("\n")[0])
-    asked.add_argument("--seconds", type=float, default=10.0, help="of the run at 100,000 readings/s")
-    asked.add_argument("--small", action="store_true", help="1 GB instead of 10")
-    asked.add_argument("--days", type=int, default=30, help="simulated")
-    asked.add_argument(
+    parser = argparse.ArgumentParser(prog="benchmarks.memory", description=__doc__.split("\n")[0])
+    parser.add_argument("--seconds", type=float, default=10.0, help="of the run at 100,000 readings/s")
+    parser.add_argument("--small", action="store_true", help="1 GB instead of 10")
+    parser.add_argument("--days", type=int, default=30, help="simulated")
+    parser.add_argument(
         "--every", type=int, default=60, help="seconds between readings of a series, simulated"
     )
-    asked.add_argument("--folder", type=Path, default=FOLDER, help="where the spools are, on a real disk")
-    options = asked.parse_args()
+    parser.add_argument("--folder", type=Path, default=FOLDER, help="where the spools are, on a real disk")
+    options = parser.parse_args()
     options.folder.mkdir(parents=True, exist_ok=True)
-    kind = processes.file_system_of(options.folder)
+    kind = processes.file_system_type(options.folder)
     figures = Figures(f"memory of the agent; on {kind}")
     with tempfile.TemporaryDirectory(dir=options.folder, prefix="memory-") as name:
         folder = Path(name)
@@ -193,8 +193,8 @@ def main() -> None:
         say(f"{options.days} days")
         month(folder, figures, options.days, options.every)
         large(folder, figures, 1 if options.small else 10, min(5.0, options.seconds))
-    figures.note("file_system", kind)
-    figures.show()
+    figures.add_hidden("file_system", kind)
+    figures.print()
 
 
 if __name__ == "__main__":

@@ -25,10 +25,10 @@ def run(port: int, per_s: int, seconds: float) -> float:
     total = int(per_s * seconds)
     each = -(-total // _CONNECTIONS)
     streams = [
-        traffic.stream_of(n, publishes=each, per_publish=1, first=per_s * 1000, origin_us=_ORIGIN_US)
+        traffic.build_stream(n, publishes=each, per_publish=1, first=per_s * 1000, origin_us=_ORIGIN_US)
         for n in range(_CONNECTIONS)
     ]
-    sockets = [_connected(port, number) for number in range(_CONNECTIONS)]
+    sockets = [_connect(port, number) for number in range(_CONNECTIONS)]
     start = time.monotonic() + 0.1
     sent = 0
     while sent < total:
@@ -38,7 +38,7 @@ def run(port: int, per_s: int, seconds: float) -> float:
             end = -(-(owed - number) // _CONNECTIONS)
             if end > begin:
                 connection.sendall(streams[number].packets[begin:end].tobytes())
-            _take(connection)
+            _read_acknowledgements(connection)
         sent = max(sent, owed)
         time.sleep(_TICK_S)
     for connection in sockets:
@@ -46,7 +46,7 @@ def run(port: int, per_s: int, seconds: float) -> float:
     return start
 
 
-def _connected(port: int, number: int) -> socket.socket:
+def _connect(port: int, number: int) -> socket.socket:
     connection = socket.create_connection(("127.0.0.1", port), timeout=10)
     connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     connection.sendall(_CONNECT % (ord("a") + number))
@@ -56,7 +56,7 @@ def _connected(port: int, number: int) -> socket.socket:
     return connection
 
 
-def _take(connection: socket.socket) -> None:
+def _read_acknowledgements(connection: socket.socket) -> None:
     """Take the acknowledgements that have come."""
     connection.setblocking(False)
     try:

@@ -21,7 +21,7 @@ import numpy as np
 
 from benchmarks import processes
 from benchmarks.figures import Figures, say
-from benchmarks.ingress import FOLDER, READINGS_PER_PUBLISH, Account, load
+from benchmarks.ingress import FOLDER, READINGS_PER_PUBLISH, LoadTotals, load
 from cloud_sync.model.records import Readings, Rollups, Series
 from gateway.build import build_alert_stage, build_check
 from gateway.processing.stage import StageInput
@@ -56,7 +56,7 @@ class Bench(NamedTuple):
     alerts: AlertEvaluator
 
 
-class Spent(NamedTuple):
+class CpuCost(NamedTuple):
     """Seconds by stage, and over how many readings."""
 
     check_s: float
@@ -70,7 +70,7 @@ class Spent(NamedTuple):
         return (self.check_s + self.roll_s + self.alert_s) / self.readings * 1e6
 
 
-def readings_of(series: int, rows: int, first: int, chance: np.random.Generator) -> Readings:
+def build_readings(series: int, rows: int, first: int, chance: np.random.Generator) -> Readings:
     """Readings `first` .. of all series in turn, a second apart in each; plausible ones."""
     at = first + np.arange(rows)
     number = at % series
@@ -86,33 +86,33 @@ def readings_of(series: int, rows: int, first: int, chance: np.random.Generator)
     ).in_order()
 
 
-def made(series: int, folder: Path, connection: Connection) -> Bench:
+def build_bench(series: int, folder: Path, connection: Connection) -> Bench:
     """The stages as an agent with its default settings has them, over so many temperatures."""
     config = folder / "gateway.toml"
     config.write_text('gateway_id = "bench"\n[spool]\npath = "stages.db"\n', encoding="utf-8")
-    given = gateway_settings.load_settings(config)
+    settings = gateway_settings.load_settings(config)
     catalog = SeriesCatalog()
     for number in range(series):
         catalog.assign_number(Series(f"sensor-{number}", "temperature"))
-    alerts = build_alert_stage(given, catalog)
+    alerts = build_alert_stage(settings, catalog)
     assert alerts is not None
     return Bench(
         series,
-        build_check(given, catalog),
-        Roller(StoredRollups(connection), given.rollups.roller_options),
+        build_check(settings, catalog),
+        Roller(StoredRollups(connection), settings.rollups.roller_options),
         alerts,
     )
 
 
-def run(bench: Bench, batch: int, event_s: int = _EVENT_S) -> Spent:
+def run(bench: Bench, batch: int, event_s: int = _EVENT_S) -> CpuCost:
     """Batches of readings through every stage; what they give is encoded and accepted."""
     chance = np.random.default_rng(5)
     check_s = roll_s = alert_s = 0.0
     total = bench.series * event_s // batch * batch
     for first in range(0, total, batch):
-        readings = readings_of(bench.series, batch, first, chance)
+        readings = build_readings(bench.series, batch, first, chance)
         now_us = int(readings.time_us.max())
-        began = time.perf_counter()
+        started = time.perf_counter()
         readings = bench.check(readings, now_us)
         checked = time.perf_counter()
         rolled = bench.roller.step(StageInput(readings, now_us=now_us))
@@ -129,8 +129,8 @@ def run(bench: Bench, batch: int, event_s: int = _EVENT_S) -> Spent:
         bench.alerts.accept(alerted)
         alert_s += time.perf_counter() - done
         roll_s += done - checked
-        check_s += checked - began
-    return Spent(check_s, roll_s, alert_s, total)
+        check_s += checked - started
+    return CpuCost(check_s, roll_s, alert_s, total)
 
 
 def bytes_per_series(folder: Path, connection: Connection, series: int) -> float:
@@ -139,7 +139,7 @@ def bytes_per_series(folder: Path, connection: Connection, series: int) -> float
     try:
         gc.collect()
         before, _ = tracemalloc.get_traced_memory()
-        bench = made(series, folder, connection)
+        bench = build_bench(series, folder, connection)
         empty, _ = tracemalloc.get_traced_memory()
         run(bench, series * 5, event_s=100)
         gc.collect()
@@ -157,9 +157,9 @@ def stages(folder: Path, connection: Connection, figures: Figures, rounds: int) 
         (1_000, 500, "_500", _EVENT_S),
         (10_000, 5_000, "_10k_series", _EVENT_S // 3),
     ):
-        spent = [run(made(series, folder, connection), batch, event_s) for _ in range(rounds)]
+        spent = [run(build_bench(series, folder, connection), batch, event_s) for _ in range(rounds)]
         what = f"us per reading, check + rollups + alerts, batches of {batch:,}, {series:,} series"
-        figures.runs(
+        figures.add_runs(
             f"us_per_reading{mark}", [s.us_per_reading for s in spent], what, "<= 1.0", low_is_good=True
         )
         for name, seconds in (
@@ -168,17 +168,17 @@ def stages(folder: Path, connection: Connection, figures: Figures, rounds: int) 
             ("alert", [s.alert_s for s in spent]),
         ):
             each = [second / s.readings * 1e6 for second, s in zip(seconds, spent, strict=True)]
-            figures.note(f"us_per_reading_{name}{mark}", float(f"{median(each):.5g}"))
+            figures.add_hidden(f"us_per_reading_{name}{mark}", float(f"{median(each):.5g}"))
         say(f"{what}: {median(s.us_per_reading for s in spent):.2f}")
-    large = [run(made(10_000, folder, connection), 50_000, _EVENT_S // 3) for _ in range(rounds)]
-    figures.runs(
+    large = [run(build_bench(10_000, folder, connection), 50_000, _EVENT_S // 3) for _ in range(rounds)]
+    figures.add_runs(
         "roll_readings_per_s",
         [s.readings / s.roll_s for s in large],
         "readings per second rolled up, chunks of 50,000, 10,000 series",
         ">= 500,000",
     )
     held = bytes_per_series(folder, connection, 10_000)
-    figures.one("bytes_per_series", held, "bytes in memory per series, all stages, 10,000 series")
+    figures.add("bytes_per_series", held, "bytes in memory per series, all stages, 10,000 series")
 
 
 def ingress_share_lost(folder: Path, figures: Figures, seconds: float, rounds: int) -> None:
@@ -187,14 +187,14 @@ def ingress_share_lost(folder: Path, figures: Figures, seconds: float, rounds: i
     for number in range(rounds):
         for name, extra in (("off", _OFF), ("on", "")):
             with processes.gateway(folder, spool=f"{name}{number}.db", extra=extra) as (_, port):
-                outcome = load(port, Account(), seconds=seconds, per_publish=READINGS_PER_PUBLISH)
+                outcome = load(port, LoadTotals(), seconds=seconds, per_publish=READINGS_PER_PUBLISH)
             rates[name].append(outcome.publishes_per_s * READINGS_PER_PUBLISH)
             say(f"round {number + 1}: {rates[name][-1]:,.0f} readings/s with processing {name}")
     lost = [1 - on / off for on, off in zip(rates["on"], rates["off"], strict=True)]
-    figures.runs(
+    figures.add_runs(
         "ingress_share_lost", lost, "share of ingress that processing takes", "<= 0.3", low_is_good=True
     )
-    figures.runs("readings_per_s_processed", rates["on"], "readings per second at full rate, processed")
+    figures.add_runs("readings_per_s_processed", rates["on"], "readings per second at full rate, processed")
 
 
 async def query_day(folder: Path, figures: Figures, rounds: int) -> None:
@@ -210,7 +210,7 @@ async def query_day(folder: Path, figures: Figures, rounds: int) -> None:
         series = np.array(numbers, np.int32)
         chance = np.random.default_rng(5)
         for minute in range(0, 1440, 60):
-            hour = [_minute_of(series, minute + n, chance) for n in range(60)]
+            hour = [_build_minute(series, minute + n, chance) for n in range(60)]
             sealed = encode_segments(Rollups.concat(hour).in_order(), level=8)
             await segments.append(sealed, now_us=_START_US + minute * 60 * _SECOND_US)
     finally:
@@ -218,17 +218,17 @@ async def query_day(folder: Path, figures: Figures, rounds: int) -> None:
     question = SeriesQuery(_START_US, _START_US + 86_400 * _SECOND_US, 60)
     took = []
     for _ in range(3 * rounds):
-        began = time.perf_counter()
+        started = time.perf_counter()
         with open_spool_read_only(path) as connection:
             (known,) = find_series(connection, ReadingFilter(patterns=("sensor-7/temperature",)))
             found = run_query(connection, known, question)
-        took.append((time.perf_counter() - began) * 1e3)
+        took.append((time.perf_counter() - started) * 1e3)
         assert found.rows == 1440
     what = f"a day of one series of {_QUERIED_SERIES:,} by minutes, from its rollups, ms"
-    figures.runs("query_day_ms", took, what, "<= 100", low_is_good=True)
+    figures.add_runs("query_day_ms", took, what, "<= 100", low_is_good=True)
 
 
-def _minute_of(series: np.ndarray, minute: int, chance: np.random.Generator) -> Rollups:
+def _build_minute(series: np.ndarray, minute: int, chance: np.random.Generator) -> Rollups:
     n, start = len(series), _START_US + minute * 60 * _SECOND_US
     mean = 20 + chance.normal(0, 1, n)
     none = np.zeros(n, np.int32)
@@ -257,13 +257,13 @@ async def _empty_spool(path: Path) -> None:
 
 
 def main() -> None:
-    asked = argparse.ArgumentParser(prog="benchmarks.process", description=__doc__.split("\n")[0])
-    asked.add_argument("--seconds", type=float, default=4.0, help="of each run at full rate")
-    asked.add_argument("--rounds", type=int, default=3)
-    asked.add_argument("--folder", type=Path, default=FOLDER, help="where the spools are, on a real disk")
-    options = asked.parse_args()
+    parser = argparse.ArgumentParser(prog="benchmarks.process", description=__doc__.split("\n")[0])
+    parser.add_argument("--seconds", type=float, default=4.0, help="of each run at full rate")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--folder", type=Path, default=FOLDER, help="where the spools are, on a real disk")
+    options = parser.parse_args()
     options.folder.mkdir(parents=True, exist_ok=True)
-    kind = processes.file_system_of(options.folder)
+    kind = processes.file_system_type(options.folder)
     figures = Figures(f"processing; spool on {kind}")
     with tempfile.TemporaryDirectory(dir=options.folder, prefix="process-") as name:
         folder = Path(name)
@@ -273,8 +273,8 @@ def main() -> None:
         connection.close()
         asyncio.run(query_day(folder, figures, options.rounds))
         ingress_share_lost(folder, figures, options.seconds, options.rounds)
-    figures.note("file_system", kind)
-    figures.show()
+    figures.add_hidden("file_system", kind)
+    figures.print()
 
 
 if __name__ == "__main__":

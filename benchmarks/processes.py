@@ -106,7 +106,7 @@ def written_bytes(pid: int) -> int:
     raise SystemExit(f"/proc/{pid}/io does not say write_bytes")
 
 
-def file_system_of(folder: Path) -> str:
+def file_system_type(folder: Path) -> str:
     """Type of the file system that holds `folder`: a figure taken on tmpfs says nothing about a disk."""
     best = ("", "unknown")
     for line in Path("/proc/mounts").read_text(encoding="utf-8").splitlines():

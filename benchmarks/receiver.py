@@ -1,9 +1,9 @@
-"""The other side of a comparison: an aiomqtt client that merely receives, as its own process.
+"""For comparison: an aiomqtt client that only receives, as its own process.
 
     python -m benchmarks.receiver PORT COUNT
 
-Subscribes at QoS 1, prints "ready", takes COUNT messages and does nothing with them, then prints one number:
-messages per second in its fastest second, when nothing else may have slowed it.
+Subscribes at QoS 1, prints "ready", receives and drops COUNT messages, then prints one number:
+messages per second in its fastest second, the one that other processes disturbed least.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """`make bench`: run every benchmark several times and write one report with tables and plots.
 
-    python -m benchmarks.report                          all of them, three times each; take an hour for it
+    python -m benchmarks.report                          all of them, three times each; takes an hour
     python -m benchmarks.report --small --repeats 1      a few minutes, to see that it works
     python -m benchmarks.report --only rivals sweeps
 
@@ -32,7 +32,7 @@ from benchmarks.figures import LABELS_VARIABLE, say
 from benchmarks.ingress import FOLDER
 
 BENCHES = ("ingress", "spool", "delivery", "formats", "process", "memory", "rivals", "sweeps")
-"""In the order of the report; those that this release does not have are left out."""
+"""In the order of the report; those that are not in this release are left out."""
 
 _SMALL = {
     "ingress": ["--seconds", "1", "--rounds", "1"],
@@ -60,7 +60,7 @@ _SWEEPS = {
 
 
 @dataclass
-class Measured:
+class BenchmarkResult:
     """All repeats of one benchmark."""
 
     name: str
@@ -77,17 +77,17 @@ class Measured:
         return found
 
 
-def run_bench(name: str, *, repeats: int, small: bool) -> Measured | None:
-    """Run one; None when it gave up, which is said."""
+def run_bench(name: str, *, repeats: int, small: bool) -> BenchmarkResult | None:
+    """Run one; None when it failed, which is printed."""
     arguments = _SMALL.get(name, []) if small else []
     command = [sys.executable, "-m", f"benchmarks.{name}", *arguments]
-    measured = Measured(name, f"python -m benchmarks.{name} {' '.join(arguments)}".strip())
+    measured = BenchmarkResult(name, f"python -m benchmarks.{name} {' '.join(arguments)}".strip())
     environment = {**os.environ, **(_SMALL_ENVIRONMENT if small else {})}
     with tempfile.TemporaryDirectory() as folder:
         labels = Path(folder) / "labels.json"
         for number in range(1, repeats + 1):
             say(f"report: {name}, {number} of {repeats}")
-            begun_s = time.monotonic()
+            started_s = time.monotonic()
             done = subprocess.run(
                 command,
                 cwd=processes.ROOT,
@@ -97,17 +97,17 @@ def run_bench(name: str, *, repeats: int, small: bool) -> Measured | None:
                 check=False,
             )
             if done.returncode:
-                say(f"report: {name} gave up with {done.returncode}:\n{done.stdout[-2000:]}")
+                say(f"report: {name} failed with exit code {done.returncode}:\n{done.stdout[-2000:]}")
                 return None
             measured.repeats.append(json.loads(done.stdout.rstrip().splitlines()[-1]))
-            say(f"report: {name} took {time.monotonic() - begun_s:.0f} s")
+            say(f"report: {name} took {time.monotonic() - started_s:.0f} s")
         if labels.exists():
             measured.labels = json.loads(labels.read_text())
     return measured
 
 
 def machine() -> dict[str, str]:
-    """What the figures were taken on."""
+    """The machine and the commit that were measured."""
     cpu = next(
         (
             line.partition(":")[2].strip()
@@ -128,7 +128,7 @@ def machine() -> dict[str, str]:
         "processor": f"{cpu}, {os.cpu_count()} cores",
         "memory": f"{psutil.virtual_memory().total / 1e9:.0f} GB",
         "kernel": f"{platform.system()} {platform.release()} {platform.machine()}",
-        "disk": processes.file_system_of(FOLDER),
+        "disk": processes.file_system_type(FOLDER),
         "Python": platform.python_version(),
         "commit": commit or "unknown",
         "taken": f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC",
@@ -136,7 +136,7 @@ def machine() -> dict[str, str]:
     }
 
 
-def write(out: Path, runs: list[Measured], facts: dict[str, str], repeats: int) -> None:
+def write(out: Path, runs: list[BenchmarkResult], facts: dict[str, str], repeats: int) -> None:
     """The report and its plots, beside each other."""
     sweeps = next((run.repeats[-1] for run in runs if run.name == "sweeps"), {})
     figures = {key: value for run in runs if run.name != "sweeps" for key, value in run.medians().items()}
@@ -168,7 +168,7 @@ def write(out: Path, runs: list[Measured], facts: dict[str, str], repeats: int) 
     out.write_text("\n".join(lines).rstrip() + "\n")
 
 
-def _figures(run: Measured) -> list[str]:
+def _figures(run: BenchmarkResult) -> list[str]:
     rows = []
     for key, value in run.medians().items():
         if key.endswith(("_best", "_worst")):
@@ -215,12 +215,12 @@ def _number(value: float | str | None) -> str:
 
 
 def main() -> None:
-    asked = argparse.ArgumentParser(prog="benchmarks.report", description=__doc__.split("\n")[0])
-    asked.add_argument("--repeats", type=int, default=3)
-    asked.add_argument("--small", action="store_true", help="short runs, to see that it works")
-    asked.add_argument("--only", nargs="+", choices=BENCHES, default=list(BENCHES))
-    asked.add_argument("--out", type=Path, default=processes.ROOT / "benchmarks" / "report.md")
-    options = asked.parse_args()
+    parser = argparse.ArgumentParser(prog="benchmarks.report", description=__doc__.split("\n")[0])
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--small", action="store_true", help="short runs, to see that it works")
+    parser.add_argument("--only", nargs="+", choices=BENCHES, default=list(BENCHES))
+    parser.add_argument("--out", type=Path, default=processes.ROOT / "benchmarks" / "report.md")
+    options = parser.parse_args()
     facts = machine()
     present = [n for n in options.only if importlib.util.find_spec(f"benchmarks.{n}") is not None]
     done = [run_bench(name, repeats=options.repeats, small=options.small) for name in present]

@@ -1,13 +1,13 @@
 """`make bench NAME=rivals`: what else could be used, on the same publishes in the same run.
 
-What people write by hand: an aiomqtt client of a mosquitto, rows in SQLite, a commit once a second.
+A program written by hand: an aiomqtt client of a mosquitto, rows in SQLite, one commit a second.
 The ThingsBoard gateway's storage (PyPI thingsboard-gateway): SQLiteEventStorage, given the same payloads as
-fast as it takes them, unpacked into .build/rivals without what it depends on (docs/benchmarks.md).
+fast as it accepts them, unpacked into .build/rivals without what it depends on (docs/benchmarks.md).
 For the bytes: gzipped line protocol and zstd of JSON.
 
-A rate is of readings that are in the file, committed. What the sender was told differs: this gateway says
-that a reading is safe after the fsync; a mosquitto says it before anybody has the reading, and so does the
-storage, which takes it into a queue in memory.
+A rate counts readings that are committed to the file. The acknowledgements differ: this gateway sends one
+after the fsync; a mosquitto before anybody has the reading, and so does the storage, which puts it into a
+queue in memory.
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ from typing import Any
 
 from benchmarks import filling, processes, traffic
 from benchmarks.figures import Figures, say
-from benchmarks.ingress import CONNECTIONS, FOLDER, Account, load, stored
+from benchmarks.ingress import CONNECTIONS, FOLDER, LoadTotals, load, stored
 from benchmarks.sizes import bytes_per_reading
 
-PLACE = processes.ROOT / ".build" / "rivals"
+RIVALS_FOLDER = processes.ROOT / ".build" / "rivals"
 _COMMIT_EVERY_S = 1.0
 _WITHIN_S = 120.0
 _ROWS_TOGETHER = 10_000
@@ -43,15 +43,15 @@ _ROWS_TOGETHER = 10_000
 
 def tidegate(folder: Path, publishes: int) -> dict[str, float]:
     """The agent: readings/s committed, CPU us and bytes per reading."""
-    account = Account()
+    totals = LoadTotals()
     with processes.gateway(folder, spool="tidegate.db") as (pid, port):
         before_s = processes.cpu_s(pid)
-        sent = load(port, account, publishes=publishes)
+        sent = load(port, totals, publishes=publishes)
         cpu_s = processes.cpu_s(pid) - before_s
         rss_mb = processes.rss_mb(pid, peak=True)
     found = stored(folder / "tidegate.db")
-    if found != (account.readings, account.seq_sum):
-        raise SystemExit(f"FAILED: {account.readings} acknowledged, {found[0]} stored")
+    if found != (totals.readings, totals.seq_sum):
+        raise SystemExit(f"FAILED: {totals.readings} acknowledged, {found[0]} stored")
     size = (folder / "tidegate.db").stat().st_size
     return {
         "rate": sent.publishes_per_s,
@@ -77,24 +77,25 @@ def by_hand(folder: Path, publishes: int) -> dict[str, float] | None:
         -(-publishes // (CONNECTIONS * traffic.SERIES_PER_DEVICE)) * CONNECTIONS * traffic.SERIES_PER_DEVICE
     )
     with processes.running([program, "-c", str(config)], port=port, log=folder / "mosquitto.log"):
-        return _child(
-            ["by_hand", str(port), str(total), str(folder / "rows.db")], ready=lambda: _sent(port, publishes)
+        return _run_child(
+            ["by_hand", str(port), str(total), str(folder / "rows.db")],
+            ready=lambda: _send_load(port, publishes),
         )
 
 
 def thingsboard(folder: Path, publishes: int) -> dict[str, float] | None:
     """The storage of the ThingsBoard gateway; None when it has not been unpacked."""
-    if not (PLACE / "thingsboard_gateway").is_dir():
-        say(f"thingsboard-gateway is not in {PLACE}: see docs/benchmarks.md")
+    if not (RIVALS_FOLDER / "thingsboard_gateway").is_dir():
+        say(f"thingsboard-gateway is not in {RIVALS_FOLDER}: see docs/benchmarks.md")
         return None
-    return _child(["thingsboard", str(publishes), f"{folder / 'thingsboard'}/"])
+    return _run_child(["thingsboard", str(publishes), f"{folder / 'thingsboard'}/"])
 
 
-def _sent(port: int, publishes: int) -> None:
-    load(port, Account(), publishes=publishes)
+def _send_load(port: int, publishes: int) -> None:
+    load(port, LoadTotals(), publishes=publishes)
 
 
-def _child(arguments: list[str], ready: Any = None) -> dict[str, float]:
+def _run_child(arguments: list[str], ready: Any = None) -> dict[str, float]:
     command = [sys.executable, "-m", "benchmarks.rivals", "--child", *arguments]
     with subprocess.Popen(command, cwd=processes.ROOT, stdout=subprocess.PIPE, text=True) as child:
         try:
@@ -105,7 +106,7 @@ def _child(arguments: list[str], ready: Any = None) -> dict[str, float]:
                 ready()
             line = child.stdout.readline()
             if not line:
-                raise SystemExit(f"{arguments[0]} gave up")
+                raise SystemExit(f"{arguments[0]} failed")
             found: dict[str, float] = json.loads(line)
             return found
         finally:
@@ -126,11 +127,11 @@ async def _subscribe(port: int, count: int, path: Path) -> None:
         async with asyncio.timeout(_WITHIN_S), aiomqtt.Client("127.0.0.1", port) as client:
             await client.subscribe("sensors/#", qos=1)
             print("ready", flush=True)
-            received, begun_s, cpu_s, committed_s = 0, 0.0, 0.0, 0.0
+            received, started_s, cpu_s, committed_s = 0, 0.0, 0.0, 0.0
             async for message in client.messages:
                 if not received:
-                    begun_s, cpu_s = time.monotonic(), time.process_time()
-                    committed_s = begun_s
+                    started_s, cpu_s = time.monotonic(), time.process_time()
+                    committed_s = started_s
                 reading = json.loads(bytes(message.payload))
                 connection.execute(
                     "INSERT INTO readings VALUES (?, ?, ?, ?, ?, ?, ?)",
@@ -151,31 +152,29 @@ async def _subscribe(port: int, count: int, path: Path) -> None:
                 if received == count:
                     break
             connection.commit()
-            _tell(begun_s, cpu_s, received, path)
+            _print_result(started_s, cpu_s, received, path)
 
 
 def _store(count: int, folder: str) -> None:
-    """The storage alone: payloads are put as fast as it takes them, and it is done when they are in the
-    file.
-    """
-    sys.path.insert(0, str(PLACE))
+    """The storage alone: payloads are put as fast as it accepts them, until all are in the file."""
+    sys.path.insert(0, str(RIVALS_FOLDER))
     Path(folder).mkdir()
     logger = logging.getLogger("storage")
     logger.trace = lambda *_: None  # type: ignore[attr-defined]  # the gateway adds this level to its loggers
     storage_class = importlib.import_module(
         "thingsboard_gateway.storage.sqlite.sqlite_event_storage"
     ).SQLiteEventStorage
-    stream = traffic.stream_of(0, publishes=count, per_publish=1, first=0, origin_us=traffic.ORIGIN_US)
-    size = len(traffic.topic_of(0)) + 7
+    stream = traffic.build_stream(0, publishes=count, per_publish=1, first=0, origin_us=traffic.ORIGIN_US)
+    size = len(traffic.series_topic(0)) + 7
     payloads = [bytes(packet[size:]).decode("utf-8", "replace") for packet in stream.packets]
     storage = storage_class({"data_file_path": folder}, logger, threading.Event())
-    begun_s, cpu_s = time.monotonic(), time.process_time()
+    started_s, cpu_s = time.monotonic(), time.process_time()
     for payload in payloads:
         storage.put(payload)
     deadline_s = time.monotonic() + _WITHIN_S
     while time.monotonic() < deadline_s and _rows(Path(folder) / "data.db") < len(payloads):
         time.sleep(0.02)
-    _tell(begun_s, cpu_s, len(payloads), Path(folder) / "data.db")
+    _print_result(started_s, cpu_s, len(payloads), Path(folder) / "data.db")
     with contextlib.suppress(Exception):
         storage.stop()
 
@@ -185,8 +184,8 @@ def _rows(path: Path) -> int:
         return int(connection.execute("SELECT coalesce(max(id), 0) FROM messages").fetchone()[0])
 
 
-def _tell(begun_s: float, cpu_s: float, readings: int, path: Path) -> None:
-    took_s, spent_s = time.monotonic() - begun_s, time.process_time() - cpu_s
+def _print_result(started_s: float, cpu_s: float, readings: int, path: Path) -> None:
+    took_s, spent_s = time.monotonic() - started_s, time.process_time() - cpu_s
     with closing(sqlite3.connect(path, timeout=10)) as connection:
         connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
     found = {
@@ -201,24 +200,26 @@ def _tell(begun_s: float, cpu_s: float, readings: int, path: Path) -> None:
 def show(figures: Figures, name: str, words: str, runs: list[dict[str, float]]) -> None:
     """Four figures of one contender."""
     if not runs:
-        figures.one(f"{name}_per_s", None, f"{words}: readings committed per second")
+        figures.add(f"{name}_per_s", None, f"{words}: readings committed per second")
         return
-    figures.runs(f"{name}_per_s", [r["rate"] for r in runs], f"{words}: readings committed per second")
-    figures.runs(
+    figures.add_runs(f"{name}_per_s", [r["rate"] for r in runs], f"{words}: readings committed per second")
+    figures.add_runs(
         f"{name}_cpu_us", [r["cpu_us"] for r in runs], f"{words}: CPU us per reading", low_is_good=True
     )
-    figures.runs(f"{name}_bytes", [r["bytes"] for r in runs], f"{words}: bytes per reading", low_is_good=True)
-    figures.runs(f"{name}_rss_mb", [r["rss_mb"] for r in runs], f"{words}: memory, MB", low_is_good=True)
+    figures.add_runs(
+        f"{name}_bytes", [r["bytes"] for r in runs], f"{words}: bytes per reading", low_is_good=True
+    )
+    figures.add_runs(f"{name}_rss_mb", [r["rss_mb"] for r in runs], f"{words}: memory, MB", low_is_good=True)
 
 
 def main() -> None:
-    asked = argparse.ArgumentParser(prog="benchmarks.rivals", description=__doc__.split("\n")[0])
-    asked.add_argument("--publishes", type=int, default=60_000)
-    asked.add_argument("--rounds", type=int, default=3)
-    asked.add_argument("--small", action="store_true", help="few publishes, one round, to see that it works")
-    asked.add_argument("--folder", type=Path, default=FOLDER)
-    asked.add_argument("--child", nargs="+", help=argparse.SUPPRESS)
-    options = asked.parse_args()
+    parser = argparse.ArgumentParser(prog="benchmarks.rivals", description=__doc__.split("\n")[0])
+    parser.add_argument("--publishes", type=int, default=60_000)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--small", action="store_true", help="few publishes, one round, to see that it works")
+    parser.add_argument("--folder", type=Path, default=FOLDER)
+    parser.add_argument("--child", nargs="+", help=argparse.SUPPRESS)
+    options = parser.parse_args()
     if options.child:
         kind, *rest = options.child
         if kind == "by_hand":
@@ -243,10 +244,10 @@ def main() -> None:
     everything = filling.readings(0, _ROWS_TOGETHER // filling.SERIES, origin_us=traffic.ORIGIN_US)
     for form, size in bytes_per_reading(everything, _ROWS_TOGETHER).items():
         key = form.replace(" ", "_").lower()
-        figures.one(
+        figures.add(
             f"{key}_bytes_per_reading", size, f"{form}: bytes per reading, {_ROWS_TOGETHER:,} together"
         )
-    figures.show()
+    figures.print()
 
 
 if __name__ == "__main__":

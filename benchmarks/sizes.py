@@ -1,4 +1,4 @@
-"""The same readings in several forms, and how many bytes each takes."""
+"""The same readings in several formats, and the bytes of each."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def bytes_per_reading(everything: Readings, rows: int) -> dict[str, float]:
 
 def gzipped_lines(part: Readings) -> list[bytes]:
     """Line protocol as InfluxDB gets it: bodies of at most 5,000 lines, each gzipped."""
-    known = tuple(series for _, series in filling.names())
+    known = tuple(series for _, series in filling.numbered_series())
     batch = Batch(
         BatchRange("bench", UUID(int=0), RecordClass.READING, 1, 1), known, part.with_series(part.series - 1)
     )
@@ -50,7 +50,7 @@ def zstd_json(part: Readings) -> bytes:
 
 def json_lines(part: Readings) -> bytes:
     """A JSON object a line, as a program writes them by hand."""
-    known = {number: series for number, series in filling.names()}  # noqa: C416 - a list of pairs
+    known = {number: series for number, series in filling.numbered_series()}  # noqa: C416 - a list of pairs
     rows = zip(
         part.series.tolist(),
         part.time_us.tolist(),

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 
 from benchmarks import backlog, filling, processes
 from benchmarks.figures import say
-from benchmarks.ingress import FOLDER, Account, load, stored
+from benchmarks.ingress import FOLDER, LoadTotals, load, stored
 from benchmarks.sizes import bytes_per_reading
 
 if TYPE_CHECKING:
@@ -41,8 +41,8 @@ def throughput_by_batch(folder: Path, seconds: float, batches: tuple[int, ...]) 
     """[readings per publish, readings/s, CPU us per reading] at full rate."""
     points = []
     for each in batches:
-        with _agent(folder, f"batch{each}.db") as (pid, port, account):
-            outcome = load(port, account, seconds=seconds, per_publish=each, watch_pid=pid)
+        with _running_agent(folder, f"batch{each}.db") as (pid, port, totals):
+            outcome = load(port, totals, seconds=seconds, per_publish=each, watch_pid=pid)
         readings = outcome.publishes_per_s * each
         cpu_us = outcome.watched_cpu_s / outcome.watched_publishes / each * 1e6
         say(f"{each} readings per publish: {readings:,.0f} readings/s, {cpu_us:.2f} us of CPU each")
@@ -53,9 +53,9 @@ def throughput_by_batch(folder: Path, seconds: float, batches: tuple[int, ...]) 
 def latency_by_load(folder: Path, seconds: float, loads: tuple[int, ...]) -> list[Point]:
     """[publishes/s asked, publishes/s had, p50 ms, p99 ms] from when a publish was due to its PUBACK."""
     points = []
-    with _agent(folder, "latency.db") as (_, port, account):
+    with _running_agent(folder, "latency.db") as (_, port, totals):
         for per_s in loads:
-            outcome = load(port, account, seconds=seconds, paced_per_s=float(per_s))
+            outcome = load(port, totals, seconds=seconds, paced_per_s=float(per_s))
             p50, p99 = outcome.latency_ms["p50"], outcome.latency_ms["p99"]
             say(f"at {per_s:,} publishes/s: p50 {p50:.2f} ms, p99 {p99:.2f} ms")
             points.append([per_s, outcome.publishes_per_s, p50, p99])
@@ -84,18 +84,18 @@ def memory_over_time(folder: Path, seconds: float) -> list[Point]:
     """
     points: list[Point] = []
     per_s = 100_000 / _PACED_READINGS
-    with _agent(folder, "memory.db") as (pid, port, account):
-        begun_s, running = time.monotonic(), threading.Event()
+    with _running_agent(folder, "memory.db") as (pid, port, totals):
+        started_s, running = time.monotonic(), threading.Event()
 
         def sample() -> None:
             while not running.wait(_SAMPLE_S):
-                elapsed_s = time.monotonic() - begun_s
+                elapsed_s = time.monotonic() - started_s
                 points.append([elapsed_s, elapsed_s * 100_000, processes.rss_mb(pid)])
 
         sampler = threading.Thread(target=sample)
         sampler.start()
         try:
-            load(port, account, seconds=seconds, per_publish=_PACED_READINGS, paced_per_s=per_s)
+            load(port, totals, seconds=seconds, per_publish=_PACED_READINGS, paced_per_s=per_s)
         finally:
             running.set()
             sampler.join()
@@ -111,12 +111,12 @@ def cost_by_devices(folder: Path, seconds: float, counts: tuple[int, ...]) -> li
     them.
     """
     points = []
-    _allow_files(max(counts) + 500)
-    with _agent(folder, "idle.db") as (pid, _, _):
+    _raise_open_files_limit(max(counts) + 500)
+    with _running_agent(folder, "idle.db") as (pid, _, _):
         empty_mb = processes.rss_mb(pid)
     for count in counts:
-        with _agent(folder, f"devices{count}.db") as (pid, port, account):
-            outcome = _with_devices(port, account, pid, count, seconds)
+        with _running_agent(folder, f"devices{count}.db") as (pid, port, totals):
+            outcome = _with_devices(port, totals, pid, count, seconds)
             highest_mb = processes.rss_mb(pid, peak=True)
         cpu = outcome.watched_cpu_s / outcome.counted_s * 100
         each_kb = (highest_mb - empty_mb) / count * 1e3
@@ -125,37 +125,37 @@ def cost_by_devices(folder: Path, seconds: float, counts: tuple[int, ...]) -> li
     return points
 
 
-def _with_devices(port: int, account: Account, pid: int, count: int, seconds: float) -> Outcome:
+def _with_devices(port: int, totals: LoadTotals, pid: int, count: int, seconds: float) -> Outcome:
     return load(
-        port, account, connections=count, seconds=seconds, paced_per_s=1_000.0, watch_pid=pid, warm_up_s=1.0
+        port, totals, connections=count, seconds=seconds, paced_per_s=1_000.0, watch_pid=pid, warm_up_s=1.0
     )
 
 
 @contextmanager
-def _agent(folder: Path, spool: str) -> Iterator[tuple[int, int, Account]]:
+def _running_agent(folder: Path, spool: str) -> Iterator[tuple[int, int, LoadTotals]]:
     """A gateway on a spool of its own; afterwards what is in there must be what was acknowledged."""
-    account = Account()
+    totals = LoadTotals()
     with processes.gateway(folder, spool=spool) as (pid, port):
-        yield pid, port, account
+        yield pid, port, totals
     found = stored(folder / spool)
-    if found != (account.readings, account.seq_sum):
-        raise SystemExit(f"FAILED: {account.readings} readings were acknowledged, {spool} holds {found[0]}")
+    if found != (totals.readings, totals.seq_sum):
+        raise SystemExit(f"FAILED: {totals.readings} readings were acknowledged, {spool} holds {found[0]}")
     for path in folder.glob(f"{spool}*"):
         path.unlink()
 
 
-def _allow_files(wanted: int) -> None:
+def _raise_open_files_limit(needed: int) -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft < wanted:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (min(wanted, hard), hard))
+    if soft < needed:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (min(needed, hard), hard))
 
 
 def main() -> None:
-    asked = argparse.ArgumentParser(prog="benchmarks.sweeps", description=__doc__.split("\n")[0])
-    asked.add_argument("--seconds", type=float, default=4.0, help="of each point")
-    asked.add_argument("--small", action="store_true", help="few points, to see that it works")
-    asked.add_argument("--folder", type=Path, default=FOLDER, help="where the spools are, on a real disk")
-    options = asked.parse_args()
+    parser = argparse.ArgumentParser(prog="benchmarks.sweeps", description=__doc__.split("\n")[0])
+    parser.add_argument("--seconds", type=float, default=4.0, help="of each point")
+    parser.add_argument("--small", action="store_true", help="few points, to see that it works")
+    parser.add_argument("--folder", type=Path, default=FOLDER, help="where the spools are, on a real disk")
+    options = parser.parse_args()
     options.folder.mkdir(parents=True, exist_ok=True)
     small, seconds = options.small, options.seconds
     with tempfile.TemporaryDirectory(dir=options.folder, prefix="sweeps-") as name:

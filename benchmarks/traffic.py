@@ -3,7 +3,7 @@
 Each device is one connection with `SERIES_PER_DEVICE` series. Reading i of a series: one second after reading
 i - 1, jittered by 5 ms, read off a clock of 1 ms; a random walk rounded to two decimals; a slowly falling
 battery; a noisy signal; its own seq.
-Everything follows from (series, i), so that what was acknowledged can be told from what is stored.
+Everything is derived from (series, i), so that stored readings can be checked against acknowledged ones.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _READING = (
 _FIELDS = ("v", "t", "q", "b", "s", "n")
 
 
-class Drawn(NamedTuple):
+class DrawnReadings(NamedTuple):
     """Readings as integers, arrays of one shape: value in hundredths, signal without its sign."""
 
     value_hundredths: Ints
@@ -61,7 +61,7 @@ class Stream:
     seqs: Ints
 
 
-def draw(series: Ints, first: int, count: int, *, origin_us: int, tick_us: int = 1_000) -> Drawn:
+def draw(series: Ints, first: int, count: int, *, origin_us: int, tick_us: int = 1_000) -> DrawnReadings:
     """Readings `first` .. `first + count - 1` of each of `series`; arrays of shape (series, count).
 
     `tick_us` is the resolution of the devices' clocks.
@@ -74,7 +74,7 @@ def draw(series: Ints, first: int, count: int, *, origin_us: int, tick_us: int =
     phase_us = series[:, None] * 317_011 % _PERIOD_US
     jitter_us = np.rint(rng.normal(0, _JITTER_US, shape)).astype(np.int64)
     time_us = origin_us + index * _PERIOD_US + phase_us + jitter_us
-    return Drawn(
+    return DrawnReadings(
         walk,
         time_us // tick_us * tick_us,
         np.where(rng.random(shape) < 0.02, 91, 98),
@@ -84,12 +84,12 @@ def draw(series: Ints, first: int, count: int, *, origin_us: int, tick_us: int =
     )
 
 
-def topic_of(series: int) -> bytes:
+def series_topic(series: int) -> bytes:
     """The topic of a series; all are equally long."""
     return b"sensors/bench-%05d/temp-%d" % (series // SERIES_PER_DEVICE, series % SERIES_PER_DEVICE)
 
 
-def stream_of(device: int, *, publishes: int, per_publish: int, first: int, origin_us: int) -> Stream:
+def build_stream(device: int, *, publishes: int, per_publish: int, first: int, origin_us: int) -> Stream:
     """The publishes of `device`, QoS 1, MQTT 5, which go round its series; `publishes` is made a multiple.
 
     Args:
@@ -101,14 +101,14 @@ def stream_of(device: int, *, publishes: int, per_publish: int, first: int, orig
     """
     rounds = -(-publishes // SERIES_PER_DEVICE)
     series = np.arange(SERIES_PER_DEVICE) + device * SERIES_PER_DEVICE
-    drawn = Drawn(
+    drawn = DrawnReadings(
         *(
             part.reshape(SERIES_PER_DEVICE, rounds, per_publish).swapaxes(0, 1)
             for part in draw(series, first, rounds * per_publish, origin_us=origin_us)
         )
     )
     payload_bytes = len(_READING) if per_publish == 1 else per_publish * (len(_READING) + 1) + 1
-    heads = [_head(topic_of(int(s)), payload_bytes) for s in series]
+    heads = [_head(series_topic(int(s)), payload_bytes) for s in series]
     head_bytes = len(heads[0])
     packets = np.empty((rounds, SERIES_PER_DEVICE, head_bytes + payload_bytes), np.uint8)
     packets[:, :, :head_bytes] = np.frombuffer(b"".join(heads), np.uint8).reshape(1, SERIES_PER_DEVICE, -1)
@@ -125,7 +125,7 @@ def stream_of(device: int, *, publishes: int, per_publish: int, first: int, orig
 
 def publish_bytes(per_publish: int) -> int:
     """Bytes of one publish."""
-    return len(stream_of(0, publishes=1, per_publish=per_publish, first=0, origin_us=ORIGIN_US).packets[0])
+    return len(build_stream(0, publishes=1, per_publish=per_publish, first=0, origin_us=ORIGIN_US).packets[0])
 
 
 def _head(topic: bytes, payload_bytes: int) -> bytes:
@@ -139,7 +139,7 @@ def _head(topic: bytes, payload_bytes: int) -> bytes:
     return b"\x32" + bytes(length) + len(topic).to_bytes(2, "big") + topic + b"\0\0\0"
 
 
-def _fill(payloads: NDArray[np.uint8], drawn: Drawn, per_publish: int) -> None:
+def _fill(payloads: NDArray[np.uint8], drawn: DrawnReadings, per_publish: int) -> None:
     if per_publish == 1:
         readings = payloads[:, :, None, :]
     else:

@@ -1,6 +1,4 @@
-"""What a soak does to its parts, each fault over when its function returns. Seeded chance decides which
-and for how long.
-"""
+"""Faults of a soak; each is over when its function returns. A seeded source decides which and how long."""
 
 from __future__ import annotations
 
@@ -109,8 +107,8 @@ async def step_clock(site: SoakSite, rng: random.Random) -> str:
     return f"by {offset_s:+} s and back"
 
 
-def faults_of(site: SoakSite) -> tuple[dict[str, Fault], list[str]]:
-    """The faults that can be had here, and why others cannot."""
+def build_faults(site: SoakSite) -> tuple[dict[str, Fault], list[str]]:
+    """The faults that are possible here, and why others are not."""
     faults: dict[str, Fault] = {
         "gateway killed": kill_gateway,
         "gateway stopped": stop_gateway,

@@ -1,4 +1,4 @@
-"""A network link that can be cut and can go silent: a TCP relay that keeps nothing of what passes."""
+"""A network link that can be cut and can go silent: a TCP relay without a buffer of its own."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Link:
             self.port = self._server.sockets[0].getsockname()[1]
 
     def silence(self) -> None:
-        """Keep connections and pass nothing on: what a dead radio link looks like."""
+        """Keep connections and forward nothing, like a dead radio link."""
         self._flowing.clear()
 
     async def cut(self) -> None:

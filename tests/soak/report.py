@@ -1,4 +1,4 @@
-"""What a soak leaves behind: report.md for people, report.json for programs."""
+"""The report of a soak: report.md for people, report.json for programs."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ _CHECKED = (
 
 @dataclass
 class Report:
-    """Everything that happened, as it happens."""
+    """Faults, checks and counters of one soak."""
 
     seed: int
     rate: float
-    asked_s: float
+    requested_s: float
     faults: list[tuple[float, str, str]] = field(default_factory=list)
     missing: list[str] = field(default_factory=list)
     checks: list[dict[str, Any]] = field(default_factory=list)
@@ -42,7 +42,7 @@ class Report:
 
     def write(self, folder: Path, watch: Watch) -> str:
         """Write both; returns the verdict, "ok" or "FAILED"."""
-        verdict = "FAILED" if watch.broken else "ok"
+        verdict = "FAILED" if watch.violations else "ok"
         memory = {
             name: {
                 "median_mb": round(median(mb for _, mb in samples), 1),
@@ -64,18 +64,18 @@ class Report:
             "status_silences": watch.silences,
             "fleet": self.fleet,
             "checks": self.checks,
-            "broken": watch.broken,
+            "broken": watch.violations,
         }
         (folder / "report.json").write_text(json.dumps(found, indent=1) + "\n")
-        (folder / "report.md").write_text(self._words(found))
+        (folder / "report.md").write_text(self._format_markdown(found))
         return verdict
 
-    def _words(self, found: dict[str, Any]) -> str:
+    def _format_markdown(self, found: dict[str, Any]) -> str:
         lines = [
             f"# Soak: {found['verdict']}",
             "",
             (
-                f"seed {self.seed}, {found['seconds']} s of {self.asked_s:.0f} asked, "
+                f"seed {self.seed}, {found['seconds']} s of {self.requested_s:.0f} asked, "
                 f"{self.rate:g} readings/s, {platform.machine()}, Python {platform.python_version()}"
             ),
             "",

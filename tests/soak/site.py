@@ -90,7 +90,7 @@ class Influx:
 
 
 class SoakSite:
-    """The parts by name, and what is asked of them."""
+    """All programs and links of a soak."""
 
     def __init__(self, folder: Path, *, seed: int, rate: float) -> None:
         self.folder, self.truth, self.disk = folder, folder / "truth", folder / "disk"
@@ -171,7 +171,7 @@ class SoakSite:
         return found
 
     async def verify(self, *where: str) -> dict[str, Any]:
-        """`tidegate sim verify` against a store, with the spool as a witness."""
+        """`tidegate sim verify` against a store, with the spool as evidence."""
         process = await asyncio.create_subprocess_exec(
             *(
                 sys.executable,

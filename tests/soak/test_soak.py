@@ -18,7 +18,7 @@ SEED = int(os.environ.get("TIDEGATE_SOAK_SEED", "20"))
 async def test_random_faults_on_every_part_break_no_promise(tmp_path):
     start_postgres().close()  # skips where there is none
     verdict, report, watch = await soak(tmp_path, seconds=SECONDS, seed=SEED, rate=300.0)
-    assert watch.broken == []
+    assert watch.violations == []
     assert verdict == "ok"
     assert len(report.faults) >= 3
     written = json.loads((tmp_path / "report.json").read_text())

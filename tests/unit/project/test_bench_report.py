@@ -12,7 +12,7 @@ import pytest
 import zstandard
 
 from benchmarks import filling, sizes
-from benchmarks.report import Measured, machine, write
+from benchmarks.report import BenchmarkResult, machine, write
 
 SWEEPS = {
     "throughput_by_batch": [[1, 100_000.0, 5.0], [50, 900_000.0, 0.8]],
@@ -26,7 +26,7 @@ SWEEPS = {
 def test_the_report_shows_medians_spreads_goals_and_plots(tmp_path):
     pytest.importorskip("matplotlib")
     runs = [
-        Measured(
+        BenchmarkResult(
             "ingress",
             "python -m benchmarks.ingress",
             [
@@ -36,7 +36,7 @@ def test_the_report_shows_medians_spreads_goals_and_plots(tmp_path):
             ],
             {"publishes_per_s": {"what": "publishes per second", "goal": ">= 100,000"}},
         ),
-        Measured("sweeps", "python -m benchmarks.sweeps", [SWEEPS]),
+        BenchmarkResult("sweeps", "python -m benchmarks.sweeps", [SWEEPS]),
     ]
     out = tmp_path / "report.md"
     write(out, runs, machine(), 3)
