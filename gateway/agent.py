@@ -17,10 +17,8 @@ from cloud_sync.runtime.watchdog import Watchdog, watchdog_period_s
 from gateway.build import (
     build_check,
     build_commit_consumer,
-    build_eviction,
     build_notifiers,
-    build_record_retentions,
-    destinations_receiving,
+    build_retention_policy,
     drop_removed_channels,
     limit_wal_size,
 )
@@ -128,8 +126,8 @@ async def build_runtime(settings: GatewaySettings, database: Database) -> Runtim
     for d in settings.destinations:
         await register_destination(deliveries, d)
     await drop_removed_channels(settings, database)
-    spool.compaction.rollups_wanted_by = destinations_receiving(settings.destinations, RecordClass.ROLLUP)
-    record_retentions = build_record_retentions(settings, database, spool.capacity)
+    policy = build_retention_policy(settings)
+    spool.compaction.rollup_receivers = policy.receivers[RecordClass.ROLLUP]
     parts = Runtime(
         settings=settings,
         version=version("tidegate"),
@@ -145,16 +143,7 @@ async def build_runtime(settings: GatewaySettings, database: Database) -> Runtim
         roller=roller,
         alerts=alerts,
         notifiers=build_notifiers(settings, database),
-        retention=Retention(
-            database,
-            destinations_receiving(settings.destinations),
-            keep_s=settings.spool.keep_delivered_h * 3600,
-            capacity=spool.capacity,
-            evictor=build_eviction(settings, database, spool.segments, spool.capacity),
-            before=record_retentions,
-            configured=[d.name for d in settings.destinations],
-        ),
-        record_retentions=record_retentions,
+        retention=Retention(database, spool.segments, spool.capacity, policy),
         shippers=tuple(d.build_shipper(deliveries) for d in settings.destinations),
     )
 
@@ -208,10 +197,6 @@ async def _run_tasks(parts: Runtime, control: Control, watchdog: Watchdog) -> No
             upkeep = [
                 stages.create_task(parts.spool.compaction.run(stop_output), name="compaction"),
                 stages.create_task(parts.retention.run(stop_output), name="retention"),
-                *(
-                    stages.create_task(retention.run(stop_output), name=retention.stage.name)
-                    for retention in parts.record_retentions
-                ),
                 stages.create_task(collector.run(stop_output), name="status collector"),
                 stages.create_task(certificates.run(stop_output), name="certificates"),
                 stages.create_task(trim_periodically(stop_output), name="heap"),

@@ -16,10 +16,8 @@ from gateway.processing.commit_consumer import CommitConsumer
 from gateway.processing.deadband import Deadband
 from gateway.rollups.roller import Roller
 from gateway.spool import processing_state
-from gateway.spool.appender import Capacity
 from gateway.spool.database import open_read_only
-from gateway.spool.eviction import Evictor
-from gateway.spool.retention import Retention
+from gateway.spool.eviction import RetentionPolicy
 from gateway.spool.segment_reader import CommitLogReader, StoredRollups
 
 if TYPE_CHECKING:
@@ -174,45 +172,29 @@ async def reconfigure_processing(settings: GatewaySettings, parts: Runtime) -> N
     parts.alerts = alerts
 
 
-def destinations_receiving(
-    destinations: Sequence[AnyDestination], record_class: RecordClass = RecordClass.READING
-) -> tuple[str, ...]:
-    """Whose receipts are waited for before records of a class are pruned."""
-    return tuple(d.name for d in destinations if record_class in d.classes)
+def build_receivers(destinations: Sequence[AnyDestination]) -> dict[RecordClass, tuple[str, ...]]:
+    """Names of the destinations that get each class of records."""
+    return {
+        record_class: tuple(d.name for d in destinations if record_class in d.classes)
+        for record_class in RecordClass
+    }
 
 
-def build_eviction(
-    settings: GatewaySettings, database: Database, segments: SegmentWriter, capacity: Capacity
-) -> Evictor:
-    """What goes when there is no room, or too old; within no limits nothing but damage is declared."""
-    spool = settings.spool
-    return Evictor(
-        database,
-        segments,
-        capacity=capacity if spool.give_up else Capacity(),
-        wanted_by={
-            record_class: [d.name for d in settings.destinations if record_class in d.classes]
-            for record_class in RecordClass
+def build_retention_policy(settings: GatewaySettings) -> RetentionPolicy:
+    """What the spool keeps, for whom, and what may be evicted."""
+    spool, keep_s = settings.spool, settings.rollups.keep_d * 86_400
+    return RetentionPolicy(
+        receivers=build_receivers(settings.destinations),
+        keep_s={
+            RecordClass.READING: spool.keep_delivered_h * 3600,
+            RecordClass.ROLLUP: keep_s,
+            RecordClass.ALERT: keep_s,
+            RecordClass.DECLARATION: keep_s,
         },
         configured=[d.name for d in settings.destinations],
+        evicts=spool.give_up,
         windows_s=settings.rollups.windows_s if settings.rollups.enabled else (),
         max_age_s=None if spool.max_age_d is None else spool.max_age_d * 86_400,
-    )
-
-
-def build_record_retentions(
-    settings: GatewaySettings, database: Database, capacity: Capacity
-) -> tuple[Retention, ...]:
-    """What prunes everything but readings once it is delivered; one for each class."""
-    return tuple(
-        Retention(
-            database,
-            destinations_receiving(settings.destinations, record_class),
-            keep_s=settings.rollups.keep_d * 86_400,
-            capacity=capacity,
-            record_class=record_class,
-        )
-        for record_class in (RecordClass.ROLLUP, RecordClass.ALERT, RecordClass.DECLARATION)
     )
 
 

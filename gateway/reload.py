@@ -18,9 +18,9 @@ from cloud_sync.runtime.server_sockets import raise_fd_limit
 from cloud_sync.runtime.settings_file import InvalidSettingsError
 from gateway.build import (
     build_check,
-    build_eviction,
     build_notifiers,
-    destinations_receiving,
+    build_receivers,
+    build_retention_policy,
     drop_removed_channels,
     limit_wal_size,
     reconfigure_processing,
@@ -116,11 +116,11 @@ class DeliverySupervisor:
         await asyncio.gather(*(self._end(name) for name in gone))
         shippers = {s.name: s for s in self._parts.shippers} | made
         self._parts.shippers = tuple(shippers[d.name] for d in wanted)
-        self._parts.retention.destinations = destinations_receiving(wanted)
-        self._parts.retention.configured = [d.name for d in wanted]
-        self._parts.spool.compaction.rollups_wanted_by = destinations_receiving(wanted, RecordClass.ROLLUP)
-        for retention in self._parts.record_retentions:
-            retention.destinations = destinations_receiving(wanted, retention.record_class)
+        retention, receivers = self._parts.retention, build_receivers(wanted)
+        retention.reconfigure(
+            replace(retention.policy, receivers=receivers, configured=[d.name for d in wanted])
+        )
+        self._parts.spool.compaction.rollup_receivers = receivers[RecordClass.ROLLUP]
         self._stamps = stamps
         for shipper in made.values():
             self._begin(shipper)
@@ -313,12 +313,7 @@ class Reloader:
         )
         parts.spool.capacity.reconfigure(new.spool.max_bytes, new.spool.min_free_bytes)
         await limit_wal_size(parts.spool.database, new.spool.max_bytes)
-        parts.retention.evictor = build_eviction(
-            new, parts.spool.database, parts.spool.segments, parts.spool.capacity
-        )
-        parts.retention.keep_s = new.spool.keep_delivered_h * 3600
-        for retention in parts.record_retentions:
-            retention.keep_s = new.rollups.keep_d * 86_400
+        parts.retention.reconfigure(build_retention_policy(new))
         parts.spool.catalog.max_series = new.spool.max_series
         listen = new.ingress.listen
         parts.listener.settings = replace(

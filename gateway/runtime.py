@@ -86,7 +86,6 @@ class Runtime:
     alerts: AlertEvaluator | None
     notifiers: tuple[AlertNotifier, ...]
     retention: Retention
-    record_retentions: tuple[Retention, ...]
     shippers: tuple[Shipper, ...]
 
     def stages(self) -> Iterator[StageProgress]:
@@ -102,7 +101,6 @@ class Runtime:
             yield from shipper.stages
         yield self.spool.compaction.stage
         yield self.retention.stage
-        yield from (retention.stage for retention in self.record_retentions)
 
     @property
     def gates(self) -> tuple[Pausable, ...]:

@@ -29,8 +29,8 @@ if TYPE_CHECKING:
 
     from gateway.payloads.formats.json_reading import JsonReading
     from gateway.payloads.measurement import Measurement
-    from gateway.spool.appender import CommitNote
     from gateway.spool.quarantine_items import QuarantineItem
+    from gateway.spool.segments import CommitNote
 
 _NAN = math.nan
 _TIME_ASSIGNED_FLAG = int(Flag.TIME_ASSIGNED)

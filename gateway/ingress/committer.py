@@ -43,7 +43,8 @@ if TYPE_CHECKING:
     from gateway.payloads.measurement import DecodeResult, Measurement
     from gateway.payloads.rule import PayloadRule
     from gateway.payloads.topics import SeriesName, TopicTemplate
-    from gateway.spool.appender import Appender, AppendResult, CommitNote
+    from gateway.spool.appender import Appender
+    from gateway.spool.segments import AppendResult, CommitNote
     from gateway.spool.series_catalog import SeriesCatalog
 
 _log = logging.getLogger(__name__)

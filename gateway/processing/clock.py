@@ -29,7 +29,7 @@ from cloud_sync.model.errors import FormatError
 from cloud_sync.model.records import Flag, Readings
 from cloud_sync.runtime.watchdog import StageProgress
 from gateway.spool import processing_state
-from gateway.spool.database import SQL
+from gateway.spool.database import SQL, read_meta, write_meta
 from gateway.spool.errors import SpoolError
 
 if TYPE_CHECKING:
@@ -355,15 +355,14 @@ class ClockCorrector:
         due = self._floor_saved_at_us is None or now_us - self._floor_saved_at_us >= _SAVE_FLOOR_EVERY_S * 1e6
         if self.clock.trusted and due:
             floor_us = self.clock.now_us()
-            await self._database.write(lambda c: c.execute(SQL["set_meta"], (CLOCK_FLOOR_KEY, floor_us)))
+            await self._database.write(lambda c: write_meta(c, CLOCK_FLOOR_KEY, floor_us))
             self._floor_saved_at_us = now_us
 
 
 def read_clock_floor(connection: sqlite3.Connection) -> int:
     """The newest time that the spool knows to have been; 0 when it knows of none."""
     written = connection.execute(SQL["newest_written"]).fetchone()
-    noted = connection.execute(SQL["meta"], (CLOCK_FLOOR_KEY,)).fetchone()
-    return max(0 if row is None else int(row[0]) for row in (written, noted))
+    return max(0 if written is None else int(written[0]), int(read_meta(connection, CLOCK_FLOOR_KEY)))
 
 
 def _insert_pending(

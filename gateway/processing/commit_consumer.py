@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from gateway.processing.stage import ProcessingStage
     from gateway.spool.database import Database
     from gateway.spool.segment_reader import CommitChunk, CommitLogReader
-    from gateway.spool.segments import EncodedSegment, SegmentWriter
+    from gateway.spool.segments import AppendResult, EncodedSegment, SegmentWriter
 
 T = TypeVar("T")
 
@@ -291,7 +291,7 @@ class CommitConsumer:
     async def _append(
         self, made: _PendingStep, sealed: Sequence[EncodedSegment], changes: dict[str, bytes | None]
     ) -> None:
-        def note(connection: sqlite3.Connection) -> None:
+        def note(connection: sqlite3.Connection, _: AppendResult) -> None:
             write_processing_state(connection, changes)
             for outcome in made.outcomes:
                 if outcome.also is not None:

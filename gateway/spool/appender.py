@@ -1,8 +1,8 @@
 """One append: capacity check, duplicates, encoding, transaction. Committer and tools write through it.
 
-A `Submission` is what one request brought: its sender is told how many of its readings were new, and its
-commit hook (a ledger entry, a stored answer) runs in the transaction that stores it. `Capacity` is the limit
-on the spool's own size and the minimum of free space on its disk.
+A `Submission` is what one request brought: its sender learns how many of its readings were new, and its
+commit note (a ledger entry, a stored answer) is written by the transaction that stores it. `Capacity` is the
+limit on the spool's own size and the minimum of free space on its disk.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ import asyncio
 import shutil
 import time
 from dataclasses import dataclass
-from functools import partial
 from typing import TYPE_CHECKING, NamedTuple, TypeVar, cast
 
 import msgspec
@@ -21,41 +20,24 @@ from gateway.spool.database import crash_point
 from gateway.spool.duplicates import DeviceActivity
 from gateway.spool.errors import SpoolFullError
 from gateway.spool.quarantine_items import QuarantineItem
-from gateway.spool.segments import EncodedSegment, encode_segments
+from gateway.spool.segments import AppendResult, EncodedSegment, encode_segments
 
 if TYPE_CHECKING:
-    import sqlite3
     from collections.abc import Callable, Iterator, Sequence
 
     from cloud_sync.model.records import Readings, Records
     from gateway.spool.database import Database
     from gateway.spool.duplicates import DuplicateFilter, ScreenedReadings
-    from gateway.spool.segments import SegmentWriter
+    from gateway.spool.segments import CommitNote, SegmentWriter
     from gateway.spool.series_catalog import SeriesCatalog
-
-    CommitNote = Callable[[sqlite3.Connection, "AppendResult"], None]
-
-
-@dataclass(frozen=True, slots=True)
-class AppendResult:
-    """What became of one group: `stored + duplicates + conflicts` is what was handed over.
-
-    `lots` says the same of each lot of it.
-    """
-
-    stored: int
-    duplicates: int
-    conflicts: int
-    submissions: tuple[AppendResult, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class Submission:
-    """Rows of a group whose sender is told what became of them.
+    """Readings of a group whose sender learns what became of them.
 
-    Attributes:
-        rows: which of the group's readings, as they were handed over; may be none.
-        note: writes what is to be remembered of the lot, inside the transaction that stores it.
+    `rows` are its readings among those of the group, as they were handed over; there may be none. `note` gets
+    the result of these rows alone.
     """
 
     rows: slice
@@ -65,122 +47,120 @@ class Submission:
 def count_by_submission(
     screened: ScreenedReadings, submissions: Sequence[Submission]
 ) -> tuple[AppendResult, ...]:
-    """What became of each lot's rows."""
+    """What became of the rows of each submission."""
     if not submissions:
         return ()
     stored, conflicting = np.empty_like(screened.keep), np.empty_like(screened.conflicting)
     stored[screened.arrival], conflicting[screened.arrival] = screened.keep, screened.conflicting
-    counts = (
-        (
-            len(stored[submission.rows]),
-            int(stored[submission.rows].sum()),
-            int(conflicting[submission.rows].sum()),
-        )
-        for submission in submissions
-    )
-    return tuple(AppendResult(kept, rows - kept - differing, differing) for rows, kept, differing in counts)
+    results = []
+    for submission in submissions:
+        new, conflicts = int(stored[submission.rows].sum()), int(conflicting[submission.rows].sum())
+        results.append(AppendResult(new, len(stored[submission.rows]) - new - conflicts, conflicts))
+    return tuple(results)
 
 
-def bind_commit_hooks(
-    submissions: Sequence[Submission], by_submission: Sequence[AppendResult]
-) -> list[Callable[[sqlite3.Connection], None]]:
-    """What the lots want to be remembered of them."""
+def _bind_notes(submissions: Sequence[Submission], results: Sequence[AppendResult]) -> list[CommitNote]:
+    """The notes of submissions, each with its own result in place of the group's."""
+
+    def bind(note: CommitNote, own: AppendResult) -> CommitNote:
+        return lambda connection, _: note(connection, own)
+
     return [
-        partial(_run_commit_hook, submission.note, appended)
-        for submission, appended in zip(submissions, by_submission, strict=True)
+        bind(submission.note, own)
+        for submission, own in zip(submissions, results, strict=True)
         if submission.note is not None
     ]
 
 
-def _run_commit_hook(note: CommitNote, appended: AppendResult, connection: sqlite3.Connection) -> None:
-    note(connection, appended)
-
-
 _OTHERS_FILL_DISK = (
-    ". Something else fills the disk: the spool has given up half of what it held, "
-    "and gives up no more for that"
+    ". Something else fills the disk: the spool has evicted half of what it held, and evicts no more for that"
 )
 
 
-class Shortage(NamedTuple):
-    """Bytes beyond nine tenths of the cap, bytes missing to eleven tenths of the floor, bytes in use.
+class SpaceUse(NamedTuple):
+    """What a spool uses and what is free, in bytes, with the limits at that time.
 
-    The log is not among those in use. `ample` says that twice the floor is free.
+    `used` includes the write-ahead log of `wal` bytes. Space that was freed inside the file counts as
+    `available`: SQLite uses it before the file grows.
     """
 
-    over_cap: int
-    under_floor: int
     used: int
-    far_above_floor: bool
+    wal: int
+    available: int
+    disk_free: int
+    max_bytes: int | None
+    min_free_bytes: int
+
+    @property
+    def room(self) -> int:
+        """What may still be used, 0 or more."""
+        room = self.available - self.min_free_bytes
+        return max(0, room if self.max_bytes is None else min(room, self.max_bytes - self.used))
+
+    @property
+    def over_cap(self) -> int:
+        """What exceeds nine tenths of `max_bytes`, 0 or more."""
+        return 0 if self.max_bytes is None else max(0, self.used - self.max_bytes * 9 // 10)
+
+    @property
+    def under_floor(self) -> int:
+        """What is missing to eleven tenths of `min_free_bytes`, 0 or more."""
+        return max(0, self.min_free_bytes * 11 // 10 - self.available)
+
+    @property
+    def excess(self) -> int:
+        """What is to be deleted, 0 or more.
+
+        Readings are accepted until the limits themselves; what is between is room for rollups, alerts and
+        declarations, and time to evict something.
+        """
+        return max(self.over_cap, self.under_floor)
 
 
 @dataclass(slots=True)
 class Capacity:
     """Limits in bytes; `max_bytes` None means as much as the floor allows.
 
-    Room that was freed inside the file counts as room: SQLite uses it before the file grows.
-    `floor_out_of_reach` is set while something else keeps the disk full, and giving up has done what it may.
+    `floor_out_of_reach` is set while something else keeps the disk full, and eviction has done what it may.
     """
 
     max_bytes: int | None = None
     min_free_bytes: int = 0
     floor_out_of_reach: bool = False
 
-    async def room_bytes(self, database: Database) -> int:
-        """Bytes that may still be used, never below zero."""
-        used, spare = await database.room()
-        room = shutil.disk_usage(database.path.parent).free + spare - self.min_free_bytes
-        if self.max_bytes is not None:
-            room = min(room, self.max_bytes - used)
-        return max(0, room)
-
-    async def excess_bytes(self, database: Database) -> int:
-        """How far a spool is beyond nine tenths of its cap, or below eleven tenths of the floor; 0 or more.
-
-        Readings are taken until the limits themselves; what is between is room for rollups, alerts and
-        declarations, and time to give something up.
-        """
-        shortage = await self.shortage(database)
-        return max(shortage.over_cap, shortage.under_floor)
-
-    async def shortage(self, database: Database) -> Shortage:
-        """The same by limit, with what the spool uses."""
-        used, spare = await database.room()
-        over = 0 if self.max_bytes is None else used - self.max_bytes * 9 // 10
-        free = shutil.disk_usage(database.path.parent).free + spare
-        return Shortage(
-            max(0, over),
-            max(0, self.min_free_bytes * 11 // 10 - free),
-            used - database.wal_bytes,
-            far_above_floor=free >= 2 * self.min_free_bytes,
+    async def measure(self, database: Database) -> SpaceUse:
+        """What the spool uses now, beside these limits."""
+        used, spare = await database.used_and_spare_bytes()
+        disk_free = shutil.disk_usage(database.path.parent).free
+        return SpaceUse(
+            used, database.wal_bytes, disk_free + spare, disk_free, self.max_bytes, self.min_free_bytes
         )
 
     def reconfigure(self, max_bytes: int | None, min_free_bytes: int) -> None:
-        """Go on with other limits, for everyone who shares these."""
+        """Change the limits for everyone who shares them."""
         self.max_bytes, self.min_free_bytes = max_bytes, min_free_bytes
 
-    async def require(self, database: Database) -> None:
-        """Do nothing while there is room.
+    async def require_room(self, database: Database) -> None:
+        """Return while there is room.
 
         Raises:
-            SpoolFullError: with the limit that was reached, in words.
+            SpoolFullError: names the limit that was reached.
         """
-        used, spare = await database.room()
-        if self.max_bytes is not None and used > self.max_bytes:
+        space = await self.measure(database)
+        if self.max_bytes is not None and space.used > self.max_bytes:
             raise SpoolFullError(
-                f"{database.path}: {used} bytes are used; spool.max_bytes is {self.max_bytes}"
+                f"{database.path}: {space.used} bytes are used; spool.max_bytes is {self.max_bytes}"
             )
-        free = shutil.disk_usage(database.path.parent).free
-        if free + spare < self.min_free_bytes:
+        if space.available < self.min_free_bytes:
             raise SpoolFullError(
-                f"{database.path}: {free} bytes are free on its disk; "
+                f"{database.path}: {space.disk_free} bytes are free on its disk; "
                 f"spool.min_free_bytes is {self.min_free_bytes}"
                 + (_OTHERS_FILL_DISK if self.floor_out_of_reach else "")
             )
 
 
 _INLINE_ROWS = 4096
-_CAPACITY_CHECK_VALID_S = 0.25  # room that was there is taken for granted so long
+_CAPACITY_CHECK_VALID_S = 0.25
 
 T = TypeVar("T")
 
@@ -221,9 +201,7 @@ class Appender:
         async with self._turn:
             return await self._append(readings, items, now_us, submissions)
 
-    async def append_records(
-        self, records: Records, note: Callable[[sqlite3.Connection], None], *, now_us: int
-    ) -> None:
+    async def append_records(self, records: Records, note: CommitNote, *, now_us: int) -> None:
         """Make records of another class durable as they are, with what `note` writes: fsynced on return.
 
         Raises:
@@ -234,7 +212,7 @@ class Appender:
         await self._segments.append(sealed, now_us=now_us, notes=[note])
 
     async def match_stored(self, readings: Readings) -> AppendResult | None:
-        """What readings are that are all in the spool already; None when one of them is not."""
+        """Duplicates and conflicts of readings that are all in the spool already; None when one is not."""
         if readings.rows == 0:
             return AppendResult(0, 0, 0)
         async with self._turn:
@@ -256,11 +234,10 @@ class Appender:
     ) -> AppendResult:
         await self._require_room()
         if readings is None or readings.rows == 0:
-            nothing = AppendResult(0, 0, 0)
-            by_submission = (nothing,) * len(submissions)
+            by_submission = (AppendResult(0, 0, 0),) * len(submissions)
             if items or submissions:
                 await self._segments.append(
-                    (), items, now_us=now_us, notes=bind_commit_hooks(submissions, by_submission)
+                    (), items, now_us=now_us, notes=_bind_notes(submissions, by_submission)
                 )
             return AppendResult(0, 0, 0, by_submission)
         screened, sealed = await _run_inline_or_in_thread(
@@ -276,7 +253,7 @@ class Appender:
             sealed,
             [*items, *self._conflict_items(conflicts, now_us)],
             now_us=now_us,
-            notes=bind_commit_hooks(submissions, by_submission),
+            notes=_bind_notes(submissions, by_submission),
         )
         for position, run in zip(positions, sealed, strict=True):
             self._duplicates.stored(position, cast("Readings", run.records))
@@ -289,7 +266,7 @@ class Appender:
     async def _require_room(self) -> None:
         if time.monotonic() < self._capacity_checked_until:
             return
-        await self._capacity.require(self._database)
+        await self._capacity.require_room(self._database)
         self._capacity_checked_until = time.monotonic() + _CAPACITY_CHECK_VALID_S
 
     def _screen_and_seal(self, readings: Readings) -> tuple[ScreenedReadings, list[EncodedSegment] | None]:

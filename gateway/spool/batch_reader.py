@@ -132,7 +132,8 @@ def _read_batch_blocks(
     """Position and block of every segment; without blocks when not all of them can be read at once."""
     part = WHOLE_BATCH
     if destination is not None:
-        part = find_open_part(connection, DeliveryQueue(destination, claimed.record_class), claimed)
+        queue = DeliveryQueue(destination, claimed.record_class)
+        part = delivery_ranges.find_open_part(connection, queue, claimed) or WHOLE_BATCH
     span = position_span(claimed.record_class, claimed.first_commit, claimed.last_commit)
     try:
         return connection.execute(SQL["blocks_between"], span).fetchall(), part
@@ -143,14 +144,6 @@ def _read_batch_blocks(
     return [
         (p, None) for (p,) in positions if connection.execute(SQL["is_damaged"], (p,)).fetchone() is None
     ], part
-
-
-def find_open_part(connection: sqlite3.Connection, queue: DeliveryQueue, claimed: BatchRange) -> BatchPart:
-    """The open part that a claimed batch is; all of it when it travels whole."""
-    for part in delivery_ranges.read_open_parts(connection, queue, claimed.first_commit):
-        if (part.part, part.parts) == (claimed.part, claimed.parts):
-            return part
-    return WHOLE_BATCH
 
 
 def _select_part(batch: Batch, refused: Sequence[int], destination: str | None) -> Batch:

@@ -23,10 +23,9 @@ from cloud_sync.codec import columns
 from cloud_sync.model.records import RecordClass
 from cloud_sync.runtime.watchdog import StageProgress
 from gateway.spool.database import SQL, crash_point, scalar_from_row
-from gateway.spool.delivery_ranges import CommitRange
-from gateway.spool.errors import SpoolError
+from gateway.spool.delivery_ranges import CommitRange, is_covered, read_open_everywhere
 from gateway.spool.processing_state import NO_LIMIT, read_processed_through
-from gateway.spool.retention import read_delivered_through
+from gateway.spool.retention import STEP_WITHIN_S, read_delivered_through, run_maintenance
 from gateway.spool.segment_reader import DamagedSegment, decode_segment, read_block, read_window_length
 from gateway.spool.segments import (
     MAX_SEGMENT_ROWS,
@@ -46,8 +45,6 @@ if TYPE_CHECKING:
     from gateway.spool.series_catalog import SeriesCatalog
 
 _log = logging.getLogger(__name__)
-_PAUSE_S = 1.0
-_STEP_WITHIN_S = 600.0
 _FRESH_SEGMENTS = 512
 _FRESH_ROWS = 2 * MAX_SEGMENT_ROWS
 _SMALL_ROWS = MAX_SEGMENT_ROWS // 2
@@ -74,23 +71,22 @@ class MergeBounds:
         cls, connection: sqlite3.Connection, record_class: RecordClass = RecordClass.READING
     ) -> MergeBounds:
         """The bounds of a class as they are now."""
-        of_class = (record_class,)
-        open_ = tuple(CommitRange(*row) for row in connection.execute(SQL["open_everywhere"], of_class))
-        delivered = [CommitRange(*row) for row in connection.execute(SQL["delivered_everywhere"], of_class)]
+        open_ = tuple(read_open_everywhere(connection, record_class))
+        delivered = [
+            CommitRange(*r) for r in connection.execute(SQL["delivered_everywhere"], (record_class,))
+        ]
         edges = {edge for r in (*open_, *delivered) for edge in (r.first, r.last + 1)}
         through = read_processed_through(connection) if record_class is RecordClass.READING else NO_LIMIT
         return cls(frozenset(edges), open_, through)
-
-    def is_open(self, segment: StoredSegment) -> bool:
-        """Whether an open batch covers a segment."""
-        return any(segment.overlaps(*r) for r in self.open)
 
     def allow(self, run: Sequence[StoredSegment]) -> bool:
         """Whether these contiguous segments may become one."""
         first, last = run[0].first_commit, run[-1].last_commit
         if last > self.through:
             return False
-        return not any(first < cut <= last for cut in self.cuts) and not any(map(self.is_open, run))
+        return not any(first < cut <= last for cut in self.cuts) and not any(
+            is_covered(segment, self.open) for segment in run
+        )
 
 
 def group_mergeable_runs(segments: Sequence[StoredSegment], bounds: MergeBounds) -> list[list[StoredSegment]]:
@@ -122,7 +118,7 @@ class Compaction:
         catalog: SeriesCatalog,
         duplicates: DuplicateFilter,
     ) -> None:
-        self.rollups_wanted_by: tuple[str, ...] = ()
+        self.rollup_receivers: Sequence[str] = ()
         self._rollups_from = 0
         self._database = database
         self._catalog = catalog
@@ -132,19 +128,7 @@ class Compaction:
 
     async def run(self, stop: asyncio.Event) -> None:
         """Compact until `stop` is set."""
-        while not stop.is_set():
-            self.stage.begin_step(within_s=_STEP_WITHIN_S)
-            try:
-                merged = await self.compact_once()
-            except SpoolError as fault:
-                _log.warning("nothing was compacted: %s", fault)
-                merged = 0
-            try:
-                async with asyncio.timeout(0.05 if merged else _PAUSE_S):
-                    await stop.wait()
-            except TimeoutError:
-                continue
-        self.stage.set_idle()
+        await run_maintenance(self.stage, self.compact_once, stop, busy_pause_s=0.05, idle_pause_s=1.0)
 
     async def compact_once(self, *, everything: bool = False) -> int:
         """One pass over what has gathered; returns how many segments were merged away.
@@ -162,10 +146,10 @@ class Compaction:
         """Return free pages to the file system: some, or all."""
         spare = -1
         while True:
-            before, (_, spare) = spare, await self._database.room()
+            before, (_, spare) = spare, await self._database.used_and_spare_bytes()
             if spare in (0, before):
                 return
-            self.stage.begin_step(within_s=_STEP_WITHIN_S)
+            self.stage.begin_step(within_s=STEP_WITHIN_S)
             await self._database.reclaim(_FREE_PAGES)
             if not everything:
                 return
@@ -216,7 +200,7 @@ class Compaction:
             through = min(
                 (
                     read_delivered_through(connection, name, RecordClass.ROLLUP)
-                    for name in self.rollups_wanted_by
+                    for name in self.rollup_receivers
                 ),
                 default=0,
             )
@@ -245,7 +229,7 @@ class Compaction:
 
     async def _replace(self, run: list[StoredSegment]) -> bool:
         """Put one segment in the place of a run; False when the bounds have moved, and nothing was done."""
-        self.stage.begin_step(within_s=_STEP_WITHIN_S)
+        self.stage.begin_step(within_s=STEP_WITHIN_S)
         blocks = await self._database.read(
             lambda c: [block for s in run if (block := read_block(c, s.position)) is not None]
         )

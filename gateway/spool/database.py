@@ -168,7 +168,7 @@ class Database:
     async def renew_epoch(self) -> None:
         """Give the spool a new epoch (promise 2): what is not delivered yet is delivered under it."""
         epoch = uuid4()
-        await self.write(lambda c: c.execute(SQL["set_meta"], ("epoch", str(epoch))))
+        await self.write(lambda c: write_meta(c, "epoch", str(epoch)))
         self.epoch = epoch
 
     async def reclaim(self, pages: int) -> None:
@@ -188,8 +188,8 @@ class Database:
 
         await self._writer.run(work)
 
-    async def room(self) -> tuple[int, int]:
-        """Bytes in use, write-ahead log included, and bytes inside the file that are free for use."""
+    async def used_and_spare_bytes(self) -> tuple[int, int]:
+        """Bytes in use, write-ahead log included, and free bytes inside the file."""
 
         def look(connection: sqlite3.Connection) -> tuple[int, int]:
             page, pages, free = (
@@ -403,7 +403,7 @@ def _verify_and_migrate(connection: sqlite3.Connection) -> UUID:
     for number in range(version + 1, FORMAT_VERSION + 1):
         _migrate(connection, number)
     connection.execute(SQL["write_nothing"])  # fails where SQLite would not write
-    return UUID(connection.execute(SQL["meta"], ("epoch",)).fetchone()[0])
+    return UUID(str(read_meta(connection, "epoch")))
 
 
 def require_all_tables(connection: sqlite3.Connection) -> None:
@@ -440,7 +440,7 @@ def _migrate(connection: sqlite3.Connection, number: int) -> None:
             connection.execute(statement)
         crash_point("in_migration")
         if number == 1:
-            connection.execute(SQL["set_meta"], ("epoch", str(uuid4())))
+            write_meta(connection, "epoch", str(uuid4()))
         connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
         connection.execute(f"PRAGMA user_version = {number}")
         connection.execute("COMMIT")
@@ -461,6 +461,18 @@ def _to_spool_error(path: Path, fault: BaseException) -> SpoolError:
     if getattr(fault, "sqlite_errorcode", None) == sqlite3.SQLITE_FULL:
         return SpoolFullError(f"{path}: no room on the disk ({fault})")
     return SpoolAccessError(f"{path}: {fault}")
+
+
+def read_meta(connection: sqlite3.Connection, key: str, default: int | str = 0) -> int | str:
+    """The value of a key in `meta`, or `default`."""
+    row = connection.execute(SQL["meta"], (key,)).fetchone()
+    value: int | str = default if row is None else row[0]
+    return value
+
+
+def write_meta(connection: sqlite3.Connection, key: str, value: int | str) -> None:
+    """Set a key in `meta`; inside a transaction."""
+    connection.execute(SQL["set_meta"], (key, value))
 
 
 def scalar_from_row(row: Any, default: Any = None) -> Any:

@@ -24,9 +24,9 @@ from cloud_sync.delivery.lanes import ClaimRequest, Lane
 from cloud_sync.model.errors import StoreDeliveryError
 from cloud_sync.model.records import SEQ_ABSENT, Batch, BatchRange, Readings, RecordClass
 from gateway.spool import delivery_ranges
-from gateway.spool.batch_reader import BatchReader, find_open_part
+from gateway.spool.batch_reader import BatchReader
 from gateway.spool.database import SQL, Database, crash_point
-from gateway.spool.delivery_ranges import Claim, CommitRange, DeliveryQueue
+from gateway.spool.delivery_ranges import WHOLE_BATCH, Claim, CommitRange, DeliveryQueue
 from gateway.spool.errors import SpoolError
 from gateway.spool.quarantine_items import QuarantineItem, write_quarantine_items
 from gateway.spool.segments import SegmentWriter, first_commit_at, position_span
@@ -251,7 +251,7 @@ class Deliveries:
         items = _build_refused_items(destination, batch, bad, now_us)
 
         def work(connection: sqlite3.Connection) -> None:
-            part = find_open_part(connection, queue, batch.range)
+            part = delivery_ranges.find_open_part(connection, queue, batch.range) or WHOLE_BATCH
             if batch.positions is None:
                 held = batch.range.rows_of_part(_count_batch_rows(connection, batch.range))
                 left = [row for row in range(held.start, held.stop) if row not in set(part.refused)]

@@ -16,8 +16,15 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from cloud_sync.codec.wire import MAX_PARTS
 from cloud_sync.delivery.lanes import ClaimRequest, Lane
+from cloud_sync.model.errors import StoreDeliveryError
 from gateway.spool.database import SQL
-from gateway.spool.segments import first_commit_at, position_span, read_segments, record_class_at
+from gateway.spool.segments import (
+    StoredSegment,
+    first_commit_at,
+    position_span,
+    read_segments,
+    record_class_at,
+)
 
 if TYPE_CHECKING:
     import sqlite3
@@ -227,6 +234,16 @@ def read_open(connection: sqlite3.Connection, queue: DeliveryQueue) -> list[Comm
     return [CommitRange(*row) for row in connection.execute(SQL["open_batches"], queue)]
 
 
+def read_open_everywhere(connection: sqlite3.Connection, record_class: RecordClass) -> list[CommitRange]:
+    """The commits of a class that any destination's open batch covers."""
+    return [CommitRange(*row) for row in connection.execute(SQL["open_everywhere"], (record_class,))]
+
+
+def is_covered(segment: StoredSegment, ranges: Iterable[CommitRange]) -> bool:
+    """Whether any of the ranges has a commit of the segment."""
+    return any(segment.overlaps(*commits) for commits in ranges)
+
+
 def add_delivered(connection: sqlite3.Connection, queue: DeliveryQueue, new: CommitRange) -> None:
     """Add a range and merge it with its neighbours."""
     touching = [
@@ -248,6 +265,21 @@ def read_open_parts(
     return sorted(parts, key=lambda p: (p.part - 1) / p.parts)
 
 
+def find_open_part(
+    connection: sqlite3.Connection, queue: DeliveryQueue, sent: BatchRange
+) -> BatchPart | None:
+    """The open part that a claimed batch is; `WHOLE_BATCH` when it travels whole, None when it is neither."""
+    parts = read_open_parts(connection, queue, sent.first_commit) or [WHOLE_BATCH]
+    return next((p for p in parts if (p.part, p.parts) == (sent.part, sent.parts)), None)
+
+
+def _require_open_part(connection: sqlite3.Connection, queue: DeliveryQueue, sent: BatchRange) -> BatchPart:
+    part = find_open_part(connection, queue, sent)
+    if part is None:
+        raise StoreDeliveryError(f"{sent}: is not an open part any more; it will be claimed again")
+    return part
+
+
 def find_next_part(connection: sqlite3.Connection, queue: DeliveryQueue, batch: CommitRange) -> BatchPart:
     """What of a batch is to be sent next."""
     return next(iter(read_open_parts(connection, queue, batch.first)), WHOLE_BATCH)
@@ -265,7 +297,7 @@ def close_part(connection: sqlite3.Connection, queue: DeliveryQueue, sent: Batch
     """Take one part off an open batch; True when nothing of the batch is left to be sent."""
     first = sent.first_commit
     left = read_open_parts(connection, queue, first)
-    if (sent.part, sent.parts) not in [(p.part, p.parts) for p in left or [WHOLE_BATCH]]:
+    if find_open_part(connection, queue, sent) is None:
         return False
     connection.execute(SQL["delete_part"], (*queue, first, sent.part, sent.parts))
     if len(left) > 1:
@@ -277,8 +309,7 @@ def close_part(connection: sqlite3.Connection, queue: DeliveryQueue, sent: Batch
 def split_part(connection: sqlite3.Connection, queue: DeliveryQueue, sent: BatchRange, rows: int) -> None:
     """Put two halves in the place of a part of a batch of `rows` rows."""
     first = sent.first_commit
-    parts = read_open_parts(connection, queue, first) or [WHOLE_BATCH]
-    whole = next(p for p in parts if (p.part, p.parts) == (sent.part, sent.parts))
+    whole = _require_open_part(connection, queue, sent)
     connection.execute(SQL["delete_part"], (*queue, first, whole.part, whole.parts))
     for number in (2 * whole.part - 1, 2 * whole.part):
         half = sent._replace(part=number, parts=2 * whole.parts)
@@ -291,7 +322,6 @@ def exclude_refused_rows(
     connection: sqlite3.Connection, queue: DeliveryQueue, sent: BatchRange, rows: Collection[int]
 ) -> None:
     """Leave more rows out of an open part; positions among the rows of the whole batch."""
-    parts = read_open_parts(connection, queue, sent.first_commit) or [WHOLE_BATCH]
-    part = next(p for p in parts if (p.part, p.parts) == (sent.part, sent.parts))
+    part = _require_open_part(connection, queue, sent)
     refused = tuple(sorted({*part.refused, *rows}))
     save_part(connection, queue, sent.first_commit, part._replace(refused=refused))

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import json
 import logging
+from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -23,7 +24,7 @@ import numpy as np
 
 from cloud_sync.model.records import Declarations, RecordClass
 from gateway.spool import delivery_ranges
-from gateway.spool.database import SQL, crash_point, scalar_from_row
+from gateway.spool.database import SQL, crash_point, read_meta, write_meta
 from gateway.spool.delivery_ranges import CommitRange, DeliveryQueue
 from gateway.spool.processing_state import NO_LIMIT, read_processed_through
 from gateway.spool.segment_reader import read_window_length, record_evicted_rollups
@@ -38,11 +39,11 @@ from gateway.spool.segments import (
 
 if TYPE_CHECKING:
     import sqlite3
-    from collections.abc import Callable, Collection, Mapping, Sequence
+    from collections.abc import Collection, Mapping, Sequence
 
     from gateway.spool.appender import Capacity
     from gateway.spool.database import Database
-    from gateway.spool.segments import SegmentWriter
+    from gateway.spool.segments import AppendResult, CommitNote, SegmentWriter
 
 
 class Loss(NamedTuple):
@@ -157,89 +158,98 @@ _log = logging.getLogger(__name__)
 _MAX_SEGMENTS = 256
 _MAX_ROLLUP_SEGMENTS = 2000
 _FREE_PAGES = 2048
-_HELD_KEY = (
-    "held_when_short"  # in meta: bytes in use, at most, since the disk's free space fell below its floor
-)
+_IN_USE_WHEN_SHORT_KEY = "held_when_short"
+"""In `meta`: the most bytes in use since the disk's free space fell below its floor; 0 once it is ample."""
 
 
 class _SegmentsChangedError(Exception):
-    """What was looked at is not what is there any more."""
+    """The segments or the progress have changed since they were read."""
+
+
+@dataclass(frozen=True, slots=True)
+class RetentionPolicy:
+    """What is kept, for whom, and for how long.
+
+    Attributes:
+        receivers: names of the destinations that get each class; their receipts are waited for.
+        keep_s: how long delivered records of a class are kept; a class that is not in it is never pruned.
+        configured: names of all destinations of the configuration. Readings wait for those of the spool that
+            are not among them, too, until an operator drops them; None: for no other.
+        evicts: whether undelivered records may be evicted when there is no room.
+        windows_s: lengths of the rollups' windows, seconds, the shortest first; none without rollups.
+        max_age_s: readings older than that are evicted, delivered or not; None for no limit.
+    """
+
+    receivers: Mapping[RecordClass, Sequence[str]]
+    keep_s: Mapping[RecordClass, float] = field(default_factory=dict)
+    configured: Collection[str] | None = None
+    evicts: bool = False
+    windows_s: Sequence[int] = ()
+    max_age_s: float | None = None
+
+    def list_receivers(self, connection: sqlite3.Connection, record_class: RecordClass) -> list[str]:
+        """The destinations that get a class, unconfigured ones included where they count."""
+        names = list(self.receivers.get(record_class, ()))
+        if record_class is RecordClass.READING and self.configured is not None:
+            names += delivery_ranges.unconfigured_destinations(connection, self.configured)
+        return names
 
 
 class Evictor:
-    """Gives up what one spool has no room for. `give_up_once` is the step; retention's loop calls it.
-
-    Args:
-        database: the open spool.
-        segments: its writing side.
-        capacity: its limits.
-        wanted_by: names of the destinations that are to get each class.
-        windows_s: lengths of the rollups' windows, seconds, the shortest first; none without rollups.
-        configured: names of all destinations of the configuration. Readings are declared to those of the
-            spool that are not among them, too; None: to no other.
-        max_age_s: readings older than that are given up, delivered or not; None for no limit.
-    """
+    """Evicts what one spool has no room for. `evict_once` is the step; retention's loop calls it."""
 
     def __init__(
-        self,
-        database: Database,
-        segments: SegmentWriter,
-        *,
-        capacity: Capacity,
-        wanted_by: Mapping[RecordClass, Sequence[str]],
-        configured: Collection[str] | None = None,
-        windows_s: Sequence[int] = (),
-        max_age_s: float | None = None,
+        self, database: Database, segments: SegmentWriter, capacity: Capacity, policy: RetentionPolicy
     ) -> None:
         self._database = database
         self._segments = segments
         self._capacity = capacity
-        self._wanted_by = wanted_by
-        self._configured = configured
-        self._windows_s = tuple(windows_s)
-        self._max_age_s = max_age_s
-        self._rollups_searched_to = dict.fromkeys(self._windows_s, 0)
+        self._policy = policy
+        self._rollups_searched_to = dict.fromkeys(policy.windows_s, 0)
 
     async def evict_once(self, now_us: int) -> int:
         """Make a step towards the limits; returns how many records left the spool, 0 when nothing has to."""
         await self._declare_damage(now_us)
         excess = await self._excess()
-        oldest_us = None if self._max_age_s is None else now_us - round(self._max_age_s * 1e6)
-        gone = await self._evict_readings(excess, oldest_us, now_us)
-        if not gone and excess > 0:
-            gone = await self._evict_rollups(excess, now_us)
-        if gone:
+        max_age_s = self._policy.max_age_s
+        oldest_us = None if max_age_s is None else now_us - round(max_age_s * 1e6)
+        evicted = await self._evict_readings(excess, oldest_us, now_us)
+        if not evicted and excess > 0:
+            evicted = await self._evict_rollups(excess, now_us)
+        if evicted:
             await self._database.reclaim(_FREE_PAGES)
-        return gone
+        return evicted
 
     async def _excess(self) -> int:
-        """Bytes that are to go.
+        """Bytes to evict.
 
-        For the floor's sake never more than half of what the spool held when room became short: that
+        For the floor of free space never more than half of what the spool held when space ran short: that
         something else fills the disk is no reason to empty the spool.
         """
-        shortage = await self._capacity.shortage(self._database)
-        held: int = await self._database.read(
-            lambda c: scalar_from_row(c.execute(SQL["meta"], (_HELD_KEY,)).fetchone(), 0)
-        )
-        if not shortage.under_floor:
+        if not self._policy.evicts:
             self._capacity.floor_out_of_reach = False
-            if held and shortage.far_above_floor:
-                await self._database.write(lambda c: c.execute(SQL["set_meta"], (_HELD_KEY, 0)))
-            return shortage.over_cap
-        if shortage.used > held:
-            held = shortage.used
-            await self._database.write(lambda c: c.execute(SQL["set_meta"], (_HELD_KEY, held)))
-        allowed = max(0, shortage.used - held // 2)
+            return 0
+        space = await self._capacity.measure(self._database)
+        in_use = space.used - space.wal
+        most_in_use = int(await self._database.read(lambda c: read_meta(c, _IN_USE_WHEN_SHORT_KEY)))
+        if not space.under_floor:
+            self._capacity.floor_out_of_reach = False
+            if most_in_use and space.available >= 2 * space.min_free_bytes:
+                await self._database.write(lambda c: write_meta(c, _IN_USE_WHEN_SHORT_KEY, 0))
+            return space.over_cap
+        if in_use > most_in_use:
+            most_in_use = in_use
+            await self._database.write(lambda c: write_meta(c, _IN_USE_WHEN_SHORT_KEY, most_in_use))
+        allowed = max(0, in_use - most_in_use // 2)
         if allowed == 0 and not self._capacity.floor_out_of_reach:
-            _log.error("something else fills the disk; nothing more is given up for spool.min_free_bytes")
+            _log.error("something else fills the disk; nothing more is evicted for spool.min_free_bytes")
         self._capacity.floor_out_of_reach = allowed == 0
-        return max(shortage.over_cap, min(shortage.under_floor, allowed))
+        return max(space.over_cap, min(space.under_floor, allowed))
 
     async def _evict_readings(self, excess: int, oldest_us: int | None, now_us: int) -> int:
         def look(connection: sqlite3.Connection) -> list[StoredSegment]:
             through = read_processed_through(connection)
-            open_ = _read_open_batches(connection, RecordClass.READING)
+            open_ = delivery_ranges.read_open_everywhere(connection, RecordClass.READING)
             chosen: list[StoredSegment] = []
             left = excess
             span = (*position_span(RecordClass.READING), -1)
@@ -254,7 +264,7 @@ class Evictor:
                     break
                 if chosen and segment.first_commit != chosen[-1].last_commit + 1:
                     break
-                if not _overlaps_any(segment, open_):
+                if not delivery_ranges.is_covered(segment, open_):
                     chosen.append(segment)
                     left -= block_bytes
                 elif chosen:
@@ -266,16 +276,16 @@ class Evictor:
             return 0
         reason = "no_room" if excess > 0 else "max_age"
         rolled = await self._database.read(read_processed_through) < NO_LIMIT
-        survives = f"rollup {self._windows_s[0]} s" if self._windows_s and rolled else ""
-        return await self._take_away(run, RecordClass.READING, reason, survives, now_us)
+        survives = f"rollup {self._policy.windows_s[0]} s" if self._policy.windows_s and rolled else ""
+        return await self._evict(run, RecordClass.READING, reason, survives, now_us)
 
     async def _evict_rollups(self, excess: int, now_us: int) -> int:
-        """Give up rollups of the shortest window that is left."""
-        for window_s, longer_s in zip(self._windows_s, self._windows_s[1:], strict=False):
+        """Evict rollups of the shortest window that is left."""
+        for window_s, longer_s in zip(self._policy.windows_s, self._policy.windows_s[1:], strict=False):
             run = await self._find_oldest_rollups(window_s, excess)
             if run:
                 survives = f"rollup {longer_s} s"
-                return await self._take_away(run, RecordClass.ROLLUP, "no_room", survives, now_us)
+                return await self._evict(run, RecordClass.ROLLUP, "no_room", survives, now_us)
         return 0
 
     async def _find_oldest_rollups(self, window_s: int, excess: int) -> list[StoredSegment]:
@@ -287,10 +297,12 @@ class Evictor:
             segments = await self._database.read(
                 partial(read_segments, span=span, limit=_MAX_ROLLUP_SEGMENTS)
             )
-            open_ = await self._database.read(lambda c: _read_open_batches(c, RecordClass.ROLLUP))
+            open_ = await self._database.read(
+                lambda c: delivery_ranges.read_open_everywhere(c, RecordClass.ROLLUP)
+            )
             for segment in segments:
                 length_s, size = await self._database.read(partial(read_window_length, segment=segment))
-                fits = length_s == window_s and not _overlaps_any(segment, open_)
+                fits = length_s == window_s and not delivery_ranges.is_covered(segment, open_)
                 if run and (not fits or segment.first_commit != run[-1].last_commit + 1 or left <= 0):
                     return run
                 if fits:
@@ -303,23 +315,18 @@ class Evictor:
             self._rollups_searched_to[window_s] = 0  # from the beginning, the next time
         return run
 
-    async def _take_away(
+    async def _evict(
         self, run: Sequence[StoredSegment], record_class: RecordClass, reason: str, survives: str, now_us: int
     ) -> int:
         """Delete a run of contiguous segments and declare it; 0 when it is not there any more as it was."""
-        destinations = list(self._wanted_by.get(record_class, ()))
-        if record_class is RecordClass.READING and self._configured is not None:
-            configured = self._configured
-            destinations += await self._database.read(
-                lambda c: delivery_ranges.unconfigured_destinations(c, configured)
-            )
+        destinations = await self._database.read(lambda c: self._policy.list_receivers(c, record_class))
         lost = await self._database.read(lambda c: find_losses(c, destinations, record_class, run))
 
-        def work(connection: sqlite3.Connection) -> None:
+        def note(connection: sqlite3.Connection, _: AppendResult) -> None:
             span = (run[0].position, run[-1].position)
-            open_ = _read_open_batches(connection, record_class)
+            open_ = delivery_ranges.read_open_everywhere(connection, record_class)
             stored = read_segments(connection, span, len(run) + 1)
-            if stored != list(run) or any(_overlaps_any(segment, open_) for segment in run):
+            if stored != list(run) or any(delivery_ranges.is_covered(segment, open_) for segment in run):
                 raise _SegmentsChangedError
             if find_losses(connection, destinations, record_class, run) != lost:
                 raise _SegmentsChangedError
@@ -328,14 +335,14 @@ class Evictor:
             connection.execute(SQL["delete_segments"], span)
             if record_class is RecordClass.ROLLUP:
                 record_evicted_rollups(connection, max(s.max_time_us for s in run))
-            crash_point("in_giving_up")
+            crash_point("in_eviction")
 
-        if not await self._declare(lost, reason, survives, now_us, work):
+        if not await self._declare(lost, reason, survives, now_us, note):
             return 0
         rows = sum(segment.rows for segment in run)
         if lost:
             _log.warning(
-                "%d %ss of commits %d..%d are given up (%s); %s",
+                "evicted %d %ss of commits %d..%d (%s); %s",
                 rows,
                 record_class.name.lower(),
                 run[0].first_commit,
@@ -354,7 +361,7 @@ class Evictor:
                 record_class = record_class_at(position)
                 segment = StoredSegment(position, last, rows, 0, from_us, to_us, 0)
                 commits = CommitRange(segment.first_commit, last)
-                wanted = self._wanted_by.get(record_class, ())
+                wanted = self._policy.receivers.get(record_class, ())
                 lost = [
                     Loss(name, record_class, commits, rows, from_us, to_us)
                     for name in json.loads(lacking)
@@ -363,15 +370,14 @@ class Evictor:
                 found.append((position, lost))
             return found
 
+        def note(
+            position: int, lost: Sequence[Loss], connection: sqlite3.Connection, _: AppendResult
+        ) -> None:
+            record_losses(connection, lost, "damaged", "", now_us)
+            connection.execute(SQL["damage_declared"], (position,))
+
         for position, lost in await self._database.read(look):
-
-            def work(
-                connection: sqlite3.Connection, position: int = position, lost: list[Loss] = lost
-            ) -> None:
-                record_losses(connection, lost, "damaged", "", now_us)
-                connection.execute(SQL["damage_declared"], (position,))
-
-            await self._declare(lost, "damaged", "", now_us, work)
+            await self._declare(lost, "damaged", "", now_us, partial(note, position, lost))
 
     async def _declare(
         self,
@@ -379,19 +385,13 @@ class Evictor:
         reason: str,
         survives: str,
         now_us: int,
-        work: Callable[[sqlite3.Connection], None],
+        note: CommitNote,
     ) -> bool:
-        told = build_declarations([loss for loss in lost if loss.destination], reason, survives, now_us)
+        declarations = build_declarations(
+            [loss for loss in lost if loss.destination], reason, survives, now_us
+        )
         try:
-            await self._segments.append(encode_segments(told), now_us=now_us, notes=[work])
+            await self._segments.append(encode_segments(declarations), now_us=now_us, notes=[note])
         except _SegmentsChangedError:
             return False
         return True
-
-
-def _read_open_batches(connection: sqlite3.Connection, record_class: RecordClass) -> list[CommitRange]:
-    return [CommitRange(*row) for row in connection.execute(SQL["open_everywhere"], (record_class,))]
-
-
-def _overlaps_any(segment: StoredSegment, open_: Sequence[CommitRange]) -> bool:
-    return any(segment.overlaps(*r) for r in open_)

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import msgspec
 
 from cloud_sync.codec import columns
-from gateway.spool.database import SQL, scalar_from_row
+from gateway.spool.database import SQL, read_meta, scalar_from_row, write_meta
 
 if TYPE_CHECKING:
     import sqlite3
@@ -169,10 +169,9 @@ def delete_other_channels(connection: sqlite3.Connection, channels: Iterable[str
 
 def outbox_totals(connection: sqlite3.Connection) -> tuple[dict[str, int], int]:
     """Notices waiting by channel, and how many were ever dropped."""
-    dropped = int(scalar_from_row(connection.execute(SQL["meta"], (_DROPPED_KEY,)).fetchone(), 0))
+    dropped = int(read_meta(connection, _DROPPED_KEY))
     return dict(connection.execute(SQL["outbox_totals"]).fetchall()), dropped
 
 
 def _count_dropped(connection: sqlite3.Connection, dropped: int) -> None:
-    before = int(scalar_from_row(connection.execute(SQL["meta"], (_DROPPED_KEY,)).fetchone(), 0))
-    connection.execute(SQL["set_meta"], (_DROPPED_KEY, before + dropped))
+    write_meta(connection, _DROPPED_KEY, int(read_meta(connection, _DROPPED_KEY)) + dropped)

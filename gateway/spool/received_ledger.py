@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 
     from cloud_sync.model.ledger_rules import Covered
     from cloud_sync.model.records import Batch, Receipt
-    from gateway.spool.appender import AppendResult, CommitNote
     from gateway.spool.database import Database
+    from gateway.spool.segments import AppendResult, CommitNote
 
 KEPT_ENTRIES = 1000
 _MERGED_EVERY = 250

@@ -1,156 +1,146 @@
-"""What leaves the spool: readings that every destination has given a receipt for, after a while.
+"""What leaves the spool: what every destination has given a receipt for, after a while; then eviction.
 
-Nothing undelivered is ever pruned here, nor what processing has not been over yet. Pages that become free are
-given back to the file system.
+Nothing undelivered is ever pruned here, nor what processing has not read yet. When the spool is full,
+delivered readings of any age go, and delivered records of other classes older than a day; only then is
+anything evicted that a destination lacks. Pages that become free are given back to the file system.
 """
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import time
 from typing import TYPE_CHECKING
 
 from cloud_sync.model.records import RecordClass
+from cloud_sync.runtime.waits import sleep_or_stop
 from cloud_sync.runtime.watchdog import StageProgress
-from gateway.spool import delivery_ranges
-from gateway.spool.appender import Capacity
 from gateway.spool.database import SQL, crash_point
 from gateway.spool.errors import SpoolError
+from gateway.spool.eviction import Evictor
 from gateway.spool.processing_state import read_processed_through
-from gateway.spool.segments import (
-    first_commit_at,
-    position_span,
-    read_commit_counter,
-    save_pruned_mark,
-    segment_position,
-)
+from gateway.spool.segments import first_commit_at, position_span, read_commit_counter, save_pruned_mark
 
 if TYPE_CHECKING:
+    import asyncio
     import sqlite3
-    from collections.abc import Collection, Sequence
+    from collections.abc import Awaitable, Callable
 
+    from gateway.spool.appender import Capacity
     from gateway.spool.database import Database
-    from gateway.spool.eviction import Evictor
+    from gateway.spool.eviction import RetentionPolicy
+    from gateway.spool.segments import SegmentWriter
 
 _log = logging.getLogger(__name__)
-_PAUSE_S = 5.0
-_STEP_WITHIN_S = 600.0
+STEP_WITHIN_S = 600.0
 _MAX_SEGMENTS = 500
 _KEEP_WHEN_FULL_S = 86_400.0  # of rollups: late readings of a day still give revisions
 _FREE_PAGES = 256  # as many as are given back in about two milliseconds
 
 
+async def run_maintenance(
+    stage: StageProgress,
+    step: Callable[[], Awaitable[int]],
+    stop: asyncio.Event,
+    *,
+    busy_pause_s: float,
+    idle_pause_s: float,
+) -> None:
+    """Repeat `step` until `stop` is set, with the short pause after a step that found something to do."""
+    while not stop.is_set():
+        stage.begin_step(within_s=STEP_WITHIN_S)
+        try:
+            done = await step()
+        except SpoolError as fault:
+            _log.warning("%s: %s", stage.name, fault)
+            done = 0
+        await sleep_or_stop(stop, busy_pause_s if done else idle_pause_s)
+    stage.set_idle()
+
+
 class Retention:
-    """Prunes delivered segments of a class older than `keep_s` seconds; when full readings of any age, others
-    older than a day. `before` are pruned when full before `giving_up` is asked. Readings wait for every
-    destination of the spool that is not `configured` any more, too, until a person drops it; None: for none.
-    """
+    """Prunes and evicts segments of one spool. `make_room_once` is the step, `run` the loop."""
 
     def __init__(
-        self,
-        database: Database,
-        destinations: Sequence[str],
-        *,
-        keep_s: float,
-        capacity: Capacity | None = None,
-        evictor: Evictor | None = None,
-        record_class: RecordClass = RecordClass.READING,
-        before: Sequence[Retention] = (),
-        configured: Collection[str] | None = None,
+        self, database: Database, segments: SegmentWriter, capacity: Capacity, policy: RetentionPolicy
     ) -> None:
         self._database = database
-        self._capacity = capacity or Capacity()
-        self.destinations = tuple(destinations)
-        self.keep_s = keep_s
-        self.evictor = evictor
-        self.record_class = record_class
-        self._before = tuple(before)
-        self.configured = configured
-        of_readings = record_class is RecordClass.READING
-        self.stage = StageProgress(
-            "retention" if of_readings else f"retention of {record_class.name.lower()}s"
-        )
+        self._segments = segments
+        self._capacity = capacity
+        self.stage = StageProgress("retention")
+        self.reconfigure(policy)
+
+    def reconfigure(self, policy: RetentionPolicy) -> None:
+        """Go on with another policy."""
+        self.policy = policy
+        self._evictor = Evictor(self._database, self._segments, self._capacity, policy)
 
     async def run(self, stop: asyncio.Event) -> None:
-        """Prune until `stop` is set."""
-        while not stop.is_set():
-            self.stage.begin_step(within_s=_STEP_WITHIN_S)
-            try:
-                more = await self.make_room_once(time.time_ns() // 1000)
-            except SpoolError as fault:
-                _log.warning("nothing was pruned: %s", fault)
-                more = False
-            try:
-                async with asyncio.timeout(0.1 if more else _PAUSE_S):
-                    await stop.wait()
-            except TimeoutError:
-                continue
-        self.stage.set_idle()
+        """Make room until `stop` is set."""
+        await run_maintenance(
+            self.stage,
+            lambda: self.make_room_once(time.time_ns() // 1000),
+            stop,
+            busy_pause_s=0.1,
+            idle_pause_s=5.0,
+        )
 
     async def make_room_once(self, now_us: int) -> bool:
-        """Prune, and where that was not enough give something up; whether there is more to do at once."""
-        pruned = await self.prune_once(now_us)
-        if pruned == _MAX_SEGMENTS or self.evictor is None:
-            return pruned == _MAX_SEGMENTS
-        if await self._is_full():  # what everybody has goes before what somebody lacks, whatever it is
-            for other in self._before:
-                if await other.prune_once(now_us):
-                    return True
-        return await self.evictor.evict_once(now_us) > 0
+        """Prune, and evict something where that was not enough; whether there is more to do at once."""
+        pruned = [await self.prune_once(now_us, record_class) for record_class in self.policy.keep_s]
+        if max(pruned, default=0) == _MAX_SEGMENTS or (any(pruned) and await self._is_full()):
+            return True  # what everybody has goes before what somebody lacks, whatever it is
+        return await self._evictor.evict_once(now_us) > 0
 
-    async def prune_once(self, now_us: int) -> int:
+    async def prune_once(self, now_us: int, record_class: RecordClass = RecordClass.READING) -> int:
         """Delete at most some hundred segments; returns how many.
 
-        Without destinations no reading is delivered; rollups that nobody gets go by their age alone.
+        Without destinations no reading is delivered; rollups that no destination gets go by their age alone.
         """
-        of_readings = self.record_class is RecordClass.READING
-        if of_readings and not self.destinations:
+        of_readings = record_class is RecordClass.READING
+        if of_readings and not self.policy.receivers.get(record_class):
             return 0
-        when_full_s = 0.0 if of_readings else _KEEP_WHEN_FULL_S
-        keep_s = min(self.keep_s, when_full_s) if await self._is_full() else self.keep_s
+        keep_s = self.policy.keep_s[record_class]
+        if await self._is_full():
+            keep_s = min(keep_s, 0.0 if of_readings else _KEEP_WHEN_FULL_S)
         before_us = now_us - round(keep_s * 1e6)
-        if not await self._database.read(lambda c: self._prunable(c, before_us)):
+        if not await self._database.read(lambda c: self._find_prunable(c, record_class, before_us)):
             return 0
 
         def work(connection: sqlite3.Connection) -> int:
-            doomed = self._prunable(connection, before_us)  # again: compaction may have merged some since
-            if doomed:
-                save_pruned_mark(connection, doomed[-1][0])
-                connection.execute(SQL["delete_segments"], (doomed[0][0], doomed[-1][0]))
+            prunable = self._find_prunable(connection, record_class, before_us)  # some may be merged by now
+            if prunable:
+                save_pruned_mark(connection, prunable[-1])
+                connection.execute(SQL["delete_segments"], (prunable[0], prunable[-1]))
                 crash_point("in_prune")
-            return len(doomed)
+            return len(prunable)
 
-        gone = await self._database.write(work)
+        pruned = await self._database.write(work)
         await self._database.reclaim(_FREE_PAGES)
-        return gone
+        return pruned
 
     async def _is_full(self) -> bool:
-        return await self._capacity.excess_bytes(self._database) > 0
+        return (await self._capacity.measure(self._database)).excess > 0
 
-    def _prunable(self, connection: sqlite3.Connection, before_us: int) -> list[tuple[int, int]]:
-        """Position and last commit of the oldest segments, up to the first that must stay."""
-        waited_for = list(self.destinations)
-        if self.record_class is RecordClass.READING and self.configured is not None:
-            waited_for += delivery_ranges.unconfigured_destinations(connection, self.configured)
+    def _find_prunable(
+        self, connection: sqlite3.Connection, record_class: RecordClass, before_us: int
+    ) -> list[int]:
+        """Positions of the oldest segments, up to the first that must stay."""
         through = min(
             (
-                read_delivered_through(connection, destination, self.record_class)
-                for destination in waited_for
+                read_delivered_through(connection, destination, record_class)
+                for destination in self.policy.list_receivers(connection, record_class)
             ),
-            default=read_commit_counter(connection, self.record_class).commit,
+            default=read_commit_counter(connection, record_class).commit,
         )
-        if self.record_class is RecordClass.READING:
+        if record_class is RecordClass.READING:
             through = min(through, read_processed_through(connection))
-        span = (segment_position(self.record_class, 0), segment_position(self.record_class, through))
-        doomed = []
-        for position, last_commit, written_at_us in connection.execute(
-            SQL["prune_candidates"], (*span, _MAX_SEGMENTS)
-        ):
+        prunable = []
+        span = (*position_span(record_class, 0, through), _MAX_SEGMENTS)
+        for position, last_commit, written_at_us in connection.execute(SQL["prune_candidates"], span):
             if last_commit > through or written_at_us >= before_us:
                 break
-            doomed.append((position, last_commit))
-        return doomed
+            prunable.append(position)
+        return prunable
 
 
 def read_delivered_through(

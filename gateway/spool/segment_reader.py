@@ -23,7 +23,7 @@ import numpy as np
 from cloud_sync.codec import columns
 from cloud_sync.model.errors import FormatError
 from cloud_sync.model.records import Flag, Readings, RecordClass, Records, Rollups
-from gateway.spool.database import SQL, open_read_only, scalar_from_row, wal_size_bytes
+from gateway.spool.database import SQL, open_read_only, read_meta, scalar_from_row, wal_size_bytes, write_meta
 from gateway.spool.errors import SpoolAccessError
 from gateway.spool.segments import (
     StoredSegment,
@@ -295,10 +295,8 @@ class CommitLogReader:
 
 def record_evicted_rollups(connection: sqlite3.Connection, newest_us: int) -> None:
     """Remember that rollups of windows that begin up to then were given up; inside a transaction."""
-    known = int(
-        scalar_from_row(connection.execute(SQL["meta"], (_EVICTED_ROLLUPS_KEY,)).fetchone(), newest_us)
-    )
-    connection.execute(SQL["set_meta"], (_EVICTED_ROLLUPS_KEY, str(max(known, newest_us))))
+    known_us = int(read_meta(connection, _EVICTED_ROLLUPS_KEY, newest_us))
+    write_meta(connection, _EVICTED_ROLLUPS_KEY, str(max(known_us, newest_us)))
 
 
 class StoredRevisions(NamedTuple):
@@ -357,12 +355,8 @@ class StoredRollups:
         position, _, written_at_us, _ = oldest
         if first_commit_at(position) > 1:
             gone_us = max(gone_us, written_at_us)
-        given_up_us = scalar_from_row(
-            self._connection.execute(SQL["meta"], (_EVICTED_ROLLUPS_KEY,)).fetchone()
-        )
-        if given_up_us is not None:
-            gone_us = max(gone_us, int(given_up_us) + 1)
-        return gone_us + _AHEAD_US
+        evicted_us = int(read_meta(self._connection, _EVICTED_ROLLUPS_KEY, -ANY_TIME_US))
+        return max(gone_us, evicted_us + 1) + _AHEAD_US
 
     def _decode(self, position: int, last_commit: int) -> Rollups | None:
         """A segment of rollups, perhaps from the cache; None when it is damaged."""

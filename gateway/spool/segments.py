@@ -1,12 +1,13 @@
 """Segments: appended by group commits, read back by ranges of commits, never changed.
 
 Each record class counts its own commits 1, 2, 3, ... without gaps; a number is never used again in an
-epoch, not even after its segment was pruned (`meta` keeps the highest number a prune has taken away).
+epoch, not even after its segment was pruned (`meta` keeps the highest pruned number, as "commit rows").
 """
 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -14,13 +15,13 @@ import numpy as np
 
 from cloud_sync.codec import columns
 from cloud_sync.model.records import RecordClass, Records
-from gateway.spool.database import SQL, scalar_from_row
+from gateway.spool.database import SQL, read_meta, scalar_from_row, write_meta
 from gateway.spool.quarantine_items import QuarantineItem, write_quarantine_items
 from gateway.spool.series_catalog import write_series
 
 if TYPE_CHECKING:
     import sqlite3
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
 
     from gateway.spool.database import Database
     from gateway.spool.series_catalog import SeriesCatalog
@@ -77,7 +78,24 @@ def _encode_segment(records: Records, level: int) -> EncodedSegment:
     return EncodedSegment(records.record_class, records, records.rows, *columns.time_range_us(block), block)
 
 
-class _CommitCounter(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class AppendResult:
+    """What became of one group: `stored + duplicates + conflicts` is what was handed over.
+
+    `submissions` has the same of each submission of it.
+    """
+
+    stored: int
+    duplicates: int
+    conflicts: int
+    submissions: tuple[AppendResult, ...] = ()
+
+
+CommitNote = Callable[["sqlite3.Connection", AppendResult], None]
+"""What a commit remembers besides its records: it is written by the same transaction, given the result."""
+
+
+class CommitCounter(NamedTuple):
     """Where a class stands: its newest commit and the rows ever committed."""
 
     commit: int
@@ -92,7 +110,7 @@ class SegmentWriter:
     """
 
     def __init__(
-        self, database: Database, catalog: SeriesCatalog, counters: dict[RecordClass, _CommitCounter]
+        self, database: Database, catalog: SeriesCatalog, counters: dict[RecordClass, CommitCounter]
     ) -> None:
         self._database = database
         self._catalog = catalog
@@ -120,35 +138,38 @@ class SegmentWriter:
         items: Sequence[QuarantineItem] = (),
         *,
         now_us: int,
-        notes: Sequence[Callable[[sqlite3.Connection], None]] = (),
+        notes: Sequence[CommitNote] = (),
+        result: AppendResult | None = None,
     ) -> list[int]:
-        """One group commit: segments (mostly one) and quarantine rows, fsynced together (promise 1).
+        """One group commit: segments (mostly one), quarantine rows and notes, fsynced together (promise 1).
 
-        Only readings wait for compaction to be known to the index of times. `notes` write what else belongs
-        to the group, in the same transaction. Returns the position of each new segment.
+        Only readings wait for compaction to be known to the index of times. Without a `result` the notes get
+        one that says that all rows are new. Returns the position of each new segment.
 
         Raises:
             SpoolFullError, SpoolAccessError: nothing was written; the same call may be made again.
         """
         async with self._turn:
-            return await self._append(sealed, items, now_us, notes)
+            result = result or AppendResult(sum(run.rows for run in sealed), 0, 0)
+            return await self._append(sealed, items, now_us, notes, result)
 
     async def _append(
         self,
         sealed: Sequence[EncodedSegment],
         items: Sequence[QuarantineItem],
         now_us: int,
-        notes: Sequence[Callable[[sqlite3.Connection], None]],
+        notes: Sequence[CommitNote],
+        result: AppendResult,
     ) -> list[int]:
         new_series = self._catalog.list_unsaved()
 
-        def work(connection: sqlite3.Connection) -> tuple[dict[RecordClass, _CommitCounter], list[int]]:
+        def work(connection: sqlite3.Connection) -> tuple[dict[RecordClass, CommitCounter], list[int]]:
             if new_series:
                 write_series(connection, new_series)
             if items:
                 write_quarantine_items(connection, items)
             for note in notes:
-                note(connection)
+                note(connection, result)
             return self._insert(connection, sealed, now_us)
 
         self._counters, positions = await self._database.write(work)
@@ -158,7 +179,7 @@ class SegmentWriter:
 
     def _insert(
         self, connection: sqlite3.Connection, sealed: Sequence[EncodedSegment], now_us: int
-    ) -> tuple[dict[RecordClass, _CommitCounter], list[int]]:
+    ) -> tuple[dict[RecordClass, CommitCounter], list[int]]:
         """Insert segments; returns where every class will stand once this is durable, and their positions."""
         counters, positions = dict(self._counters), []
         for run in sealed:
@@ -179,7 +200,7 @@ class SegmentWriter:
                     run.block,
                 ),
             )
-            counters[run.record_class] = _CommitCounter(commit, rows_before + run.rows)
+            counters[run.record_class] = CommitCounter(commit, rows_before + run.rows)
         return counters, positions
 
 
@@ -230,34 +251,28 @@ def read_fresh_segments(connection: sqlite3.Connection, limit: int = -1) -> list
     return read_segments(connection, (newest_indexed + 1, high), limit)
 
 
-def pruned_mark_key(record_class: RecordClass) -> str:
-    """The key in `meta` of what prunes have taken away: "commit rows"."""
-    return f"pruned_{record_class.name.lower()}"
-
-
 def save_pruned_mark(connection: sqlite3.Connection, position: int) -> None:
-    """Remember the commit of a segment that is about to be taken away; inside the same transaction."""
+    """Record the commit of a segment that is about to be deleted; inside the same transaction."""
     record_class = record_class_at(position)
     row = connection.execute(SQL["segment_end"], (position,)).fetchone()
     if row is None:
-        return  # somebody else has taken it away meanwhile
+        return  # it was pruned meanwhile
     commit, rows = row
-    if commit > _read_pruned_mark(connection, record_class).commit:
-        connection.execute(SQL["set_meta"], (pruned_mark_key(record_class), f"{commit} {rows}"))
+    if commit > read_pruned_mark(connection, record_class).commit:
+        write_meta(connection, f"pruned_{record_class.name.lower()}", f"{commit} {rows}")
 
 
-def read_commit_counter(connection: sqlite3.Connection, record_class: RecordClass) -> _CommitCounter:
+def read_commit_counter(connection: sqlite3.Connection, record_class: RecordClass) -> CommitCounter:
     """The newest commit of a class and the rows ever committed, from the file."""
-    mark = _read_pruned_mark(connection, record_class)
+    mark = read_pruned_mark(connection, record_class)
     row = connection.execute(SQL["newest_segment"], position_span(record_class)).fetchone()
     if row is None:
         return mark
     position, last_commit, rows, rows_before = row
-    return max(mark, _CommitCounter(max(last_commit, first_commit_at(position)), rows_before + rows))
+    return max(mark, CommitCounter(max(last_commit, first_commit_at(position)), rows_before + rows))
 
 
-def _read_pruned_mark(connection: sqlite3.Connection, record_class: RecordClass) -> _CommitCounter:
-    mark = scalar_from_row(
-        connection.execute(SQL["meta"], (pruned_mark_key(record_class),)).fetchone(), "0 0"
-    )
-    return _CommitCounter(*map(int, mark.split()))
+def read_pruned_mark(connection: sqlite3.Connection, record_class: RecordClass) -> CommitCounter:
+    """The newest commit of a class that was pruned, and the rows up to it."""
+    mark = read_meta(connection, f"pruned_{record_class.name.lower()}", "0 0")
+    return CommitCounter(*map(int, str(mark).split()))

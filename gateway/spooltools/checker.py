@@ -15,9 +15,9 @@ import numpy as np
 from cloud_sync.codec import columns
 from cloud_sync.model.records import Readings, RecordClass
 from gateway.spool import errors
-from gateway.spool.database import NO_PROGRESS, SQL, ProgressListener, open_spool_read_only, scalar_from_row
+from gateway.spool.database import NO_PROGRESS, SQL, ProgressListener, open_spool_read_only, read_meta
 from gateway.spool.segment_reader import DamagedSegment, SegmentWalk, count_kept_rows, decode_segment
-from gateway.spool.segments import first_commit_at, position_span, pruned_mark_key, read_commit_counter
+from gateway.spool.segments import first_commit_at, position_span, read_commit_counter, read_pruned_mark
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -193,7 +193,7 @@ def _check_pages(connection: sqlite3.Connection, result: CheckReport, *, full: b
 
 def _check_series(connection: sqlite3.Connection, result: CheckReport) -> NDArray[np.bool_]:
     """Which series numbers are known, as an array of shape (largest number + 1,)."""
-    epoch = scalar_from_row(connection.execute(SQL["meta"], ("epoch",)).fetchone(), "")
+    epoch = read_meta(connection, "epoch", "")
     try:
         UUID(str(epoch))
     except ValueError:
@@ -234,7 +234,8 @@ def _check_class(
         for (position,) in connection.execute(SQL["strange_positions"], (lowest, highest)):
             result.add(f"segment at {position}", "its position names no class of records")
     walk = SegmentWalk(connection, path, record_class)
-    next_commit, next_rows = _read_expected_start(connection, record_class)
+    pruned = read_pruned_mark(connection, record_class)
+    next_commit, next_rows = pruned.commit + 1, pruned.rows
     gone_through = 0
     if record_class in (RecordClass.ROLLUP, RecordClass.READING):  # some stay when what follows is given up
         gone_through, next_commit, next_rows = next_commit - 1, 1, 0
@@ -257,15 +258,6 @@ def _check_class(
         if known is not None:
             known = _check_block(connection, walk, head, known, result)
         progress.advance(head.rows)
-
-
-def _read_expected_start(connection: sqlite3.Connection, record_class: RecordClass) -> tuple[int, int]:
-    """The commit and the row count with which the oldest segment must begin."""
-    mark = scalar_from_row(
-        connection.execute(SQL["meta"], (pruned_mark_key(record_class),)).fetchone(), "0 0"
-    )
-    commit, rows = map(int, str(mark).split())
-    return commit + 1, rows
 
 
 def _skip_set_aside(

@@ -27,12 +27,12 @@ from cloud_sync.model.records import ATTRIBUTE_NAMES, Flag, Readings, RecordClas
 from gateway.ingress.committer import Committer
 from gateway.ingress.http.readings import parse_quarantined_body
 from gateway.spool import delivery_ranges
-from gateway.spool.appender import Appender, AppendResult
+from gateway.spool.appender import Appender
 from gateway.spool.database import NO_PROGRESS, SQL, ProgressListener
 from gateway.spool.delivery_ranges import CommitRange, DeliveryQueue
 from gateway.spool.errors import SpoolAccessError
 from gateway.spool.quarantine_items import StoredQuarantineItem
-from gateway.spool.segments import encode_segments, read_commit_counter
+from gateway.spool.segments import AppendResult, encode_segments, read_commit_counter
 from gateway.spool.series_catalog import DEFAULT_MAX_SERIES
 from gateway.spool.spool import open_spool
 
@@ -115,7 +115,7 @@ class RefusedRowSender:
     ) -> None:
         sealed = encode_segments(readings)
 
-        def note(connection: sqlite3.Connection) -> None:
+        def note(connection: sqlite3.Connection, _: AppendResult) -> None:
             newest = read_commit_counter(connection, _CLASS).commit
             new = CommitRange(newest + 1, newest + len(sealed))
             for name, *_ in connection.execute(SQL["destinations"]).fetchall():

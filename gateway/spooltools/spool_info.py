@@ -16,7 +16,7 @@ import numpy as np
 
 from cloud_sync.model.records import RecordClass
 from gateway.spool import delivery_ranges
-from gateway.spool.database import SQL, is_spool_live, open_spool_read_only, scalar_from_row, wal_size_bytes
+from gateway.spool.database import SQL, is_spool_live, open_spool_read_only, read_meta, wal_size_bytes
 from gateway.spool.deliveries import read_backlog
 from gateway.spool.segments import first_commit_at, position_span, read_commit_counter
 
@@ -110,7 +110,7 @@ def read_spool_info(
             path=str(path),
             live=live,
             format_version=version,
-            epoch=str(scalar_from_row(connection.execute(SQL["meta"], ("epoch",)).fetchone(), "")),
+            epoch=str(read_meta(connection, "epoch", "")),
             gateway_id=gateway_id,
             file_bytes=path.stat().st_size,
             wal_bytes=wal_size_bytes(path),

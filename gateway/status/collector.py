@@ -26,8 +26,8 @@ from gateway.spool.database import (
     SQL,
     file_size_bytes,
     open_spool_read_only,
+    read_meta,
     require_all_tables,
-    scalar_from_row,
 )
 from gateway.spool.deliveries import Backlog, read_backlog
 from gateway.spool.errors import SpoolError
@@ -186,7 +186,7 @@ class StatusCollector:
         live = LiveStatus(
             runtime,
             self._certificates.newest,
-            await runtime.spool.capacity.room_bytes(runtime.spool.database),
+            (await runtime.spool.capacity.measure(runtime.spool.database)).room,
             self._recent.status(),
             self._wear.status(self._read_written(now_s)),
         )
@@ -220,7 +220,7 @@ def read_spool_snapshot(
     kinds = {name: kind for name, kind, _ in connection.execute(SQL["destinations"])}
     notices, _ = outbox_totals(connection)
     return SpoolSnapshot(
-        epoch=scalar_from_row(connection.execute(SQL["meta"], ("epoch",)).fetchone(), ""),
+        epoch=str(read_meta(connection, "epoch", "")),
         newest_commit=commit,
         readings_ever=rows_ever,
         readings_kept=count_kept_rows(connection),

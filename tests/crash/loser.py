@@ -11,7 +11,7 @@ import numpy as np
 
 from cloud_sync.model.records import RecordClass
 from gateway.spool.appender import Capacity
-from gateway.spool.eviction import Evictor
+from gateway.spool.eviction import Evictor, RetentionPolicy
 from gateway.spool.processing_state import PROGRESS_KEY, write_processing_state
 from tests.crash.spools import OpenSpool
 
@@ -20,17 +20,12 @@ ROOM_BYTES = 1_500_000
 
 
 async def lose(path: Path) -> None:
-    """Commit and give up in turns, everything being processed at once."""
+    """Commit and evict in turns, everything being processed at once."""
     spool = await OpenSpool.opened(path)
     try:
         await spool.database.limit_wal(100_000)
-        means = Evictor(
-            spool.database,
-            spool.segments,
-            capacity=Capacity(max_bytes=ROOM_BYTES),
-            wanted_by=dict.fromkeys(RecordClass, ("up",)),
-            windows_s=(60,),
-        )
+        policy = RetentionPolicy(dict.fromkeys(RecordClass, ("up",)), evicts=True, windows_s=(60,))
+        means = Evictor(spool.database, spool.segments, Capacity(max_bytes=ROOM_BYTES), policy)
         for number in range(spool.newest + 1, COMMITS + 1):
             await spool.append(np.arange(number * 400, number * 400 + 400))
             state: dict[str, bytes | None] = {PROGRESS_KEY: str(spool.newest).encode()}

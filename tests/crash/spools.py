@@ -11,8 +11,8 @@ import numpy as np
 from cloud_sync.delivery.lanes import ClaimRequest
 from cloud_sync.model.records import SEQ_ABSENT, Readings, RecordClass, Series
 from gateway.spool.database import Database
-from gateway.spool.retention import Retention
 from gateway.spool.spool import build_spool
+from tests.support.open_spool import build_retention
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from gateway.spool.appender import Appender
     from gateway.spool.compaction import Compaction
     from gateway.spool.deliveries import Deliveries
+    from gateway.spool.retention import Retention
     from gateway.spool.segments import SegmentWriter
     from gateway.spool.series_catalog import SeriesCatalog
 
@@ -56,7 +57,7 @@ class OpenSpool:
             spool.appender,
             spool.deliveries,
             spool.compaction,
-            Retention(database, ["up"], keep_s=0),
+            build_retention(database, spool.segments, "up"),
         )
 
     @property

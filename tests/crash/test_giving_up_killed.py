@@ -55,7 +55,7 @@ def account(path) -> tuple[int, int, int, int]:
 @pytest.mark.parametrize("count", [1, 2, 7])
 def test_what_is_kept_and_declared_is_what_was_acknowledged(tmp_path, count):
     path = tmp_path / "spool.db"
-    assert run_loser(path, f"in_giving_up:{count}") == -signal.SIGKILL
+    assert run_loser(path, f"in_eviction:{count}") == -signal.SIGKILL
     ever, kept, lost, declared = account(path)
     assert kept + lost == ever
     assert declared == lost

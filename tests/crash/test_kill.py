@@ -29,7 +29,7 @@ POINTS = sorted(
     name
     for source in Path(gateway.__path__[0]).rglob("*.py")
     for name in re.findall(r'\bcrash_point\("(\w+)"\)', source.read_text())
-    if name != "in_giving_up"  # what is given up is not kept: test_giving_up_killed.py
+    if name != "in_eviction"  # what is given up is not kept: test_giving_up_killed.py
 )
 _DEVICES = 24
 

@@ -18,15 +18,16 @@ from cloud_sync.codec import columns
 from cloud_sync.delivery.lanes import ClaimRequest
 from cloud_sync.model.records import SEQ_ABSENT, BatchRange, Readings, RecordClass, Series
 from gateway.spool.database import Database
-from gateway.spool.retention import Retention
 from gateway.spool.segments import SegmentWriter, position_span
 from gateway.spool.spool import build_spool
 from tests.crash.power import DiskVFS, connector, images
+from tests.support.open_spool import build_retention
 
 if TYPE_CHECKING:
     from gateway.spool.appender import Appender
     from gateway.spool.compaction import Compaction
     from gateway.spool.deliveries import Deliveries
+    from gateway.spool.retention import Retention
     from gateway.spool.series_catalog import SeriesCatalog
 
 TORTURE = int(os.environ.get("TORTURE", "1"))
@@ -83,7 +84,7 @@ class Site:
             spool.appender,
             spool.deliveries,
             spool.compaction,
-            Retention(database, ["up"], keep_s=0),
+            build_retention(database, spool.segments, "up"),
         )
 
     async def append(self, first, stop):

@@ -18,8 +18,8 @@ import numpy as np
 from cloud_sync.delivery.lanes import ClaimRequest
 from cloud_sync.model.records import SEQ_ABSENT, Readings, Series
 from gateway.spool.quarantine_items import QuarantineItem
-from gateway.spool.retention import Retention
 from gateway.spool.spool import open_spool
+from tests.support.open_spool import build_retention
 
 if TYPE_CHECKING:
     from gateway.spool.deliveries import Deliveries
@@ -72,7 +72,7 @@ async def _make(path: Path) -> None:
             if number == 2:
                 await _deliver(deliveries, "region")
                 await _deliver(deliveries, "cloud")
-                await Retention(database, ["region", "cloud"], keep_s=0).prune_once(1 << 60)
+                await build_retention(database, spool.segments, "region", "cloud").prune_once(1 << 60)
             if number == 5:
                 await _deliver(deliveries, "region")
                 await spool.compaction.compact_once(everything=True)

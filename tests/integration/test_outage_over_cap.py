@@ -21,12 +21,10 @@ from gateway.rollups.roller import Roller
 from gateway.spool import eviction
 from gateway.spool.appender import Capacity
 from gateway.spool.database import open_read_only
-from gateway.spool.eviction import Evictor
-from gateway.spool.retention import Retention
 from gateway.spool.segment_reader import CommitLogReader, StoredRollups
 from gateway.spool.segments import encode_segments
 from tests.support.ingest_service import running
-from tests.support.open_spool import open_spool
+from tests.support.open_spool import build_retention, open_spool
 from tests.support.shipping import one_sender, send_one
 from tests.support.summary_examples import alerts
 
@@ -106,18 +104,13 @@ async def test_after_an_outage_at_a_tenth_of_the_room_every_minute_is_there_and_
                 clock_us=lambda: now_us[0],
             )
             await commit_consumer.load()
-            retention = Retention(
+            retention = build_retention(
                 spool.database,
-                ["region"],
-                keep_s=0,
+                spool.segments,
+                "region",
                 capacity=capacity,
-                evictor=Evictor(
-                    spool.database,
-                    spool.segments,
-                    capacity=capacity,
-                    wanted_by=dict.fromkeys(RecordClass, ("region",)),
-                    windows_s=RollupOptions().windows_s,
-                ),
+                evicts=True,
+                windows_s=RollupOptions().windows_s,
             )
             for minute in range(0, minutes, MINUTES_A_COMMIT):
                 now_us[0] = T0_US + (minute + MINUTES_A_COMMIT) * MINUTE_US
@@ -130,7 +123,7 @@ async def test_after_an_outage_at_a_tenth_of_the_room_every_minute_is_there_and_
                     await spool.compaction.compact_once(everything=True)
                 while await retention.make_room_once(now_us[0]):
                     pass
-                used, _ = await spool.database.room()
+                used, _ = await spool.database.used_and_spare_bytes()
                 assert used <= cap, f"after {minute} minutes"
             for _ in range(3):
                 now_us[0] += 86_400_000_000

@@ -16,9 +16,8 @@ from cloud_sync.delivery.batch_sender import BatchSender
 from cloud_sync.delivery.lanes import Lane
 from cloud_sync.model.errors import RetryLaterError, StoreDeliveryError
 from gateway.spool.delivery_ranges import LIVE_MAX_LAG_US
-from gateway.spool.retention import Retention
 from tests.support.memory_region import LOST, MemoryRegion
-from tests.support.open_spool import NOW_US, OpenSpool, open_spool
+from tests.support.open_spool import NOW_US, OpenSpool, build_retention, open_spool
 from tests.support.shipping import build_state
 
 if TYPE_CHECKING:
@@ -87,7 +86,7 @@ class LanesMachine(RuleBasedStateMachine):
 
     @rule()
     def prune(self) -> None:
-        self._run(Retention(self.spool.database, ["one", "two"], keep_s=0).prune_once(1 << 60))
+        self._run(build_retention(self.spool.database, self.spool.segments, "one", "two").prune_once(1 << 60))
 
     @rule()
     def crash(self) -> None:

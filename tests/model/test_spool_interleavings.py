@@ -17,9 +17,9 @@ from gateway.spool.appender import Appender
 from gateway.spool.compaction import Compaction
 from gateway.spool.deliveries import Deliveries
 from gateway.spool.duplicates import DuplicateFilter
-from gateway.spool.retention import Retention
 from gateway.spool.segments import first_commit_at, position_span
 from tests.crash.spools import ROWS, OpenSpool
+from tests.support.open_spool import build_retention
 
 if TYPE_CHECKING:
     from gateway.spool.database import Database
@@ -127,9 +127,9 @@ async def test_a_prune_that_finds_its_segments_merged_takes_nothing_that_is_need
             claimed = await spool.deliveries.claim("up", ClaimRequest(now_us=1, max_rows=2 * ROWS))
             await spool.deliveries.settle("up", claimed)
         seen = interrupted(spool.database, lambda: _compact_everything(spool))
-        await Retention(seen, ["up"], keep_s=0).prune_once(1 << 60)
+        await build_retention(seen, spool.segments, "up").prune_once(1 << 60)
         assert len(await spool.drained()) == (COMMITS - 4) * ROWS
-        await Retention(spool.database, ["up"], keep_s=0).prune_once(1 << 60)
+        await build_retention(spool.database, spool.segments, "up").prune_once(1 << 60)
         assert await _covered(spool) == []
 
 
@@ -137,7 +137,7 @@ async def test_a_prune_that_finds_its_segments_merged_takes_nothing_that_is_need
 async def test_a_merge_that_finds_its_segments_pruned_does_not_bring_them_back(tmp_path, before, nth):
     async with _spool(tmp_path / "spool.db") as spool:
         await spool.drained()
-        prune = Retention(spool.database, ["up"], keep_s=0)
+        prune = build_retention(spool.database, spool.segments, "up")
         seen = interrupted(spool.database, lambda: prune.prune_once(1 << 60), nth=nth, before=before)
         duplicates = await DuplicateFilter.open(spool.database, spool.catalog)
         await Compaction(seen, spool.catalog, duplicates).compact_once(everything=True)

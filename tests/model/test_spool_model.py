@@ -28,11 +28,10 @@ from hypothesis.stateful import (
 
 from cloud_sync.delivery.lanes import ClaimRequest
 from cloud_sync.model.records import SEQ_ABSENT, Readings, RecordClass, Series
-from gateway.spool.appender import AppendResult
 from gateway.spool.database import Database
-from gateway.spool.retention import Retention
-from gateway.spool.segments import first_commit_at, position_span
+from gateway.spool.segments import AppendResult, first_commit_at, position_span
 from gateway.spool.spool import build_spool
+from tests.support.open_spool import build_retention
 
 if TYPE_CHECKING:
     from uuid import UUID
@@ -180,7 +179,7 @@ class SpoolMachine(RuleBasedStateMachine):
 
     @rule(configured=st.sampled_from((_DESTINATIONS, _DESTINATIONS, ("cloud",), ("region",))))
     def prune(self, configured) -> None:
-        retention = Retention(self.database, configured, keep_s=0)
+        retention = build_retention(self.database, self.segments, *configured)
         self._run(retention.prune_once(1 << 60))
         prefix = list(takewhile(lambda c: all(c in self.delivered[n] for n in configured), self.live))
         whole = self._covered()

@@ -11,13 +11,17 @@ import numpy as np
 from cloud_sync.delivery.lanes import ClaimRequest
 from cloud_sync.model.records import Readings, RecordClass, Series
 from gateway.spool import spool
+from gateway.spool.appender import Capacity
+from gateway.spool.eviction import RetentionPolicy
+from gateway.spool.retention import Retention
 from gateway.spool.spool import Spool
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterable
     from pathlib import Path
 
-    from gateway.spool.appender import Capacity
+    from gateway.spool.database import Database
+    from gateway.spool.segments import SegmentWriter
 
 NOW_US = 1_790_000_000_000_000
 
@@ -63,6 +67,20 @@ class OpenSpool(Spool):
                 ]
             await self.deliveries.settle(name, claimed)
         return sorted(found)
+
+
+def build_retention(
+    database: Database,
+    segments: SegmentWriter,
+    *destinations: str,
+    keep_s: float = 0.0,
+    record_class: RecordClass = RecordClass.READING,
+    capacity: Capacity | None = None,
+    **policy,
+) -> Retention:
+    """What prunes one class of records; `policy` is the rest of a `RetentionPolicy`."""
+    chosen = RetentionPolicy(dict.fromkeys(RecordClass, destinations), {record_class: keep_s}, **policy)
+    return Retention(database, segments, capacity or Capacity(), chosen)
 
 
 @asynccontextmanager

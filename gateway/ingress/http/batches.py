@@ -30,15 +30,16 @@ from cloud_sync.model.records import (
     Series,
     Severity,
 )
-from gateway.spool.appender import AppendResult
+from gateway.spool.segments import AppendResult
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from cloud_sync.model.records import Batch
     from gateway.ingress.committer import Committer
-    from gateway.spool.appender import Appender, CommitNote
+    from gateway.spool.appender import Appender
     from gateway.spool.received_ledger import ReceivedLedger
+    from gateway.spool.segments import CommitNote
     from gateway.spool.series_catalog import SeriesCatalog
 
 
@@ -137,9 +138,9 @@ class BatchReceiver:
         return asyncio.ensure_future(self._append_records(own, note, batch.rows))
 
     async def _append_records(self, records: Records, note: CommitNote, rows: int) -> AppendResult:
-        taken = AppendResult(rows, 0, 0)
-        await self._appender.append_records(records, lambda c: note(c, taken), now_us=self._clock_us())
-        return taken
+        result = AppendResult(rows, 0, 0)
+        await self._appender.append_records(records, lambda c, _: note(c, result), now_us=self._clock_us())
+        return result
 
     def _with_spool_series(self, records: R, series: Sequence[Series]) -> R:
         """Records by the spool's numbers of their series."""

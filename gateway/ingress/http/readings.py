@@ -43,8 +43,8 @@ if TYPE_CHECKING:
     from gateway.ingress.committer import Committer
     from gateway.ingress.http.request_auth import Caller
     from gateway.payloads.measurement import Measurement
-    from gateway.spool.appender import AppendResult
     from gateway.spool.received_ledger import IdempotencyKeys
+    from gateway.spool.segments import AppendResult
     from gateway.spool.series_catalog import SeriesCatalog
 
 SENML_MEDIA_TYPES = ("application/senml+json", "application/senml+cbor")

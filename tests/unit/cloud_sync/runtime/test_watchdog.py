@@ -18,8 +18,7 @@ from cloud_sync.runtime.watchdog import (
 from gateway.ingress.committer import Committer
 from gateway.mqtt.codec.packets import Publish
 from gateway.payloads.topics import TopicTemplate
-from gateway.spool.retention import Retention
-from tests.support.open_spool import open_spool
+from tests.support.open_spool import build_retention, open_spool
 
 
 @dataclass
@@ -155,7 +154,7 @@ async def test_a_commit_that_never_ends_makes_the_committer_late_and_waiting_for
 
 async def test_upkeep_that_has_been_stopped_is_not_late(tmp_path):
     async with open_spool(tmp_path / "spool.db") as spool:
-        retention = Retention(spool.database, [], keep_s=0)
+        retention = build_retention(spool.database, spool.segments)
         clock = Clock()
         retention.stage.clock = clock
         stop = asyncio.Event()

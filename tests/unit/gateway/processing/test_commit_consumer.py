@@ -21,11 +21,10 @@ from gateway.spool.processing_state import (
     read_processing_state,
     write_processing_state,
 )
-from gateway.spool.retention import Retention
 from gateway.spool.segment_reader import CommitLogReader, StoredRollups
 from gateway.spool.segments import position_span
 from tests.support.naive_rollups import naive, of_rows
-from tests.support.open_spool import NOW_US, open_spool
+from tests.support.open_spool import NOW_US, build_retention, open_spool
 from tests.support.roller_rig import newest
 
 _SECOND_US = 1_000_000
@@ -211,7 +210,7 @@ async def test_compaction_and_retention_keep_what_was_not_processed(spool, clock
         await spool.deliveries.register("d", "file", now_us=NOW_US, classes=[RecordClass.READING])
         while (claimed := await spool.deliveries.claim("d", ClaimRequest(now_us=NOW_US))) is not None:
             await spool.deliveries.settle("d", claimed)
-        retention = Retention(spool.database, ["d"], keep_s=0)
+        retention = build_retention(spool.database, spool.segments, "d")
         assert await retention.prune_once(NOW_US + 10**12) == 0
         for n in range(4, 12):
             await spool.append(minutes("a", n, 1))
@@ -235,18 +234,20 @@ async def test_compaction_and_retention_keep_what_was_not_processed(spool, clock
 
 @pytest.mark.parametrize("destinations", [[], ["d"]])
 async def test_rollups_go_by_their_age_once_they_are_delivered(spool, clock, destinations) -> None:
-    retention = Retention(spool.database, destinations, keep_s=86_400, record_class=RecordClass.ROLLUP)
+    retention = build_retention(
+        spool.database, spool.segments, *destinations, keep_s=86_400, record_class=RecordClass.ROLLUP
+    )
     await spool.append(minutes("a", 0, 3))
     async with following(spool, clock) as (commit_consumer, roller):
         await settle(commit_consumer, clock)
         kept = len(await stored(spool))
-        assert await retention.prune_once(NOW_US + 80_000 * _SECOND_US) == 0
+        assert await retention.prune_once(NOW_US + 80_000 * _SECOND_US, RecordClass.ROLLUP) == 0
         if destinations:
-            assert await retention.prune_once(clock.us + 10**12) == 0
+            assert await retention.prune_once(clock.us + 10**12, RecordClass.ROLLUP) == 0
             await spool.deliveries.register("d", "file", now_us=NOW_US)
             while (claimed := await spool.deliveries.claim("d", ClaimRequest(now_us=NOW_US))) is not None:
                 await spool.deliveries.settle("d", claimed)
-        assert await retention.prune_once(clock.us + 10**12) == kept
+        assert await retention.prune_once(clock.us + 10**12, RecordClass.ROLLUP) == kept
         assert await stored(spool) == []
         await spool.append(late(minutes("a", 0, 3)))
         await settle(commit_consumer, clock)
@@ -256,7 +257,7 @@ async def test_rollups_go_by_their_age_once_they_are_delivered(spool, clock, des
 
 async def test_delivered_rollups_are_merged_whatever_their_windows(spool, clock) -> None:
     compaction = Compaction(spool.database, spool.catalog, spool.duplicates)
-    compaction.rollups_wanted_by = ("d",)
+    compaction.rollup_receivers = ("d",)
     rows = minutes("a", 0, 30)
     await spool.append(rows)
     await spool.deliveries.register("d", "file", now_us=NOW_US)

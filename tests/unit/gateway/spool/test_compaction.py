@@ -84,8 +84,8 @@ async def test_the_file_shrinks_when_segments_are_merged(tmp_path):
     async with open_spool(path) as spool:
         for i in range(600):
             await spool.append([("a", i * 50 + k, float(k)) for k in range(50)])
-        before = sum(await spool.database.room())
+        before = sum(await spool.database.used_and_spare_bytes())
         await spool.compaction.compact_once(everything=True)
-        _, spare = await spool.database.room()
+        _, spare = await spool.database.used_and_spare_bytes()
         assert spare == 0
     assert path.stat().st_size < before / 3

@@ -13,13 +13,12 @@ from cloud_sync.model.records import Declarations, RecordClass, Series
 from gateway.spool import eviction
 from gateway.spool.appender import Capacity
 from gateway.spool.errors import SpoolFullError
-from gateway.spool.eviction import Evictor
+from gateway.spool.eviction import Evictor, RetentionPolicy
 from gateway.spool.processing_state import PROGRESS_KEY, write_processing_state
-from gateway.spool.retention import Retention
 from gateway.spool.segments import encode_segments
 from gateway.spooltools.checker import check_spool
 from tests.support.memory_region import MemoryRegion
-from tests.support.open_spool import NOW_US, OpenSpool, open_spool
+from tests.support.open_spool import NOW_US, OpenSpool, build_retention, open_spool
 from tests.support.shipping import one_sender, send_one
 from tests.support.summary_examples import rollups
 
@@ -51,18 +50,15 @@ async def processed(spool: OpenSpool, commit: int) -> None:
 
 
 async def pages_bytes(spool: OpenSpool) -> int:
-    used, _ = await spool.database.room()
+    used, _ = await spool.database.used_and_spare_bytes()
     return used
 
 
 def evictor(spool: OpenSpool, max_bytes: int | None, *destinations: str, **options) -> Evictor:
-    return Evictor(
-        spool.database,
-        spool.segments,
-        capacity=Capacity(max_bytes=max_bytes),
-        wanted_by=dict.fromkeys(RecordClass, destinations),
-        **{"windows_s": WINDOWS, **options},
+    policy = RetentionPolicy(
+        dict.fromkeys(RecordClass, destinations), evicts=True, **{"windows_s": WINDOWS, **options}
     )
+    return Evictor(spool.database, spool.segments, Capacity(max_bytes=max_bytes), policy)
 
 
 async def kept(spool: OpenSpool, record_class: RecordClass = RecordClass.READING) -> list[tuple[int, int]]:
@@ -173,7 +169,7 @@ async def test_a_destination_that_does_not_want_readings_loses_none(tmp_path):
         await fill(spool, 3)
         await processed(spool, 3)
         means = evictor(spool, 1)
-        means._wanted_by = {RecordClass.ROLLUP: ("cloud",)}
+        means._policy = replace(means._policy, receivers={RecordClass.ROLLUP: ("cloud",)})
         await until_it_fits(spool, means)
         found = await spool.database.read(eviction.read_loss_totals)
         assert [(t.destination, t.rows) for t in found] == [("", 3 * ROWS)]
@@ -248,13 +244,13 @@ async def test_what_somebody_claims_meanwhile_is_not_taken_away(tmp_path, monkey
         await fill(spool, 3)
         await processed(spool, 3)
         means = evictor(spool, 1, "regional")
-        take_away = means._take_away
+        evict = means._evict
 
         async def late(*arguments):
             await spool.deliveries.claim("regional", ClaimRequest(now_us=NOW_US, max_rows=ROWS))
-            return await take_away(*arguments)
+            return await evict(*arguments)
 
-        monkeypatch.setattr(means, "_take_away", late)
+        monkeypatch.setattr(means, "_evict", late)
         assert await means.evict_once(NOW_US) == 0
         assert await kept(spool) == [(1, 1), (2, 2), (3, 3)]
         assert await spool.database.read(eviction.read_loss_totals) == []
@@ -266,13 +262,13 @@ async def test_delivered_readings_go_before_anything_is_given_up(tmp_path):
         await fill(spool, 10)
         await processed(spool, 10)
         await deliver(spool, "regional", 5 * ROWS)
-        capacity = Capacity(max_bytes=1)
-        retention = Retention(
+        retention = build_retention(
             spool.database,
-            ["regional"],
+            spool.segments,
+            "regional",
             keep_s=10**6,
-            capacity=capacity,
-            evictor=evictor(spool, 1, "regional"),
+            capacity=Capacity(max_bytes=1),
+            evicts=True,
         )
         await retention.prune_once(NOW_US + 3600 * 1_000_000)
         assert (await kept(spool))[0] == (6, 6)
@@ -320,7 +316,7 @@ async def test_a_disk_that_something_else_fills_costs_half_of_the_spool_and_no_m
         left = len(await kept(spool))
         assert 35 <= left <= 75
         with pytest.raises(SpoolFullError, match="Something else fills the disk"):
-            await capacity.require(spool.database)
+            await capacity.require_room(spool.database)
     async with open_spool(tmp_path / "spool.db") as spool:
         again = evictor(spool, None, "regional")
         again._capacity = capacity
@@ -338,7 +334,7 @@ async def test_what_a_destination_that_was_taken_out_lacks_is_kept_until_it_is_d
         await processed(spool, 4)
         await deliver(spool, "regional", 4 * ROWS)
         await deliver(spool, "cloud", ROWS)
-        retention = Retention(spool.database, ["regional"], keep_s=0, configured=["regional"])
+        retention = build_retention(spool.database, spool.segments, "regional", configured=["regional"])
         assert await retention.prune_once(NOW_US + 3600 * 1_000_000) == 1
         assert await kept(spool) == [(2, 2), (3, 3), (4, 4)]
         await spool.deliveries.drop("cloud")

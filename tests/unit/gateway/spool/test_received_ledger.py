@@ -14,8 +14,8 @@ from cloud_sync.model.records import Batch, BatchRange, Receipt, RecordClass
 from gateway.ingress.committer import Committer
 from gateway.payloads.topics import TopicTemplate
 from gateway.spool import received_ledger
-from gateway.spool.appender import AppendResult
 from gateway.spool.received_ledger import ReceivedLedger
+from gateway.spool.segments import AppendResult
 from tests.support.batches import batch_of
 from tests.support.open_spool import NOW_US, OpenSpool, open_spool
 

@@ -6,15 +6,15 @@ import numpy as np
 
 from cloud_sync.delivery.lanes import ClaimRequest
 from cloud_sync.model.records import RecordClass, Series
-from gateway.build import build_record_retentions
+from gateway.build import build_retention_policy
 from gateway.settings.gateway_settings import GatewaySettings
 from gateway.spool import eviction
 from gateway.spool.appender import Capacity
-from gateway.spool.eviction import Evictor
+from gateway.spool.eviction import RetentionPolicy
 from gateway.spool.processing_state import PROGRESS_KEY, write_processing_state
 from gateway.spool.retention import Retention
 from gateway.spool.segments import encode_segments
-from tests.support.open_spool import NOW_US, open_spool
+from tests.support.open_spool import NOW_US, build_retention, open_spool
 from tests.support.summary_examples import alerts, declarations, rollups
 
 LATER_US = NOW_US + 3600 * 1_000_000
@@ -33,7 +33,7 @@ async def test_only_what_every_destination_has_is_pruned_and_only_after_a_while(
     async with open_spool(tmp_path / "spool.db") as spool:
         for i in range(10):
             await spool.append([("a", i, 0.0)])
-        retention = Retention(spool.database, ["x", "y"], keep_s=60)
+        retention = build_retention(spool.database, spool.segments, "x", "y", keep_s=60)
         await deliver_all(spool, "x")
         assert await retention.prune_once(LATER_US) == 0
         await deliver_all(spool, "y", max_rows=4)
@@ -49,7 +49,7 @@ async def test_commit_numbers_go_on_after_everything_was_pruned(tmp_path):
         for i in range(5):
             await spool.append([("a", i, 0.0), ("b", i, 0.0)])
         await deliver_all(spool, "x")
-        assert await Retention(spool.database, ["x"], keep_s=0).prune_once(LATER_US) == 5
+        assert await build_retention(spool.database, spool.segments, "x").prune_once(LATER_US) == 5
     async with open_spool(tmp_path / "spool.db") as spool:
         assert spool.segments.newest_commit(RecordClass.READING) == 5
         assert spool.segments.rows_ever(RecordClass.READING) == 10
@@ -63,16 +63,18 @@ async def test_a_full_spool_gives_up_what_is_delivered_at_once(tmp_path):
     async with open_spool(tmp_path / "spool.db") as spool:
         await spool.append([("a", 1, 0.0)])
         await deliver_all(spool, "x")
-        patient = Retention(spool.database, ["x"], keep_s=10**6)
+        patient = build_retention(spool.database, spool.segments, "x", keep_s=10**6)
         assert await patient.prune_once(LATER_US) == 0
-        full = Retention(spool.database, ["x"], keep_s=10**6, capacity=Capacity(max_bytes=1))
+        full = build_retention(
+            spool.database, spool.segments, "x", keep_s=10**6, capacity=Capacity(max_bytes=1)
+        )
         assert await full.prune_once(LATER_US) == 1
 
 
 async def test_without_destinations_nothing_is_pruned(tmp_path):
     async with open_spool(tmp_path / "spool.db") as spool:
         await spool.append([("a", 1, 0.0)])
-        assert await Retention(spool.database, [], keep_s=0).prune_once(LATER_US) == 0
+        assert await build_retention(spool.database, spool.segments).prune_once(LATER_US) == 0
 
 
 async def test_alerts_and_declarations_go_some_day_and_only_once_they_are_delivered(tmp_path):
@@ -92,13 +94,18 @@ async def test_alerts_and_declarations_go_some_day_and_only_once_they_are_delive
         for records in (alerts(2, series=1), declarations(2, destination="x")):
             await spool.segments.append(encode_segments(records), now_us=NOW_US)
         later_us = NOW_US + 91 * 86_400_000_000
-        kept = build_record_retentions(settings, spool.database, Capacity())
-        for retention in kept:
-            assert await retention.prune_once(later_us) == 0, "not delivered"
+        policy = build_retention_policy(settings)
+        retention = Retention(spool.database, spool.segments, Capacity(), policy)
+        classes = (RecordClass.ROLLUP, RecordClass.ALERT, RecordClass.DECLARATION)
+
+        async def prune(now_us: int) -> int:
+            return sum([await retention.prune_once(now_us, record_class) for record_class in classes])
+
+        assert await prune(later_us) == 0, "not delivered"
         await deliver_all(spool, "x")
         await deliver_all(spool, "x")
-        assert sum([await retention.prune_once(NOW_US) for retention in kept]) == 0, "not old"
-        assert sum([await retention.prune_once(later_us) for retention in kept]) == 2
+        assert await prune(NOW_US) == 0, "not old"
+        assert await prune(later_us) == 2
         assert await count(spool) == 0
 
 
@@ -115,20 +122,15 @@ async def test_delivered_rollups_go_before_readings_that_somebody_lacks(tmp_path
         await spool.append([("a", i, 0.0) for i in range(100)])
         await spool.database.write(lambda c: write_processing_state(c, {PROGRESS_KEY: b"1"}))
         capacity = Capacity(max_bytes=1)
-        everyone = dict.fromkeys(RecordClass, ("x", "y"))
-        evictor = Evictor(spool.database, spool.segments, capacity=capacity, wanted_by=everyone)
-        of_rollups = Retention(
-            spool.database, ["x", "y"], keep_s=10**9, capacity=capacity, record_class=RecordClass.ROLLUP
+        policy = RetentionPolicy(
+            dict.fromkeys(RecordClass, ("x", "y")),
+            {RecordClass.READING: 60, RecordClass.ROLLUP: 10**9},
+            evicts=True,
         )
-        retention = Retention(
-            spool.database,
-            ["x", "y"],
-            keep_s=60,
-            capacity=capacity,
-            evictor=evictor,
-            before=[of_rollups],
+        retention = Retention(spool.database, spool.segments, capacity, policy)
+        assert await retention.prune_once(LATER_US, RecordClass.ROLLUP) == 0, (
+            "a day of rollups is kept for revisions"
         )
-        assert await of_rollups.prune_once(LATER_US) == 0, "a day of rollups is kept for revisions"
         assert await retention.make_room_once(NOW_US + 25 * LATER_US - 25 * NOW_US)
         assert await spool.database.read(eviction.read_loss_totals) == []
         assert await retention.make_room_once(NOW_US + 25 * LATER_US - 25 * NOW_US)

@@ -10,10 +10,9 @@ from cloud_sync.delivery.lanes import ClaimRequest
 from cloud_sync.model.records import RecordClass
 from gateway.spool.errors import SpoolAccessError, SpoolTooNewError
 from gateway.spool.quarantine_items import QuarantineItem
-from gateway.spool.retention import Retention
 from gateway.spool.segments import segment_position
 from gateway.spooltools.checker import check_spool
-from tests.support.open_spool import NOW_US, open_spool
+from tests.support.open_spool import NOW_US, build_retention, open_spool
 
 
 def at(commit: int) -> int:
@@ -66,7 +65,7 @@ async def test_compaction_pruning_and_setting_aside_leave_a_sound_spool(tmp_path
         assert claimed is not None
         await spool.deliveries.read_batch(claimed)
         await spool.compaction.compact_once(everything=True)
-        await Retention(spool.database, ["region"], keep_s=0).prune_once(NOW_US + 1)
+        await build_retention(spool.database, spool.segments, "region").prune_once(NOW_US + 1)
     result = check_spool(path)
     assert result.problems == []
     assert (result.set_aside_segments, result.set_aside_rows) == (1, 10)

@@ -351,7 +351,7 @@ async def test_a_stopped_gateway_is_read_from_its_spool(tmp_path: Path):
 async def test_room_ends_at_whatever_limit_comes_first(tmp_path: Path):
     async with open_spool(tmp_path / "spool.db") as spool:
         await spool.append([("a", NOW_US, 1.0)])
-        used, _ = await spool.database.room()
-        assert await Capacity(used + 1000).room_bytes(spool.database) == 1000
-        assert await Capacity(used - 1).room_bytes(spool.database) == 0
-        assert await Capacity(min_free_bytes=1 << 60).room_bytes(spool.database) == 0
+        used, _ = await spool.database.used_and_spare_bytes()
+        assert (await Capacity(used + 1000).measure(spool.database)).room == 1000
+        assert (await Capacity(used - 1).measure(spool.database)).room == 0
+        assert (await Capacity(min_free_bytes=1 << 60).measure(spool.database)).room == 0
