@@ -27,14 +27,10 @@ _PROC, _SYS = Path("/proc"), Path("/sys")
 
 
 async def run_checks(config: Path, *, online: bool = True) -> list[Finding]:
-    """Everything about the gateway of a configuration, what is well included.
-
-    Args:
-        config: its file.
-        online: whether to ask name servers, destinations and brokers too.
+    """The findings of all checks; unless `online`, name servers, destinations and brokers are not contacted.
 
     Raises:
-        SettingsFault: the settings themselves cannot be used; files they name may be of no use.
+        InvalidSettingsError: the settings themselves are invalid; files they name may be.
     """
     settings = given.parse_settings_file(config)
     running = await asyncio.to_thread(network.find_running_gateway, settings)
@@ -59,11 +55,11 @@ async def run_checks(config: Path, *, online: bool = True) -> list[Finding]:
 
 
 def _check_settings(config: Path) -> list[Finding]:
-    """Faults that a gateway would not start with; those of files have a check of their own besides."""
+    """Errors that keep the gateway from starting."""
     try:
         given.load_settings(config)
     except InvalidSettingsError as found:
-        advice = "correct it; tidegate config explain tells what a key takes"
+        advice = "correct it; `tidegate config explain KEY` shows what is allowed"
         return [fault("configuration", f.key or f.source, f.what, advice) for f in found.faults]
     return [ok("configuration", str(config), "no faults")]
 
@@ -71,12 +67,12 @@ def _check_settings(config: Path) -> list[Finding]:
 def _check_spool(settings: GatewaySettings) -> list[Finding]:
     path = settings.spool.path
     if not path.exists():
-        return [ok("spool", str(path), "not there yet; the gateway makes it")]
+        return [ok("spool", str(path), "does not exist yet; the gateway creates it")]
     try:
         with open_spool_read_only(path):
             return [ok("spool", str(path), "can be opened")]
     except SpoolError as reason:
-        return [fault("spool", str(path), str(reason), "tidegate spool check tells more")]
+        return [fault("spool", str(path), str(reason), "run `tidegate spool check`")]
 
 
 def _newest_commit_s(path: Path) -> float | None:
@@ -89,7 +85,7 @@ def _newest_commit_s(path: Path) -> float | None:
 
 
 def _is_service(settings: GatewaySettings) -> bool:
-    """Whether this is the user that the gateway runs as, by the owner of the spool; root can all."""
+    """Whether this is the gateway's user, who owns the spool; without a spool, anybody but root."""
     try:
         return settings.spool.path.stat().st_uid == os.geteuid()
     except OSError:
@@ -111,18 +107,17 @@ def doctor(
     config: Annotated[Path, typer.Option("--config", "-c", help="The gateway's TOML file.")],
     *,
     offline: Annotated[
-        bool, typer.Option("--offline", help="Ask no name server, destination or broker.")
+        bool, typer.Option("--offline", help="Contact no name server, destination or broker.")
     ] = False,
-    everything: Annotated[bool, typer.Option("--all", help="Show what is well, too.")] = False,
+    everything: Annotated[bool, typer.Option("--all", help="Also show checks without findings.")] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Look for what is wrong, and say what to do: clock, disk, flash, permissions, ports, names,
-    certificates, each destination (reachable, accepted, version), each broker. Changes nothing.
+    """Find problems, and say what to do: clock, disk, flash, permissions, ports, host names, certificates,
+    each destination (reachable, accepted, version), each broker. Changes nothing.
 
     Run it as root or as the service's user, while the gateway runs or is stopped.
 
-    Exit codes: 0 when there is no fault (warnings are none), 1 when there is one, 2 when the settings cannot
-    be read.
+    Exit codes: 0 without faults (warnings are not faults), 1 with faults, 2 when the settings are invalid.
     """
     try:
         found = asyncio.run(run_checks(config, online=not offline))
@@ -142,7 +137,7 @@ def doctor(
     raise typer.Exit(EXIT_FOUND if worst[Level.FAULT] else 0)
 
 
-_COUNT_LABELS = {Level.FAULT: "faults", Level.WARNING: "warnings", Level.OK: "checks without any"}
+_COUNT_LABELS = {Level.FAULT: "faults", Level.WARNING: "warnings", Level.OK: "checks passed"}
 
 
 _COLOURS = {Level.FAULT: "red", Level.WARNING: "yellow", Level.OK: "green"}

@@ -108,16 +108,21 @@ def read_secret_or_exit(path: Path) -> str:
         fail(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}")
 
 
-def build_selection(series: list[str] | None, since: str | None, until: str | None) -> ReadingFilter:
-    """The filter that the options describe; ends the program when they cannot be parsed."""
+def parse_time_range(since: str | None, until: str | None) -> tuple[int | None, int | None]:
+    """Both ends in microseconds since 1970; ends the program when one cannot be parsed."""
     now_us = time.time_ns() // 1000
-    bounds: dict[str, int | None] = {}
+    bounds: list[int | None] = []
     for option, text in (("--since", since), ("--until", until)):
         try:
-            bounds[option] = None if text is None else parse_time_us(text, now_us=now_us)
-        except ValueError as fault:
-            fail(f"{option}: {fault}")
-    return ReadingFilter(bounds["--since"], bounds["--until"], tuple(series or ()))
+            bounds.append(None if text is None else parse_time_us(text, now_us=now_us))
+        except ValueError as error:
+            fail(f"{option}: {error}")
+    return bounds[0], bounds[1]
+
+
+def build_selection(series: list[str] | None, since: str | None, until: str | None) -> ReadingFilter:
+    """The filter that the options describe; ends the program when they cannot be parsed."""
+    return ReadingFilter(*parse_time_range(since, until), tuple(series or ()))
 
 
 @contextmanager

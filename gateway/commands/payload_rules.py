@@ -6,19 +6,28 @@ import asyncio
 import os
 import secrets
 import sys
-import tempfile
 import time
 import tomllib
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from pydantic import ValidationError
 
+from cloud_sync.runtime.files import replace_file
 from cloud_sync.runtime.settings_file import InvalidSettingsError
 from gateway.auth.authenticator import AnonymousAuthenticator
 from gateway.commands.exit_errors import fail
-from gateway.commands.options import EXIT_FOUND, console, print_json, progress_bar, table
+from gateway.commands.options import (
+    EXIT_FOUND,
+    add_command,
+    console,
+    parse_settings_or_exit,
+    print_json,
+    progress_bar,
+    table,
+)
 from gateway.discovery.topic_observer import RuleProposals, TopicObserver, format_rule_table, propose_rules
 from gateway.humanize import escape_bytes, escape_text, format_time
 from gateway.mqtt.broker_session import SubscriberOptions
@@ -45,34 +54,35 @@ _COMPANIONS = ("quality", "battery_level", "signal_strength", "seq")
 
 
 @decode_app.command()
-def decode(  # noqa: PLR0917 - a command line
-    file: Annotated[str, typer.Argument(metavar="FILE|-", help="The payload; - reads it from stdin.")],
+def decode(
+    file: Annotated[str, typer.Argument(metavar="FILE|-", help="The payload's file; - for stdin.")],
+    *,
     topic: Annotated[str, typer.Option("--topic", "-t", help="The topic it was published on.")],
     config: Annotated[
-        Path | None, typer.Option("--config", "-c", help="The gateway's TOML file, whose rules count.")
+        Path | None, typer.Option("--config", "-c", help="The gateway's TOML file with the rules.")
     ] = None,
     preset: Annotated[
-        list[str] | None, typer.Option(help=f"Rules of a preset instead: {', '.join(PRESETS)}. Repeatable.")
+        list[str] | None, typer.Option(help=f"Rules of a preset: {', '.join(PRESETS)}. Repeatable.")
     ] = None,
     rule: Annotated[
         list[str] | None,
         typer.Option(
             metavar="TOML",
-            help='A rule to try, before all others: \'{ topic = "up/{sensor_id}", format = "fields" }\'.',
+            help='A rule, tried before all others: \'{ topic = "up/{sensor_id}", format = "fields" }\'.',
         ),
     ] = None,
     after: Annotated[
         list[str] | None,
-        typer.Option(metavar="TOPIC=FILE", help="What came before, such as a Sparkplug birth. Repeatable."),
+        typer.Option(metavar="TOPIC=FILE", help="An earlier payload, such as a Sparkplug birth. Repeatable."),
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,  # noqa: FBT002 - typer's way
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
 ) -> None:
-    """Show which readings a payload would become, under which rule, and what would go into quarantine.
+    """Show the readings that a payload decodes to, the matching rule, and what would be quarantined.
 
-    Without --config, --preset or --rule a payload is JSON readings on sensors/{sensor_id}/{sensor_type}.
+    Without --config, --preset or --rule the default rule applies: JSON on sensors/{sensor_id}/{sensor_type}.
 
-    Exit codes: 0 when all of it becomes readings (or is ignored by a rule); 1 when something would go into
-    quarantine; 2 when the payload or the rules cannot be read.
+    Exit codes: 0 when everything decodes (or is ignored by a rule); 1 when something would be quarantined; 2
+    when the payload or the rules cannot be read.
     """
     rules = _build_rules(config, preset or [], rule or [])
     now_us = time.time_ns() // 1000
@@ -91,29 +101,24 @@ def decode(  # noqa: PLR0917 - a command line
 
 
 def _build_rules(config: Path | None, presets: list[str], texts: list[str]) -> RuleSet:
-    ingress = IngressSettings()
-    if config is not None:
-        try:
-            ingress = gateway_settings.parse_settings_file(config).ingress
-        except InvalidSettingsError as fault:
-            fail(str(fault))
+    ingress = IngressSettings() if config is None else parse_settings_or_exit(config).ingress
     tables = [_parse_rule(f"--rule {text}", text) for text in texts]
     tables += [_parse_rule(f"--preset {name}", f'{{ preset = "{name}" }}') for name in presets]
-    made = [rule for given in tables for rule in given.rules]
-    return RuleSet(ingress.rules.template, [*made, *ingress.rules.rules])
+    rules = [rule for table in tables for rule in table.rules]
+    return RuleSet(ingress.rules.template, [*rules, *ingress.rules.rules])
 
 
 def _parse_rule(what: str, text: str) -> IngressRule:
     try:
         return IngressRule(**tomllib.loads(f"rule = {text}")["rule"])
-    except tomllib.TOMLDecodeError as fault:
-        fail(f"{what}: is no TOML table: {fault}")
+    except tomllib.TOMLDecodeError as error:
+        fail(f"{what}: not a TOML table: {error}")
     except TypeError:
-        fail(f"{what}: is no TOML table")
-    except ValidationError as fault:
-        told = fault.errors(include_url=False)[0]
-        where = ".".join(map(str, told["loc"]))
-        fail(f"{what}: {where + ': ' if where else ''}{told['msg'].removeprefix('Value error, ')}")
+        fail(f"{what}: not a TOML table")
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        where = ".".join(map(str, first["loc"]))
+        fail(f"{what}: {where + ': ' if where else ''}{first['msg'].removeprefix('Value error, ')}")
 
 
 def _read_payload(file: str) -> bytes:
@@ -131,7 +136,7 @@ def _rule_text(found: PayloadPreview, rules: RuleSet) -> str:
         return "no rule"
     what = f"topic {found.rule.topic}, format {found.rule.format}"
     if found.rule_no is None:
-        return f"no rule; by default {what}"
+        return f"no rule; default: {what}"
     return f"rule {found.rule_no} of {len(rules.rules)}: {what}"
 
 
@@ -139,34 +144,35 @@ def _print_preview(found: PayloadPreview, rules: RuleSet) -> None:
     out = console()
     out.print(_rule_text(found, rules), markup=False)
     if found.measurements:
-        rows = table("sensor_id", "sensor_type", "value", "unit", "time", "with it", right=("value",))
+        rows = table("sensor_id", "sensor_type", "value", "unit", "time", "other", right=("value",))
         for m in found.measurements[:_ROWS_MAX]:
             rows.add_row(
                 escape_text(m.name.sensor_id),
                 escape_text(m.name.sensor_type),
                 f"{m.value:.12g}",
                 escape_text(m.unit or ""),
-                "of receipt" if m.time_us is None else format_time(m.time_us), _companion_text(m),
-            )  # fmt: skip
+                "of receipt" if m.time_us is None else format_time(m.time_us),
+                _companion_text(m),
+            )
         out.print(rows)
         if len(found.measurements) > _ROWS_MAX:
             out.print(f"... {len(found.measurements) - _ROWS_MAX} more")
     elif not found.faults:
-        out.print("nothing of it is taken")
+        out.print("no readings")
     for fault in found.faults:
         out.print(f"quarantine: {fault.reason}: {escape_text(fault.detail)}", markup=False)
         out.print(f"            {escape_bytes(fault.part, _PART_MAX_CHARS)}", markup=False)
-    out.print(f"{len(found.measurements)} readings, {len(found.faults)} for quarantine")
+    out.print(f"{len(found.measurements)} readings, {len(found.faults)} quarantined")
 
 
 def _companion_text(m: Measurement) -> str:
-    told = [f"{name} {getattr(m, name):g}" for name in _COMPANIONS if getattr(m, name) is not None]
-    told += [
+    parts = [f"{name} {getattr(m, name):g}" for name in _COMPANIONS if getattr(m, name) is not None]
+    parts += [
         f"{name} {escape_text(text)}"
         for name in ("location", "manufacturer", "firmware_version")
         if (text := getattr(m, name)) is not None
     ]
-    return ", ".join(told)
+    return ", ".join(parts)
 
 
 def _preview_document(found: PayloadPreview) -> dict[str, Any]:
@@ -200,9 +206,9 @@ _EXAMPLE_READINGS_MAX = 8
 
 
 class _TopicRecorder:
-    """Implements `Intake`: notes what it hears. Only a broker is told that a message has arrived.
+    """A `PublishSink` that records topics and payloads.
 
-    Devices are not: what they published is nowhere, so they are to keep it and send it to the gateway.
+    It acknowledges to a broker only: devices keep what they publish here and send it to the gateway again.
     """
 
     def __init__(self, *, acknowledges: bool) -> None:
@@ -210,112 +216,110 @@ class _TopicRecorder:
         self._acknowledges = acknowledges
 
     def publishes(self, source: Acknowledger, batch: list[Publish]) -> None:
-        """Note a batch."""
+        """Record a batch."""
         for publish in batch:
             self.seen.add(publish.topic, publish.payload)
         if self._acknowledges:
             source.acknowledge(batch)
 
 
-@learn_app.command("learn")
-def learn_command(  # noqa: PLR0917 - a command line
+@dataclass(frozen=True, kw_only=True)
+class LearnOptions:
+    """Where `tidegate learn` listens."""
+
     broker: Annotated[
-        str | None, typer.Option(metavar="URL", help="Listen at this broker: mqtt://HOST or mqtts://HOST.")
-    ] = None,
+        str | None, typer.Option(metavar="URL", help="Subscribe at this broker: mqtt://HOST or mqtts://HOST.")
+    ] = None
     listen: Annotated[
         str | None,
-        typer.Option(metavar="HOST:PORT", help="Or be the server devices publish to, e.g. 0.0.0.0:1883."),
-    ] = None,
-    seconds: Annotated[float, typer.Option(min=0.1, help="How long to listen.")] = 60,
+        typer.Option(metavar="HOST:PORT", help="Or be the server that devices publish to: 0.0.0.0:1883."),
+    ] = None
+    seconds: Annotated[float, typer.Option(min=0.1, help="How long to listen.")] = 60
     filters: Annotated[
-        list[str] | None, typer.Option("--filter", help="Topic filters for the broker. Repeatable.")
-    ] = None,
-    username: Annotated[str | None, typer.Option(help="For the broker.")] = None,
+        list[str] | None, typer.Option("--filter", help="A topic filter for the broker. Repeatable.")
+    ] = None
+    username: Annotated[str | None, typer.Option(help="For the broker.")] = None
     password_file: Annotated[
         Path | None, typer.Option(help="For the broker: a file whose first line is the password.")
-    ] = None,
-    ca_file: Annotated[Path | None, typer.Option(help="For mqtts://: the authority, PEM.")] = None,
+    ] = None
+    ca_file: Annotated[Path | None, typer.Option(help="For mqtts://: the CA certificate, PEM.")] = None
     config: Annotated[
         Path | None,
-        typer.Option(
-            "--config", "-c", help="The gateway's TOML file: propose what its rules do not take yet."
-        ),
-    ] = None,
-    write: Annotated[  # noqa: FBT002 - typer's way
-        bool, typer.Option("--write", help="Add what is proposed to --config.")
-    ] = False,
-) -> None:
+        typer.Option("--config", "-c", help="The gateway's TOML file: propose rules only for other topics."),
+    ] = None
+    write: Annotated[bool, typer.Option("--write", help="Add the proposed rules to --config.")] = False
+
+
+def learn(options: LearnOptions) -> None:
     """Listen for a while, and propose rules for the topics and payloads that are seen.
 
-    At a broker it has a session of its own, which ends with it. As a server it acknowledges nothing: devices
-    with QoS 1 send again to the gateway what they published meanwhile.
+    At a broker it uses a session of its own, which ends with it. As a server it acknowledges nothing: devices
+    with QoS 1 send to the gateway again what they published meanwhile.
 
-    Exit codes: 0; 1 when nothing was seen, or some of it would go into quarantine; 2 when it cannot be done.
+    Exit codes: 0; 1 when nothing was seen, or some of it would be quarantined; 2 on an error.
     """
-    if (broker is None) == (listen is None):
-        fail("say where to listen: --broker URL, or --listen HOST:PORT")
-    if write and config is None:
-        fail("--write needs --config: the file to add to")
-    ingress = IngressSettings()
-    if config is not None:
-        try:
-            ingress = gateway_settings.parse_settings_file(config).ingress
-        except InvalidSettingsError as fault:
-            fail(str(fault))
-    ear = _TopicRecorder(acknowledges=broker is not None)
+    if (options.broker is None) == (options.listen is None):
+        fail("name where to listen: --broker URL, or --listen HOST:PORT")
+    if options.write and options.config is None:
+        fail("--write needs --config: the file to add the rules to")
+    config = options.config
+    ingress = IngressSettings() if config is None else parse_settings_or_exit(config).ingress
+    recorder = _TopicRecorder(acknowledges=options.broker is not None)
     try:
-        if broker is not None:
-            told = SubscriberOptions(
-                url=broker,
-                client_id=f"tidegate-learn-{secrets.token_hex(6)}",
-                filters=tuple(filters or ["#"]),
-                retained=True,
-                username=username,
-                password_file=password_file,
-                ca_file=ca_file,
-                session_expiry_s=0,
-                broker_reviewed=True,
-            )
-            asyncio.run(_listen_at_broker(told, ear, seconds))
+        if options.broker is not None:
+            asyncio.run(_listen_at_broker(options.broker, options, recorder))
         else:
-            host, _, port = (listen or "").rpartition(":")
-            asyncio.run(
-                _listen_as_server(MqttServerOptions(host=host or "127.0.0.1", port=int(port)), ear, seconds)
-            )
-    except ValueError as fault:
-        fail(f"{broker or listen}: {fault}")
-    except OSError as fault:
-        fail(f"{broker or listen}: {fault.strerror or fault}")
-    learnt = propose_rules(ear.seen, ingress.rules, now_us=time.time_ns() // 1000)
-    _print_proposals(ear.seen, learnt)
-    if write and config is not None and learnt.proposals:
-        _append_rules(config, learnt.proposals)
-    if not ear.seen.topics or learnt.unknown or any(p.faults for p in learnt.proposals):
+            host, _, port = (options.listen or "").rpartition(":")
+            server = MqttServerOptions(host=host or "127.0.0.1", port=int(port))
+            asyncio.run(_listen_as_server(server, recorder, options.seconds))
+    except ValueError as error:
+        fail(f"{options.broker or options.listen}: {error}")
+    except OSError as error:
+        fail(f"{options.broker or options.listen}: {error.strerror or error}")
+    proposed = propose_rules(recorder.seen, ingress.rules, now_us=time.time_ns() // 1000)
+    _print_proposals(recorder.seen, proposed)
+    if options.write and config is not None and proposed.proposals:
+        _append_rules(config, proposed.proposals)
+    if not recorder.seen.topics or proposed.unknown or any(p.faults for p in proposed.proposals):
         raise typer.Exit(EXIT_FOUND)
 
 
-async def _listen_at_broker(told: SubscriberOptions, ear: _TopicRecorder, seconds: float) -> None:
-    subscriber, stop = Subscriber(told, ear), asyncio.Event()
+add_command(learn_app, learn, LearnOptions)
+
+
+async def _listen_at_broker(broker: str, options: LearnOptions, recorder: _TopicRecorder) -> None:
+    subscription = SubscriberOptions(
+        url=broker,
+        client_id=f"tidegate-learn-{secrets.token_hex(6)}",
+        filters=tuple(options.filters or ["#"]),
+        retained=True,
+        username=options.username,
+        password_file=options.password_file,
+        ca_file=options.ca_file,
+        session_expiry_s=0,
+        broker_reviewed=True,
+    )
+    subscriber, stop = Subscriber(subscription, recorder), asyncio.Event()
     running = asyncio.create_task(subscriber.run(stop), name="subscriber")
-    await _wait_with_progress(seconds, running)
+    await _wait_with_progress(options.seconds, running)
     stop.set()
     subscriber.stop_reading()
     await subscriber.close()
     await running
 
 
-async def _listen_as_server(told: MqttServerOptions, ear: _TopicRecorder, seconds: float) -> None:
-    listener = MqttServer(told, ear, AnonymousAuthenticator())
-    await listener.start()
+async def _listen_as_server(options: MqttServerOptions, recorder: _TopicRecorder, seconds: float) -> None:
+    server = MqttServer(options, recorder, AnonymousAuthenticator())
+    await server.start()
     try:
         await _wait_with_progress(seconds, None)
-        listener.stop_reading()
+        server.stop_reading()
     finally:
-        await listener.close()
+        await server.close()
 
 
 async def _wait_with_progress(seconds: float, running: asyncio.Task[None] | None) -> None:
-    """Wait; the bar shows how much is over."""
+    """Wait for `seconds`, or until `running` ends, with a progress bar."""
     ends = time.monotonic() + seconds
     with progress_bar("listening") as progress:
         progress.total(int(seconds * 10))
@@ -324,12 +328,12 @@ async def _wait_with_progress(seconds: float, running: asyncio.Task[None] | None
             progress.advance()
 
 
-def _print_proposals(seen: TopicObserver, learnt: RuleProposals) -> None:
+def _print_proposals(seen: TopicObserver, proposed: RuleProposals) -> None:
     out = console()
     typer.echo(f"{seen.publishes} messages on {len(seen.topics)} topics", err=True)
-    if learnt.known:
-        typer.echo(f"{len(learnt.known)} topics are taken already", err=True)
-    for proposal in learnt.proposals:
+    if proposed.known:
+        typer.echo(f"{len(proposed.known)} topics match existing rules", err=True)
+    for proposal in proposed.proposals:
         out.print(format_rule_table(proposal), markup=False, highlight=False, soft_wrap=True)
         rows = table("sensor_id", "sensor_type", "value", "unit", "time", right=("value",))
         for m in proposal.readings[:_EXAMPLE_READINGS_MAX]:
@@ -337,35 +341,30 @@ def _print_proposals(seen: TopicObserver, learnt: RuleProposals) -> None:
             names = escape_text(m.name.sensor_id), escape_text(m.name.sensor_type)
             rows.add_row(*names, f"{m.value:.12g}", escape_text(m.unit or ""), time_text)
         out.print(rows)
-        out.print(f"# {len(proposal.readings)} readings, {len(proposal.faults)} for quarantine")
+        out.print(f"# {len(proposal.readings)} readings, {len(proposal.faults)} quarantined")
         reasons = sorted({f"{fault.reason}: {fault.detail}" for fault in proposal.faults})
         for reason in reasons[:_EXAMPLE_READINGS_MAX]:
             out.print(f"#   {escape_text(reason)}", markup=False, soft_wrap=True)
         out.print()
-    if learnt.unknown:
-        out.print(f"# {len(learnt.unknown)} topics that no rule was found for:")
-        for topic in learnt.unknown[:_UNKNOWN_TOPICS_MAX]:
+    if proposed.unknown:
+        out.print(f"# {len(proposed.unknown)} topics without a matching rule:")
+        for topic in proposed.unknown[:_UNKNOWN_TOPICS_MAX]:
             out.print(f"#   {escape_text(topic)}", markup=False, soft_wrap=True)
 
 
 def _append_rules(config: Path, proposals: Sequence[RuleProposal]) -> None:
-    """Add tables to a configuration, if it is one with them; as a whole or not at all."""
+    """Add tables to a configuration if it is valid with them."""
     text = config.read_text(encoding="utf-8").rstrip("\n")
     text += "\n\n\n" + "\n".join(map(format_rule_table, proposals))
-    descriptor, name = tempfile.mkstemp(dir=config.parent, prefix=f".{config.name}.")
-    draft = Path(name)
+    draft = config.with_name(f".{config.name}.{os.getpid()}")
     try:
-        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        draft.chmod(config.stat().st_mode & 0o777)
+        draft.write_text(text, encoding="utf-8")
         gateway_settings.parse_settings_file(draft)
-        draft.replace(config)
-    except InvalidSettingsError as fault:
-        fail(f"nothing was written: {fault}")
-    except OSError as fault:
-        fail(f"{config}: cannot be written: {fault.strerror}")
+        replace_file(config, text.encode(), config.stat().st_mode & 0o777)
+    except InvalidSettingsError as error:
+        fail(f"nothing was written: {error}")
+    except OSError as error:
+        fail(f"{config}: cannot be written: {error.strerror}")
     finally:
         draft.unlink(missing_ok=True)
     typer.echo(f"{config}: {len(proposals)} rules added; restart the gateway to use them", err=True)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import csv
 import sys
-import time
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -22,9 +22,11 @@ from gateway.commands.options import (
     SinceOption,
     SpoolArgument,
     UntilOption,
+    add_command,
     build_selection,
     console,
     exit_on_spool_error,
+    parse_time_range,
     print_json,
     progress_bar,
     resolve_spool,
@@ -36,7 +38,6 @@ from gateway.humanize import (
     format_iso_time,
     format_time,
     parse_duration_s,
-    parse_time_us,
 )
 from gateway.query.series_chart import draw_line_chart
 from gateway.query.series_query import SeriesQuery, SeriesResult, find_series, run_query
@@ -64,109 +65,113 @@ _NOT_IN_TABLE = ("first", "last", "excluded")
 _CHART_POINTS = 2000
 
 
-@app.command()
-def query(
+@dataclass(frozen=True, kw_only=True)
+class QueryOptions:
+    """Which series `tidegate query` shows, over which time, and how."""
+
     series: Annotated[
         str,
         typer.Argument(
-            metavar="ID/TYPE", help="The series; ID alone when it has one type; *, ? and [..] if one fits."
+            metavar="ID/TYPE",
+            help="The series; ID alone if it has one type; or a pattern that one series matches.",
         ),
-    ],
-    spool: Annotated[
-        Path | None, typer.Argument(metavar="[SPOOL]", help="The spool's file. Or name it by --config.")
-    ] = None,
-    *,
-    config: ConfigOption = None,
+    ]
+    spool: SpoolArgument = None
+    config: ConfigOption = None
     since: Annotated[
-        str, typer.Option(metavar="WHEN", help="From then on: 30min, 6h, 2d (ago), or 2026-05-01T12:00.")
-    ] = "6h",
-    until: UntilOption = None,
+        str,
+        typer.Option(
+            metavar="WHEN", help="Start of the time range: 30min, 6h, 2d (ago), or 2026-05-01T12:00."
+        ),
+    ] = "6h"
+    until: UntilOption = None
     every: Annotated[
         str | None,
         typer.Option(metavar="LENGTH", help="Windows of 1m, 5m, 1h, 1d, ...; raw for readings."),
-    ] = None,
+    ] = None
     points: Annotated[
-        int | None, typer.Option(min=3, metavar="N", help="A line of at most N points that keeps its shape.")
-    ] = None,
+        int | None,
+        typer.Option(min=3, metavar="N", help="Downsample to at most N points, keeping the line's shape."),
+    ] = None
     average: Annotated[
-        int, typer.Option(min=0, metavar="N", help="Also a moving average over N windows.")
-    ] = 0,
+        int, typer.Option(min=0, metavar="N", help="Also print a moving average over N windows.")
+    ] = 0
     form: Annotated[
-        Literal["table", "csv", "json", "chart"], typer.Option("--format", help="How to print it.")
-    ] = "table",
-) -> None:
-    """Show what one series was: windows from its rollups, and from readings where there are none yet.
+        Literal["table", "csv", "json", "chart"], typer.Option("--format", help="Output format.")
+    ] = "table"
 
-    Without --every the windows suit the span; up to 15 minutes it is the readings themselves. Times are UTC.
 
-    Exit codes: 0; 1 when damaged segments had to be left out; 2 when the spool cannot be read or the
-    series is not known, or several fit.
+def query(options: QueryOptions) -> None:
+    """Show one series: windows from its rollups, or from readings where there are no rollups yet.
+
+    Without --every the windows suit the time range; up to 15 minutes, readings are shown. Times are UTC.
+
+    Exit codes: 0; 1 when damaged segments were skipped; 2 when the spool cannot be read or no series, or more
+    than one, matches.
 
     Examples: `tidegate query boiler-1/temperature -c gateway.toml --since 6h --every 1m`,
     `tidegate query boiler-1/temperature spool.db --since 1d --format chart`.
     """
-    which = resolve_spool(spool, config)
-    question = _build_question(since, until, every, points, average, form)
+    which = resolve_spool(options.spool, options.config)
+    question = _build_query(options)
     with exit_on_spool_error(), open_spool_read_only(which.path) as connection:
-        known = _find_series(connection, series)
+        known = _find_series(connection, options.series)
         found = run_query(connection, known, question)
-    if form == "json":
+    if options.form == "json":
         print_json(found)
-    elif form == "csv":
+    elif options.form == "csv":
         _print_csv(found)
     elif found.rows == 0:
-        typer.echo(f"{escape_text(_series_name(known))}: nothing in that time", err=True)
-    elif form == "chart":
+        typer.echo(f"{escape_text(_series_name(known))}: no readings in this time range", err=True)
+    elif options.form == "chart":
         _print_chart(found)
     else:
         _print_table(found)
     if found.damaged_rows:
-        typer.echo(f"tidegate: {format_count(found.damaged_rows)} damaged rows were left out", err=True)
+        typer.echo(f"tidegate: {format_count(found.damaged_rows)} damaged rows were skipped", err=True)
         raise typer.Exit(EXIT_FOUND)
 
 
-def _build_question(  # noqa: PLR0917 - the options of one command
-    since: str, until: str | None, every: str | None, points: int | None, average: int, form: str
-) -> SeriesQuery:
-    now_us = time.time_ns() // 1000
-    bounds = []
-    for option, text in (("--since", since), ("--until", until or "now")):
-        try:
-            bounds.append(parse_time_us(text, now_us=now_us))
-        except ValueError as fault:
-            fail(f"{option}: {fault}")
-    if bounds[1] <= bounds[0]:
+add_command(app, query, QueryOptions)
+
+
+def _build_query(options: QueryOptions) -> SeriesQuery:
+    since_us, until_us = parse_time_range(options.since, options.until or "now")
+    assert since_us is not None
+    assert until_us is not None
+    if until_us <= since_us:
         fail("--until must be later than --since")
     every_s = None
-    if every is not None:
+    if options.every is not None:
         try:
-            every_s = 0.0 if every == "raw" else parse_duration_s(every)
+            every_s = 0.0 if options.every == "raw" else parse_duration_s(options.every)
         except ValueError as error:
             fail(f"--every: {error}, or raw")
         if every_s % 1:
-            fail(f"--every: {every} is not a whole number of seconds")
-    if average and (points is not None or every_s == 0 or form == "chart"):
-        fail("--average goes over windows: with --every, and without --points and chart")
-    if form == "chart" and points is None:
+            fail(f"--every: {options.every} is not a whole number of seconds")
+    points, average = options.points, options.average
+    if average and (points is not None or every_s == 0 or options.form == "chart"):
+        fail("--average needs windows: use it with --every, without --points and --format chart")
+    if options.form == "chart" and points is None:
         points = _CHART_POINTS
-    question = SeriesQuery(bounds[0], bounds[1], None if every_s is None else int(every_s), points, average)
+    question = SeriesQuery(since_us, until_us, None if every_s is None else int(every_s), points, average)
     if average and not question.window_s:
-        fail("--average goes over windows: say how long they are with --every")
+        fail("--average needs windows: set their length with --every")
     return question
 
 
 def _find_series(connection: sqlite3.Connection, text: str) -> KnownSeries:
-    """The series that is meant; ends the program when there is none, or several."""
+    """The one series that matches; ends the program when none or several do."""
     found = find_series(connection, ReadingFilter(patterns=(text,)))
     if not found:
         fail(
             f"no series is called {escape_text(text)}; "
-            f"a pattern such as '*{escape_text(text)}*' lists what is there"
+            f"a pattern such as '*{escape_text(text)}*' lists similar names"
         )
     if len(found) > 1:
         names = "".join(f"\n  {escape_text(_series_name(known))}" for known in found[:_MATCHES_MAX])
         more = f"\n  and {len(found) - _MATCHES_MAX} more" if len(found) > _MATCHES_MAX else ""
-        fail(f"{len(found)} series fit {escape_text(text)}; name one of them:{names}{more}")
+        fail(f"{len(found)} series match {escape_text(text)}; name one of them:{names}{more}")
     return found[0]
 
 
@@ -221,53 +226,60 @@ _DAMAGED_MAX = 10
 _TERMINAL_ROWS = 1000
 
 
-def read(
-    spool: SpoolArgument = None,
-    *,
-    config: ConfigOption = None,
-    series: SeriesOption = None,
-    since: SinceOption = None,
-    until: UntilOption = None,
-    limit: Annotated[int, typer.Option(min=0, metavar="N", help="At most so many; 0 means all.")] = 50,
-    oldest: Annotated[bool, typer.Option("--oldest", help="Those that came in first, not last.")] = False,
+@dataclass(frozen=True, kw_only=True)
+class ReadOptions:
+    """Which readings `tidegate spool read` prints, and how."""
+
+    spool: SpoolArgument = None
+    config: ConfigOption = None
+    series: SeriesOption = None
+    since: SinceOption = None
+    until: UntilOption = None
+    limit: Annotated[
+        int, typer.Option(min=0, metavar="N", help="Maximum number of readings; 0 means all.")
+    ] = 50
+    oldest: Annotated[bool, typer.Option("--oldest", help="The first received instead of the last.")] = False
     form: Annotated[
-        Literal["table", "csv", "jsonl"], typer.Option("--format", help="jsonl: one JSON object a line.")
-    ] = "table",
-    as_json: Annotated[bool, typer.Option("--json", help="The same as --format jsonl.")] = False,
-) -> None:
-    """Print readings: of those selected, the ones that came in last.
+        Literal["table", "csv", "jsonl"],
+        typer.Option("--format", help="Output format; jsonl: one JSON object a line."),
+    ] = "table"
+    as_json: Annotated[bool, typer.Option("--json", help="The same as --format jsonl.")] = False
 
-    They are sorted by time, except with --limit 0: then they come as they are stored, by commit, series and
-    time. On a terminal nothing that a device wrote can move the cursor.
 
-    Exit codes: 0; 1 when a damaged segment had to be left out; 2 when the spool cannot be read.
+def read(options: ReadOptions) -> None:
+    """Print readings: of those selected, the ones that were received last.
+
+    They are sorted by time, except with --limit 0: then they come in storage order, by commit, series and
+    time. Control characters in text from devices are escaped.
+
+    Exit codes: 0; 1 when a damaged segment was skipped; 2 when the spool cannot be read.
 
     Examples: `tidegate spool read spool.db --series 'barn-*/temperature' --since 6h`,
     `tidegate spool read -c gateway.toml --limit 0 --format csv > readings.csv`.
     """
-    which = resolve_spool(spool, config)
-    selection = build_selection(series, since, until)
-    form = "jsonl" if as_json else form
+    which = resolve_spool(options.spool, options.config)
+    selection = build_selection(options.series, options.since, options.until)
+    limit, newest = options.limit, not options.oldest
     found = ReadSummary()
     with exit_on_spool_error(), open_spool_read_only(which.path) as connection:
         names = SelectedSeries(connection, selection)
-        with progress_bar("looking") as progress:
+        with progress_bar("reading") as progress:
             parts = read_selected(
                 connection,
                 which.path,
                 selection,
                 names,
                 found,
-                newest_first=bool(limit) and not oldest,
+                newest_first=bool(limit) and newest,
                 progress=progress,
             )
-            taken = (
-                [_limit_readings(parts, limit, newest=not oldest)]
+            groups = (
+                [_limit_readings(parts, limit, newest=newest)]
                 if limit
                 else group_into_runs(parts, _TERMINAL_ROWS)
             )
-            with _open_printer(form) as writer:
-                for readings in taken:
+            with _open_printer("jsonl" if options.as_json else options.form) as writer:
+                for readings in groups:
                     if readings.rows:
                         writer.write(readings, names)
     _report_damaged(found)
@@ -282,22 +294,22 @@ def export(
             "--out",
             "-o",
             metavar="FILE",
-            help="Ends in .parquet, .csv or .jsonl, .gz after it; - is CSV on stdout.",
+            help="The file, ending in .parquet, .csv or .jsonl, also with .gz; - is CSV on stdout.",
         ),
     ],
     config: ConfigOption = None,
     series: SeriesOption = None,
     since: SinceOption = None,
     until: UntilOption = None,
-    force: Annotated[bool, typer.Option("--force", help="Replace the file when it exists.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Overwrite an existing file.")] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Write readings to a file, with the columns of the region's view sensor_data.
 
-    They stream by in memory that does not grow, as they are stored: by commit, series and time. The file
-    appears under its name only when it is whole.
+    They are streamed in storage order, by commit, series and time, using constant memory. The file appears
+    under its name only when it is complete.
 
-    Exit codes: 0; 1 when a damaged segment had to be left out; 2 when it cannot be done.
+    Exit codes: 0; 1 when a damaged segment was skipped; 2 on an error.
     """
     which = resolve_spool(spool, config)
     selection = build_selection(series, since, until)
@@ -321,18 +333,18 @@ def export(
 
 def _limit_readings(parts: Iterator[Readings], limit: int, *, newest: bool) -> Readings:
     """The first `limit` readings of `parts`, sorted by time; of one segment the newest, or the oldest."""
-    taken: list[Readings] = []
-    lacking = limit
+    selected: list[Readings] = []
+    missing = limit
     for part in parts:
         by_time = part.select(np.argsort(part.time_us, kind="stable"))
-        cut = slice(-lacking, None) if newest else slice(lacking)
-        taken.append(by_time.select(np.arange(by_time.rows)[cut]))
-        lacking -= taken[-1].rows
-        if lacking == 0:
+        cut = slice(-missing, None) if newest else slice(missing)
+        selected.append(by_time.select(np.arange(by_time.rows)[cut]))
+        missing -= selected[-1].rows
+        if missing == 0:
             break
-    if not taken:
+    if not selected:
         return _NO_READINGS
-    whole = Readings.concat(taken)
+    whole = Readings.concat(selected)
     return whole.select(np.lexsort((whole.series, whole.time_us)))
 
 
@@ -340,7 +352,7 @@ _NO_READINGS = Readings(*(np.zeros(0, dtype) for dtype in ("i4", "i8", "f8", "f4
 
 
 class _TablePrinter:
-    """A table for a person; long output comes in tables of their own."""
+    """Prints a table for each group of readings."""
 
     def write(self, readings: Readings, names: reading_export.SeriesLookup) -> None:
         rows = table(
@@ -352,7 +364,7 @@ class _TablePrinter:
         console().print(rows)
 
     def close(self) -> None:
-        """Nothing is kept open."""
+        """Nothing is open."""
 
 
 @contextmanager
@@ -395,8 +407,8 @@ def _report_damaged(found: ReadSummary) -> None:
     for line in found.damaged[:_DAMAGED_MAX]:
         typer.echo(f"tidegate: {escape_text(line)}", err=True)
     typer.echo(
-        f"tidegate: {format_count(found.damaged_rows)} readings in damaged segments were left out; "
-        "`tidegate spool check` names them all",
+        f"tidegate: {format_count(found.damaged_rows)} readings in damaged segments were skipped; "
+        "`tidegate spool check` lists the segments",
         err=True,
     )
     raise typer.Exit(EXIT_FOUND)

@@ -16,6 +16,7 @@ from gateway.commands.options import (
     ConfigOption,
     JsonOption,
     SpoolArgument,
+    add_command,
     console,
     exit_on_spool_error,
     print_json,
@@ -34,11 +35,11 @@ if TYPE_CHECKING:
     from gateway.spooltools.checker import CheckReport
     from gateway.spooltools.spool_info import ClassInfo, SpoolInfo
 
-_LIVE_TEXT = {True: "a gateway is running on it", False: "stopped", None: "whether it is in use is not known"}
+_LIVE_TEXT = {True: "in use by a gateway", False: "not in use", None: "not known whether it is in use"}
 
 
 def print_info(document: SpoolInfo) -> None:
-    """Print the document of `spool info`."""
+    """Print `spool info` as text."""
     out = console()
     gateway = f", gateway {document.gateway_id}" if document.gateway_id else ""
     each = "" if document.bytes_per_reading is None else f", {document.bytes_per_reading:.2f} B per reading"
@@ -46,7 +47,7 @@ def print_info(document: SpoolInfo) -> None:
     out.print(f"spool    {escape_text(document.path)}: {_LIVE_TEXT[document.live]}{gateway}")
     out.print(f"format   version {document.format_version}, epoch {escape_text(document.epoch)}")
     out.print(
-        f"on disk  {format_bytes(document.file_bytes)} and {format_bytes(document.wal_bytes)} of log; "
+        f"on disk  {format_bytes(document.file_bytes)} and {format_bytes(document.wal_bytes)} of WAL; "
         f"{format_bytes(document.used_bytes)} in use{each}; "
         f"{format_count(document.free_pages)} free pages ({free})"
     )
@@ -56,20 +57,20 @@ def print_info(document: SpoolInfo) -> None:
     if document.damaged_segments:
         out.print(
             f"damaged  {format_count(document.damaged_segments)} segments with "
-            f"{format_count(document.damaged_rows)} readings were set aside"
+            f"{format_count(document.damaged_rows)} readings, set aside"
         )
     if document.classes:
         numbers = ("kept", "ever", "segments", "bytes")
         rows = table("class", "kept", "ever", "commits", "segments", "bytes", "from", "to", right=numbers)
-        for name, held in document.classes.items():
-            rows.add_row(name, *_class_cells(held))
+        for name, info in document.classes.items():
+            rows.add_row(name, *_class_cells(info))
         out.print(rows)
     if document.destinations:
         out.print(_destinations_table(document))
 
 
 def print_check_result(result: CheckReport) -> None:
-    """Print the document of `spool check`."""
+    """Print `spool check` as text."""
     out = console()
     for problem in result.problems:
         out.print(f"{escape_text(problem.where)}: {escape_text(problem.what)}", soft_wrap=True)
@@ -90,16 +91,16 @@ def print_check_result(result: CheckReport) -> None:
     )
 
 
-def _class_cells(held: ClassInfo) -> list[str]:
-    about = "~" if held.estimated else ""
-    commits = f"{held.oldest_commit}..{held.newest_commit}"
+def _class_cells(info: ClassInfo) -> list[str]:
+    about = "~" if info.estimated else ""
+    commits = f"{info.oldest_commit}..{info.newest_commit}"
     return [
-        format_count(held.rows),
-        format_count(held.rows_ever),
-        commits if held.oldest_commit else f"none of {held.newest_commit}",
-        about + format_count(held.segments),
-        about + format_bytes(held.block_bytes),
-        *("-" if at is None else about + format_time(at) for at in (held.min_time_us, held.max_time_us)),
+        format_count(info.rows),
+        format_count(info.rows_ever),
+        commits if info.oldest_commit else f"none of {info.newest_commit}",
+        about + format_count(info.segments),
+        about + format_bytes(info.block_bytes),
+        *("-" if at is None else about + format_time(at) for at in (info.min_time_us, info.max_time_us)),
     ]
 
 
@@ -107,12 +108,11 @@ def _destinations_table(document: SpoolInfo) -> object:
     numbers = ("backlog", "oldest", "open batches", "delivered ranges")
     rows = table("destination", *numbers, right=numbers)
     for destination in document.destinations:
-        oldest_us = destination.oldest_written_at_us
-        lacking = {name: count for name, count in destination.backlog.items() if count} or {"": 0}
+        backlog = {name: count for name, count in destination.backlog.items() if count} or {"": 0}
         rows.add_row(
             escape_text(f"{destination.name} ({destination.kind})"),
-            ", ".join(f"{format_count(count)} {name}".strip() for name, count in lacking.items()),
-            "-" if oldest_us is None else f"{format_duration(time.time() - oldest_us / 1e6)} ago",
+            ", ".join(f"{format_count(count)} {name}".strip() for name, count in backlog.items()),
+            _backlog_age(destination),
             str(destination.open_batches),
             str(destination.delivered_ranges),
         )
@@ -124,19 +124,19 @@ spool_app = typer.Typer(add_completion=False, no_args_is_help=True)
 
 @spool_app.callback()
 def spool() -> None:
-    """Look into a spool, check it, take readings out of it, tidy it.
+    """Inspect, check, read, export and compact a spool, and manage its quarantine.
 
-    The spool is named by its file or by --config FILE. All but compact, quarantine drop and quarantine retry
-    only read; all but compact and quarantine retry work while the gateway runs.
+    Name the spool by its file or by --config FILE. All commands but compact, quarantine drop and quarantine
+    retry only read; all work while the gateway runs (compact and quarantine retry need --config then).
     """
 
 
 @spool_app.command()
 def info(spool: SpoolArgument = None, *, config: ConfigOption = None, as_json: JsonOption = False) -> None:
-    """Show what the spool holds and what each destination still lacks.
+    """Show what the spool holds and the backlog of each destination.
 
-    Fast at any size: when counting segments takes over a second, their number, bytes and range of times
-    are estimated from a sample, and marked with ~.
+    Fast at any size: when counting segments takes over a second, their number, bytes and time range are
+    estimated from a sample, and marked with ~.
 
     Exit codes: 0, or 2 when the spool cannot be read.
     """
@@ -154,18 +154,18 @@ def check(
     spool: SpoolArgument = None,
     *,
     config: ConfigOption = None,
-    quick: Annotated[bool, typer.Option("--quick", help="Do not decode the segments.")] = False,
+    quick: Annotated[bool, typer.Option("--quick", help="Skip decoding the segments.")] = False,
     full: Annotated[
-        bool, typer.Option("--full", help="SQLite's integrity_check (slower) in place of quick_check.")
+        bool, typer.Option("--full", help="Run SQLite's integrity_check (slower) instead of quick_check.")
     ] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Check everything the spool promises about itself; report every problem with its place.
+    """Check the integrity of the spool; report every problem with its place.
 
-    Looks at SQLite's pages, at every segment's checksum, rows, times and series, at the chain of commits, and
-    at the progress of every destination. Changes nothing.
+    Checks SQLite's pages, every segment's checksum, rows, times and series, the chain of commits, and the
+    progress of every destination. Changes nothing.
 
-    Exit codes: 0 sound, 1 something is wrong, 2 there is no spool or a later release wrote it.
+    Exit codes: 0 sound, 1 problems found, 2 there is no spool or a later release wrote it.
     """
     which = resolve_spool(spool, config)
     with exit_on_spool_error():
@@ -179,17 +179,17 @@ def check(
         raise typer.Exit(EXIT_FOUND)
 
 
-spool_app.command()(readings.read)
+add_command(spool_app, readings.read, readings.ReadOptions)
 spool_app.command()(readings.export)
 
 
 @spool_app.command()
 def compact(spool: SpoolArgument = None, *, config: ConfigOption = None, as_json: JsonOption = False) -> None:
-    """Merge small segments into large ones and give free space back.
+    """Merge small segments into large ones and return free space to the file system.
 
-    A running gateway does this by itself, little by little; named by --config it does it now.
+    A running gateway does this continuously in small steps; with --config it does all of it now.
 
-    Exit codes: 0, or 2 when it cannot be done.
+    Exit codes: 0, or 2 on an error.
     """
     which = resolve_spool(spool, config)
     with exit_on_spool_error():
@@ -213,16 +213,16 @@ spool_app.add_typer(spool_quarantine.app, name="quarantine")
 
 destination_app = typer.Typer(add_completion=False, no_args_is_help=True)
 SpoolOption = Annotated[
-    Path | None, typer.Option("--spool", help="The spool's file. Or name it by --config.")
+    Path | None, typer.Option("--spool", help="The spool's file, unless --config names it.")
 ]
 
 
 @destination_app.callback()
 def destination() -> None:
-    """Destinations that a spool knows, and how far each is.
+    """Destinations that a spool knows, and their progress.
 
-    A destination that is taken out of the configuration keeps its progress: put back under the same name, it
-    goes on where it was. Until then nothing is kept in the spool for its sake.
+    A destination that is removed from the configuration keeps its progress: added again under the same name,
+    it continues where it was.
     """
 
 
@@ -230,7 +230,7 @@ def destination() -> None:
 def list_destinations(
     spool: SpoolOption = None, *, config: ConfigOption = None, as_json: JsonOption = False
 ) -> None:
-    """List every destination the spool knows, configured or not, with what it still lacks.
+    """List every destination the spool knows, configured or not, with its backlog.
 
     Exit codes: 0, or 2 when the spool cannot be read.
     """
@@ -241,15 +241,15 @@ def list_destinations(
         if as_json:
             print_json([_destination_document(d, configured) for d in known])
             return
-        rows = table("destination", "kind", "configured", "lacks", "oldest", right=("lacks",))
+        rows = table("destination", "kind", "configured", "backlog", "oldest", right=("backlog",))
         for entry in known:
             state = "?" if configured is None else "yes" if entry.name in configured else "no"
-            lacks = sum(entry.backlog.values())
+            backlog = sum(entry.backlog.values())
             rows.add_row(
                 escape_text(entry.name),
                 escape_text(entry.kind),
                 state,
-                f"{format_count(lacks)} readings",
+                f"{format_count(backlog)} records",
                 _backlog_age(entry),
             )
         console().print(rows)
@@ -262,24 +262,24 @@ def drop(
     *,
     config: ConfigOption = None,
 ) -> None:
-    """Forget a destination and its progress; the gateway must be stopped.
+    """Delete a destination's progress from the spool; the gateway must be stopped.
 
-    Readings stay in the spool. Configured again under this name, it is new: it begins where its `start` says.
+    Readings stay in the spool. A destination added again under this name starts where its `start` says.
 
     Exit codes: 0, or 2 when the spool does not know it, or a gateway is running.
     """
     which = resolve_spool(spool, config)
     if which.settings is not None and name in {d.name for d in which.settings.destinations}:
-        fail(f"{name} is still configured: take it out of the configuration first, then drop its progress")
+        fail(f"{name} is still configured: remove it from the configuration first, then drop its progress")
     with exit_on_spool_error():
-        read_spool_info(which.path)  # refuses what is no spool before a writer would make one of it
+        read_spool_info(which.path)  # fails for another file, which a writer would make a spool of
         try:
             known = asyncio.run(_drop_destination(which.path, name))
         except SpoolInUseError as fault:
             raise SpoolInUseError(f"{fault}. Stop the gateway first") from fault
     if not known:
-        fail(f"{which.path} knows no destination {name}; `tidegate destination list` shows those it does")
-    typer.echo(f"{escape_text(name)}: forgotten")
+        fail(f"{which.path} knows no destination {name}; see `tidegate destination list`")
+    typer.echo(f"{escape_text(name)}: dropped")
 
 
 async def _drop_destination(path: Path, name: str) -> bool:
@@ -300,5 +300,5 @@ def _destination_document(entry: BacklogInfo, configured: set[str] | None) -> di
 
 def _backlog_age(entry: BacklogInfo) -> str:
     if entry.oldest_written_at_us is None:
-        return ""
-    return format_duration(time.time() - entry.oldest_written_at_us / 1e6)
+        return "-"
+    return f"{format_duration(time.time() - entry.oldest_written_at_us / 1e6)} ago"

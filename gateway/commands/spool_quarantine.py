@@ -70,7 +70,7 @@ _LEFT_MAX = 20
 TargetsArgument = Annotated[
     list[str] | None,
     typer.Argument(
-        metavar="[SPOOL] NO...", help="The spool's file, unless --config names it; then item numbers."
+        metavar="[SPOOL] NO...", help="The spool's file, unless --config names it, and item numbers."
     ),
 ]
 ReasonOption = Annotated[str | None, typer.Option(help="Only items of this reason, such as not_json.")]
@@ -79,9 +79,9 @@ AllOption = Annotated[bool, typer.Option("--all", help="Every item.")]
 
 @app.callback()
 def quarantine() -> None:
-    """Bad input that was kept with its reason: list, show, retry or drop it.
+    """Input that could not be decoded or stored, with the reason: list, show, retry or drop it.
 
-    Newest items have the highest numbers; the spool keeps the newest 10,000.
+    The newest items have the highest numbers; the spool keeps the newest 10,000.
     """
 
 
@@ -91,10 +91,10 @@ def list_items(
     *,
     config: ConfigOption = None,
     reason: ReasonOption = None,
-    limit: Annotated[int, typer.Option(min=1, metavar="N", help="At most so many.")] = 50,
+    limit: Annotated[int, typer.Option(min=1, metavar="N", help="Maximum number of items.")] = 50,
     as_json: JsonOption = False,
 ) -> None:
-    """List the newest items, and how many there are of each reason.
+    """List the newest items, and count all items by reason.
 
     Exit codes: 0, or 2 when the spool cannot be read.
     """
@@ -130,16 +130,16 @@ def show(
     targets: TargetsArgument = None,
     *,
     config: ConfigOption = None,
-    raw: Annotated[bool, typer.Option("--raw", help="Only the payload's bytes, as they are.")] = False,
+    raw: Annotated[bool, typer.Option("--raw", help="Print only the payload's bytes.")] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Show items with all that was kept of their payloads.
+    """Show items with their payloads, as far as these were kept.
 
     Exit codes: 0; 1 when there is no such item; 2 when the spool cannot be read.
     """
     which, numbers = _parse_targets(targets, config)
     if not numbers:
-        fail("say which item: its number, as `quarantine list` shows it")
+        fail("name the item by its number, as `quarantine list` shows it")
     with exit_on_spool_error():
         items = [quarantine_items.find_item(which.path, number) for number in numbers]
         kept = [item for item in items if item is not None]
@@ -163,20 +163,20 @@ def drop(
     config: ConfigOption = None,
     reason: ReasonOption = None,
     everything: AllOption = False,
-    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not prompt.")] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Delete items for good: by number, by --reason, or --all. Works while the gateway runs.
+    """Delete items permanently: by number, by --reason, or --all. Works while the gateway runs.
 
-    Asks on a terminal; elsewhere it wants --yes.
+    Prompts on a terminal; elsewhere --yes is required.
 
-    Exit codes: 0; 1 when an item was not there, or the answer was no; 2 when it cannot be done.
+    Exit codes: 0; 1 when an item does not exist, or the answer was no; 2 on an error.
     """
     which, numbers = _parse_targets(targets, config)
     with exit_on_spool_error():
         wanted = _select_numbers(which, numbers, reason, everything=everything)
         if wanted and not yes:
-            _confirm(f"Drop {format_count(len(wanted))} items for good?")
+            _confirm(f"Drop {format_count(len(wanted))} items permanently?")
         dropped = quarantine_items.drop_items(which.path, wanted)
     if as_json:
         print_json({"dropped": dropped})
@@ -193,20 +193,18 @@ def retry(
     config: ConfigOption = None,
     reason: ReasonOption = None,
     everything: AllOption = False,
-    topic: Annotated[
-        str | None, typer.Option(help="The topic template, when not --config but the file names the spool.")
-    ] = None,
+    topic: Annotated[str | None, typer.Option(help="The topic template, when --config is not given.")] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Decode items again by the rules and the topic template of today.
+    """Decode items again with the present rules and topic template.
 
-    On the spool of a running gateway, name it by --config: the gateway itself does it.
+    For the spool of a running gateway use --config: the gateway itself does it.
 
-    Where all of a payload makes readings they are stored, as of the time it came in, and the item is gone;
-    other items stay as they are. Payloads of which only the first bytes were kept cannot be decoded.
-    Readings that a destination refused are sent to it once more.
+    When all of a payload decodes, its readings are stored with the time of receipt, and the item is removed;
+    other items stay. Payloads of which only the first bytes were kept cannot be decoded. Readings that a
+    destination refused are sent to it once more.
 
-    Exit codes: 0 when every item became readings; 1 when some stay; 2 when it cannot be done.
+    Exit codes: 0 when every item was decoded; 1 when some stay; 2 on an error.
     """
     which, numbers = _parse_targets(targets, config)
     ingress = IngressSettings() if which.settings is None else which.settings.ingress
@@ -241,12 +239,12 @@ def retry(
         if len(result.left) > _LEFT_MAX:
             typer.echo(f"... and {format_count(len(result.left) - _LEFT_MAX)} more stay")
         typer.echo(
-            f"{format_count(result.items - result.sent_again)} items became readings: "
-            f"{format_count(result.stored)} stored, {format_count(result.duplicates)} known already, "
-            f"{format_count(result.conflicts)} in conflict"
+            f"{format_count(result.items - result.sent_again)} items decoded: "
+            f"{format_count(result.stored)} stored, {format_count(result.duplicates)} duplicates, "
+            f"{format_count(result.conflicts)} conflicts"
         )
         if result.sent_again:
-            typer.echo(f"{format_count(result.sent_again)} refused readings go to their destination again")
+            typer.echo(f"{format_count(result.sent_again)} refused readings are sent again")
     if result.left:
         raise typer.Exit(EXIT_FOUND)
 
@@ -257,11 +255,11 @@ class _Targets(NamedTuple):
 
 
 def _parse_targets(targets: list[str] | None, config: Path | None) -> _Targets:
-    """The spool and the numbers among the arguments: what is no number is the spool's file."""
+    """The spool and the item numbers; an argument that is not a number is the spool's file."""
     numbers = [int(text) for text in targets or () if text.isascii() and text.isdigit()]
     others = [text for text in targets or () if not (text.isascii() and text.isdigit())]
     if len(others) > 1:
-        fail(f"{others[1]!r} is neither an item's number nor the one spool")
+        fail(f"{others[1]!r} is not an item number, and the spool was named already")
     return _Targets(resolve_spool(Path(others[0]) if others else None, config), numbers)
 
 
@@ -269,13 +267,13 @@ def _select_numbers(
     which: NamedSpool, numbers: list[int], reason: str | None, *, everything: bool
 ) -> list[int]:
     if sum((bool(numbers), reason is not None, everything)) != 1:
-        fail("say which items: their numbers, or --reason REASON, or --all")
+        fail("name the items: their numbers, or --reason REASON, or --all")
     return numbers or quarantine_items.list_item_numbers(which.path, reason=reason)
 
 
 def _confirm(question: str) -> None:
     if not sys.stdin.isatty():
-        fail(f"{question} Say --yes, as there is no terminal to ask on")
+        fail(f"{question} Use --yes: there is no terminal to prompt on")
     if not typer.confirm(question):
         raise typer.Exit(EXIT_FOUND)
 

@@ -36,10 +36,10 @@ def test_without_rules_a_payload_is_json_readings_on_the_listeners_topic(tmp_pat
     outcome = decode(tmp_path / "payload", "--topic", "sensors/a/t")
     assert outcome.returncode == 1
     lines = outcome.stdout.decode().splitlines()
-    assert lines[0] == "no rule; by default topic sensors/{sensor_id}/{sensor_type}, format reading"
+    assert lines[0] == "no rule; default: topic sensors/{sensor_id}/{sensor_type}, format reading"
     assert any("21.5" in line and "2026-05-28 20:26:40Z" in line for line in lines)
     assert any(line.startswith("quarantine: bad_reading: member 1: ") for line in lines)
-    assert lines[-1] == "1 readings, 1 for quarantine"
+    assert lines[-1] == "1 readings, 1 quarantined"
 
 
 def test_the_rules_of_a_configuration_count_and_the_one_that_does_is_named(tmp_path):
@@ -88,8 +88,8 @@ def test_a_topic_that_nothing_is_for_says_so():
     ("arguments", "words"),
     [
         (("absent", "-t", "a"), "absent: cannot be read: No such file"),
-        (("-", "-t", "a", "--rule", "{"), "is no TOML table"),
-        (("-", "-t", "a", "--rule", "7"), "is no TOML table"),
+        (("-", "-t", "a", "--rule", "{"), "not a TOML table"),
+        (("-", "-t", "a", "--rule", "7"), "not a TOML table"),
         (("-", "-t", "a", "--rule", '{ topic = "a", format = "x" }'), "format: Input should be 'reading'"),
         (("-", "-t", "a", "--rule", '{ topic = "a", format = "number" }'), "knows nothing"),
         (("-", "-t", "a", "--preset", "x"), "preset: Input should be 'zigbee2mqtt'"),

@@ -36,7 +36,7 @@ async def test_destinations_are_listed_configured_or_not(tmp_path):
     ]
     shown = run("destination", "list", "--spool", str(path))
     assert shown.returncode == 0
-    assert "5 readings" in shown.stdout
+    assert "5 records" in shown.stdout
 
 
 async def test_only_a_destination_that_is_not_configured_is_dropped(tmp_path):

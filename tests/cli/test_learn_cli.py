@@ -61,7 +61,7 @@ def test_what_a_broker_passes_on_becomes_rules_that_are_written(tmp_path, mosqui
     assert process.returncode == 0, err
     assert "2 messages on 2 topics" in err
     assert "# 2 topics: plant/a/state, plant/b/state" in out
-    assert "# 2 readings, 0 for quarantine" in out
+    assert "# 2 readings, 0 quarantined" in out
     written = tomllib.loads(config.read_text())
     assert written["gateway_id"] == "g"
     assert written["ingress"]["rule"] == [
@@ -69,7 +69,7 @@ def test_what_a_broker_passes_on_becomes_rules_that_are_written(tmp_path, mosqui
     ]
     again = learning("--broker", mosquitto.url, "--seconds", 3, "--config", config, "--write")
     _, err = again.communicate(timeout=60)
-    assert "2 topics are taken already" in err
+    assert "2 topics match existing rules" in err
     assert tomllib.loads(config.read_text()) == written
 
 
@@ -100,8 +100,8 @@ def test_devices_that_publish_to_it_are_heard_and_not_acknowledged():
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ((), "say where to listen"),
-        (("--broker", "mqtt://h", "--listen", "h:1"), "say where to listen"),
+        ((), "name where to listen"),
+        (("--broker", "mqtt://h", "--listen", "h:1"), "name where to listen"),
         (("--broker", "http://h"), "must be mqtt://"),
         (("--listen", "127.0.0.1:x"), "127.0.0.1:x: "),
         (("--broker", "mqtt://h", "--write"), "--write needs --config"),

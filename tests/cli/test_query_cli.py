@@ -60,12 +60,12 @@ def test_a_chart_has_its_name_its_extremes_and_its_span(spool) -> None:
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (("boiler-*",), "2 series fit boiler-*; name one of them"),
+        (("boiler-*",), "2 series match boiler-*; name one of them"),
         (("cellar",), "no series is called cellar"),
         (("boiler-1", "--every", "often"), "--every: 'often' is not a duration"),
         (("boiler-1", "--since", "yore"), "--since: 'yore' is not a time"),
         (("boiler-1", "--until", "2020-01-01"), "--until must be later"),
-        (("boiler-1", "--every", "raw", "--average", "3"), "--average goes over windows"),
+        (("boiler-1", "--every", "raw", "--average", "3"), "--average needs windows"),
     ],
 )
 def test_a_question_that_cannot_be_answered_says_why(spool, arguments, words) -> None:

@@ -52,7 +52,7 @@ def spool(tmp_path_factory) -> str:
 def test_info_and_check_say_what_is_there(spool):
     shown = run("spool", "info", spool)
     assert shown.returncode == 0
-    assert "stopped" in shown.stdout
+    assert "not in use" in shown.stdout
     assert "region (ingest)" in shown.stdout
     document = json.loads(run("spool", "info", spool, "--json").stdout)
     assert document["classes"]["reading"]["rows"] == 100
@@ -75,7 +75,7 @@ def test_a_damaged_spool_is_exit_1_and_a_missing_one_2(spool, tmp_path):
     exported = run("spool", "export", str(damaged), "--out", "-")
     assert exported.returncode == 1
     assert len(exported.stdout.splitlines()) == 91
-    assert "10 readings in damaged segments were left out" in exported.stderr
+    assert "10 readings in damaged segments were skipped" in exported.stderr
     for command in (("info",), ("check",), ("read",), ("quarantine", "list"), ("compact",)):
         missing = run("spool", *command, str(tmp_path / "missing.db"))
         assert missing.returncode == 2
@@ -151,7 +151,7 @@ def test_quarantine_is_dropped_only_when_asked_for_and_confirmed(tmp_path):
 def test_on_a_terminal_drop_asks_and_long_work_shows_how_far_it_is(spool):
     assert "opening" in _on_terminal("spool", "check", spool, answer="")
     asked = _on_terminal("spool", "quarantine", "drop", spool, "1", answer="n\n")
-    assert "Drop 1 items for good?" in asked
+    assert "Drop 1 items permanently?" in asked
     assert len(json.loads(run("spool", "quarantine", "list", spool, "--json").stdout)["items"]) == 3
 
 
@@ -220,7 +220,7 @@ def test_every_tool_works_while_the_gateway_runs(tmp_path):
         ):
             refused = run("spool", *command)
             assert refused.returncode == 2
-            assert "name it by --config" in refused.stderr
+            assert "use --config" in refused.stderr
         assert "segments became 1" in run("spool", "compact", "-c", str(config)).stdout
         asked = run("spool", "quarantine", "retry", "--all", "-c", str(config))
         assert (asked.returncode, "2 stays: still bad: unknown_topic" in asked.stdout) == (1, True)
