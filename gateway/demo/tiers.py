@@ -13,12 +13,12 @@ import subprocess
 import sys
 import time
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, NoReturn, Protocol
+from typing import TYPE_CHECKING, NoReturn
 
 import httpx
-import msgspec
 
 from gateway.status.document import Status
+from gateway.web.client import GatewayClient, GatewayClientError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -29,7 +29,7 @@ _TIDEGATE = (sys.executable, "-m", "gateway")
 
 
 class DemoError(Exception):
-    """The demo cannot go on; the message says why and where to look."""
+    """The demo cannot continue; the message says why and where to look."""
 
 
 @dataclass(slots=True)
@@ -58,11 +58,11 @@ class Processes:
             )
 
     def pids(self) -> dict[str, int]:
-        """The pid of every child that runs."""
+        """The pids of running children."""
         return {name: child.pid for name, child in self._running.items() if child.poll() is None}
 
     def kill(self, name: str) -> None:
-        """SIGKILL, as a power cut would have it."""
+        """SIGKILL, to stand in for a power cut."""
         child = self._running.pop(name)
         child.kill()
         child.wait()
@@ -84,14 +84,14 @@ class Processes:
         for name in reversed(list(self._running)):
             self.stop(name, within_s=5.0)
 
-    def until(self, what: str, name: str, true: Callable[[], bool], within_s: float = 30.0) -> None:
-        """Wait until `true()`; fail when the child ends or time runs out."""
+    def wait_until(self, state: str, name: str, reached: Callable[[], bool], within_s: float = 30.0) -> None:
+        """Wait until `reached`; fail when the child ends or time runs out."""
         deadline = time.monotonic() + within_s
-        while not true():
+        while not reached():
             if self._running[name].poll() is not None:
-                self.fail(name, f"{name} ended while waiting until {what}")
+                self.fail(name, f"{name} ended before it was {state}")
             if time.monotonic() > deadline:
-                self.fail(name, f"{name}: not {what} after {within_s:.0f} s")
+                self.fail(name, f"{name}: not {state} after {within_s:.0f} s")
             time.sleep(0.05)
 
     def fail(self, name: str, message: str) -> NoReturn:
@@ -135,7 +135,7 @@ class Region:
         self._processes = processes
 
     def prepare(self, dsn: str) -> None:
-        """Write the service's configuration and give the gateway a token."""
+        """Write the service's configuration and create the gateway's token."""
         from cloud_sync.http import tokens  # noqa: PLC0415 - an extra of the demo
 
         self.dsn = dsn
@@ -149,128 +149,91 @@ class Region:
     def start(self) -> None:
         """Start the ingest service and wait until it answers."""
         self._processes.tidegate("ingest", "ingest", "--config", str(self._config))
-        self._processes.until("it is ready", "ingest", lambda: _is_up(f"{self.url}/readyz"))
+        self._processes.wait_until("ready", "ingest", lambda: _is_up(f"{self.url}/readyz"))
 
     def stop(self) -> None:
         """Stop the ingest service."""
         self._processes.stop("ingest")
 
 
-class Cloud(Protocol):
-    """The cloud tier: a `[[destinations]]` table for the gateway, and how many readings it holds."""
+@dataclass(frozen=True, slots=True)
+class Cloud:
+    """A running cloud tier: the gateway's destination table for it, and how many readings it holds."""
 
-    name: str
-
-    def start(self) -> str:
-        """Start it; returns its destination table."""
-        ...
-
-    def stored(self) -> int:
-        """Readings it holds now."""
-        ...
+    table: str
+    count: Callable[[], int]
 
 
-class VictoriaMetrics:
-    """The InfluxDB v2 write path, as VictoriaMetrics takes it."""
+def start_victoria_metrics(folder: Path, processes: Processes) -> Cloud:
+    """VictoriaMetrics, through its InfluxDB v2 write path."""
+    url = f"http://127.0.0.1:{free_port()}"
+    processes.start(
+        "victoria-metrics",
+        (
+            "victoria-metrics",
+            f"-storageDataPath={folder / 'victoria-metrics'}",
+            f"-httpListenAddr={url.removeprefix('http://')}",
+            "-retentionPeriod=100y",
+            "-dedup.minScrapeInterval=1ms",
+            "-search.latencyOffset=0s",
+        ),
+    )
+    processes.wait_until("ready", "victoria-metrics", lambda: _is_up(f"{url}/health"))
 
-    name = "victoria-metrics"
+    def count() -> int:
+        query = 'sum(count_over_time({__name__=~".*_value"}[1d]))'
+        answer = _get(f"{url}/api/v1/query", query=query, time=str(time.time() + 60), nocache="1").json()
+        return sum(int(float(series["value"][1])) for series in answer["data"]["result"])
 
-    def __init__(self, folder: Path, processes: Processes) -> None:
-        self._folder = folder
-        self._processes = processes
-        self.url = f"http://127.0.0.1:{free_port()}"
-
-    def start(self) -> str:
-        """Start it on a folder of its own."""
-        self._processes.start(
-            self.name,
-            (
-                "victoria-metrics",
-                f"-storageDataPath={self._folder / 'victoria-metrics'}",
-                f"-httpListenAddr={self.url.removeprefix('http://')}",
-                "-retentionPeriod=100y",
-                "-dedup.minScrapeInterval=1ms",
-                "-search.latencyOffset=0s",
-            ),
-        )
-        self._processes.until("it is ready", self.name, lambda: _is_up(f"{self.url}/health"))
-        return f'kind = "influxdb"\nurl = "{self.url}"\napi = "v2"\norg = "demo"\nbucket = "demo"\n'
-
-    def stored(self) -> int:
-        """Samples of the field `value`, counted by its own query language."""
-        query = {
-            "query": 'sum(count_over_time({__name__=~".*_value"}[1d]))',
-            "time": str(time.time() + 60),
-            "nocache": "1",
-        }
-        try:
-            answer = httpx.get(
-                f"{self.url}/api/v1/query", params=query, timeout=_TIMEOUT_S, trust_env=False
-            ).json()
-            return sum(int(float(series["value"][1])) for series in answer["data"]["result"])
-        except (httpx.HTTPError, ValueError, KeyError, TypeError):
-            return 0
+    return Cloud(f'kind = "influxdb"\nurl = "{url}"\napi = "v2"\norg = "demo"\nbucket = "demo"\n', count)
 
 
-class InfluxDb1:
+def start_influxdb1(folder: Path, processes: Processes) -> Cloud:
     """InfluxDB 1, through its v1 write path."""
+    url, home = f"http://127.0.0.1:{free_port()}", folder / "influxdb"
+    home.mkdir()
+    config = home / "influxdb.conf"
+    config.write_text(
+        f'reporting-disabled = true\nbind-address = "127.0.0.1:{free_port()}"\n'
+        f'[meta]\ndir = "{home}/meta"\n[data]\ndir = "{home}/data"\n'
+        f'wal-dir = "{home}/wal"\n[http]\nbind-address = "{url.removeprefix("http://")}"\n'
+    )
+    processes.start("influxd", ("influxd", "-config", str(config)))
+    processes.wait_until("ready", "influxd", lambda: _is_up(f"{url}/ping"))
+    create = {"q": 'CREATE DATABASE "demo"'}
+    httpx.post(f"{url}/query", params=create, timeout=_TIMEOUT_S, trust_env=False).raise_for_status()
 
-    name = "influxd"
+    def count() -> int:
+        answer = _get(f"{url}/query", db="demo", q="SELECT count(value) FROM /.*/").json()
+        return sum(int(series["values"][0][1]) for series in answer["results"][0].get("series", ()))
 
-    def __init__(self, folder: Path, processes: Processes) -> None:
-        self._folder = folder / "influxdb"
-        self._processes = processes
-        self.url = f"http://127.0.0.1:{free_port()}"
-
-    def start(self) -> str:
-        """Start it on a folder of its own and make a database."""
-        self._folder.mkdir()
-        config = self._folder / "influxdb.conf"
-        config.write_text(
-            f'reporting-disabled = true\nbind-address = "127.0.0.1:{free_port()}"\n'
-            f'[meta]\ndir = "{self._folder}/meta"\n[data]\ndir = "{self._folder}/data"\n'
-            f'wal-dir = "{self._folder}/wal"\n[http]\nbind-address = "{self.url.removeprefix("http://")}"\n'
-        )
-        self._processes.start(self.name, ("influxd", "-config", str(config)))
-        self._processes.until("it is ready", self.name, lambda: _is_up(f"{self.url}/ping"))
-        httpx.post(
-            f"{self.url}/query", params={"q": 'CREATE DATABASE "demo"'}, timeout=_TIMEOUT_S, trust_env=False
-        )
-        return f'kind = "influxdb"\nurl = "{self.url}"\napi = "v1"\ndatabase = "demo"\n'
-
-    def stored(self) -> int:
-        """Points with the field `value`, over every measurement."""
-        query = {"db": "demo", "q": "SELECT count(value) FROM /.*/"}
-        try:
-            answer = httpx.get(f"{self.url}/query", params=query, timeout=_TIMEOUT_S, trust_env=False).json()
-            return sum(int(series["values"][0][1]) for series in answer["results"][0].get("series", ()))
-        except (httpx.HTTPError, ValueError, KeyError, IndexError):
-            return 0
+    return Cloud(f'kind = "influxdb"\nurl = "{url}"\napi = "v1"\ndatabase = "demo"\n', count)
 
 
-class FileCloud:
-    """No cloud on this machine: line protocol in files, as a site would carry it away on a stick."""
-
-    name = "files"
-
-    def __init__(self, folder: Path, _: Processes) -> None:
-        self._folder = folder / "cloud-files"
-
-    def start(self) -> str:
-        """Nothing to start."""
-        return f'kind = "file"\ndirectory = "{self._folder}"\ncompress = false\nmin_free_bytes = 0\n'
-
-    def stored(self) -> int:
-        """Lines written so far."""
-        return sum(path.read_bytes().count(b"\n") for path in self._folder.glob("*.lp"))
+def start_file_cloud(folder: Path, _: Processes) -> Cloud:
+    """No cloud on this machine: line protocol in files."""
+    home = folder / "cloud-files"
+    return Cloud(
+        f'kind = "file"\ndirectory = "{home}"\ncompress = false\nmin_free_bytes = 0\n',
+        lambda: sum(path.read_bytes().count(b"\n") for path in home.glob("*.lp")),
+    )
 
 
-def choose_cloud(folder: Path, processes: Processes) -> Cloud:
-    """The first cloud tier that this machine has."""
-    for tier in (VictoriaMetrics, InfluxDb1):
-        if shutil.which(tier.name):
-            return tier(folder, processes)
-    return FileCloud(folder, processes)
+_CLOUDS = {"victoria-metrics": start_victoria_metrics, "influxd": start_influxdb1}
+
+
+def choose_cloud() -> tuple[str, Callable[[Path, Processes], Cloud]]:
+    """The name of the first cloud tier that this machine has, and how to start it."""
+    found = (entry for entry in _CLOUDS.items() if shutil.which(entry[0]))
+    return next(found, ("files", start_file_cloud))
+
+
+def count_stored(cloud: Cloud) -> int:
+    """Readings the cloud holds now; 0 while it does not answer."""
+    try:
+        return cloud.count()
+    except (httpx.HTTPError, ValueError, KeyError, IndexError, TypeError):
+        return 0
 
 
 class Edge:
@@ -297,7 +260,7 @@ class Edge:
     def start(self) -> None:
         """Start the gateway and wait until it is ready."""
         self._processes.tidegate("gateway", "gateway", "--config", str(self.config))
-        self._processes.until("it is ready", "gateway", lambda: _is_up(f"{self.status_url}/readyz"))
+        self._processes.wait_until("ready", "gateway", lambda: _is_up(f"{self.status_url}/readyz"))
 
     def kill(self) -> None:
         """SIGKILL."""
@@ -306,14 +269,13 @@ class Edge:
     def status(self) -> Status | None:
         """Its status document, None while it is down."""
         try:
-            answer = httpx.get(f"{self.status_url}/status", timeout=_TIMEOUT_S, trust_env=False)
-            return msgspec.json.decode(answer.content, type=Status)
-        except (httpx.HTTPError, msgspec.DecodeError):
+            return GatewayClient(self.status_url, timeout_s=_TIMEOUT_S).get("/status", Status)
+        except GatewayClientError:
             return None
 
 
 class Fleet:
-    """The simulated devices and their record of the truth."""
+    """The simulated devices and their record of what they published."""
 
     def __init__(self, folder: Path, processes: Processes) -> None:
         self.truth = folder / "truth"
@@ -326,7 +288,7 @@ class Fleet:
             *("sim", "run", "--broker", broker, "--truth", str(self.truth), "--quiet"),
             *("--devices", str(devices), "--rate", str(rate), "--seconds", "0", "--drain-timeout", "20"),
         )
-        self._processes.until("it has published", "fleet", lambda: self.progress().get("published", 0) > 0)
+        self._processes.wait_until("publishing", "fleet", lambda: self.progress().get("published", 0) > 0)
 
     def progress(self) -> dict[str, int]:
         """Its counters: produced, published, acknowledged, ..."""
@@ -337,9 +299,9 @@ class Fleet:
         return counters
 
     def stop(self) -> None:
-        """Let it stop producing, wait for what is not acknowledged yet, and end."""
+        """Stop publishing, wait for outstanding acknowledgements, and end."""
         if self._processes.stop("fleet", within_s=40.0) != 0:
-            self._processes.fail("fleet", "the fleet did not end properly")
+            self._processes.fail("fleet", "the fleet ended with an error")
 
     def verify(self, dsn: str, report: Path) -> dict[str, int]:
         """Compare its record with the region's rows, one by one; returns the differences."""
@@ -356,12 +318,16 @@ class Fleet:
         try:
             differences: dict[str, int] = json.loads(report.read_text().splitlines()[-1])
         except (IndexError, ValueError):
-            raise DemoError(f"the comparison did not end properly; see {report}") from None
+            raise DemoError(f"the comparison failed; see {report}") from None
         return differences
+
+
+def _get(url: str, **query: str) -> httpx.Response:
+    return httpx.get(url, params=query, timeout=_TIMEOUT_S, trust_env=False)
 
 
 def _is_up(url: str) -> bool:
     try:
-        return httpx.get(url, timeout=_TIMEOUT_S, trust_env=False).is_success
+        return _get(url).is_success
     except httpx.HTTPError:
         return False
