@@ -13,7 +13,9 @@ from gateway.auth.tls import TlsFileError, build_server_context
 from gateway.doctor import Finding, fault, ok, warning
 from gateway.humanize import format_bytes, format_duration
 from gateway.settings.destinations import FileDestination
-from gateway.status.certificates import CERTIFICATE_KEYS, check_certificate_files, list_named_files
+from gateway.settings.gateway_settings import list_files
+from gateway.settings.schema import FileRole
+from gateway.status.certificates import check_certificate_files
 from gateway.status.samplers import find_whole_disk
 
 if TYPE_CHECKING:
@@ -189,8 +191,8 @@ def check_config_permissions(path: Path) -> list[Finding]:
 
 def check_secrets(settings: GatewaySettings) -> list[Finding]:
     """Whether secret files can be read by the gateway, and by nobody else."""
-    files = list_named_files(settings)
-    return [_check_secret(key, path) for key, path in files if key.rpartition(".")[2] not in CERTIFICATE_KEYS]
+    files = list_files(settings, FileRole.SECRET, FileRole.HASHES, FileRole.KEY)
+    return [_check_secret(key, path) for key, path in files]
 
 
 def _check_secret(key: str, path: Path) -> Finding:

@@ -12,16 +12,16 @@ import logging
 import re
 import time
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from pydantic import BaseModel
-
 from cloud_sync.runtime.waits import sleep_or_stop
+from gateway.settings.gateway_settings import list_files
+from gateway.settings.schema import FileRole
 from gateway.status.document import CertificateStatus
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
+    from pathlib import Path
 
     from gateway.settings.gateway_settings import GatewaySettings
 
@@ -101,37 +101,14 @@ def _parse_der_time(tag: int, content: bytes) -> float:
 
 _DAY_S: Final = 86_400
 _CHECK_INTERVAL_S: Final = 6 * 3600.0
-CERTIFICATE_KEYS: Final = frozenset(
-    {"tls_cert_file", "client_ca_file", "client_crl_file", "cert_file", "ca_file"}
-)
-"""Settings that name certificates or revocation lists; other files named in settings hold secrets."""
 
 _log = logging.getLogger(__name__)
 
 
 def check_certificate_files(settings: GatewaySettings, now_s: float) -> list[CertificateStatus]:
     """Every certificate file that the settings name. `now_s` is seconds since 1970."""
-    return [
-        check_certificate_file(key, path, now_s)
-        for key, path in list_named_files(settings)
-        if key.rpartition(".")[2] in CERTIFICATE_KEYS
-    ]
-
-
-def list_named_files(table: BaseModel, place: str = "") -> Iterator[tuple[str, Path]]:
-    """The files that enabled tables of the settings name, each with its key."""
-    for name in type(table).model_fields:
-        value = getattr(table, name)
-        key = f"{place}.{name}" if place else name
-        if isinstance(value, Path) and name.endswith("_file"):
-            yield key, value
-        elif isinstance(value, BaseModel) and getattr(value, "enabled", True):
-            yield from list_named_files(value, key)
-        elif isinstance(value, list):
-            for entry in value:
-                if isinstance(entry, BaseModel):
-                    label = getattr(entry, "name", "") or getattr(entry, "url", "")
-                    yield from list_named_files(entry, f"{key}[{label}]")
+    files = list_files(settings, FileRole.CERTIFICATE)
+    return [check_certificate_file(key, path, now_s) for key, path in files]
 
 
 def check_certificate_file(key: str, path: Path, now_s: float) -> CertificateStatus:
