@@ -170,7 +170,7 @@ class LoadConnection:
     _written: int = 0
     _arrived: bytearray = field(default_factory=bytearray)
     _connected: bool = False
-    socket: socket.socket | None = None
+    sock: socket.socket | None = None
     retry_at_s: float = 0.0
 
     def __post_init__(self) -> None:
@@ -186,21 +186,22 @@ class LoadConnection:
         """Whether all publishes are acknowledged."""
         return self.done == len(self.publishes)
 
-    def connect(self) -> None:
+    def connect(self) -> socket.socket:
         """Connect and start from the first publish that is not acknowledged; OSError when that fails."""
         connection = socket.create_connection((self.broker.host, self.broker.port), timeout=10)
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         connection.sendall(encode_connect(self.device_id.encode()))
         connection.setblocking(False)
-        self.socket, self._connected = connection, False
+        self.sock, self._connected = connection, False
         self._arrived.clear()
         self.counters.publishes_resent += self._sent - self.done
         self._sent = self.done
         self._written = self._ends[self.done - 1] if self.done else 0
+        return connection
 
     def write(self) -> None:
         """Send as much as the window and the socket accept."""
-        if not self._connected or self.socket is None:
+        if not self._connected or self.sock is None:
             return
         until = min(len(self.publishes), self.done + self.window)
         if until > self._sent:
@@ -209,15 +210,15 @@ class LoadConnection:
         limit = self._ends[until - 1] if until else 0
         while self._written < limit:
             try:
-                self._written += self.socket.send(memoryview(self._bytes)[self._written : limit])
+                self._written += self.sock.send(memoryview(self._bytes)[self._written : limit])
             except BlockingIOError:
                 return
 
     def read(self) -> None:
         """Read and settle acknowledgements; ConnectionError when the server closed or broke the protocol."""
-        assert self.socket is not None
+        assert self.sock is not None
         try:
-            data = self.socket.recv(1 << 18)
+            data = self.sock.recv(1 << 18)
         except BlockingIOError:
             return
         if not data:
@@ -243,9 +244,9 @@ class LoadConnection:
 
     def close(self) -> None:
         """Close the socket if it is open."""
-        if self.socket is not None:
-            self.socket.close()
-            self.socket = None
+        if self.sock is not None:
+            self.sock.close()
+            self.sock = None
 
     def _settle(self, packet_id: int, reason: int) -> None:
         at = self.done + (packet_id - 1 - self.done) % _PACKET_IDS
@@ -281,6 +282,8 @@ class LoadGenerator:
             for name, own in publishes.items()
             if own
         ]
+        self._poll = select.epoll()
+        self._by_fd: dict[int, LoadConnection] = {}
         self._unflushed = 0
         self._started_s = time.monotonic()
         self.elapsed_s = 0.0
@@ -308,60 +311,54 @@ class LoadGenerator:
         Raises:
             SimError: nothing was reachable within `connect_timeout_s`.
         """
-        poll = select.epoll()
-        by_fd: dict[int, LoadConnection] = {}
         for connection in self.connections:
-            self._connect(connection, poll, by_fd)
+            self._connect(connection)
         self._started_s = begin_s = time.monotonic()
         while not stop.is_set() and not all(s.finished for s in self.connections):
             now_s = time.monotonic()
             if seconds and now_s - begin_s >= seconds:
                 break
-            if not by_fd and not self.counters.acknowledged and now_s - begin_s >= connect_timeout_s:
+            if not self._by_fd and not self.counters.acknowledged and now_s - begin_s >= connect_timeout_s:
                 raise SimError(
                     f"--broker: not reachable within {connect_timeout_s:g} s: {self.counters.last_fault}"
                 )
-            for fd, event in poll.poll(_POLL_S):
-                self._serve(fd, event, by_fd)
+            for fd, event in self._poll.poll(_POLL_S):
+                self._serve(self._by_fd[fd], event)
             for connection in self.connections:
-                if connection.socket is None and not connection.finished and now_s >= connection.retry_at_s:
-                    self._connect(connection, poll, by_fd)
+                if connection.sock is None and not connection.finished and now_s >= connection.retry_at_s:
+                    self._connect(connection)
         self.elapsed_s = time.monotonic() - begin_s
         for connection in self.connections:
             connection.close()
-        poll.close()
+        self._poll.close()
         self._truth.flush()
 
-    def _serve(self, fd: int, event: int, by_fd: dict[int, LoadConnection]) -> None:
-        connection = by_fd[fd]
+    def _serve(self, connection: LoadConnection, event: int) -> None:
         try:
             if event & (select.EPOLLIN | select.EPOLLHUP | select.EPOLLERR):
                 connection.read()
             connection.write()
         except OSError as fault:
-            self.counters.last_fault = str(fault)
-            self._disconnect(connection, fd, by_fd)
+            if connection.sock is not None:
+                del self._by_fd[connection.sock.fileno()]
+            connection.close()
+            self._retry_later(connection, fault)
+            self.counters.devices_connected -= 1
+            self.counters.reconnects += 1
 
-    def _connect(
-        self, connection: LoadConnection, poll: select.epoll, by_fd: dict[int, LoadConnection]
-    ) -> None:
+    def _connect(self, connection: LoadConnection) -> None:
         try:
-            connection.connect()
+            opened = connection.connect()
         except OSError as fault:
-            self.counters.last_fault = str(fault)
-            connection.retry_at_s = time.monotonic() + _RETRY_S
+            self._retry_later(connection, fault)
             return
-        assert connection.socket is not None
         self.counters.devices_connected += 1
-        by_fd[connection.socket.fileno()] = connection
-        poll.register(connection.socket.fileno(), select.EPOLLIN | select.EPOLLOUT | select.EPOLLET)
+        self._by_fd[opened.fileno()] = connection
+        self._poll.register(opened.fileno(), select.EPOLLIN | select.EPOLLOUT | select.EPOLLET)
 
-    def _disconnect(self, connection: LoadConnection, fd: int, by_fd: dict[int, LoadConnection]) -> None:
-        by_fd.pop(fd, None)
-        connection.close()
+    def _retry_later(self, connection: LoadConnection, fault: OSError) -> None:
+        self.counters.last_fault = str(fault)
         connection.retry_at_s = time.monotonic() + _RETRY_S
-        self.counters.devices_connected -= 1
-        self.counters.reconnects += 1
 
     def _settle(self, publish: Publish, reason: int) -> None:
         self._truth.settle(publish, reason)

@@ -1,30 +1,8 @@
 """Scenarios: groups of devices, their sensors, faults and outages; the devices and schedules built from one.
 
-    seed = 7                      # the same seed makes the same fleet and the same readings
-    rate = 50                     # readings per second of the whole fleet
-    seconds = 60                  # how long it runs; 0: until stopped
-    span = "1d"                   # how much simulated time that is; without it, as much as it takes
-    readings_per_publish = 1
-    qos = 1
-    mqtt = "5"                    # or "3.1.1"
-
-    [[groups]]
-    name = "greenhouse"           # device ids are greenhouse-0001, ...
-    devices = 12
-    types = ["temperature", "humidity"]
-    locations = ["hall-a", "hall-b"]
-
-    [[groups.faults]]
-    kind = "spike"
-    probability = 0.001
-
-    [[outages]]
-    groups = ["greenhouse"]       # their network is away; or service = "region", see --service
-    at = "2h"
-    lasts = "30m"
-
-Durations are of simulated time, in seconds or as "15m", "6h", "2d". docs/simulator.md has every key. The same
-scenario, seed and start give the same devices, and they give the same readings.
+docs/simulator.md has every key. Durations are of simulated time, in seconds or as "15m", "6h", "2d". The same
+scenario, seed and start give the same devices and readings. A struct checks its own values when it is built,
+so that msgspec names the place in the file.
 """
 
 from __future__ import annotations
@@ -81,8 +59,13 @@ class FaultEntry(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     lasts: Duration = 0.0
     every: Duration = 0.0
 
+    def __post_init__(self) -> None:
+        if self.probability is None and self.at is None:
+            raise ValueError(f"fault {self.kind}: it needs a probability, or a time (at)")
+        self.build_fault()
+
     def build_fault(self) -> Fault:
-        """The fault with its defaults; raises ValueError for a wrong duration."""
+        """The fault with its defaults."""
         window, probability, size = None, self.probability, self.size
         if self.at is not None:
             window = TimeWindow(*map(parse_duration_s, (self.at, self.lasts, self.every)))
@@ -100,12 +83,20 @@ class Burst(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     lasts: Duration
     factor: AboveZero = 10.0
 
+    def __post_init__(self) -> None:
+        if not parse_duration_s(self.lasts) < parse_duration_s(self.every):
+            raise ValueError("burst: lasts must be less than every")
+
 
 class Sleep(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     """`sleep` of a group: the radio is on for `awake` once in `every`; readings wait in the ring buffer."""
 
     every: Duration
     awake: Duration
+
+    def __post_init__(self) -> None:
+        if not parse_duration_s(self.awake) < parse_duration_s(self.every):
+            raise ValueError("sleep: awake must be less than every")
 
 
 class UpgradeEntry(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
@@ -114,6 +105,13 @@ class UpgradeEntry(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     to: str
     at: Duration
     over: Duration = 0.0
+
+    def __post_init__(self) -> None:
+        self.starts_s(0.0)
+
+    def starts_s(self, share: float) -> float:
+        """When the device at `share` of the group (0..1) restarts."""
+        return parse_duration_s(self.at) + parse_duration_s(self.over) * share
 
 
 class Group(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
@@ -141,6 +139,15 @@ class Group(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     will: bool = False
     hostile: bool = False
 
+    def __post_init__(self) -> None:
+        unknown = [each for each in self.types if each not in WAVEFORMS]
+        if unknown or not self.types:
+            raise ValueError(f"unknown type {', '.join(unknown)!r}; known: {', '.join(WAVEFORMS)}")
+        try:
+            self.topic.format(device="d", type="t")
+        except (KeyError, IndexError, ValueError):
+            raise ValueError(f"topic {self.topic!r}: expected {{device}} and {{type}} only") from None
+
 
 class Outage(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     """One `[[outages]]`: the network of some groups (none named: of all), or a service, is down."""
@@ -151,8 +158,13 @@ class Outage(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     groups: tuple[str, ...] = ()
     service: str = ""
 
+    def __post_init__(self) -> None:
+        if self.groups and self.service:
+            raise ValueError("expected groups or a service, not both")
+        self.window()
+
     def window(self) -> TimeWindow:
-        """When it is down; raises ValueError for a wrong duration."""
+        """When it is down."""
         return TimeWindow(*map(parse_duration_s, (self.at, self.lasts, self.every)))
 
 
@@ -168,6 +180,18 @@ class Scenario(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     mqtt: MqttVersion = "5"
     groups: tuple[Group, ...] = (Group(devices=20),)
     outages: tuple[Outage, ...] = ()
+
+    def __post_init__(self) -> None:
+        names = {group.name for group in self.groups}
+        unknown = [name for outage in self.outages for name in outage.groups if name not in names]
+        if not names:
+            raise ValueError("expected at least one [[groups]]")
+        if len(names) < len(self.groups):
+            raise ValueError("two groups have the same name, and so would their devices")
+        if unknown:
+            raise ValueError(f"outages: no group is called {', '.join(unknown)}")
+        if self.span is not None and not parse_duration_s(self.span):
+            raise ValueError("span: expected more than 0")
 
     @property
     def speed(self) -> float:
@@ -196,13 +220,13 @@ class Scenario(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
         for group in self.groups:
             share = len(group.types) * group.devices / sensors if sensors else 0.0
             rate = group.rate * scale if group.rate else max(self.rate - fixed, self.rate / 100) * share
-            burst = group.burst or Burst(0.0, 0.0, 1.0)
+            burst = group.burst
             schedules.append(
                 PublishSchedule(
                     max(rate, 1e-9) / self.readings_in(group),
-                    parse_duration_s(burst.every) / self.speed,
-                    parse_duration_s(burst.lasts) / self.speed,
-                    burst.factor,
+                    parse_duration_s(burst.every) / self.speed if burst else 0.0,
+                    parse_duration_s(burst.lasts) / self.speed if burst else 0.0,
+                    burst.factor if burst else 1.0,
                 )
             )
         return schedules
@@ -211,63 +235,11 @@ class Scenario(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
 def read_scenario(path: Path) -> Scenario:
     """Read a scenario file; a SimError names the file, the key and what is allowed."""
     try:
-        scenario = msgspec.toml.decode(path.read_bytes(), type=Scenario)
+        return msgspec.toml.decode(path.read_bytes(), type=Scenario)
     except OSError as fault:
         raise SimError(f"--scenario {path}: {fault.strerror}") from fault
     except (msgspec.DecodeError, UnicodeDecodeError) as fault:
         raise SimError(f"--scenario {path}: {fault}") from fault
-    error = _find_scenario_error(scenario)
-    if error:
-        raise SimError(f"--scenario {path}: {error}")
-    return scenario
-
-
-def _find_scenario_error(scenario: Scenario) -> str:
-    """What is wrong with a scenario beyond its types; "" when nothing is."""
-    if not scenario.groups or any(not group.types for group in scenario.groups):
-        return "at least one [[groups]] with at least one type is needed"
-    names = [group.name for group in scenario.groups]
-    if len(set(names)) < len(names):
-        return "two groups have the same name, and so would their devices"
-    try:
-        if scenario.span is not None and not parse_duration_s(scenario.span):
-            return "span: expected more than 0"
-        faults = [
-            *(f"group {group.name}: {_find_group_error(group)}" for group in scenario.groups),
-            *(f"outages[{n}]: {_find_outage_error(each, names)}" for n, each in enumerate(scenario.outages)),
-        ]
-    except ValueError as fault:
-        return str(fault)
-    return next((fault for fault in faults if not fault.endswith(": ")), "")
-
-
-def _find_outage_error(outage: Outage, names: list[str]) -> str:
-    outage.window()
-    unknown = [name for name in outage.groups if name not in names]
-    if unknown:
-        return f"no group is called {', '.join(unknown)}"
-    return "expected groups or a service, not both" if outage.groups and outage.service else ""
-
-
-def _find_group_error(group: Group) -> str:
-    for sensor_type in group.types:
-        if sensor_type not in WAVEFORMS:
-            return f"unknown type {sensor_type!r}; known: {', '.join(WAVEFORMS)}"
-    for entry in group.faults:
-        if entry.probability is None and entry.at is None:
-            return f"fault {entry.kind}: it needs a probability, or a time (at)"
-        entry.build_fault()
-    try:
-        group.topic.format(device="d", type="t")
-    except (KeyError, IndexError, ValueError):
-        return f"topic {group.topic!r}: expected only {{device}} and {{type}} in braces"
-    if group.burst and not parse_duration_s(group.burst.lasts) < parse_duration_s(group.burst.every):
-        return "burst: lasts must be less than every"
-    if group.sleep and not parse_duration_s(group.sleep.awake) < parse_duration_s(group.sleep.every):
-        return "sleep: awake must be less than every"
-    for upgrade in group.upgrades:
-        parse_duration_s(upgrade.at), parse_duration_s(upgrade.over)
-    return ""
 
 
 _LOCATIONS = (
@@ -316,8 +288,8 @@ def plan_devices(scenario: Scenario, seed: int, *, start_us: int) -> list[Planne
             every_s, awake_s = parse_duration_s(group.sleep.every), parse_duration_s(group.sleep.awake)
             awake = TimeWindow(every_s * number / group.devices, awake_s, every_s)
         upgrades = tuple(
-            FirmwareUpgrade(parse_duration_s(e.at) + parse_duration_s(e.over) * number / group.devices, e.to)
-            for e in group.upgrades
+            FirmwareUpgrade(upgrade.starts_s(number / group.devices), upgrade.to)
+            for upgrade in group.upgrades
         )
         rng = random.Random(f"{seed}/{device_id}")
         maker, versions = rng.choice(_MANUFACTURERS)

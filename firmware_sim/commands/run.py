@@ -16,11 +16,8 @@ from firmware_sim.commands.console import (
     JsonOption,
     KeepaliveOption,
     ProgressDisplay,
-    QosOption,
     QuietOption,
-    ReadingsOption,
     SystemdNotifier,
-    TruthOption,
     WindowOption,
     build_run_name,
     exit_on_errors,
@@ -43,7 +40,7 @@ _OTHER_FILES = 100
 
 def run(
     *,
-    truth: TruthOption,
+    truth: Annotated[Path, typer.Option(help="Folder for the record of what was produced and acknowledged.")],
     broker: BrokerOption = "mqtt://127.0.0.1:1883",
     devices: Annotated[
         int | None, typer.Option(min=1, max=10_000, help="Number of devices. Default: 20.")
@@ -79,8 +76,13 @@ def run(
             "NAME=COMMAND, run with `down` and `up`."
         ),
     ] = None,
-    readings_per_publish: ReadingsOption = None,
-    qos: QosOption = None,
+    readings_per_publish: Annotated[
+        int | None,
+        typer.Option(min=1, help="Readings per publish; more than one are sent as an array. Default: 1."),
+    ] = None,
+    qos: Annotated[
+        int | None, typer.Option(min=0, max=2, help="MQTT quality of service. Default: 1.")
+    ] = None,
     scenario: Annotated[Path | None, typer.Option(help="A fleet in TOML; options override it.")] = None,
     window: WindowOption = 20,
     ring: Annotated[int, typer.Option(min=1, help="Publishes a device keeps until acknowledged.")] = 10_000,

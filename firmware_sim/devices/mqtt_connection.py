@@ -143,16 +143,9 @@ class MqttConnection(aiomqtt.Client):
             self._misc_task.cancel()
         self._client._reset_sockets()  # noqa: SLF001 - paho has no public way to drop a half-made connection
 
-    def _on_connect(
-        self,
-        client: paho.Client,
-        userdata: object,
-        flags: paho.ConnectFlags,
-        reason_code: ReasonCode,
-        properties: Properties | None = None,
-    ) -> None:
-        self.receive_maximum = getattr(properties, "ReceiveMaximum", 65_535)
-        super()._on_connect(client, userdata, flags, reason_code, properties)
+    def _on_connect(self, *arguments: Any) -> None:
+        self.receive_maximum = getattr(arguments[-1], "ReceiveMaximum", 65_535)  # the last are the properties
+        super()._on_connect(*arguments)
 
     def _on_disconnect(self, *arguments: Any) -> None:
         if not self._connected.done():

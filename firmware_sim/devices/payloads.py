@@ -162,10 +162,7 @@ def encode_sparkplug_data(sensor_type: str, readings: Sequence[Reading]) -> byte
     return _varint_field(1, readings[-1].time_us // 1000) + b"".join(
         _bytes_field(
             2,
-            _varint_field(2, _ALIASES[sensor_type])
-            + _varint_field(3, reading.time_us // 1000)
-            + _varint_field(4, _DOUBLE)
-            + _double_field(13, reading.value),
+            _metric_head(sensor_type, reading.time_us // 1000) + _double_field(13, reading.value),
         )
         for reading in readings
     )
@@ -193,9 +190,7 @@ class SparkplugSession:
             _bytes_field(
                 2,
                 _string_field(1, name)
-                + _varint_field(2, _ALIASES[name])
-                + _varint_field(3, now_ms)
-                + _varint_field(4, _DOUBLE)
+                + _metric_head(name, now_ms)
                 + _varint_field(7, 1)
                 + _bytes_field(
                     9,
@@ -217,6 +212,10 @@ class SparkplugSession:
         return _bytes_field(
             2, _string_field(1, "bdSeq") + _varint_field(4, _INT64) + _varint_field(11, self._birth_count)
         )
+
+
+def _metric_head(sensor_type: str, time_ms: int) -> bytes:
+    return _varint_field(2, _ALIASES[sensor_type]) + _varint_field(3, time_ms) + _varint_field(4, _DOUBLE)
 
 
 def _varint(number: int) -> bytes:

@@ -101,6 +101,13 @@ class ColumnMap:
     decimal: str
     options: ColumnOptions
 
+    @property
+    def unused(self) -> list[int]:
+        """Columns with a name that have no meaning."""
+        used = {*self.time, *self.measures.values(), *self.attributes, self.sensor}
+        used |= {at for pair in self.values for at in pair}
+        return [at for at, name in enumerate(self.columns) if at not in used and name]
+
 
 def sanitize_topic_level(text: str) -> str:
     """A name that is allowed in a topic: `/`, `+`, `#` and control characters become `_`."""
@@ -290,8 +297,6 @@ def summarize_column_map(path: Path, mapping: ColumnMap) -> dict[str, object]:
         return at if isinstance(at, str) else None
 
     attributes = dict(zip(ATTRIBUTES, mapping.attributes, strict=True))
-    used = {*mapping.time, *mapping.measures.values(), *mapping.attributes, mapping.sensor}
-    used |= {at for pair in mapping.values for at in pair}
     return {
         "file": str(path),
         "delimiter": mapping.delimiter,
@@ -306,7 +311,7 @@ def summarize_column_map(path: Path, mapping: ColumnMap) -> dict[str, object]:
         ],
         "measures": {measure: name(at) for measure, at in mapping.measures.items()},
         "attributes": {attribute: name(at) for attribute, at in attributes.items() if at is not None},
-        "unused_columns": [c for at, c in enumerate(mapping.columns) if at not in used and c],
+        "unused_columns": [mapping.columns[at] for at in mapping.unused],
     }
 
 
@@ -327,10 +332,9 @@ def describe_column_map(path: Path, mapping: ColumnMap) -> str:
     lines += [f"  {measure}: {name(at)}" for measure, at in mapping.measures.items()]
     attributes = zip(ATTRIBUTES, mapping.attributes, strict=True)
     lines += [f"  {attribute}: {name(at)}" for attribute, at in attributes if at is not None]
-    unused = summarize_column_map(path, mapping)["unused_columns"]
-    assert isinstance(unused, list)
+    unused = [repr(mapping.columns[at]) for at in mapping.unused]
     if unused:
-        lines.append(f"  not used: {', '.join(map(repr, unused))}")
+        lines.append(f"  not used: {', '.join(unused)}")
     return "\n".join(lines)
 
 
