@@ -136,11 +136,7 @@ class Fleet:
         connect_timeout_s: float | None,
         on_progress: Callable[[dict[str, object]], None],
     ) -> None:
-        """Connect, produce until the time is over or `stop` is set, then wait for acknowledgements.
-
-        Raises:
-            SimError: nothing was reachable within `connect_timeout_s`.
-        """
+        """Connect, produce until the time is over or `stop` is set, then wait for acknowledgements."""
         asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(_CONNECT_THREADS))
         broker = self.radio.broker
         hostile = [device_id for device_id, _, _ in self.scenario.devices_of(hostile=True)]

@@ -274,11 +274,7 @@ class GroundTruth:
 
 
 def load_ground_truth(folder: Path) -> GroundTruth:
-    """Read all runs in a folder, oldest first.
-
-    Raises:
-        SimError: there is no run, or one is in a form this release does not know.
-    """
+    """Read all runs in a folder, oldest first."""
     runs = sorted(path.name.removesuffix(".series.jsonl") for path in folder.glob("*.series.jsonl"))
     if not runs:
         raise SimError(

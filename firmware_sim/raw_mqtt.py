@@ -128,11 +128,7 @@ def encode_publishes(
     readings: int,
     on_encoded: Callable[[int], None],
 ) -> dict[str, list[Publish]]:
-    """The publishes of the first `readings` readings of a scenario, by device, recorded.
-
-    Raises:
-        SimError: a group uses Sparkplug B.
-    """
+    """The publishes of the first `readings` readings of a scenario, by device, recorded."""
     if any(group.format == "sparkplug_b" for group in scenario.groups):
         raise SimError("--rate max: Sparkplug B depends on the connection and cannot be encoded beforehand")
     plans = plan_devices(scenario, seed, start_us=start_us)
@@ -306,11 +302,7 @@ class LoadGenerator:
         }
 
     def run(self, stop: asyncio.Event, *, seconds: float, connect_timeout_s: float) -> None:
-        """Send all publishes, or for `seconds` (0: no limit), or until `stop`.
-
-        Raises:
-            SimError: nothing was reachable within `connect_timeout_s`.
-        """
+        """Send all publishes, or for `seconds` (0: no limit), or until `stop`."""
         for connection in self.connections:
             self._connect(connection)
         self._started_s = begin_s = time.monotonic()

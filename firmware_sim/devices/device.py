@@ -275,11 +275,7 @@ class DevicePool:
         ramp_s: float = 0.0,
         background: Sequence[Coroutine[None, None, None]] = (),
     ) -> None:
-        """Connect over `ramp_s`, wait for a first connection unless there is no timeout, and run `work`.
-
-        Raises:
-            SimError: nothing was reachable within `connect_timeout_s`.
-        """
+        """Connect over `ramp_s`, wait for a first connection unless there is no timeout, and run `work`."""
         self._started_s = time.monotonic()
         try:
             async with asyncio.TaskGroup() as group:

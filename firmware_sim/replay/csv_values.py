@@ -56,9 +56,6 @@ def parse_time_us(text: str, time_format: str) -> tuple[int, bool]:
     """A time as microseconds since 1970 UTC, and whether digits below a microsecond were cut.
 
     `time_format` is one of `TIME_FORMATS`, or a strptime format (it contains a %).
-
-    Raises:
-        CellError: the text is no such time.
     """
     text = text.strip()
     if not text:
@@ -73,11 +70,7 @@ def parse_time_us(text: str, time_format: str) -> tuple[int, bool]:
 
 
 def parse_number(text: str, decimal: str) -> float:
-    """A finite number; true and false count as 1 and 0.
-
-    Raises:
-        CellError: the text is no finite number.
-    """
+    """A finite number; true and false count as 1 and 0."""
     text = text.strip()
     plain = text.replace(",", ".") if decimal == "," else text
     if _NUMBER.fullmatch(plain):

@@ -73,11 +73,7 @@ class RecordingCounters:
 
 
 def read_recording(path: Path, mapping: ColumnMap, counters: RecordingCounters) -> Iterator[RecordedReading]:
-    """The readings of a file in its order. What cannot be read is counted, with file and line.
-
-    Raises:
-        SimError: the file cannot be read, or is not text in the expected encoding.
-    """
+    """The readings of a file in its order. What cannot be read is counted, with file and line."""
     options = mapping.options
     with open_recording(path, options.encoding) as lines:
         offset, header = find_header(path, lines, options)
@@ -178,11 +174,7 @@ class TimeExtent:
 
 
 def find_time_extent(recordings: Sequence[tuple[Path, ColumnMap]]) -> TimeExtent:
-    """Read the files once for their times.
-
-    Raises:
-        SimError: nothing in them can be read.
-    """
+    """Read the files once for their times."""
     first_us, last_us, count = math.inf, -math.inf, 0
     for path, mapping in recordings:
         for recorded in read_recording(path, mapping, RecordingCounters()):
@@ -254,11 +246,7 @@ class ReplayPlayer:
         drain_timeout_s: float,
         on_progress: Callable[[dict[str, object]], None],
     ) -> None:
-        """Send everything, or until `stop`; then wait for acknowledgements.
-
-        Raises:
-            SimError: nothing was reachable within `connect_timeout_s`.
-        """
+        """Send everything, or until `stop`; then wait for acknowledgements."""
 
         async def send_and_drain() -> None:
             await self._send(stop)

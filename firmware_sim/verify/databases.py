@@ -95,11 +95,7 @@ def compare_settled(
 def fetch_influx_rows(
     url: str, database: str, truth: GroundTruth, *, on_rows: Callable[[int], None], token: str = ""
 ) -> StoredRows:
-    """Read all points in the truth's time range. InfluxDB 2 and 3 have this API too, with a token.
-
-    Raises:
-        SimError: the server cannot be reached, or refuses.
-    """
+    """Read all points in the truth's time range. InfluxDB 2 and 3 have this API too, with a token."""
     first_us, last_us = truth.time_range_us
     parameters = {
         "db": database,
@@ -193,11 +189,7 @@ async def _open_connection(dsn: str, subject: str) -> AsyncIterator[asyncpg.Conn
 async def fetch_postgres_rows(
     dsn: str, table: str, truth: GroundTruth, *, on_rows: Callable[[int], None]
 ) -> StoredRows:
-    """Read every row in the truth's time range from a table or view.
-
-    Raises:
-        SimError: the database cannot be reached or does not have that table.
-    """
+    """Read every row in the truth's time range from a table or view."""
     relation = ".".join(f'"{part}"' for part in table.replace('"', "").split("."))
     times = [_EPOCH + timedelta(microseconds=time_us) for time_us in truth.time_range_us]
     with tempfile.TemporaryDirectory() as folder:

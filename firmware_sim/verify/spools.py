@@ -53,11 +53,7 @@ class BlockError(ValueError):
 
 
 def decode_block(block: bytes) -> dict[str, NDArray[np.generic]]:
-    """The columns of a block, by name; `series` are the spool's own numbers. Pure.
-
-    Raises:
-        BlockError: it does not follow docs/spool-format.md.
-    """
+    """The columns of a block, by name; `series` are the spool's own numbers. Pure."""
     if len(block) < _BLOCK_HEADER.size + 4 or zlib.crc32(block[:-4]) != int.from_bytes(block[-4:], "little"):
         raise BlockError("its checksum is wrong")
     magic, version, _, rows, _, _, columns = _BLOCK_HEADER.unpack_from(block)
@@ -112,11 +108,7 @@ def _decode_runs(payload: bytes, kind: np.dtype[np.generic], rows: int) -> NDArr
 
 
 def read_spool(path: Path, truth: GroundTruth, *, on_rows: Callable[[int], None]) -> StoredRows:
-    """Every reading in a spool that belongs to the truth's series and time range.
-
-    Raises:
-        SimError: it is no spool, or of a version this release does not know.
-    """
+    """Every reading in a spool that belongs to the truth's series and time range."""
     notes: list[str] = []
     parts: list[NDArray[np.void]] = []
     total, position, end = 0, (_READING_CLASS << _CLASS_SHIFT) - 1, (_READING_CLASS + 1) << _CLASS_SHIFT
@@ -166,11 +158,7 @@ def read_quarantine(path: Path, truth: GroundTruth) -> NDArray[np.void]:
 
 
 def read_declared_losses(path: Path, destination: str | None, *, single_store: bool) -> list[DeclaredLoss]:
-    """What the gateway gave up before it reached a destination; None: any destination.
-
-    Raises:
-        SimError: `single_store` is set, no destination is named, and more than one has losses.
-    """
+    """What the gateway gave up before it reached a destination; None: any destination."""
     with closing(_open_spool(path)) as connection:
         losses = connection.execute(_LOSSES_SQL, (_READING_CLASS,)).fetchall()
     names = sorted({loss[0] for loss in losses})

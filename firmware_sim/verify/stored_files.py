@@ -135,11 +135,7 @@ def _find_files(folder: Path, suffixes: tuple[str, ...]) -> list[Path]:
 def read_line_files(
     folder: Path, truth: GroundTruth, *, precision: str, on_rows: Callable[[int], None]
 ) -> StoredRows:
-    """Read every line protocol file under a folder.
-
-    Raises:
-        SimError: there is none.
-    """
+    """Read every line protocol file under a folder."""
     paths = _find_files(folder, _LINE_SUFFIXES)
     if not paths:
         raise SimError(f"--files {folder}: no line protocol files there (*{', *'.join(_LINE_SUFFIXES)})")
