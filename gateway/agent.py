@@ -107,7 +107,7 @@ async def build_runtime(settings: GatewaySettings, database: Database) -> Runtim
     )
     listener = settings.ingress.listen.build_source(context)
     subscribers = tuple(table.build_source(context) for table in settings.ingress.subscribe)
-    ways = [listener.served.publish, *(subscriber.publish for subscriber in subscribers)]
+    ways = [listener.publish, *(subscriber.publish for subscriber in subscribers)]
     committer.on_rebirth_needed = RebirthRequester(committer.rules.births, ways).ask
 
     await limit_wal_size(database, settings.spool.max_bytes)
@@ -177,11 +177,11 @@ async def _run_tasks(parts: Runtime, control: Control, watchdog: Watchdog) -> No
     try:
         async with asyncio.TaskGroup() as stages:
             committing = stages.create_task(parts.committer.run(), name="committer")
-            await parts.listener.start()
+            await parts.listener.start(stages)
             if parts.http is not None:
                 await parts.http.start()
             for subscriber in parts.subscribers:
-                stages.create_task(subscriber.run(stop_input), name=f"subscriber {subscriber.settings.name}")
+                await subscriber.start(stages)
             if parts.host is not None:
                 stages.create_task(parts.host.run(stop_input), name="host ingress")
             restamping = stages.create_task(parts.clock_corrector.run(stop_input), name="clock")

@@ -316,8 +316,7 @@ class Reloader:
         parts.retention.reconfigure(build_retention_policy(new))
         parts.spool.catalog.max_series = new.spool.max_series
         listen = new.ingress.listen
-        parts.listener.settings = replace(
-            parts.listener.settings,
+        parts.listener.reconfigure(
             max_connections=raise_fd_limit(listen.max_connections),
             max_packet_bytes=listen.max_packet_bytes,
         )

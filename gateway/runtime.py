@@ -90,7 +90,8 @@ class Runtime:
 
     def stages(self) -> Iterator[StageProgress]:
         """The progress of everything that runs, in the order the data flows: health and watchdog ask it."""
-        yield from (subscriber.stage for subscriber in self.subscribers)
+        for subscriber in self.subscribers:
+            yield from subscriber.stages
         if self.host is not None:
             yield self.host.stage
         yield self.committer.stage

@@ -1,7 +1,7 @@
-"""Server TLS contexts, rebuilt when their files change. TLS 1.2 and 1.3.
+"""TLS contexts of devices' servers and of broker clients. TLS 1.2 and 1.3.
 
-New connections use the new context, open ones keep theirs. A context is complete before it is used: a
-certificate without its key is never served.
+A server's context is rebuilt when its files change: new connections use the new one, open ones keep theirs.
+A context is complete before it is used: a certificate without its key is never served.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import ssl
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from cloud_sync.destinations.http_client import build_client_tls_context
 from cloud_sync.runtime.watched_file import WatchedFile
 
 if TYPE_CHECKING:
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class TlsFileError(Exception):
-    """A file of TLS cannot be used. `path` is the file to look at."""
+    """A certificate or key file cannot be used. `path` is the file to look at."""
 
     def __init__(self, path: Path, what: str) -> None:
         self.path = path
@@ -27,13 +28,14 @@ class TlsFileError(Exception):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TlsFiles:
-    """Where certificates are, all PEM.
+    """The PEM files of a server.
 
     Attributes:
-        certificate: the server's, followed by those that lead to its authority; key: without a password.
-        client_ca: the authorities whose client certificates are taken; None asks for none.
-        client_crl: what those authorities have revoked; None revokes nothing.
-        client_required: whether a client without a certificate is turned away during the handshake.
+        certificate: the server's, followed by those that lead to its authority.
+        key: without a password.
+        client_ca: the authorities whose client certificates are accepted; None asks for none.
+        client_crl: what those authorities have revoked.
+        client_required: a client without a certificate fails the handshake.
     """
 
     certificate: Path
@@ -44,33 +46,29 @@ class TlsFiles:
 
     @property
     def paths(self) -> list[Path]:
-        """Those that are given."""
+        """The files in use."""
         return [p for p in (self.certificate, self.key, self.client_ca, self.client_crl) if p is not None]
 
 
 def build_server_context(files: TlsFiles) -> ssl.SSLContext:
-    """A server's context.
-
-    Raises:
-        TlsFault: naming the file that cannot be used.
-    """
+    """A server's context; TlsFileError names the file that cannot be used."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     context.options |= ssl.OP_NO_RENEGOTIATION | ssl.OP_CIPHER_SERVER_PREFERENCE | ssl.OP_NO_COMPRESSION
     for path in files.paths:
         _check_readable(path)
 
-    def no_password() -> bytes:  # without it OpenSSL would ask on the terminal, and wait
+    def refuse_password() -> bytes:  # without it OpenSSL would ask on the terminal, and wait
         raise TlsFileError(files.key, "is encrypted; the gateway needs it without a password")
 
     try:
-        context.load_cert_chain(files.certificate, files.key, no_password)
-    except ssl.SSLError as fault:
-        if fault.reason == "KEY_VALUES_MISMATCH":
-            raise TlsFileError(files.key, f"is not the key of {files.certificate}") from fault
+        context.load_cert_chain(files.certificate, files.key, refuse_password)
+    except ssl.SSLError as error:
+        if error.reason == "KEY_VALUES_MISMATCH":
+            raise TlsFileError(files.key, f"is not the key of {files.certificate}") from error
         raise TlsFileError(
-            files.certificate, f"is no PEM certificate, or {files.key} no PEM key ({_openssl_reason(fault)})"
-        ) from fault
+            files.certificate, f"is no PEM certificate, or {files.key} no PEM key ({_openssl_reason(error)})"
+        ) from error
     if files.client_ca is not None:
         _load_authorities(context, files.client_ca, "certificate of an authority")
         context.verify_mode = ssl.CERT_REQUIRED if files.client_required else ssl.CERT_OPTIONAL
@@ -82,18 +80,26 @@ def build_server_context(files: TlsFiles) -> ssl.SSLContext:
     return context
 
 
-class ReloadingServerContext:
-    """The context in force.
+def build_client_context(ca: Path | None, certificate: Path | None, key: Path | None) -> ssl.SSLContext:
+    """A client's context; TlsFileError names a file to look at. See `build_client_tls_context`."""
+    files = [path for path in (certificate, key, ca) if path is not None]
+    for path in files:
+        _check_readable(path)
+    try:
+        return build_client_tls_context(ca, certificate, key)
+    except ssl.SSLError as error:
+        reason = f"or the files with it cannot be used for TLS ({_openssl_reason(error)})"
+        raise TlsFileError(files[0], reason) from error
 
-    Raises:
-        TlsFault: the files cannot be used from the beginning.
-    """
+
+class ReloadingServerContext:
+    """The context in force; the constructor raises TlsFileError like `build_server_context`."""
 
     def __init__(self, files: TlsFiles) -> None:
         self._context = WatchedFile(files.paths, lambda: build_server_context(files), TlsFileError)
 
     def context(self, now_s: float) -> ssl.SSLContext:
-        """What a new connection is served with. `now_s` is monotonic seconds."""
+        """The context of a new connection. `now_s` is monotonic seconds."""
         return self._context.current(now_s)
 
 

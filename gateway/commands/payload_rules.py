@@ -31,7 +31,8 @@ from gateway.commands.options import (
 from gateway.discovery.topic_observer import RuleProposals, TopicObserver, format_rule_table, propose_rules
 from gateway.humanize import escape_bytes, escape_text, format_time
 from gateway.mqtt.broker_session import SubscriberOptions
-from gateway.mqtt.server import MqttServer, MqttServerOptions
+from gateway.mqtt.context import MqttServerOptions
+from gateway.mqtt.server import MqttServer
 from gateway.mqtt.subscriber import Subscriber
 from gateway.payloads.decoder_registry import PayloadPreview, RuleSet, preview_payload
 from gateway.payloads.presets import PRESETS
@@ -299,31 +300,28 @@ async def _listen_at_broker(broker: str, options: LearnOptions, recorder: _Topic
         session_expiry_s=0,
         broker_reviewed=True,
     )
-    subscriber, stop = Subscriber(subscription, recorder), asyncio.Event()
-    running = asyncio.create_task(subscriber.run(stop), name="subscriber")
-    await _wait_with_progress(options.seconds, running)
-    stop.set()
-    subscriber.stop_reading()
-    await subscriber.close()
-    await running
+    subscriber = Subscriber(subscription, recorder)
+    async with asyncio.TaskGroup() as tasks:
+        await subscriber.start(tasks)
+        await _wait_with_progress(options.seconds)
+        await subscriber.close()
 
 
 async def _listen_as_server(options: MqttServerOptions, recorder: _TopicRecorder, seconds: float) -> None:
     server = MqttServer(options, recorder, AnonymousAuthenticator())
-    await server.start()
-    try:
-        await _wait_with_progress(seconds, None)
-        server.stop_reading()
-    finally:
-        await server.close()
+    async with asyncio.TaskGroup() as tasks:
+        await server.start(tasks)
+        try:
+            await _wait_with_progress(seconds)
+        finally:
+            await server.close()
 
 
-async def _wait_with_progress(seconds: float, running: asyncio.Task[None] | None) -> None:
-    """Wait for `seconds`, or until `running` ends, with a progress bar."""
+async def _wait_with_progress(seconds: float) -> None:
     ends = time.monotonic() + seconds
     with progress_bar("listening") as progress:
         progress.total(int(seconds * 10))
-        while (left_s := ends - time.monotonic()) > 0 and (running is None or not running.done()):
+        while (left_s := ends - time.monotonic()) > 0:
             await asyncio.sleep(min(0.1, left_s))
             progress.advance()
 

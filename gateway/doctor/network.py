@@ -312,7 +312,7 @@ async def check_broker(
     except (BrokerError, MqttProtocolError) as reason:
         advice = "check username, password_file and the broker's log; it must support MQTT 5"
         return [*found, fault("broker", name, escape_text(str(reason)), advice)]
-    granted = BrokerLimits.of(connack, settings)
+    granted = BrokerLimits.from_connack(connack, settings)
     found += [
         warning("broker", name, what, "see docs/ingress.md: how to configure a broker")
         for what in find_broker_concerns(settings, granted)

@@ -1,4 +1,4 @@
-"""Our session with an MQTT 5 broker: address, subscribe options, granted limits, errors, counters. Pure.
+"""Our session with an MQTT 5 broker: address, options, granted limits, errors, status. Pure.
 
 Subscription options (section 3.8.3.1): Retain Handling 2 (no retained messages: a retained payload without
 a timestamp would be stored as if measured now) unless `retained`, then 1 (once, when the subscription is
@@ -9,12 +9,21 @@ shared subscription).
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 from urllib.parse import urlsplit
 
-from gateway.mqtt.codec.packets import Connack, Connect, Properties, Property, ReasonCode
-from gateway.mqtt.session_state import SESSION_NEVER_EXPIRES
+import msgspec
+
+from gateway.mqtt.codec.packets import (
+    SESSION_NEVER_EXPIRES,
+    Connack,
+    Connect,
+    Properties,
+    Property,
+    ReasonCode,
+    reason_code_name,
+)
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -29,7 +38,7 @@ _RETAIN_HANDLING_BITS = {True: 1 << 4, False: 2 << 4}
 
 @dataclass(frozen=True, slots=True)
 class BrokerAddress:
-    """Where a broker is."""
+    """Host, port, and whether the connection uses TLS."""
 
     host: str
     port: int
@@ -41,16 +50,12 @@ class BrokerAddress:
 
 
 def parse_broker_url(url: str) -> BrokerAddress:
-    """The address in `mqtt://HOST[:PORT]` or `mqtts://HOST[:PORT]`.
-
-    Raises:
-        ValueError: it is none, or holds more than that.
-    """
+    """The address in `mqtt://HOST[:PORT]` or `mqtts://HOST[:PORT]`; ValueError for anything else."""
     parts = urlsplit(url)
     if parts.scheme not in ("mqtt", "mqtts") or not parts.hostname:
         raise ValueError("must be mqtt://HOST[:PORT] or mqtts://HOST[:PORT]")
     if parts.username is not None or parts.password is not None:
-        raise ValueError("must not hold credentials; there are username and password_file for them")
+        raise ValueError("must not contain credentials: use username and password_file")
     if parts.path not in ("", "/") or parts.query or parts.fragment:
         raise ValueError("must end after the port")
     tls = parts.scheme == "mqtts"
@@ -58,11 +63,7 @@ def parse_broker_url(url: str) -> BrokerAddress:
 
 
 def check_topic_filter(topic_filter: str) -> None:
-    """Refuse a topic filter that no broker may accept (sections 4.7.1 and 4.8.2).
-
-    Raises:
-        ValueError: says what is wrong with it.
-    """
+    """Raise ValueError for a topic filter that no broker may accept (sections 4.7.1 and 4.8.2)."""
     plain = topic_filter
     if topic_filter.startswith("$share/"):
         _, group, plain = (*topic_filter.split("/", 2), "")[:3]
@@ -74,9 +75,9 @@ def check_topic_filter(topic_filter: str) -> None:
         )
     levels = plain.split("/")
     if any("#" in level for level in levels[:-1]) or ("#" in levels[-1] and levels[-1] != "#"):
-        raise ValueError(f"{topic_filter!r}: # stands alone, as the last level")
+        raise ValueError(f"{topic_filter!r}: # must be the whole last level")
     if any("+" in level and level != "+" for level in levels):
-        raise ValueError(f"{topic_filter!r}: + stands for a whole level")
+        raise ValueError(f"{topic_filter!r}: + must be a whole level")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,27 +85,23 @@ class SubscriberOptions:
     """One broker to subscribe to.
 
     Attributes:
-        name: what the status and the log call it.
-        url: mqtt://HOST[:PORT] or mqtts://HOST[:PORT].
         client_id: names the session at the broker; must stay the same, and be this gateway's alone.
-        filters: topic filters, `$share/GROUP/FILTER` included.
-        unsubscribe: filters given up: a persistent session goes on with them until told.
+        unsubscribe: former filters: a persistent session keeps them until told.
         qos: highest QoS asked for.
-        retained: also take what the broker keeps as retained, once, when a subscription is new.
-        username, password_file: credentials; the file's first line, read anew at each connection.
-        ca_file: private authority instead of the system's; cert_file, key_file: client certificate.
+        retained: also ask for retained messages, once, when a subscription is new.
+        password_file: its first line is read at each connection.
+        ca_file: private authority instead of the system's.
         server_name: name the broker's certificate is checked for, if it is not the URL's host.
-        receive_maximum: QoS 1 and 2 messages the broker may send before the first is acknowledged: about what
-            one group commit takes.
-        session_expiry_s: how long the broker is to keep the session without us; 4294967295 for ever.
-        keep_alive_s: a broker silent for so long is given up; 0 for never.
+        receive_maximum: QoS 1 and 2 messages the broker may send before the first is acknowledged: about the
+            size of a group commit.
+        session_expiry_s: how long the broker is to keep the session without us.
+        keep_alive_s: a broker silent for so long is disconnected; 0 for never.
         max_packet_bytes: the broker silently discards messages that are larger (MQTT-3.1.2-25).
-        topic_alias_maximum: topic aliases the broker may use.
         connect_timeout_s: from the name look-up to the SUBACK.
-        broker_reviewed: the broker's own limits are known to be right: do not warn of what cannot be seen.
+        broker_reviewed: do not warn of broker settings that cannot be seen from here.
 
     Raises:
-        ValueError: the url, or a filter, is none.
+        ValueError: the url or a filter is invalid.
     """
 
     url: str
@@ -135,61 +132,63 @@ class SubscriberOptions:
 
     @property
     def address(self) -> BrokerAddress:
-        """Where the broker is."""
+        """The parsed `url`."""
         return parse_broker_url(self.url)
 
 
-def build_connect(settings: SubscriberOptions, password: bytes | None) -> Connect:
+def build_connect(
+    options: SubscriberOptions, password: bytes | None, *, clean_start: bool = False
+) -> Connect:
     """The CONNECT that resumes the session, or begins it."""
     return Connect(
-        settings.client_id,
-        clean_start=False,
-        keep_alive_s=settings.keep_alive_s,
-        username=settings.username,
+        options.client_id,
+        clean_start=clean_start,
+        keep_alive_s=options.keep_alive_s,
+        username=options.username,
         password=password,
         properties={
-            Property.SESSION_EXPIRY_INTERVAL: settings.session_expiry_s,
-            Property.RECEIVE_MAXIMUM: settings.receive_maximum,
-            Property.MAXIMUM_PACKET_SIZE: settings.max_packet_bytes,
-            Property.TOPIC_ALIAS_MAXIMUM: settings.topic_alias_maximum,
+            Property.SESSION_EXPIRY_INTERVAL: options.session_expiry_s,
+            Property.RECEIVE_MAXIMUM: options.receive_maximum,
+            Property.MAXIMUM_PACKET_SIZE: options.max_packet_bytes,
+            Property.TOPIC_ALIAS_MAXIMUM: options.topic_alias_maximum,
         },
     )
 
 
-def build_subscription_options(settings: SubscriberOptions) -> int:
-    """The options byte of every filter."""
-    return settings.qos | _RETAIN_HANDLING_BITS[settings.retained]
+def build_subscription_options(options: SubscriberOptions) -> int:
+    """The options byte of each filter in SUBSCRIBE."""
+    return options.qos | _RETAIN_HANDLING_BITS[options.retained]
 
 
-@dataclass(slots=True)
-class SubscriberCounters:
-    """What has happened since the start, and how it is now.
+class SubscribeStatus(msgspec.Struct, kw_only=True):
+    """One broker in the status document: how it is now, and what has happened since the start.
 
     Attributes:
         state: connecting, connected, waiting (to connect again) or stopped.
-        connects_total: connections on which the broker accepted us.
-        sessions_lost_total: how often the broker had forgotten a session it had before.
-        again_total: publishes that the broker marked as sent again.
-        protocol_faults_total: violations by the broker, by reason code name in lower case.
-        faults_total: ends of connections and failed attempts, by kind.
-        last_fault: the newest of them in words; stays after it has passed.
-        refused_filters: the filters that the broker does not serve now, with its reason.
-        concerns: what the broker has shown to put messages at risk.
+        connects: connections that the broker accepted.
+        sessions_lost: how often the broker had lost a session it had before.
+        again: publishes that the broker marked as sent again.
+        protocol_faults: violations by the broker, by reason code name.
+        faults: ends of connections and failed attempts, by kind.
+        last_fault: stays after recovery.
+        refused_filters: those not served now, with the reason.
+        concerns: limits of the broker that put messages at risk.
     """
 
+    name: str
     state: str = "connecting"
-    connects_total: int = 0
-    sessions_lost_total: int = 0
-    publishes_total: int = 0
-    redelivered_total: int = 0
-    acknowledged_total: int = 0
-    refused_total: Counter[str] = field(default_factory=Counter)
-    bytes_in_total: int = 0
-    protocol_faults_total: Counter[str] = field(default_factory=Counter)
-    faults_total: Counter[str] = field(default_factory=Counter)
+    connects: int = 0
+    sessions_lost: int = 0
+    publishes: int = 0
+    again: int = 0
+    acknowledged: int = 0
+    bytes_in: int = 0
+    refused: dict[str, int] = msgspec.field(default_factory=Counter)
+    protocol_faults: dict[str, int] = msgspec.field(default_factory=Counter)
+    faults: dict[str, int] = msgspec.field(default_factory=Counter)
     last_fault: str = ""
-    refused_filters: dict[str, str] = field(default_factory=dict)
-    concerns: tuple[str, ...] = ()
+    refused_filters: dict[str, str] = msgspec.field(default_factory=dict)
+    concerns: list[str] = msgspec.field(default_factory=list)
 
     @property
     def connected(self) -> bool:
@@ -213,12 +212,12 @@ BROKER_DEFAULTS_WARNING = (
     "autosave_interval is 1800 s (set a few seconds; a crash loses what came since), QoS 0 publishes are not "
     "kept (publish at QoS 1). broker_reviewed = true silences this"
 )
-"""Said once per start: what no CONNACK tells."""
+"""Logged once per start: what no CONNACK shows."""
 
 
 @dataclass(frozen=True, slots=True)
 class BrokerLimits:
-    """What a CONNACK grants (section 3.2.2.3), what it leaves out filled in."""
+    """What a CONNACK grants (section 3.2.2.3), with the defaults of what it leaves out."""
 
     session_present: bool
     session_expiry_s: int
@@ -229,18 +228,18 @@ class BrokerLimits:
     receive_maximum: int
 
     @classmethod
-    def of(cls, connack: Connack, settings: SubscriberOptions) -> BrokerLimits:
-        """Read a CONNACK in the light of what was asked."""
+    def from_connack(cls, connack: Connack, options: SubscriberOptions) -> BrokerLimits:
+        """`options` holds what was asked for."""
 
-        def number(key: Property, otherwise: int) -> int:
-            value = connack.properties.get(key, otherwise)
+        def number(key: Property, default: int) -> int:
+            value = connack.properties.get(key, default)
             assert isinstance(value, int)
             return value
 
         return cls(
             session_present=connack.session_present,
-            session_expiry_s=number(Property.SESSION_EXPIRY_INTERVAL, settings.session_expiry_s),
-            keep_alive_s=number(Property.SERVER_KEEP_ALIVE, settings.keep_alive_s),
+            session_expiry_s=number(Property.SESSION_EXPIRY_INTERVAL, options.session_expiry_s),
+            keep_alive_s=number(Property.SERVER_KEEP_ALIVE, options.keep_alive_s),
             maximum_qos=number(Property.MAXIMUM_QOS, 2),
             wildcards=bool(number(Property.WILDCARD_SUBSCRIPTION_AVAILABLE, 1)),
             shared=bool(number(Property.SHARED_SUBSCRIPTION_AVAILABLE, 1)),
@@ -256,21 +255,21 @@ class BrokerLimits:
         return None
 
 
-def find_broker_concerns(settings: SubscriberOptions, granted: BrokerLimits) -> list[str]:
-    """What the CONNACK shows that may lose messages or slow them down, in words, each with what to do."""
+def find_broker_concerns(options: SubscriberOptions, granted: BrokerLimits) -> list[str]:
+    """Granted limits that may lose messages or slow them down, each with what to do."""
     found = []
-    if granted.session_expiry_s < settings.session_expiry_s:
+    if granted.session_expiry_s < options.session_expiry_s:
         found.append(
             f"the broker keeps the session for {granted.session_expiry_s} s without us, not "
-            f"{_format_expiry(settings.session_expiry_s)}: a longer outage loses what it had queued; "
+            f"{_format_expiry(options.session_expiry_s)}: a longer outage loses what it had queued; "
             "raise its limit"
         )
-    if granted.maximum_qos < min(settings.qos, 1):
+    if granted.maximum_qos < min(options.qos, 1):
         found.append(
             "the broker delivers at QoS 0 only: it does not wait for acknowledgements, so what is on its way "
             "when a connection or this gateway fails is lost; allow QoS 1"
         )
-    if granted.receive_maximum < settings.receive_maximum:
+    if granted.receive_maximum < options.receive_maximum:
         found.append(
             f"the broker announces a Receive Maximum of {granted.receive_maximum}: a sign of small limits "
             "(20 is mosquitto's default, and so is then a queue of 1000); some brokers send only so many "
@@ -284,11 +283,11 @@ def _format_expiry(seconds: int) -> str:
 
 
 class BrokerError(Exception):
-    """Why there is no connection (any more).
+    """Why a connection failed or ended.
 
     Attributes:
         kind: machine-readable, such as refused, closed, keep_alive_timeout or a reason code's name.
-        for_a_person: trying again soon cannot help; somebody has to change something.
+        needs_operator: trying again soon cannot help: credentials, files or the broker have to be changed.
     """
 
     def __init__(self, kind: str, message: str, *, needs_operator: bool = False) -> None:
@@ -297,18 +296,18 @@ class BrokerError(Exception):
         self.needs_operator = needs_operator
 
 
-def build_broker_error(said_in: str, code: int, properties: Properties) -> BrokerError:
-    """The fault of a CONNACK or DISCONNECT that carries a reason code."""
+def build_broker_error(packet: str, code: int, properties: Properties) -> BrokerError:
+    """The error of a CONNACK or DISCONNECT with a reason code."""
     reason = ReasonCode(code)
-    name = "normal disconnection" if not code else reason.name.lower().replace("_", " ")
+    name = "normal disconnection" if not code else reason_code_name(code).replace("_", " ")
     added = [
         properties[key] for key in (Property.REASON_STRING, Property.SERVER_REFERENCE) if key in properties
     ]
-    words = [f"the broker says {name} ({code:#04x}, {said_in})", *map(repr, added)]
+    words = [f"the broker says {name} ({code:#04x}, {packet})", *map(repr, added)]
     if reason is _R.SESSION_TAKEN_OVER:
-        words.append("another client connects under the same client id")
+        words.append("another client uses the same client id")
     return BrokerError(
-        "disconnected" if not code else reason.name.lower(),
+        "disconnected" if not code else reason_code_name(code),
         ": ".join(words),
         needs_operator=reason in _OPERATOR_REASON_CODES,
     )

@@ -1,31 +1,27 @@
 """One connection to an MQTT 5 broker, from CONNECT to its end, whoever ends it.
 
-Publishes go to the `Intake` as they were read; PUBACK and PUBREC are written when it says that they are
-durable, in the order it says so, which is the order in which they came (MQTT-4.6.0-2, -3). They are written
-to the connection on which the publish came, or to none: a broker sends again on the next connection what it
-had no acknowledgement for, and what that connection has not carried it does not acknowledge.
+Publishes go to the sink as they were read; PUBACK and PUBREC are written when it acknowledges them, in the
+order in which they came (MQTT-4.6.0-2, -3). They are written to the connection that carried the publish, or
+to none: a broker sends again on the next connection what it had no acknowledgement for.
 
 Choices where the specification leaves one:
 
 - A refusal that will pass (quota exceeded) is not sent: PUBACK with an error makes a broker forget the
-  message. The connection is left instead; the session keeps what was not acknowledged.
-- More messages in flight than Receive Maximum are taken, and counted, and the socket is not read until half
-  of it is free. The specification would have us leave; mosquitto 2.0.11 exceeds it as soon as it gets
-  acknowledgements in order, and would do so again.
+  message. The client disconnects instead; the session keeps what was not acknowledged.
+- More messages in flight than Receive Maximum are accepted, and counted, and the socket is not read until
+  half of it is free. The specification would have us disconnect; mosquitto 2.0.11 exceeds it as soon as it
+  gets acknowledgements in order, and would do so again.
 - PUBREL for an identifier that is unknown is answered so (0x92), which after a restart of ours is usual.
 """
 
 from __future__ import annotations
 
 import asyncio
-import socket
-from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from gateway.mqtt.broker_session import BrokerError, build_broker_error
-from gateway.mqtt.codec.packet_codec import encode_packet, encode_pubacks, encode_publish_acks
+from gateway.mqtt.codec.packet_codec import encode_packet, encode_publish_acks, encode_refusals
 from gateway.mqtt.codec.packets import (
-    AT_LEAST_ONCE,
-    EXACTLY_ONCE,
     V5,
     Connack,
     Connect,
@@ -41,106 +37,94 @@ from gateway.mqtt.codec.packets import (
     Subscribe,
     TopicCache,
     Unsubscribe,
+    reason_code_name,
 )
 from gateway.mqtt.codec.parser import PacketParser
 from gateway.mqtt.codec.properties import protocol_error
-from gateway.mqtt.transport import PauseReason
+from gateway.mqtt.session_state import encode_acknowledgements
+from gateway.mqtt.transport import InFlightWindow, MqttTransport, PauseReason, WriteLimits
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from gateway.ingress.source import PublishSink
-    from gateway.mqtt.broker_session import SubscriberCounters, SubscriberOptions
+    from gateway.mqtt.broker_session import SubscriberOptions, SubscribeStatus
     from gateway.mqtt.session_state import Qos2Exchanges
 
 _T = TypeVar("_T")
 
-_R = ReasonCode
 _TRANSIENT_REASON_CODES = frozenset(
-    {_R.QUOTA_EXCEEDED, _R.UNSPECIFIED_ERROR, _R.IMPLEMENTATION_SPECIFIC_ERROR}
+    {ReasonCode.QUOTA_EXCEEDED, ReasonCode.UNSPECIFIED_ERROR, ReasonCode.IMPLEMENTATION_SPECIFIC_ERROR}
 )
-_WRITE_HIGH_BYTES: Final = 1 << 16
 
 
-class MqttClient(asyncio.Protocol):
-    """Implements `Acknowledger`; who may publish what is the broker's to say.
+class MqttClient:
+    """Implements `Acknowledger`, and `TransportOwner` for its transport.
 
     Attributes:
-        name: the settings' name, for whoever labels what it handed over.
+        may_publish_sensor: None: who may publish what is for the broker to decide.
         accepted: CONNACK with success, once it has come.
-        lost: why the connection has ended, once it has.
-        gone: done when the socket is closed.
-        in_flight: QoS 1 and 2 publishes handed over and not answered.
-        keep_alive_s: in force; the broker's wish replaces our own.
-        closing: nothing is written or taken any more.
+        ended: why the connection has ended, once it has.
+        closed: done when the socket is closed.
+        keep_alive_s: in force; the broker's value replaces our own.
     """
 
     may_publish_sensor: Callable[[str], bool] | None = None
 
     def __init__(
         self,
-        settings: SubscriberOptions,
+        options: SubscriberOptions,
         connect: Connect,
-        intake: PublishSink,
+        sink: PublishSink,
         exchanges: Qos2Exchanges,
-        counters: SubscriberCounters,
+        counters: SubscribeStatus,
     ) -> None:
-        self._loop = asyncio.get_running_loop()
-        self.name = f"subscribe:{settings.name}"
-        self.accepted: asyncio.Future[Connack] = self._loop.create_future()
-        self.lost: asyncio.Future[BrokerError] = self._loop.create_future()
-        self.gone: asyncio.Future[None] = self._loop.create_future()
-        self.in_flight = 0
-        self.keep_alive_s = float(settings.keep_alive_s)
-        self.closing = False
+        loop = asyncio.get_running_loop()
+        self.name = f"subscribe:{options.name}"
+        self.accepted: asyncio.Future[Connack] = loop.create_future()
+        self.ended: asyncio.Future[BrokerError] = loop.create_future()
+        self.closed: asyncio.Future[None] = loop.create_future()
+        self.keep_alive_s = float(options.keep_alive_s)
+        self.transport = MqttTransport(self, WriteLimits(), loop.time)
+        self._loop = loop
         self._connect = connect
-        self._intake = intake
-        self._qos2_exchanges = exchanges
+        self._sink = sink
+        self._exchanges = exchanges
         self._counters = counters
-        self._receive_maximum = settings.receive_maximum
-        self._exceeded = False
         self._parser = PacketParser(
-            max_packet_bytes=settings.max_packet_bytes,
+            max_packet_bytes=options.max_packet_bytes,
             topics=TopicCache(),
-            topic_alias_maximum=settings.topic_alias_maximum,
+            topic_alias_maximum=options.topic_alias_maximum,
             client=True,
             version=V5,
         )
-        self._qos0_counted = 0
+        self.window = InFlightWindow(options.receive_maximum, self.transport, self._parser)
+        self._exceeded = False
         self._subacks: dict[int, asyncio.Future[Suback]] = {}
         self._packet_id = 0
-        self._pauses = PauseReason(0)
-        self._last_received_s = self._last_sent_s = self._loop.time()
+        self._last_received_s = loop.time()
         self._ping_sent_s: float | None = None
-        self._corked: bytearray | None = None
 
-    # What asyncio calls
+    # What the transport calls
 
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+    def connection_made(self) -> None:
         """Send CONNECT."""
-        self._transport = cast("asyncio.Transport", transport)  # uvloop's own class does not derive from it
-        peer = transport.get_extra_info("socket")
-        if peer is not None:
-            peer.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-        self._transport.set_write_buffer_limits(high=_WRITE_HIGH_BYTES)
-        self._write(encode_packet(self._connect))
+        self._send(self._connect)
 
     def data_received(self, data: bytes) -> None:
-        """Parse everything read, act on it, hand over its publishes together."""
-        if self.closing:
-            return
+        """Parse everything read, act on it, submit its publishes together."""
         self._last_received_s = self._loop.time()
         self._ping_sent_s = None
-        self._counters.bytes_in_total += len(data)
+        self._counters.bytes_in += len(data)
         batch: list[Publish] = []
         fault: MqttProtocolError | None = None
-        self._corked = bytearray()
+        self.transport.cork()
         try:
             for item in self._parser.feed(data):
                 if isinstance(item, list):
                     batch = batch + item if batch else item
                 else:
-                    self._packet(item, batch)
+                    self._process_packet(item, batch)
         except MqttProtocolError as caught:
             fault = caught
         if batch:
@@ -148,263 +132,177 @@ class MqttClient(asyncio.Protocol):
                 self._submit_publishes(batch)
             else:
                 fault = protocol_error("PUBLISH before CONNACK")
-        self._uncork()
+        self.transport.flush()
         fault = fault or self._parser.fault
         if fault is not None:
-            self._fail(fault)
+            name = reason_code_name(fault.reason_code)
+            self._counters.protocol_faults[name] += 1
+            hint = "" if self.accepted.done() else "; is it a broker that speaks MQTT 5?"
+            error = BrokerError(name, f"the broker violates the protocol: {fault}{hint}")
+            self.disconnect(error, ReasonCode(fault.reason_code))
 
-    def connection_lost(self, exc: Exception | None) -> None:
-        """Say why, unless that is known already."""
-        self.closing = True
-        closed = (
-            f"the broker closed the connection; does another client use the id {self._connect.client_id!r}?"
-        )
-        why = f"the connection broke: {exc}" if exc else closed
-        self._settle(BrokerError("broken" if exc else "closed", why))
-        if not self.gone.done():
-            self.gone.set_result(None)
+    def connection_lost(self) -> None:
+        """Report why, unless that is known already."""
+        error = BrokerError("broken", f"the connection broke: {self.transport.error}")
+        if not self.transport.error:
+            hint = f"does another client use the id {self._connect.client_id!r}?"
+            error = BrokerError("closed", f"the broker closed the connection; {hint}")
+        self._end(error)
+        if not self.closed.done():
+            self.closed.set_result(None)
 
-    def pause_writing(self) -> None:
-        """The broker does not read what it is sent: stop reading it, too."""
-        self.pause(PauseReason.WRITE_BUFFER)
-
-    def resume_writing(self) -> None:
-        """The broker has read enough."""
-        self.resume(PauseReason.WRITE_BUFFER)
+    def write_limit_exceeded(self, limit: str) -> None:
+        """The broker does not read its acknowledgements."""
+        self._end(BrokerError(limit, "the broker does not read what it is sent"))
 
     # What the committer calls, and another connection of the session
 
     def acknowledge(self, publishes: Sequence[Publish]) -> None:
         """Write PUBACK and PUBREC for durable publishes, in order, in one write."""
-        once = [publish.packet_id for publish in publishes if publish.qos == AT_LEAST_ONCE]
-        out = encode_pubacks(once) if once else b""
-        answered = len(once)
-        if answered != len(publishes):
-            exactly = [publish for publish in publishes if publish.qos == EXACTLY_ONCE]
-            answered += len(exactly)
-            out += self._mark_qos2_durable(exactly)
-        self.in_flight -= answered
-        self._counters.acknowledged_total += answered
-        self._write(out)
-        self._resume_if_acknowledged()
+        out, answered = encode_acknowledgements(publishes, self._exchanges, self)
+        self._counters.acknowledged += answered
+        self.transport.write(out)
+        self.window.remove(answered)
 
     def refuse(self, publishes: Sequence[Publish], reason_code: int) -> None:
-        """Leave the broker for a while when the reason will pass; otherwise tell it to forget them."""
-        self._counters.refused_total[ReasonCode(reason_code).name.lower()] += len(publishes)
+        """Disconnect for a while when the reason will pass; otherwise tell the broker to forget them."""
+        name = reason_code_name(reason_code)
+        self._counters.refused[name] += len(publishes)
         numbered = [publish for publish in publishes if publish.qos]
-        self.in_flight -= len(numbered)
         for publish in numbered:
-            self._qos2_exchanges.forget(publish)
+            self._exchanges.remove(publish)
         if reason_code in _TRANSIENT_REASON_CODES:
-            name = ReasonCode(reason_code).name.lower()
-            self.leave(
-                BrokerError(
-                    name, f"left the broker, which keeps what was not taken: {name.replace('_', ' ')}"
-                ),
-                ReasonCode(reason_code),
-            )
-            return
-        kinds = (PacketType.PUBACK, PacketType.PUBREC)
-        self._write(
-            b"".join(encode_packet(PublishAck(kinds[p.qos - 1], p.packet_id, reason_code)) for p in numbered)
-        )
-        self._resume_if_acknowledged()
+            reason = f"disconnected; the broker keeps what was not accepted: {name.replace('_', ' ')}"
+            self.disconnect(BrokerError(name, reason), ReasonCode(reason_code))
+        self.transport.write(encode_refusals(numbered, reason_code))
+        self.window.remove(len(numbered))
 
     def publish(self, topic: bytes, payload: bytes) -> None:
         """Send one message at QoS 0."""
-        self._write(encode_packet(Publish(topic, payload)))
+        self._send(Publish(topic, payload))
 
-    def send_pubrecs(self, packet_ids: Sequence[int]) -> None:
-        """Write PUBRECs that are due on this connection."""
-        self._write(encode_publish_acks(PacketType.PUBREC, packet_ids))
+    def send_pubrec(self, packet_id: int) -> None:
+        """Acknowledge a QoS 2 publish that is durable."""
+        self.transport.write(encode_publish_acks(PacketType.PUBREC, [packet_id]))
 
     # What the subscriber calls
 
-    async def answer(self, awaited: asyncio.Future[_T]) -> _T:
+    async def wait_for(self, answer: asyncio.Future[_T]) -> _T:
         """What the broker answers.
 
         Raises:
-            BrokerFault: the connection ended first.
+            BrokerError: the connection ended first.
         """
-        either: set[asyncio.Future[Any]] = {awaited, self.lost}
+        either: set[asyncio.Future[Any]] = {answer, self.ended}
         await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
-        if not awaited.done():
-            raise self.lost.result()
-        return awaited.result()
+        if not answer.done():
+            raise self.ended.result()
+        return answer.result()
 
     def subscribe(self, filters: Sequence[str], options: int) -> asyncio.Future[Suback]:
         """Send SUBSCRIBE; the future is its SUBACK."""
         packet_id = self._next_packet_id()
         self._subacks[packet_id] = self._loop.create_future()
-        self._write(encode_packet(Subscribe(packet_id, tuple((name, options) for name in filters))))
+        self._send(Subscribe(packet_id, tuple((name, options) for name in filters)))
         return self._subacks[packet_id]
 
     def unsubscribe(self, filters: Sequence[str]) -> None:
-        """Send UNSUBSCRIBE. Nobody waits for the answer: a filter that was not there is gone as well."""
-        self._write(encode_packet(Unsubscribe(self._next_packet_id(), tuple(filters))))
-
-    def pause(self, reason: PauseReason = PauseReason.BACKPRESSURE) -> None:
-        """Stop reading the socket; TCP and Receive Maximum push back. PINGREQ goes on."""
-        if not self._pauses and not self.closing:
-            self._transport.pause_reading()
-        self._pauses |= reason
-
-    def resume(self, reason: PauseReason = PauseReason.BACKPRESSURE) -> None:
-        """Drop one reason, and read again when it was the last."""
-        was, self._pauses = self._pauses, self._pauses & ~reason
-        if was and not self._pauses and not self.closing:
-            self._last_received_s = self._loop.time()
-            self._transport.resume_reading()
+        """Send UNSUBSCRIBE. Its answer does not matter: a filter that was not there is gone as well."""
+        self._send(Unsubscribe(self._next_packet_id(), tuple(filters)))
 
     def tick(self, now_s: float) -> None:
         """Keep the connection alive, and find out when it no longer is. Called about once a second.
 
         Idle for half the keep alive, in either direction, it sends PINGREQ; whatever arrives is an answer.
-        While reading is paused nothing can be heard, so only the sending goes on.
+        While reading is paused nothing can be received, so only the sending goes on.
         """
-        period_s = self.keep_alive_s / 2
-        if self.closing or not period_s:
+        transport, period_s = self.transport, self.keep_alive_s / 2
+        transport.tick(now_s)
+        if transport.closing or not period_s:
             return
-        if self._pauses & (PauseReason.BACKPRESSURE | PauseReason.IN_FLIGHT):
+        if transport.pauses & (PauseReason.BACKPRESSURE | PauseReason.IN_FLIGHT):
             self._last_received_s, self._ping_sent_s = now_s, None
         if self._ping_sent_s is not None:
             if now_s - self._ping_sent_s > period_s:
-                silence = f"nothing heard of the broker for {now_s - self._last_received_s:.0f} s"
-                self._settle(BrokerError("keep_alive_timeout", silence))
-                self.abort()
-        elif now_s - min(self._last_sent_s, self._last_received_s) >= period_s:
-            self._write(encode_packet(Pingreq()))
+                silence = f"nothing received from the broker for {now_s - self._last_received_s:.0f} s"
+                self._end(BrokerError("keep_alive_timeout", silence))
+                transport.abort()
+        elif now_s - min(transport.last_write_s, self._last_received_s) >= period_s:
+            self._send(Pingreq())
             self._ping_sent_s = now_s
 
-    def leave(self, fault: BrokerError, code: ReasonCode = _R.SUCCESS) -> None:
-        """DISCONNECT, then the close.
-
-        What is still read is dropped: a close with unread bytes would reset the connection, and the broker
-        could miss the last acknowledgements.
-        """
-        if self.closing:
-            return
-        self._write(encode_packet(Disconnect(code)))
-        self._uncork()
-        self.closing = True
-        self._settle(fault)
-        if self._pauses:
-            self._transport.resume_reading()
-        if self._transport.can_write_eof():
-            self._transport.write_eof()
-
-    def abort(self) -> None:
-        """Close without sending what is still to be sent."""
-        self.closing = True
-        self._transport.abort()
+    def disconnect(self, error: BrokerError, code: ReasonCode = ReasonCode.SUCCESS) -> None:
+        """DISCONNECT, then the close; `error` is why."""
+        if not self.transport.closing:
+            self._send(Disconnect(code))
+            self._end(error)
+            self.transport.close()
 
     async def wait_until_closed(self, within_s: float) -> None:
-        """Wait for the socket to close after `leave`, and close it hard at the end of that time."""
-        await asyncio.wait({self.gone}, timeout=within_s)
-        if not self.gone.done():
-            self.abort()
-            await asyncio.wait({self.gone}, timeout=1)
+        """Wait for the socket to close after `disconnect`, and abort it at the end of that time."""
+        await asyncio.wait({self.closed}, timeout=within_s)
+        if not self.closed.done():
+            self.transport.abort()
+            await asyncio.wait({self.closed}, timeout=1)
 
     # Packets
 
-    def _packet(self, packet: Packet, batch: list[Publish]) -> None:
-        if isinstance(packet, Connack):
-            self._answered(packet)
-            return
-        if not self.accepted.done():
+    def _process_packet(self, packet: Packet, batch: list[Publish]) -> None:
+        if not self.accepted.done() and not isinstance(packet, Connack):
             raise protocol_error(f"{type(packet).__name__.upper()} before CONNACK")
         match packet:
             case Publish():
-                self._handle_qos2_publish(packet, batch)
+                self._receive_qos2_publish(packet, batch)
             case PublishAck(PacketType.PUBREL, packet_id):
-                known = self._qos2_exchanges.release(packet_id)
-                code = ReasonCode.SUCCESS if known else ReasonCode.PACKET_IDENTIFIER_NOT_FOUND
-                self._write(encode_packet(PublishAck(PacketType.PUBCOMP, packet_id, code)))
+                self._send(PublishAck(PacketType.PUBCOMP, packet_id, self._exchanges.release(packet_id)))
             case Suback(packet_id):
                 waiting = self._subacks.pop(packet_id, None)
                 if waiting is not None:
                     waiting.set_result(packet)
             case Disconnect(code, properties):
-                self._settle(build_broker_error("DISCONNECT", code, properties))
+                self._end(build_broker_error("DISCONNECT", code, properties))
+            case Connack():
+                self._process_connack(packet)
             case _:
                 pass
 
-    def _answered(self, packet: Connack) -> None:
+    def _process_connack(self, packet: Connack) -> None:
         if self.accepted.done():
             raise protocol_error("a second CONNACK")
         if packet.code:
-            self._settle(build_broker_error("CONNACK", packet.code, packet.properties))
+            self._end(build_broker_error("CONNACK", packet.code, packet.properties))
             return
         if not packet.session_present:
-            self._qos2_exchanges.clear()
+            self._exchanges.clear()
         self.accepted.set_result(packet)
 
     def _submit_publishes(self, batch: list[Publish]) -> None:
-        qos0 = self._parser.qos0_publishes
-        self.in_flight += len(batch) - (qos0 - self._qos0_counted)
-        self._qos0_counted = qos0
-        self._counters.publishes_total += len(batch)
-        self._counters.redelivered_total += sum(publish.dup for publish in batch)
-        exceeds = self.in_flight > self._receive_maximum
-        self._intake.publishes(self, batch)
-        if exceeds and not self._exceeded:
+        self.window.add(len(batch))
+        self._counters.publishes += len(batch)
+        self._counters.again += sum(publish.dup for publish in batch)
+        exceeded = self.window.exceeded
+        self._sink.publishes(self, batch)
+        if exceeded and not self._exceeded:
             self._exceeded = True
-            self._counters.protocol_faults_total[_R.RECEIVE_MAXIMUM_EXCEEDED.name.lower()] += 1
-        if self.in_flight > self._receive_maximum:
-            self.pause(PauseReason.IN_FLIGHT)
+            self._counters.protocol_faults[reason_code_name(ReasonCode.RECEIVE_MAXIMUM_EXCEEDED)] += 1
+        self.window.pause_if_full()
 
-    def _resume_if_acknowledged(self) -> None:
-        if self._pauses & PauseReason.IN_FLIGHT and self.in_flight * 2 <= self._receive_maximum:
-            self.resume(PauseReason.IN_FLIGHT)
-
-    def _handle_qos2_publish(self, publish: Publish, batch: list[Publish]) -> None:
-        repeated = self._qos2_exchanges.take(publish, self)
+    def _receive_qos2_publish(self, publish: Publish, batch: list[Publish]) -> None:
+        repeated = self._exchanges.receive(publish, self)
         if repeated is None:
             batch.append(publish)
             return
-        self._counters.redelivered_total += 1
+        self._counters.again += 1
         if repeated.durable:
-            self.send_pubrecs([publish.packet_id])
+            self.send_pubrec(publish.packet_id)
 
-    def _mark_qos2_durable(self, publishes: Sequence[Publish]) -> bytes:
-        """Mark QoS 2 messages durable; their PUBRECs, but for those another connection owes and sends."""
-        own = []
-        for publish in publishes:
-            holder = self._qos2_exchanges.mark_durable(publish)
-            if holder is self:
-                own.append(publish.packet_id)
-            elif holder is not None:
-                holder.send_pubrecs([publish.packet_id])
-        return encode_publish_acks(PacketType.PUBREC, own) if own else b""
-
-    # The end, and output
-
-    def _fail(self, fault: MqttProtocolError) -> None:
-        name = ReasonCode(fault.reason_code).name.lower()
-        self._counters.protocol_faults_total[name] += 1
-        hint = "" if self.accepted.done() else "; is it a broker that speaks MQTT 5?"
-        self.leave(
-            BrokerError(name, f"the broker breaks the protocol: {fault}{hint}"), ReasonCode(fault.reason_code)
-        )
-
-    def _settle(self, fault: BrokerError) -> None:
-        if not self.lost.done():
-            self.lost.set_result(fault)
+    def _end(self, error: BrokerError) -> None:
+        if not self.ended.done():
+            self.ended.set_result(error)
 
     def _next_packet_id(self) -> int:
         self._packet_id = self._packet_id % 0xFFFF + 1
         return self._packet_id
 
-    def _uncork(self) -> None:
-        gathered, self._corked = self._corked, None
-        if gathered:
-            self._write(bytes(gathered))
-
-    def _write(self, out: bytes) -> None:
-        if self.closing or not out:
-            return
-        if self._corked is not None:
-            self._corked += out
-            return
-        self._last_sent_s = self._loop.time()
-        self._transport.write(out)
+    def _send(self, packet: Packet) -> None:
+        self.transport.write(encode_packet(packet))

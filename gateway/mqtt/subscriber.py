@@ -1,13 +1,14 @@
 """The `subscribe` ingress: a client of an existing MQTT 5 broker, with a persistent session.
 
-The broker has no acknowledgement before the fsync (promise 1), and sends again what it had none for. What it
-had not been able to send it keeps in the session, within limits of its own. Connecting again never ends: soon
-at first, then with exponential backoff and full jitter, slowly and loudly where only a person can help.
+The broker gets no acknowledgement before the fsync (promise 1), and sends again what it had none for. What it
+could not send it keeps in the session, within limits of its own. The subscriber reconnects for ever: with
+exponential backoff and full jitter, slowly and with errors in the log where an operator has to act.
 """
 
 from __future__ import annotations
 
 import asyncio
+import copy
 import logging
 import random
 import socket
@@ -16,23 +17,25 @@ from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Final
 
 from cloud_sync.runtime.rates import Backoff
+from cloud_sync.runtime.secret_files import read_secret
 from cloud_sync.runtime.watchdog import StageProgress
+from gateway.auth.tls import TlsFileError, build_client_context
 from gateway.mqtt.broker_session import (
     BROKER_DEFAULTS_WARNING,
     BrokerError,
     BrokerLimits,
-    SubscriberCounters,
+    SubscribeStatus,
     build_connect,
     build_subscription_options,
     find_broker_concerns,
 )
 from gateway.mqtt.client import MqttClient
-from gateway.mqtt.codec.packets import ReasonCode
+from gateway.mqtt.codec.packets import ReasonCode, reason_code_name
 from gateway.mqtt.session_state import Qos2Exchanges
+from gateway.mqtt.transport import PauseReason
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable
-    from pathlib import Path
+    from collections.abc import AsyncIterator, Callable, Mapping
 
     from gateway.ingress.source import PublishSink
     from gateway.mqtt.broker_session import SubscriberOptions
@@ -43,260 +46,258 @@ _TICK_S: Final = 1.0
 _LINGER_S: Final = 2.0
 _WATCHDOG_STEP_S: Final = 120.0
 _STABLE_CONNECTION_S: Final = 10.0
-"""A connection that lasted so long was a good one: the next failure is the first of a new row."""
+"""After a connection that lasted so long the backoff starts anew."""
 _RESUBSCRIBE_S: Final = 300.0
-_FIRST_FAILURE_CODE: Final = 0x80
 
 RETRY_BACKOFF = Backoff(first_s=0.5, ceiling_s=60.0)
 OPERATOR_BACKOFF = Backoff(first_s=15.0, ceiling_s=300.0, floor_s=10.0)
-"""Where credentials, certificates, files or the client id have to be changed by somebody."""
+"""Where credentials, certificates, files or the client id have to be changed."""
 
 
 class Subscriber:
-    """One broker. `run` until told to stop; then, once what was handed over is committed, `close`.
+    """Implements `Source` for one broker.
 
     Args:
-        settings: which broker, and what to ask of it.
-        intake: takes the publishes.
-        backoff: waits between attempts; `slowly` is for those where a person has to help.
+        operator_backoff: waits between attempts where an operator has to act.
         had_session: the broker is known to have had this session before this start.
     """
 
+    kind = "subscribe"
+
     def __init__(
         self,
-        settings: SubscriberOptions,
-        intake: PublishSink,
+        options: SubscriberOptions,
+        sink: PublishSink,
         *,
         backoff: Backoff = RETRY_BACKOFF,
-        slowly: Backoff = OPERATOR_BACKOFF,
+        operator_backoff: Backoff = OPERATOR_BACKOFF,
         had_session: bool = False,
         chance: Callable[[], float] = random.random,
     ) -> None:
-        self.settings = settings
-        self.counters = SubscriberCounters()
-        self.stage = StageProgress(f"subscriber {settings.name}")
+        self.name = options.name
+        self.options = options
+        self.sink = sink
+        self.counters = SubscribeStatus(name=options.name)
+        self.stages = (StageProgress(f"subscriber {options.name}"),)
         self.had_session = had_session
-        self.intake = intake
         self._backoff = backoff
-        self._slowly = slowly
+        self._operator_backoff = operator_backoff
         self._chance = chance
-        self._qos2_exchanges = Qos2Exchanges()
+        self._exchanges = Qos2Exchanges(compare_content=True)
         self._client: MqttClient | None = None
+        self._running: asyncio.Task[None] | None = None
         self._paused = False
         self._stopping = False
-        self._broker_warning_done = settings.broker_reviewed
-        self._since_s: float | None = None
+        self._defaults_warned = options.broker_reviewed
+        self._connected_since_s: float | None = None
 
     @property
     def in_flight(self) -> int:
-        """QoS 1 and 2 publishes of this connection handed over and not answered."""
-        return 0 if self._client is None else self._client.in_flight
+        """QoS 1 and 2 publishes of this connection submitted and not answered."""
+        return 0 if self._client is None else self._client.window.count
 
-    async def run(self, stop: asyncio.Event) -> None:
-        """Stay connected until `stop` is set, then stop reading; acknowledgements are still written."""
-        attending = asyncio.create_task(self._attend(), name=f"broker {self.settings.name}")
-        stopping = asyncio.create_task(stop.wait(), name=f"stop of broker {self.settings.name}")
-        try:
-            await asyncio.wait({attending, stopping}, return_when=asyncio.FIRST_COMPLETED)
-            self.stop_reading()
-        finally:
-            attending.cancel()
-            stopping.cancel()
-            outcome, _ = await asyncio.gather(attending, stopping, return_exceptions=True)
-            self.stage.set_idle()
-        if isinstance(outcome, Exception):
-            raise outcome
+    async def start(self, tasks: asyncio.TaskGroup) -> None:
+        """Stay connected until `stop_reading`."""
+        self._running = tasks.create_task(self._run(), name=f"subscriber {self.name}")
 
     def pause(self) -> None:
         """Stop reading the broker's socket; the session is kept alive. Harmless when paused."""
         self._paused = True
         if self._client is not None and self.counters.connected:
-            self._client.pause()
+            self._client.transport.pause(PauseReason.BACKPRESSURE)
 
     def resume(self) -> None:
         """Read again, unless stopping. Harmless when not paused."""
         if not self._stopping:
             self._paused = False
             if self._client is not None:
-                self._client.resume()
-
-    def publish(self, topic: bytes, payload: bytes) -> bool:
-        """Send one message at QoS 0, if the broker is there; whether it was."""
-        client = self._client
-        if client is None or client.closing or not client.accepted.done():
-            return False
-        client.publish(topic, payload)
-        return True
+                self._client.transport.resume(PauseReason.BACKPRESSURE)
 
     def stop_reading(self) -> None:
         """Read nothing more and connect no more; acknowledgements are still written."""
         self._stopping = True
         self.pause()
+        if self._running is not None:
+            self._running.cancel()
 
     async def close(self, deadline_s: float = _LINGER_S) -> None:
         """Disconnect within the deadline. The broker keeps the session."""
-        self._stopping = True
+        self.stop_reading()
+        if self._running is not None:
+            await asyncio.wait({self._running})
         self.counters.state = "stopped"
         if self._client is not None:
-            self._client.leave(BrokerError("stopped", "this gateway stops"))
+            self._client.disconnect(BrokerError("stopped", "the gateway is stopping"))
             await self._client.wait_until_closed(deadline_s)
 
+    def status(self) -> SubscribeStatus:
+        """Its part of the status document."""
+        return copy.deepcopy(self.counters)
+
+    def publish(self, topic: bytes, payload: bytes) -> bool:
+        """Send one message at QoS 0, if connected; whether it was."""
+        client = self._client
+        if client is None or client.transport.closing or not client.accepted.done():
+            return False
+        client.publish(topic, payload)
+        return True
+
     async def run_connection(self) -> BrokerError:
-        """Connect, subscribe and receive for as long as it lasts; why it did not last longer."""
-        self.counters.state, self._since_s = "connecting", None
+        """Connect, subscribe and receive for as long as the connection lasts; returns why it ended."""
+        self.counters.state, self._connected_since_s = "connecting", None
         try:
-            client = await self._connected()
-        except BrokerError as fault:
-            return fault
-        self.counters.state, self._since_s = "connected", _now_s()
+            client = await self._connect()
+        except BrokerError as error:
+            return error
+        self.counters.state, self._connected_since_s = "connected", _now_s()
         if self._paused:
-            client.pause()
-        resubscribe_at_s = self._since_s + _RESUBSCRIBE_S
-        while not client.lost.done():
-            self.stage.begin_step(within_s=_WATCHDOG_STEP_S)
-            await asyncio.wait({client.lost}, timeout=min(_TICK_S, client.keep_alive_s / 8 or _TICK_S))
+            client.transport.pause(PauseReason.BACKPRESSURE)
+        resubscribe_at_s = self._connected_since_s + _RESUBSCRIBE_S
+        while not client.ended.done():
+            self.stages[0].begin_step(within_s=_WATCHDOG_STEP_S)
+            await asyncio.wait({client.ended}, timeout=min(_TICK_S, client.keep_alive_s / 8 or _TICK_S))
             now_s = _now_s()
             client.tick(now_s)
-            if self.counters.refused_filters and now_s >= resubscribe_at_s and not client.lost.done():
+            if self.counters.refused_filters and now_s >= resubscribe_at_s and not client.ended.done():
                 resubscribe_at_s = now_s + _RESUBSCRIBE_S
                 self._retry_refused_filters(client)
         await client.wait_until_closed(_LINGER_S)
-        return client.lost.result()
+        return client.ended.result()
 
-    async def _attend(self) -> None:
-        attempt = 0
-        while True:
-            self.stage.begin_step(within_s=self.settings.connect_timeout_s + _WATCHDOG_STEP_S)
-            fault = await self.run_connection()
-            if self._stopping:
-                return
-            steady = self._since_s is not None and _now_s() - self._since_s > _STABLE_CONNECTION_S
-            attempt = 1 if steady and not fault.needs_operator else attempt + 1
-            wait_s = (self._slowly if fault.needs_operator else self._backoff).wait_s(attempt, self._chance())
-            self._note(fault, attempt, wait_s)
-            self.counters.state = "waiting"
-            self.stage.begin_step(within_s=wait_s + _WATCHDOG_STEP_S)
-            await asyncio.sleep(wait_s)
+    async def _run(self) -> None:
+        stage, attempt = self.stages[0], 0
+        try:
+            while True:
+                stage.begin_step(within_s=self.options.connect_timeout_s + _WATCHDOG_STEP_S)
+                error = await self.run_connection()
+                since_s = self._connected_since_s
+                stable = since_s is not None and _now_s() - since_s > _STABLE_CONNECTION_S
+                attempt = 1 if stable and not error.needs_operator else attempt + 1
+                backoff = self._operator_backoff if error.needs_operator else self._backoff
+                wait_s = backoff.wait_s(attempt, self._chance())
+                self._report_failure(error, attempt, wait_s)
+                self.counters.state = "waiting"
+                stage.begin_step(within_s=wait_s + _WATCHDOG_STEP_S)
+                await asyncio.sleep(wait_s)
+        finally:
+            stage.set_idle()
 
-    def _note(self, fault: BrokerError, attempt: int, wait_s: float) -> None:
-        """Count a fault, and say it when it is new, when a person has to help, and now and then."""
+    def _report_failure(self, error: BrokerError, attempt: int, wait_s: float) -> None:
+        """Count an error, and log it when it is new, when an operator has to act, and now and then."""
         counters = self.counters
-        counters.faults_total[fault.kind] += 1
-        said, counters.last_fault = counters.last_fault, str(fault)
-        if said != counters.last_fault or fault.needs_operator or attempt & (attempt - 1) == 0:
+        counters.faults[error.kind] += 1
+        previous, counters.last_fault = counters.last_fault, str(error)
+        if previous != counters.last_fault or error.needs_operator or attempt & (attempt - 1) == 0:
             _log.log(
-                logging.ERROR if fault.needs_operator else logging.WARNING,
+                logging.ERROR if error.needs_operator else logging.WARNING,
                 "%s (%s): %s; attempt %d follows in %.1f s",
-                *(self.settings.name, self.settings.address, fault, attempt + 1, wait_s),
+                *(self.name, self.options.address, error, attempt + 1, wait_s),
             )
 
     # Connecting
 
-    async def _connected(self) -> MqttClient:
+    async def _connect(self) -> MqttClient:
         """A client that has CONNACK and SUBACK.
 
         Raises:
-            BrokerFault: it did not come to that.
+            BrokerError: either has not come.
         """
-        address, settings = self.settings.address, self.settings
+        options, address = self.options, self.options.address
         client: MqttClient | None = None
         try:
-            async with _map_connect_errors(settings), asyncio.timeout(settings.connect_timeout_s):
-                connect = build_connect(settings, _read_password(settings.password_file))
-                context = _build_tls_context(settings) if address.tls else None
-                loop = asyncio.get_running_loop()
-                client = MqttClient(settings, connect, self.intake, self._qos2_exchanges, self.counters)
-                made = client
-                await loop.create_connection(
-                    lambda: made,
+            async with _map_connect_errors(options), asyncio.timeout(options.connect_timeout_s):
+                password = context = None
+                if options.password_file is not None:
+                    password = read_secret(options.password_file).encode()
+                if address.tls:  # from the files as they are now, so that renewed ones are used
+                    context = build_client_context(options.ca_file, options.cert_file, options.key_file)
+                made = client = MqttClient(
+                    options, build_connect(options, password), self.sink, self._exchanges, self.counters
+                )
+                await asyncio.get_running_loop().create_connection(
+                    lambda: made.transport,
                     address.host,
                     address.port,
                     ssl=context,
-                    server_hostname=(settings.server_name or address.host) if context else None,
+                    server_hostname=(options.server_name or address.host) if context else None,
                 )
                 self._client = client
-                granted = BrokerLimits.of(await client.answer(client.accepted), settings)
-                self._accepted(client, granted)
-                await self._subscribe(client, granted)
+                limits = BrokerLimits.from_connack(await client.wait_for(client.accepted), options)
+                self._accept(client, limits)
+                await self._subscribe(client, limits)
         except BaseException:
             if client is not None and self._client is client:
-                client.abort()
+                client.transport.abort()
                 self._client = None
             raise
         return client
 
-    def _accepted(self, client: MqttClient, granted: BrokerLimits) -> None:
-        name, counters = self.settings.name, self.counters
-        counters.connects_total += 1
-        client.keep_alive_s = granted.keep_alive_s or self.settings.keep_alive_s
-        _log.info(
-            "%s: connected to %s as %s, %s session",
-            *(
-                name,
-                self.settings.address,
-                self.settings.client_id,
-                "the old" if granted.session_present else "a new",
-            ),
-        )
-        if self.had_session and not granted.session_present:
-            counters.sessions_lost_total += 1
+    def _accept(self, client: MqttClient, limits: BrokerLimits) -> None:
+        name, client_id, counters = self.name, self.options.client_id, self.counters
+        counters.connects += 1
+        client.keep_alive_s = limits.keep_alive_s or self.options.keep_alive_s
+        session = "present" if limits.session_present else "new"
+        _log.info("%s: connected to %s as %s, session %s", name, self.options.address, client_id, session)
+        if self.had_session and not limits.session_present:
+            counters.sessions_lost += 1
             _log.error(
                 "%s: the broker has lost the session of %s: messages it had not delivered may be lost; "
-                "was it restarted without persistence, or were we away for longer than it keeps a session?",
-                *(name, self.settings.client_id),
+                "was it restarted without persistence, or was the gateway away for longer than it keeps one?",
+                name,
+                client_id,
             )
         self.had_session = True
-        found = tuple(find_broker_concerns(self.settings, granted))
-        if found != counters.concerns:
-            for concern in found:
+        concerns = find_broker_concerns(self.options, limits)
+        if concerns != counters.concerns:
+            for concern in concerns:
                 _log.warning("%s: %s", name, concern)
-        counters.concerns = found
-        if not self._broker_warning_done:
-            self._broker_warning_done = True
+        counters.concerns = concerns
+        if not self._defaults_warned:
+            self._defaults_warned = True
             _log.warning("%s: %s", name, BROKER_DEFAULTS_WARNING)
 
-    async def _subscribe(self, client: MqttClient, granted: BrokerLimits) -> None:
+    async def _subscribe(self, client: MqttClient, limits: BrokerLimits) -> None:
         """Subscribe to everything.
 
         Raises:
-            BrokerFault: the broker serves none of the filters.
+            BrokerError: the broker serves none of the filters.
         """
-        if self.settings.unsubscribe:
-            client.unsubscribe(self.settings.unsubscribe)
-        barred = {
-            name: code for name in self.settings.filters if (code := granted.refusal_for(name)) is not None
+        options = self.options
+        if options.unsubscribe:
+            client.unsubscribe(options.unsubscribe)
+        codes: dict[str, int] = {
+            name: code for name in options.filters if (code := limits.refusal_for(name)) is not None
         }
-        asked = [name for name in self.settings.filters if name not in barred]
-        codes: dict[str, int] = dict(barred)
-        if asked:
-            suback = await client.answer(client.subscribe(asked, build_subscription_options(self.settings)))
-            codes |= zip(asked, suback.codes, strict=False)
-        self._subscribed(codes)
-        if len(self.counters.refused_filters) == len(self.settings.filters):
-            client.leave(BrokerError("no_filter", "left"))
-            reasons = "; ".join(f"{name!r}: {why}" for name, why in self.counters.refused_filters.items())
-            raise BrokerError("no_filter", f"the broker serves no filter ({reasons})", needs_operator=True)
+        offered = [name for name in options.filters if name not in codes]
+        if offered:
+            suback = await client.wait_for(client.subscribe(offered, build_subscription_options(options)))
+            codes |= zip(offered, suback.codes, strict=False)
+        self._report_subscriptions(codes)
+        refused = self.counters.refused_filters
+        if len(refused) == len(options.filters):
+            reasons = "; ".join(f"{name!r}: {reason}" for name, reason in refused.items())
+            error = BrokerError("no_filter", f"the broker serves no filter ({reasons})", needs_operator=True)
+            client.disconnect(error)
+            raise error
 
     def _retry_refused_filters(self, client: MqttClient) -> None:
-        """Ask again for what was refused: rights may have been given meanwhile."""
-        asked = list(self.counters.refused_filters)
-        suback = client.subscribe(asked, build_subscription_options(self.settings))
+        """Subscribe again to what was refused: permissions may have been granted meanwhile."""
+        filters = list(self.counters.refused_filters)
+        suback = client.subscribe(filters, build_subscription_options(self.options))
         suback.add_done_callback(
-            lambda done: self._subscribed(dict(zip(asked, done.result().codes, strict=False)))
+            lambda done: self._report_subscriptions(dict(zip(filters, done.result().codes, strict=False)))
         )
 
-    def _subscribed(self, codes: dict[str, int]) -> None:
-        """Say what the broker has granted and refused."""
-        name, refused = self.settings.name, self.counters.refused_filters
+    def _report_subscriptions(self, codes: Mapping[str, int]) -> None:
+        """Log and remember what the broker has granted and refused."""
+        name, refused = self.name, self.counters.refused_filters
         for topic_filter, code in codes.items():
-            before = refused.pop(topic_filter, "")
-            if code >= _FIRST_FAILURE_CODE:
-                refused[topic_filter] = ReasonCode(code).name.lower()
-                if refused[topic_filter] != before:
-                    _log.error(
-                        "%s: the broker refuses the filter %r: %s", name, topic_filter, refused[topic_filter]
-                    )
-            elif code < self.settings.qos:
+            previous = refused.pop(topic_filter, "")
+            if code >= ReasonCode.UNSPECIFIED_ERROR:
+                reason = refused[topic_filter] = reason_code_name(code)
+                if reason != previous:
+                    _log.error("%s: the broker refuses the filter %r: %s", name, topic_filter, reason)
+            elif code < self.options.qos:
                 _log.warning("%s: the broker grants %r at QoS %d only", name, topic_filter, code)
 
 
@@ -304,45 +305,25 @@ def _now_s() -> float:
     return asyncio.get_running_loop().time()
 
 
-def _read_password(path: Path | None) -> bytes | None:
-    """The first line of a file, as `cloud_sync.runtime.secret_files.read_secret` reads it."""
-    return None if path is None else path.read_bytes().partition(b"\n")[0].strip()
-
-
-def _build_tls_context(settings: SubscriberOptions) -> ssl.SSLContext:
-    """TLS as configured, made from the files as they are now, so that renewed ones are used."""
-    for path in (settings.ca_file, settings.cert_file, settings.key_file):
-        if path is not None:
-            path.open("rb").close()  # ssl does not say which file is missing
-    try:
-        context = ssl.create_default_context(cafile=settings.ca_file)
-        if settings.cert_file is not None:
-            context.load_cert_chain(
-                settings.cert_file, settings.key_file, password=""
-            )  # "": never ask for one
-    except ssl.SSLError as fault:
-        message = f"ca_file, cert_file or key_file cannot be used: {fault.reason or fault}"
-        raise BrokerError("file", message, needs_operator=True) from fault
-    return context
-
-
 @asynccontextmanager
-async def _map_connect_errors(settings: SubscriberOptions) -> AsyncIterator[None]:
-    """What libraries raise while connecting, as `BrokerFault`."""
+async def _map_connect_errors(options: SubscriberOptions) -> AsyncIterator[None]:
+    """What libraries raise while connecting, as `BrokerError`."""
     try:
         yield
     except TimeoutError:
-        raise BrokerError("timeout", f"no answer within {settings.connect_timeout_s:g} s") from None
-    except ssl.SSLCertVerificationError as fault:
-        message = f"the broker's certificate is not accepted: {fault.verify_message}"
-        raise BrokerError("certificate", message, needs_operator=True) from fault
-    except ssl.SSLError as fault:
-        raise BrokerError("tls", f"TLS: {fault.reason or fault}") from fault
+        raise BrokerError("timeout", f"no answer within {options.connect_timeout_s:g} s") from None
+    except TlsFileError as error:
+        raise BrokerError("file", str(error), needs_operator=True) from error
+    except ssl.SSLCertVerificationError as error:
+        message = f"the broker's certificate is not accepted: {error.verify_message}"
+        raise BrokerError("certificate", message, needs_operator=True) from error
+    except ssl.SSLError as error:
+        raise BrokerError("tls", f"TLS: {error.reason or error}") from error
     except UnicodeError:  # from the look-up, of a label that is empty or too long
-        raise BrokerError("name_lookup", "the host's name is none", needs_operator=True) from None
-    except OSError as fault:
-        if fault.filename is not None:
-            message = f"{fault.filename} cannot be read: {fault.strerror}"
-            raise BrokerError("file", message, needs_operator=True) from fault
-        kind = "name_lookup" if isinstance(fault, socket.gaierror) else "unreachable"
-        raise BrokerError(kind, f"cannot connect: {fault.strerror or fault}") from fault
+        raise BrokerError("name_lookup", "the host name is invalid", needs_operator=True) from None
+    except OSError as error:
+        if error.filename is not None:
+            message = f"{error.filename} cannot be read: {error.strerror}"
+            raise BrokerError("file", message, needs_operator=True) from error
+        kind = "name_lookup" if isinstance(error, socket.gaierror) else "unreachable"
+        raise BrokerError(kind, f"cannot connect: {error.strerror or error}") from error

@@ -1,25 +1,29 @@
-"""One socket with flow control: reading is paused for reasons, the write buffer is limited, closing lingers.
+"""One socket with flow control, for both roles: the server's connections and the client of a broker.
 
-After the last byte this side is shut down and what the peer still sends is discarded until it closes or
-`_LINGER_S` have passed: closing with unread bytes would reset the connection, and the peer could lose the
-packet that says why.
+Reading is paused for reasons and goes on when none is left. What is written between `cork` and `flush` is
+sent at once; the write buffer is limited in size and time. A close from this side lingers: the sending side
+is shut down and what the peer still sends is discarded until it closes or `_LINGER_S` have passed. Closing
+with unread bytes would reset the connection, and the peer could lose the packet that says why.
 """
 
 from __future__ import annotations
 
 import asyncio
 import socket
+from dataclasses import dataclass
 from enum import IntFlag, auto
-from typing import TYPE_CHECKING, Final, cast
+from typing import TYPE_CHECKING, Final, Protocol, cast
 
 if TYPE_CHECKING:
-    from gateway.mqtt.server import MqttServer
+    from collections.abc import Callable
+
+    from gateway.mqtt.codec.parser import PacketParser
 
 _LINGER_S: Final = 5.0
 
 
 class PauseReason(IntFlag):
-    """Why a socket is not being read; it is read when no reason is left."""
+    """Why a socket is not being read."""
 
     BACKPRESSURE = auto()
     WRITE_BUFFER = auto()
@@ -27,126 +31,211 @@ class PauseReason(IntFlag):
     AUTHENTICATION = auto()
 
 
-class MqttTransport(asyncio.Protocol):
-    """The transport side of a connection.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WriteLimits:
+    """How much a peer may leave unread.
 
     Attributes:
-        closing: this side has closed or the connection is gone: nothing is written or taken any more.
-        pauses: the reasons why the socket is not being read.
-        since_s: when the connection last entered its present phase or was last heard, in `Listener.now_s`.
+        high_bytes: a connection with more than this unsent is not read.
+        limit_bytes: one with more than this is closed.
+        stall_s: so is one whose peer has left it above `high_bytes` for so long.
     """
 
-    def __init__(self, listener: MqttServer) -> None:
-        self.listener = listener
-        self.counters = listener.counters
+    high_bytes: int = 1 << 16
+    limit_bytes: int = 1 << 20
+    stall_s: float = 60.0
+
+
+class TransportOwner(Protocol):
+    """The connection that a transport belongs to."""
+
+    def connection_made(self) -> None:
+        """The transport can be used."""
+        ...
+
+    def data_received(self, data: bytes) -> None:
+        """Bytes that came before any close from this side."""
+        ...
+
+    def connection_lost(self) -> None:
+        """The socket is closed; the transport's `error` says why."""
+        ...
+
+    def write_limit_exceeded(self, limit: str) -> None:
+        """The peer left too much unread: `write_limit` or `write_stalled`. The transport aborts next."""
+        ...
+
+
+class MqttTransport(asyncio.Protocol):
+    """The socket of one connection.
+
+    Attributes:
+        stream: the event loop's transport, once the connection is made.
+        closing: this side has closed or the connection is lost: nothing is written or reported any more.
+        error: what broke the connection; empty after a regular close.
+        last_write_s: when bytes were last given to the socket, by `clock_s`.
+    """
+
+    stream: asyncio.Transport
+
+    def __init__(self, owner: TransportOwner, limits: WriteLimits, clock_s: Callable[[], float]) -> None:
         self.closing = False
+        self.error = ""
         self.pauses = PauseReason(0)
-        self.since_s = listener.now_s
-        self._write_stalled_since_s = 0.0
+        self.last_write_s = clock_s()
+        self._owner = owner
+        self._limits = limits
+        self._clock_s = clock_s
+        self._stalled_since_s = 0.0
+        self._closing_since_s = 0.0
         self._corked: bytearray | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Take the transport."""
-        self.transport = cast("asyncio.Transport", transport)  # uvloop's own class does not derive from it
-        self.transport.set_write_buffer_limits(high=self.listener.settings.write_high_bytes)
+        """Called by the event loop."""
+        self.stream = cast("asyncio.Transport", transport)  # uvloop's own class does not derive from it
+        self.stream.set_write_buffer_limits(high=self._limits.high_bytes)
         peer = transport.get_extra_info("socket")
         if peer is not None:
             peer.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-        if self.listener.paused:
-            self.pause(PauseReason.BACKPRESSURE)
+        self._owner.connection_made()
+
+    def data_received(self, data: bytes) -> None:
+        """Called by the event loop."""
+        if not self.closing:
+            self._owner.data_received(data)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Called by the event loop."""
+        self.closing = True
+        self.error = "" if exc is None else str(exc) or type(exc).__name__
+        self._owner.connection_lost()
 
     def pause_writing(self) -> None:
-        """The peer does not read what it is sent: stop reading it, too."""
-        self._write_stalled_since_s = self.listener.now_s
+        """The peer does not read what it is sent: stop reading it, too. Called by the event loop."""
+        self._stalled_since_s = self._clock_s()
         self.pause(PauseReason.WRITE_BUFFER)
 
     def resume_writing(self) -> None:
-        """The peer has read enough."""
+        """Called by the event loop."""
         self.resume(PauseReason.WRITE_BUFFER)
 
     def pause(self, reason: PauseReason) -> None:
-        """Stop reading the socket, for one more reason."""
+        """Stop reading, for one more reason."""
         if not self.pauses and not self.closing:
-            self.transport.pause_reading()
+            self.stream.pause_reading()
         self.pauses |= reason
 
     def reapply_pause(self) -> None:
-        """Pause again: uvloop starts to read after `connection_made`, whatever was asked in it."""
+        """Pause again: uvloop starts to read after `connection_made`, even when paused in it."""
         if self.pauses and not self.closing:
-            self.transport.pause_reading()
+            self.stream.pause_reading()
 
     def resume(self, reason: PauseReason) -> None:
         """Drop one reason, and read again when it was the last."""
-        was, self.pauses = self.pauses, self.pauses & ~reason
-        if was and not self.pauses and not self.closing:
-            self.since_s = self.listener.now_s
-            self.transport.resume_reading()
+        before, self.pauses = self.pauses, self.pauses & ~reason
+        if before and not self.pauses and not self.closing:
+            self.stream.resume_reading()
 
     def cork(self) -> None:
-        """Gather what is written from now on, to send it at once."""
+        """Collect what is written until `flush`."""
         self._corked = bytearray()
 
-    def uncork(self) -> None:
-        """Send what has been gathered."""
-        gathered, self._corked = self._corked, None
-        if gathered:
-            self.write(bytes(gathered))
+    def flush(self) -> None:
+        """Send what was collected since `cork`."""
+        collected, self._corked = self._corked, None
+        if collected:
+            self.write(bytes(collected))
 
     def write(self, out: bytes) -> None:
         """Send, unless closing. A peer that leaves too much unread loses the connection."""
-        if self.closing:
+        if self.closing or not out:
             return
         if self._corked is not None:
             self._corked += out
             return
-        self.transport.write(out)
-        if self.pauses & PauseReason.WRITE_BUFFER:
-            waiting_bytes = self.transport.get_write_buffer_size()
-            if waiting_bytes > self.listener.settings.write_limit_bytes:
-                self.count_close("write_limit")
-                self.abort()
-
-    def tick(self, now_s: float) -> None:
-        """Enforce the time limits of writing and closing. Called about once a second."""
-        if self.closing:
-            if now_s - self.since_s > _LINGER_S:
-                self.transport.abort()
-        elif (
+        self.last_write_s = self._clock_s()
+        self.stream.write(out)
+        if (
             self.pauses & PauseReason.WRITE_BUFFER
-            and now_s - self._write_stalled_since_s > self.listener.settings.write_stall_s
+            and self.stream.get_write_buffer_size() > self._limits.limit_bytes
         ):
-            self.count_close("write_stalled")
+            self._owner.write_limit_exceeded("write_limit")
             self.abort()
 
-    def hang_up(self) -> None:
-        """Close from this side, once everything written has gone out."""
-        self.uncork()
+    def tick(self, now_s: float) -> None:
+        """Enforce the time limits of writing and lingering. Called about once a second."""
+        if self.closing:
+            if now_s - self._closing_since_s > _LINGER_S:
+                self.stream.abort()
+        elif self.pauses & PauseReason.WRITE_BUFFER and now_s - self._stalled_since_s > self._limits.stall_s:
+            self._owner.write_limit_exceeded("write_stalled")
+            self.abort()
+
+    def close(self) -> None:
+        """Send what was written, then close and linger."""
+        self.flush()
         if self.closing:
             return
         self.closing = True
-        self.since_s = self.listener.now_s
-        if self.transport.is_closing() or not self.transport.can_write_eof():  # TLS has its own goodbye
-            self.transport.close()
+        self._closing_since_s = self._clock_s()
+        if self.stream.is_closing() or not self.stream.can_write_eof():  # TLS has a close_notify instead
+            self.stream.close()
             return
         try:
-            self.transport.write_eof()
-        except OSError:  # the peer has reset the connection, and we have not been told yet
-            self.transport.abort()
+            self.stream.write_eof()
+        except OSError:  # the peer has reset the connection, which the loop has not reported yet
+            self.stream.abort()
             return
         if self.pauses:
-            self.transport.resume_reading()
+            self.stream.resume_reading()
 
-    def part(self) -> None:
-        """Close after the peer has said that it is about to: nothing of it is left to wait for."""
-        self.uncork()
+    def close_after_peer(self) -> None:
+        """Close without lingering: the peer has announced its own close."""
+        self.flush()
         self.closing = True
-        self.transport.close()
+        self.stream.close()
 
     def abort(self) -> None:
         """Close without sending what is still to be sent."""
         self.closing = True
-        self.transport.abort()
+        self.stream.abort()
 
-    def count_close(self, reason: str) -> None:
-        """Count a close from this side."""
-        self.counters.closed_total[reason] += 1
+
+class InFlightWindow:
+    """QoS 1 and 2 publishes of a connection not yet answered, against its Receive Maximum (section 4.9).
+
+    `pause_if_full` stops the reading, which goes on once half of the window is free.
+    """
+
+    def __init__(self, receive_maximum: int, transport: MqttTransport, parser: PacketParser) -> None:
+        self.count = 0
+        self.receive_maximum = receive_maximum
+        self._transport = transport
+        self._parser = parser
+        self._qos0_counted = 0
+
+    @property
+    def exceeded(self) -> bool:
+        """Whether more are in flight than allowed."""
+        return self.count > self.receive_maximum
+
+    def add(self, publishes: int) -> None:
+        """Count a batch; the publishes of QoS 0 that were parsed since the last one are not in flight."""
+        parsed = self._parser.qos0_publishes
+        self.count += publishes - (parsed - self._qos0_counted)
+        self._qos0_counted = parsed
+
+    def skip_qos0(self, publishes: int) -> None:
+        """Leave publishes of QoS 0 out of the next batch."""
+        self._qos0_counted += publishes
+
+    def remove(self, publishes: int) -> None:
+        """Publishes of QoS 1 and 2 have been answered."""
+        self.count -= publishes
+        if self._transport.pauses & PauseReason.IN_FLIGHT and self.count * 2 <= self.receive_maximum:
+            self._transport.resume(PauseReason.IN_FLIGHT)
+
+    def pause_if_full(self) -> None:
+        """Read no further while more are in flight than allowed."""
+        if self.exceeded:
+            self._transport.pause(PauseReason.IN_FLIGHT)

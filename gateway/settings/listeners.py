@@ -14,7 +14,8 @@ from cloud_sync.runtime.server_sockets import raise_fd_limit
 from gateway.auth.authenticator import AnonymousAuthenticator, AuthenticationPolicy, CredentialsAuthenticator
 from gateway.auth.device_passwords import PasswordFileError, read_password_file
 from gateway.auth.tls import ReloadingServerContext, TlsFiles
-from gateway.mqtt.server import MqttServer, MqttServerOptions
+from gateway.mqtt.context import MqttServerOptions
+from gateway.mqtt.server import MqttServer
 from gateway.mqtt.session_state import CommandSubscriptions
 from gateway.payloads.decoder_registry import RuleSet
 from gateway.payloads.topics import TopicTemplate
@@ -209,7 +210,7 @@ class DeviceListener(ServerTable):
             identity=self.named_by,
             allow_anonymous=self.allows_anonymous,
             publish_as_self=self.own_only,
-            both=self.passwords_file is not None and self.client_certificate == "required",
+            require_password=self.passwords_file is not None and self.client_certificate == "required",
         )
         return CredentialsAuthenticator(policy, topics, self.passwords_file)
 

@@ -49,7 +49,6 @@ from gateway.status.document import (
     IngressStatus,
     InputsStatus,
     LaneStatus,
-    ListenStatus,
     Loss,
     LossesStatus,
     ProcessingStatus,
@@ -59,7 +58,6 @@ from gateway.status.document import (
     SilentDevice,
     SpoolStatus,
     Status,
-    SubscribeStatus,
 )
 from gateway.status.samplers import FlashWear, RateHistory, WriteCounters
 
@@ -69,8 +67,6 @@ if TYPE_CHECKING:
 
     from gateway.alerts.evaluator import AlertEvaluator
     from gateway.alerts.notifier import AlertNotifier
-    from gateway.mqtt.server import MqttServer
-    from gateway.mqtt.subscriber import Subscriber
     from gateway.processing.clock import ClockCorrector
     from gateway.processing.commit_consumer import CommitConsumer
     from gateway.rollups.roller import Roller
@@ -409,7 +405,7 @@ def _destination_status(
 def _ingress_status(runtime: Runtime, now_s: float) -> IngressStatus:
     committer = runtime.committer.counters
     return IngressStatus(
-        connections=runtime.listener.counters.connections_open,
+        connections=runtime.listener.context.counters.connections,
         publishes=committer.publishes,
         acknowledged=committer.acknowledged_publishes,
         readings=committer.readings,
@@ -499,43 +495,7 @@ def _inputs_status(runtime: Runtime) -> InputsStatus:
     if runtime.http is not None:
         counted = runtime.http.counters
         http = HttpStatus(counted.requests, counted.batches, counted.batches_again, dict(counted.rejections))
-    return InputsStatus(
-        _listen_status(runtime.listener), list(map(_subscribe_status, runtime.subscribers)), http
-    )
-
-
-def _listen_status(listener: MqttServer) -> ListenStatus:
-    counters = listener.counters
-    return ListenStatus(
-        connections=counters.connections_open,
-        connections_ever=counters.connections_total,
-        publishes=counters.publishes_total,
-        wills=counters.wills_total,
-        bytes_in=counters.bytes_in_total,
-        protocol_faults=dict(counters.protocol_faults_total),
-        refused=dict(counters.refused_total),
-        closed=dict(counters.closed_total),
-    )
-
-
-def _subscribe_status(subscriber: Subscriber) -> SubscribeStatus:
-    counters = subscriber.counters
-    return SubscribeStatus(
-        name=subscriber.settings.name,
-        state=counters.state,
-        connects=counters.connects_total,
-        sessions_lost=counters.sessions_lost_total,
-        publishes=counters.publishes_total,
-        again=counters.redelivered_total,
-        acknowledged=counters.acknowledged_total,
-        bytes_in=counters.bytes_in_total,
-        refused=dict(counters.refused_total),
-        protocol_faults=dict(counters.protocol_faults_total),
-        faults=dict(counters.faults_total),
-        last_fault=counters.last_fault,
-        refused_filters=dict(counters.refused_filters),
-        concerns=list(counters.concerns),
-    )
+    return InputsStatus(runtime.listener.status(), [one.status() for one in runtime.subscribers], http)
 
 
 def format_service_status(runtime: Runtime) -> str:
@@ -545,7 +505,7 @@ def format_service_status(runtime: Runtime) -> str:
     parts = [f"HOLDING: {counters.holding_reason}"] if counters.holding_reason else []
     parts += [
         f"listening on {listen.host}:{runtime.listener.port}",
-        f"{readings_per_s} readings/s from {runtime.listener.counters.connections_open} connections",
+        f"{readings_per_s} readings/s from {runtime.listener.context.counters.connections} connections",
     ]
     for shipper in runtime.shippers:
         error = shipper.counters.last_error[:_ERROR_MAX_CHARS]

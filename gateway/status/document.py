@@ -11,6 +11,9 @@ from typing import Literal
 
 import msgspec
 
+from gateway.mqtt.broker_session import SubscribeStatus  # noqa: TC001 - msgspec reads the annotations
+from gateway.mqtt.context import ListenStatus  # noqa: TC001 - msgspec reads the annotations
+
 AdviceSeverity = Literal["critical", "warning", "note", "good"]
 CERTIFICATE_WARNING_DAYS = 30
 CERTIFICATE_CRITICAL_DAYS = 7
@@ -149,38 +152,6 @@ class QuarantineStatus(msgspec.Struct, frozen=True):
     items: int
     ever: int
     reasons: list[QuarantineReasonStatus]
-
-
-class ListenStatus(msgspec.Struct, frozen=True):
-    """The gateway's own MQTT server."""
-
-    connections: int
-    connections_ever: int
-    publishes: int
-    wills: int
-    bytes_in: int
-    protocol_faults: dict[str, int]
-    refused: dict[str, int]
-    closed: dict[str, int]
-
-
-class SubscribeStatus(msgspec.Struct, frozen=True):
-    """One broker. `last_fault` stays after recovery; `refused_filters`: those not served, with the reason."""
-
-    name: str
-    state: str
-    connects: int
-    sessions_lost: int
-    publishes: int
-    again: int
-    acknowledged: int
-    bytes_in: int
-    refused: dict[str, int]
-    protocol_faults: dict[str, int]
-    faults: dict[str, int]
-    last_fault: str
-    refused_filters: dict[str, str]
-    concerns: list[str]
 
 
 class HttpStatus(msgspec.Struct, frozen=True):

@@ -184,7 +184,7 @@ _DESTINATION_GAUGES: dict[str, Callable[[DestinationStatus], float | None]] = {
 
 
 def _counter_values(runtime: Runtime) -> dict[str, Values]:
-    committer, listener = runtime.committer.counters, runtime.listener.counters
+    committer, listener = runtime.committer.counters, runtime.listener.context.counters
     shippers = {(shipper.name,): shipper.counters for shipper in runtime.shippers}
     lanes = {
         (*destination, lane): lane_counters
@@ -200,12 +200,12 @@ def _counter_values(runtime: Runtime) -> dict[str, Values]:
         "tidegate_readings_conflicting_total": _single_value(committer.conflicts),
         "tidegate_quarantined_total": _single_value(committer.quarantined),
         "tidegate_commit_seconds": {("count",): committer.commits, ("sum",): committer.commits_s},
-        "tidegate_connections": _single_value(listener.connections_open),
-        "tidegate_connections_total": _single_value(listener.connections_total),
-        "tidegate_received_bytes_total": _single_value(listener.bytes_in_total),
-        "tidegate_refusals_total": limit_reasons(listener.refused_total),
-        "tidegate_protocol_faults_total": limit_reasons(listener.protocol_faults_total),
-        "tidegate_connections_closed_total": limit_reasons(listener.closed_total),
+        "tidegate_connections": _single_value(listener.connections),
+        "tidegate_connections_total": _single_value(listener.connections_ever),
+        "tidegate_received_bytes_total": _single_value(listener.bytes_in),
+        "tidegate_refusals_total": limit_reasons(listener.refused),
+        "tidegate_protocol_faults_total": limit_reasons(listener.protocol_faults),
+        "tidegate_connections_closed_total": limit_reasons(listener.closed),
         "tidegate_stages_late": _single_value(sum(stage.late_s() > 0 for stage in runtime.stages())),
         "tidegate_series": _single_value(len(runtime.spool.catalog)),
         "tidegate_encoded_bytes_total": _single_value(runtime.spool.segments.appended_bytes),

@@ -26,7 +26,10 @@ from gateway.mqtt.codec.packets import (
     TopicCache,
 )
 from gateway.mqtt.codec.parser import PacketParser
-from gateway.mqtt.server import MqttServer, MqttServerOptions
+from gateway.mqtt.context import MqttServerOptions
+from gateway.mqtt.server import MqttServer
+from gateway.mqtt.transport import WriteLimits
+from tests.support.tasks import LooseTasks
 
 TIMEOUT_S = 20
 
@@ -94,11 +97,11 @@ def run(request):
 @asynccontextmanager
 async def listening(authenticator=None, **settings):
     listener = MqttServer(MqttServerOptions(port=0, **settings), Committing(), authenticator)
-    await listener.start()
+    await listener.start(LooseTasks())
     try:
         yield listener
     finally:
-        await listener.stop(0.2)
+        await listener.close(0.2)
 
 
 @asynccontextmanager
@@ -132,8 +135,8 @@ def test_thousands_of_publishes_in_one_write_are_each_acknowledged_in_order(run)
             sent = [Publish(b"sensors/%d/t" % (n % 100), b'{"value":%d}' % n, n + 1, 1) for n in range(5000)]
             client.send(*sent)
             assert await client.receive(5000) == [PublishAck(PacketType.PUBACK, n + 1) for n in range(5000)]
-            assert listener.intake.taken == sent
-            assert listener.counters.publishes_total == 5000
+            assert listener.context.sink.taken == sent
+            assert listener.context.counters.publishes == 5000
 
     run(main())
 
@@ -156,7 +159,7 @@ def test_packets_sent_byte_by_byte_are_understood(run, version):
             found = await client.receive(3)
             assert found[0].code == 0
             assert Pingresp() in found
-            await until(lambda: listener.intake.taken)
+            await until(lambda: listener.context.sink.taken)
             assert await client.ended()
 
     run(main())
@@ -177,10 +180,10 @@ def test_two_hundred_connections_publish_at_once(run):
             async with asyncio.TaskGroup() as group:
                 for number in range(200):
                     group.create_task(device(number))
-            assert len(listener.intake.taken) == 4000
-            await until(lambda: listener.counters.connections_open == 0)
-            assert listener.counters.connections_total == 200
-            assert listener.clients == {}
+            assert len(listener.context.sink.taken) == 4000
+            await until(lambda: listener.context.counters.connections == 0)
+            assert listener.context.counters.connections_ever == 200
+            assert listener.context.clients == {}
 
     run(main())
 
@@ -192,9 +195,9 @@ def test_a_paused_listener_pushes_back_through_tcp_and_loses_nothing(run):
             sent = [Publish(b"a", b"x" * 10_000, n + 1, 1) for n in range(2000)]
             client.send(*sent)
             await asyncio.sleep(0.2)
-            before = listener.counters.bytes_in_total
+            before = listener.context.counters.bytes_in
             await asyncio.sleep(0.2)
-            assert listener.counters.bytes_in_total == before
+            assert listener.context.counters.bytes_in == before
             assert client.writer.transport.get_write_buffer_size() > 5_000_000
             async with connected(listener, None) as late:
                 late.send(Connect("late"))
@@ -203,14 +206,17 @@ def test_a_paused_listener_pushes_back_through_tcp_and_loses_nothing(run):
                 listener.resume()
                 assert len(await client.receive(2000)) == 2000
                 assert (await late.receive())[0].code == 0
-            assert [p.packet_id for p in listener.intake.taken] == list(range(1, 2001))
+            assert [p.packet_id for p in listener.context.sink.taken] == list(range(1, 2001))
 
     run(main())
 
 
 def test_a_client_that_never_reads_its_answers_is_itself_no_longer_read(run):
     async def main():
-        async with listening(write_high_bytes=4096) as listener, connected(listener, "fine") as fine:
+        async with (
+            listening(write_limits=WriteLimits(high_bytes=4096)) as listener,
+            connected(listener, "fine") as fine,
+        ):
             accepting = listener._acceptor.sockets[0]
             accepting.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 8192)
             small = socket.socket()
@@ -221,8 +227,8 @@ def test_a_client_that_never_reads_its_answers_is_itself_no_longer_read(run):
                 deaf.writer.transport.pause_reading()
                 deaf.send(encode_packet(Pingreq()) * 2_000_000)
                 before = -1
-                while before != listener.counters.bytes_in_total:
-                    before = listener.counters.bytes_in_total
+                while before != listener.context.counters.bytes_in:
+                    before = listener.context.counters.bytes_in
                     await asyncio.sleep(0.3)
                 assert before < 2_000_000
                 fine.send(Pingreq())
@@ -250,7 +256,7 @@ def test_a_silent_client_is_disconnected_after_its_keep_alive(run):
             found = await client.receive(2)
             assert found[1] == Disconnect(0x8D)
             assert await client.ended()
-            assert listener.counters.closed_total == {"keep_alive_timeout": 1}
+            assert listener.context.counters.closed == {"keep_alive_timeout": 1}
 
     run(main())
 
@@ -261,7 +267,7 @@ def test_the_reason_for_a_close_arrives_although_the_client_was_still_sending(ru
             client.send(Publish(b"a", b"x" * 3_000_000, 1, 1))
             assert await client.receive() == [Disconnect(0x95)]
             assert await client.ended()
-            assert listener.counters.protocol_faults_total == {"packet_too_large": 1}
+            assert listener.context.counters.protocol_faults == {"packet_too_large": 1}
 
     run(main())
 
@@ -273,14 +279,14 @@ def test_stopping_acknowledges_first_then_says_so_and_closes_everything(run):
             connected(listener) as client,
             connected(listener, "old", V311) as old,
         ):
-            listener.intake.holding = True
+            listener.context.sink.holding = True
             client.send(Publish(b"a", b"1", 1, 1))
-            await until(lambda: listener.intake.taken)
+            await until(lambda: listener.context.sink.taken)
             listener.stop_reading()
             client.send(Publish(b"a", b"2", 2, 1))
             with pytest.raises(OSError):  # noqa: PT011 - refused or reset, as the platform likes
                 await asyncio.open_connection("127.0.0.1", listener.port)
-            listener.intake.commit()
+            listener.context.sink.commit()
             closing = asyncio.create_task(listener.close(5))
             assert await client.receive(2) == [PublishAck(PacketType.PUBACK, 1), Disconnect(0x8B)]
             assert await client.ended()
@@ -288,8 +294,8 @@ def test_stopping_acknowledges_first_then_says_so_and_closes_everything(run):
             client.writer.close()
             old.writer.close()
             await closing
-            assert listener.counters.connections_open == 0
-            assert len(listener.intake.taken) == 1
+            assert listener.context.counters.connections == 0
+            assert len(listener.context.sink.taken) == 1
 
     run(main())
 
@@ -297,7 +303,7 @@ def test_stopping_acknowledges_first_then_says_so_and_closes_everything(run):
 def test_a_client_that_does_not_close_cannot_hold_up_the_stop(run):
     async def main():
         async with listening() as listener, connected(listener) as client:
-            await asyncio.wait_for(listener.stop(0.1), 2)
+            await asyncio.wait_for(listener.close(0.1), 2)
             assert (await client.receive(5))[0] == Disconnect(0x8B)
 
     run(main())
@@ -308,7 +314,7 @@ def test_a_port_in_use_is_an_error_of_the_start(run):
         async with listening() as listener:
             other = MqttServer(MqttServerOptions(port=listener.port), Committing())
             with pytest.raises(OSError, match="address already in use"):
-                await other.start()
+                await other.start(LooseTasks())
 
     run(main())
 
@@ -318,9 +324,9 @@ def test_connections_beyond_the_maximum_are_closed_and_room_is_made_again(run):
         async with listening(max_connections=2) as listener, connected(listener, "a"):
             async with connected(listener, "b"), connected(listener, None) as third:
                 assert await third.ended()
-            await until(lambda: listener.counters.connections_open == 1)
+            await until(lambda: listener.context.counters.connections == 1)
             async with connected(listener, "c"):
-                assert listener.counters.connections_open == 2
+                assert listener.context.counters.connections == 2
 
     run(main())
 
@@ -341,8 +347,8 @@ def test_clients_sending_noise_do_not_disturb_one_that_does_not(run):
                 if number % 10 == 0:
                     good.send(Publish(b"a", b"%d" % number, number + 1, 1))
                     assert await good.receive() == [PublishAck(PacketType.PUBACK, number + 1)]
-            await until(lambda: listener.counters.connections_open == 1)
-            assert listener.counters.protocol_faults_total.total() > 50
+            await until(lambda: listener.context.counters.connections == 1)
+            assert listener.context.counters.protocol_faults.total() > 50
             assert failures == []
 
     run(main())
@@ -361,7 +367,7 @@ def test_a_microcontroller_of_3_1_1_publishes_at_qos_0(run):
             assert await client.receive() == [Pingresp()]
             client.send(b"\xe0\0")
             assert await client.ended()
-            assert listener.intake.taken == [
+            assert listener.context.sink.taken == [
                 Publish(b"sensors/a/t", b"21.5"),
                 Publish(b"sensors/a/t", b"22.5", retain=True),
             ]
@@ -376,8 +382,8 @@ def test_a_microcontroller_with_a_will_user_and_password_connects(run):
             client.send(bytes((0x10, len(connect))) + connect)
             assert await client.receive() == [Connack(0)]
             client.writer.transport.abort()
-            await until(lambda: listener.intake.taken)
-            assert listener.intake.taken == [Publish(b"lwt/a", b"offline", retain=True)]
+            await until(lambda: listener.context.sink.taken)
+            assert listener.context.sink.taken == [Publish(b"lwt/a", b"offline", retain=True)]
 
     run(main())
 
@@ -388,7 +394,7 @@ def test_a_microcontroller_of_version_3_1_is_told_its_version_is_not_spoken(run)
             client.send(b"\x10\x13\0\x06MQIsdp\x03\x02\0\x0f\0\x05esp32")
             assert await client.receive() == [Connack(1)]
             assert await client.ended()
-            assert listener.counters.protocol_faults_total == {"unsupported_protocol_version": 1}
+            assert listener.context.counters.protocol_faults == {"unsupported_protocol_version": 1}
 
     run(main())
 
@@ -434,7 +440,8 @@ def certificates(tmp_path_factory):
 class ByCertificate:
     """Admits a device under the common name of its certificate, and no other."""
 
-    def authenticate(self, client_id, _username, _password, certificate, _address):
+    def authenticate(self, credentials):
+        client_id, certificate = credentials.client_id, credentials.certificate
         names = dict(part[0] for part in certificate["subject"]) if certificate else {}
         return Identity(client_id) if names.get("commonName") == client_id else Refusal()
 
@@ -457,6 +464,6 @@ def test_a_device_with_a_client_certificate_publishes_over_tls(run, certificates
                     client.send(Connect(client_id))
                     assert await client.receive() == [Connack(0x87)]
                     assert await client.ended()
-            assert listener.counters.refused_total == {"not_authorized": 2}
+            assert listener.context.counters.refused == {"not_authorized": 2}
 
     run(main())

@@ -11,7 +11,9 @@ from gmqtt.mqtt.constants import MQTTv50, MQTTv311
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 
-from gateway.mqtt.server import MqttServer, MqttServerOptions
+from gateway.mqtt.context import MqttServerOptions
+from gateway.mqtt.server import MqttServer
+from tests.support.tasks import LooseTasks
 
 TIMEOUT_S = 30
 
@@ -38,9 +40,9 @@ class Committing:
 @pytest.fixture
 async def listener():
     listener = MqttServer(MqttServerOptions(port=0), Committing())
-    await listener.start()
+    await listener.start(LooseTasks())
     yield listener
-    await listener.stop(0.5)
+    await listener.close(0.5)
 
 
 async def until(condition):
@@ -55,10 +57,10 @@ async def test_aiomqtt_publishes(listener, version, qos):
     async with aiomqtt.Client("127.0.0.1", listener.port, identifier="dev", protocol=version) as client:
         for number in range(100):
             await client.publish("sensors/dev/temperature", b"%d" % number, qos=qos, retain=number % 2 == 0)
-        await until(lambda: len(listener.intake.taken) == 100)
-    assert [p.payload for p in listener.intake.taken] == [b"%d" % n for n in range(100)]
-    assert {(p.topic, p.qos) for p in listener.intake.taken} == {(b"sensors/dev/temperature", qos)}
-    assert listener.counters.protocol_faults_total.total() == 0
+        await until(lambda: len(listener.context.sink.taken) == 100)
+    assert [p.payload for p in listener.context.sink.taken] == [b"%d" % n for n in range(100)]
+    assert {(p.topic, p.qos) for p in listener.context.sink.taken} == {(b"sensors/dev/temperature", qos)}
+    assert listener.context.counters.protocol_faults.total() == 0
 
 
 async def test_aiomqtt_publishes_with_properties_and_learns_that_it_may_not_subscribe(listener):
@@ -71,8 +73,8 @@ async def test_aiomqtt_publishes_with_properties_and_learns_that_it_may_not_subs
         granted = await client.subscribe("sensors/#")
         assert list(map(str, granted)) == ["Wildcard subscription not supported"]
         await client.publish("sensors/a/t", b"2", qos=1)
-    assert [p.payload for p in listener.intake.taken] == [b"1", b"2"]
-    assert ("unit", "°C") in listener.intake.taken[0].properties[0x26]
+    assert [p.payload for p in listener.context.sink.taken] == [b"1", b"2"]
+    assert ("unit", "°C") in listener.context.sink.taken[0].properties[0x26]
 
 
 @pytest.mark.parametrize("version", [MQTTv50, MQTTv311])
@@ -81,10 +83,10 @@ async def test_gmqtt_publishes(listener, version):
     await client.connect("127.0.0.1", listener.port, version=version)
     for number in range(100):
         client.publish("sensors/gm/humidity", b"%d" % number, qos=1)
-    await until(lambda: len(listener.intake.taken) == 100)
+    await until(lambda: len(listener.context.sink.taken) == 100)
     await client.disconnect()
-    assert {p.payload for p in listener.intake.taken} == {b"%d" % n for n in range(100)}
-    assert listener.counters.protocol_faults_total.total() == 0
+    assert {p.payload for p in listener.context.sink.taken} == {b"%d" % n for n in range(100)}
+    assert listener.context.counters.protocol_faults.total() == 0
 
 
 @pytest.mark.parametrize("version", ["mqttv5", "mqttv311"])
@@ -104,9 +106,9 @@ async def test_mosquitto_pub_publishes_line_by_line(listener, version, qos):
     async with asyncio.timeout(TIMEOUT_S):
         await process.communicate(b"\n".join(lines) + b"\n")
     assert process.returncode == 0
-    await until(lambda: len(listener.intake.taken) >= 2000)
-    assert [p.payload for p in listener.intake.taken] == lines
-    assert listener.counters.protocol_faults_total.total() == 0
+    await until(lambda: len(listener.context.sink.taken) >= 2000)
+    assert [p.payload for p in listener.context.sink.taken] == lines
+    assert listener.context.counters.protocol_faults.total() == 0
 
 
 async def test_mosquitto_pub_of_version_3_1_is_told_so(listener):

@@ -25,12 +25,14 @@ from gateway.mqtt.codec.packets import (
     TopicCache,
 )
 from gateway.mqtt.codec.parser import PacketParser
-from gateway.mqtt.server import MqttServer, MqttServerOptions
+from gateway.mqtt.context import MqttServerOptions
+from gateway.mqtt.server import MqttServer
 from gateway.payloads.decoder_registry import RuleSet
 from gateway.payloads.rule import PayloadRule
 from gateway.payloads.topics import TopicTemplate
 from gateway.settings.listeners import Listen
 from tests.support.certificates import Authority
+from tests.support.tasks import LooseTasks
 
 TIMEOUT_S = 20
 
@@ -70,7 +72,7 @@ class Client:
                     self._found += item if isinstance(item, list) else [item]
         return self._found.pop(0) if self._found else None
 
-    async def begin_step(self):
+    async def works(self):
         return await self.answer(Pingreq()) == Pingresp()
 
 
@@ -91,11 +93,11 @@ def run_on_both(request):
 
 @asynccontextmanager
 async def serving(listener):
-    await listener.start()
+    await listener.start(LooseTasks())
     try:
         yield listener
     finally:
-        await listener.stop(0.2)
+        await listener.close(0.2)
 
 
 def listening(**keys):
@@ -155,7 +157,7 @@ def test_passwords_are_asked_for_and_refusals_use_the_words_of_each_version(run_
                         client.version = client._parser.version = version
                         assert await client.answer(connect) == Connack(code)
                         assert await client.answer() is None
-            assert listener.counters.refused_total == {"bad_user_name_or_password": 4, "not_authorized": 2}
+            assert listener.context.counters.refused == {"bad_user_name_or_password": 4, "not_authorized": 2}
 
     run_on_both(main())
 
@@ -186,8 +188,8 @@ def test_a_device_publishes_as_itself_and_is_told_when_it_does_not(passwords):
                 assert await client.answer(part) == PublishAck(PacketType.PUBACK, 2)
             async with connected(listener, device("pump-2", V311)) as old:
                 assert await old.answer(Publish(b"sensors/pump-1/t", b"3", 1, 1)) is None
-            assert [p.payload for p in listener.intake.taken] == [b"2"]
-            assert listener.counters.refused_total == {"not_authorized": 2}
+            assert [p.payload for p in listener.context.sink.taken] == [b"2"]
+            assert listener.context.counters.refused == {"not_authorized": 2}
 
     run(main())
 
@@ -217,12 +219,12 @@ def test_nobody_takes_over_the_session_of_another_device(passwords):
             connected(listener, device("pump-1", client_id="same")) as first,
             connected(listener, device("pump-2", client_id="same")) as second,
         ):
-            assert await first.begin_step()
-            assert await second.begin_step()
+            assert await first.works()
+            assert await second.works()
             async with connected(listener, device("pump-1", client_id="same")) as again:
                 assert await first.answer() == Disconnect(0x8E)
-                assert await second.begin_step()
-                assert await again.begin_step()
+                assert await second.works()
+                assert await again.works()
 
     run(main())
 
@@ -236,7 +238,7 @@ def test_a_device_that_is_removed_is_disconnected_and_others_are_not(passwords):
             ):
                 device_passwords.remove_device(passwords, "pump-1")
                 assert await first.answer() == Disconnect(0x87)
-                assert await other.begin_step()
+                assert await other.works()
             async with connected(listener) as client:
                 assert await client.answer(device("pump-1")) == Connack(0x86)
 
@@ -317,7 +319,7 @@ def test_versions_before_tls_1_2_are_refused(authority, server):
                     stderr=subprocess.DEVNULL,
                 )
                 assert (await tried.wait() == 0) is (version[0] in {"-tls1_2", "-tls1_3"}), version
-            await until(lambda: listener.counters.closed_total["tls_handshake"] == 2)
+            await until(lambda: listener.context.counters.closed["tls_handshake"] == 2)
 
     run(main())
 
@@ -335,7 +337,7 @@ def test_a_renewed_certificate_serves_new_connections_while_old_ones_go_on(autho
             replace(server["tls_key_file"], authority.folder / "renewed.key")
             await asyncio.sleep(1.1)
             assert await serial(listener, authority) == "renewed"
-            assert await old.begin_step()
+            assert await old.works()
 
     run(main())
 
@@ -359,7 +361,7 @@ def test_only_certificates_of_the_authority_connect_and_each_publishes_as_its_na
                 assert await client.answer(other) == PublishAck(PacketType.PUBACK, 2, 0x87)
             assert await refused_in_handshake(listener, client_tls(authority))
             assert await refused_in_handshake(listener, foreign)
-            await until(lambda: listener.counters.closed_total["tls_handshake"] == 2)
+            await until(lambda: listener.context.counters.closed["tls_handshake"] == 2)
 
     run_on_both(main())
 
@@ -432,8 +434,8 @@ def test_a_connect_that_comes_byte_by_byte_has_no_more_time_than_any_other():
                         break
                     await asyncio.sleep(0.1)
                 assert slow.reader.at_eof()
-            assert listener.counters.closed_total["connect_timeout"] == 1
-            assert await fine.begin_step()
+            assert listener.context.counters.closed["connect_timeout"] == 1
+            assert await fine.works()
 
     run(main())
 
@@ -451,14 +453,14 @@ def test_a_thousand_half_open_connections_harm_nobody_and_are_gone_after_their_t
             half = [await asyncio.open_connection("127.0.0.1", listener.port) for _ in range(1000)]
             for _, writer in half[::2]:
                 writer.write(b"\x16\x03\x01\x02\x00\x01")  # the beginning of a ClientHello
-            await until(lambda: len(listener._pending_transports) == 1000)
-            assert await fine.begin_step()
+            await until(lambda: len(listener.context.pending) == 1000)
+            assert await fine.works()
             async with connected(listener, Connect("new"), ssl=client_tls(authority)) as new:
-                assert await new.begin_step()
-            await until(lambda: not listener._pending_transports)
-            assert listener.counters.closed_total["tls_handshake"] == 1000
-            assert await fine.begin_step()
-            assert listener.counters.connections_open == 1
+                assert await new.works()
+            await until(lambda: not listener.context.pending)
+            assert listener.context.counters.closed["tls_handshake"] == 1000
+            assert await fine.works()
+            assert listener.context.counters.connections == 1
             for _, writer in half:
                 writer.transport.abort()
 
@@ -476,14 +478,14 @@ def test_where_strangers_fill_every_place_devices_get_in_all_the_same(run_on_bot
             connected(listener, Connect("fine"), **options) as fine,
         ):
             half = [await asyncio.open_connection("127.0.0.1", listener.port) for _ in range(19)]
-            listener.now_s += 3
+            listener.context.now_s += 3
             async with (
                 connected(listener, Connect("a"), **options) as a,
                 connected(listener, Connect("b"), **options),
             ):
-                assert await a.begin_step()
-                assert await fine.begin_step()
-                assert listener.counters.closed_total["made_room"] == 2
+                assert await a.works()
+                assert await fine.works()
+                assert listener.context.counters.closed["made_room"] == 2
                 await until(lambda: half[0][0].at_eof() or half[0][0].exception())
             for _, writer in half:
                 writer.transport.abort()
@@ -498,13 +500,13 @@ def test_devices_in_use_never_make_room(run_on_both):
             connected(listener, Connect("a")) as a,
             connected(listener, Connect("b")) as b,
         ):
-            listener.now_s += 30
+            listener.context.now_s += 30
             async with connected(listener) as third:
                 with suppress(OSError):
                     assert await third.answer() is None
-            assert await a.begin_step()
-            assert await b.begin_step()
-            assert listener.counters.refused_total["max_connections"] == 1
+            assert await a.works()
+            assert await b.works()
+            assert listener.context.counters.refused["max_connections"] == 1
 
     run_on_both(main())
 

@@ -15,7 +15,8 @@ from gateway.mqtt.broker_session import SubscriberOptions
 from gateway.mqtt.codec.packet_codec import encode_packet
 from gateway.mqtt.codec.packets import V5, V311, Connect, Publish, Suback, Subscribe, TopicCache, Unsubscribe
 from gateway.mqtt.codec.parser import PacketParser
-from gateway.mqtt.server import MqttServer, MqttServerOptions
+from gateway.mqtt.context import MqttServerOptions
+from gateway.mqtt.server import MqttServer
 from gateway.mqtt.session_state import CommandSubscriptions
 from gateway.mqtt.subscriber import Subscriber
 from gateway.payloads.decoder_registry import RuleSet
@@ -24,6 +25,7 @@ from gateway.payloads.rule import PayloadRule
 from gateway.payloads.topics import TopicTemplate
 from tests.support.fixtures_mosquitto import mosquitto  # noqa: F401 - a fixture
 from tests.support.open_spool import open_spool
+from tests.support.tasks import LooseTasks
 
 RULES = [PayloadRule("spBv1.0/#", "sparkplug_b")]
 TEMPLATE = TopicTemplate("sensors/{sensor_id}/{sensor_type}")
@@ -46,6 +48,11 @@ class Owner:
 
     def authenticate(self, *_):
         return Identity("g.n", may_publish_sensor=lambda sensor_id: sensor_id.partition(":")[0] == "g.n")
+
+
+class Nobody:
+    def publish(self, topic, payload):
+        raise NotImplementedError
 
 
 class Node:
@@ -90,9 +97,9 @@ async def gateway(tmp_path):
         listener = MqttServer(
             MqttServerOptions(port=0), committer, Owner(), CommandSubscriptions(committer.rules)
         )
-        rebirths = RebirthRequester(committer.rules.births, [listener.served.publish])
+        rebirths = RebirthRequester(committer.rules.births, [listener.publish])
         committer.on_rebirth_needed = rebirths.ask
-        await listener.start()
+        await listener.start(LooseTasks())
         running = asyncio.create_task(committer.run())
         yield committer, listener, rebirths
         listener.stop_reading()
@@ -142,23 +149,24 @@ async def test_a_subscription_ends_when_it_is_withdrawn_and_with_its_connection(
     await node.next()
     node.send(Unsubscribe(2, (COMMANDS, "other")))
     assert (await node.next()).codes == (0, 0x11)
-    assert not listener.served
+    assert not listener.context.commands
     node.send(Subscribe(3, ((COMMANDS, 0),)))
     await node.next()
-    assert listener.served
+    assert listener.context.commands
     await node.close()
     for _ in range(1_000):
-        if listener.counters.connections_open == 0:
+        if listener.context.counters.connections == 0:
             break
         await asyncio.sleep(0.01)
-    assert not listener.served
+    assert not listener.context.commands
     committer.offer("listen", b"spBv1.0/g/NDATA/n", data())
     assert (rebirths.requested_total, rebirths.undelivered_total) == (1, 1)
 
 
 def test_without_a_rule_for_sparkplug_nothing_is_served():
-    assert CommandSubscriptions(RuleSet(TEMPLATE)).answer(Node(V5), [COMMANDS], [0x83], None) == (0x83,)
-    assert CommandSubscriptions().answer(Node(V5), [COMMANDS], [0x83], None) == (0x83,)
+    for commands in (CommandSubscriptions(RuleSet(TEMPLATE)), CommandSubscriptions()):
+        subscribe = Subscribe(1, ((COMMANDS, 0), (COMMANDS + "/#", 0)))
+        assert commands.subscribe(Nobody(), subscribe, V5, None) == (0x83, 0xA2)
 
 
 async def test_behind_a_broker_the_command_is_published_there(tmp_path, mosquitto):  # noqa: F811 - a fixture
@@ -173,8 +181,8 @@ async def test_behind_a_broker_the_command_is_published_there(tmp_path, mosquitt
         )
         subscriber = Subscriber(told, committer)
         committer.on_rebirth_needed = RebirthRequester(committer.rules.births, [subscriber.publish]).ask
-        stop = asyncio.Event()
-        tasks = [asyncio.create_task(committer.run()), asyncio.create_task(subscriber.run(stop))]
+        committing = asyncio.create_task(committer.run())
+        await subscriber.start(LooseTasks())
         node = await asyncio.create_subprocess_exec(
             listening, *where, "-t", COMMANDS, "-C", "1", "-N", "-W", "30", stdout=asyncio.subprocess.PIPE
         )
@@ -189,9 +197,7 @@ async def test_behind_a_broker_the_command_is_published_there(tmp_path, mosquitt
             committer.rules.births._requested_us.clear()  # the node may not have subscribed yet: ask again
         command, _ = await node.communicate()
         assert is_rebirth(command)
-        stop.set()
         subscriber.stop_reading()
         committer.finish()
-        await tasks[0]
+        await committing
         await subscriber.close()
-        await tasks[1]

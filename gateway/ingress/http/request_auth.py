@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from cloud_sync.http.auth import client_certificate
 from cloud_sync.http.responses import RequestRejectedError
 from cloud_sync.http.tokens import SCOPES
-from gateway.auth.authenticator import AnonymousAuthenticator, Identity, allow_own_sensors
+from gateway.auth.authenticator import AnonymousAuthenticator, Credentials, Identity, allow_own_sensors
 from gateway.mqtt.codec.packets import ReasonCode
 
 if TYPE_CHECKING:
@@ -116,7 +116,7 @@ class RequestAuthenticator:
         certificate = client_certificate(request)
         address = request.client.host if request.client else ""
         answer = self._authenticator.authenticate(
-            name or ANONYMOUS_NAME, name, password, certificate, address
+            Credentials(name or ANONYMOUS_NAME, name, password, certificate, address)
         )
         verdict = await answer if inspect.isawaitable(answer) else answer
         if not isinstance(verdict, Identity):
@@ -135,7 +135,7 @@ class RequestAuthenticator:
 
 def _scopes_for_identity(identity: Identity) -> tuple[Scope, ...]:
     """A device with a name may do all a device does; who shows nothing brings readings, for no gateway."""
-    return ("batches", "readings") if identity.scope else ("readings",)
+    return ("batches", "readings") if identity.client_id_scope else ("readings",)
 
 
 def _allow_any_sensor(_sensor_id: str) -> bool:

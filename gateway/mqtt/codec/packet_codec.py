@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Final
 
 from gateway.mqtt.codec.packets import (
     NO_PROPERTIES,
+    RESERVED_QOS,
     V5,
     V311,
     Auth,
@@ -50,7 +51,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
 _PROTOCOL_NAMES = (b"MQTT", b"MQIsdp")
-"""Of 3.1.1 and 5, and of 3.1, whose clients are told that their version is not spoken."""
+"""Of 3.1.1 and 5, and of 3.1, whose clients are told that their version is not supported."""
+_RETAIN_HANDLING_BITS = 0x30
 
 
 def decode_protocol_level(fields: FieldReader) -> tuple[str, int]:
@@ -65,7 +67,7 @@ def decode_connect(fields: FieldReader, version: int, topics: TopicCache) -> Con
     """CONNECT after its protocol level."""
     flags, keep_alive_s = fields.u8(), fields.u16()
     has_will, will_qos = bool(flags & 0x04), flags >> 3 & 3
-    if flags & 1 or will_qos == 3 or (not has_will and flags & 0x38):  # noqa: PLR2004 - both QoS bits set
+    if flags & 1 or will_qos == RESERVED_QOS or (not has_will and flags & 0x38):
         raise malformed_packet(f"connect flags {flags:#04x}")
     if version == V311 and flags & 0x40 and not flags & 0x80:
         raise malformed_packet("a password without a user name")
@@ -122,9 +124,9 @@ def _decode_subscribe(_kind: PacketType, fields: FieldReader, version: int) -> S
     while fields.at < fields.stop:
         name, options = fields.text(), fields.u8()
         reserved = 0xC0 if version == V5 else 0xFC
-        if options & 3 == 3 or options & reserved:  # noqa: PLR2004 - both QoS bits set
+        if options & 3 == RESERVED_QOS or options & reserved:
             raise malformed_packet(f"subscription options {options:#04x}")
-        if options & 0x30 == 0x30:  # noqa: PLR2004 - retain handling 3
+        if options & _RETAIN_HANDLING_BITS == _RETAIN_HANDLING_BITS:
             raise protocol_error("retain handling 3")
         filters.append((name, options))
     if not filters:
@@ -249,9 +251,13 @@ def encode_publish_acks(kind: PacketType, packet_ids: Iterable[int]) -> bytes:
     return words.tobytes()
 
 
-def encode_pubacks(packet_ids: Iterable[int]) -> bytes:
-    """One PUBACK for each packet identifier."""
-    return encode_publish_acks(PacketType.PUBACK, packet_ids)
+def encode_refusals(publishes: Iterable[Publish], reason_code: int) -> bytes:
+    """PUBACK or PUBREC of MQTT 5 with a reason code for each publish of QoS 1 or 2."""
+    kinds = (PacketType.PUBACK, PacketType.PUBREC)
+    return b"".join(
+        encode_packet(PublishAck(kinds[publish.qos - 1], publish.packet_id, reason_code))
+        for publish in publishes
+    )
 
 
 def encode_packet(packet: Packet, version: int = V5) -> bytes:  # noqa: C901, PLR0911 - one case a packet type

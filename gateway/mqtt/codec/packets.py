@@ -20,9 +20,13 @@ V311: Final = 4
 V5: Final = 5
 """Protocol level of MQTT 5.0."""
 
-AT_MOST_ONCE: Final = 0
 AT_LEAST_ONCE: Final = 1
 EXACTLY_ONCE: Final = 2
+RESERVED_QOS: Final = 3
+"""Both QoS bits set, which no packet may have."""
+
+SESSION_NEVER_EXPIRES: Final = 0xFFFF_FFFF
+"""Session Expiry Interval of a session that does not expire (section 3.1.2.11.2)."""
 
 
 class PacketType(IntEnum):
@@ -91,6 +95,11 @@ class ReasonCode(IntEnum):
     MAXIMUM_CONNECT_TIME = 0xA0
     SUBSCRIPTION_IDENTIFIERS_NOT_SUPPORTED = 0xA1
     WILDCARD_SUBSCRIPTIONS_NOT_SUPPORTED = 0xA2
+
+
+def reason_code_name(reason_code: int) -> str:
+    """The name of a reason code, in lower case: a key of counters."""
+    return ReasonCode(reason_code).name.lower()
 
 
 class Property(IntEnum):

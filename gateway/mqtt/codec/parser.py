@@ -15,6 +15,7 @@ from gateway.mqtt.codec.packet_codec import decode_connect, decode_packet_body, 
 from gateway.mqtt.codec.packets import (
     EXACTLY_ONCE,
     NO_PROPERTIES,
+    RESERVED_QOS,
     V5,
     V311,
     Connect,
@@ -26,7 +27,14 @@ from gateway.mqtt.codec.packets import (
     ReasonCode,
     TopicCache,
 )
-from gateway.mqtt.codec.properties import FieldReader, decode_properties, malformed_packet, protocol_error
+from gateway.mqtt.codec.properties import (
+    CONTINUATION_BIT,
+    VARINT_MAX_BYTES,
+    FieldReader,
+    decode_properties,
+    malformed_packet,
+    protocol_error,
+)
 
 ParsedItem = list[Publish] | Packet
 """What `Parser.feed` yields: a run of publishes of QoS 0 and 1, or one other packet."""
@@ -36,9 +44,9 @@ CONNECT_MAX_BYTES: Final = 65_536
 
 _PLAIN_QOS1_PUBLISH = 0x32
 """First byte of a PUBLISH at QoS 1, neither retained nor a duplicate: the common case."""
-_CONTINUATION_BIT = 0x80
-_VARINT_BYTES = 4
 _PUBLISH_MIN_BYTES = 4
+_MIN_PACKET_LIMIT_BYTES = 256
+"""The fast path does not check packets of up to this size against the limit."""
 
 _unpack_publish_head = Struct(">BBH").unpack_from
 _unpack_u16 = Struct(">H").unpack_from
@@ -100,7 +108,7 @@ class PacketParser:
         client: bool = False,
         version: int | None = None,
     ) -> None:
-        assert max_packet_bytes >= 256  # noqa: PLR2004 - the fast path does not look at smaller sizes
+        assert max_packet_bytes >= _MIN_PACKET_LIMIT_BYTES
         self.fault: MqttProtocolError | None = None
         self.version = version
         self.qos0_publishes = 0
@@ -177,15 +185,10 @@ class PacketParser:
             if first != _PLAIN_QOS1_PUBLISH:
                 break
             body = at + 4
-            if size >= _CONTINUATION_BIT:
+            if size >= CONTINUATION_BIT:
                 # two bytes of remaining length: the second is the upper half of what was read as the topic's
                 size = size & 0x7F | topic_bytes >> 8 << 7
-                if (
-                    topic_bytes & 0x8000
-                    or at > last - 1
-                    or size + 3 > self._limit
-                    or size < _CONTINUATION_BIT
-                ):
+                if topic_bytes & 0x8000 or at > last - 1 or size + 3 > self._limit or size < CONTINUATION_BIT:
                     break
                 topic_bytes = _unpack_u16(data, at + 3)[0]
                 body = at + 5
@@ -208,13 +211,13 @@ class PacketParser:
     def _frame(self, data: bytes, at: int) -> tuple[int, int] | None:
         """Where the body of the packet at `at` begins and ends, or None while it is not all there."""
         size = 0
-        for position in range(1, _VARINT_BYTES + 1):
+        for position in range(1, VARINT_MAX_BYTES + 1):
             if at + position >= len(data):
                 self._needed = position + 1
                 return None
             byte = data[at + position]
             size |= (byte & 0x7F) << 7 * (position - 1)
-            if byte < _CONTINUATION_BIT:
+            if byte < CONTINUATION_BIT:
                 break
         else:
             raise malformed_packet("a remaining length of more than four bytes")
@@ -247,7 +250,7 @@ class PacketParser:
 
     def _publish(self, flags: int, fields: FieldReader) -> Publish:
         dup, qos, retain = bool(flags & 8), flags >> 1 & 3, bool(flags & 1)
-        if qos == 3:  # noqa: PLR2004 - both bits set
+        if qos == RESERVED_QOS:
             raise malformed_packet("PUBLISH at QoS 3")
         if dup and not qos:
             raise malformed_packet("PUBLISH marked as a duplicate at QoS 0")

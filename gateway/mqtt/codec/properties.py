@@ -24,7 +24,9 @@ WILL_PROPERTIES: Final = 0
 """Stands beside the packet types where properties of a will are meant."""
 
 VARINT_MAX: Final = 268_435_455
-_VARINT_BYTES = 4
+VARINT_MAX_BYTES: Final = 4
+CONTINUATION_BIT: Final = 0x80
+"""Set in every byte of a Variable Byte Integer but the last."""
 _U16_MAX = 0xFFFF
 
 
@@ -48,7 +50,7 @@ class FieldReader:
         self.at = at
         self.stop = stop
 
-    def _take(self, size: int) -> int:
+    def _advance(self, size: int) -> int:
         at = self.at
         if at + size > self.stop:
             raise malformed_packet("a field reaches past the end of its packet")
@@ -57,25 +59,25 @@ class FieldReader:
 
     def u8(self) -> int:
         """One byte."""
-        return self.data[self._take(1)]
+        return self.data[self._advance(1)]
 
     def u16(self) -> int:
         """Two Byte Integer."""
-        at = self._take(2)
+        at = self._advance(2)
         return self.data[at] << 8 | self.data[at + 1]
 
     def u32(self) -> int:
         """Four Byte Integer."""
-        at = self._take(4)
+        at = self._advance(4)
         return int.from_bytes(self.data[at : at + 4], "big")
 
     def varint(self) -> int:
         """Variable Byte Integer, in its shortest form only (MQTT-1.5.5-1)."""
         value = 0
-        for position in range(_VARINT_BYTES):
+        for position in range(VARINT_MAX_BYTES):
             byte = self.u8()
             value |= (byte & 0x7F) << 7 * position
-            if byte < 0x80:  # noqa: PLR2004 - the continuation bit
+            if byte < CONTINUATION_BIT:
                 if not byte and position:
                     raise malformed_packet("a variable byte integer longer than it needs to be")
                 return value
@@ -84,7 +86,7 @@ class FieldReader:
     def binary(self) -> bytes:
         """Binary Data, or the bytes of a string not yet checked."""
         size = self.u16()
-        at = self._take(size)
+        at = self._advance(size)
         return self.data[at : at + size]
 
     def text(self) -> str:
@@ -130,8 +132,8 @@ def encode_varint(number: int) -> bytes:
     if not 0 <= number <= VARINT_MAX:
         raise ValueError(f"{number} does not fit a variable byte integer")
     out = bytearray()
-    while number > 0x7F:  # noqa: PLR2004 - seven bits a byte
-        out.append(number & 0x7F | 0x80)
+    while number >= CONTINUATION_BIT:
+        out.append(number & 0x7F | CONTINUATION_BIT)
         number >>= 7
     out.append(number)
     return bytes(out)

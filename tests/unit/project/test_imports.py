@@ -212,9 +212,6 @@ def test_rooms_of_cloud_sync_import_in_the_order_of_the_flow() -> None:
 
 
 OPEN_CIRCLES = {
-    frozenset(
-        f"gateway.mqtt.{name}" for name in ("connection", "handshake", "server", "session_state", "transport")
-    ),
     frozenset({"gateway.payloads.formats.sparkplug", "gateway.payloads.formats.sparkplug_births"}),
 }
 """Circles still to be opened; nothing is ever added here."""

@@ -10,6 +10,7 @@ from cloud_sync.runtime.rates import TokenBuckets
 from gateway.auth import authenticator as doorkeeper_module
 from gateway.auth.authenticator import (
     AuthenticationPolicy,
+    Credentials,
     CredentialsAuthenticator,
     Identity,
     Refusal,
@@ -63,7 +64,7 @@ class Door:
 
     async def knock(self, username=None, password=None, *, certificate=None, address=HOME):
         word = None if password is None else password.encode()
-        outcome = self.doorkeeper.authenticate("client", username, word, certificate, address)
+        outcome = self.doorkeeper.authenticate(Credentials("client", username, word, certificate, address))
         return outcome if isinstance(outcome, Identity | Refusal) else await outcome
 
 
@@ -75,7 +76,7 @@ def door(tmp_path):
 async def test_the_right_password_admits_and_everything_else_does_not(door):
     admitted = await door.knock("pump-1", "secret")
     assert isinstance(admitted, Identity)
-    assert (admitted.name, admitted.scope) == ("pump-1", "pump-1")
+    assert (admitted.name, admitted.client_id_scope) == ("pump-1", "pump-1")
     for name, word in (
         ("pump-1", "Secret"),
         ("pump-1", ""),
@@ -238,7 +239,7 @@ async def test_where_either_will_do_a_client_shows_the_one_it_has(tmp_path):
 
 
 async def test_where_both_are_asked_for_they_must_belong_together(tmp_path):
-    door = Door(tmp_path, identity="cn", both=True)
+    door = Door(tmp_path, identity="cn", require_password=True)
     mine = certificate("pump-1")
     assert (await door.knock("pump-1", "secret", certificate=mine)).name == "pump-1"
     for name, word in (("pump-1", "wrong"), ("pump-2", "secret"), (None, None)):
@@ -246,7 +247,7 @@ async def test_where_both_are_asked_for_they_must_belong_together(tmp_path):
 
 
 async def test_a_certificate_of_the_whole_fleet_leaves_the_name_to_the_password(tmp_path):
-    door = Door(tmp_path, both=True)
+    door = Door(tmp_path, require_password=True)
     assert (await door.knock("pump-1", "secret", certificate=certificate("fleet"))).name == "pump-1"
     assert await door.knock("fleet", "secret", certificate=certificate("fleet")) == WRONG
     assert await door.knock(certificate=certificate("fleet")) == NOT_AUTHORIZED
@@ -293,7 +294,7 @@ async def test_publish_as_any_leaves_every_topic_open(tmp_path):
 async def test_those_who_show_nothing_are_admitted_where_that_is_said_but_own_no_device(tmp_path):
     door = Door(tmp_path, allow_anonymous=True)
     anyone = await door.knock()
-    assert (anyone.name, anyone.scope) == ("client", "")
+    assert (anyone.name, anyone.client_id_scope) == ("client", "")
     assert not anyone.may_publish(b"sensors/pump-1/t")
     assert anyone.may_publish(b"sensors/new/t")
     assert await door.knock("pump-1", "wrong") == WRONG

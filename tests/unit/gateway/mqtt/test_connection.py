@@ -29,7 +29,9 @@ from gateway.mqtt.codec.packets import (
 )
 from gateway.mqtt.codec.parser import PacketParser
 from gateway.mqtt.connection import DeviceConnection
-from gateway.mqtt.server import MqttServer, MqttServerOptions
+from gateway.mqtt.context import MqttServerOptions
+from gateway.mqtt.server import MqttServer
+from gateway.mqtt.transport import WriteLimits
 
 P = Property
 PUBACK, PUBREC, PUBREL, PUBCOMP = PacketType.PUBACK, PacketType.PUBREC, PacketType.PUBREL, PacketType.PUBCOMP
@@ -100,15 +102,15 @@ class Peer:
 
     def __init__(self, listener, version=V5):
         self.version = version
-        self.connection = DeviceConnection(listener)
+        self.connection = DeviceConnection(listener.context)
         self.wire = Wire()
-        self.connection.connection_made(self.wire)
+        self.connection.transport.connection_made(self.wire)
         self._parser = PacketParser(
             max_packet_bytes=1 << 20, topics=TopicCache(), client=True, version=version
         )
 
     def send(self, *packets):
-        self.connection.data_received(
+        self.connection.transport.data_received(
             b"".join(p if isinstance(p, bytes) else encode_packet(p, self.version) for p in packets)
         )
         return self.received()
@@ -128,7 +130,7 @@ class Peer:
         return self.wire.reading
 
     def lose(self):
-        self.connection.connection_lost(None)
+        self.connection.transport.connection_lost(None)
 
 
 def make_listener(authenticator=None, **settings):
@@ -167,7 +169,7 @@ def test_connack_of_mqtt_5_announces_the_limits_in_force(listener):
 
 def test_connack_of_3_1_1_is_four_bytes(listener):
     peer = Peer(listener, V311)
-    peer.connection.data_received(encode_packet(Connect("dev", V311), V311))
+    peer.connection.transport.data_received(encode_packet(Connect("dev", V311), V311))
     assert bytes(peer.wire.sent) == b"\x20\x02\0\0"
 
 
@@ -176,7 +178,7 @@ def test_a_client_without_a_name_is_given_one(listener):
     second = Peer(listener).connect("")
     names = {first.properties[P.ASSIGNED_CLIENT_IDENTIFIER], second.properties[P.ASSIGNED_CLIENT_IDENTIFIER]}
     assert len(names) == 2
-    assert names == set(listener.clients)
+    assert names == set(listener.context.clients)
 
 
 def test_a_3_1_1_client_without_a_name_needs_a_clean_session(listener):
@@ -204,7 +206,7 @@ def test_what_is_not_mqtt_is_closed_without_an_answer_and_counted(listener, nois
     peer = Peer(listener)
     assert peer.send(noise) == []
     assert peer.wire.ended
-    assert listener.counters.protocol_faults_total.total() == 1
+    assert listener.context.counters.protocol_faults.total() == 1
 
 
 def test_a_malformed_connect_gets_connack_in_5_and_silence_in_3_1_1(listener):
@@ -218,13 +220,13 @@ def test_a_malformed_connect_gets_connack_in_5_and_silence_in_3_1_1(listener):
 def test_enhanced_authentication_is_refused(listener):
     peer = Peer(listener)
     assert peer.send(Connect("dev", properties={P.AUTHENTICATION_METHOD: "SCRAM"})) == [Connack(0x8C)]
-    assert listener.counters.refused_total == {"bad_authentication_method": 1}
+    assert listener.context.counters.refused == {"bad_authentication_method": 1}
 
 
 def test_qos_1_is_acknowledged_after_the_commit_and_not_before(listener, peer):
     peer.connect()
     assert peer.send(qos(1, 5), qos(1, 6)) == []
-    listener.intake.commit()
+    listener.context.sink.commit()
     assert peer.received() == [PublishAck(PUBACK, 5), PublishAck(PUBACK, 6)]
 
 
@@ -232,7 +234,7 @@ def test_all_acknowledgements_of_a_commit_go_out_in_one_write(listener, peer):
     peer.connect()
     writes = peer.wire.writes
     peer.send(*(qos(1 + n % 2, n + 1) for n in range(100)))
-    listener.intake.commit()
+    listener.context.sink.commit()
     assert peer.wire.writes == writes + 1
     replies = peer.received()
     assert [r.packet_id for r in replies if r.kind is PUBACK] == list(range(1, 101, 2))
@@ -249,49 +251,49 @@ def test_all_answers_to_one_read_go_out_in_one_write(peer):
 def test_all_publishes_of_a_read_are_handed_over_together_whatever_stands_between(listener, peer):
     peer.connect()
     assert peer.send(qos(0), qos(1, 1), Pingreq(), qos(2, 2), qos(1, 3)) == [Pingresp()]
-    assert [len(batch) for _, batch in listener.intake.batches] == [4]
-    assert listener.counters.publishes_total == 4
+    assert [len(batch) for _, batch in listener.context.sink.batches] == [4]
+    assert listener.context.counters.publishes == 4
 
 
 def test_publishes_sent_right_after_connect_are_taken(listener, peer):
     peer.send(Connect("dev", peer.version), qos(1, 1))
-    assert listener.intake.all == [qos(1, 1)]
+    assert listener.context.sink.all == [qos(1, 1)]
 
 
 def test_publishes_before_a_disconnect_count_and_those_after_it_do_not(listener, peer):
     peer.connect()
     peer.send(qos(0), Disconnect(), qos(0, payload=b"2"))
-    assert listener.intake.all == [qos(0)]
+    assert listener.context.sink.all == [qos(0)]
     assert peer.wire.closed
 
 
 def test_qos_2_runs_through_its_four_steps(listener, peer):
     peer.connect()
     assert peer.send(qos(2, 9)) == []
-    listener.intake.commit()
+    listener.context.sink.commit()
     assert peer.received() == [PublishAck(PUBREC, 9)]
     assert peer.send(PublishAck(PUBREL, 9)) == [PublishAck(PUBCOMP, 9)]
     peer.send(qos(2, 9, payload=b"2"))
-    assert [p.payload for p in listener.intake.all] == [b"1", b"2"]
+    assert [p.payload for p in listener.context.sink.all] == [b"1", b"2"]
 
 
 def test_a_qos_2_publish_sent_again_is_not_handed_over_again(listener, peer):
     peer.connect()
     again = Publish(b"a", b"1", 9, 2, dup=True)
     assert peer.send(qos(2, 9), again) == []
-    listener.intake.commit()
+    listener.context.sink.commit()
     assert peer.received() == [PublishAck(PUBREC, 9)]
     assert peer.send(again) == [PublishAck(PUBREC, 9)]
-    assert listener.intake.all == [qos(2, 9)]
+    assert listener.context.sink.all == [qos(2, 9)]
 
 
 def test_release_and_reuse_of_an_identifier_in_one_read_keep_their_order(listener, peer):
     peer.connect()
     peer.send(qos(2, 9))
-    listener.intake.commit()
+    listener.context.sink.commit()
     peer.received()
     assert peer.send(PublishAck(PUBREL, 9), qos(2, 9, payload=b"2")) == [PublishAck(PUBCOMP, 9)]
-    assert [p.payload for p in listener.intake.all] == [b"1", b"2"]
+    assert [p.payload for p in listener.context.sink.all] == [b"1", b"2"]
 
 
 def test_an_unknown_identifier_is_released_with_0x92(listener):
@@ -323,7 +325,7 @@ def test_topic_aliases_reach_the_intake_resolved(listener):
         Publish(b"a/b", b"1", 1, 1, properties={P.TOPIC_ALIAS: 32}),
         Publish(b"", b"2", 2, 1, properties={P.TOPIC_ALIAS: 32}),
     )
-    assert [p.topic for p in listener.intake.all] == [b"a/b", b"a/b"]
+    assert [p.topic for p in listener.context.sink.all] == [b"a/b", b"a/b"]
     assert peer.send(Publish(b"a", b"", 3, 1, properties={P.TOPIC_ALIAS: 33})) == [Disconnect(0x94)]
 
 
@@ -335,7 +337,7 @@ def test_every_subscription_is_refused_with_its_own_code_and_publishing_goes_on(
     assert peer.send(Subscribe(4, (("a", 0),), {P.SUBSCRIPTION_IDENTIFIER: 1})) == [Suback(4, (0xA1,))]
     assert peer.send(Unsubscribe(5, ("a", "b"))) == [Unsuback(5, (0x11, 0x11))]
     peer.send(qos(1))
-    assert len(listener.intake.all) == 1
+    assert len(listener.context.sink.all) == 1
 
 
 def test_subscriptions_are_refused_with_0x80_in_3_1_1(listener):
@@ -356,9 +358,9 @@ def test_a_violation_is_answered_counted_and_costs_nothing_sent_before_it(listen
     answer = peer.send(qos(1, 1), b"\x36\x00")
     assert answer == ([Disconnect(0x81)] if peer.version == V5 else [])
     assert peer.wire.ended
-    assert listener.intake.all == [qos(1, 1)]
-    assert listener.counters.protocol_faults_total == {"malformed_packet": 1}
-    listener.intake.commit()
+    assert listener.context.sink.all == [qos(1, 1)]
+    assert listener.context.counters.protocol_faults == {"malformed_packet": 1}
+    listener.context.sink.commit()
     assert peer.received() == []
 
 
@@ -367,11 +369,11 @@ def test_receive_maximum_exceeded_ends_a_connection_of_mqtt_5_and_keeps_what_was
     peer = Peer(listener)
     assert peer.connect().properties[P.RECEIVE_MAXIMUM] == 3
     peer.send(*(qos(1, n) for n in (1, 2, 3)), qos(0), qos(0))
-    listener.intake.commit()
+    listener.context.sink.commit()
     assert len(peer.received()) == 3
     assert peer.send(*(qos(1, n) for n in (1, 2, 3))) == []
     assert peer.send(qos(1, 4)) == [Disconnect(0x93)]
-    assert len(listener.intake.all) == 9
+    assert len(listener.context.sink.all) == 9
 
 
 def test_a_3_1_1_client_with_too_much_in_flight_is_not_read_for_a_while():
@@ -380,7 +382,7 @@ def test_a_3_1_1_client_with_too_much_in_flight_is_not_read_for_a_while():
     peer.connect()
     peer.send(*(qos(1, n) for n in range(1, 7)))
     assert not peer.wire.reading
-    source, batch = listener.intake.batches[0]
+    source, batch = listener.context.sink.batches[0]
     source.acknowledge(batch[:3])
     assert not peer.wire.reading
     source.acknowledge(batch[3:4])
@@ -391,19 +393,19 @@ def test_refused_publishes_get_their_reason_code_in_5(listener):
     peer = Peer(listener)
     peer.connect()
     peer.send(qos(1, 1), qos(2, 2), qos(0))
-    peer.connection.refuse(listener.intake.all, 0x97)
+    peer.connection.refuse(listener.context.sink.all, 0x97)
     assert peer.received() == [PublishAck(PUBACK, 1, 0x97), PublishAck(PUBREC, 2, 0x97)]
     assert not peer.wire.ended
     peer.send(qos(2, 2))
-    assert listener.intake.all[-1] == qos(2, 2)
-    assert listener.counters.refused_total == {"quota_exceeded": 3}
+    assert listener.context.sink.all[-1] == qos(2, 2)
+    assert listener.context.counters.refused == {"quota_exceeded": 3}
 
 
 def test_refused_publishes_close_a_connection_of_3_1_1(listener):
     peer = Peer(listener, V311)
     peer.connect()
     peer.send(qos(1, 1))
-    peer.connection.refuse(listener.intake.all, 0x97)
+    peer.connection.refuse(listener.context.sink.all, 0x97)
     assert peer.received() == []
     assert peer.wire.ended
 
@@ -412,7 +414,7 @@ def test_answers_after_the_connection_has_gone_do_no_harm(listener, peer):
     peer.connect()
     peer.send(qos(1, 1), qos(2, 2))
     peer.lose()
-    listener.intake.commit()
+    listener.context.sink.commit()
     peer.connection.refuse([qos(1, 1)], 0x97)
     assert peer.received() == []
 
@@ -427,7 +429,7 @@ def test_a_second_connection_of_a_client_takes_over(listener):
     assert first.received() == [Disconnect(0x8E)]
     assert first.wire.ended
     first.lose()
-    assert listener.clients == {"dev": second.connection}
+    assert listener.context.clients == {"dev": second.connection}
     assert second.send(Pingreq()) == [Pingresp()]
 
 
@@ -467,7 +469,7 @@ def test_a_session_without_expiry_ends_with_its_connection(listener):
     first = Peer(listener)
     first.connect(clean_start=False)
     first.lose()
-    assert len(listener.sessions) == 0
+    assert len(listener.context.sessions) == 0
     assert not Peer(listener).connect(clean_start=False).session_present
 
 
@@ -476,7 +478,7 @@ def test_disconnect_may_end_a_session_but_not_begin_one(listener):
     peer.connect(properties={P.SESSION_EXPIRY_INTERVAL: 60})
     peer.send(Disconnect(0, {P.SESSION_EXPIRY_INTERVAL: 0}))
     peer.lose()
-    assert len(listener.sessions) == 0
+    assert len(listener.context.sessions) == 0
     peer = Peer(listener)
     peer.connect()
     assert peer.send(Disconnect(0, {P.SESSION_EXPIRY_INTERVAL: 5})) == [Disconnect(0x82)]
@@ -494,7 +496,7 @@ def test_idle_sessions_are_bounded():
         peer = Peer(listener, V311)
         peer.connect(f"dev-{number}", clean_start=False)
         peer.lose()
-    assert len(listener.sessions) == 3
+    assert len(listener.context.sessions) == 3
 
 
 def test_qos_2_is_handed_over_once_across_a_reconnect(listener, peer):
@@ -503,7 +505,7 @@ def test_qos_2_is_handed_over_once_across_a_reconnect(listener, peer):
     )
     peer.connect(**kept)
     peer.send(qos(2, 1), qos(2, 2))
-    source, batch = listener.intake.batches[0]
+    source, batch = listener.context.sink.batches[0]
     source.acknowledge(batch[:1])
     peer.lose()
     again = Peer(listener, peer.version)
@@ -515,7 +517,7 @@ def test_qos_2_is_handed_over_once_across_a_reconnect(listener, peer):
         PublishAck(PUBCOMP, 1),
         PublishAck(PUBCOMP, 2),
     ]
-    assert len(listener.intake.all) == 2
+    assert len(listener.context.sink.all) == 2
 
 
 # Wills
@@ -526,9 +528,9 @@ WILL = Will(b"dev/gone", b"bye", 1, True)
 def test_a_will_is_handed_over_when_the_connection_is_lost(listener, peer):
     peer.connect(will=WILL)
     peer.lose()
-    assert listener.intake.all == [Publish(b"dev/gone", b"bye", retain=True)]
-    assert listener.counters.wills_total == 1
-    listener.intake.commit()
+    assert listener.context.sink.all == [Publish(b"dev/gone", b"bye", retain=True)]
+    assert listener.context.counters.wills == 1
+    listener.context.sink.commit()
 
 
 @pytest.mark.parametrize(("code", "wills"), [(0x00, 0), (0x04, 1), (0x80, 1)])
@@ -537,14 +539,14 @@ def test_a_disconnect_decides_about_the_will(listener, code, wills):
     peer.connect(will=WILL)
     peer.send(Disconnect(code))
     peer.lose()
-    assert len(listener.intake.all) == wills
+    assert len(listener.context.sink.all) == wills
 
 
 def test_a_violation_sets_the_will_off(listener, peer):
     peer.connect(will=WILL)
     peer.send(b"\0\0")
     peer.lose()
-    assert len(listener.intake.all) == 1
+    assert len(listener.context.sink.all) == 1
 
 
 @pytest.mark.parametrize(("delay_s", "wills"), [(0, 1), (10, 0)])
@@ -553,14 +555,14 @@ def test_a_will_with_a_delay_is_dropped_when_its_client_is_back_at_once(listener
     first.connect(will=Will(b"w", b"x", properties={P.WILL_DELAY_INTERVAL: delay_s}))
     Peer(listener).connect()
     first.lose()
-    assert len(listener.intake.all) == wills
+    assert len(listener.context.sink.all) == wills
 
 
 def test_the_gateway_going_down_sets_no_will_off(listener, peer):
     peer.connect(will=WILL)
     peer.connection.end(ReasonCode.SERVER_SHUTTING_DOWN, with_will=False)
     peer.lose()
-    assert listener.intake.all == []
+    assert listener.context.sink.all == []
     assert peer.received() == ([Disconnect(0x8B)] if peer.version == V5 else [])
 
 
@@ -570,10 +572,10 @@ def test_the_gateway_going_down_sets_no_will_off(listener, peer):
 def test_without_a_connect_in_time_the_connection_is_closed_even_if_bytes_trickle(listener):
     peer = Peer(listener)
     for second in range(12):
-        peer.connection.data_received(b"\x10\x0e\0\x04MQTT\x05\x02\0\x3c\0\0"[second : second + 1])
+        peer.connection.transport.data_received(b"\x10\x0e\0\x04MQTT\x05\x02\0\x3c\0\0"[second : second + 1])
         listener.tick(second)
     assert peer.wire.ended
-    assert listener.counters.closed_total == {"connect_timeout": 1}
+    assert listener.context.counters.closed == {"connect_timeout": 1}
 
 
 def test_silence_beyond_one_and_a_half_times_the_keep_alive_ends_the_connection(listener, peer):
@@ -618,7 +620,7 @@ def test_a_paused_connection_is_not_held_to_its_keep_alive(listener, peer):
 def test_a_close_the_peer_does_not_answer_is_completed_after_a_grace(listener, peer):
     peer.connect()
     peer.send(b"\0\0")
-    peer.connection.data_received(b"ignored")
+    peer.connection.transport.data_received(b"ignored")
     assert not peer.wire.aborted
     listener.tick(4)
     assert not peer.wire.aborted
@@ -646,14 +648,14 @@ async def test_a_listener_that_stops_does_not_begin_to_read_again(listener, peer
 
 
 def test_a_peer_that_does_not_read_is_not_read_and_then_closed():
-    listener = make_listener(write_limit_bytes=1000, write_stall_s=60)
+    listener = make_listener(write_limits=WriteLimits(limit_bytes=1000, stall_s=60))
     peer = Peer(listener)
     peer.connect()
-    peer.connection.pause_writing()
+    peer.connection.transport.pause_writing()
     assert not peer.is_read()
-    peer.connection.resume_writing()
+    peer.connection.transport.resume_writing()
     assert peer.is_read()
-    peer.connection.pause_writing()
+    peer.connection.transport.pause_writing()
     listener.tick(59)
     assert not peer.wire.aborted
     listener.tick(61)
@@ -661,25 +663,25 @@ def test_a_peer_that_does_not_read_is_not_read_and_then_closed():
 
 
 def test_more_unread_answers_than_the_limit_end_the_connection():
-    listener = make_listener(write_limit_bytes=1000)
+    listener = make_listener(write_limits=WriteLimits(limit_bytes=1000))
     peer = Peer(listener)
     peer.connect()
     peer.send(qos(1, 1))
-    peer.connection.pause_writing()
+    peer.connection.transport.pause_writing()
     peer.wire.unsent_bytes = 1001
-    listener.intake.commit()
+    listener.context.sink.commit()
     assert peer.wire.aborted
-    assert listener.counters.closed_total == {"write_limit": 1}
+    assert listener.context.counters.closed == {"write_limit": 1}
 
 
 def test_reading_resumes_only_when_no_reason_to_pause_is_left(listener, peer):
     peer.connect()
     listener.pause()
     listener.pause()
-    peer.connection.pause_writing()
+    peer.connection.transport.pause_writing()
     listener.resume()
     assert not peer.wire.reading
-    peer.connection.resume_writing()
+    peer.connection.transport.resume_writing()
     assert peer.wire.reading
 
 
@@ -688,10 +690,10 @@ def test_connections_beyond_the_maximum_are_closed_at_once():
     peers = [Peer(listener) for _ in range(3)]
     assert [p.wire.aborted for p in peers] == [False, False, True]
     peers[2].lose()
-    assert listener.counters.connections_open == 2
+    assert listener.context.counters.connections == 2
     peers[0].lose()
     assert not Peer(listener).wire.aborted
-    assert listener.counters.refused_total == {"max_connections": 1}
+    assert listener.context.counters.refused == {"max_connections": 1}
 
 
 def test_packets_larger_than_the_client_takes_are_not_sent(listener):
@@ -710,10 +712,10 @@ class Doorkeeper:
     def __init__(self):
         self.asked = []
 
-    def authenticate(self, client_id, _username, password, _certificate, _address):
-        if password != b"secret":
+    def authenticate(self, credentials):
+        if credentials.password != b"secret":
             return Refusal(ReasonCode.BAD_USER_NAME_OR_PASSWORD)
-        return Identity(client_id, self.rule(client_id))
+        return Identity(credentials.client_id, self.rule(credentials.client_id))
 
     def rule(self, client_id):
         def may_publish(topic):
@@ -727,8 +729,8 @@ def test_a_wrong_password_is_refused_in_the_words_of_each_version():
     listener = make_listener(Doorkeeper())
     assert Peer(listener).send(Connect("dev")) == [Connack(0x86)]
     assert Peer(listener, V311).send(Connect("dev", V311)) == [Connack(4)]
-    assert listener.counters.refused_total == {"bad_user_name_or_password": 2}
-    assert listener.clients == {}
+    assert listener.context.counters.refused == {"bad_user_name_or_password": 2}
+    assert listener.context.clients == {}
 
 
 def test_a_device_publishes_only_where_it_may_and_is_asked_about_once_per_topic():
@@ -749,10 +751,10 @@ def test_a_device_publishes_only_where_it_may_and_is_asked_about_once_per_topic(
         PublishAck(PUBACK, 2, 0x87),
         PublishAck(PUBREC, 3, 0x87),
     ]
-    assert [p.packet_id for p in listener.intake.all] == [1, 4, 5]
+    assert [p.packet_id for p in listener.context.sink.all] == [1, 4, 5]
     assert doorkeeper.asked == [mine, other]
-    assert listener.counters.refused_total == {"not_authorized": 3}
-    listener.intake.commit()
+    assert listener.context.counters.refused == {"not_authorized": 3}
+    listener.context.sink.commit()
     assert len(peer.received()) == 3
 
 
@@ -771,7 +773,7 @@ def test_a_3_1_1_device_publishing_where_it_may_not_is_closed():
     peer.connect(username="u", password=b"secret")
     peer.send(qos(1, 1, b"sensors/dev/t"), qos(1, 2, b"sensors/other/t"))
     assert peer.wire.ended
-    assert [p.packet_id for p in listener.intake.all] == [1]
+    assert [p.packet_id for p in listener.context.sink.all] == [1]
 
 
 def test_a_will_where_its_device_may_not_publish_is_refused():
@@ -797,13 +799,13 @@ async def test_what_is_sent_while_a_slow_authenticator_decides_waits_for_it():
     assert peer.send(Connect("dev"), qos(1, 1)) == []
     assert not peer.wire.reading
     assert peer.send(qos(1, 2)) == []
-    assert listener.intake.all == []
+    assert listener.context.sink.all == []
     doorkeeper.decision.set_result(Identity("dev"))
     await asyncio.sleep(0)
     await asyncio.sleep(0)
     await asyncio.sleep(0)
     assert peer.received()[0].code == 0
-    assert listener.intake.all == [qos(1, 1), qos(1, 2)]
+    assert listener.context.sink.all == [qos(1, 1), qos(1, 2)]
     assert peer.wire.reading
 
 
@@ -827,5 +829,5 @@ async def test_a_client_that_leaves_while_it_is_being_admitted_leaves_nothing_be
     peer.lose()
     for _ in range(3):
         await asyncio.sleep(0)
-    assert listener.clients == {}
-    assert listener.counters.connections_open == 0
+    assert listener.context.clients == {}
+    assert listener.context.counters.connections == 0

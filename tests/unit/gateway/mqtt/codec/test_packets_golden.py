@@ -2,7 +2,7 @@
 
 import pytest
 
-from gateway.mqtt.codec.packet_codec import encode_packet, encode_pubacks, encode_publish_acks
+from gateway.mqtt.codec.packet_codec import encode_packet, encode_publish_acks
 from gateway.mqtt.codec.packets import (
     V5,
     V311,
@@ -214,14 +214,10 @@ def test_connects_are_parsed_and_encoded_as_drawn(drawn, packet):
 
 def test_acknowledgements_are_encoded_in_bulk_as_one_by_one():
     ids = [1, 255, 256, 65535]
-    assert encode_pubacks(ids) == b"".join(encode_packet(PublishAck(PacketType.PUBACK, n)) for n in ids)
-    assert encode_publish_acks(PacketType.PUBREC, ids) == b"".join(
-        encode_packet(PublishAck(PacketType.PUBREC, n)) for n in ids
-    )
-    assert encode_publish_acks(PacketType.PUBCOMP, ids) == b"".join(
-        encode_packet(PublishAck(PacketType.PUBCOMP, n)) for n in ids
-    )
-    assert encode_pubacks([]) == b""
+    for kind in (PacketType.PUBACK, PacketType.PUBREC, PacketType.PUBCOMP):
+        one_by_one = b"".join(encode_packet(PublishAck(kind, n)) for n in ids)
+        assert encode_publish_acks(kind, ids) == one_by_one
+        assert encode_publish_acks(kind, []) == b""
 
 
 @pytest.mark.parametrize(
