@@ -3,8 +3,7 @@
 One line per device, `name:scrypt$ln=10,r=8,p=1$SALT$KEY`; empty lines and lines that begin with `#` are
 kept. `ln` is the base-2 logarithm of scrypt's cost; SALT and KEY are base64 without padding. A generated
 password has 160 random bits and needs little cost (`COST_GENERATED`); one chosen by a person gets
-`COST_CHOSEN`. The file is replaced as a whole: a new one is readable by its owner only, an existing one
-keeps owner and group.
+`COST_CHOSEN`. The file is replaced as a whole.
 """
 
 from __future__ import annotations
@@ -20,6 +19,7 @@ import re
 import secrets
 from typing import TYPE_CHECKING, Final, NamedTuple
 
+from cloud_sync.runtime.files import replace_file
 from gateway.payloads.topics import NAME_MAX_CHARACTERS
 
 if TYPE_CHECKING:
@@ -41,11 +41,11 @@ _INVALID_NAME_CHARACTERS = re.compile(r"[:/+#\s\x00-\x1f\x7f-\x9f]")
 
 
 class PasswordFileError(Exception):
-    """The password file cannot be read or written, or a line of it makes no sense."""
+    """The password file cannot be read or written, or a line of it is invalid."""
 
 
 class PasswordHash(NamedTuple):
-    """A password as it is stored: scrypt's cost (n = 2**ln, r, p), the salt, and the key derived."""
+    """A stored password: scrypt's cost (n = 2**ln, r, p), the salt, and the derived key."""
 
     ln: int
     r: int
@@ -84,11 +84,7 @@ def find_device_name_fault(name: str) -> str | None:
 
 
 def parse_password_file(text: str, source: str) -> dict[str, PasswordHash]:
-    """The devices of a file's text.
-
-    Raises:
-        CredentialsFault: naming `source` and the line.
-    """
+    """The devices of a file's text; PasswordFileError names `source` and the line."""
     devices: dict[str, PasswordHash] = {}
     for number, line in enumerate(text.splitlines(), start=1):
         if _is_comment(line):
@@ -110,19 +106,15 @@ def parse_password_file(text: str, source: str) -> dict[str, PasswordHash]:
 
 
 def read_password_file(path: Path) -> dict[str, PasswordHash]:
-    """The devices of a file.
-
-    Raises:
-        CredentialsFault: it is not there, cannot be read, or a line makes no sense.
-    """
+    """The devices of a file; PasswordFileError when it is missing, unreadable or invalid."""
     return parse_password_file(_read_text(path), str(path))
 
 
 def add_device(path: Path, name: str, password: str | None = None, *, replace: bool = False) -> str:
-    """Give a device a password, generated unless given, and return it: nobody can read it again.
+    """Give a device a password, generated unless given, and return it: it cannot be read again.
 
     Raises:
-        CredentialsFault: the name or the password is not usable, the device is there already and is not to be
+        PasswordFileError: the name or the password is invalid, the device is there already and is not to be
             replaced, or the file cannot be read or written.
     """
     fault = find_device_name_fault(name)
@@ -140,23 +132,19 @@ def add_device(path: Path, name: str, password: str | None = None, *, replace: b
         there = name in parse_password_file("\n".join(lines), str(path))
         if there and not replace:
             raise PasswordFileError(f"{name} is there already; --replace gives it a new password")
-        _replace_file(
+        _write_lines(
             path, [line if _is_line_of(old, name) else old for old in lines] if there else [*lines, line]
         )
     return password
 
 
 def remove_device(path: Path, name: str) -> bool:
-    """Take a device out of the file; whether it was there.
-
-    Raises:
-        CredentialsFault: the file cannot be read or written.
-    """
+    """Remove a device from the file; whether it was there."""
     with _locked_for_change(path):
         lines = _read_text(path).splitlines()
         there = name in parse_password_file("\n".join(lines), str(path))
         if there:
-            _replace_file(path, [line for line in lines if not _is_line_of(line, name)])
+            _write_lines(path, [line for line in lines if not _is_line_of(line, name)])
     return there
 
 
@@ -173,11 +161,7 @@ def _derive_key(stored: PasswordHash, password: bytes) -> bytes:
 
 
 def _parse_hash(text: str) -> PasswordHash:
-    """The hash a text stands for.
-
-    Raises:
-        ValueError: it is none, or one that would cost more than a gateway should spend on a CONNECT.
-    """
+    """ValueError for an invalid hash, or one that costs more than a gateway should spend on a CONNECT."""
     found = _HASH_PATTERN.fullmatch(text)
     if found is None:
         raise ValueError("not of this form")
@@ -224,7 +208,7 @@ def _read_text(path: Path, missing: str | None = None) -> str:
 
 @contextlib.contextmanager
 def _locked_for_change(path: Path) -> Iterator[None]:
-    """Keep others from changing the file meanwhile: a lock on its folder, which leaves nothing behind."""
+    """Hold a lock against other changes, on the folder, so that no lock file stays behind."""
     try:
         folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
     except OSError as fault:
@@ -232,27 +216,17 @@ def _locked_for_change(path: Path) -> Iterator[None]:
     try:
         fcntl.flock(folder, fcntl.LOCK_EX)
         yield
-        os.fsync(folder)
     finally:
         os.close(folder)
 
 
-def _replace_file(path: Path, lines: list[str]) -> None:
-    draft = path.with_name(f".{path.name}.{os.getpid()}")
-    like = path if path.exists() else path.parent
+def _write_lines(path: Path, lines: list[str]) -> None:
+    """Replace the file: a new one is readable by its owner only, an existing one keeps owner and group."""
     try:
-        status = like.stat()
-        mode = 0o600 | (status.st_mode & 0o040 if like is path else 0)
-        opened = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600)
-        with os.fdopen(opened, "w", encoding="utf-8") as file:
-            with contextlib.suppress(PermissionError):  # only root gives files away, and only it needs to
-                os.fchown(opened, status.st_uid, status.st_gid)
-            os.fchmod(opened, mode)
-            file.writelines(f"{line}\n" for line in lines)
-            file.flush()
-            os.fsync(opened)
-        draft.replace(path)
-    except OSError as fault:
-        with contextlib.suppress(OSError):
-            draft.unlink()
-        raise PasswordFileError(f"{path}: cannot be written: {fault.strerror}") from fault
+        owner, mode = path.parent.stat(), 0o600
+        if path.exists():
+            owner = path.stat()
+            mode |= owner.st_mode & 0o040
+        replace_file(path, "".join(f"{line}\n" for line in lines).encode(), mode, owner=owner)
+    except OSError as error:
+        raise PasswordFileError(f"{path}: cannot be written: {error.strerror}") from error

@@ -70,7 +70,7 @@ class DeviceConnection:
 
     def __init__(self, context: ServerContext) -> None:
         options = context.options
-        self.transport = MqttTransport(self, options.write_limits, context.clock_s)
+        self.transport = MqttTransport(self, options.write_limits, lambda: context.now_s)
         self._context = context
         self._counters = context.counters
         self._parser = PacketParser(

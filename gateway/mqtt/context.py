@@ -147,10 +147,6 @@ class ServerContext:
         self._unauthenticated: dict[ServedConnection, float] = {}
         self._denied_log_rate: TokenBuckets[str] = TokenBuckets(*_DENIED_LOG_RATE)
 
-    def clock_s(self) -> float:
-        """`now_s` for transports."""
-        return self.now_s
-
     def make_room(self) -> bool:
         """Count a new connection; whether there is room for it."""
         self.counters.connections_ever += 1

@@ -63,6 +63,10 @@ def decode_protocol_level(fields: FieldReader) -> tuple[str, int]:
     return name.decode(), level
 
 
+def _decode_v5_properties(fields: FieldReader, owner: int, version: int) -> Properties:
+    return decode_properties(fields, owner) if version == V5 else NO_PROPERTIES
+
+
 def decode_connect(fields: FieldReader, version: int, topics: TopicCache) -> Connect:
     """CONNECT after its protocol level."""
     flags, keep_alive_s = fields.u8(), fields.u16()
@@ -71,11 +75,11 @@ def decode_connect(fields: FieldReader, version: int, topics: TopicCache) -> Con
         raise malformed_packet(f"connect flags {flags:#04x}")
     if version == V311 and flags & 0x40 and not flags & 0x80:
         raise malformed_packet("a password without a user name")
-    properties = decode_properties(fields, PacketType.CONNECT) if version == V5 else NO_PROPERTIES
+    properties = _decode_v5_properties(fields, PacketType.CONNECT, version)
     client_id = fields.text()
     will = None
     if has_will:
-        will_properties = decode_properties(fields, WILL_PROPERTIES) if version == V5 else NO_PROPERTIES
+        will_properties = _decode_v5_properties(fields, WILL_PROPERTIES, version)
         topic = topics[fields.binary()]
         will = Will(topic, fields.binary(), will_qos, bool(flags & 0x20), will_properties)
     return Connect(
@@ -90,15 +94,13 @@ def decode_connect(fields: FieldReader, version: int, topics: TopicCache) -> Con
     )
 
 
-def _decode_connack(_kind: PacketType, fields: FieldReader, version: int) -> Connack:
+def _decode_connack(kind: PacketType, fields: FieldReader, version: int) -> Connack:
     flags, code = fields.u8(), fields.u8()
     if flags > 1 or (flags and code):
         raise malformed_packet(f"CONNACK with flags {flags:#04x} and code {code:#04x}")
     if code not in (ALLOWED_REASON_CODES[PacketType.CONNACK] if version == V5 else range(6)):
         raise protocol_error(f"CONNACK with code {code:#04x}")
-    return Connack(
-        code, bool(flags), decode_properties(fields, PacketType.CONNACK) if version == V5 else NO_PROPERTIES
-    )
+    return Connack(code, bool(flags), _decode_v5_properties(fields, kind, version))
 
 
 def _decode_publish_ack(kind: PacketType, fields: FieldReader, version: int) -> PublishAck:
@@ -117,9 +119,8 @@ def _decode_reason(kind: PacketType, fields: FieldReader) -> tuple[int, Properti
     return code, decode_properties(fields, kind) if fields.at < fields.stop else NO_PROPERTIES
 
 
-def _decode_subscribe(_kind: PacketType, fields: FieldReader, version: int) -> Subscribe:
-    packet_id = fields.packet_id()
-    properties = decode_properties(fields, PacketType.SUBSCRIBE) if version == V5 else NO_PROPERTIES
+def _decode_subscribe(kind: PacketType, fields: FieldReader, version: int) -> Subscribe:
+    packet_id, properties = fields.packet_id(), _decode_v5_properties(fields, kind, version)
     filters = []
     while fields.at < fields.stop:
         name, options = fields.text(), fields.u8()
@@ -134,9 +135,8 @@ def _decode_subscribe(_kind: PacketType, fields: FieldReader, version: int) -> S
     return Subscribe(packet_id, tuple(filters), properties)
 
 
-def _decode_unsubscribe(_kind: PacketType, fields: FieldReader, version: int) -> Unsubscribe:
-    packet_id = fields.packet_id()
-    properties = decode_properties(fields, PacketType.UNSUBSCRIBE) if version == V5 else NO_PROPERTIES
+def _decode_unsubscribe(kind: PacketType, fields: FieldReader, version: int) -> Unsubscribe:
+    packet_id, properties = fields.packet_id(), _decode_v5_properties(fields, kind, version)
     filters = []
     while fields.at < fields.stop:
         filters.append(fields.text())
@@ -145,24 +145,16 @@ def _decode_unsubscribe(_kind: PacketType, fields: FieldReader, version: int) ->
     return Unsubscribe(packet_id, tuple(filters), properties)
 
 
-def _decode_suback(_kind: PacketType, fields: FieldReader, version: int) -> Suback:
+def _decode_subscription_ack(kind: PacketType, fields: FieldReader, version: int) -> Suback | Unsuback:
     packet_id = fields.packet_id()
-    properties = decode_properties(fields, PacketType.SUBACK) if version == V5 else NO_PROPERTIES
-    codes = tuple(fields.rest())
-    if not codes or not ALLOWED_REASON_CODES[PacketType.SUBACK].issuperset(codes):
-        raise protocol_error("SUBACK without codes or with one that is none")
-    return Suback(packet_id, codes, properties)
-
-
-def _decode_unsuback(_kind: PacketType, fields: FieldReader, version: int) -> Unsuback:
-    packet_id = fields.packet_id()
-    if version != V5:
+    if version != V5 and kind is PacketType.UNSUBACK:
         return Unsuback(packet_id)
-    properties = decode_properties(fields, PacketType.UNSUBACK)
+    properties = _decode_v5_properties(fields, kind, version)
     codes = tuple(fields.rest())
-    if not codes or not ALLOWED_REASON_CODES[PacketType.UNSUBACK].issuperset(codes):
-        raise protocol_error("UNSUBACK without codes or with one that is none")
-    return Unsuback(packet_id, codes, properties)
+    if not codes or not ALLOWED_REASON_CODES[kind].issuperset(codes):
+        raise protocol_error(f"{kind.name} without codes or with one that is invalid")
+    packet_class = Suback if kind is PacketType.SUBACK else Unsuback
+    return packet_class(packet_id, codes, properties)
 
 
 def _decode_disconnect(kind: PacketType, fields: FieldReader, version: int) -> Disconnect:
@@ -183,7 +175,7 @@ def decode_packet_body(kind: PacketType, fields: FieldReader, version: int, *, f
     """The packet of type `kind`, which is neither CONNECT nor PUBLISH, up to the end of its body.
 
     Raises:
-        ProtocolFault: malformed or a protocol error; never anything else.
+        MqttProtocolError: malformed or a protocol error; never anything else.
     """
     packet = _BODY_DECODERS[kind](kind, fields, version)
     fields.finish()
@@ -202,9 +194,9 @@ _BODY_DECODERS: dict[PacketType, Callable[[PacketType, FieldReader, int], Packet
     PacketType.PUBREL: _decode_publish_ack,
     PacketType.PUBCOMP: _decode_publish_ack,
     PacketType.SUBSCRIBE: _decode_subscribe,
-    PacketType.SUBACK: _decode_suback,
+    PacketType.SUBACK: _decode_subscription_ack,
     PacketType.UNSUBSCRIBE: _decode_unsubscribe,
-    PacketType.UNSUBACK: _decode_unsuback,
+    PacketType.UNSUBACK: _decode_subscription_ack,
     PacketType.PINGREQ: lambda _kind, _fields, _version: Pingreq(),
     PacketType.PINGRESP: lambda _kind, _fields, _version: Pingresp(),
     PacketType.DISCONNECT: _decode_disconnect,

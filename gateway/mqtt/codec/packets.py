@@ -151,10 +151,7 @@ class MqttProtocolError(Exception):
 
 
 class Publish(msgspec.Struct, gc=False):
-    """An application message on its way in or out. `packet_id` is 0 at QoS 0.
-
-    `topic` is never empty once parsed: an alias has been resolved, the bytes are valid (`valid_topic`).
-    """
+    """PUBLISH (section 3.3). `packet_id` is 0 at QoS 0; a parsed `topic` is valid, its alias resolved."""
 
     topic: bytes
     payload: bytes
@@ -166,7 +163,7 @@ class Publish(msgspec.Struct, gc=False):
 
 
 class Will(msgspec.Struct, frozen=True):
-    """What is published in the client's name when its connection ends without a proper DISCONNECT."""
+    """The will message of a CONNECT (section 3.1.2.5)."""
 
     topic: bytes
     payload: bytes
@@ -276,7 +273,7 @@ Packet = (
 
 
 def check_topic_name(topic: bytes) -> None:
-    """Raise the `ProtocolFault` for a topic name that may not be published to (section 4.7)."""
+    """Raise MqttProtocolError for a topic name that may not be published to (section 4.7)."""
     if not topic:
         raise MqttProtocolError(ReasonCode.PROTOCOL_ERROR, "an empty topic without a topic alias")
     if b"+" in topic or b"#" in topic:
@@ -289,26 +286,14 @@ def check_topic_name(topic: bytes) -> None:
         raise MqttProtocolError(ReasonCode.MALFORMED_PACKET, "a topic name is not UTF-8") from None
 
 
-def is_valid_topic_name(topic: bytes) -> bool:
-    """Whether a topic name may be published to: UTF-8, not empty, no U+0000, no wildcard."""
-    try:
-        check_topic_name(topic)
-    except MqttProtocolError:
-        return False
-    return True
-
-
 _CACHED_TOPIC_MAX_BYTES = 256
 
 
 class TopicCache(dict[bytes, bytes]):
-    """Topics found valid, each its own value: `table[topic]` checks a new one and returns one shared object.
+    """Valid topics, each its own value: `cache[topic]` checks a new one and returns one shared object.
 
     Holds at most `limit` topics of ordinary length; a new one beyond that empties it first, so that hostile
     topics cost checks, not memory.
-
-    Raises:
-        ProtocolFault: from `table[topic]`, for a topic that may not be published to.
     """
 
     def __init__(self, limit: int = 50_000) -> None:

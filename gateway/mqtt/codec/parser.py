@@ -37,10 +37,10 @@ from gateway.mqtt.codec.properties import (
 )
 
 ParsedItem = list[Publish] | Packet
-"""What `Parser.feed` yields: a run of publishes of QoS 0 and 1, or one other packet."""
+"""Consecutive publishes of QoS 0 and 1, or one other packet."""
 
 CONNECT_MAX_BYTES: Final = 65_536
-"""Largest CONNECT taken: whoever has not said who it is may not make us buffer more."""
+"""Largest CONNECT: an unauthenticated peer cannot make us buffer more."""
 
 _PLAIN_QOS1_PUBLISH = 0x32
 """First byte of a PUBLISH at QoS 1, neither retained nor a duplicate: the common case."""
@@ -69,18 +69,15 @@ _SENT_BY_SERVERS = frozenset(
 class PacketParser:
     """One direction of one connection, at a server or, with `client=True`, at a client.
 
-    A server's parser learns the version from CONNECT, which must come first and once; a client's is told it.
+    A server's parser learns the version from CONNECT, which must come first and once.
 
     Args:
-        max_packet_bytes: largest packet taken, fixed header included; at least 256.
-        topics: shared between connections, so that each topic is checked once.
+        max_packet_bytes: largest packet, fixed header included; at least 256.
+        topics: may be shared between connections, so that each topic is checked once.
         topic_alias_maximum: how many aliases the peer may use (announced in CONNECT or CONNACK).
-        client: parse what a server sends.
-        version: `V5`, `V311`, or None while CONNECT is awaited.
 
     Attributes:
-        fault: why parsing ended, or None; after it `feed` returns nothing more.
-        version: the protocol level, once known.
+        fault: why parsing ended; after it `feed` returns nothing more.
         qos0_publishes: how many publishes of QoS 0 have been returned.
     """
 

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 WILL_PROPERTIES: Final = 0
-"""Stands beside the packet types where properties of a will are meant."""
+"""The owner of a will's properties, beside the packet types."""
 
 VARINT_MAX: Final = 268_435_455
 VARINT_MAX_BYTES: Final = 4
@@ -215,16 +215,7 @@ _PROPERTY_READERS: dict[Property, Callable[[FieldReader], int | str | bytes | tu
     _P.SHARED_SUBSCRIPTION_AVAILABLE: _read_flag,
 }
 
-_U8_PROPERTIES = {
-    _P.PAYLOAD_FORMAT_INDICATOR,
-    _P.REQUEST_PROBLEM_INFORMATION,
-    _P.REQUEST_RESPONSE_INFORMATION,
-    _P.MAXIMUM_QOS,
-    _P.RETAIN_AVAILABLE,
-    _P.WILDCARD_SUBSCRIPTION_AVAILABLE,
-    _P.SUBSCRIPTION_IDENTIFIER_AVAILABLE,
-    _P.SHARED_SUBSCRIPTION_AVAILABLE,
-}
+_U8_PROPERTIES = {key for key, read in _PROPERTY_READERS.items() if read is _read_flag}
 _U16_PROPERTIES = {_P.SERVER_KEEP_ALIVE, _P.RECEIVE_MAXIMUM, _P.TOPIC_ALIAS_MAXIMUM, _P.TOPIC_ALIAS}
 
 _T = PacketType
@@ -283,11 +274,11 @@ ALLOWED_PROPERTIES: dict[int, set[Property]] = {
 
 
 def decode_properties(fields: FieldReader, owner: int) -> Properties:  # noqa: C901 - one loop, one rule a branch
-    """The properties at the cursor. `owner` is a packet type or `WILL`.
+    """The properties at the cursor. `owner` is a packet type or `WILL_PROPERTIES`.
 
     Raises:
-        ProtocolFault: malformed for an identifier that is unknown or not allowed there, a protocol error for
-            one given twice or a value out of range.
+        MqttProtocolError: malformed for an identifier that is unknown or not allowed there, a protocol error
+            for one given twice or a value out of range.
     """
     size = fields.varint()
     if not size:

@@ -26,7 +26,7 @@ from gateway.mqtt.codec.packets import (
     TopicCache,
     Unsubscribe,
     Will,
-    is_valid_topic_name,
+    check_topic_name,
 )
 from gateway.mqtt.codec.parser import PacketParser
 
@@ -132,7 +132,7 @@ def test_mutated_packets_end_in_packets_or_one_fault_and_nothing_else(version, c
                 for packet in item if isinstance(item, list) else [item]:
                     parsed += 1
                     if isinstance(packet, Publish):
-                        assert is_valid_topic_name(packet.topic)
+                        check_topic_name(packet.topic)
                         assert packet.qos in (0, 1, 2)
                         assert (packet.packet_id > 0) == (packet.qos > 0)
             assert parser.fault is None or type(parser.fault) is MqttProtocolError
