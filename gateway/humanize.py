@@ -21,6 +21,11 @@ def format_count(count: float) -> str:
     return f"{count:,.0f}" if count == int(count) or abs(count) >= 100 else f"{count:.1f}"  # noqa: PLR2004 - three digits
 
 
+def pluralize(count: float, one: str, many: str) -> str:
+    """A count with its noun."""
+    return f"{format_count(count)} {one if count == 1 else many}"
+
+
 def format_bytes(size: float) -> str:
     """1234567 as "1.23 MB"."""
     for suffix in ("B", "kB", "MB", "GB"):

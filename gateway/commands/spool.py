@@ -25,7 +25,7 @@ from gateway.commands.options import (
     table,
 )
 from gateway.commands.spool_quarantine import post_to_gateway
-from gateway.humanize import escape_text, format_bytes, format_count, format_duration, format_time
+from gateway.humanize import escape_text, format_bytes, format_count, format_duration, format_time, pluralize
 from gateway.spool.errors import SpoolInUseError
 from gateway.spool.spool import CompactionResult, compact_spool, open_spool
 from gateway.spooltools import checker
@@ -108,10 +108,10 @@ def _destinations_table(document: SpoolInfo) -> object:
     numbers = ("backlog", "oldest", "open batches", "delivered ranges")
     rows = table("destination", *numbers, right=numbers)
     for destination in document.destinations:
-        backlog = {name: count for name, count in destination.backlog.items() if count} or {"": 0}
+        backlog = {name: count for name, count in destination.backlog.items() if count}
         rows.add_row(
             escape_text(f"{destination.name} ({destination.kind})"),
-            ", ".join(f"{format_count(count)} {name}".strip() for name, count in backlog.items()),
+            ", ".join(pluralize(count, name, f"{name}s") for name, count in backlog.items()) or "0",
             _backlog_age(destination),
             str(destination.open_batches),
             str(destination.delivered_ranges),

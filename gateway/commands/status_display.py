@@ -14,9 +14,9 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from gateway.humanize import escape_text, format_bytes, format_count, format_duration
+from gateway.humanize import escape_text, format_bytes, format_count, format_duration, pluralize
 from gateway.query.series_chart import draw_line_chart
-from gateway.status.advice import destination_state, drain_text, pluralize
+from gateway.status.advice import destination_state, drain_text
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -272,16 +272,17 @@ def render_chart(chart: Chart, width: int) -> RenderableType:
     least, greatest = min(chart.least), max(chart.greatest)
     latest, low, high = (_format_value(v, greatest - least) for v in (chart.mean[-1], least, greatest))
     unit = f" {escape_text(chart.unit, 20)}" if chart.unit else ""
+    bounds = f"between {low} and {high}{unit}" if least < greatest else "constant"
     part = "" if chart.complete else "; earlier ones could not be read in time"
     title = Text.assemble(
         (name, "bold"),
-        f"  latest {latest}{unit}, between {low} and {high}{unit}, "
+        f"  latest {latest}{unit}, {bounds}, "
         f"{format_count(chart.readings)} readings, {format_count(sum(chart.flagged))} flagged{part}",
     )
     times = np.repeat(np.array(chart.at_us, np.int64), 2)
-    bounds = np.column_stack((chart.least, chart.greatest)).ravel()
+    values = np.column_stack((chart.least, chart.greatest)).ravel()
     span_us = chart.since_us, chart.until_us
-    drawn = draw_line_chart(times, bounds, span_us, width=max(20, width), height=_CHART_LINES)
+    drawn = draw_line_chart(times, values, span_us, width=max(20, width), height=_CHART_LINES)
     first, last = (datetime.fromtimestamp(us / 1e6, UTC).astimezone() for us in span_us)
     ends = f"{'':{_CHART_MARGIN}}{first:%H:%M}{f'{last:%H:%M}':>{max(20, width) - _CHART_MARGIN - 5}}"
     return Group(title, *(Text(line, "cyan") for line in drawn), Text(ends, "dim"))

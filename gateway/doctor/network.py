@@ -54,7 +54,6 @@ if TYPE_CHECKING:
 
 _STATUS_TIMEOUT_S: Final = 3.0
 _RESOLVE_TIMEOUT_S: Final = 5.0
-_PRIVILEGED_PORTS: Final = 1024
 
 
 class _StatusIdentity(msgspec.Struct):
@@ -99,22 +98,19 @@ def check_port(key: str, host: str, port: int, running: str | None, gateway_id: 
 
 
 def _explain_bind_error(
-    key: str, subject: str, reason: OSError, running: str | None, gateway_id: str
+    key: str, subject: str, error: OSError, running: str | None, gateway_id: str
 ) -> Finding:
-    words = f"{key}: {reason.strerror or reason}"
-    if reason.errno == errno.EADDRINUSE and running is not None:
-        if running == gateway_id:
-            return ok("port", subject, f"{key}: in use by the running gateway")
-        return fault(
-            "port", subject, f"{key}: in use by gateway {running}", "give each gateway its own ports"
-        )
+    if error.errno == errno.EADDRINUSE and running == gateway_id:
+        return ok("port", subject, f"{key}: in use by the running gateway")
+    if error.errno == errno.EADDRINUSE and running is not None:
+        what = f"{key}: in use by gateway {running}"
+        return fault("port", subject, what, "give each gateway its own ports")
     advice = {
         errno.EADDRINUSE: "another program uses it: find it with ss -ltnp, or choose another port",
-        errno.EACCES: f"ports below {_PRIVILEGED_PORTS} need "
-        "AmbientCapabilities=CAP_NET_BIND_SERVICE in the unit",
+        errno.EACCES: "ports below 1024 need AmbientCapabilities=CAP_NET_BIND_SERVICE in the unit",
         errno.EADDRNOTAVAIL: "this machine has no such address: see ip addr, or use 0.0.0.0",
-    }
-    return fault("port", subject, words, advice.get(reason.errno or 0, f"correct {key}.host"))
+    }.get(error.errno or 0, f"correct {key}.host")
+    return fault("port", subject, f"{key}: {error.strerror or error}", advice)
 
 
 async def check_names(settings: GatewaySettings) -> list[Finding]:

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from gateway.humanize import format_count, format_duration
+from gateway.humanize import format_duration, pluralize
 from gateway.status.document import Advice
 
 if TYPE_CHECKING:
@@ -68,11 +68,6 @@ def drain_text(destination: DestinationStatus) -> str:
     if destination.backlog_readings == 0:
         return "-"
     return "unknown" if destination.drain_s is None else format_duration(destination.drain_s)
-
-
-def pluralize(count: float, one: str, many: str) -> str:
-    """A count with its noun."""
-    return f"{format_count(count)} {one if count == 1 else many}"
 
 
 def _input_advice(status: Status) -> Iterator[Advice]:

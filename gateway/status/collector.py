@@ -11,7 +11,7 @@ import logging
 import shutil
 import time
 from importlib.metadata import version
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple
 
 import msgspec
 import numpy as np
@@ -65,6 +65,7 @@ if TYPE_CHECKING:
     import sqlite3
     from collections.abc import Collection
 
+    from cloud_sync.delivery.shipper import Shipper
     from gateway.alerts.evaluator import AlertEvaluator
     from gateway.alerts.notifier import AlertNotifier
     from gateway.processing.clock import ClockCorrector
@@ -341,18 +342,9 @@ def build_status(
     return msgspec.structs.replace(status, remarks=build_advice(status))
 
 
-class _Destination(Protocol):
-    """A shipper, or in its place what the spool of a stopped gateway knows of a destination."""
-
-    @property
-    def name(self) -> str: ...
-    @property
-    def kind(self) -> str: ...
-    @property
-    def counters(self) -> ShipperCounters: ...
-
-
 class _StoppedDestination(NamedTuple):
+    """In place of a shipper, what the spool of a stopped gateway knows of a destination."""
+
     name: str
     kind: str
     counters: ShipperCounters
@@ -370,7 +362,11 @@ def _stopped_destinations(snapshot: SpoolSnapshot) -> list[_StoppedDestination]:
 
 
 def _destination_status(
-    destination: _Destination, backlog: Backlog, bytes_per_reading: float, incoming_per_s: float, now_us: int
+    destination: Shipper | _StoppedDestination,
+    backlog: Backlog,
+    bytes_per_reading: float,
+    incoming_per_s: float,
+    now_us: int,
 ) -> DestinationStatus:
     counters, now_s = destination.counters, time.monotonic()
     oldest_us = backlog.oldest_written_at_us

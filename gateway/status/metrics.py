@@ -127,18 +127,15 @@ class _MetricCollector:
     def collect(self) -> Iterator[Family]:
         for metric in METRICS:
             values = self._values[metric.name]
-            family: CounterMetricFamily | GaugeMetricFamily | SummaryMetricFamily
             if metric.kind == "summary":
-                family = SummaryMetricFamily(metric.name, metric.help, labels=metric.labels)
-                family.add_metric((), int(values["count",]), values["sum",])
-            elif metric.kind == "counter":
-                family = CounterMetricFamily(metric.name, metric.help, labels=metric.labels)
-                for labels, value in values.items():
-                    family.add_metric(labels, value)
-            else:
-                family = GaugeMetricFamily(metric.name, metric.help, labels=metric.labels)
-                for labels, value in values.items():
-                    family.add_metric(labels, value)
+                summary = SummaryMetricFamily(metric.name, metric.help, labels=metric.labels)
+                summary.add_metric((), int(values["count",]), values["sum",])
+                yield summary
+                continue
+            make = CounterMetricFamily if metric.kind == "counter" else GaugeMetricFamily
+            family = make(metric.name, metric.help, labels=metric.labels)
+            for labels, value in values.items():
+                family.add_metric(labels, value)
             yield family
 
 
