@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import os
 import re
 import socket
 import sys
@@ -40,11 +39,6 @@ if TYPE_CHECKING:
     from gateway.settings.gateway_settings import GatewaySettings
 
 _UNSAFE_CHARACTERS = re.compile(r"[^A-Za-z0-9._-]+")
-_EXAMPLE_REGION_URL = "https://region.example:8420"
-_EXAMPLE_INFLUX_URL = "https://influx.example:8086"
-_EXAMPLE_BROKER_URL = "mqtts://broker.example:8883"
-_EXAMPLE_STICK_PATH = "/media/stick/readings"
-_DEFAULT_SPOOL_PATH = "/var/lib/tidegate/spool.db"
 EXIT_DIFFERENT = 1
 
 
@@ -64,6 +58,13 @@ _PURPOSES = {
     Site.CLOUD: "devices publish to the gateway over TLS, with passwords; readings go to an InfluxDB",
     Site.STICK: "devices publish to the gateway over TLS, with passwords; readings go to a USB stick",
     Site.TRIAL: "this machine only, without passwords; readings go to files beside the spool",
+}
+
+
+_EXAMPLE_URLS = {
+    Site.BARN: "https://region.example:8420",
+    Site.BROKER: "https://region.example:8420",
+    Site.CLOUD: "https://influx.example:8086",
 }
 
 
@@ -102,7 +103,7 @@ def init(
     chosen = _site_tables(
         site,
         _option_or_prompt(gateway_id, "The gateway's name upstream", _hostname(), prompt=prompt),
-        spool or Path("spool.db" if site is Site.TRIAL else _DEFAULT_SPOOL_PATH),
+        spool or Path("spool.db" if site is Site.TRIAL else "/var/lib/tidegate/spool.db"),
         _option_or_prompt(
             url,
             "The destination's URL",
@@ -110,7 +111,7 @@ def init(
             prompt=prompt and site in _EXAMPLE_URLS,
         ),
         _option_or_prompt(
-            broker, "The broker's URL", _EXAMPLE_BROKER_URL, prompt=prompt and site is Site.BROKER
+            broker, "The broker's URL", "mqtts://broker.example:8883", prompt=prompt and site is Site.BROKER
         ),
     )
     head = f"Configuration of a gateway: {_PURPOSES[site]}.\n{_HEAD.format(file=file.name)}"
@@ -122,11 +123,6 @@ def init(
     _print_next_steps(file)
 
 
-_EXAMPLE_URLS = {
-    Site.BARN: _EXAMPLE_REGION_URL,
-    Site.BROKER: _EXAMPLE_REGION_URL,
-    Site.CLOUD: _EXAMPLE_INFLUX_URL,
-}
 _HEAD = """
 Lines that begin with "#" and a key show that key with its default, or with an example if it has none;
 remove the "#" to change it. Check the file before starting a gateway with it:
@@ -147,15 +143,9 @@ def _site_tables(site: Site, gateway_id: str, spool: Path, url: str, broker: str
         "passwords_file": "/var/lib/tidegate/passwords",
     }
     region = {"name": "regional", "kind": "ingest", "url": url, "token_file": "secrets/regional.token"}
-    cloud = {
-        "name": "cloud",
-        "kind": "influxdb",
-        "url": url,
-        "org": "farm",
-        "bucket": "sensors",
-        "token_file": "secrets/cloud.token",
-    }
-    stick = {"name": "stick", "kind": "file", "directory": _EXAMPLE_STICK_PATH, "create": False}
+    cloud = {"name": "cloud", "kind": "influxdb", "url": url, "token_file": "secrets/cloud.token"}
+    cloud |= {"org": "farm", "bucket": "sensors"}
+    stick = {"name": "stick", "kind": "file", "directory": "/media/stick/readings", "create": False}
     files = {"name": "files", "kind": "file", "directory": str(spool.parent / "readings"), "compress": False}
     subscription = {
         "url": broker,
@@ -190,8 +180,7 @@ def _hostname() -> str:
 
 def _write_config(file: Path, text: str, *, force: bool) -> None:
     try:
-        flags = os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | (os.O_TRUNC if force else os.O_EXCL)
-        with os.fdopen(os.open(file, flags, 0o644), "w", encoding="utf-8") as out:
+        with file.open("w" if force else "x", encoding="utf-8") as out:
             out.write(text)
     except FileExistsError:
         fail(f"{file} exists already; choose another name, or overwrite it with --force")
