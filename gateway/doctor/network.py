@@ -166,22 +166,29 @@ async def check_destination(
         options = destination.http_options()
     except (OSError, UnicodeDecodeError) as reason:
         return [fault("destination", name, str(reason), "correct that file; see the checks above")]
-    probe = _DestinationProbe(destination, gateway_id, clock_s)
-    found = probe.check_cleartext(secret=bool(secret))
-    secure = destination.url.startswith("https:")
+    found = []
+    url = urlsplit(destination.url)
+    secure = url.scheme == "https"
+    if secret and not secure and not is_loopback(url.hostname or ""):
+        what = "its token is sent unencrypted: url is http://"
+        found.append(warning("destination", name, what, "enable TLS there, and use https://"))
     async with build_http_client(
         options, secure=secure, timeout=within_s, headers=_auth_headers(destination, secret)
     ) as http:
         try:
             if isinstance(destination, IngestDestination):
-                found += await probe.ingest(http)
-            elif isinstance(destination, InfluxDestination):
-                found += await probe.influx(http, destination, secret)
+                answer, finding = await _probe_ingest(http, destination, gateway_id)
+            else:
+                assert isinstance(destination, InfluxDestination)
+                answer, finding = await _probe_influx(http, destination, secret)
         except httpx.TimeoutException:
-            found.append(fault("destination", name, f"no answer within {within_s:g} s", _UNREACHABLE_ADVICE))
-        except (httpx.HTTPError, httpx.StreamError, ssl.SSLError) as reason:
-            found.append(_unreachable_finding(name, reason))
-    return found
+            what = f"no answer within {within_s:g} s"
+            return [*found, fault("destination", name, what, _UNREACHABLE_ADVICE)]
+        except (httpx.HTTPError, httpx.StreamError, ssl.SSLError) as error:
+            what = redact_text(str(error)) or type(error).__name__
+            advice = _TLS_ADVICE if "SSL" in what or "certificate" in what else _UNREACHABLE_ADVICE
+            return [*found, fault("destination", name, what, advice)]
+    return [*found, *_check_date(name, answer, clock_s()), finding]
 
 
 _UNREACHABLE_ADVICE = "check address, routes and firewalls; readings wait in the spool"
@@ -189,86 +196,69 @@ _TLS_ADVICE = "check ca_file (who signed the server's certificate), the name in 
 _UNAUTHORIZED_ADVICE = "create a new token at the region (tidegate ingest token add), write it to token_file"
 
 
-class _DestinationProbe:
-    """Requests to one destination, and what their answers mean."""
+async def _probe_ingest(
+    http: httpx.AsyncClient, destination: IngestDestination, gateway_id: str
+) -> tuple[httpx.Response, Finding]:
+    name = destination.name
+    answer = await http.get(f"{destination.url}/v1/gateways/{quote(gateway_id, safe='')}")
+    if answer.status_code in (401, 403):
+        return answer, _rejected(name, answer, _UNAUTHORIZED_ADVICE)
+    if not answer.is_success or "epochs" not in _json_or_empty(answer):
+        return answer, _unexpected(name, answer, "a Tidegate ingest service")
+    theirs, own = answer.headers.get("Tidegate-Version", ""), version("tidegate")
+    if theirs and _version_numbers(theirs) < _version_numbers(own):
+        what = f"accepts this gateway; its release {escape_text(theirs)} is older than {own}"
+        return answer, warning("destination", name, what, "upgrade regions before their gateways")
+    release = f"release {escape_text(theirs)}" if theirs else "release unknown"
+    return answer, ok("destination", name, f"accepts this gateway; {release}")
 
-    def __init__(self, destination: HttpDestination, gateway_id: str, clock_s: Callable[[], float]) -> None:
-        self._destination, self._gateway_id, self._clock_s = destination, gateway_id, clock_s
-        self._name = destination.name
 
-    def check_cleartext(self, *, secret: bool) -> list[Finding]:
-        url = urlsplit(self._destination.url)
-        if not secret or url.scheme == "https" or is_loopback(url.hostname or ""):
-            return []
-        what = "its token is sent unencrypted: url is http://"
-        return [warning("destination", self._name, what, "enable TLS there, and use https://")]
+async def _probe_influx(
+    http: httpx.AsyncClient, destination: InfluxDestination, secret: str
+) -> tuple[httpx.Response, Finding]:
+    name = destination.name
+    answer = await http.get(f"{destination.url}/ping")
+    release = escape_text(answer.headers.get("X-Influxdb-Version", ""))
+    if not answer.is_success:
+        return answer, _unexpected(name, answer, "an InfluxDB")
+    path, target = "/write", {"db": destination.database or ""}
+    if destination.api == "v2":
+        path, target = "/api/v2/write", {"org": destination.org or "", "bucket": destination.bucket or ""}
+    basic = destination.username and destination.token_file is None
+    auth = httpx.BasicAuth(destination.username or "", secret) if basic else httpx.USE_CLIENT_DEFAULT
+    answer = await http.post(f"{destination.url}{path}", params=target, content=b"", auth=auth)
+    if answer.status_code in (401, 403):
+        return answer, _rejected(name, answer, "check token_file: may it write this bucket?")
+    if answer.status_code == HTTPStatus.NOT_FOUND:
+        what = f"it answers, but does not know this target: {_answer_text(answer)}"
+        return answer, fault("destination", name, what, "check org, bucket or database")
+    if answer.is_server_error:
+        what = f"HTTP {answer.status_code}: {_answer_text(answer)}"
+        return answer, fault("destination", name, what, "see the destination's own log")
+    known = f"version {release}" if release else "version unknown"
+    return answer, ok("destination", name, f"accepts this gateway; {known}")
 
-    async def ingest(self, http: httpx.AsyncClient) -> list[Finding]:
-        answer = await http.get(f"{self._destination.url}/v1/gateways/{quote(self._gateway_id, safe='')}")
-        if answer.status_code in (401, 403):
-            return [*self._date(answer), self._refused(answer, _UNAUTHORIZED_ADVICE)]
-        if not answer.is_success or "epochs" not in _json_or_empty(answer):
-            return [self._unexpected_service(answer, "a Tidegate ingest service")]
-        theirs, own = answer.headers.get("Tidegate-Version", ""), version("tidegate")
-        found = self._date(answer)
-        if theirs and _version_numbers(theirs) < _version_numbers(own):
-            what = f"accepts this gateway; its release {escape_text(theirs)} is older than {own}"
-            return [*found, warning("destination", self._name, what, "upgrade regions before their gateways")]
-        release = f"release {escape_text(theirs)}" if theirs else "release unknown"
-        return [*found, ok("destination", self._name, f"accepts this gateway; {release}")]
 
-    async def influx(self, http: httpx.AsyncClient, given: InfluxDestination, secret: str) -> list[Finding]:
-        pinged = await http.get(f"{given.url}/ping")
-        release = pinged.headers.get("X-Influxdb-Version", "")
-        if not pinged.is_success:
-            return [self._unexpected_service(pinged, "an InfluxDB")]
-        if given.api == "v2":
-            path, target = "/api/v2/write", {"org": given.org or "", "bucket": given.bucket or ""}
-        else:
-            path, target = "/write", {"db": given.database or ""}
-        basic = (
-            httpx.BasicAuth(given.username, secret) if given.username and given.token_file is None else None
-        )
-        answer = await http.post(
-            f"{given.url}{path}", params=target, content=b"", auth=basic or httpx.USE_CLIENT_DEFAULT
-        )
-        if answer.status_code in (401, 403):
-            return [
-                *self._date(answer),
-                self._refused(answer, "check token_file: may it write this bucket?"),
-            ]
-        if answer.status_code == HTTPStatus.NOT_FOUND:
-            what = f"it answers, but does not know this target: {_answer_text(answer)}"
-            return [
-                *self._date(answer),
-                fault("destination", self._name, what, "check org, bucket or database"),
-            ]
-        if answer.is_server_error:
-            what = f"HTTP {answer.status_code}: {_answer_text(answer)}"
-            return [fault("destination", self._name, what, "see the destination's own log")]
-        known = f"version {escape_text(release)}" if release else "version unknown"
-        return [*self._date(answer), ok("destination", self._name, f"accepts this gateway; {known}")]
+def _rejected(name: str, answer: httpx.Response, advice: str) -> Finding:
+    what = f"HTTP {answer.status_code}: this gateway is rejected: {_answer_text(answer)}"
+    return fault("destination", name, what, advice)
 
-    def _refused(self, answer: httpx.Response, advice: str) -> Finding:
-        what = f"HTTP {answer.status_code}: this gateway is rejected: {_answer_text(answer)}"
-        return fault("destination", self._name, what, advice)
 
-    def _unexpected_service(self, answer: httpx.Response, expected: str) -> Finding:
-        what = f"HTTP {answer.status_code}: not the answer of {expected}: {_answer_text(answer)}"
-        return fault("destination", self._name, what, "check url; a proxy or a login page may answer instead")
+def _unexpected(name: str, answer: httpx.Response, expected: str) -> Finding:
+    what = f"HTTP {answer.status_code}: not the answer of {expected}: {_answer_text(answer)}"
+    return fault("destination", name, what, "check url; a proxy or a login page may answer instead")
 
-    def _date(self, answer: httpx.Response) -> list[Finding]:
-        """Whether the destination's clock agrees with this machine's."""
-        try:
-            off_s = self._clock_s() - parsedate_to_datetime(answer.headers.get("Date", "")).timestamp()
-        except (TypeError, ValueError):
-            return []
-        if abs(off_s) <= _CLOCK_SKEW_MAX_S:
-            return []
-        what = (
-            f"this clock is {abs(off_s):.0f} s {'ahead of' if off_s > 0 else 'behind'} that of {self._name}"
-        )
-        return [warning("clock", self._name, what, "set up NTP on both")]
+
+def _check_date(name: str, answer: httpx.Response, now_s: float) -> list[Finding]:
+    """Whether the destination's clock agrees with this machine's."""
+    try:
+        off_s = now_s - parsedate_to_datetime(answer.headers.get("Date", "")).timestamp()
+    except (TypeError, ValueError):
+        return []
+    if abs(off_s) <= _CLOCK_SKEW_MAX_S:
+        return []
+    what = f"this clock is {abs(off_s):.0f} s {'ahead of' if off_s > 0 else 'behind'} that of {name}"
+    return [warning("clock", name, what, "set up NTP on both")]
 
 
 async def check_broker(
@@ -356,16 +346,6 @@ async def _request_connack(table: Subscribe, settings: SubscriberOptions, passwo
         raise BrokerError("closed", "it closed the connection without an answer")
     finally:
         writer.close()
-
-
-def _unreachable_finding(name: str, reason: Exception) -> Finding:
-    words = redact_text(str(reason)) or type(reason).__name__
-    return fault(
-        "destination",
-        name,
-        words,
-        _TLS_ADVICE if "SSL" in words or "certificate" in words else _UNREACHABLE_ADVICE,
-    )
 
 
 def _auth_headers(destination: HttpDestination, secret: str) -> dict[str, str]:
