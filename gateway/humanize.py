@@ -99,8 +99,8 @@ def parse_duration_s(text: str) -> float:
     Raises:
         ValueError: the text is not a positive duration; the message says what is allowed.
     """
-    given = _DURATION.fullmatch(text.strip())
-    seconds = float(given[1]) * _UNIT_S[given[2]] if given else 0.0
+    match = _DURATION.fullmatch(text.strip())
+    seconds = float(match[1]) * _UNIT_S[match[2]] if match else 0.0
     if seconds <= 0:
         raise ValueError(f"{text!r} is not a duration; write for instance 30s, 1m, 5min, 1h, 1d")
     return seconds

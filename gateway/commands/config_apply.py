@@ -45,6 +45,10 @@ def fetch_active_config(settings: GatewaySettings) -> ActiveConfigDocument | Non
         return None
 
 
+def _has_settings(running: ActiveConfigDocument | None, settings: GatewaySettings) -> bool:
+    return running is not None and running.fingerprint == fingerprint_values(mask_settings(settings))
+
+
 def find_regressions(settings: GatewaySettings, before: dict[str, str]) -> list[str]:
     """What is wrong with the running gateway; destinations that were unreachable before do not count."""
     found = []
@@ -84,7 +88,7 @@ def apply(
 ) -> None:
     """Install a configuration, reload or restart the gateway, and roll back unless it stays healthy.
 
-    The old configuration is kept beside it (.previous). The new one is confirmed once the gateway has been
+    The old configuration is kept next to it (.previous). The new one is confirmed once the gateway has been
     healthy and ready, with its destinations as reachable as before, for as long as --settle says. If that
     does not happen within --probe, or this command is interrupted, the old one is restored. If this command
     or the machine dies during the trial, the gateway restores it: at the deadline, or at its next start.
@@ -94,8 +98,8 @@ def apply(
     probe_s, settle_s = _parse_seconds("--probe", probe), _parse_seconds("--settle", settle)
     if settle_s >= probe_s:
         fail("--settle must be shorter than --probe")
-    text, old, wanted = _read_configs(new, config)
-    changed = diff_settings(flatten_settings(old), flatten_settings(wanted))
+    text, old, target = _read_configs(new, config)
+    changed = diff_settings(flatten_settings(old), flatten_settings(target))
     running = fetch_active_config(old)
     if not changed or running is None:
         config_changes.replace_config(config, text)
@@ -103,7 +107,7 @@ def apply(
         typer.echo(f"{config}: installed; {reason}. Previous: {config_changes.previous_config_path(config)}")
         return
     _check_process(running.pid, config)
-    if not wanted.status.enabled:
+    if not target.status.enabled:
         fail(
             "status.enabled = false: the trial checks the gateway's health at the status endpoint; "
             f"nothing was changed. Leave it enabled, or replace {config} by hand and restart the gateway"
@@ -119,8 +123,8 @@ def apply(
         config_changes.begin_trial(config, text, probe_s=probe_s)
         deadline = time.monotonic() + probe_s
         _signal_gateway(running.pid, restart=restart)
-        _wait_until_active(config, wanted, running.attempts, deadline, restart=restart)
-        _wait_until_healthy(wanted, before, deadline, settle_s)
+        _wait_until_active(config, target, running.attempts, deadline, restart=restart)
+        _wait_until_healthy(target, before, deadline, settle_s)
         config_changes.confirm_trial(config)
     except (_TrialFailedError, KeyboardInterrupt, OSError) as reason:
         _roll_back(config, old, running.pid, str(reason) or "interrupted", restart=restart)
@@ -135,21 +139,21 @@ def _read_configs(new: Path, config: Path) -> tuple[bytes, GatewaySettings, Gate
             f"another configuration is on trial, for {left_s:.0f} s more: "
             f"{config_changes.trial_marker_path(config)}"
         )
-    beside = config.with_name(f"{config.name}.{os.getpid()}.candidate")
+    draft = config.with_name(f"{config.name}.{os.getpid()}.candidate")
     try:
         if left_s is not None:
             config_changes.restore_previous_config(config)
         text = new.read_bytes()
         old = gateway_settings.parse_settings_file(config)
-        beside.write_bytes(text)
-        wanted = gateway_settings.load_settings(beside)
-    except OSError as fault:
-        fail(f"{fault.filename or new}: {fault.strerror or fault}")
-    except InvalidSettingsError as fault:
-        fail(str(fault).replace(str(beside), str(new)))
+        draft.write_bytes(text)
+        target = gateway_settings.load_settings(draft)
+    except OSError as error:
+        fail(f"{error.filename or new}: {error.strerror or error}")
+    except InvalidSettingsError as error:
+        fail(str(error).replace(str(draft), str(new)))
     finally:
-        beside.unlink(missing_ok=True)
-    return text, old, wanted
+        draft.unlink(missing_ok=True)
+    return text, old, target
 
 
 def _check_process(pid: int, config: Path) -> None:
@@ -157,8 +161,8 @@ def _check_process(pid: int, config: Path) -> None:
     try:
         words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
         folder = Path(f"/proc/{pid}/cwd").resolve()
-    except OSError as fault:
-        fail(f"the gateway reports process {pid}, which cannot be inspected ({fault.strerror}): use sudo?")
+    except OSError as error:
+        fail(f"the gateway reports process {pid}, which cannot be inspected ({error.strerror}): use sudo?")
     files = {(folder / os.fsdecode(word)).resolve() for word in words if word}
     if b"gateway" not in words or config.resolve() not in files:
         fail(f"process {pid} answers for the gateway, but does not run with {config}: nothing was changed")
@@ -167,8 +171,8 @@ def _check_process(pid: int, config: Path) -> None:
 def _signal_gateway(pid: int, *, restart: bool) -> None:
     try:
         os.kill(pid, signal.SIGUSR1 if restart else signal.SIGHUP)
-    except OSError as fault:
-        raise _TrialFailedError(f"process {pid} cannot be signalled: {fault.strerror}") from fault
+    except OSError as error:
+        raise _TrialFailedError(f"process {pid} cannot be signalled: {error.strerror}") from error
 
 
 def _poll(deadline: float, done: Callable[[], bool]) -> bool:
@@ -181,18 +185,17 @@ def _poll(deadline: float, done: Callable[[], bool]) -> bool:
 
 
 def _wait_until_active(
-    config: Path, wanted: GatewaySettings, attempts: int, deadline: float, *, restart: bool
+    config: Path, target: GatewaySettings, attempts: int, deadline: float, *, restart: bool
 ) -> None:
     """Wait until the gateway runs with the new configuration.
 
     Raises:
         _TrialFailedError: it refused it, or did not come back in time.
     """
-    expected = fingerprint_values(mask_settings(wanted))
 
     def is_active() -> bool:
-        running = fetch_active_config(wanted)
-        if running is not None and running.fingerprint == expected:
+        running = fetch_active_config(target)
+        if _has_settings(running, target):
             return True
         if running is not None and not restart and running.attempts > attempts and running.refused:
             raise _TrialFailedError("the gateway refused it: " + "; ".join(running.refused))
@@ -205,22 +208,20 @@ def _wait_until_active(
 
 
 def _wait_until_healthy(
-    wanted: GatewaySettings, before: dict[str, str], deadline: float, settle_s: float
+    target: GatewaySettings, before: dict[str, str], deadline: float, settle_s: float
 ) -> None:
     """Wait until the gateway has been healthy for `settle_s`.
 
     Raises:
         _TrialFailedError: it was not by the deadline; says what is wrong.
     """
-    expected = fingerprint_values(mask_settings(wanted))
     healthy_since: float | None = None
     problems: list[str] = []
 
     def is_settled() -> bool:
         nonlocal healthy_since, problems
-        problems = find_regressions(wanted, before)
-        running = fetch_active_config(wanted)
-        if running is None or running.fingerprint != expected:
+        problems = find_regressions(target, before)
+        if not _has_settings(fetch_active_config(target), target):
             problems.append("another configuration is active")
         now = time.monotonic()
         healthy_since = None if problems else now if healthy_since is None else healthy_since
@@ -239,20 +240,15 @@ def _roll_back(config: Path, old: GatewaySettings, pid: int, reason: str, *, res
     )
     try:
         config_changes.restore_previous_config(config)
-    except OSError as fault:
-        fail(f"{config} cannot be restored: {fault.strerror}; the gateway does so when the trial ends")
-    expected = fingerprint_values(mask_settings(old))
+    except OSError as error:
+        fail(f"{config} cannot be restored: {error.strerror}; the gateway does so when the trial ends")
     if not back_already:
         try:
             _signal_gateway(pid, restart=restart)
         except _TrialFailedError as gone:
             typer.echo(f"tidegate: {gone}; systemd starts it with the old configuration", err=True)
-
-    def is_back() -> bool:
-        running = fetch_active_config(old)
-        return running is not None and running.fingerprint == expected
-
-    if _poll(time.monotonic() + _ROLLBACK_TIMEOUT_S, is_back):
+    deadline = time.monotonic() + _ROLLBACK_TIMEOUT_S
+    if _poll(deadline, lambda: _has_settings(fetch_active_config(old), old)):
         message = f"the old configuration is active again: {config}"
     else:
         message = f"{config} is the old one again, but no gateway answers with it: see its log"

@@ -57,12 +57,12 @@ def add_device(
 ) -> None:
     """Add a device and print its password, generated unless it is given. It cannot be shown again."""
     path = _find_file("ingress.listen.passwords_file", config, passwords_file)
-    given = _read_password() if password_stdin else None
+    chosen = _read_password() if password_stdin else None
     with _exit_on_error():
-        password = device_passwords.add_device(path, name, given, replace=replace)
+        password = device_passwords.add_device(path, name, chosen, replace=replace)
     if as_json:
-        print_json({"name": name, "passwords_file": str(path), "password": None if given else password})
-    elif given is None:
+        print_json({"name": name, "passwords_file": str(path), "password": None if chosen else password})
+    elif chosen is None:
         typer.echo(password)
 
 

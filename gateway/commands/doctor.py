@@ -16,7 +16,7 @@ from gateway.commands.exit_errors import fail
 from gateway.commands.options import EXIT_FOUND, JsonOption, print_json
 from gateway.doctor import Finding, Level, fault, machine, network, ok
 from gateway.humanize import escape_text
-from gateway.settings import gateway_settings as given
+from gateway.settings import gateway_settings
 from gateway.spool.database import SQL, open_spool_read_only
 from gateway.spool.errors import SpoolError
 
@@ -32,7 +32,7 @@ async def run_checks(config: Path, *, online: bool = True) -> list[Finding]:
     Raises:
         InvalidSettingsError: the settings themselves are invalid; files they name may be.
     """
-    settings = given.parse_settings_file(config)
+    settings = gateway_settings.parse_settings_file(config)
     running = await asyncio.to_thread(network.find_running_gateway, settings)
     mountinfo = _read_text(_PROC / "self" / "mountinfo")
     newest_s = _newest_commit_s(settings.spool.path)
@@ -57,7 +57,7 @@ async def run_checks(config: Path, *, online: bool = True) -> list[Finding]:
 def _check_settings(config: Path) -> list[Finding]:
     """Errors that keep the gateway from starting."""
     try:
-        given.load_settings(config)
+        gateway_settings.load_settings(config)
     except InvalidSettingsError as found:
         advice = "correct it; `tidegate config explain KEY` shows what is allowed"
         return [fault("configuration", f.key or f.source, f.what, advice) for f in found.faults]

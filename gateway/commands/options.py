@@ -150,10 +150,10 @@ def console() -> Console:
 
 def table(*columns: str, right: tuple[str, ...] = ()) -> Table:
     """A table without lines; long cells are folded."""
-    made = Table(box=None, pad_edge=False)
+    created = Table(box=None, pad_edge=False)
     for column in columns:
-        made.add_column(column, justify="right" if column in right else "left", overflow="fold")
-    return made
+        created.add_column(column, justify="right" if column in right else "left", overflow="fold")
+    return created
 
 
 _REFRESH_PER_S = 5

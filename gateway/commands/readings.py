@@ -264,7 +264,7 @@ def read(options: ReadOptions) -> None:
     with exit_on_spool_error(), open_spool_read_only(which.path) as connection:
         names = SelectedSeries(connection, selection)
         with progress_bar("reading") as progress:
-            parts = read_selected(
+            segments = read_selected(
                 connection,
                 which.path,
                 selection,
@@ -274,9 +274,9 @@ def read(options: ReadOptions) -> None:
                 progress=progress,
             )
             groups = (
-                [_limit_readings(parts, limit, newest=newest)]
+                [_limit_readings(segments, limit, newest=newest)]
                 if limit
-                else group_into_runs(parts, _TERMINAL_ROWS)
+                else group_into_runs(segments, _TERMINAL_ROWS)
             )
             with _open_printer("jsonl" if options.as_json else options.form) as writer:
                 for readings in groups:
@@ -319,8 +319,8 @@ def export(
         with exit_on_spool_error(), open_spool_read_only(which.path) as connection:
             names = SelectedSeries(connection, selection)
             with progress_bar("exporting") as progress, _open_export(out, ending, replace=force) as writer:
-                parts = read_selected(connection, which.path, selection, names, found, progress=progress)
-                for readings in group_into_runs(parts):
+                segments = read_selected(connection, which.path, selection, names, found, progress=progress)
+                for readings in group_into_runs(segments):
                     writer.write(readings, names)
     except reading_export.ExportError as fault:
         fail(str(fault))
@@ -331,12 +331,12 @@ def export(
     _report_damaged(found)
 
 
-def _limit_readings(parts: Iterator[Readings], limit: int, *, newest: bool) -> Readings:
-    """The first `limit` readings of `parts`, sorted by time; of one segment the newest, or the oldest."""
+def _limit_readings(segments: Iterator[Readings], limit: int, *, newest: bool) -> Readings:
+    """The first `limit` readings of `segments`, sorted by time; of one segment the newest, or the oldest."""
     selected: list[Readings] = []
     missing = limit
-    for part in parts:
-        by_time = part.select(np.argsort(part.time_us, kind="stable"))
+    for segment in segments:
+        by_time = segment.select(np.argsort(segment.time_us, kind="stable"))
         cut = slice(-missing, None) if newest else slice(missing)
         selected.append(by_time.select(np.arange(by_time.rows)[cut]))
         missing -= selected[-1].rows

@@ -174,15 +174,15 @@ def drop(
     """
     which, numbers = _parse_targets(targets, config)
     with exit_on_spool_error():
-        wanted = _select_numbers(which, numbers, reason, everything=everything)
-        if wanted and not yes:
-            _confirm(f"Drop {format_count(len(wanted))} items permanently?")
-        dropped = quarantine_items.drop_items(which.path, wanted)
+        selected = _select_numbers(which, numbers, reason, everything=everything)
+        if selected and not yes:
+            _confirm(f"Drop {format_count(len(selected))} items permanently?")
+        dropped = quarantine_items.drop_items(which.path, selected)
     if as_json:
         print_json({"dropped": dropped})
     else:
         typer.echo(f"{format_count(dropped)} items dropped")
-    if numbers and dropped < len(wanted):
+    if numbers and dropped < len(selected):
         raise typer.Exit(EXIT_FOUND)
 
 
@@ -214,14 +214,14 @@ def retry(
         fail(f"--topic: {fault}")
     max_series = DEFAULT_MAX_SERIES if which.settings is None else which.settings.spool.max_series
     with exit_on_spool_error():
-        wanted = _select_numbers(which, numbers, reason, everything=everything)
+        selected = _select_numbers(which, numbers, reason, everything=everything)
         try:
             with progress_bar("decoding again") as progress:
                 result = asyncio.run(
-                    retry_items(which.path, wanted, rules, max_series=max_series, progress=progress)
+                    retry_items(which.path, selected, rules, max_series=max_series, progress=progress)
                 )
         except SpoolInUseError as fault:
-            result = post_to_gateway(which, "/quarantine/retry", {"numbers": wanted}, RetryResult, fault)
+            result = post_to_gateway(which, "/quarantine/retry", {"numbers": selected}, RetryResult, fault)
     if as_json:
         print_json(
             {

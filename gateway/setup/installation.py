@@ -119,36 +119,36 @@ def plan_release(layout: Layout, version: str, wheels: Path | None, python: str)
 
     `wheels` is a folder with all wheels it needs, None for the package index; `python` the interpreter.
     """
-    home = layout.prefix / "releases" / version
-    there = layout.locate(home)
-    have = _installed_extras(there)
-    wanted = ROLE_EXTRAS[layout.role]
-    if wanted in have:
-        yield Step(f"keep the release in {there}")
+    folder = layout.prefix / "releases" / version
+    release = layout.locate(folder)
+    installed = _installed_extras(release)
+    extra = ROLE_EXTRAS[layout.role]
+    if extra in installed:
+        yield Step(f"keep the release in {release}")
     else:
-        if not have:
-            if there.exists():
-                yield steps.remove_path(there)
+        if not installed:
+            if release.exists():
+                yield steps.remove_path(release)
             yield steps.run_program(
-                python, "-m", "venv", there, text=f"make a virtual environment in {there}"
+                python, "-m", "venv", release, text=f"make a virtual environment in {release}"
             )
-        yield from _plan_pip_install(there, version, wanted, wheels)
-        yield steps.write_file(there / _COMPLETE_MARKER, "\n".join([*have, wanted, ""]))
+        yield from _plan_pip_install(release, version, extra, wheels)
+        yield steps.write_file(release / _COMPLETE_MARKER, "\n".join([*installed, extra, ""]))
     yield steps.make_link(layout.locate(layout.prefix / "current"), Path("releases") / version)
     yield steps.make_link(layout.locate(_COMMAND_LINK), layout.program)
 
 
-def _plan_pip_install(there: Path, version: str, extra: str, wheels: Path | None) -> Iterator[Step]:
-    pip = [str(there / "bin" / "python"), "-m", "pip", "--disable-pip-version-check", "install"]
+def _plan_pip_install(release: Path, version: str, extra: str, wheels: Path | None) -> Iterator[Step]:
+    pip = [str(release / "bin" / "python"), "-m", "pip", "--disable-pip-version-check", "install"]
     source = ["--no-index", "--find-links", str(wheels)] if wheels is not None else []
     says = f"install tidegate{extra} {version} from {wheels or 'the package index'}"
     yield steps.run_program(*pip, "--only-binary=:all:", *source, f"tidegate{extra}=={version}", text=says)
 
 
-def _installed_extras(there: Path) -> list[str]:
+def _installed_extras(release: Path) -> list[str]:
     """The extras that a release was installed with; [] when the installation is not complete."""
     try:
-        return (there / _COMPLETE_MARKER).read_text(encoding="utf-8").split("\n")[:-1]
+        return (release / _COMPLETE_MARKER).read_text(encoding="utf-8").split("\n")[:-1]
     except OSError:
         return []
 
