@@ -11,7 +11,6 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import html
-import ipaddress
 import time
 from concurrent.futures import ThreadPoolExecutor
 from importlib.resources import files
@@ -25,6 +24,7 @@ from starlette.routing import Route
 from cloud_sync.http.responses import RequestRejectedError
 from cloud_sync.http.tokens import TokenFile
 from gateway.query import series_chart
+from gateway.settings.schema import is_loopback
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -105,7 +105,7 @@ def is_local_request(request: Request) -> bool:
     server, _ = request.scope.get("server") or ("", 0)
     own = (server, request.client.host) if server == request.client.host else ()
     named = _host_header_name(request.headers.get("host", ""))
-    return all(host in own or _is_loopback(host) for host in (request.client.host, named))
+    return all(host in own or is_loopback(host) for host in (request.client.host, named))
 
 
 def _host_header_name(authority: str) -> str:
@@ -113,13 +113,6 @@ def _host_header_name(authority: str) -> str:
         return urlsplit(f"//{authority}").hostname or ""
     except ValueError:
         return ""
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host.strip("[]")).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 def _presented_token(request: Request, cookie: str) -> str:
@@ -227,7 +220,7 @@ class StatusPage:
         return json_response({"series": named, "total": total})
 
     async def _chart(self, request: Request) -> Response:
-        """A day of a series: `?sensor_id=a&sensor_type=b`, and if need be `until_us`, `span_us`, `steps`."""
+        """A day of a series: `?sensor_id=a&sensor_type=b`; optional `until_us`, `span_us`, `steps`."""
         self._auth.require_view(request)
         query = _parse_query(request, _ChartQuery)
         spool = self._runtime.spool
