@@ -43,14 +43,9 @@ def draw_line_chart(
     width: int = 80,
     height: int = 12,
 ) -> list[str]:
-    """The points of a line as `height` lines of text, the greatest value at the top.
+    """Points of shape (n,), n > 0, times rising, values finite, as `height` lines of Braille characters.
 
-    Args:
-        time_us: times of the points, shape (n,), n > 0, rising.
-        value: their values, finite.
-        span_us: the times at the left and the right end.
-        width: characters, labels included.
-        height: lines.
+    `span_us` are the times at the left and right end; `width` includes the labels.
     """
     cells = max(1, width - _LABEL_WIDTH - 2)
     low, high = float(value.min()), float(value.max())
@@ -81,7 +76,7 @@ def draw_line_chart(
 
 def _is_bridged(places: NDArray[np.float64], points: NDArray[np.float64]) -> NDArray[np.bool_]:
     """Whether each place lies between two points that are no further apart than points here usually are."""
-    if len(points) < 2:  # noqa: PLR2004 - there is nothing between
+    if len(points) <= 1:
         return np.zeros(len(places), np.bool_)
     after = np.searchsorted(points, places)
     inside = (after > 0) & (after < len(points))
@@ -98,7 +93,7 @@ MAX_SPAN_US = 31 * 86_400_000_000
 
 
 class ChartSeries(msgspec.Struct):
-    """A series as it is picked from a list."""
+    """A series in a list to pick from."""
 
     sensor_id: str
     sensor_type: str
@@ -129,7 +124,7 @@ class Chart(msgspec.Struct):
 
 
 class ChartSteps:
-    """Readings gathered by steps of equal length; `add` takes arrays of shape (rows,) in any order.
+    """Readings aggregated by steps of equal length; `add` takes arrays of shape (rows,) in any order.
 
     The span is widened to whole steps, so that a step keeps its readings while the span moves on.
     """
@@ -146,7 +141,7 @@ class ChartSteps:
         self._flagged = np.zeros(size, np.int64)
 
     def add(self, time_us: NDArray[np.int64], value: NDArray[np.float64], flags: NDArray[np.int32]) -> None:
-        """Readings; those outside the span are left out."""
+        """Add readings; those outside the span are left out."""
         inside = (time_us >= self.since_us) & (time_us < self.until_us)
         at = (time_us[inside] - self.since_us) // self.step_us
         if not len(at):
@@ -162,7 +157,7 @@ class ChartSteps:
         self._flagged[steps] += np.add.reduceat(flagged.astype(np.int64), starts)
 
     def chart(self, known: KnownSeries, *, complete: bool) -> Chart:
-        """What was gathered."""
+        """The aggregates so far."""
         at = np.flatnonzero(self._count)
         return Chart(
             known.series.sensor_id,
@@ -183,10 +178,7 @@ class ChartSteps:
 
 
 def search_series(catalog: SeriesCatalog, text: str, limit: int) -> tuple[list[ChartSeries], int]:
-    """The series whose name holds `text`, whatever the case, in order.
-
-    At most `limit` of them, and how many there are. The unit is that of the newest attribute state.
-    """
+    """The first `limit` series whose name contains `text`, ignoring case, by name; and how many there are."""
     folded = text.casefold()
     found = [
         known
@@ -204,11 +196,7 @@ def read_chart(
     *,
     within_s: float = READ_WITHIN_S,
 ) -> Chart:
-    """Read the series out of a live or stopped spool. Takes up to `within_s`, and a thread of its own.
-
-    Raises:
-        SpoolError: the spool cannot be read.
-    """
+    """Read the series from a live or stopped spool, for up to `within_s`. Raises SpoolError."""
     deadline = time.monotonic() + within_s
     numbers = np.array(known.numbers, np.int32)
     with open_spool_read_only(path) as connection:
@@ -225,7 +213,7 @@ def read_chart(
 def _chart_from_rollups(
     connection: sqlite3.Connection, known: KnownSeries, steps: ChartSteps
 ) -> Chart | None:
-    """The same span in windows of at least a step; None where there are no rollups of the series."""
+    """The same span in windows of at least a step; None when the series has no rollups."""
     if not read_commit_counter(connection, RecordClass.ROLLUP).commit:
         return None  # everything would be read from readings again
     every_s = next((length for length in _WINDOWS_S if length * 1_000_000 >= steps.step_us), _WINDOWS_S[-1])

@@ -7,7 +7,7 @@ are downsampled with MinMaxLTTB (Van Der Donckt and others, 2023).
 
 from __future__ import annotations
 
-from contextlib import contextmanager
+import math
 from dataclasses import dataclass, replace
 from operator import itemgetter
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -17,6 +17,7 @@ import numpy as np
 
 from cloud_sync.model.records import Flag, Readings, Rollups
 from gateway.rollups.rollup import merge_rollups, roll_up_readings
+from gateway.spool.database import read_view
 from gateway.spool.segment_reader import (
     DamagedSegment,
     decode_segment,
@@ -31,7 +32,7 @@ from gateway.spool.series_catalog import SeriesCatalog, read_all_series
 
 if TYPE_CHECKING:
     import sqlite3
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Sequence
 
     from numpy.typing import NDArray
 
@@ -48,9 +49,7 @@ _NOT_CLOSED_S = 900
 class SeriesHistory:
     """What was found, in order of time: `windows` of one length, or `readings`; the other has no rows.
 
-    Attributes:
-        damaged_rows: rows of segments that could not be decoded; they are not in it.
-        segments: how many were looked into.
+    `damaged_rows` are not in it; `segments` were decoded.
     """
 
     windows: Rollups
@@ -78,16 +77,16 @@ class SeriesReader:
         self._damaged_rows = self._segments = 0
 
     def readings(self) -> SeriesHistory:
-        """Its readings."""
-        with _read_transaction(self._connection):
+        """The readings of the series."""
+        with read_view(self._connection):
             readings = self._readings_from(self._since_us)
         return self._history(readings=readings)
 
     def windows(self, every_s: int) -> SeriesHistory:
-        """Its windows of a length; the first one begins at or before `since_us`, and is whole."""
+        """Windows of a length; the first one begins at or before `since_us`, and is whole."""
         every_us = every_s * _SECOND_US
         self._since_us = self._since_us // every_us * every_us
-        with _read_transaction(self._connection):
+        with read_view(self._connection):
             rollups, closed_until_us = self._rollups(every_s)
             parts, from_us = [], self._since_us
             for length in sorted(set(rollups.window_s.tolist()), reverse=True):
@@ -116,7 +115,7 @@ class SeriesReader:
         return keep_newest_revisions(Rollups.concat(parts)) if parts else Rollups.empty(), closed_until_us
 
     def _readings_from(self, since_us: int) -> Readings:
-        """Its readings from then on, in order of time; `series` being its identity."""
+        """Readings from then on, in order of time, by identity."""
         since_us = max(since_us, self._since_us)
         parts = []
         for position in find_positions(self._connection, since_us, self._until_us):
@@ -149,7 +148,7 @@ class SeriesReader:
         return records
 
     def _identified(self, records: R, rows: NDArray[np.bool_]) -> R:
-        """The rows of the series, whatever attribute state they came with, by its identity."""
+        """Some rows under the identity of the series, whatever attribute state they came with."""
         own = records.select(rows)
         return own.with_series(np.full(own.rows, self._numbers[0], np.int32))
 
@@ -162,21 +161,10 @@ class SeriesReader:
         )
 
 
-@contextmanager
-def _read_transaction(connection: sqlite3.Connection) -> Iterator[None]:
-    """One state of the file for all that is read: compaction may move segments meanwhile."""
-    connection.execute("BEGIN")
-    try:
-        yield
-    finally:
-        connection.execute("COMMIT")
-
-
 def outline_windows(windows: Rollups) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    """Windows of one length as a line: two points a window, its extremes, a quarter from its ends.
+    """Windows of one length as a line of extremes: times (us), values; shape (2 * windows with values,).
 
-    Returns times in microseconds and values, both of shape (2 * windows with values,). Which extreme comes
-    first is what keeps the line shortest.
+    The points lie a quarter from each end, in the order of the extremes that keeps the line shorter.
     """
     some = windows.select(windows.count > 0)
     quarter_us = some.window_s.astype(np.int64) * 250_000
@@ -188,7 +176,7 @@ def outline_windows(windows: Rollups) -> tuple[NDArray[np.int64], NDArray[np.flo
 
 
 def choose_points(time_us: NDArray[np.int64], value: NDArray[np.float64], points: int) -> NDArray[np.intp]:
-    """Which of a line's points to show so that it keeps its shape; rising, at most `points`, at least 3."""
+    """Indices of at most `points` (at least 3) points that keep a line's shape, rising."""
     if len(value) <= points or points < 3:  # noqa: PLR2004 - the method keeps both ends and one between
         return np.arange(len(value))
     from tsdownsample import MinMaxLTTBDownsampler  # noqa: PLC0415 - loads a compiled library
@@ -207,12 +195,12 @@ _RAW_BELOW_S = 900
 
 @dataclass(frozen=True, slots=True)
 class SeriesQuery:
-    """What is asked of a series; since_us <= time < until_us.
+    """A query; since_us <= time < until_us.
 
     Attributes:
-        every_s: length of the windows, 0 for the readings themselves, None for what suits the span.
-        points: at most so many points of a line that keeps its shape, None for windows or readings.
-        average: windows that a moving average goes over, the one itself included; 0 for none.
+        every_s: length of the windows, 0 for readings, None for what suits the span.
+        points: return a line of at most so many points; None for windows or readings.
+        average: windows in a moving average, the current one included; 0 for none.
     """
 
     since_us: int
@@ -234,10 +222,7 @@ class SeriesQuery:
 
 
 class SeriesResult(msgspec.Struct):
-    """What a series was; `columns` are parallel lists, the first one `time_us`. NaN is None.
-
-    `every_s` is 0 where the rows are readings.
-    """
+    """A series as parallel lists, `time_us` first, None for NaN. `every_s` is 0 when rows are readings."""
 
     sensor_id: str
     sensor_type: str
@@ -250,12 +235,12 @@ class SeriesResult(msgspec.Struct):
 
     @property
     def rows(self) -> int:
-        """How many."""
+        """How many rows."""
         return len(self.columns["time_us"])
 
 
 def run_query(connection: sqlite3.Connection, known: KnownSeries, question: SeriesQuery) -> SeriesResult:
-    """Read and reckon. The connection reads a spool; nothing is written."""
+    """Run a query on a connection to a spool."""
     reader = SeriesReader(connection, known.numbers, question.since_us, question.until_us)
     window_s = question.window_s
     history = reader.windows(window_s) if window_s else reader.readings()
@@ -309,9 +294,9 @@ def _window_columns(windows: Rollups, average: int) -> dict[str, NDArray[Any]]:
 
 
 def moving_average(windows: Rollups, over: int) -> NDArray[np.float64]:
-    """The mean of all readings of each window and of those before it within `over` lengths; shape (rows,).
+    """The mean of the readings of each window and of those before it within `over` lengths; shape (rows,).
 
-    Windows are of one length, of one series and in order; missing ones count for nothing.
+    Windows are of one length, of one series and in order; missing ones count as empty.
     """
     if not windows.rows:
         return np.empty(0, np.float64)
@@ -342,6 +327,5 @@ def _reading_columns(readings: Readings) -> dict[str, NDArray[Any]]:
 
 
 def _to_list(column: NDArray[Any]) -> list[Any]:
-    """A column as a list, None for NaN."""
     listed = column.tolist()
-    return [None if value != value else value for value in listed] if column.dtype.kind == "f" else listed  # noqa: PLR0124 - what NaN is told by
+    return [None if math.isnan(value) else value for value in listed] if column.dtype.kind == "f" else listed

@@ -34,11 +34,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Submission:
-    """Readings of a group whose sender learns what became of them.
-
-    `rows` are its readings among those of the group, as they were handed over; there may be none. `note` gets
-    the result of these rows alone.
-    """
+    """Readings (`rows` of a group, or none) whose sender learns their result; `note` gets it, too."""
 
     rows: slice
     note: CommitNote | None = None
@@ -141,11 +137,7 @@ class Capacity:
         self.max_bytes, self.min_free_bytes = max_bytes, min_free_bytes
 
     async def require_room(self, database: Database) -> None:
-        """Return while there is room.
-
-        Raises:
-            SpoolFullError: names the limit that was reached.
-        """
+        """Raise SpoolFullError with the limit that is reached, if one is."""
         space = await self.measure(database)
         if self.max_bytes is not None and space.used > self.max_bytes:
             raise SpoolFullError(
@@ -166,7 +158,7 @@ T = TypeVar("T")
 
 
 class Appender:
-    """Appends groups of readings and quarantine rows to one spool, one group at a time, whoever asks."""
+    """Appends groups of readings and quarantine items to one spool, one group at a time, whoever calls."""
 
     def __init__(
         self,
@@ -193,7 +185,7 @@ class Appender:
         now_us: int,
         submissions: Sequence[Submission] = (),
     ) -> AppendResult:
-        """Make a group durable. On return it is fsynced (promise 1).
+        """Make a group durable; on return it is fsynced (promise 1).
 
         Raises:
             SpoolFullError, SpoolAccessError: nothing was written; the same call may be made again.
@@ -202,11 +194,7 @@ class Appender:
             return await self._append(readings, items, now_us, submissions)
 
     async def append_records(self, records: Records, note: CommitNote, *, now_us: int) -> None:
-        """Make records of another class durable as they are, with what `note` writes: fsynced on return.
-
-        Raises:
-            SpoolFullError, SpoolAccessError: nothing was written; the same call may be made again.
-        """
+        """The same for records of another class, which are stored as they are, with what `note` writes."""
         await self._require_room()
         sealed = await _run_inline_or_in_thread(records.rows, lambda: encode_segments(records))
         await self._segments.append(sealed, now_us=now_us, notes=[note])
@@ -289,7 +277,7 @@ class Appender:
 
 
 async def _run_inline_or_in_thread(rows: int, work: Callable[[], T]) -> T:
-    """Run `work` here when it is small, else in an executor thread, where numpy and pcodec let others run."""
+    """Run small work here, else in an executor thread, where numpy and pcodec release the GIL."""
     if rows <= _INLINE_ROWS:
         return work()
     return await asyncio.get_running_loop().run_in_executor(None, work)

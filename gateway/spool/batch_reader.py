@@ -147,7 +147,7 @@ def _read_batch_blocks(
 
 
 def _select_part(batch: Batch, refused: Sequence[int], destination: str | None) -> Batch:
-    """What of a whole batch its part holds, less the refused and the withheld rows; only the series left."""
+    """The rows of a part, less the refused and the withheld ones, and only the series they name."""
     wanted = _rows_for_destination(batch.records, destination)
     if batch.range.parts == 1 and not refused and wanted is None:
         return batch
@@ -175,7 +175,6 @@ def _select_part(batch: Batch, refused: Sequence[int], destination: str | None) 
 
 
 def _rows_for_destination(records: Records, destination: str | None) -> NDArray[np.bool_] | None:
-    """Which rows are for a destination; None for all of them."""
     if destination is None:
         return None
     if isinstance(records, Readings):

@@ -22,7 +22,7 @@ import numpy as np
 from cloud_sync.codec import columns
 from cloud_sync.model.records import RecordClass
 from cloud_sync.runtime.watchdog import StageProgress
-from gateway.spool.database import SQL, crash_point, scalar_from_row
+from gateway.spool.database import SQL, crash_point, fetch_scalar
 from gateway.spool.delivery_ranges import CommitRange, is_covered, read_open_everywhere
 from gateway.spool.processing_state import NO_LIMIT, read_processed_through
 from gateway.spool.retention import STEP_WITHIN_S, read_delivered_through, run_maintenance
@@ -54,12 +54,10 @@ _FREE_PAGES = 256  # as many as are given back in about two milliseconds
 
 @dataclass(frozen=True, slots=True)
 class MergeBounds:
-    """What no merged segment may cross, or touch.
+    """What no merged segment may cross (`cuts`, `through`) or touch (`open`).
 
-    Attributes:
-        cuts: commits at which a destination's progress or an open batch begins, or begins to be lacking.
-        open: ranges of open batches.
-        through: the last commit that may be merged; processing has not been over what is newer.
+    A cut is a commit where a destination's progress or an open batch begins or ends; processing has read the
+    commits up to `through`.
     """
 
     cuts: frozenset[int]
@@ -70,7 +68,7 @@ class MergeBounds:
     def read(
         cls, connection: sqlite3.Connection, record_class: RecordClass = RecordClass.READING
     ) -> MergeBounds:
-        """The bounds of a class as they are now."""
+        """The present bounds of a class."""
         open_ = tuple(read_open_everywhere(connection, record_class))
         delivered = [
             CommitRange(*r) for r in connection.execute(SQL["delivered_everywhere"], (record_class,))
@@ -131,10 +129,7 @@ class Compaction:
         await run_maintenance(self.stage, self.compact_once, stop, busy_pause_s=0.05, idle_pause_s=1.0)
 
     async def compact_once(self, *, everything: bool = False) -> int:
-        """One pass over what has gathered; returns how many segments were merged away.
-
-        Nothing is done while little has gathered, unless `everything` is asked for.
-        """
+        """One pass, once enough has gathered or with `everything`; returns how many segments went."""
         async with self._turn:
             gone = await self._index_fresh(everything=everything)
             gone += await self._merge_small(everything=everything)
@@ -143,7 +138,6 @@ class Compaction:
         return gone
 
     async def _reclaim_pages(self, *, everything: bool) -> None:
-        """Return free pages to the file system: some, or all."""
         spare = -1
         while True:
             before, (_, spare) = spare, await self._database.used_and_spare_bytes()
@@ -172,7 +166,7 @@ class Compaction:
     async def _merge_small(self, *, everything: bool) -> int:
         def look(connection: sqlite3.Connection) -> tuple[list[StoredSegment], MergeBounds]:
             low, high = position_span(RecordClass.READING)
-            newest = scalar_from_row(connection.execute(SQL["newest_indexed"], (low, high)).fetchone())
+            newest = fetch_scalar(connection, "newest_indexed", (low, high))
             if newest is None:
                 return [], MergeBounds.read(connection)
             back = read_segments(connection, (low, newest), _LOOK_BACK, newest_first=True)
@@ -185,10 +179,7 @@ class Compaction:
         return await self._replace_all(group_mergeable_runs(small, bounds))
 
     async def _merge_rollups(self, *, everything: bool) -> int:
-        """Merge what has gathered since the last time: of one window length, unless all of it is delivered.
-
-        What is not delivered may have to be thinned, and goes by its length then.
-        """
+        """Merge new rollups: undelivered ones by window length, which eviction goes by."""
         start = 0 if everything else self._rollups_from
 
         def look(connection: sqlite3.Connection) -> list[list[StoredSegment]]:
@@ -228,7 +219,7 @@ class Compaction:
         return gone
 
     async def _replace(self, run: list[StoredSegment]) -> bool:
-        """Put one segment in the place of a run; False when the bounds have moved, and nothing was done."""
+        """Replace a run by one segment; False when the bounds have moved and nothing was done."""
         self.stage.begin_step(within_s=STEP_WITHIN_S)
         blocks = await self._database.read(
             lambda c: [block for s in run if (block := read_block(c, s.position)) is not None]
@@ -295,7 +286,6 @@ def _merge_blocks(
 
 
 def _is_unchanged(connection: sqlite3.Connection, run: list[StoredSegment]) -> bool:
-    """Whether no prune, nor anybody else, has taken one of these segments away meanwhile."""
     return read_segments(connection, (run[0].position, run[-1].position), len(run) + 1) == run
 
 
@@ -318,7 +308,7 @@ def _merged_segment(run: list[StoredSegment]) -> StoredSegment:
 def _newest_by_series(
     identity: np.ndarray[tuple[int], np.dtype[np.int32]], time_us: np.ndarray[tuple[int], np.dtype[np.int64]]
 ) -> list[tuple[int, int]]:
-    """The newest time of each series, as (series_no, newest_us)."""
+    """(series_no, newest time in us) of each series."""
     series, index = np.unique(identity, return_inverse=True)
     newest = np.full(len(series), np.iinfo(np.int64).min)
     np.maximum.at(newest, index, time_us)

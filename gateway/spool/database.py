@@ -42,7 +42,7 @@ from gateway.spool.errors import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
 
 _hang_at = os.environ.pop("TIDEGATE_HANG_AT", "")
@@ -51,7 +51,7 @@ _passes_left = int(_crash_count_text or 1)
 
 
 def crash_point(name: str) -> None:
-    """Pass a named point."""
+    """Mark a place where a test may stop the process; see the module."""
     global _passes_left  # noqa: PLW0603 - one process, one crash
     if name != _crash_point_name:
         return
@@ -77,7 +77,7 @@ _NO_SHARED_MEMORY = frozenset({sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_READONLY,
 
 
 class _Connection(aiosqlite.Connection):
-    """An aiosqlite connection that runs a whole function on its thread, in one hop."""
+    """Runs a whole function on the connection's thread, in one hop."""
 
     async def run(self, work: Callable[[sqlite3.Connection], T]) -> T:
         result: T = await self._execute(work, self._conn)  # type: ignore[no-untyped-call]  # aiosqlite's own
@@ -85,7 +85,7 @@ class _Connection(aiosqlite.Connection):
 
     @classmethod
     async def opened(cls, connector: Callable[[], sqlite3.Connection]) -> Self:
-        """A connection whose thread has made its SQLite connection with `connector`."""
+        """Connect with `connector`, on the connection's own thread."""
         connection = cls(connector, 64)
         await connection
         return connection
@@ -103,11 +103,10 @@ class Database:
 
     @classmethod
     async def open(cls, path: Path) -> Self:
-        """Open or create the spool at `path`.
+        """Open or create the spool at `path`; a damaged one is salvaged.
 
         Raises:
-            SpoolInUseError, SpoolTooNewError: nothing can be done without a person.
-            SpoolAccessError: the file or its folder cannot be used; says why.
+            SpoolInUseError, SpoolTooNewError, SpoolAccessError: an operator has to act; says why.
         """
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -130,16 +129,16 @@ class Database:
         return cls(path, epoch, writer, reader, lock_fd)
 
     async def close(self) -> None:
-        """Close both connections and give up the lock. The WAL is folded into the file by SQLite."""
+        """Close both connections and release the lock; SQLite checkpoints the log."""
         await self._reader.close()
         await self._writer.close()
         os.close(self._lock_fd)
 
     async def write(self, work: Callable[[sqlite3.Connection], T]) -> T:
-        """Run `work` as one transaction; on return it is fsynced, on an exception nothing of it happened.
+        """Run `work` as one transaction: fsynced on return, rolled back on an exception.
 
         Raises:
-            SpoolFullError, SpoolAccessError: as the module `errors` says.
+            SpoolFullError, SpoolAccessError: see `gateway.spool.errors`.
         """
 
         def transaction(connection: sqlite3.Connection) -> T:
@@ -166,20 +165,20 @@ class Database:
             raise _to_spool_error(self.path, fault) from fault
 
     async def renew_epoch(self) -> None:
-        """Give the spool a new epoch (promise 2): what is not delivered yet is delivered under it."""
+        """Give the spool a new epoch (promise 2), under which undelivered commits are delivered."""
         epoch = uuid4()
         await self.write(lambda c: write_meta(c, "epoch", str(epoch)))
         self.epoch = epoch
 
     async def reclaim(self, pages: int) -> None:
-        """Give at most `pages` free pages back to the file system."""
+        """Return at most `pages` free pages to the file system."""
         try:
             await self._writer.run(lambda c: c.executescript(f"PRAGMA incremental_vacuum({pages});"))
         except sqlite3.Error as fault:
             raise _to_spool_error(self.path, fault) from fault
 
     async def limit_wal(self, max_bytes: int) -> None:
-        """Keep the write-ahead log near `max_bytes`, for a spool that may not become large itself."""
+        """Keep the write-ahead log near `max_bytes`, for a spool with a small cap."""
         pages = max(1, max_bytes // 2 // 4096)
 
         def work(connection: sqlite3.Connection) -> None:
@@ -213,7 +212,7 @@ class Database:
 
 
 async def _open_checked_writer(path: Path) -> _Connection:
-    """The writer's connection to a spool that SQLite finds whole; a damaged one is salvaged first."""
+    """The writer's connection to a sound spool; a damaged one is salvaged first."""
     writer = await _Connection.opened(lambda: _connect(path))
     try:
         fault = await writer.run(lambda c: _find_damage(c, path))
@@ -236,7 +235,7 @@ async def _open_checked_writer(path: Path) -> _Connection:
 
 
 def _find_damage(connection: sqlite3.Connection, path: Path) -> str | None:
-    """Open the file for real; what is wrong with it, or None. Other errors than damage are raised."""
+    """What is wrong with the file, or None. Errors other than damage are raised."""
     try:
         _verify_and_migrate(connection)
     except sqlite3.Error as fault:
@@ -264,13 +263,13 @@ def file_size_bytes(path: Path) -> int:
 
 
 class ProgressListener:
-    """Receives the progress of a long read: its title, the total, and what was added. Does nothing itself."""
+    """Receives the progress of a long read. This one ignores it."""
 
     def name(self, title: str) -> None:
         """Start a phase."""
 
     def total(self, total: int) -> None:
-        """Set the total of the whole run."""
+        """Set the total."""
 
     def advance(self, done: int = 1) -> None:
         """Add to what is done."""
@@ -283,8 +282,7 @@ def open_read_only(path: Path) -> sqlite3.Connection:
     """A connection that reads a live or stopped spool and never changes it.
 
     Raises:
-        SpoolAccessError: there is no spool, it is something else, or it cannot be read; says which.
-        SpoolTooNewError: a later release wrote it.
+        SpoolAccessError, SpoolTooNewError: there is no spool, it is something else, or it cannot be read.
     """
     if not path.exists():
         raise SpoolAccessError(f"{path}: there is no spool here")
@@ -316,10 +314,10 @@ def open_spool_read_only(path: Path) -> Iterator[sqlite3.Connection]:
 
 
 def _connect_read_only(path: Path) -> sqlite3.Connection:
-    """A connection that has read the file's header.
+    """Connect and read the header.
 
-    On a medium that cannot be written, where SQLite cannot make its shared memory, the file is opened as
-    immutable, unless its write-ahead log holds commits, which would not be seen then.
+    On a read-only medium, where SQLite cannot make its shared memory, the file is opened as immutable, unless
+    its write-ahead log holds commits, which would not be seen then.
     """
     try:
         return _connect_and_read_header(path, "mode=ro")
@@ -349,10 +347,7 @@ def _connect_and_read_header(path: Path, mode: str) -> sqlite3.Connection:
 
 
 def is_spool_live(path: Path) -> bool | None:
-    """Whether a gateway holds this spool; None when its lock file cannot be opened.
-
-    Tries the lock for an instant, shared with other tools.
-    """
+    """Whether a gateway holds this spool (tries the lock); None when the lock file cannot be opened."""
     try:
         fd = os.open(path.with_name(path.name + ".lock"), os.O_RDONLY | os.O_CLOEXEC)
     except FileNotFoundError:
@@ -389,7 +384,7 @@ def _connect(path: Path, mode: str = "mode=rwc") -> sqlite3.Connection:
 
 
 def _verify_and_migrate(connection: sqlite3.Connection) -> UUID:
-    """Verify and migrate; return the epoch."""
+    """Returns the epoch."""
     version = _check_version(connection)
     if version == FORMAT_VERSION:
         require_all_tables(connection)
@@ -407,11 +402,7 @@ def _verify_and_migrate(connection: sqlite3.Connection) -> UUID:
 
 
 def require_all_tables(connection: sqlite3.Connection) -> None:
-    """Do nothing to a spool that has what format 1 came to have before it was released.
-
-    Raises:
-        SpoolAccessError: a development version wrote it.
-    """
+    """Raise SpoolAccessError for a spool of a development version, before format 1 was fixed."""
     tables = {name for (name,) in connection.execute("SELECT name FROM sqlite_schema WHERE type = 'table'")}
     if "meta" in tables and not tables & _LATEST_TABLES:
         raise SpoolAccessError(
@@ -463,6 +454,16 @@ def _to_spool_error(path: Path, fault: BaseException) -> SpoolError:
     return SpoolAccessError(f"{path}: {fault}")
 
 
+@contextmanager
+def read_view(connection: sqlite3.Connection) -> Iterator[None]:
+    """One view of the file for the whole block: compaction may move segments meanwhile."""
+    connection.execute("BEGIN")
+    try:
+        yield
+    finally:
+        connection.execute("COMMIT")
+
+
 def read_meta(connection: sqlite3.Connection, key: str, default: int | str = 0) -> int | str:
     """The value of a key in `meta`, or `default`."""
     row = connection.execute(SQL["meta"], (key,)).fetchone()
@@ -475,6 +476,7 @@ def write_meta(connection: sqlite3.Connection, key: str, value: int | str) -> No
     connection.execute(SQL["set_meta"], (key, value))
 
 
-def scalar_from_row(row: Any, default: Any = None) -> Any:
-    """The only column of a fetched row, or `default` when there is none."""
-    return default if row is None else row[0]
+def fetch_scalar(connection: sqlite3.Connection, statement: str, parameters: Sequence[Any] = ()) -> Any:
+    """The first column of the first row that a named statement finds, None when it finds none."""
+    row = connection.execute(SQL[statement], parameters).fetchone()
+    return None if row is None else row[0]

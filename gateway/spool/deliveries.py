@@ -13,6 +13,7 @@ Faults of the spool itself reach a shipper as `StoreFault`: wait, and try again.
 
 from __future__ import annotations
 
+import math
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -49,13 +50,7 @@ FROM_NOW_ON = 1 << 62
 
 @dataclass(frozen=True, slots=True)
 class Backlog:
-    """What one destination has not yet given a receipt for.
-
-    Attributes:
-        readings: how many.
-        oldest_written_at_us: when the oldest of them was committed, None when there is none.
-        gaps: how many separate ranges of commits they are.
-    """
+    """What one destination has no receipt for: `readings`, in `gaps` separate ranges of commits."""
 
     readings: int
     oldest_written_at_us: int | None
@@ -63,7 +58,7 @@ class Backlog:
 
 
 class Deliveries:
-    """Claims, loads and settles the batches of all destinations of one spool."""
+    """Claims, reads and settles the batches of all destinations of one spool."""
 
     def __init__(
         self, database: Database, segments: SegmentWriter, catalog: SeriesCatalog, gateway_id: str
@@ -83,15 +78,10 @@ class Deliveries:
         since_us: int | None = None,
         classes: Collection[RecordClass] = tuple(RecordClass),
     ) -> None:
-        """Make a destination known; one that was known keeps its progress, whatever `since_us` says.
+        """Add a destination for some classes of records; a known one keeps its progress.
 
-        Args:
-            destination: its name.
-            kind: of destination, for people.
-            now_us: wall clock, microseconds since 1970.
-            since_us: a new destination gets what was committed from then on, in whole segments; None for
-                everything that the spool holds, `FROM_NOW` for nothing of it.
-            classes: of records that it gets.
+        A new one gets what was committed since `since_us`, in whole segments: all without it,
+        nothing of what is stored with `FROM_NOW_ON`.
         """
         self._classes[destination] = frozenset(classes)
 
@@ -109,7 +99,7 @@ class Deliveries:
         await self._database.write(work)
 
     def _last_before(self, connection: sqlite3.Connection, record_class: RecordClass, since_us: int) -> int:
-        """The last commit that a destination which starts at `since_us` does not get; 0 for none."""
+        """The last commit that a destination starting at `since_us` does not get; 0 for none."""
         if since_us >= FROM_NOW_ON:
             return self._segments.newest_commit(record_class)
         row = connection.execute(
@@ -118,7 +108,7 @@ class Deliveries:
         return 0 if row is None else first_commit_at(row[0]) - 1
 
     async def drop(self, destination: str) -> bool:
-        """Forget a destination and its progress; False when it was not known."""
+        """Delete a destination and its progress; False when it was not known."""
 
         def work(connection: sqlite3.Connection) -> bool:
             known = connection.execute(SQL["destination_known"], (destination,)).fetchone()
@@ -140,35 +130,21 @@ class Deliveries:
         Alerts first, then declarations, rollups, readings. Whole segments only; the first is taken even
         when it alone exceeds `max_rows`. `gateway.spool.delivery_ranges` says what the lanes take.
         """
-
-        def look(connection: sqlite3.Connection) -> BatchRange | bool:
-            """An open batch, or whether there is something that a new one could be made of."""
-            for queue, of_class in self._turns(destination, wanted):
-                open_ = delivery_ranges.find_open_batch(connection, queue, of_class)
-                if open_ is not None:
-                    return self._named(queue, open_)
-                if self._next(connection, queue, of_class) is not None:
-                    return True
-            return False
-
         with _spool_errors_as_store_faults():
-            found = await self._database.read(look)
-            if isinstance(found, BatchRange):
-                return found
-            if not found:
+            found = await self._database.read(lambda c: self._find_next(c, destination, wanted))
+            if found is None:
                 return None
+            queue, _, batch = found
+            if isinstance(batch, Claim):
+                return self._named(queue, batch)
             claimed = await self._database.write(lambda c: self._open_next_batch(c, destination, wanted))
             crash_point("after_claim")
             return claimed
 
     async def read_batch(self, claimed: BatchRange, destination: str | None = None) -> Batch | None:
-        """The batch of a claimed range or part: self-contained, in canonical order, without refused rows.
+        """The claimed batch or part, in canonical order, without rows that `destination` refused.
 
-        A segment whose bytes cannot be read is set aside and counted; None when there is nothing to send.
-
-        Args:
-            claimed: as `claim` returned it.
-            destination: whose refused rows are left out.
+        A segment that cannot be read is set aside; None when there is nothing to send.
         """
         with _spool_errors_as_store_faults():
             return await self._batch_reader.read(claimed, destination)
@@ -176,7 +152,7 @@ class Deliveries:
     async def settle(
         self, destination: str, claimed: BatchRange, *, then: ClaimRequest | None = None
     ) -> BatchRange | None:
-        """Note a receipt: the range, or this part of it, is delivered and no longer open.
+        """Record a receipt: the range, or this part of it, is delivered and no longer open.
 
         With `then`, claim what that lane sends next in the same transaction, and return it.
         """
@@ -194,7 +170,7 @@ class Deliveries:
             return await self._database.write(work)
 
     async def renew_epoch(self) -> None:
-        """Take a new epoch: a destination has ranges of this one that this spool does not know.
+        """Start a new epoch: a destination has ranges of this one that this spool does not know.
 
         Batches travel whole again: their parts were counted in the old epoch.
         """
@@ -212,7 +188,7 @@ class Deliveries:
                 SQL["segment_sizes_from"], (*position_span(record_class, first, last), last - first + 1)
             ).fetchall()
             in_parts = delivery_ranges.read_open_parts(connection, queue, first)
-            if len(sizes) < 2 or in_parts:  # noqa: PLR2004 - one segment cannot be halved here
+            if len(sizes) <= 1 or in_parts:
                 return False
             middle = first_commit_at(sizes[len(sizes) // 2][0])
             connection.execute(SQL["delete_batch"], (*queue, first, last))
@@ -230,7 +206,7 @@ class Deliveries:
         def work(connection: sqlite3.Connection) -> bool:
             rows = _count_batch_rows(connection, claimed)
             held = claimed.rows_of_part(rows)
-            if held.stop - held.start < 2 or 2 * claimed.parts > MAX_PARTS:  # noqa: PLR2004 - one row has no half
+            if held.stop - held.start <= 1 or 2 * claimed.parts > MAX_PARTS:
                 return False
             delivery_ranges.split_part(connection, queue, claimed, rows)
             return True
@@ -239,14 +215,7 @@ class Deliveries:
             return await self._database.write(work)
 
     async def refuse(self, destination: str, batch: Batch, bad: Sequence[RefusedRow], *, now_us: int) -> None:
-        """Quarantine rows of an open batch that its destination refused, and leave them out from now on.
-
-        Args:
-            destination: that refused them.
-            batch: as `load` returned it.
-            bad: which of its rows, each once, and the destination's own words.
-            now_us: wall clock, microseconds since 1970.
-        """
+        """Quarantine rows of an open batch that its destination refused, and leave them out from now on."""
         queue = DeliveryQueue(destination, batch.range.record_class)
         items = _build_refused_items(destination, batch, bad, now_us)
 
@@ -272,19 +241,8 @@ class Deliveries:
         newest = self._segments.newest_commit(record_class)
         return await self._database.read(lambda c: read_backlog(c, destination, record_class, newest))
 
-    def _next(
-        self, connection: sqlite3.Connection, queue: DeliveryQueue, wanted: ClaimRequest
-    ) -> CommitRange | None:
-        return delivery_ranges.find_next_range(
-            connection,
-            queue,
-            wanted,
-            newest=self._segments.newest_commit(queue.record_class),
-            rows_ever=self._segments.rows_ever(queue.record_class),
-        )
-
     def _turns(self, destination: str, wanted: ClaimRequest) -> Iterator[tuple[DeliveryQueue, ClaimRequest]]:
-        """The classes that a lane takes from, the most urgent first, and what it wants of each."""
+        """The classes that a lane sends, the most urgent first, with what it asks of each."""
         for record_class in sorted(self._classes.get(destination, RecordClass)):
             queue = DeliveryQueue(destination, record_class)
             if self._segments.newest_commit(record_class) == 0:
@@ -300,18 +258,35 @@ class Deliveries:
             elif wanted.lane is not Lane.BACKFILL:
                 yield queue, of_class._replace(lane=None)
 
+    def _find_next(
+        self, connection: sqlite3.Connection, destination: str, wanted: ClaimRequest
+    ) -> tuple[DeliveryQueue, ClaimRequest, Claim | CommitRange] | None:
+        """An open batch to send again, or the commits that a new one would have."""
+        for queue, of_class in self._turns(destination, wanted):
+            found = delivery_ranges.find_open_batch(
+                connection, queue, of_class
+            ) or delivery_ranges.find_next_range(
+                connection,
+                queue,
+                of_class,
+                newest=self._segments.newest_commit(queue.record_class),
+                rows_ever=self._segments.rows_ever(queue.record_class),
+            )
+            if found is not None:
+                return queue, of_class, found
+        return None
+
     def _open_next_batch(
         self, connection: sqlite3.Connection, destination: str, wanted: ClaimRequest
     ) -> BatchRange | None:
-        """Inside a transaction: an open batch, or a new one that is fixed by it."""
-        for queue, of_class in self._turns(destination, wanted):
-            open_ = delivery_ranges.find_open_batch(connection, queue, of_class)
-            if open_ is not None:
-                return self._named(queue, open_)
-            found = self._next(connection, queue, of_class)
-            if found is not None:
-                return self._named(queue, delivery_ranges.open_batch(connection, queue, found, of_class))
-        return None
+        """Inside a transaction: an open batch, or a new one that it fixes."""
+        found = self._find_next(connection, destination, wanted)
+        if found is None:
+            return None
+        queue, of_class, batch = found
+        if not isinstance(batch, Claim):
+            batch = delivery_ranges.open_batch(connection, queue, batch, of_class)
+        return self._named(queue, batch)
 
     def _named(self, queue: DeliveryQueue, claim: Claim) -> BatchRange:
         return BatchRange(
@@ -325,7 +300,6 @@ class Deliveries:
 
 
 def _count_batch_rows(connection: sqlite3.Connection, batch: BatchRange) -> int:
-    """Rows of the whole range."""
     return delivery_ranges.count_rows(
         connection, batch.record_class, CommitRange(batch.first_commit, batch.last_commit)
     )
@@ -334,7 +308,7 @@ def _count_batch_rows(connection: sqlite3.Connection, batch: BatchRange) -> int:
 def _build_refused_items(
     destination: str, batch: Batch, bad: Sequence[RefusedRow], now_us: int
 ) -> list[QuarantineItem]:
-    """An item for each row; of very many, such as all that is older than a retention, one for the rest."""
+    """An item for each row; beyond a limit one for all the rest."""
     items = [_build_refused_item(destination, batch, row, now_us) for row in bad[:_MAX_ITEMS_PER_BATCH]]
     rest = bad[_MAX_ITEMS_PER_BATCH:]
     if rest:
@@ -375,13 +349,13 @@ def _build_refused_item(destination: str, batch: Batch, bad: RefusedRow, now_us:
 
 
 def _to_reading_payload(columns: dict[str, Any], series: Series) -> dict[str, Any]:
-    """A reading with all it has, so that it can be sent again; `ts` counts microseconds."""
-    present = {name: value for name, value in columns.items() if value == value}  # noqa: PLR0124 - NaN is absent
-    told = {"value": present.pop("value"), "ts": present.pop("time_us")}
+    """A reading with everything needed to send it again; `ts` counts microseconds."""
+    present = {name: v for name, v in columns.items() if not (isinstance(v, float) and math.isnan(v))}
+    reading = {"value": present.pop("value"), "ts": present.pop("time_us")}
     if present["seq"] == SEQ_ABSENT:
         del present["seq"]
-    told |= {"sensor_id": series.sensor_id, "sensor_type": series.sensor_type}
-    return told | present | dict(series.attributes)
+    reading |= {"sensor_id": series.sensor_id, "sensor_type": series.sensor_type}
+    return reading | present | dict(series.attributes)
 
 
 def read_backlog(
@@ -404,7 +378,6 @@ def read_backlog(
 
 @contextmanager
 def _spool_errors_as_store_faults() -> Iterator[None]:
-    """Faults of the spool, in the words of delivery."""
     try:
         yield
     except SpoolError as fault:

@@ -41,7 +41,7 @@ class CommitRange(NamedTuple):
 
 
 def merge_ranges(ranges: Iterable[tuple[int, int]]) -> list[CommitRange]:
-    """The same commits in as few ranges as can be, sorted."""
+    """The same commits in as few ranges as possible, sorted."""
     result: list[CommitRange] = []
     for first, last in sorted(ranges):
         if result and first <= result[-1].last + 1:
@@ -89,7 +89,7 @@ class Claim(NamedTuple):
 
 
 class DeliveryQueue(NamedTuple):
-    """One destination and class of records: whose progress is looked at."""
+    """The progress of one destination in one class of records."""
 
     destination: str
     record_class: RecordClass
@@ -98,7 +98,7 @@ class DeliveryQueue(NamedTuple):
 def find_open_batch(
     connection: sqlite3.Connection, queue: DeliveryQueue, wanted: ClaimRequest
 ) -> Claim | None:
-    """The open batch that a lane sends (again) first; None when there is none that nobody carries.
+    """The open batch that a lane sends (again) first; None when every one is in flight.
 
     The live lane has the one above all that is delivered, the backfill lane the others.
     """
@@ -123,7 +123,7 @@ def find_open_batch(
 def find_next_range(
     connection: sqlite3.Connection, queue: DeliveryQueue, wanted: ClaimRequest, *, newest: int, rows_ever: int
 ) -> CommitRange | None:
-    """The commits that a lane takes next, none of them delivered or open; None when it has nothing to do."""
+    """The commits that a lane sends next, neither delivered nor open; None when there are none."""
     covered = merge_ranges([*read_delivered(connection, queue), *read_open(connection, queue)])
     missing = list(find_gaps(covered, 1, newest))
     if not missing:
@@ -189,12 +189,12 @@ def _newest_of_tail(
 
 
 def read_delivered(connection: sqlite3.Connection, queue: DeliveryQueue) -> list[CommitRange]:
-    """What need not be sent any more, merged."""
+    """The ranges that need not be sent any more, merged."""
     return [CommitRange(*row) for row in connection.execute(SQL["delivered"], queue)]
 
 
 def destinations_lacking(connection: sqlite3.Connection, position: int) -> list[str]:
-    """The destinations that have no receipt for the segment at `position`."""
+    """The destinations without a receipt for the segment at `position`."""
     record_class, commit = record_class_at(position), first_commit_at(position)
     found = []
     for name, *_ in connection.execute(SQL["destinations"]).fetchall():
@@ -205,14 +205,14 @@ def destinations_lacking(connection: sqlite3.Connection, position: int) -> list[
 
 
 def unconfigured_destinations(connection: sqlite3.Connection, configured: Collection[str]) -> list[str]:
-    """Destinations of the spool that are configured no longer, and that nobody has dropped."""
+    """Destinations of the spool that are not configured any more, and that no operator has dropped."""
     return [name for name, *_ in connection.execute(SQL["destinations"]) if name not in configured]
 
 
 def open_batch(
     connection: sqlite3.Connection, queue: DeliveryQueue, new: CommitRange, wanted: ClaimRequest
 ) -> Claim:
-    """Open a batch, inside a transaction. A lane's that is far larger than wanted travels in parts."""
+    """Open a batch, inside a transaction. One that is far larger than a lane asked for travels in parts."""
     connection.execute(SQL["add_batch"], (*queue, *new, wanted.now_us))
     rows = count_rows(connection, queue.record_class, new)
     if wanted.lane is None or rows <= 2 * wanted.max_rows:
@@ -230,7 +230,7 @@ def count_rows(connection: sqlite3.Connection, record_class: RecordClass, commit
 
 
 def read_open(connection: sqlite3.Connection, queue: DeliveryQueue) -> list[CommitRange]:
-    """What is fixed for sending, in order."""
+    """The open batches, in order."""
     return [CommitRange(*row) for row in connection.execute(SQL["open_batches"], queue)]
 
 
@@ -259,7 +259,7 @@ def add_delivered(connection: sqlite3.Connection, queue: DeliveryQueue, new: Com
 def read_open_parts(
     connection: sqlite3.Connection, queue: DeliveryQueue, first_commit: int
 ) -> list[BatchPart]:
-    """The parts of a batch still to be sent, in the order of their rows; none when it travels whole."""
+    """The open parts of a batch, in the order of their rows; none when it travels whole."""
     rows = connection.execute(SQL["parts"], (*queue, first_commit)).fetchall()
     parts = [BatchPart(part, parts, tuple(json.loads(refused))) for part, parts, refused in rows]
     return sorted(parts, key=lambda p: (p.part - 1) / p.parts)
@@ -281,20 +281,20 @@ def _require_open_part(connection: sqlite3.Connection, queue: DeliveryQueue, sen
 
 
 def find_next_part(connection: sqlite3.Connection, queue: DeliveryQueue, batch: CommitRange) -> BatchPart:
-    """What of a batch is to be sent next."""
+    """The part of a batch that is sent next."""
     return next(iter(read_open_parts(connection, queue, batch.first)), WHOLE_BATCH)
 
 
 def save_part(
     connection: sqlite3.Connection, queue: DeliveryQueue, first_commit: int, part: BatchPart
 ) -> None:
-    """Note a part that is still to be sent, or what was refused of it."""
+    """Save an open part, with the rows refused so far."""
     refused = json.dumps(part.refused)
     connection.execute(SQL["add_part"], (*queue, first_commit, part.part, part.parts, refused))
 
 
 def close_part(connection: sqlite3.Connection, queue: DeliveryQueue, sent: BatchRange) -> bool:
-    """Take one part off an open batch; True when nothing of the batch is left to be sent."""
+    """Close one part of an open batch; True when that was the last one."""
     first = sent.first_commit
     left = read_open_parts(connection, queue, first)
     if find_open_part(connection, queue, sent) is None:
@@ -307,7 +307,7 @@ def close_part(connection: sqlite3.Connection, queue: DeliveryQueue, sent: Batch
 
 
 def split_part(connection: sqlite3.Connection, queue: DeliveryQueue, sent: BatchRange, rows: int) -> None:
-    """Put two halves in the place of a part of a batch of `rows` rows."""
+    """Replace a part of a batch of `rows` rows by its two halves."""
     first = sent.first_commit
     whole = _require_open_part(connection, queue, sent)
     connection.execute(SQL["delete_part"], (*queue, first, whole.part, whole.parts))
@@ -321,7 +321,7 @@ def split_part(connection: sqlite3.Connection, queue: DeliveryQueue, sent: Batch
 def exclude_refused_rows(
     connection: sqlite3.Connection, queue: DeliveryQueue, sent: BatchRange, rows: Collection[int]
 ) -> None:
-    """Leave more rows out of an open part; positions among the rows of the whole batch."""
+    """Exclude more rows from an open part; positions among the rows of the whole batch."""
     part = _require_open_part(connection, queue, sent)
     refused = tuple(sorted({*part.refused, *rows}))
     save_part(connection, queue, sent.first_commit, part._replace(refused=refused))

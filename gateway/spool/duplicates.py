@@ -44,7 +44,7 @@ _KEY_COLUMNS = ("series", "time_us", "value")
 
 
 class SegmentKeys(NamedTuple):
-    """What identifies the readings of a segment, and their values; arrays of shape (rows,)."""
+    """The identity, time and value of each reading of a segment; arrays of shape (rows,)."""
 
     identity: NDArray[np.int32]
     time_us: NDArray[np.int64]
@@ -52,7 +52,7 @@ class SegmentKeys(NamedTuple):
 
 
 class FreshSpan(NamedTuple):
-    """Where the times of one fresh segment lie."""
+    """The range of times of a fresh segment."""
 
     position: int
     min_time_us: int
@@ -60,10 +60,10 @@ class FreshSpan(NamedTuple):
 
 
 class ScreenedReadings(NamedTuple):
-    """Readings in canonical order, with what can be said of them without the file; arrays of shape (rows,).
+    """Readings in canonical order with what is known of them without the file; arrays of shape (rows,).
 
-    `keep` is false for those that came twice, `conflicting` is true where the value differed from the first,
-    `late` is true for those that the file has to be asked about. `arrival` is where each was before.
+    `keep` is false for repeats, `conflicting` true where the value differs from the first, `late` true for
+    those that have to be looked up. `arrival` is the row each had before.
     """
 
     readings: Readings
@@ -75,17 +75,17 @@ class ScreenedReadings(NamedTuple):
 
     @property
     def new(self) -> Readings:
-        """What is to be stored."""
+        """The readings to store."""
         return self.readings if self.keep.all() else self.readings.select(self.keep)
 
     @property
     def conflicts(self) -> Readings:
-        """Those of a series and time that is stored with another value."""
+        """Readings whose series and time are stored with another value."""
         return self.readings.select(self.conflicting)
 
     @property
     def duplicates(self) -> int:
-        """How many came twice, or were stored already, with the same value."""
+        """How many are stored already, or came twice, with the same value."""
         return int((~self.keep).sum()) - int(self.conflicting.sum())
 
 
@@ -103,7 +103,7 @@ class DuplicateFilter:
 
     @classmethod
     async def open(cls, database: Database, catalog: SeriesCatalog) -> DuplicateFilter:
-        """Marks of what is indexed come from their table; what is fresh is read, segment by segment."""
+        """Marks of indexed segments come from their table; fresh segments are read one by one."""
         known = cls(database, catalog)
         marks, fresh = await database.read(_read_marks_and_fresh_spans)
         for series_no, newest_us in marks:
@@ -115,7 +115,7 @@ class DuplicateFilter:
         return known
 
     def screen(self, readings: Readings) -> ScreenedReadings:
-        """Sort readings and tell the plainly new ones. Uses no file; may run in an executor thread."""
+        """Sort readings and find those that are plainly new. Reads no file; may run in an executor thread."""
         arrival = np.lexsort((readings.time_us, readings.series))
         ordered = readings.select(arrival)
         identity = self._catalog.identities(ordered.series)
@@ -127,7 +127,7 @@ class DuplicateFilter:
         return ScreenedReadings(ordered, arrival, identity, keep, conflicting, late)
 
     async def resolve(self, screened: ScreenedReadings) -> None:
-        """Look every late reading up exactly; `keep` and `conflicting` say the rest afterwards."""
+        """Look up every late reading exactly; completes `keep` and `conflicting`."""
         late = np.flatnonzero(screened.late)
         times, series = screened.readings.time_us[late], screened.identity[late]
         while True:
@@ -142,21 +142,21 @@ class DuplicateFilter:
                 screened.conflicting[at] = value != screened.readings.value[at]
 
     def stored(self, position: int, readings: Readings) -> None:
-        """Note a segment that has just become durable."""
+        """Add a segment that has just become durable."""
         keys = SegmentKeys(self._catalog.identities(readings.series), readings.time_us, readings.value)
         span = FreshSpan(position, int(keys.time_us.min()), int(keys.time_us.max()))
         self._remember(position, keys)
         self._note(span, keys)
 
     def indexed(self, positions: Iterable[int]) -> None:
-        """Note that these fresh segments are merged or indexed; the file's own index knows them now."""
+        """Move these segments from the fresh ones to the file's own index, after a merge."""
         self._moves += 1
         for position in positions:
             self._fresh.pop(position, None)
             self._forget(position)
 
     def newest_us(self) -> NDArray[np.int64]:
-        """The newest time by series (number of its first attribute state); the smallest int64 without any."""
+        """The newest time by identity; the smallest int64 where there is none."""
         return self._marks
 
     async def _stored_at(
@@ -179,7 +179,7 @@ class DuplicateFilter:
         return stored
 
     async def _keys_at(self, position: int) -> SegmentKeys | None:
-        """The keys of a segment; None when its bytes cannot be read (delivery sets it aside)."""
+        """The keys of a segment; None when it cannot be decoded (delivery sets it aside)."""
         if position in self._cache:
             self._cache.move_to_end(position)
             return self._cache[position]
@@ -200,7 +200,6 @@ class DuplicateFilter:
 
     def _note(self, span: FreshSpan, keys: SegmentKeys) -> None:
         self._fresh[span.position] = span
-        self._grow(int(keys.identity.max()))
         self._raise_marks(keys.identity, keys.time_us)
 
     def _raise_marks(self, identity: NDArray[np.int32], time_us: NDArray[np.int64]) -> None:
@@ -208,8 +207,7 @@ class DuplicateFilter:
         np.maximum.at(self._marks, identity, time_us)
 
     def _grow(self, identity: int) -> None:
-        if identity >= len(self._marks):
-            self._marks = np.concatenate([self._marks, np.full(identity + 1, _NO_TIME, np.int64)])
+        self._marks = _grow_array(self._marks, identity, _NO_TIME)
 
     def _remember(self, position: int, keys: SegmentKeys) -> None:
         self._forget(position)
@@ -231,7 +229,7 @@ def _mark_repeats(
     keep: NDArray[np.bool_],
     conflicting: NDArray[np.bool_],
 ) -> None:
-    """Strike out readings that came twice among themselves; the first to come stays."""
+    """Mark readings that came twice among themselves; the first one stays."""
     if np.array_equal(identity, ordered.series):
         order = np.arange(ordered.rows)
     else:
@@ -257,13 +255,10 @@ def _read_marks_and_fresh_spans(
     ]
 
 
-_NEVER_RECEIVED = np.iinfo(np.int64).min
-
-
 class LastReceived(NamedTuple):
-    """Every device with the time it was last heard and its number of series; parallel, in order of arrival.
+    """Devices in order of arrival: when each was last received, and its number of series; parallel arrays.
 
-    `heard_us` has shape (devices,), microseconds since 1970; the smallest int64 where nothing is known.
+    `received_us` is the smallest int64 where nothing is known.
     """
 
     sensor_ids: list[str]
@@ -272,49 +267,46 @@ class LastReceived(NamedTuple):
 
 
 class DeviceActivity:
-    """`note` at every append; `last_received` for the status document."""
+    """When each device was last received; `note` at every append."""
 
     def __init__(self, catalog: SeriesCatalog) -> None:
         self._catalog = catalog
-        self._received_us = np.full(1024, _NEVER_RECEIVED, np.int64)
+        self._received_us = np.full(1024, _NO_TIME, np.int64)
         self._devices: dict[str, int] = {}
         self._device_of = np.full(1024, -1, np.int32)
         self._through = 0
 
     def note(self, identity: NDArray[np.int32], now_us: int) -> None:
-        """Readings of these series, by the number of their first attribute state, have come just now."""
+        """Record that readings of these identities have just been received."""
         if len(identity):
             highest = int(identity.max())
-            if highest >= len(self._received_us):
-                self._received_us = _grow_array(self._received_us, highest, _NEVER_RECEIVED)
+            self._received_us = _grow_array(self._received_us, highest, _NO_TIME)
             self._received_us[identity] = now_us
 
     def last_received(self, duplicates: DuplicateFilter, now_us: int) -> LastReceived:
-        """When every device was last heard; a time in the future counts as now."""
+        """When every device was last received; a time in the future counts as now."""
         self._learn()
         size = len(self._device_of)
-        received = _grow_array(self._received_us, size - 1, _NEVER_RECEIVED)[:size]
-        stored = np.minimum(_grow_array(duplicates.newest_us(), size - 1, _NEVER_RECEIVED)[:size], now_us)
-        received_us = np.full(len(self._devices), _NEVER_RECEIVED, np.int64)
+        received = _grow_array(self._received_us, size - 1, _NO_TIME)[:size]
+        stored = np.minimum(_grow_array(duplicates.newest_us(), size - 1, _NO_TIME)[:size], now_us)
+        received_us = np.full(len(self._devices), _NO_TIME, np.int64)
         known = self._device_of >= 0
-        at = np.where(received > _NEVER_RECEIVED, received, stored)[known]
+        at = np.where(received > _NO_TIME, received, stored)[known]
         np.maximum.at(received_us, self._device_of[known], at)
         series = np.bincount(self._device_of[known], minlength=len(self._devices)).astype(np.int32)
         return LastReceived(list(self._devices), received_us, series)
 
     def _learn(self) -> None:
-        """Give every series that is new in the catalog its device; attribute states do not count."""
+        """Assign new series to their devices; further attribute states do not count."""
         for number, series in self._catalog.list_after(self._through):
             self._through = number
-            if number >= len(self._device_of):
-                self._device_of = _grow_array(self._device_of, number, -1)
+            self._device_of = _grow_array(self._device_of, number, -1)
             known = self._catalog.find(series.sensor_id, series.sensor_type)
             if known is not None and known.numbers[0] == number:
                 self._device_of[number] = self._devices.setdefault(series.sensor_id, len(self._devices))
 
 
 def _grow_array(array: NDArray, highest: int, filling: int) -> NDArray:  # type: ignore[type-arg]  # of either integer type
-    """The array, long enough to have an element `highest`."""
     if highest < len(array):
         return array
     return np.concatenate([array, np.full(max(highest + 1 - len(array), len(array)), filling, array.dtype)])

@@ -13,7 +13,7 @@ from cloud_sync.model.errors import StoreError
 
 
 class SpoolError(StoreError):
-    """The spool did not do what was asked; nothing of it was done."""
+    """The operation failed and had no effect."""
 
 
 class SpoolFullError(SpoolError):

@@ -47,12 +47,9 @@ if TYPE_CHECKING:
 
 
 class Loss(NamedTuple):
-    """Commits that a destination will not get.
+    """Commits that a destination will not get, with their rows and range of times.
 
-    Attributes:
-        destination: its name; "" where there is no destination and the records were only kept here.
-        rows: records in those commits.
-        from_us, to_us: earliest and latest time among them, microseconds since 1970.
+    `destination` is "" when there is none and the records were only kept here.
     """
 
     destination: str
@@ -64,7 +61,7 @@ class Loss(NamedTuple):
 
 
 class LossTotal(NamedTuple):
-    """All that one destination lost of one class for one reason, and the coarser form that is left."""
+    """Everything one destination lost of one class for one reason, and the coarser form that survives."""
 
     destination: str
     record_class: RecordClass
@@ -82,7 +79,7 @@ def find_losses(
     record_class: RecordClass,
     run: Sequence[StoredSegment],
 ) -> list[Loss]:
-    """What each destination would lose if a run of contiguous segments left the spool now."""
+    """What each destination would lose if a run of contiguous segments were deleted now."""
     found = []
     first, last = run[0].first_commit, run[-1].last_commit
     for destination in destinations or ("",):
@@ -106,7 +103,7 @@ def find_losses(
 def record_losses(
     connection: sqlite3.Connection, losses: Sequence[Loss], reason: str, survives: str, now_us: int
 ) -> None:
-    """Enter losses, and take their commits off what is to be delivered; inside a transaction."""
+    """Enter losses, and count their commits as delivered; inside a transaction."""
     for loss in losses:
         first, last = loss.commits
         key = (loss.destination, loss.record_class)
@@ -124,7 +121,7 @@ def record_losses(
 
 
 def build_declarations(losses: Sequence[Loss], reason: str, survives: str, now_us: int) -> Declarations:
-    """The declarations that tell of losses, in canonical order."""
+    """Declarations of losses, in canonical order."""
     count = len(losses)
 
     def texts(words: Sequence[str]) -> np.ndarray[tuple[int], np.dtype[np.object_]]:
@@ -147,7 +144,7 @@ def build_declarations(losses: Sequence[Loss], reason: str, survives: str, now_u
 
 
 def read_loss_totals(connection: sqlite3.Connection) -> list[LossTotal]:
-    """Everything that was given up, by destination, class and reason."""
+    """All losses, by destination, class and reason."""
     return [
         LossTotal(destination, RecordClass(number), *rest)
         for destination, number, *rest in connection.execute(SQL["loss_totals"])
@@ -171,13 +168,13 @@ class RetentionPolicy:
     """What is kept, for whom, and for how long.
 
     Attributes:
-        receivers: names of the destinations that get each class; their receipts are waited for.
-        keep_s: how long delivered records of a class are kept; a class that is not in it is never pruned.
-        configured: names of all destinations of the configuration. Readings wait for those of the spool that
-            are not among them, too, until an operator drops them; None: for no other.
+        receivers: the destinations that get each class; their receipts are waited for.
+        keep_s: how long delivered records are kept; a class that is not in it is never pruned.
+        configured: all configured destinations. Readings also wait for the spool's other destinations, until
+            an operator drops them; None: they do not.
         evicts: whether undelivered records may be evicted when there is no room.
-        windows_s: lengths of the rollups' windows, seconds, the shortest first; none without rollups.
-        max_age_s: readings older than that are evicted, delivered or not; None for no limit.
+        windows_s: window lengths of rollups, the shortest first; none without rollups.
+        max_age_s: older readings are evicted, delivered or not; None for no limit.
     """
 
     receivers: Mapping[RecordClass, Sequence[str]]
@@ -208,7 +205,7 @@ class Evictor:
         self._rollups_searched_to = dict.fromkeys(policy.windows_s, 0)
 
     async def evict_once(self, now_us: int) -> int:
-        """Make a step towards the limits; returns how many records left the spool, 0 when nothing has to."""
+        """Make a step towards the limits; returns how many records were deleted."""
         await self._declare_damage(now_us)
         excess = await self._excess()
         max_age_s = self._policy.max_age_s
@@ -289,7 +286,7 @@ class Evictor:
         return 0
 
     async def _find_oldest_rollups(self, window_s: int, excess: int) -> list[StoredSegment]:
-        """Contiguous segments of nothing but windows of one length, the oldest not looked at yet."""
+        """The oldest contiguous segments that hold windows of this length only."""
         run: list[StoredSegment] = []
         left = excess
         while left > 0:
@@ -318,7 +315,7 @@ class Evictor:
     async def _evict(
         self, run: Sequence[StoredSegment], record_class: RecordClass, reason: str, survives: str, now_us: int
     ) -> int:
-        """Delete a run of contiguous segments and declare it; 0 when it is not there any more as it was."""
+        """Delete a run of contiguous segments and declare the losses; 0 when the run has changed."""
         destinations = await self._database.read(lambda c: self._policy.list_receivers(c, record_class))
         lost = await self._database.read(lambda c: find_losses(c, destinations, record_class, run))
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import msgspec
 
 from cloud_sync.codec import columns
-from gateway.spool.database import SQL, read_meta, scalar_from_row, write_meta
+from gateway.spool.database import SQL, fetch_scalar, read_meta, write_meta
 
 if TYPE_CHECKING:
     import sqlite3
@@ -30,16 +30,17 @@ NO_LIMIT = 1 << 62
 
 def read_processed_through(connection: sqlite3.Connection) -> int:
     """The commit of readings up to which processing is durable; `NO_LIMIT` where there is none."""
-    return int(scalar_from_row(connection.execute(SQL["processed_through"]).fetchone(), NO_LIMIT))
+    commit = fetch_scalar(connection, "processed_through")
+    return NO_LIMIT if commit is None else int(commit)
 
 
 def read_processing_state(connection: sqlite3.Connection) -> dict[str, bytes]:
-    """Everything that was remembered."""
+    """All keys."""
     return {key: bytes(value) for key, value in connection.execute(SQL["processing_state"])}
 
 
 def write_processing_state(connection: sqlite3.Connection, changes: Mapping[str, bytes | None]) -> None:
-    """Write keys, or delete those that are None; to be called inside a transaction."""
+    """Write keys, delete those that are None; inside a transaction."""
     for key, value in changes.items():
         if value is None:
             connection.execute(SQL["delete_processing_state"], (key,))
@@ -48,7 +49,7 @@ def write_processing_state(connection: sqlite3.Connection, changes: Mapping[str,
 
 
 class PendingReadings(NamedTuple):
-    """One row. `boot_id` and `base_us` are those of the anchor, `since_boot_us` when it was parked."""
+    """One row: the anchor's `boot_id` and `base_us`, and when it was stored, since that boot."""
 
     number: int
     boot_id: str
@@ -57,36 +58,31 @@ class PendingReadings(NamedTuple):
     block: bytes
 
     def readings(self) -> Readings:
-        """What waits, its times as they were stamped.
-
-        Raises:
-            FormatError: the row is damaged.
-        """
+        """The readings with the times they were stamped with. Raises FormatError."""
         return columns.decode(self.block)
 
 
 def add_pending(
     connection: sqlite3.Connection, anchor: tuple[str, int], since_boot_us: int, rows: int, block: bytes
 ) -> None:
-    """Keep a group's readings, inside the transaction that is acknowledged."""
+    """Store a group's readings, inside the transaction that is acknowledged."""
     connection.execute(SQL["park"], (*anchor, since_boot_us, rows, block))
 
 
 def find_oldest_pending(connection: sqlite3.Connection) -> PendingReadings | None:
-    """The row that waits longest."""
+    """The oldest row."""
     row = connection.execute(SQL["oldest_parked"]).fetchone()
     return None if row is None else PendingReadings(*row)
 
 
 def delete_pending(connection: sqlite3.Connection, number: int) -> None:
-    """Forget a row whose readings are committed."""
+    """Delete a row whose readings are committed."""
     connection.execute(SQL["unpark"], (number,))
 
 
 def count_pending_rows(connection: sqlite3.Connection) -> int:
-    """How many readings wait."""
-    rows: int = connection.execute(SQL["parked_rows"]).fetchone()[0]
-    return rows
+    """How many readings are pending."""
+    return int(fetch_scalar(connection, "parked_rows"))
 
 
 ROWS_MAX = 1000
@@ -95,7 +91,7 @@ _DROPPED_KEY = "outbox_dropped"
 
 
 class AlertExample(msgspec.Struct, frozen=True):
-    """One series' change, as a channel tells it. `value` and `threshold` are None where there is none."""
+    """The change of one series. `value` and `threshold` are None where there is none."""
 
     sensor_id: str
     sensor_type: str
@@ -107,14 +103,9 @@ class AlertExample(msgspec.Struct, frozen=True):
 
 
 class AlertNotice(msgspec.Struct, frozen=True):
-    """What one step changed for one rule.
+    """What one step changed for one rule: `series` many, of which `examples` are the first.
 
-    Attributes:
-        rule: its name.
-        severity: of `cloud_sync.model.records.Severity`.
-        state: of `cloud_sync.model.records.AlertState`.
-        series: how many.
-        examples: the first few of them.
+    `severity` and `state` are numbers of `Severity` and `AlertState`.
     """
 
     rule: str
@@ -145,7 +136,7 @@ def queue_notice(
 
 
 def read_queued_notices(connection: sqlite3.Connection, channel: str) -> list[QueuedNotice]:
-    """What one channel has still to send, oldest first."""
+    """What one channel still has to send, oldest first."""
     rows = connection.execute(SQL["outbox_of"], (channel,)).fetchall()
     return [
         QueuedNotice(number, at_us, msgspec.json.decode(body, type=AlertNotice))
@@ -154,21 +145,21 @@ def read_queued_notices(connection: sqlite3.Connection, channel: str) -> list[Qu
 
 
 def delete_notices(connection: sqlite3.Connection, numbers: Sequence[int], *, dropped: bool = False) -> None:
-    """Forget notices: they were sent, or, with `dropped`, given up."""
+    """Delete notices that were sent or, with `dropped`, abandoned."""
     connection.executemany(SQL["delete_outbox"], [(number,) for number in numbers])
     if dropped:
         _count_dropped(connection, len(numbers))
 
 
 def delete_other_channels(connection: sqlite3.Connection, channels: Iterable[str]) -> int:
-    """Forget what is for channels that are no more; returns how many notices that were."""
+    """Delete the notices of channels that are not configured any more; returns how many."""
     kept = set(channels)
     gone = [name for (name,) in connection.execute(SQL["outbox_channels"]) if name not in kept]
     return sum(connection.execute(SQL["drop_outbox_of"], (name,)).rowcount for name in gone)
 
 
 def outbox_totals(connection: sqlite3.Connection) -> tuple[dict[str, int], int]:
-    """Notices waiting by channel, and how many were ever dropped."""
+    """Queued notices by channel, and how many were ever dropped."""
     dropped = int(read_meta(connection, _DROPPED_KEY))
     return dict(connection.execute(SQL["outbox_totals"]).fetchall()), dropped
 

@@ -36,16 +36,16 @@ class QuarantineItem(NamedTuple):
     def from_payload(
         cls, *, received_at_us: int, source: str, topic: str, reason: str, detail: str, payload: bytes
     ) -> QuarantineItem:
-        """An item that keeps the first bytes of `payload` and how many there were."""
+        """An item that keeps the first bytes of `payload` and its length."""
         return cls(
             received_at_us, source, topic, reason, detail, bytes(payload[:MAX_PAYLOAD_BYTES]), len(payload)
         )
 
 
 def write_quarantine_items(connection: sqlite3.Connection, items: Sequence[QuarantineItem]) -> None:
-    """Add items inside a transaction; the oldest beyond `KEPT_ITEMS` make room.
+    """Add items inside a transaction; the oldest beyond `MAX_ITEMS` are deleted.
 
-    `quarantine_no` only rises, so the items ever quarantined and those dropped can both be read off it.
+    `quarantine_no` only rises, so the items ever quarantined and those deleted can both be read off it.
     """
     connection.executemany(SQL["add_quarantine"], items)
     first, last = connection.execute(SQL["quarantine_range"]).fetchone()
@@ -59,7 +59,7 @@ _NEWEST_NUMBER = (1 << 63) - 1
 
 
 class StoredQuarantineItem(NamedTuple):
-    """One row of the quarantine. `payload` may be the first bytes only of `payload_bytes`."""
+    """One row of the quarantine. `payload` is cut where it is shorter than `payload_bytes`."""
 
     quarantine_no: int
     received_at_us: int
@@ -72,12 +72,12 @@ class StoredQuarantineItem(NamedTuple):
 
     @property
     def is_cut(self) -> bool:
-        """Whether the payload is not kept as a whole."""
+        """Whether only the first bytes of the payload were kept."""
         return len(self.payload) < self.payload_bytes
 
 
 class ReasonCount(NamedTuple):
-    """How many items there are of one reason."""
+    """The items of one reason."""
 
     reason: str
     items: int
@@ -85,11 +85,7 @@ class ReasonCount(NamedTuple):
 
 
 def list_items(path: Path, *, reason: str | None = None, limit: int = 50) -> list[StoredQuarantineItem]:
-    """The newest items first.
-
-    Raises:
-        SpoolError: as for the other functions here.
-    """
+    """The newest items first. Raises SpoolError, as all functions here."""
     with open_spool_read_only(path) as connection:
         rows = connection.execute(SQL["quarantine_items"], (_NEWEST_NUMBER, reason, reason, limit))
         return [StoredQuarantineItem(*row) for row in rows]
@@ -109,17 +105,13 @@ def count_items_by_reason(path: Path) -> list[ReasonCount]:
 
 
 def list_item_numbers(path: Path, *, reason: str | None = None) -> list[int]:
-    """The numbers of all items, or of those of one reason, oldest first; the quarantine is bounded."""
+    """The numbers of all items, or of those of one reason, oldest first."""
     with open_spool_read_only(path) as connection:
         return [row[0] for row in connection.execute(SQL["quarantine_numbers"], (reason, reason))]
 
 
 def drop_items(path: Path, numbers: Sequence[int]) -> int:
-    """Delete items for good; returns how many were there.
-
-    Raises:
-        SpoolAccessError: there is no spool, it cannot be written, or it stayed busy.
-    """
+    """Delete items; returns how many there were."""
     with open_spool_read_only(path):
         pass
     try:

@@ -18,7 +18,7 @@ from uuid import UUID
 from cloud_sync.model import ledger_rules
 from cloud_sync.model.ledger_rules import AppliedPart, AppliedRange, GatewayProgress
 from cloud_sync.model.records import BatchRange, RecordClass
-from gateway.spool.database import SQL, scalar_from_row
+from gateway.spool.database import SQL, fetch_scalar
 
 if TYPE_CHECKING:
     import sqlite3
@@ -54,7 +54,7 @@ class _LedgerEntry(NamedTuple):
 
 @dataclass(slots=True)
 class _AdjacentEntries:
-    """Entries that lie side by side, as one."""
+    """Entries of adjacent ranges, merged into one."""
 
     entries: list[_LedgerEntry] = field(default_factory=list)
     complete: bool = True
@@ -85,7 +85,7 @@ class _AdjacentEntries:
 
 
 class ReceivedLedger:
-    """The ledger of one spool."""
+    """The batches that one spool has received from other gateways."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
@@ -120,7 +120,7 @@ class ReceivedLedger:
         return enter
 
     async def progress(self, gateway_id: str, epoch: UUID | None = None) -> GatewayProgress | None:
-        """What has been taken of one gateway, of one epoch or of all; None when it was never here."""
+        """What was received from one gateway, in one epoch or all; None when it never delivered here."""
         raw = None if epoch is None else epoch.bytes
 
         def look(connection: sqlite3.Connection) -> list[tuple[bytes, int, _LedgerEntry]]:
@@ -164,13 +164,11 @@ def _find_receipt(connection: sqlite3.Connection, batch: Batch) -> Receipt | Cov
 
 
 def _merge_old_entries(connection: sqlite3.Connection, key: tuple[str, bytes, int]) -> None:
-    """Merge what is older than the newest `KEPT_ENTRIES`, once there are twice as many."""
-    count = scalar_from_row(connection.execute(SQL["received_count"], key).fetchone(), 0)
+    """Merge entries older than the newest `KEPT_ENTRIES`, once there are twice as many."""
+    count = fetch_scalar(connection, "received_count", key)
     if count < 2 * KEPT_ENTRIES or count % _MERGED_EVERY:
         return
-    until_us = scalar_from_row(
-        connection.execute(SQL["received_newer_than_newest"], (*key, KEPT_ENTRIES)).fetchone()
-    )
+    until_us = fetch_scalar(connection, "received_newer_than_newest", (*key, KEPT_ENTRIES))
     entries = [_LedgerEntry(*row) for row in connection.execute(SQL["received_of_class"], (*key, until_us))]
     for island in _group_adjacent_entries(entries):
         if not island.complete or len(island.entries) == 1:
@@ -181,7 +179,7 @@ def _merge_old_entries(connection: sqlite3.Connection, key: tuple[str, bytes, in
 
 
 def _group_adjacent_entries(entries: Iterable[_LedgerEntry]) -> Iterator[_AdjacentEntries]:
-    """Entries in order of their commits: adjacent whole ranges together, one that lacks parts by itself."""
+    """Group adjacent complete ranges, in order of commits; an incomplete one is a group by itself."""
     island = _AdjacentEntries()
     for _, group in groupby(entries, key=lambda entry: entry.first_commit):
         parts = list(group)
@@ -214,7 +212,7 @@ MAX_KEPT_ANSWERS = 10_000
 
 
 class KeyedRequest(NamedTuple):
-    """A request: whose, its Idempotency-Key, and the hash of what it holds."""
+    """The client of a request, its Idempotency-Key, and the hash of its body."""
 
     client: str
     key: str
@@ -222,7 +220,7 @@ class KeyedRequest(NamedTuple):
 
 
 class IdempotencyKeys:
-    """The answers of one spool."""
+    """Answers to requests by their Idempotency-Key."""
 
     def __init__(self, database: Database) -> None:
         self._database = database

@@ -45,7 +45,7 @@ async def run_maintenance(
     busy_pause_s: float,
     idle_pause_s: float,
 ) -> None:
-    """Repeat `step` until `stop` is set, with the short pause after a step that found something to do."""
+    """Repeat `step` until `stop` is set; the short pause follows a step that did something."""
     while not stop.is_set():
         stage.begin_step(within_s=STEP_WITHIN_S)
         try:
@@ -70,7 +70,7 @@ class Retention:
         self.reconfigure(policy)
 
     def reconfigure(self, policy: RetentionPolicy) -> None:
-        """Go on with another policy."""
+        """Replace the policy."""
         self.policy = policy
         self._evictor = Evictor(self._database, self._segments, self._capacity, policy)
 
@@ -85,16 +85,16 @@ class Retention:
         )
 
     async def make_room_once(self, now_us: int) -> bool:
-        """Prune, and evict something where that was not enough; whether there is more to do at once."""
+        """Prune, then evict if that was not enough; whether there is more to do at once."""
         pruned = [await self.prune_once(now_us, record_class) for record_class in self.policy.keep_s]
         if max(pruned, default=0) == _MAX_SEGMENTS or (any(pruned) and await self._is_full()):
             return True  # what everybody has goes before what somebody lacks, whatever it is
         return await self._evictor.evict_once(now_us) > 0
 
     async def prune_once(self, now_us: int, record_class: RecordClass = RecordClass.READING) -> int:
-        """Delete at most some hundred segments; returns how many.
+        """Delete at most some hundred delivered segments of a class; returns how many.
 
-        Without destinations no reading is delivered; rollups that no destination gets go by their age alone.
+        Without destinations no reading counts as delivered; rollups that no destination gets go by age alone.
         """
         of_readings = record_class is RecordClass.READING
         if of_readings and not self.policy.receivers.get(record_class):

@@ -8,7 +8,6 @@ damaged file stays beside the spool until a person removes it.
 from __future__ import annotations
 
 import logging
-import os
 import sqlite3
 import time
 from contextlib import closing, suppress
@@ -18,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from cloud_sync.codec import columns
 from cloud_sync.model.errors import FormatError
 from cloud_sync.model.records import RecordClass
+from cloud_sync.runtime.files import fsync_folder
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -55,7 +55,7 @@ _COPIED_TABLES = {
 
 @dataclass(frozen=True, slots=True)
 class SalvageResult:
-    """What came over from a damaged spool."""
+    """What was copied from a damaged spool."""
 
     aside: Path
     segments: int
@@ -72,23 +72,23 @@ def is_damage_error(fault: sqlite3.Error) -> bool:
 
 
 def is_read_only_error(fault: sqlite3.Error) -> bool:
-    """Whether SQLite will only read: a header it half knows, when the file itself may be written."""
+    """Whether SQLite refuses to write, as to a header it half understands, though the file is writable."""
     return getattr(fault, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_READONLY
 
 
 def suspect_marker_path(path: Path) -> Path:
-    """The file that tells the next start to check the whole spool first."""
+    """The file that makes the next start check the whole spool first."""
     return path.with_name(path.name + ".suspect")
 
 
 def mark_suspect(path: Path) -> None:
-    """Have the next start check the whole spool, because something in it could not be read."""
+    """Have the next start check the whole spool: something in it could not be read."""
     with suppress(OSError):
         suspect_marker_path(path).touch()
 
 
 def find_corruption(connection: sqlite3.Connection, path: Path) -> str | None:
-    """What SQLite's own check finds, or None; a large spool is checked only when it is under suspicion."""
+    """What SQLite's check finds, or None; a large spool is checked only when it is marked suspect."""
     if not suspect_marker_path(path).exists() and path.stat().st_size > _ALWAYS_CHECKED_BELOW_BYTES:
         return None
     try:
@@ -110,17 +110,13 @@ def move_aside(path: Path, why: str) -> Path:
         with suppress(FileNotFoundError):
             path.with_name(path.name + suffix).rename(aside.with_name(aside.name + suffix))
     suspect_marker_path(path).unlink(missing_ok=True)
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+    fsync_folder(path.parent)
     _log.error("the spool %s is damaged (%s); it is kept as %s and a new one is begun", path, why, aside.name)
     return aside
 
 
 def copy_readable_rows(new: sqlite3.Connection, aside: Path) -> SalvageResult:
-    """Copy what can be read of `aside` into an empty spool, in one transaction."""
+    """Copy every readable row of `aside` into an empty spool, in one transaction."""
     segments = rows = unreadable = 0
     new.execute("BEGIN IMMEDIATE")
     epoch = new.execute("SELECT value FROM meta WHERE key = 'epoch'").fetchone()[0]
@@ -157,7 +153,7 @@ def _open_damaged(aside: Path) -> sqlite3.Connection:
 
 
 def _read_rows_from_both_ends(old: sqlite3.Connection, table: str) -> Iterator[tuple[Any, ...]]:
-    """The rows of a table, from both ends towards whatever cannot be read between them."""
+    """The rows of a table, from both ends up to what cannot be read."""
     seen: set[object] = set()
     columns_of_key = _COPIED_TABLES.get(table, 0)
     key = [str(number + 1) for number in range(columns_of_key)] or ["rowid"]

@@ -16,14 +16,21 @@ import logging
 import sqlite3
 from collections import OrderedDict
 from contextlib import closing, suppress
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, Self, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 
 from cloud_sync.codec import columns
 from cloud_sync.model.errors import FormatError
 from cloud_sync.model.records import Flag, Readings, RecordClass, Records, Rollups
-from gateway.spool.database import SQL, open_read_only, read_meta, scalar_from_row, wal_size_bytes, write_meta
+from gateway.spool.database import (
+    SQL,
+    fetch_scalar,
+    read_meta,
+    read_view,
+    wal_size_bytes,
+    write_meta,
+)
 from gateway.spool.errors import SpoolAccessError
 from gateway.spool.segments import (
     StoredSegment,
@@ -64,7 +71,7 @@ class DamagedSegment(NamedTuple):
 
 
 class SeriesLookup(Protocol):
-    """The spool's series: `SeriesCatalog`, or what a tool has read of them."""
+    """What knows the spool's series: the catalog, or a tool's copy of it."""
 
     def knows(self, numbers: NDArray[np.int32]) -> bool:
         """Whether every number names a series."""
@@ -102,10 +109,7 @@ def decode_segment_columns(
 
 
 def read_window_length(connection: sqlite3.Connection, segment: StoredSegment) -> tuple[int | None, int]:
-    """The window length that all rollups of a segment have, and the bytes of its block.
-
-    The length is None when there are several, or when it cannot be decoded.
-    """
+    """The window length of a segment of rollups (None when mixed or damaged), and the bytes of its block."""
     block = read_block(connection, segment.position) or b""
     found = decode_segment_columns(block, ("window_s",), RecordClass.ROLLUP)
     if isinstance(found, DamagedSegment) or not (found[0] == found[0][0]).all():
@@ -145,7 +149,7 @@ def count_kept_rows(connection: sqlite3.Connection, record_class: RecordClass = 
 
 
 class SegmentWalk:
-    """Iterate it once for heads; `block` and `overlaps` speak of the head last given."""
+    """Iterate it once for segments; `block` and `overlaps` are about the newest one."""
 
     def __init__(
         self,
@@ -176,19 +180,19 @@ class SegmentWalk:
                     self._connection.execute("COMMIT")
 
     def block(self, head: StoredSegment) -> bytes:
-        """The block of the head last given, of the same view."""
+        """The block of the newest segment, of the same view."""
         block = read_block(self._connection, head.position)
         assert block is not None
         return block
 
     def overlaps(self, head: StoredSegment) -> bool:
-        """Whether the head last given covers commits of heads of an earlier view."""
+        """Whether the newest segment covers commits of segments of an earlier view."""
         if self._before is None:
             return False
         return head.overlaps(*self._before)
 
     def _one_view(self, wal_bytes: int) -> Generator[StoredSegment, None, bool]:
-        """Heads until there are none (True), or the log has grown too much under this view (False)."""
+        """Segments until there are none (True), or the log has grown too much (False)."""
         while heads := self._heads():
             for head in heads:
                 yield head
@@ -203,7 +207,7 @@ class SegmentWalk:
         self._seen_last = max(self._seen_last, last)
 
     def _heads(self) -> list[StoredSegment]:
-        """The next heads: those that reach beyond what was seen."""
+        """The next segments: those that reach beyond what was seen."""
         lowest, highest = self._span
         if self._newest_first:
             if self._seen_last:
@@ -227,13 +231,9 @@ class SegmentWalk:
 
 
 class CommitChunk(NamedTuple):
-    """Some commits in a row.
+    """Consecutive commits: the readings of whole segments, by identity.
 
-    Attributes:
-        readings: of whole segments, in commit order; `series` being identities.
-        last_commit: the newest commit that was looked at, 0 when there was none.
-        damaged_rows: readings of segments that could not be decoded, and were passed over.
-        written_at_us: when the newest of the commits was written, None when there was none.
+    `last_commit` is 0 and `written_at_us` None when there was no commit. `damaged_rows` were passed over.
     """
 
     readings: Readings
@@ -249,21 +249,12 @@ class CommitLogReader:
         self.connection = connection
         self._catalog = catalog
 
-    @classmethod
-    def open(cls, path: Path, catalog: SeriesCatalog) -> Self:
-        """The log of the spool at `path`, which somebody else holds open to write."""
-        return cls(open_read_only(path), catalog)
-
     def close(self) -> None:
         """Close the connection."""
         self.connection.close()
 
     def read(self, after: int, max_rows: int) -> CommitChunk:
-        """The segments that begin after a commit, until there are `max_rows` readings; at least one of them.
-
-        Raises:
-            SpoolAccessError: the file cannot be read.
-        """
+        """The segments after a commit, at least one, until there are `max_rows` readings."""
         parts: list[Readings] = []
         rows = damaged_rows = last_commit = 0
         written_at_us = None
@@ -294,18 +285,13 @@ class CommitLogReader:
 
 
 def record_evicted_rollups(connection: sqlite3.Connection, newest_us: int) -> None:
-    """Remember that rollups of windows that begin up to then were given up; inside a transaction."""
+    """Record that rollups of windows that begin up to then were evicted; inside a transaction."""
     known_us = int(read_meta(connection, _EVICTED_ROLLUPS_KEY, newest_us))
     write_meta(connection, _EVICTED_ROLLUPS_KEY, str(max(known_us, newest_us)))
 
 
 class StoredRevisions(NamedTuple):
-    """Stored revisions that were looked for.
-
-    Attributes:
-        found: the newest revision of each window that is stored; in any order.
-        gone_before_us: windows that begin earlier may have been stored and be gone since.
-    """
+    """The newest stored revisions, in any order; windows before `evicted_before_us` may have been evicted."""
 
     found: Rollups
     evicted_before_us: int
@@ -323,31 +309,25 @@ class StoredRollups:
         return read_commit_counter(self._connection, RecordClass.ROLLUP).commit > 0
 
     def newest_revisions(self, wanted: Rollups) -> StoredRevisions:
-        """The newest stored revision of the windows that `wanted`, of one length, names."""
-        self._connection.execute("BEGIN")  # one state of the file: compaction may move segments meanwhile
-        try:
-            return self._newest_revisions(wanted)
-        finally:
-            self._connection.execute("COMMIT")
-
-    def _newest_revisions(self, wanted: Rollups) -> StoredRevisions:
-        evicted_before_us = self._evicted_before_us()
+        """The newest stored revision of the windows in `wanted`, which are all of one length."""
         found = []
-        for first_us, last_us in _time_clusters(wanted.time_us):
-            for position, last_commit, _ in find_rollup_segments(self._connection, first_us, last_us):
-                stored = self._decode(position, last_commit)
-                if stored is None:
-                    evicted_before_us = ANY_TIME_US
-                    continue
-                hits = _rows_of_windows(stored, wanted)
-                if hits.any():
-                    found.append(stored.select(hits))
+        with read_view(self._connection):
+            evicted_before_us = self._evicted_before_us()
+            for first_us, last_us in _time_clusters(wanted.time_us):
+                for position, last_commit, _ in find_rollup_segments(self._connection, first_us, last_us):
+                    stored = self._decode(position, last_commit)
+                    if stored is None:
+                        evicted_before_us = ANY_TIME_US
+                        continue
+                    hits = _rows_of_windows(stored, wanted)
+                    if hits.any():
+                        found.append(stored.select(hits))
         newest = keep_newest_revisions(Rollups.concat(found)) if found else Rollups.empty()
         return StoredRevisions(newest, evicted_before_us)
 
     def _evicted_before_us(self) -> int:
         """Windows that begin before this may have been pruned, or set aside as damaged."""
-        aside_us = scalar_from_row(self._connection.execute(SQL["last_set_aside"], _ROLLUP_SPAN).fetchone())
+        aside_us = fetch_scalar(self._connection, "last_set_aside", _ROLLUP_SPAN)
         oldest = self._connection.execute(SQL["first_segment_from"], _ROLLUP_SPAN).fetchone()
         if oldest is None:
             return ANY_TIME_US if self.ever() else -ANY_TIME_US
@@ -359,7 +339,7 @@ class StoredRollups:
         return max(gone_us, evicted_us + 1) + _AHEAD_US
 
     def _decode(self, position: int, last_commit: int) -> Rollups | None:
-        """A segment of rollups, perhaps from the cache; None when it is damaged."""
+        """A segment of rollups, perhaps cached; None when it is damaged."""
         key = (position, last_commit)
         if key in self._cache:
             self._cache.move_to_end(key)
@@ -374,7 +354,7 @@ class StoredRollups:
 
 
 def keep_newest_revisions(rollups: Rollups) -> Rollups:
-    """Of each series, window length and start the newest revision, in canonical order."""
+    """The newest revision of each series, window length and start, in canonical order."""
     ordered = rollups.in_order()
     follows = np.ones(max(0, ordered.rows - 1), np.bool_)
     for name in ("series", "window_s", "time_us"):
@@ -391,7 +371,7 @@ def _time_clusters(time_us: NDArray[np.int64]) -> list[tuple[int, int]]:
 
 
 def _rows_of_windows(stored: Rollups, wanted: Rollups) -> NDArray[np.bool_]:
-    """Which stored rows are of a window that `wanted` names."""
+    """Which stored rows are of a window in `wanted`."""
     of_length = stored.window_s == wanted.window_s[0]
     at = np.flatnonzero(
         of_length & np.isin(stored.time_us, wanted.time_us) & np.isin(stored.series, wanted.series)

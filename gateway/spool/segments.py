@@ -15,7 +15,7 @@ import numpy as np
 
 from cloud_sync.codec import columns
 from cloud_sync.model.records import RecordClass, Records
-from gateway.spool.database import SQL, read_meta, scalar_from_row, write_meta
+from gateway.spool.database import SQL, fetch_scalar, read_meta, write_meta
 from gateway.spool.quarantine_items import QuarantineItem, write_quarantine_items
 from gateway.spool.series_catalog import write_series
 
@@ -80,10 +80,7 @@ def _encode_segment(records: Records, level: int) -> EncodedSegment:
 
 @dataclass(frozen=True, slots=True)
 class AppendResult:
-    """What became of one group: `stored + duplicates + conflicts` is what was handed over.
-
-    `submissions` has the same of each submission of it.
-    """
+    """The result of one group: `stored + duplicates + conflicts` rows were handed over."""
 
     stored: int
     duplicates: int
@@ -96,18 +93,14 @@ CommitNote = Callable[["sqlite3.Connection", AppendResult], None]
 
 
 class CommitCounter(NamedTuple):
-    """Where a class stands: its newest commit and the rows ever committed."""
+    """The newest commit of a class, and the rows ever committed."""
 
     commit: int
     rows: int
 
 
 class SegmentWriter:
-    """The writing side: knows the next commit number of every class.
-
-    Attributes:
-        appended_bytes: of blocks appended since start.
-    """
+    """The writing side: it knows the next commit number of every class."""
 
     def __init__(
         self, database: Database, catalog: SeriesCatalog, counters: dict[RecordClass, CommitCounter]
@@ -120,7 +113,7 @@ class SegmentWriter:
 
     @classmethod
     async def open(cls, database: Database, catalog: SeriesCatalog) -> SegmentWriter:
-        """The segments of an open spool, in time that does not grow with their number."""
+        """The writer of an open spool, in time that does not grow with the number of segments."""
         counters = await database.read(lambda c: {k: read_commit_counter(c, k) for k in RecordClass})
         return cls(database, catalog, counters)
 
@@ -141,46 +134,36 @@ class SegmentWriter:
         notes: Sequence[CommitNote] = (),
         result: AppendResult | None = None,
     ) -> list[int]:
-        """One group commit: segments (mostly one), quarantine rows and notes, fsynced together (promise 1).
+        """Commit a group: segments (mostly one), quarantine items and notes, fsynced together (promise 1).
 
-        Only readings wait for compaction to be known to the index of times. Without a `result` the notes get
-        one that says that all rows are new. Returns the position of each new segment.
+        Only readings wait for compaction to index them. Without a `result` the notes get one that
+        says that all rows are new. Returns the position of each new segment.
 
         Raises:
             SpoolFullError, SpoolAccessError: nothing was written; the same call may be made again.
         """
+        result = result or AppendResult(sum(run.rows for run in sealed), 0, 0)
         async with self._turn:
-            result = result or AppendResult(sum(run.rows for run in sealed), 0, 0)
-            return await self._append(sealed, items, now_us, notes, result)
+            new_series = self._catalog.list_unsaved()
 
-    async def _append(
-        self,
-        sealed: Sequence[EncodedSegment],
-        items: Sequence[QuarantineItem],
-        now_us: int,
-        notes: Sequence[CommitNote],
-        result: AppendResult,
-    ) -> list[int]:
-        new_series = self._catalog.list_unsaved()
+            def work(connection: sqlite3.Connection) -> tuple[dict[RecordClass, CommitCounter], list[int]]:
+                if new_series:
+                    write_series(connection, new_series)
+                if items:
+                    write_quarantine_items(connection, items)
+                for note in notes:
+                    note(connection, result)
+                return self._insert(connection, sealed, now_us)
 
-        def work(connection: sqlite3.Connection) -> tuple[dict[RecordClass, CommitCounter], list[int]]:
-            if new_series:
-                write_series(connection, new_series)
-            if items:
-                write_quarantine_items(connection, items)
-            for note in notes:
-                note(connection, result)
-            return self._insert(connection, sealed, now_us)
-
-        self._counters, positions = await self._database.write(work)
-        self._catalog.mark_saved(new_series)
-        self.appended_bytes += sum(len(run.block) for run in sealed)
-        return positions
+            self._counters, positions = await self._database.write(work)
+            self._catalog.mark_saved(new_series)
+            self.appended_bytes += sum(len(run.block) for run in sealed)
+            return positions
 
     def _insert(
         self, connection: sqlite3.Connection, sealed: Sequence[EncodedSegment], now_us: int
     ) -> tuple[dict[RecordClass, CommitCounter], list[int]]:
-        """Insert segments; returns where every class will stand once this is durable, and their positions."""
+        """Insert segments; returns the counters once this is durable, and the positions."""
         counters, positions = dict(self._counters), []
         for run in sealed:
             commit, rows_before = counters[run.record_class]
@@ -205,7 +188,7 @@ class SegmentWriter:
 
 
 class StoredSegment(NamedTuple):
-    """A segment in the file, without its block. `position` says its class and first commit."""
+    """A segment in the file, without its block. `position` encodes its class and first commit."""
 
     position: int
     last_commit: int
@@ -243,12 +226,11 @@ def read_segments(
 
 
 def read_fresh_segments(connection: sqlite3.Connection, limit: int = -1) -> list[StoredSegment]:
-    """The segments of readings that compaction has not been over yet, oldest first: the newest ones."""
+    """The segments of readings that compaction has not indexed yet, oldest first."""
     low, high = position_span(RecordClass.READING)
-    newest_indexed = scalar_from_row(
-        connection.execute(SQL["newest_indexed"], (low, high)).fetchone(), low - 1
-    )
-    return read_segments(connection, (newest_indexed + 1, high), limit)
+    newest_indexed = fetch_scalar(connection, "newest_indexed", (low, high))
+    start = low if newest_indexed is None else newest_indexed + 1
+    return read_segments(connection, (start, high), limit)
 
 
 def save_pruned_mark(connection: sqlite3.Connection, position: int) -> None:

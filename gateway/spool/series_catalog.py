@@ -81,7 +81,7 @@ class SeriesCatalog:
         ]
 
     def assign_number(self, series: Series) -> int | None:
-        """The number of `series`, a new one if need be; None when the catalog is full."""
+        """The number of `series`, a new one if necessary; None when the catalog is full."""
         number = self._numbers.get(series)
         if number is None and len(self._series) < self.max_series:
             number = self._next

@@ -17,8 +17,9 @@ from gateway.spool.database import (
     SQL,
     Database,
     ProgressListener,
+    fetch_scalar,
+    file_size_bytes,
     open_spool_read_only,
-    scalar_from_row,
 )
 from gateway.spool.deliveries import Deliveries
 from gateway.spool.duplicates import DuplicateFilter
@@ -80,12 +81,7 @@ async def open_spool(
     capacity: Capacity | None = None,
     create: bool = True,
 ) -> AsyncIterator[Spool]:
-    """The spool at `path`, open for the length of a block. Without `create` it has to be there.
-
-    Raises:
-        SpoolInUseError: another process writes it.
-        SpoolError: the spool cannot be used.
-    """
+    """The spool at `path`, open for a block. Without `create` it must exist. Raises SpoolError."""
     if not create:
         with open_spool_read_only(path):
             pass
@@ -97,7 +93,7 @@ async def open_spool(
 
 
 class CompactionResult(NamedTuple):
-    """What compaction did. Bytes are of the file, once it was closed."""
+    """The result of a compaction. Bytes are of the file."""
 
     segments_before: int
     segments_after: int
@@ -115,24 +111,15 @@ class _CompactionProgress(NamedTuple):
 
 
 async def compact_spool(path: Path, progress: ProgressListener = NO_PROGRESS) -> CompactionResult:
-    """Merge every segment that may be merged; `progress` counts commits.
-
-    Raises:
-        SpoolInUseError: a gateway is running on this spool; it compacts by itself.
-        SpoolAccessError, SpoolFullError: the spool cannot be used or written.
-    """
+    """Merge every segment that may be merged; `progress` counts commits. Raises SpoolError."""
     async with open_spool(path, create=False) as spool:
-        bytes_before = path.stat().st_size  # noqa: ASYNC240 - nothing else runs here
+        bytes_before = spool.database.size_bytes
         result = await compact_open_spool(spool, progress)
-    return result._replace(bytes_before=bytes_before, bytes_after=path.stat().st_size)  # noqa: ASYNC240 - as above
+    return result._replace(bytes_before=bytes_before, bytes_after=file_size_bytes(path))
 
 
 async def compact_open_spool(spool: Spool, progress: ProgressListener = NO_PROGRESS) -> CompactionResult:
-    """The same on the open spool of a running gateway, which goes on appending meanwhile.
-
-    Raises:
-        SpoolAccessError, SpoolFullError: the spool cannot be written.
-    """
+    """The same on the open spool of a running gateway, which goes on appending meanwhile."""
     database = spool.database
     bytes_before = database.size_bytes
     before = now = await database.read(_read_compaction_progress)
@@ -149,7 +136,7 @@ async def compact_open_spool(spool: Spool, progress: ProgressListener = NO_PROGR
 def _read_compaction_progress(connection: sqlite3.Connection) -> _CompactionProgress:
     span = position_span(RecordClass.READING)
     newest = read_commit_counter(connection, RecordClass.READING).commit
-    indexed = scalar_from_row(connection.execute(SQL["newest_indexed"], span).fetchone(), 0)
+    indexed = fetch_scalar(connection, "newest_indexed", span) or 0
     last = connection.execute(SQL["segments_back_from"], (span[0], indexed, 1)).fetchone()
     segments, rows, *_ = connection.execute(SQL["scan"], span).fetchone()
     return _CompactionProgress(newest - (0 if last is None else last[1]), segments, rows)

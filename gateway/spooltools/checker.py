@@ -15,7 +15,14 @@ import numpy as np
 from cloud_sync.codec import columns
 from cloud_sync.model.records import Readings, RecordClass
 from gateway.spool import errors
-from gateway.spool.database import NO_PROGRESS, SQL, ProgressListener, open_spool_read_only, read_meta
+from gateway.spool.database import (
+    NO_PROGRESS,
+    SQL,
+    ProgressListener,
+    open_spool_read_only,
+    read_meta,
+    read_view,
+)
 from gateway.spool.segment_reader import DamagedSegment, SegmentWalk, count_kept_rows, decode_segment
 from gateway.spool.segments import first_commit_at, position_span, read_commit_counter, read_pruned_mark
 
@@ -30,12 +37,8 @@ if TYPE_CHECKING:
 
 
 def check_progress(connection: sqlite3.Connection, add: Callable[[str, str], None]) -> None:
-    """Hold delivered ranges and open batches against what was ever committed.
-
-    `add` is told the place and the words of each problem.
-    """
-    connection.execute("BEGIN")
-    try:
+    """Check delivered ranges and open batches against the commits; `add` gets each problem."""
+    with read_view(connection):
         newest = {k: _newest_commit_ever(connection, k) for k in RecordClass}
         known = {name for name, _, _ in connection.execute(SQL["destinations"])}
         delivered = connection.execute(SQL["all_delivered"]).fetchall()
@@ -59,12 +62,9 @@ def check_progress(connection: sqlite3.Connection, add: Callable[[str, str], Non
                 for what in _segments_across_edges(connection, RecordClass(number), first, last):
                     add(where, what)
         _check_no_overlap(delivered, batches, add)
-    finally:
-        connection.execute("COMMIT")
 
 
 def _newest_commit_ever(connection: sqlite3.Connection, record_class: RecordClass) -> int:
-    """The newest commit of a class, set aside ones included."""
     aside = connection.execute(SQL["damaged_between"], position_span(record_class)).fetchall()
     newest: int = max(read_commit_counter(connection, record_class).commit, *(row[1] for row in aside), 0)
     return newest
@@ -73,7 +73,7 @@ def _newest_commit_ever(connection: sqlite3.Connection, record_class: RecordClas
 def _segments_across_edges(
     connection: sqlite3.Connection, record_class: RecordClass, first: int, last: int
 ) -> Iterator[str]:
-    """No segment may lie across an edge of progress (promise 3): those that do, in words."""
+    """No segment may lie across an edge of progress (promise 3)."""
     for outer in (first - 1, last):
         row = connection.execute(SQL["covering"], position_span(record_class, 0, outer)).fetchone()
         if row is not None and row[1] > outer >= first_commit_at(row[0]):
@@ -106,18 +106,14 @@ _MAX_PAGES_REPORTED = 100
 
 
 class Problem(msgspec.Struct):
-    """One thing that is wrong: where, and what."""
+    """One problem: where, and what."""
 
     where: str
     what: str
 
 
 class CheckReport(msgspec.Struct):
-    """What was looked at and what was found.
-
-    `problems` keeps the first `PROBLEMS_KEPT` of `problem_count`. Segments that a gateway has found damaged
-    and set aside are counted, and are no problem: they are declared, and everything else goes on.
-    """
+    """The result, with the first `PROBLEMS_KEPT` problems; segments set aside before are none."""
 
     path: str
     segments: int = 0
@@ -129,7 +125,7 @@ class CheckReport(msgspec.Struct):
     problems: list[Problem] = []
 
     def add(self, where: str, what: str) -> None:
-        """Note a problem."""
+        """Add a problem."""
         self.problem_count += 1
         if len(self.problems) < PROBLEMS_KEPT:
             self.problems.append(Problem(where, what))
@@ -144,15 +140,8 @@ def check_spool(
 ) -> CheckReport:
     """Check the spool at `path`, live or stopped.
 
-    Args:
-        path: the spool's file.
-        decode: decode every segment; without it only the structure is looked at.
-        full: SQLite's integrity_check (indexes against tables too) in place of quick_check.
-        progress: told what is looked at, and of the rows of each segment.
-
-    Raises:
-        SpoolTooNewError: a later release wrote it.
-        SpoolAccessError: there is no file.
+    `decode`: decode every segment, else only check the structure. `full`: SQLite's integrity_check, which
+    checks indexes against tables, in place of quick_check. Raises SpoolAccessError, SpoolTooNewError.
     """
     result = CheckReport(str(path))
     if not path.is_file():
@@ -303,7 +292,7 @@ def _check_block(
     known: NDArray[np.bool_],
     result: CheckReport,
 ) -> NDArray[np.bool_]:
-    """Decode one segment and hold it against its row; returns the series known by now."""
+    """Decode one segment and check it against its row; returns the series known by now."""
     try:
         block = walk.block(head)
     except (sqlite3.DatabaseError, TypeError) as fault:
@@ -337,7 +326,6 @@ def _check_block(
 
 
 def _is_in_order(records: Records) -> bool:
-    """Whether rows are in the canonical order of their class."""
     order = np.lexsort([getattr(records, name) for name in reversed(records.order)])
     return bool((order == np.arange(records.rows)).all())
 

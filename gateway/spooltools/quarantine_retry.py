@@ -43,7 +43,6 @@ if TYPE_CHECKING:
 
     from gateway.payloads.decoder_registry import RuleSet
     from gateway.payloads.topics import TopicTemplate
-    from gateway.spool.appender import Submission
     from gateway.spool.quarantine_items import QuarantineItem
     from gateway.spool.spool import Spool
 
@@ -72,37 +71,33 @@ _refused_decoder = msgspec.json.Decoder(_RefusedReading)
 
 
 class RefusedRowSender:
-    """Takes items, then sends all of them again together."""
+    """Collects items that a destination refused, and sends them to it again together."""
 
     def __init__(self, spool: Spool) -> None:
         self._spool = spool
-        self._gathered: dict[str, ColumnBuilder] = defaultdict(ColumnBuilder)
+        self._builders: dict[str, ColumnBuilder] = defaultdict(ColumnBuilder)
         self._numbers: dict[str, list[int]] = defaultdict(list)
 
-    async def take(self, item: StoredQuarantineItem) -> str | None:
-        """Keep an item for `send`; or why it cannot be sent again."""
+    async def add(self, item: StoredQuarantineItem) -> str | None:
+        """Add an item to `send`; returns why it cannot be sent again, or None."""
         known = await self._spool.database.read(
             lambda c: c.execute(SQL["destination_known"], (item.source,)).fetchone()
         )
         if known is None:
-            return f"it was put aside by {item.source}, and is no publish"
+            return f"it was quarantined by {item.source}, which is not a known destination"
         try:
-            told = _refused_decoder.decode(item.payload)
-            self._gathered[item.source].add(_to_reading(told))
+            refused = _refused_decoder.decode(item.payload)
+            self._builders[item.source].add(_to_reading(refused))
         except (msgspec.DecodeError, UnicodeDecodeError, InvalidReadingError):
-            return "it is no single reading that could be sent again"
+            return "its payload is not a single reading"
         self._numbers[item.source].append(item.quarantine_no)
         return None
 
     async def send(self, now_us: int) -> int:
-        """Commit what was taken for its destinations, and drop the items; returns how many readings.
-
-        Raises:
-            SpoolAccessError, SpoolFullError: nothing of the rest has happened.
-        """
+        """Commit what was collected and delete its items; returns how many readings that are."""
         sent = 0
-        for destination in list(self._gathered):
-            series, readings = self._gathered.pop(destination).build()
+        for destination in list(self._builders):
+            series, readings = self._builders.pop(destination).build()
             gone = [(number,) for number in self._numbers.pop(destination)]
             numbers = np.array([self._spool.catalog.assign_number(one) for one in series], np.int32)
             own = readings.with_series(numbers[readings.series]).in_order()
@@ -126,21 +121,21 @@ class RefusedRowSender:
         await self._spool.segments.append(sealed, now_us=now_us, notes=[note])
 
 
-def _to_reading(told: _RefusedReading) -> Reading:
-    attributes = tuple((name, text) for name in sorted(ATTRIBUTE_NAMES) if (text := getattr(told, name)))
+def _to_reading(refused: _RefusedReading) -> Reading:
+    attributes = tuple((name, text) for name in sorted(ATTRIBUTE_NAMES) if (text := getattr(refused, name)))
     quality, battery_level, signal_strength = (
         math.nan if number is None else number
-        for number in (told.quality, told.battery_level, told.signal_strength)
+        for number in (refused.quality, refused.battery_level, refused.signal_strength)
     )
     return Reading(
-        Series(told.sensor_id, told.sensor_type, attributes),
-        told.ts,
-        told.value,
+        Series(refused.sensor_id, refused.sensor_type, attributes),
+        refused.ts,
+        refused.value,
         quality,
         battery_level,
         signal_strength,
-        told.seq,
-        told.flags | Flag.PROCESSED,
+        refused.seq,
+        refused.flags | Flag.PROCESSED,
     )
 
 
@@ -153,13 +148,9 @@ _COMMIT_WITHIN_S = 60.0
 
 @dataclass(slots=True)
 class RetryResult:
-    """What became of the items.
+    """What became of the items: `items` made readings and left, `left` stay, each with the reason.
 
-    Attributes:
-        items: how many made readings and left the quarantine.
-        stored, duplicates, conflicts: what those readings were to the spool.
-        left: number of each item that stays, with the reason in words.
-        sent_again: readings that go once more to the destinations that refused them.
+    `sent_again` readings go once more to the destinations that refused them.
     """
 
     items: int = 0
@@ -171,7 +162,7 @@ class RetryResult:
 
 
 class _DryRunAppender(Appender):
-    """An appender that stores nothing, and remembers what it was given last."""
+    """Stores nothing, and keeps what the last append was given."""
 
     def __init__(self) -> None:
         self.rows = 0
@@ -179,16 +170,14 @@ class _DryRunAppender(Appender):
         self.items: Sequence[QuarantineItem] = ()
 
     def forget(self) -> None:
-        """Be as if nothing had been given."""
+        """Clear what was kept."""
         self.rows, self.untimed, self.items = 0, False, ()
 
     async def append(
         self,
         readings: Readings | None,
         items: Sequence[QuarantineItem],
-        *,
-        now_us: int,  # noqa: ARG002 - the signature of what it stands in for
-        submissions: Sequence[Submission] = (),  # noqa: ARG002 - as above
+        **_: object,
     ) -> AppendResult:
         self.items = items
         if readings is not None:
@@ -214,12 +203,7 @@ async def retry_stopped_spool(
     max_series: int = DEFAULT_MAX_SERIES,
     progress: ProgressListener = NO_PROGRESS,
 ) -> RetryResult:
-    """Decode items again; those that make readings are stored and leave the quarantine.
-
-    Raises:
-        SpoolInUseError: a gateway is running on this spool.
-        SpoolAccessError, SpoolFullError: the spool cannot be used or written.
-    """
+    """Decode items again; those that make readings are stored and leave the quarantine."""
     async with open_spool(path, max_series=max_series, create=False) as spool:
         return await retry_open_spool(spool, template, numbers, progress=progress)
 
@@ -231,23 +215,19 @@ async def retry_open_spool(
     *,
     progress: ProgressListener = NO_PROGRESS,
 ) -> RetryResult:
-    """The same on the open spool of a running gateway, whose own appends go on between.
-
-    Raises:
-        SpoolAccessError, SpoolFullError: the spool cannot be written.
-    """
+    """The same on the open spool of a running gateway, which goes on appending meanwhile."""
     progress.total(len(numbers))
-    bench = _RetryRun(spool, template)
+    run = _RetryRun(spool, template)
     for start in range(0, len(numbers), _AT_ONCE):
         for number in numbers[start : start + _AT_ONCE]:
-            await bench.take(number)
+            await run.prepare(number)
             progress.advance()
-        await bench.store()
-    return bench.result
+        await run.store()
+    return run.result
 
 
 class _RetryRun:
-    """Two committers on one spool: one to rehearse with, one that stores."""
+    """Two committers on one spool: one for the dry run, one that stores."""
 
     def __init__(self, spool: Spool, template: TopicTemplate | RuleSet) -> None:
         self._database = spool.database
@@ -260,11 +240,11 @@ class _RetryRun:
             self._dry_run_appender, spool.catalog, template, interval_s=0, clock_us=self._clock
         )
         self._real = Committer(spool.appender, spool.catalog, template, interval_s=0, clock_us=self._clock)
-        self._taken: list[int] = []
+        self._prepared: list[int] = []
         self.result = RetryResult()
 
-    async def take(self, number: int) -> None:
-        """Rehearse one item; keep it for `store` when all of it makes readings."""
+    async def prepare(self, number: int) -> None:
+        """Decode one item in a dry run; keep it for `store` when all of it makes readings."""
         row = await self._database.read(lambda c: c.execute(SQL["quarantine_item"], (number,)).fetchone())
         if row is None:
             self.result.left.append((number, "there is no such item"))
@@ -277,11 +257,11 @@ class _RetryRun:
             self.result.left.append((number, why))
 
     async def store(self) -> None:
-        """Commit what was taken, then drop its items."""
+        """Commit the prepared items, then delete them from the quarantine."""
         sent = await self._refused.send(time.time_ns() // 1000)
         self.result.sent_again += sent
         self.result.items += sent
-        if not self._taken:
+        if not self._prepared:
             return
         try:
             async with asyncio.timeout(_COMMIT_WITHIN_S):
@@ -291,29 +271,29 @@ class _RetryRun:
             raise SpoolAccessError(
                 f"nothing more was stored: {reason or 'the spool took too long'}"
             ) from None
-        gone = [(number,) for number in self._taken]
+        gone = [(number,) for number in self._prepared]
         await self._database.write(lambda c: c.executemany(SQL["drop_quarantine"], gone))
         counters, result = self._real.counters, self.result
         result.items += len(gone)
         result.stored, result.duplicates = counters.readings, counters.duplicates
         result.conflicts = counters.conflicts
-        self._taken = []
+        self._prepared = []
 
     async def _prepare_item(self, item: StoredQuarantineItem) -> str | None:
-        """Keep an item for `store`; or why it stays."""
+        """Prepare an item for `store`; returns why it stays, or None."""
         if item.is_cut:
             return f"only the first {len(item.payload)} of its {item.payload_bytes} bytes were kept"
         if item.source.partition(":")[0] not in _INGRESS_SOURCES:
-            return await self._refused.take(item)
+            return await self._refused.add(item)
         why = self._prepare_http_item(item) if item.source == "http" else await self._dry_run(item)
         if why is None:
             if item.source != "http":
                 self._real.offer(item.source, item.topic.encode(), item.payload)
-            self._taken.append(item.quarantine_no)
+            self._prepared.append(item.quarantine_no)
         return why
 
     def _prepare_http_item(self, item: StoredQuarantineItem) -> str | None:
-        """Take what came over HTTP: a reading, or the part of a pack; why not, None when it is taken."""
+        """The same for a reading, or part of a SenML pack, that came over HTTP."""
         try:
             parsed = parse_quarantined_body(
                 item.topic, item.payload, now_us=item.received_at_us, stamps=self._stamps
@@ -330,17 +310,17 @@ class _RetryRun:
         return None
 
     async def _dry_run(self, item: StoredQuarantineItem) -> str | None:
-        """Why the payload does not make readings by the rules of today, None when all of it does."""
-        rehearsal = self._dry_run_appender
-        rehearsal.forget()
+        """Why the payload does not make readings by the present rules; None when all of it does."""
+        dry_run = self._dry_run_appender
+        dry_run.forget()
         self._dry_run_committer.offer(item.source, item.topic.encode(), item.payload)
         await self._dry_run_committer.commit_once()
-        together = rehearsal.rows + len(rehearsal.items)
-        if item.reason not in _NOTHING_STORED_REASONS and rehearsal.untimed and together > 1:
+        total = dry_run.rows + len(dry_run.items)
+        if item.reason not in _NOTHING_STORED_REASONS and dry_run.untimed and total > 1:
             return (
                 "other readings of the same payload were stored with the time they came in; "
                 "storing them again would double them"
             )
-        if rehearsal.items:
-            return f"still bad: {rehearsal.items[0].reason}: {rehearsal.items[0].detail}"
-        return None if rehearsal.rows else "it holds no reading"
+        if dry_run.items:
+            return f"still bad: {dry_run.items[0].reason}: {dry_run.items[0].detail}"
+        return None if dry_run.rows else "it holds no reading"

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from cloud_sync.model.records import SEQ_ABSENT, Flag
+from cloud_sync.runtime.files import fsync_folder
 from gateway.humanize import escape_text
 
 if TYPE_CHECKING:
@@ -49,7 +50,7 @@ _SERIES_COLUMN_INDEXES = [EXPORT_COLUMNS.index(name) for name in SERIES_COLUMNS]
 
 
 class SeriesLookup(Protocol):
-    """Whoever knows the series of a number."""
+    """What finds a series by its number."""
 
     def __getitem__(self, number: int) -> Series:
         """The series."""
@@ -57,7 +58,7 @@ class SeriesLookup(Protocol):
 
 
 def series_texts(series: Series) -> tuple[str | None, ...]:
-    """What a series puts into `SERIES_COLUMNS`; None where it says nothing."""
+    """The values of `SERIES_COLUMNS` for a series; None where it has none."""
     attributes = dict(series.attributes)
     return (series.sensor_id, series.sensor_type, *(attributes.get(name) for name in SERIES_COLUMNS[2:]))
 
@@ -88,7 +89,7 @@ def format_json_lines(readings: Readings, names: SeriesLookup) -> str:
 
 
 def format_table_rows(readings: Readings, names: SeriesLookup) -> Iterator[list[str]]:
-    """Rows for a person: texts escaped, flags by their names."""
+    """Rows for a terminal: texts escaped, flags by name."""
     for row in _format_rows(readings, names, lambda text: "" if text is None else escape_text(text, 40), ""):
         row[-1] = format_flags(int(row[-1]))
         yield row
@@ -223,11 +224,7 @@ class ParquetWriter:
 
 
 def find_file_ending(out: str) -> str:
-    """The form an export's name asks for: one of `ENDINGS`; `-` and `-.gz` mean CSV on standard output.
-
-    Raises:
-        ExportFault: the name asks for none of them.
-    """
+    """The format that an export's name asks for; `-` and `-.gz` mean CSV on standard output."""
     if out in ("-", "-.gz"):
         return f".csv{out[1:]}"
     for ending in sorted(FILE_ENDINGS, key=len, reverse=True):
@@ -240,11 +237,7 @@ def find_file_ending(out: str) -> str:
 
 @contextmanager
 def open_file_writer(path: Path, *, replace: bool = False) -> Iterator[ExportWriter]:
-    """A writer of the form that `path` asks for; the file appears when the block ends without an error.
-
-    Raises:
-        ExportFault: the file exists, or cannot be written, or its form is not available.
-    """
+    """A writer in the format that `path` asks for; the file appears when the block ends without an error."""
     ending = find_file_ending(path.name)
     if path.exists() and not replace:
         raise ExportError(f"{path}: exists; name another file, or replace it with --force")
@@ -252,8 +245,8 @@ def open_file_writer(path: Path, *, replace: bool = False) -> Iterator[ExportWri
     try:
         with _open_part_file_writer(part, ending) as writer:
             yield writer
-        os.replace(part, path)  # noqa: PTH105 - beside os.fsync and os.open
-        _fsync_folder(path)
+        part.replace(path)
+        fsync_folder(path.absolute().parent)
     except OSError as fault:
         raise ExportError(f"{fault.filename or path}: {fault.strerror or fault}") from fault
     finally:
@@ -292,14 +285,6 @@ def _open_part_file_writer(part: Path, ending: str) -> Iterator[ExportWriter]:
                 yield TextWriter(file, text_of, header)
     with part.open("rb") as file:
         os.fsync(file.fileno())
-
-
-def _fsync_folder(path: Path) -> None:
-    fd = os.open(path.absolute().parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
 
 
 def _to_valid_utf8(text: str | None) -> str | None:

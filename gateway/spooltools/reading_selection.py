@@ -105,14 +105,7 @@ class SelectedSeries:
 
 @dataclass(slots=True)
 class ReadSummary:
-    """What a reading of the spool came across.
-
-    Attributes:
-        segments: how many were looked at.
-        rows: readings found.
-        damaged_rows: readings in segments that cannot be decoded, and are left out.
-        damaged: the first of those segments, each with what is wrong.
-    """
+    """What a scan of the spool found; `damaged` describes the first segments that cannot be decoded."""
 
     segments: int = 0
     rows: int = 0
@@ -132,8 +125,7 @@ def read_selected(
 ) -> Iterator[Readings]:
     """Selected readings, one segment at a time, in commit order or against it; each reading once.
 
-    A segment that cannot be decoded is noted in `found` and passed over. `watcher` is told of
-    the rows of every segment.
+    A segment that cannot be decoded is added to `found` and passed over. `progress` counts rows.
     """
     walk = SegmentWalk(connection, path, newest_first=newest_first)
     given = _RecentReadings()
@@ -166,7 +158,7 @@ def _decode_segment(
 
 
 class _RecentReadings:
-    """What was given lately: as much as one merged segment can hold."""
+    """What was yielded lately: as much as one merged segment can hold."""
 
     def __init__(self) -> None:
         self._parts: deque[Readings] = deque()
@@ -179,7 +171,7 @@ class _RecentReadings:
             self._rows -= self._parts.popleft().rows
 
     def without(self, readings: Readings) -> Readings:
-        """The readings of a merged segment that were not given before it was merged."""
+        """The readings of a merged segment that were not yielded before it was merged."""
         known = {key for part in self._parts for key in _reading_keys(part)}
         fresh = (key not in known for key in _reading_keys(readings))
         return readings.select(np.fromiter(fresh, np.bool_, readings.rows))

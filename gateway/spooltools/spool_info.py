@@ -29,13 +29,7 @@ _PROGRESS_STEPS = 1000
 
 
 class ClassInfo(msgspec.Struct):
-    """Records of one class.
-
-    Attributes:
-        rows, rows_ever: kept now; ever committed.
-        oldest_commit: the oldest still kept, 0 when none is.
-        estimated: whether segments, block_bytes and the times are estimates.
-    """
+    """Records of one class; with `estimated` its segments, bytes and times are estimates."""
 
     rows: int
     rows_ever: int
@@ -85,11 +79,7 @@ class SpoolInfo(msgspec.Struct):
 def read_spool_info(
     path: Path, gateway_id: str | None = None, *, scan_within_s: float = SCAN_WITHIN_S
 ) -> SpoolInfo:
-    """What the spool at `path` holds, live or stopped.
-
-    Raises:
-        SpoolError: there is no spool, or it cannot be read.
-    """
+    """What the spool at `path` holds, live or stopped. Raises SpoolError."""
     live = is_spool_live(path)
     with open_spool_read_only(path) as connection:
         connection.execute("BEGIN")  # one view for all that follows

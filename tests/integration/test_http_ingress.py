@@ -6,7 +6,6 @@ import asyncio
 import base64
 import gzip
 import json
-from contextlib import closing
 from typing import Any
 
 import cbor2
@@ -18,6 +17,7 @@ from cloud_sync.http import uvicorn_server
 from cloud_sync.model.errors import RetryLaterError
 from cloud_sync.model.records import Batch, Flag, Receipt, RecordClass
 from gateway.auth import device_passwords
+from gateway.spool.database import open_spool_read_only
 from gateway.spool.segment_reader import CommitLogReader, read_block
 from gateway.spool.segments import segment_position
 from gateway.status.certificates import CertificateMonitor
@@ -332,7 +332,8 @@ async def test_readings_of_another_gateway_are_marked_as_processed_in_the_spool_
             block = await database.read(lambda c: read_block(c, segment_position(RecordClass.READING, 1)))
             assert set((columns.decode(block or b"").flags & Flag.PROCESSED).tolist()) == {kept}
             assert not any(row[4] & Flag.PROCESSED for row in await gateway.rows())
-            with closing(CommitLogReader.open(database.path, gateway.parts.spool.catalog)) as log:
+            with open_spool_read_only(database.path) as connection:
+                log = CommitLogReader(connection, gateway.parts.spool.catalog)
                 assert log.read(0, 100).readings.rows == (5 if process else 0)
 
 

@@ -69,7 +69,7 @@ async def test_what_is_still_bad_stays_under_its_number_with_the_reason(tmp_path
         3: "still bad: bad_reading",
         4: "it holds no reading",
         5: "only the first 4096 of its",
-        6: "put aside by spool",
+        6: "quarantined by spool",
         7: "would double them",
         99: "no such item",
     }.items():

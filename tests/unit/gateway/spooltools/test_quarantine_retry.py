@@ -73,8 +73,8 @@ async def test_what_cannot_be_sent_again_stays_and_says_why(tmp_path):
         await spool.appender.append(None, [kept(s, "a/t", p) for s, p in rows], now_us=NOW_US)
         result = await retried(spool, 1, 2, 3)
         assert (result.items, [number for number, _ in result.left]) == (0, [1, 2, 3])
-        assert "put aside by gone" in result.left[0][1]
-        assert "no single reading" in result.left[1][1]
+        assert "quarantined by gone" in result.left[0][1]
+        assert "not a single reading" in result.left[1][1]
         assert len(await items(spool)) == 3
 
 
