@@ -21,7 +21,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from benchmarks.figures import Figures, say
 from benchmarks.ingress import FOLDER
-from gateway.ingress.committer import Committer
+from gateway.ingress.committer import Committer, CommitterOptions
+from gateway.ingress.publish_decoder import PublishDecoder
+from gateway.ingress.series_resolver import SeriesResolver
 from gateway.mqtt.codec.packets import Publish
 from gateway.payloads.decoder_registry import RuleSet
 from gateway.payloads.formats.sparkplug import Payload
@@ -129,9 +131,10 @@ def _births() -> list[Publish]:
 
 def us_per_reading(shape: Shape) -> float:
     """CPU of one round through a committer that knows the topics."""
-    committer = Committer(cast("Appender", None), SeriesCatalog(), RULES, interval_s=0)
+    decoder = PublishDecoder(RULES, SeriesResolver(SeriesCatalog()))
+    committer = Committer(cast("Appender", None), decoder, CommitterOptions(interval_s=0))
     source = Source()
-    committer.publishes(source, _births())
+    committer.submit_publishes(source, _births())
     for warm in (True, False):
         runs = [
             [Publish(topic, payload, 1, 1) for topic, payload in shape.published[at : at + 50]]
@@ -139,7 +142,7 @@ def us_per_reading(shape: Shape) -> float:
         ]
         started = time.process_time()
         for run in runs:
-            committer.publishes(source, run)
+            committer.submit_publishes(source, run)
         if not warm:
             return (time.process_time() - started) / (len(shape.published) * shape.readings_each) * 1e6
     raise AssertionError
@@ -149,7 +152,8 @@ async def measure_resent(folder: Path, arrays: int, *, old: bool) -> tuple[float
     """Seconds until `arrays` of `ASLEEP` readings are durable, and how many were duplicates."""
     database = await Database.open(folder / f"asleep-{old}.db")
     spool = await build_spool(database)
-    committer = Committer(spool.appender, spool.catalog, TEMPLATE, interval_s=0)
+    decoder = PublishDecoder(RuleSet(TEMPLATE), SeriesResolver(spool.catalog))
+    committer = Committer(spool.appender, decoder, CommitterOptions(interval_s=0))
     source, chance = Source(), random.Random(2)
     try:
         topics = [f"sensors/s{n}/t".encode() for n in range(arrays)]
@@ -159,7 +163,7 @@ async def measure_resent(folder: Path, arrays: int, *, old: bool) -> tuple[float
             stored.append([b'{"value":%d.5,"ts":%d,"seq":%d}' % (n, at, n) for n, at in enumerate(times)])
         for topic, readings in zip(topics, stored, strict=True):
             first = readings[: ASLEEP // 2] + readings[-1:] if old else readings[:1]
-            committer.publishes(source, [Publish(topic, b"[" + b",".join(first) + b"]", 1, 1)])
+            committer.submit_publishes(source, [Publish(topic, b"[" + b",".join(first) + b"]", 1, 1)])
         await committer.commit_once()
         batches = []
         for topic, readings in zip(topics, stored, strict=True):
@@ -170,7 +174,7 @@ async def measure_resent(folder: Path, arrays: int, *, old: bool) -> tuple[float
         before = committer.counters.duplicates
         started = time.perf_counter()
         for at in range(0, len(batches), 20):
-            committer.publishes(source, batches[at : at + 20])
+            committer.submit_publishes(source, batches[at : at + 20])
             await committer.commit_once()
         return time.perf_counter() - started, committer.counters.duplicates - before
     finally:

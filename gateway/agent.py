@@ -17,13 +17,17 @@ from cloud_sync.runtime.watchdog import Watchdog, watchdog_period_s
 from gateway.build import (
     build_check,
     build_commit_consumer,
+    build_committer_options,
     build_notifiers,
     build_retention_policy,
     drop_removed_channels,
     limit_wal_size,
 )
-from gateway.ingress.committer import Committer
+from gateway.ingress.committer import Committer, CommitterHooks
+from gateway.ingress.publish_decoder import PublishDecoder
+from gateway.ingress.series_resolver import SeriesResolver
 from gateway.malloc import trim_periodically
+from gateway.payloads.decoder_registry import encode_rebirth_command
 from gateway.payloads.formats.sparkplug_births import RebirthRequester
 from gateway.processing.clock import ClockCorrector, GatewayClock, read_clock_floor, read_time_since_boot_us
 from gateway.reload import DeliverySupervisor, NotifierSupervisor, Reloader, register_destination
@@ -38,6 +42,9 @@ from gateway.status.certificates import CertificateMonitor
 from gateway.status.collector import StatusCollector, format_service_status
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from gateway.ingress.source import Pausable
     from gateway.runtime import Control
     from gateway.settings.gateway_settings import GatewaySettings
     from gateway.web.endpoint import StatusEndpoint
@@ -84,20 +91,42 @@ async def build_runtime(settings: GatewaySettings, database: Database) -> Runtim
     clock = GatewayClock(
         await database.read(read_clock_floor), settings.clock.trust, wait_max_s=settings.clock.wait_max_s
     )
+    rules = settings.ingress.rules
+    gates: list[Pausable] = []
+    publishers: list[Callable[[bytes, bytes], bool]] = []
+    rebirths = RebirthRequester(rules.births, encode_rebirth_command, publishers)
+
+    def set_pressure(pressed: bool) -> None:  # noqa: FBT001 - the committer's hook
+        for gate in gates:
+            gate.pause() if pressed else gate.resume()
+
+    await limit_wal_size(database, settings.spool.max_bytes)
+    commit_consumer, roller, alerts = await build_commit_consumer(
+        settings, database, spool.segments, catalog, clock
+    )
+    clock_corrector = ClockCorrector(
+        clock,
+        database,
+        lambda readings, note: committer.submit_readings(readings, note=lambda c, _: note(c)),
+        read_time_since_boot_us,
+        wait_max_s=settings.clock.wait_max_s,
+    )
     committer = Committer(
         appender,
-        catalog,
-        settings.ingress.rules,
-        refuse_when_full=settings.spool.on_full == "refuse",
-        interval_s=settings.spool.commit_interval_ms / 1000,
-        max_pending_bytes=settings.spool.max_pending_bytes,
-        check=build_check(settings, catalog, clock),
+        PublishDecoder(rules, SeriesResolver(catalog), rebirths.send_requests),
+        build_committer_options(settings.spool),
+        CommitterHooks(
+            check=build_check(settings, catalog, clock),
+            hold=clock_corrector.park,
+            on_pressure=set_pressure,
+            on_commit=commit_consumer.wake,
+        ),
         clock_us=clock.now_us,
     )
     context = SourceContext(
         gateway_id=settings.gateway_id,
         committer=committer,
-        rules=committer.rules,
+        rules=rules,
         database=database,
         appender=appender,
         catalog=catalog,
@@ -107,22 +136,7 @@ async def build_runtime(settings: GatewaySettings, database: Database) -> Runtim
     )
     listener = settings.ingress.listen.build_source(context)
     subscribers = tuple(table.build_source(context) for table in settings.ingress.subscribe)
-    ways = [listener.publish, *(subscriber.publish for subscriber in subscribers)]
-    committer.on_rebirth_needed = RebirthRequester(committer.rules.births, ways).ask
-
-    await limit_wal_size(database, settings.spool.max_bytes)
-    commit_consumer, roller, alerts = await build_commit_consumer(
-        settings, database, spool.segments, catalog, clock
-    )
-    committer.on_commit = commit_consumer.wake
-    clock_corrector = ClockCorrector(
-        clock,
-        database,
-        lambda readings, note: committer.submit_readings(readings, note=lambda c, _: note(c)),
-        read_time_since_boot_us,
-        wait_max_s=settings.clock.wait_max_s,
-    )
-    committer.park = clock_corrector.park
+    publishers += [listener.publish, *(subscriber.publish for subscriber in subscribers)]
     for d in settings.destinations:
         await register_destination(deliveries, d)
     await drop_removed_channels(settings, database)
@@ -146,12 +160,7 @@ async def build_runtime(settings: GatewaySettings, database: Database) -> Runtim
         retention=Retention(database, spool.segments, spool.capacity, policy),
         shippers=tuple(d.build_shipper(deliveries) for d in settings.destinations),
     )
-
-    def press(pressed: bool) -> None:  # noqa: FBT001 - the committer's callback
-        for gate in parts.gates:
-            gate.pause() if pressed else gate.resume()
-
-    committer.on_pressure = press
+    gates += parts.gates
     return parts
 
 

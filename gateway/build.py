@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from cloud_sync.model.records import RecordClass
 from gateway.alerts.evaluator import AlertEvaluator
 from gateway.alerts.notifier import AlertNotifier, build_notices
+from gateway.ingress.committer import CommitterOptions
 from gateway.processing.checks import ReadingChecker
 from gateway.processing.commit_consumer import CommitConsumer
 from gateway.processing.deadband import Deadband
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 
     from cloud_sync.model.records import Readings
     from gateway.processing.clock import GatewayClock
-    from gateway.settings.gateway_settings import GatewaySettings
+    from gateway.settings.gateway_settings import GatewaySettings, SpoolSettings
     from gateway.spool.series_catalog import SeriesCatalog
 
     Check = Callable[[Readings, int], Readings]
@@ -43,6 +44,15 @@ if TYPE_CHECKING:
     from gateway.spool.segments import SegmentWriter
 
 _log = logging.getLogger(__name__)
+
+
+def build_committer_options(spool: SpoolSettings) -> CommitterOptions:
+    """What a reload may change of the committer."""
+    return CommitterOptions(
+        interval_s=spool.commit_interval_ms / 1000,
+        max_pending_bytes=spool.max_pending_bytes,
+        refuse_when_full=spool.on_full == "refuse",
+    )
 
 
 def build_check(

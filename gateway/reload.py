@@ -18,6 +18,7 @@ from cloud_sync.runtime.server_sockets import raise_fd_limit
 from cloud_sync.runtime.settings_file import InvalidSettingsError
 from gateway.build import (
     build_check,
+    build_committer_options,
     build_notifiers,
     build_receivers,
     build_retention_policy,
@@ -306,11 +307,7 @@ class Reloader:
         )
         await reconfigure_processing(new, parts)
         tuned = {change.key for change in changed}
-        parts.committer.reconfigure(
-            interval_s=new.spool.commit_interval_ms / 1000,
-            max_pending_bytes=new.spool.max_pending_bytes,
-            refuse_when_full=new.spool.on_full == "refuse",
-        )
+        parts.committer.reconfigure(build_committer_options(new.spool))
         parts.spool.capacity.reconfigure(new.spool.max_bytes, new.spool.min_free_bytes)
         await limit_wal_size(parts.spool.database, new.spool.max_bytes)
         parts.retention.reconfigure(build_retention_policy(new))
@@ -323,9 +320,9 @@ class Reloader:
         if parts.host is not None:
             parts.host.period_s = new.ingress.host.period_s
         if any(key.startswith(("checks", "report_by_exception")) for key in tuned):
-            parts.committer.check = build_check(new, parts.spool.catalog, parts.clock_corrector.clock)
+            parts.committer.replace_check(build_check(new, parts.spool.catalog, parts.clock_corrector.clock))
         if any(key.startswith("ingress.rule") for key in tuned):
-            parts.committer.replace_rules(new.ingress.rules.rules)
+            parts.committer.decoder.replace_rules(new.ingress.rules.rules)
             parts.listener.clear_permission_caches()
         logging.getLogger().setLevel(new.log_level.upper())
         await self._delivery_supervisor.change(new.destinations, made)

@@ -216,7 +216,7 @@ class _TopicRecorder:
         self.seen = TopicObserver()
         self._acknowledges = acknowledges
 
-    def publishes(self, source: Acknowledger, batch: list[Publish]) -> None:
+    def submit_publishes(self, source: Acknowledger, batch: list[Publish]) -> None:
         """Record a batch."""
         for publish in batch:
             self.seen.add(publish.topic, publish.payload)

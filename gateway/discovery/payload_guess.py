@@ -76,7 +76,7 @@ def guess_format(payload: bytes) -> PayloadGuess | None:
     if payload[:2] in measurement.COMPRESSION_MAGIC:
         try:
             payload = measurement.decompress_payload(payload, _DECOMPRESSED_MAX_BYTES)
-        except measurement.PayloadDecompressionError:
+        except measurement.PayloadDecodeError:
             return None
     if payload[:1] and payload[0] >> 5 in (4, 6):
         try:

@@ -14,51 +14,68 @@ import logging
 import time
 from dataclasses import dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING, NamedTuple, Protocol, cast
+from typing import TYPE_CHECKING
 
-from cloud_sync.model.records import ATTRIBUTE_NAMES, Readings, Series
+from cloud_sync.model.records import Readings
 from cloud_sync.runtime.rates import RateMeter
 from cloud_sync.runtime.watchdog import StageProgress
-from gateway.ingress.commit_group import CommitGroup, InvalidReadingError
-from gateway.payloads.decoder_registry import RuleSet
-from gateway.payloads.formats import json_reading
-from gateway.payloads.measurement import Fault, limit_faults
-from gateway.payloads.topics import find_series_name_fault
+from gateway.ingress.commit_group import CommitGroup
+from gateway.ingress.publish_decoder import InternalSource
 from gateway.spool.appender import Submission
 from gateway.spool.database import crash_point
 from gateway.spool.errors import SpoolError, SpoolFullError
-from gateway.spool.quarantine_items import QuarantineItem
 
 if TYPE_CHECKING:
-    import sqlite3
     from collections.abc import Callable, Sequence
 
-    import numpy as np
-    from numpy.typing import NDArray
-
+    from gateway.ingress.publish_decoder import PublishDecoder
     from gateway.ingress.source import Acknowledger
     from gateway.mqtt.codec.packets import Publish
-    from gateway.payloads.decoder_registry import Decoder
-    from gateway.payloads.formats.json_reading import JsonReading
-    from gateway.payloads.measurement import DecodeResult, Measurement
-    from gateway.payloads.rule import PayloadRule
-    from gateway.payloads.topics import SeriesName, TopicTemplate
+    from gateway.payloads.measurement import Measurement
+    from gateway.processing.clock import HeldReadings
     from gateway.spool.appender import Appender
+    from gateway.spool.quarantine_items import QuarantineItem
     from gateway.spool.segments import AppendResult, CommitNote
-    from gateway.spool.series_catalog import SeriesCatalog
 
 _log = logging.getLogger(__name__)
 QUOTA_EXCEEDED = 0x97  # MQTT 5 section 3.4.2.1
 _RETRY_S = 1.0
-_COMMIT_WATCHDOG_S = 120.0  # storage that needs longer is taken for dead
-_BULK_READINGS_MIN = 8  # readings in one payload that are worth taking column by column
+_COMMIT_WATCHDOG_S = 120.0  # storage that needs longer counts as dead
 _INLINE_CHECK_ROWS_MAX = 4096
-_CLOCK_STEP_BACK_US = 10_000_000
-_KNOWN_TOPICS_MAX = 200_000
-_ATTRIBUTE_STATES_MAX = 100
-
 _PUBLISH_OVERHEAD_BYTES = 256  # what one waiting publish costs beside its payload
 _ROW_BYTES = 48  # of a reading in columns
+
+
+@dataclass(frozen=True, slots=True)
+class CommitterOptions:
+    """Limits that a reload may change.
+
+    Attributes:
+        interval_s: least time between two commits.
+        max_pending_bytes: above it sources pause, below half of it they resume.
+        refuse_when_full: reject publishes when the spool is full, instead of withholding acknowledgements.
+    """
+
+    interval_s: float = 0.005
+    max_pending_bytes: int = 32 << 20
+    refuse_when_full: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class CommitterHooks:
+    """What a committer calls.
+
+    Attributes:
+        check: sets the flags of a group's readings, given the time now; large groups in a worker thread.
+        hold: takes out readings that wait for the clock, from the given row on; None when nothing waits.
+        on_pressure: True when sources are to pause, False when they are to resume.
+        on_commit: after every commit.
+    """
+
+    check: Callable[[Readings, int], Readings] = lambda readings, _: readings
+    hold: Callable[[Readings, int], HeldReadings | None] = lambda *_: None
+    on_pressure: Callable[[bool], None] = lambda _: None
+    on_commit: Callable[[], None] = lambda: None
 
 
 @dataclass(slots=True)
@@ -92,87 +109,27 @@ class CommitterCounters:
         self.rate.add(appended.stored, time.monotonic())
 
 
-@dataclass(slots=True)
-class _KnownTopic:
-    """What is known of one topic (or of one name in payloads): its series, by the attributes seen with it.
-
-    `decode` is of topics that carry anything but readings of one series in the default shape.
-    """
-
-    text: str
-    name: SeriesName | None
-    decode: Decoder | None = None
-    fault: tuple[str, str] | None = None
-    numbers: dict[tuple[str | None, ...], int] = field(default_factory=dict)
-    last_assigned_us: int = 0
-
-    def assigned_us(self, now_us: int) -> int:
-        """The time of receipt, each reading its own; a clock that steps back is followed."""
-        if self.last_assigned_us - now_us > _CLOCK_STEP_BACK_US:
-            self.last_assigned_us = 0
-        self.last_assigned_us = max(now_us, self.last_assigned_us + 1)
-        return self.last_assigned_us
-
-
-class _SourceInfo(Protocol):
-    """What the committer asks of where a publish came from; see `Acknowledger`."""
-
-    @property
-    def name(self) -> str: ...
-
-    @property
-    def may_publish_sensor(self) -> Callable[[str], bool] | None: ...
-
-
-class _PendingClockRows(Protocol):
-    """Readings of a group that wait for the clock: which, and what keeps them within the transaction."""
-
-    @property
-    def rows(self) -> NDArray[np.bool_]: ...
-
-    @property
-    def note(self) -> Callable[[sqlite3.Connection], None]: ...
-
-
-class _InternalSource(NamedTuple):
-    """The gateway itself as a source."""
-
-    name: str
-    may_publish_sensor: None = None
-
-
 class Committer:
-    """Implements `Intake`. `run` is its loop; `commit_once` is the step that tests call."""
+    """Implements `PublishSink`. `run` is its loop; `commit_once` is the step that tests call."""
 
     def __init__(
         self,
         appender: Appender,
-        catalog: SeriesCatalog,
-        template: TopicTemplate | RuleSet,
+        decoder: PublishDecoder,
+        options: CommitterOptions,
+        hooks: CommitterHooks | None = None,
         *,
-        refuse_when_full: bool = False,
-        interval_s: float = 0.005,
-        max_pending_bytes: int = 32 << 20,
-        on_pressure: Callable[[bool], None] = lambda _: None,
-        check: Callable[[Readings, int], Readings] = lambda readings, _: readings,
         clock_us: Callable[[], int] = lambda: time.time_ns() // 1000,
     ) -> None:
+        hooks = hooks or CommitterHooks()
         self._appender = appender
-        self._refuse_when_full = refuse_when_full
-        self._catalog = catalog
-        self.rules = template if isinstance(template, RuleSet) else RuleSet(template)
-        self._interval_s = interval_s
-        self._max_pending_bytes = max_pending_bytes
-        self.on_pressure = on_pressure
-        self.on_rebirth_needed: Callable[[], None] = lambda: None
-        self.on_commit: Callable[[], None] = lambda: None
-        self.check = check
-        self.park: Callable[[Readings, int], _PendingClockRows | None] = lambda *_: None
+        self.decoder = decoder
+        self._options = options
+        self._hooks = hooks
+        self._check = hooks.check
         self._clock_us = clock_us
-        self._topics: dict[bytes, _KnownTopic] = {}
-        self._names: dict[SeriesName, _KnownTopic] = {}
         self._group = CommitGroup()
-        self._owed: list[tuple[Acknowledger, list[Publish]]] = []
+        self._unacknowledged: list[tuple[Acknowledger, list[Publish]]] = []
         self._submission_futures: list[asyncio.Future[AppendResult]] = []
         self._wake = asyncio.Event()
         self._over_pending_limit = False
@@ -182,33 +139,34 @@ class Committer:
         self.counters = CommitterCounters()
         self.stage = StageProgress("committer")
 
-    def reconfigure(self, *, interval_s: float, max_pending_bytes: int, refuse_when_full: bool) -> None:
-        """Go on with other limits, from the next commit on."""
-        self._interval_s = interval_s
-        self._max_pending_bytes = max_pending_bytes
-        self._refuse_when_full = refuse_when_full
+    def reconfigure(self, options: CommitterOptions) -> None:
+        """Use other limits from the next commit on."""
+        self._options = options
 
-    def replace_rules(self, rules: Sequence[PayloadRule]) -> None:
-        """Decode by other rules, from the next publish on; the listener's topic stays."""
-        self.rules.replace(rules)
-        self._topics.clear()
+    def replace_check(self, check: Callable[[Readings, int], Readings]) -> None:
+        """Check readings by other rules from the next commit on."""
+        self._check = check
 
-    def publishes(self, source: Acknowledger, batch: list[Publish]) -> None:
-        """Take all publishes of one read of a connection. Never blocks, never raises for their content."""
-        now_us = self._clock_us()
-        size = 0
+    def submit_publishes(self, source: Acknowledger, batch: list[Publish]) -> None:
+        """Decode all publishes of one read of a connection. Never blocks, never raises for their content."""
+        now_us, size, group, decode_into = self._clock_us(), 0, self._group, self.decoder.decode_into
         for publish in batch:
-            payload, publish.payload = publish.payload, b""  # what waits for the commit is its identifier
+            payload, publish.payload = publish.payload, b""  # only its packet identifier is needed from here
             size += len(payload) + _PUBLISH_OVERHEAD_BYTES
-            self._take(source, publish.topic, payload, now_us)
+            decode_into(group, source, publish.topic, payload, now_us)
         self.counters.publishes += len(batch)
-        self._owed.append((source, batch))
-        self._grow(size)
+        self._unacknowledged.append((source, batch))
+        self._add_pending(size)
 
-    def offer(self, source: str, topic: bytes, payload: bytes) -> None:
-        """Take one payload nobody waits for, such as one that comes out of the quarantine."""
-        self._take(_InternalSource(source), topic, payload, self._clock_us())
-        self._grow(len(payload))
+    def submit_payload(self, source: str, topic: bytes, payload: bytes) -> None:
+        """Decode one payload that needs no acknowledgement, such as one out of the quarantine."""
+        self.decoder.decode_into(self._group, InternalSource(source), topic, payload, self._clock_us())
+        self._add_pending(len(payload))
+
+    def submit_measurements(self, source: str, measurements: Sequence[Measurement]) -> None:
+        """Store measurements that need no acknowledgement, such as the gateway's own metrics."""
+        self.decoder.add_measurements(self._group, InternalSource(source), measurements, self._clock_us())
+        self._add_pending(len(measurements) * _PUBLISH_OVERHEAD_BYTES)
 
     def submit_readings(
         self,
@@ -218,28 +176,23 @@ class Committer:
         *,
         checked: bool = False,
     ) -> asyncio.Future[AppendResult]:
-        """Take what one request brought, as a lot; the future tells what became of it once it is durable.
+        """Store the readings of one request; the future has the result once they are durable.
 
         Args:
             readings: in columns, their series by the spool's numbers; may be none.
-            items: bad input that came with them.
-            note: writes what is to be remembered of the lot, in the same transaction.
-            checked: whether their flags are set already, by the gateway they come from.
+            items: invalid input of the same request.
+            note: writes what else belongs to the request, in the same transaction.
+            checked: whether the gateway they come from has set their flags.
 
-        It is committed whether or not anyone waits. The future may raise SpoolFullError: nothing was stored.
+        They are committed whether or not anyone waits; on SpoolFullError in the future nothing was stored.
         """
-        promised: asyncio.Future[AppendResult] = asyncio.get_running_loop().create_future()
-        promised.add_done_callback(_retrieve_exception)
+        future: asyncio.Future[AppendResult] = asyncio.get_running_loop().create_future()
+        future.add_done_callback(_retrieve_exception)
         self._group.add_submission(readings, note, checked=checked)
         self._group.items += items
-        self._submission_futures.append(promised)
-        self._grow(readings.rows * _ROW_BYTES + len(items) * _PUBLISH_OVERHEAD_BYTES)
-        return promised
-
-    def measured(self, source: str, measurements: Sequence[Measurement]) -> None:
-        """Take measurements nobody waits for, such as the gateway's own metrics."""
-        self._add_measurements(_InternalSource(source), "", (measurements, []), b"", self._clock_us())
-        self._grow(len(measurements) * _PUBLISH_OVERHEAD_BYTES)
+        self._submission_futures.append(future)
+        self._add_pending(readings.rows * _ROW_BYTES + len(items) * _PUBLISH_OVERHEAD_BYTES)
+        return future
 
     async def run(self) -> None:
         """Commit groups until `finish` is called and nothing is left to commit."""
@@ -265,57 +218,54 @@ class Committer:
         self._wake.clear()
         if not self._pending():
             return 0
-        self.stage.begin_step(within_s=self._interval_s + _COMMIT_WATCHDOG_S)
-        since_last_s = time.monotonic() - self._last_commit_at
-        if since_last_s < self._interval_s:
-            await asyncio.sleep(self._interval_s - since_last_s)
+        self.stage.begin_step(within_s=self._options.interval_s + _COMMIT_WATCHDOG_S)
+        wait_s = self._last_commit_at + self._options.interval_s - time.monotonic()
+        if wait_s > 0:
+            await asyncio.sleep(wait_s)
         self._last_commit_at = time.monotonic()
-        group, owed, pending = self._group, self._owed, self._pending_bytes
-        promised = self._submission_futures
-        self._group, self._owed, self._submission_futures = CommitGroup(), [], []
+        group, batches, futures = self._group, self._unacknowledged, self._submission_futures
+        self._group, self._unacknowledged, self._submission_futures = CommitGroup(), [], []
+        pending_bytes = self._pending_bytes
         started = time.perf_counter()
         try:
             appended = await self._append(group)
         except SpoolFullError as fault:
-            for source, batch in owed:
+            for source, batch in batches:
                 source.refuse(batch, QUOTA_EXCEEDED)
                 self.counters.refused_publishes += len(batch)
-            for future in promised:
+            for future in futures:
                 if not future.done():
                     future.set_exception(fault)
-            self._shrink(pending)
+            self._remove_pending(pending_bytes)
             return 0
-        for source, batch in owed:
+        for source, batch in batches:
             source.acknowledge(batch)
-        for future, submission_result in zip(
-            promised, appended.submissions, strict=False
-        ):  # the last may be of what is parked
-            if not future.done():  # its request was given up
-                future.set_result(submission_result)
+        for future, result in zip(
+            futures, appended.submissions, strict=False
+        ):  # one more may be of held readings
+            if not future.done():  # its request was cancelled
+                future.set_result(result)
         crash_point("after_ack")
         self.counters.committed(
-            group, appended, sum(len(batch) for _, batch in owed), time.perf_counter() - started
+            group, appended, sum(len(batch) for _, batch in batches), time.perf_counter() - started
         )
-        self._shrink(pending)
-        self.on_commit()
+        self._remove_pending(pending_bytes)
+        self._hooks.on_commit()
         return appended.stored
 
     async def _append(self, group: CommitGroup) -> AppendResult:
         """Check, then append for as long as it takes."""
         readings, submissions = None, group.submissions()
         if group.rows:
-            readings, parking = await self._checked(group)
-            if parking is not None:
-                note = parking.note
+            readings, held = await self._check_group(group)
+            if held is not None:
+                note = held.note
                 submissions.append(Submission(slice(0, 0), lambda connection, _: note(connection)))
         while True:
             self.stage.begin_step(within_s=_RETRY_S + _COMMIT_WATCHDOG_S)
             try:
                 appended = await self._appender.append(
-                    readings,
-                    group.items,
-                    now_us=self._clock_us(),
-                    submissions=submissions,
+                    readings, group.items, now_us=self._clock_us(), submissions=submissions
                 )
             except SpoolError as fault:
                 if not self.counters.holding_reason:
@@ -324,7 +274,7 @@ class Committer:
                     )
                     self.counters.holding_since_us = self._clock_us()
                 self.counters.holding_reason = str(fault)
-                if self._refuse_when_full and isinstance(fault, SpoolFullError):
+                if self._options.refuse_when_full and isinstance(fault, SpoolFullError):
                     raise
                 await asyncio.sleep(_RETRY_S)
             else:
@@ -334,181 +284,42 @@ class Committer:
             self.counters.holding_since_us, self.counters.holding_reason = None, ""
         return appended
 
-    async def _checked(self, group: CommitGroup) -> tuple[Readings, _PendingClockRows | None]:
-        """The readings of a group with their flags: once a group, whatever the spool says of it.
+    async def _check_group(self, group: CommitGroup) -> tuple[Readings, HeldReadings | None]:
+        """The readings of a group with their flags, without those that wait for the clock.
 
-        And those that wait for the clock instead.
+        Runs once per group, however often the append is retried.
         """
-        elsewhere, here = group.checked(), group.unchecked()
-        parking = self.park(here, here.rows - group.single_rows)
-        if parking is not None:
-            here = here.select(~parking.rows)
-        if not here.rows:
-            return elsewhere, parking
-        work = partial(self.check, here, self._clock_us())
-        if here.rows <= _INLINE_CHECK_ROWS_MAX:
-            here = work()
+        checked, readings = group.checked(), group.unchecked()
+        held = self._hooks.hold(readings, readings.rows - group.single_rows)
+        if held is not None:
+            readings = readings.select(~held.rows)
+        if not readings.rows:
+            return checked, held
+        check = partial(self._check, readings, self._clock_us())
+        if readings.rows <= _INLINE_CHECK_ROWS_MAX:
+            readings = check()
         else:
-            here = await asyncio.get_running_loop().run_in_executor(None, work)
-        return (Readings.concat([elsewhere, here]) if elsewhere.rows else here), parking
-
-    def _take(self, source: _SourceInfo, topic: bytes, payload: bytes, now_us: int) -> None:
-        known = self._topics.get(topic) or self._learn(topic)
-        if known.decode is not None:
-            self._add_measurements(source, known.text, known.decode(payload, now_us), payload, now_us)
-            return
-        readings, faults = json_reading.decode_readings(payload)
-        if len(readings) < _BULK_READINGS_MIN or not self._add_reading_list(known, readings):
-            for reading in readings:
-                self._add_reading(source, known, reading, payload, now_us)
-        if faults:
-            self._quarantine(source, known.text, limit_faults(faults, payload), now_us)
-
-    def _add_measurements(
-        self, source: _SourceInfo, topic: str, decoded: DecodeResult, payload: bytes, now_us: int
-    ) -> None:
-        """Take readings that bring the names of their series along, and quarantine what is none."""
-        measurements, faults = decoded
-        item_faults: list[Fault] = []
-        for measurement in measurements:
-            try:
-                self._add_measurement(source.may_publish_sensor, measurement, now_us)
-            except InvalidReadingError as fault:
-                detail = f"{measurement.name.sensor_id} {measurement.name.sensor_type}: {fault}"
-                item_faults.append(Fault(fault.reason, detail, payload))
-        if self.rules.births.rebirths:
-            self.on_rebirth_needed()
-        if faults or item_faults:
-            self._quarantine(source, topic, [*faults, *limit_faults(item_faults, payload)], now_us)
-
-    def _add_measurement(
-        self, may_publish_sensor: Callable[[str], bool] | None, measurement: Measurement, now_us: int
-    ) -> None:
-        name = measurement.name
-        known = self._names.get(name) or self._register_name(name)
-        if known.fault is not None:
-            raise InvalidReadingError(*known.fault)
-        if may_publish_sensor is not None and not may_publish_sensor(name.sensor_id):
-            raise InvalidReadingError("not_its_own", f"{name.sensor_id!r} is not this device's to publish as")
-        number = self._number(known, measurement)
-        if measurement.time_us is None:
-            self._group.take(number, measurement, assigned_us=known.assigned_us(now_us))
-        else:
-            self._group.take(number, measurement, assigned_us=now_us)
-
-    def _add_reading_list(self, known: _KnownTopic, readings: Sequence[JsonReading]) -> bool:
-        """Take an array the fast way; False when it has to be taken one by one."""
-        find = known.numbers.get
-        numbers = [find((r.location, r.manufacturer, r.firmware_version, r.unit)) for r in readings]
-        return None not in numbers and self._group.extend(cast("list[int]", numbers), readings)
-
-    def _add_reading(
-        self, source: _SourceInfo, known: _KnownTopic, reading: JsonReading, payload: bytes, now_us: int
-    ) -> None:
-        try:
-            if reading.ts is None:
-                number = self._number(known, reading)
-                self._group.add(number, reading, assigned_us=known.assigned_us(now_us))
-            else:
-                self._group.add(self._number(known, reading), reading, assigned_us=now_us)
-        except InvalidReadingError as fault:
-            self._quarantine(source, known.text, [Fault(fault.reason, str(fault), payload)], now_us)
-
-    def _learn(self, topic: bytes) -> _KnownTopic:
-        text = topic.decode("utf-8", "backslashreplace")
-        decode = self.rules.decoder_for(text)
-        name = None
-        if decode is None:
-            name = self.rules.template.match(text)
-            detail = f"the topic does not fit {self.rules.template.template!r}"
-            if name is None:
-                decode = _build_failing_decoder("unknown_topic", detail)
-            elif (fault := find_series_name_fault(name)) is not None:
-                decode = _build_failing_decoder("bad_series_name", fault)
-        known = _KnownTopic(text, name, decode)
-        if len(self._topics) < _KNOWN_TOPICS_MAX:
-            self._topics[topic] = known
-        return known
-
-    def _register_name(self, name: SeriesName) -> _KnownTopic:
-        known = _KnownTopic("", name)
-        if (detail := find_series_name_fault(name)) is not None:
-            known.fault = ("bad_name", detail)
-        if len(self._names) < _KNOWN_TOPICS_MAX:
-            self._names[name] = known
-        return known
-
-    def _number(self, known: _KnownTopic, reading: JsonReading | Measurement) -> int:
-        attributes = (reading.location, reading.manufacturer, reading.firmware_version, reading.unit)
-        number = known.numbers.get(attributes)
-        if number is None:
-            number = known.numbers[attributes] = self._assign_series_number(known, attributes)
-        return number
-
-    def _assign_series_number(self, known: _KnownTopic, attributes: tuple[str | None, ...]) -> int:
-        """The number of a series in a state of its attributes not seen since start.
-
-        A device whose attributes change without end (a position written as location) keeps the last state
-        it had before `_ATTRIBUTE_STATES_MAX`, so that it cannot fill the catalog.
-        """
-        if len(known.numbers) >= _ATTRIBUTE_STATES_MAX:
-            known.numbers.pop(next(reversed(known.numbers)))
-            return next(reversed(known.numbers.values()))
-        assert known.name is not None
-        present = tuple(
-            (name, _printable_attribute(value))
-            for name, value in zip(ATTRIBUTE_NAMES, attributes, strict=True)
-            if value is not None
-        )
-        number = self._catalog.assign_number(Series(*known.name, tuple(sorted(present))))
-        if number is None:
-            raise InvalidReadingError(
-                "too_many_series", f"the spool already knows {len(self._catalog)} series (spool.max_series)"
-            )
-        return number
-
-    def _quarantine(self, source: _SourceInfo, topic: str, faults: Sequence[Fault], now_us: int) -> None:
-        self._group.items += [
-            QuarantineItem.from_payload(
-                received_at_us=now_us,
-                source=source.name,
-                topic=topic,
-                reason=fault.reason,
-                detail=fault.detail,
-                payload=fault.part,
-            )
-            for fault in faults
-        ]
+            readings = await asyncio.get_running_loop().run_in_executor(None, check)
+        return (Readings.concat([checked, readings]) if checked.rows else readings), held
 
     def _pending(self) -> bool:
-        return bool(self._group.rows or self._group.items or self._owed or self._submission_futures)
+        return bool(self._group.rows or self._group.items or self._unacknowledged or self._submission_futures)
 
-    def _grow(self, size: int) -> None:
+    def _add_pending(self, size: int) -> None:
         self._pending_bytes += size
         self._wake.set()
-        if not self._over_pending_limit and self._pending_bytes > self._max_pending_bytes:
+        if not self._over_pending_limit and self._pending_bytes > self._options.max_pending_bytes:
             self._over_pending_limit = True
-            self.on_pressure(True)
+            self._hooks.on_pressure(True)
 
-    def _shrink(self, size: int) -> None:
+    def _remove_pending(self, size: int) -> None:
         self._pending_bytes -= size
-        if self._over_pending_limit and self._pending_bytes <= self._max_pending_bytes // 2:
+        if self._over_pending_limit and self._pending_bytes <= self._options.max_pending_bytes // 2:
             self._over_pending_limit = False
-            self.on_pressure(False)
+            self._hooks.on_pressure(False)
 
 
-def _retrieve_exception(promised: asyncio.Future[AppendResult]) -> None:
-    """Retrieve what a future holds, so that one nobody waits for any more is not complained about."""
-    if not promised.cancelled():
-        promised.exception()
-
-
-def _build_failing_decoder(reason: str, detail: str) -> Decoder:
-    """Of topics whose payloads cannot be read, whatever they hold."""
-    return lambda payload, _: ((), [Fault(reason, detail, payload)])
-
-
-def _printable_attribute(value: object) -> str:
-    """An attribute as text: bounded, without control characters."""
-    text = str(value)[:256]
-    return "".join(character if character.isprintable() else "?" for character in text)
+def _retrieve_exception(future: asyncio.Future[AppendResult]) -> None:
+    """Keep asyncio from reporting an exception that nobody waits for any more."""
+    if not future.cancelled():
+        future.exception()

@@ -88,4 +88,4 @@ class HostMetricsSource:
                     SeriesName(self._gateway_id, sensor_type), value, now_us, unit=unit, seq=self._seq
                 )
             )
-        self._committer.measured("host", measured)
+        self._committer.submit_measurements("host", measured)

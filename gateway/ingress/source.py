@@ -65,7 +65,7 @@ class Source(Protocol):
 class PublishSink(Protocol):
     """What takes publishes to make them durable."""
 
-    def publishes(self, source: Acknowledger, batch: list[Publish]) -> None:
+    def submit_publishes(self, source: Acknowledger, batch: list[Publish]) -> None:
         """Take over `batch`, all publishes of one read of one connection, in order. Must not block.
 
         Every one of them is to be answered once, by `source.acknowledge` or `source.refuse`, QoS 0 too: the

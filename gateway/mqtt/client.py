@@ -281,7 +281,7 @@ class MqttClient:
         self._counters.publishes += len(batch)
         self._counters.again += sum(publish.dup for publish in batch)
         exceeded = self.window.exceeded
-        self._sink.publishes(self, batch)
+        self._sink.submit_publishes(self, batch)
         if exceeded and not self._exceeded:
             self._exceeded = True
             self._counters.protocol_faults[reason_code_name(ReasonCode.RECEIVE_MAXIMUM_EXCEEDED)] += 1

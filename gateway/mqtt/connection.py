@@ -125,7 +125,7 @@ class DeviceConnection:
             self._will = None
             self._counters.wills += 1
             publish = Publish(will.topic, will.payload, retain=will.retain, properties=will.properties)
-            context.sink.publishes(self, [publish])
+            context.sink.submit_publishes(self, [publish])
 
     def write_limit_exceeded(self, limit: str) -> None:
         """The peer does not read its answers."""
@@ -312,7 +312,7 @@ class DeviceConnection:
         window.add(len(batch))
         self._counters.publishes += len(batch)
         exceeded, in_flight = window.exceeded, window.count
-        self._context.sink.publishes(self, batch)
+        self._context.sink.submit_publishes(self, batch)
         if not exceeded:
             return None
         if self._version == V5:

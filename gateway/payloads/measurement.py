@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Callable, Sequence
 from fnmatch import translate
 from functools import partial
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import msgspec
 
@@ -18,22 +19,23 @@ from cloud_sync.codec.plain_readings import DecompressedSizeError, Decompression
 from gateway.payloads.topics import SeriesName
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Mapping
 
     from gateway.payloads.rule import FieldConversion, PayloadRule
     from gateway.payloads.topics import NameTemplate
 
 FAULTS_MAX: Final = 100
-"""Faults of one payload that are told one by one; the rest is told as a number."""
+"""Faults of one payload that are kept one by one; the rest is only counted."""
 MEMBERS_MAX: Final = 100_000
 """Readings, records or metrics that one payload may have."""
+FLOAT32_MAX: Final = 3.4e38
+SEQ_MAX: Final = (1 << 63) - 1
+JSON_ERRORS: Final = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
+"""What decoding JSON may raise."""
 
 
 class Measurement(msgspec.Struct, gc=False):
-    """One reading with the series it belongs to; `time_us` is absent when the device told none.
-
-    `flags` are bits of `cloud_sync.model.records.Flag` that only the shape can know.
-    """
+    """One reading with its series; `flags` are those of `Flag` that only the format can know."""
 
     name: SeriesName
     value: float
@@ -50,12 +52,9 @@ class Measurement(msgspec.Struct, gc=False):
 
 
 class Fault(msgspec.Struct):
-    """A payload, or a member of one, that is no reading.
+    """A payload or a member of one that is no reading, for the quarantine.
 
-    Attributes:
-        reason: machine-readable, such as `bad_member`.
-        detail: which member, and what was expected, for a person.
-        part: its own bytes, in the payload's shape, so that they can be decoded again by themselves.
+    `part` is the member's own bytes in the payload's format, so that it can be decoded again by itself.
     """
 
     reason: str
@@ -64,14 +63,14 @@ class Fault(msgspec.Struct):
 
 
 class PayloadDecodeError(ValueError):
-    """Nothing of a payload (or of one of its records) can be read."""
+    """A payload, a record or a reading that cannot be read or stored; `reason` is machine-readable."""
 
     def __init__(self, reason: str, detail: str) -> None:
         super().__init__(detail)
         self.reason = reason
 
     def fault(self, part: bytes) -> Fault:
-        """The same as a fault of `part`."""
+        """It as a fault of `part`."""
         return Fault(self.reason, str(self), part)
 
 
@@ -86,28 +85,41 @@ def limit_faults(faults: list[Fault], payload: bytes) -> list[Fault]:
     return [*faults[: FAULTS_MAX - 1], last]
 
 
-DecodeResult = tuple["Sequence[Measurement]", list[Fault]]
-"""What a decoder returns."""
+DecodeResult = tuple[Sequence[Measurement], list[Fault]]
+Decoder = Callable[[bytes, int], DecodeResult]
+"""Decodes a payload received at a time in microseconds; PayloadDecodeError becomes a fault of all of it."""
 
 
+def decode_json(payload: bytes | str) -> Any:
+    """Raises PayloadDecodeError instead of `JSON_ERRORS`."""
+    try:
+        return _json_decoder.decode(payload)
+    except JSON_ERRORS as fault:
+        raise json_error(fault) from None
+
+
+def json_error(fault: Exception) -> PayloadDecodeError:
+    """One of `JSON_ERRORS` as an error of the payload."""
+    return PayloadDecodeError("not_json", str(fault) or type(fault).__name__)
+
+
+def check_member_count(count: int, kind: str) -> None:
+    """Raises PayloadDecodeError when a payload has more than `MEMBERS_MAX` members."""
+    if count > MEMBERS_MAX:
+        raise PayloadDecodeError("too_many_members", f"{count} {kind}; at most {MEMBERS_MAX} are allowed")
+
+
+_json_decoder = msgspec.json.Decoder()
 _GZIP_MAGIC, _ZSTD_MAGIC = b"\x1f\x8b", b"\x28\xb5\x2f\xfd"
 COMPRESSION_MAGIC: Final = frozenset({_GZIP_MAGIC, _ZSTD_MAGIC[:2]})
-"""The first two bytes of what may be compressed; no shape begins like this."""
-
-
-class PayloadDecompressionError(ValueError):
-    """A compressed payload that is damaged or too large; `reason` is machine-readable."""
-
-    def __init__(self, reason: str, detail: str) -> None:
-        super().__init__(detail)
-        self.reason = reason
+"""The first two bytes of payloads that may be compressed; no format begins like this."""
 
 
 def decompress_payload(payload: bytes, max_bytes: int) -> bytes:
-    """The payload as it was before it was compressed, or the same when it was not.
+    """The payload before compression, or as it is when it is not compressed.
 
     Raises:
-        CannotExpand: no more than `max_bytes` were kept.
+        PayloadDecodeError: damaged, compressed twice, or more than `max_bytes`.
     """
     if payload[:2] == _GZIP_MAGIC:
         encoding = "gzip"
@@ -116,12 +128,15 @@ def decompress_payload(payload: bytes, max_bytes: int) -> bytes:
     else:
         return payload
     try:
-        return decompress(payload, encoding, max_bytes=max_bytes)
+        expanded = decompress(payload, encoding, max_bytes=max_bytes)
     except DecompressionError as fault:
-        raise PayloadDecompressionError("bad_compression", str(fault).replace("body", "payload")) from None
+        raise PayloadDecodeError("bad_compression", str(fault).replace("body", "payload")) from None
     except DecompressedSizeError:
         what = f"more than {max_bytes} bytes when it is decompressed (max_payload_bytes)"
-        raise PayloadDecompressionError("too_large", what) from None
+        raise PayloadDecodeError("too_large", what) from None
+    if expanded[:2] in COMPRESSION_MAGIC:
+        raise PayloadDecodeError("bad_compression", "compressed twice")
+    return expanded
 
 
 _CACHED_FIELDS_MAX: Final = 10_000
@@ -131,10 +146,10 @@ _NUMBER_PATTERN = re.compile(r"\s*[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?\s*", re.
 
 
 class FieldMapping(NamedTuple):
-    """What one member becomes; `is_named` when the rule speaks of it by its own name."""
+    """What one field becomes; `is_explicit` when the rule names it, so that it must be a number."""
 
     name: SeriesName
-    member: FieldConversion
+    conversion: FieldConversion
     unit: str | None
     values: Mapping[str, float]
     is_identity: bool
@@ -142,156 +157,146 @@ class FieldMapping(NamedTuple):
 
 
 class FieldSelection:
-    """Which paths a rule takes, and as what."""
+    """Which field paths a rule includes, and their conversions."""
 
     def __init__(self, rule: PayloadRule) -> None:
-        self._otherwise = rule.default_conversion
-        self._exact = {path: m for path, m in rule.members.items() if not _has_wildcard(path)}
-        self._members = [
-            (_build_path_matcher(path), m) for path, m in rule.members.items() if _has_wildcard(path)
+        self._default = rule.default_conversion
+        self._exact = {path: c for path, c in rule.members.items() if not _has_wildcard(path)}
+        self._patterns = [
+            (_build_path_matcher(path), c) for path, c in rule.members.items() if _has_wildcard(path)
         ]
         self._include = [_build_path_matcher(path) for path in rule.include]
         self._exclude = [_build_path_matcher(path) for path in rule.exclude]
-        self._named = {path for path in rule.include if not _has_wildcard(path)} | set(self._exact)
-        self._beside = {*rule.companions.values(), rule.time} - self._named
+        self._explicit = {path for path in rule.include if not _has_wildcard(path)} | set(self._exact)
+        self._companions = {*rule.companions.values(), rule.time} - self._explicit
 
-    def of(self, path: str) -> tuple[FieldConversion, bool] | None:
-        """What the member at `path` is to become, and whether it is named; None when it is left out."""
-        if path in self._beside or any(pattern(path) for pattern in self._exclude):
+    def find_conversion(self, path: str) -> tuple[FieldConversion, bool] | None:
+        """The conversion of a field and whether the rule names the field; None when it is left out."""
+        if path in self._companions or any(matches(path) for matches in self._exclude):
             return None
-        found = self._exact.get(path) or next((m for pattern, m in self._members if pattern(path)), None)
-        if found is None:
-            if self._include and not any(pattern(path) for pattern in self._include):
+        conversion = self._exact.get(path)
+        if conversion is None:
+            conversion = next((c for matches, c in self._patterns if matches(path)), None)
+        if conversion is None:
+            if self._include and not any(matches(path) for matches in self._include):
                 return None
-            found = self._otherwise
-        return found, path in self._named
+            conversion = self._default
+        return conversion, path in self._explicit
 
 
-class DeviceFieldMap:
-    """The plans of one device under one rule, by path."""
+class DeviceFields(dict[str, FieldMapping | None]):
+    """The mappings of one device's fields by path, made at their first use; None: the field is left out."""
 
     def __init__(
         self, selection: FieldSelection, rule: PayloadRule, sensor_id: str, sensor_type: NameTemplate
     ) -> None:
+        super().__init__()
         self._selection = selection
-        self._otherwise = rule.default_conversion
+        self._default = rule.default_conversion
         self._sensor_id = sensor_id
         self._sensor_type = sensor_type
-        self._plans: dict[str, FieldMapping | None] = {}
-        self.known = self._plans.get
 
-    def of(self, path: str) -> FieldMapping | None:
-        """The plan of a path, None when it is left out."""
-        if len(self._plans) >= _CACHED_FIELDS_MAX:
-            self._plans.clear()
-        plan = self._plans[path] = self._made(path)
-        return plan
+    def __missing__(self, path: str) -> FieldMapping | None:
+        if len(self) >= _CACHED_FIELDS_MAX:
+            self.clear()
+        mapping = self[path] = self._build_mapping(path)
+        return mapping
 
-    def _made(self, path: str) -> FieldMapping | None:
-        found = self._selection.of(path)
-        if found is None:
+    def _build_mapping(self, path: str) -> FieldMapping | None:
+        selected = self._selection.find_conversion(path)
+        if selected is None:
             return None
-        member, is_explicit = found
-        sensor_type = self._sensor_type.render(lambda _: member.name or path)
+        conversion, is_explicit = selected
+        sensor_type = self._sensor_type.render(lambda _: conversion.name or path)
         return FieldMapping(
             SeriesName(self._sensor_id, sensor_type),
-            member,
-            member.unit or self._otherwise.unit,
-            member.values or self._otherwise.values,
-            member.is_identity,
+            conversion,
+            conversion.unit or self._default.unit,
+            conversion.values or self._default.values,
+            conversion.is_identity,
             is_explicit,
         )
 
 
 class FieldMap:
-    """All plans of one topic under one rule: one `Plans` for each device that its payloads speak of.
+    """All field mappings of one topic under one rule.
 
-    `names` are what the templates need of the payload, `member` aside.
+    `names` are what the templates need from the payload, besides `member`.
     """
 
     def __init__(self, rule: PayloadRule, levels: Mapping[str, str]) -> None:
         self._rule = rule
         self._selection = FieldSelection(rule)
-        self._sensor_id = rule.sensor_id_template.filled(levels)
-        self._sensor_type = rule.sensor_type_template.filled(levels)
+        self._sensor_id = rule.sensor_id_template.fill(levels)
+        self._sensor_type = rule.sensor_type_template.fill(levels)
         needed = dict.fromkeys((*self._sensor_id.names, *self._sensor_type.names))
         self.names = tuple(name for name in needed if name != "member")
-        self._device_maps: dict[tuple[str, ...], DeviceFieldMap] = {}
-        self.only = None if self.names else self.of(())
+        self._devices: dict[tuple[str, ...], DeviceFields] = {}
 
-    def of(self, texts: tuple[str, ...]) -> DeviceFieldMap:
-        """The plans where `names` are these texts."""
-        plans = self._device_maps.get(texts)
-        if plans is None:
-            if len(self._device_maps) >= _CACHED_DEVICES_MAX:
-                self._device_maps.clear()
+    def find_device(self, lookup: Callable[[str], str]) -> DeviceFields:
+        """The mappings of the device that a payload names: `lookup` finds the text of each of `names`."""
+        texts = tuple(map(lookup, self.names))
+        fields = self._devices.get(texts)
+        if fields is None:
+            if len(self._devices) >= _CACHED_DEVICES_MAX:
+                self._devices.clear()
             known = dict(zip(self.names, texts, strict=True))
-            sensor_id = self._sensor_id.filled(known).text
+            sensor_id = self._sensor_id.fill(known).text
             assert sensor_id is not None
-            sensor_type = self._sensor_type.filled(known)
-            plans = self._device_maps[texts] = DeviceFieldMap(
-                self._selection, self._rule, sensor_id, sensor_type
-            )
-        return plans
+            fields = DeviceFields(self._selection, self._rule, sensor_id, self._sensor_type.fill(known))
+            self._devices[texts] = fields
+        return fields
 
 
 def convert_field_value(
-    plan: FieldMapping, path: str, value: object, *, convert_text: bool = False
+    mapping: FieldMapping, path: str, value: object, *, convert_text: bool = False
 ) -> float | None:
-    """The number a member stands for; None when it stands for none and nobody said that it must.
+    """The finite number a field stands for; None when it is none and need not be one.
 
     Raises:
-        NotDecodable: it should be a number; says what was expected.
+        PayloadDecodeError: it must be a number; says what was expected.
     """
-    kind = type(value)
-    number: float
-    if kind is float:
-        number = value  # type: ignore[assignment]  # its type is looked at just above
-    elif kind is int:
+    if isinstance(value, float):
+        number = value
+    elif isinstance(value, bool):
+        number = mapping.values.get("true" if value else "false", float(value))
+    elif isinstance(value, int):
         try:
-            number = float(value)  # type: ignore[arg-type]  # the same
+            number = float(value)
         except OverflowError:
-            raise PayloadDecodeError(
-                "bad_member", f"{path}: a number beyond what 64-bit floats hold"
-            ) from None
-    elif kind is bool:
-        number = plan.values.get("true" if value else "false", float(value))  # type: ignore[arg-type]  # the same
-    elif kind is str:
-        return _convert_text_value(plan, path, value, convert_text=convert_text)  # type: ignore[arg-type]  # the same
-    elif value is None or not plan.is_explicit:
+            number = math.inf
+    elif isinstance(value, str):
+        text_number = _convert_text_value(mapping, path, value, convert_text=convert_text)
+        if text_number is None:
+            return None
+        number = text_number
+    elif value is None or not mapping.is_explicit:
         return None
     else:
         raise PayloadDecodeError("bad_member", f"{path}: expected a number, found {_describe_type(value)}")
-    return number if plan.is_identity else apply_scale(plan.member, path, number)
+    if not -math.inf < number < math.inf:
+        raise PayloadDecodeError("bad_member", f"{path}: expected a number that 64-bit floats hold")
+    return number if mapping.is_identity else apply_scale(mapping.conversion, path, number)
 
 
-def apply_scale(member: FieldConversion, path: str, number: float) -> float:
-    """The number after the member's scale and offset.
-
-    Raises:
-        NotDecodable: it is then beyond what can be stored.
-    """
-    made = number * member.scale + member.offset
-    if not math.isfinite(made):
+def apply_scale(conversion: FieldConversion, path: str, number: float) -> float:
+    """The number after scale and offset; raises PayloadDecodeError when it is not finite then."""
+    scaled = number * conversion.scale + conversion.offset
+    if not math.isfinite(scaled):
         raise PayloadDecodeError(
-            "bad_member", f"{path}: {number!r} is beyond what can be stored once it is scaled"
+            "bad_member", f"{path}: {number!r} is beyond what 64-bit floats hold once it is scaled"
         )
-    return made
+    return scaled
 
 
-def _convert_text_value(plan: FieldMapping, path: str, text: str, *, convert_text: bool) -> float | None:
-    number = plan.values.get(text)
-    if number is None and (convert_text or plan.is_explicit) and _NUMBER_PATTERN.fullmatch(text):
-        number = float(text)
-        if not math.isfinite(number):
-            raise PayloadDecodeError(
-                "bad_member", f"{path}: {text[:_SHOWN_MAX_CHARACTERS]!r} is beyond what 64-bit floats hold"
-            )
-    if number is not None:
-        return number if plan.is_identity else apply_scale(plan.member, path, number)
-    if not (convert_text or plan.is_explicit):
+def _convert_text_value(mapping: FieldMapping, path: str, text: str, *, convert_text: bool) -> float | None:
+    if text in mapping.values:
+        return mapping.values[text]
+    if not (convert_text or mapping.is_explicit):
         return None
-    expected = f"a number or one of {', '.join(plan.values)}" if plan.values else "a number"
+    if _NUMBER_PATTERN.fullmatch(text):
+        return float(text)
+    expected = f"a number or one of {', '.join(mapping.values)}" if mapping.values else "a number"
     raise PayloadDecodeError(
         "bad_member", f"{path}: expected {expected}, found {text[:_SHOWN_MAX_CHARACTERS]!r}"
     )

@@ -156,48 +156,32 @@ class TopicPattern:
 
 
 class NameTemplate:
-    """Text with names in braces.
+    """Text with names in braces, some of which may be `known` already.
 
     Raises:
         ValueError: a brace without its partner, or an empty name.
     """
 
-    def __init__(self, template: str) -> None:
+    def __init__(self, template: str, known: Mapping[str, str] | None = None) -> None:
         self.template = template
         pieces = _BRACED_NAME.split(template)
-        self._texts, self._names = pieces[::2], tuple(pieces[1::2])
+        self._texts, self._names, self._known = pieces[::2], pieces[1::2], known or {}
         if any("{" in text or "}" in text for text in self._texts) or "" in self._names or not template:
             raise ValueError(f"{template!r} must be text with names in braces, such as {{device}}")
+        self.names = tuple(name for name in self._names if name not in self._known)
 
-    @property
-    def names(self) -> tuple[str, ...]:
-        """The names it needs."""
-        return self._names
-
-    def filled(self, known: Mapping[str, str]) -> NameTemplate:
-        """The same with what is known filled in."""
-        made = NameTemplate.__new__(NameTemplate)
-        made.template = self.template
-        texts, names, text = [], [], self._texts[0]
-        for name, after in zip(self._names, self._texts[1:], strict=True):
-            if name in known:
-                text += known[name] + after
-            else:
-                texts.append(text)
-                names.append(name)
-                text = after
-        texts.append(text)
-        made._texts, made._names = texts, tuple(names)  # noqa: SLF001 - of the same class
-        return made
+    def fill(self, known: Mapping[str, str]) -> NameTemplate:
+        """The same with more names known."""
+        return NameTemplate(self.template, {**self._known, **known})
 
     @property
     def text(self) -> str | None:
         """The text it always makes; None while it needs names."""
-        return None if self._names else self._texts[0]
+        return None if self.names else self.render(self._known.__getitem__)
 
     def render(self, lookup: Callable[[str], str]) -> str:
-        """The text with every name looked up; what `lookup` raises, this does."""
-        made = self._texts[0]
+        """The text with every unknown name looked up; what `lookup` raises, this does."""
+        rendered = self._texts[0]
         for name, text in zip(self._names, self._texts[1:], strict=True):
-            made += lookup(name) + text
-        return made
+            rendered += (self._known[name] if name in self._known else lookup(name)) + text
+        return rendered

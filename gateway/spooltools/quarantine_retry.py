@@ -24,8 +24,10 @@ import numpy as np
 from cloud_sync.codec.plain_readings import AssignedTimes, PlainBodyError
 from cloud_sync.model.reading_builder import ColumnBuilder, InvalidReadingError, Reading
 from cloud_sync.model.records import ATTRIBUTE_NAMES, Flag, Readings, RecordClass, Series
-from gateway.ingress.committer import Committer
+from gateway.ingress.committer import Committer, CommitterOptions
 from gateway.ingress.http.readings import parse_quarantined_body
+from gateway.ingress.publish_decoder import PublishDecoder
+from gateway.ingress.series_resolver import SeriesResolver
 from gateway.spool import delivery_ranges
 from gateway.spool.appender import Appender
 from gateway.spool.database import NO_PROGRESS, SQL, ProgressListener
@@ -42,7 +44,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from gateway.payloads.decoder_registry import RuleSet
-    from gateway.payloads.topics import TopicTemplate
     from gateway.spool.quarantine_items import QuarantineItem
     from gateway.spool.spool import Spool
 
@@ -198,26 +199,26 @@ class _ItemClock:
 async def retry_stopped_spool(
     path: Path,
     numbers: Sequence[int],
-    template: TopicTemplate | RuleSet,
+    rules: RuleSet,
     *,
     max_series: int = DEFAULT_MAX_SERIES,
     progress: ProgressListener = NO_PROGRESS,
 ) -> RetryResult:
     """Decode items again; those that make readings are stored and leave the quarantine."""
     async with open_spool(path, max_series=max_series, create=False) as spool:
-        return await retry_open_spool(spool, template, numbers, progress=progress)
+        return await retry_open_spool(spool, rules, numbers, progress=progress)
 
 
 async def retry_open_spool(
     spool: Spool,
-    template: TopicTemplate | RuleSet,
+    rules: RuleSet,
     numbers: Sequence[int],
     *,
     progress: ProgressListener = NO_PROGRESS,
 ) -> RetryResult:
     """The same on the open spool of a running gateway, which goes on appending meanwhile."""
     progress.total(len(numbers))
-    run = _RetryRun(spool, template)
+    run = _RetryRun(spool, rules)
     for start in range(0, len(numbers), _AT_ONCE):
         for number in numbers[start : start + _AT_ONCE]:
             await run.prepare(number)
@@ -229,17 +230,22 @@ async def retry_open_spool(
 class _RetryRun:
     """Two committers on one spool: one for the dry run, one that stores."""
 
-    def __init__(self, spool: Spool, template: TopicTemplate | RuleSet) -> None:
+    def __init__(self, spool: Spool, rules: RuleSet) -> None:
         self._database = spool.database
         self._catalog = spool.catalog
         self._refused = RefusedRowSender(spool)
         self._stamps = AssignedTimes()
         self._clock = _ItemClock()
         self._dry_run_appender = _DryRunAppender()
-        self._dry_run_committer = Committer(
-            self._dry_run_appender, spool.catalog, template, interval_s=0, clock_us=self._clock
+        self._dry_run_committer, self._real = (
+            Committer(
+                appender,
+                PublishDecoder(rules, SeriesResolver(spool.catalog)),
+                CommitterOptions(interval_s=0),
+                clock_us=self._clock,
+            )
+            for appender in (self._dry_run_appender, spool.appender)
         )
-        self._real = Committer(spool.appender, spool.catalog, template, interval_s=0, clock_us=self._clock)
         self._prepared: list[int] = []
         self.result = RetryResult()
 
@@ -288,7 +294,7 @@ class _RetryRun:
         why = self._prepare_http_item(item) if item.source == "http" else await self._dry_run(item)
         if why is None:
             if item.source != "http":
-                self._real.offer(item.source, item.topic.encode(), item.payload)
+                self._real.submit_payload(item.source, item.topic.encode(), item.payload)
             self._prepared.append(item.quarantine_no)
         return why
 
@@ -313,7 +319,7 @@ class _RetryRun:
         """Why the payload does not make readings by the present rules; None when all of it does."""
         dry_run = self._dry_run_appender
         dry_run.forget()
-        self._dry_run_committer.offer(item.source, item.topic.encode(), item.payload)
+        self._dry_run_committer.submit_payload(item.source, item.topic.encode(), item.payload)
         await self._dry_run_committer.commit_once()
         total = dry_run.rows + len(dry_run.items)
         if item.reason not in _NOTHING_STORED_REASONS and dry_run.untimed and total > 1:

@@ -140,7 +140,7 @@ class StatusEndpoint:
         except msgspec.DecodeError as error:
             raise RequestRejectedError(400, "malformed", str(error)) from error
         runtime = self._runtime
-        active = runtime.committer.rules
+        active = runtime.committer.decoder.rules
         rules = RuleSet(active.template, active.rules, active.births.for_replay())
         return json_response(await retry_open_spool(runtime.spool, rules, wanted.numbers))
 

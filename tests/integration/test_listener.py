@@ -42,7 +42,7 @@ class Committing:
         self.owed = []
         self.holding = False
 
-    def publishes(self, source, batch):
+    def submit_publishes(self, source, batch):
         self.taken += batch
         self.owed.append((source, batch))
         if not self.holding and len(self.owed) == 1:

@@ -25,7 +25,7 @@ class Committing:
         self.taken = []
         self._owed = []
 
-    def publishes(self, source, batch):
+    def submit_publishes(self, source, batch):
         self.taken += batch
         self._owed.append((source, batch))
         if len(self._owed) == 1:

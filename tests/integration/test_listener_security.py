@@ -43,7 +43,7 @@ class Committing:
     def __init__(self):
         self.taken = []
 
-    def publishes(self, source, batch):
+    def submit_publishes(self, source, batch):
         self.taken += batch
         asyncio.get_running_loop().call_later(0.002, source.acknowledge, batch)
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 import asyncio
 import shutil
 import subprocess
+from collections.abc import Callable
 
 import pytest
 from esio_spb_builder.core import sparkplug_b_pb2 as spb
 
 from gateway.auth.authenticator import Identity
-from gateway.ingress.committer import Committer
 from gateway.mqtt.broker_session import SubscriberOptions
 from gateway.mqtt.codec.packet_codec import encode_packet
 from gateway.mqtt.codec.packets import V5, V311, Connect, Publish, Suback, Subscribe, TopicCache, Unsubscribe
@@ -19,10 +19,11 @@ from gateway.mqtt.context import MqttServerOptions
 from gateway.mqtt.server import MqttServer
 from gateway.mqtt.session_state import CommandSubscriptions
 from gateway.mqtt.subscriber import Subscriber
-from gateway.payloads.decoder_registry import RuleSet
+from gateway.payloads.decoder_registry import RuleSet, encode_rebirth_command
 from gateway.payloads.formats.sparkplug_births import RebirthRequester
 from gateway.payloads.rule import PayloadRule
 from gateway.payloads.topics import TopicTemplate
+from tests.support.committers import build_committer
 from tests.support.fixtures_mosquitto import mosquitto  # noqa: F401 - a fixture
 from tests.support.open_spool import open_spool
 from tests.support.tasks import LooseTasks
@@ -93,12 +94,11 @@ class Node:
 @pytest.fixture
 async def gateway(tmp_path):
     async with open_spool(tmp_path / "spool.db") as spool:
-        committer = Committer(spool.appender, spool.catalog, RuleSet(TEMPLATE, RULES), interval_s=0)
-        listener = MqttServer(
-            MqttServerOptions(port=0), committer, Owner(), CommandSubscriptions(committer.rules)
-        )
-        rebirths = RebirthRequester(committer.rules.births, [listener.publish])
-        committer.on_rebirth_needed = rebirths.ask
+        rules, publishers = RuleSet(TEMPLATE, RULES), list[Callable[[bytes, bytes], bool]]()
+        rebirths = RebirthRequester(rules.births, encode_rebirth_command, publishers)
+        committer = build_committer(spool, rules, on_rebirths_due=rebirths.send_requests)
+        listener = MqttServer(MqttServerOptions(port=0), committer, Owner(), CommandSubscriptions(rules))
+        publishers.append(listener.publish)
         await listener.start(LooseTasks())
         running = asyncio.create_task(committer.run())
         yield committer, listener, rebirths
@@ -159,7 +159,7 @@ async def test_a_subscription_ends_when_it_is_withdrawn_and_with_its_connection(
             break
         await asyncio.sleep(0.01)
     assert not listener.context.commands
-    committer.offer("listen", b"spBv1.0/g/NDATA/n", data())
+    committer.submit_payload("listen", b"spBv1.0/g/NDATA/n", data())
     assert (rebirths.requested_total, rebirths.undelivered_total) == (1, 1)
 
 
@@ -175,12 +175,14 @@ async def test_behind_a_broker_the_command_is_published_there(tmp_path, mosquitt
         pytest.skip("needs mosquitto_sub and mosquitto_pub (Debian package mosquitto-clients)")
     where = ("-p", str(mosquitto.port))
     async with open_spool(tmp_path / "spool.db") as spool:
-        committer = Committer(spool.appender, spool.catalog, RuleSet(TEMPLATE, RULES), interval_s=0)
+        rules, publishers = RuleSet(TEMPLATE, RULES), list[Callable[[bytes, bytes], bool]]()
+        requester = RebirthRequester(rules.births, encode_rebirth_command, publishers)
+        committer = build_committer(spool, rules, on_rebirths_due=requester.send_requests)
         told = SubscriberOptions(
             url=mosquitto.url, client_id="g", filters=("spBv1.0/#",), broker_reviewed=True
         )
         subscriber = Subscriber(told, committer)
-        committer.on_rebirth_needed = RebirthRequester(committer.rules.births, [subscriber.publish]).ask
+        publishers.append(subscriber.publish)
         committing = asyncio.create_task(committer.run())
         await subscriber.start(LooseTasks())
         node = await asyncio.create_subprocess_exec(
@@ -194,7 +196,7 @@ async def test_behind_a_broker_the_command_is_published_there(tmp_path, mosquitt
             await asyncio.sleep(0.5)
             if node.returncode is not None:
                 break
-            committer.rules.births._requested_us.clear()  # the node may not have subscribed yet: ask again
+            rules.births._requested_us.clear()  # the node may not have subscribed yet: ask again
         command, _ = await node.communicate()
         assert is_rebirth(command)
         subscriber.stop_reading()

@@ -28,7 +28,7 @@ class Committing:
         self.owed = []
         self.holding = holding
 
-    def publishes(self, source, batch):
+    def submit_publishes(self, source, batch):
         self.taken += batch
         self.owed.append((source, batch))
         if not self.holding and len(self.owed) == 1:

@@ -38,7 +38,7 @@ class Withholding:
         self.taken = []
         self.owed = []
 
-    def publishes(self, source, batch):
+    def submit_publishes(self, source, batch):
         self.taken += batch
         self.owed.append((source, batch))
 

@@ -1,161 +1,174 @@
-"""CBOR (RFC 8949) as far as measurements need it: bounded, and never trusting a length. Pure.
+"""CBOR (RFC 8949) as far as measurements need it: bounded first, then decoded by cbor2. Pure.
 
-Numbers, texts, bytes, arrays, maps, booleans, null and undefined, of definite and indefinite length; tags 2
-and 3 (big numbers), 4 and 5 (fractions) are numbers, other tags are passed over. A map with the same key
-twice is a fault, as RFC 8949 section 5.6 has it.
+Before anything is built, one pass over the heads of all items checks nesting, declared lengths and map keys.
+Keys are text or plain integers: hashes of arrays and big numbers can be made to collide, and a map of such
+keys takes quadratic time. Tags 2 to 5 are numbers; other tags, those of cbor2 too, leave their content as it
+is, so shared references and dates are never resolved.
 """
 
 from __future__ import annotations
 
 import math
-import struct
-from typing import Any, Final
+from collections.abc import Callable, Mapping
+from typing import Any, Final, cast
+
+import cbor2
 
 DEPTH_MAX: Final = 32
-_BIG_MAX_BYTES: Final = 128
-_BREAK: Final = object()
-_MAJOR_TEXT, _MAJOR_ARRAY, _MAJOR_MAP, _MAJOR_TAG = 3, 4, 5, 6
-_INDEFINITE, _ONE_BYTE, _EIGHT_BYTES = 31, 24, 27
-_SIMPLE = {20: False, 21: True, 22: None, 23: None}
-_FLOATS = {25: (">e", 2), 26: (">f", 4), 27: (">d", 8)}
-_BIG_POSITIVE, _BIG_NEGATIVE, _DECIMAL, _BINARY = 2, 3, 4, 5
+_BIG_NUMBER_MAX_BYTES: Final = 128
+_EXPONENT_MAX: Final = 5_000
+_BYTES, _TEXT, _ARRAY, _MAP, _TAG, _SIMPLE = 2, 3, 4, 5, 6, 7
+_ONE_BYTE_ARGUMENT, _EIGHT_BYTE_ARGUMENT, _INDEFINITE = 24, 27, 31
+_INDEFINITE_LENGTH: Final = -1
+_IGNORED_TAGS: Final = (
+    0,
+    1,
+    25,
+    28,
+    29,
+    30,
+    35,
+    36,
+    37,
+    52,
+    54,
+    100,
+    256,
+    258,
+    260,
+    261,
+    1004,
+    43000,
+    55799,
+)
 
 
 class CborDecodeError(ValueError):
-    """Bytes that are no CBOR, or more than is taken; the message says where."""
+    """Bytes that are not CBOR, or beyond what is decoded."""
+
+
+def looks_like_cbor(payload: bytes) -> bool:
+    """Whether a payload begins as a CBOR array does, perhaps with a tag; no JSON text does."""
+    return payload[:1] != b"" and payload[0] >> 5 in (_ARRAY, _TAG)
 
 
 def decode_cbor(data: bytes) -> Any:
-    """The one item that `data` is.
+    """The one item in `data`: numbers, texts, bytes, lists, dicts, booleans and None.
 
     Raises:
-        NotCbor: it is none, or there is more after it.
+        CborDecodeError: there is none, more than one, or an item that is not accepted.
     """
-    reader = _Reader(data)
-    item = reader.item(0)
-    if item is _BREAK:
-        raise CborDecodeError("a break that ends nothing at byte 0")
-    if reader.at != len(data):
-        raise CborDecodeError(f"more bytes after the end at byte {reader.at}")
+    _check_structure(data)
+    try:
+        item = cbor2.loads(
+            data,
+            max_depth=DEPTH_MAX,
+            allow_duplicate_keys=False,
+            semantic_decoders=_TAG_DECODERS,
+            tag_hook=lambda tag, _: tag.value,
+        )
+    except cbor2.CBORError as fault:
+        raise CborDecodeError(str(fault.__cause__ or fault)) from None
+    return _to_plain(item)
+
+
+def _check_structure(data: bytes) -> None:
+    """Check nesting, lengths and the kinds of map keys; takes time in proportion to `data`."""
+    at, left, in_map = 0, 1, False  # items left of the innermost open one; below 0 of indefinite length
+    outer: list[tuple[int, bool]] = []
+    while left:
+        begins = at
+        major, argument, at = _read_head(data, at)
+        if major == _SIMPLE and argument == _INDEFINITE_LENGTH:
+            if left > 0:
+                raise CborDecodeError(f"a break that ends nothing at byte {begins}")
+            left, in_map = outer.pop()
+        else:
+            if in_map and left % 2 == 0 and _ARRAY <= major <= _TAG:
+                raise CborDecodeError(f"a map key is neither text nor an integer at byte {begins}")
+            inner = _count_inner_items(major, argument)
+            if inner > len(data) - at:
+                raise CborDecodeError(f"cut short: {inner} items should follow byte {begins}")
+            if inner:
+                if len(outer) >= DEPTH_MAX:
+                    raise CborDecodeError(f"nested more than {DEPTH_MAX} deep at byte {begins}")
+                outer.append((left, in_map))
+                left, in_map = inner, major == _MAP
+                continue
+        left -= 1
+        while not left and outer:
+            left, in_map = outer.pop()
+            left -= 1
+    if at != len(data):
+        raise CborDecodeError(f"more bytes after the end at byte {at}")
+
+
+def _read_head(data: bytes, at: int) -> tuple[int, int, int]:
+    """Major type and argument of the item at a position, and the position after the bytes it has itself."""
+    if at >= len(data):
+        raise CborDecodeError(f"cut short at byte {len(data)}")
+    major, argument = data[at] >> 5, data[at] & 31
+    at += 1
+    if _ONE_BYTE_ARGUMENT <= argument <= _EIGHT_BYTE_ARGUMENT:
+        end = at + (1 << (argument - _ONE_BYTE_ARGUMENT))
+        argument, at = int.from_bytes(data[at:end]), end
+    elif argument == _INDEFINITE:
+        argument = _INDEFINITE_LENGTH
+    if major in (_BYTES, _TEXT):
+        at += max(argument, 0)
+    if at > len(data):
+        raise CborDecodeError(f"cut short at byte {len(data)}")
+    return major, argument, at
+
+
+def _count_inner_items(major: int, argument: int) -> int:
+    """Items that follow inside one; below 0 when only a break ends them, and even."""
+    if argument == _INDEFINITE_LENGTH:
+        return -2 if _BYTES <= major <= _MAP else 0
+    return {_ARRAY: argument, _MAP: 2 * argument, _TAG: 1}.get(major, 0)
+
+
+def _to_plain(item: Any) -> Any:
+    """An item without cbor2's own types."""
+    if isinstance(item, (int, float, str)) or item is None:
+        return item
+    if isinstance(item, Mapping):  # cbor2 has frozen ones
+        return {_check_key(key): _to_plain(value) for key, value in item.items()}
+    if isinstance(item, (list, tuple)):
+        return [_to_plain(inner) for inner in item]
+    if item is cbor2.undefined:
+        return None
+    if isinstance(item, cbor2.CBORSimpleValue):
+        raise CborDecodeError(f"simple value {item.value} has no meaning here")
     return item
 
 
-class _Reader:
-    """Walks over `data`; `at` is the next byte."""
-
-    def __init__(self, data: bytes) -> None:
-        self._data = data
-        self.at = 0
-
-    def item(self, depth: int) -> Any:
-        """The item that begins here."""
-        if depth > DEPTH_MAX:
-            raise CborDecodeError(f"nested more than {DEPTH_MAX} deep at byte {self.at}")
-        begins = self.at
-        head = self._take(1)[0]
-        major, more = head >> 5, head & 31
-        if major == 7:  # noqa: PLR2004 - RFC 8949 section 3.3
-            return self._simple(more)
-        if more == _INDEFINITE:
-            return self._indefinite(major, depth, begins)
-        number = self._number(more)
-        if major <= 1:
-            return -1 - number if major else number
-        if major <= _MAJOR_TEXT:
-            raw = self._take(number)
-            return raw if major != _MAJOR_TEXT else _text(raw, begins)
-        return self._composed(major, number, depth, begins)
-
-    def _composed(self, major: int, number: int, depth: int, begins: int) -> Any:
-        if major == _MAJOR_ARRAY:
-            self._check_room(number, begins)
-            return [self._inner(depth) for _ in range(number)]
-        if major == _MAJOR_MAP:
-            self._check_room(2 * number, begins)
-            return self._map([(self._inner(depth), self._inner(depth)) for _ in range(number)], begins)
-        return _tagged(number, self._inner(depth), begins)
-
-    def _inner(self, depth: int) -> Any:
-        item = self.item(depth + 1)
-        if item is _BREAK:
-            raise CborDecodeError(f"a break that ends nothing at byte {self.at - 1}")
-        return item
-
-    def _indefinite(self, major: int, depth: int, begins: int) -> Any:
-        parts = []
-        while (part := self.item(depth + 1)) is not _BREAK:
-            parts.append(part)
-        if major == _MAJOR_ARRAY:
-            return parts
-        if major == _MAJOR_MAP and len(parts) % 2 == 0:
-            return self._map(list(zip(parts[::2], parts[1::2], strict=True)), begins)
-        kind = {2: bytes, 3: str}.get(major)
-        if kind is not None and all(type(part) is kind for part in parts):
-            return kind().join(parts)
-        raise CborDecodeError(f"a broken item of indefinite length at byte {begins}")
-
-    def _map(self, pairs: list[tuple[Any, Any]], begins: int) -> dict[Any, Any]:
-        made: dict[Any, Any] = {}
-        for key, value in pairs:
-            if not isinstance(key, (str, int)):
-                raise CborDecodeError(f"a key that is neither text nor a number, in the map at byte {begins}")
-            if key in made:
-                raise CborDecodeError(f"the key {key!r:.64} stands twice in the map at byte {begins}")
-            made[key] = value
-        return made
-
-    def _simple(self, more: int) -> Any:
-        if more in _FLOATS:
-            form, size = _FLOATS[more]
-            return struct.unpack(form, self._take(size))[0]
-        if more in _SIMPLE:
-            return _SIMPLE[more]
-        if more == _INDEFINITE:
-            return _BREAK
-        raise CborDecodeError(f"simple value {more} has no meaning here, at byte {self.at - 1}")
-
-    def _number(self, more: int) -> int:
-        if more < _ONE_BYTE:
-            return more
-        if more > _EIGHT_BYTES:
-            raise CborDecodeError(f"a reserved length at byte {self.at - 1}")
-        return int.from_bytes(self._take(1 << (more - _ONE_BYTE)))
-
-    def _check_room(self, items: int, begins: int) -> None:
-        """An item has at least one byte: refuse lengths that cannot be before anything is made of them."""
-        if items > len(self._data) - self.at:
-            raise CborDecodeError(f"cut short: {items} items are said to follow at byte {begins}")
-
-    def _take(self, size: int) -> bytes:
-        end = self.at + size
-        if end > len(self._data):
-            raise CborDecodeError(f"cut short at byte {len(self._data)}")
-        taken = self._data[self.at : end]
-        self.at = end
-        return taken
+def _check_key(key: Any) -> str | int:
+    if type(key) in (str, int):
+        return cast("str | int", key)
+    raise CborDecodeError(f"a map key is neither text nor an integer: {key!r:.64}")
 
 
-def _text(raw: bytes, begins: int) -> str:
-    try:
-        return raw.decode()
-    except UnicodeDecodeError:
-        raise CborDecodeError(f"text that is not UTF-8 at byte {begins}") from None
+def _decode_big_number(content: Any, _immutable: bool) -> int:  # noqa: FBT001 - called by cbor2
+    if not isinstance(content, bytes) or len(content) > _BIG_NUMBER_MAX_BYTES:
+        raise CborDecodeError("not a big number, or too big")
+    return int.from_bytes(content)
 
 
-def _tagged(tag: int, item: Any, begins: int) -> Any:
-    if tag in (_BIG_POSITIVE, _BIG_NEGATIVE):
-        if not isinstance(item, bytes) or len(item) > _BIG_MAX_BYTES:
-            raise CborDecodeError(f"a big number that is none, or too big, at byte {begins}")
-        number = int.from_bytes(item)
-        return number if tag == _BIG_POSITIVE else -1 - number
-    if tag not in (_DECIMAL, _BINARY):
-        return item
-    match item:
-        case [int(exponent), int(mantissa)] if abs(exponent) <= 5_000:  # noqa: PLR2004 - far beyond floats
+def _decode_fraction(content: Any, compute: Callable[[int, int], float]) -> float:
+    match content:
+        case [int(exponent), int(mantissa)] if abs(exponent) <= _EXPONENT_MAX:
             try:
-                if tag == _BINARY:
-                    return math.ldexp(mantissa, exponent)
-                return float(f"{mantissa}e{exponent}")
+                return compute(mantissa, exponent)
             except (OverflowError, ValueError):
                 pass
-    raise CborDecodeError(f"a fraction that is none, or too large, at byte {begins}")
+    raise CborDecodeError("not a fraction, or too large")
+
+
+_TAG_DECODERS: Final = {
+    **{tag: lambda content, _: content for tag in _IGNORED_TAGS},
+    2: _decode_big_number,
+    3: lambda content, immutable: -1 - _decode_big_number(content, immutable),
+    4: lambda content, _: _decode_fraction(content, lambda m, exponent: float(f"{m}e{exponent}")),
+    5: lambda content, _: _decode_fraction(content, math.ldexp),
+}

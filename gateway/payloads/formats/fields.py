@@ -12,77 +12,66 @@ from __future__ import annotations
 import csv
 import io
 import math
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final, cast
 
 import msgspec
 
 from cloud_sync.model.reading_builder import TimestampError, parse_timestamp_in_unit
 from gateway.payloads.measurement import (
-    MEMBERS_MAX,
-    DeviceFieldMap,
+    FLOAT32_MAX,
+    SEQ_MAX,
+    DeviceFields,
     Fault,
     FieldMap,
     Measurement,
     PayloadDecodeError,
+    check_member_count,
     convert_field_value,
+    decode_json,
 )
 from gateway.payloads.rule import COMPANION_FIELDS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-    from gateway.payloads.measurement import DecodeResult
+    from gateway.payloads.measurement import Decoder, DecodeResult
     from gateway.payloads.rule import PayloadRule
 
 DEPTH_MAX: Final = 16
 RECORD_MEMBERS_MAX: Final = 1_000
 _ARRAY_MAX: Final = 100
-_FLOAT32_MAX: Final = 3.4e38
-_SEQ_MAX: Final = (1 << 63) - 1
 _MISSING: Final = object()
 _SHOWN_MAX_CHARACTERS: Final = 64
+_TEXT_COMPANIONS: Final = ("location", "manufacturer", "firmware_version")
 _CompanionValues = tuple[
     float | None, float | None, float | None, int | None, str | None, str | None, str | None
 ]
-_TimeAndCompanions = tuple[
-    int | None, float | None, float | None, float | None, int | None, str | None, str | None, str | None
-]
 _NO_COMPANIONS: _CompanionValues = (None, None, None, None, None, None, None)
-_json_decoder = msgspec.json.Decoder()
-_JSON_ERRORS = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 
 
-def build_fields_decoder(
-    rule: PayloadRule, levels: Mapping[str, str]
-) -> Callable[[bytes, int], DecodeResult]:
-    """What decodes the payloads of one topic, whose named levels are given."""
+def build_fields_decoder(rule: PayloadRule, levels: Mapping[str, str]) -> Decoder:
+    """Decodes JSON objects, or arrays of them, on a topic with these named levels."""
     reader = RecordReader(rule, levels)
 
-    def decode(payload: bytes, now_us: int) -> DecodeResult:  # noqa: ARG001 - of every decoder
-        try:
-            found = _json_decoder.decode(payload)
-        except _JSON_ERRORS as fault:
-            return (), [Fault("not_json", str(fault) or type(fault).__name__, payload)]
-        if type(found) is dict:
-            return reader.read_records((found,))
-        if type(found) is list:
-            if len(found) > MEMBERS_MAX:
-                what = f"an array of {len(found)} members; at most {MEMBERS_MAX} are taken"
-                return (), [Fault("too_many_members", what, payload)]
-            return reader.read_records(found)
-        return (), [Fault("bad_reading", f"expected an object, found {type(found).__name__}", payload)]
+    def decode(payload: bytes, _now_us: int) -> DecodeResult:
+        decoded = decode_json(payload)
+        if isinstance(decoded, list):
+            check_member_count(len(decoded), "members of the array")
+            return reader.read_records(decoded)
+        return reader.read_records((decoded,))
 
     return decode
 
 
 class RecordReader:
-    """Makes measurements of records: objects with members, perhaps nested.
+    """Measurements of records: objects with members, perhaps nested.
 
     Args:
         rule: of format fields or csv.
         levels: the named levels of the topic.
-        text_counts: whether all values are text, as in csv.
-        part: a record as bytes of the payload's shape, to be decoded again by itself.
+        convert_text: whether all values are text, as in csv.
+        encode_record: a record as bytes in the payload's format, so that it can be decoded again by itself.
     """
 
     def __init__(
@@ -91,24 +80,24 @@ class RecordReader:
         levels: Mapping[str, str],
         *,
         convert_text: bool = False,
-        part: Callable[[dict[str, Any]], bytes] = msgspec.json.encode,
+        encode_record: Callable[[dict[str, Any]], bytes] = msgspec.json.encode,
     ) -> None:
         self._rule = rule
         self._root = () if rule.root is None else tuple(rule.root.split("."))
-        self._book = FieldMap(rule, levels)
+        self._fields = FieldMap(rule, levels)
         self.convert_text = convert_text
-        self._part = part
+        self._encode_record = encode_record
         self._time = None if rule.time is None else (rule.time, tuple(rule.time.split(".")))
         self._companions = [
             (position, name, path, tuple(path.split(".")))
             for position, name in enumerate(COMPANION_FIELDS)
             if (path := rule.companions.get(name)) is not None
         ]
-        beside = [p for p in (rule.time, *rule.companions.values(), *self._book.names) if p is not None]
-        self._beside = [(path, tuple(path.split("."))) for path in beside]
+        shared = (rule.time, *rule.companions.values(), *self._fields.names)
+        self._shared_paths = [tuple(path.split(".")) for path in shared if path is not None]
 
     def read_records(self, records: Sequence[Any]) -> DecodeResult:
-        """The measurements of records, and the faults."""
+        """An invalid record costs only itself."""
         out: list[Measurement] = []
         faults: list[Fault] = []
         many = len(records) > 1
@@ -119,35 +108,33 @@ class RecordReader:
                 faults += walk.faults
             except PayloadDecodeError as fault:
                 where = f"member {position}: " if many else ""
-                part = self._part(record) if type(record) is dict else msgspec.json.encode(record)
+                part = self._encode_record(record) if type(record) is dict else msgspec.json.encode(record)
                 faults.append(Fault(fault.reason, f"{where}{fault}", part))
         return out, faults
 
     def _read(self, record: Any) -> _RecordWalk:
         if type(record) is not dict:
             raise PayloadDecodeError("bad_reading", f"expected an object, found {type(record).__name__}")
-        plans = self._book.only or self._book.of(
-            tuple(_name_text_at(record, name) for name in self._book.names)
-        )
+        fields = self._fields.find_device(partial(_name_text_at, record))
         time_us = None if self._time is None else self._read_time(record, *self._time)
-        beside = self._read_companions(record) if self._companions else _NO_COMPANIONS
-        walk = _RecordWalk(self, record, plans, (time_us, *beside))
+        companions = self._read_companions(record) if self._companions else _NO_COMPANIONS
+        walk = _RecordWalk(self, record, fields, time_us, companions)
         inner = _value_at(record, self._root) if self._root else record
         if type(inner) is dict:
-            walk.members(inner, "", 0)
+            walk.add_members(inner, "", 0)
         if not walk.out and not walk.faults and not self._rule.may_be_empty:
             what = ", ".join(list(record)[:8]) or "no members"
             raise PayloadDecodeError("no_measurement", f"no member makes a reading under this rule: {what}")
         return walk
 
     def fault(self, reason: str, detail: str, record: dict[str, Any], path: str) -> Fault:
-        """A fault of one member; its part is the record with that member alone, and what goes with it."""
+        """A fault of one member; its part is a record of that member, the time and the companions."""
         part: dict[str, Any] = {}
-        for keys in ((*self._root, *path.split(".")), *(keys for _, keys in self._beside)):
+        for keys in ((*self._root, *path.split(".")), *self._shared_paths):
             value = _value_at(record, keys)
             if value is not _MISSING:
                 _set_value_at(part, keys, value)
-        return Fault(reason, detail, self._part(part or record))
+        return Fault(reason, detail, self._encode_record(part or record))
 
     def _read_time(self, record: dict[str, Any], path: str, keys: tuple[str, ...]) -> int | None:
         value = _value_at(record, keys)
@@ -168,55 +155,60 @@ class RecordReader:
 
 
 class _RecordWalk:
-    """Through the members of one record, nested ones too."""
+    """Walks through the members of one record, nested ones too."""
 
-    __slots__ = ("beside", "faults", "out", "plans", "reader", "record")
+    __slots__ = ("companions", "faults", "fields", "out", "reader", "record", "time_us")
 
     def __init__(
-        self, reader: RecordReader, record: dict[str, Any], plans: DeviceFieldMap, beside: _TimeAndCompanions
+        self,
+        reader: RecordReader,
+        record: dict[str, Any],
+        fields: DeviceFields,
+        time_us: int | None,
+        companions: _CompanionValues,
     ) -> None:
-        self.reader, self.record, self.plans, self.beside = reader, record, plans, beside
+        self.reader, self.record, self.fields = reader, record, fields
+        self.time_us, self.companions = time_us, companions
         self.out: list[Measurement] = []
         self.faults: list[Fault] = []
 
-    def members(self, members: Mapping[str, Any], prefix: str, depth: int) -> None:
-        """Take the members whose paths begin with `prefix`."""
+    def add_members(self, members: Mapping[str, Any], prefix: str, depth: int) -> None:
+        """Read the members whose paths begin with `prefix`."""
         if len(members) > RECORD_MEMBERS_MAX:
             what = (
                 f"{prefix or 'an object'} has {len(members)} members; at most {RECORD_MEMBERS_MAX} are taken"
             )
             self.faults.append(Fault("too_many_members", what, msgspec.json.encode(self.record)))
             return
-        known, convert_text = self.plans.known, self.reader.convert_text
+        fields, convert_text = self.fields, self.reader.convert_text
         for key, value in members.items():
             path = prefix + key if prefix else key
             kind = type(value)
             if kind is dict or kind is list:
-                self._nested(value, path, depth)
+                self._add_nested(value, path, depth)
                 continue
-            plan: Any = known(path, _MISSING)
-            if plan is _MISSING:
-                plan = self.plans.of(path)
-            if plan is None:
+            mapping = fields[path]
+            if mapping is None:
                 continue
             try:
-                number = convert_field_value(plan, path, value, convert_text=convert_text)
+                number = convert_field_value(mapping, path, value, convert_text=convert_text)
             except PayloadDecodeError as fault:
                 self._fault(fault.reason, str(fault), path)
                 continue
             if number is not None:
-                self.out.append(Measurement(plan.name, number, *self.beside, plan.unit))
+                measurement = Measurement(mapping.name, number, self.time_us, *self.companions, mapping.unit)
+                self.out.append(measurement)
 
-    def _nested(self, value: dict[str, Any] | list[Any], path: str, depth: int) -> None:
+    def _add_nested(self, value: dict[str, Any] | list[Any], path: str, depth: int) -> None:
         if depth >= DEPTH_MAX:
             self._fault(
                 "too_deep", f"{path[:_SHOWN_MAX_CHARACTERS]}: nested more than {DEPTH_MAX} deep", path
             )
         elif isinstance(value, dict):
-            self.members(value, path + ".", depth + 1)
+            self.add_members(value, path + ".", depth + 1)
         elif len(value) <= _ARRAY_MAX:
-            self.members({str(i): inner for i, inner in enumerate(value)}, path + ".", depth + 1)
-        elif self.plans.of(path) is not None:
+            self.add_members({str(i): inner for i, inner in enumerate(value)}, path + ".", depth + 1)
+        elif self.fields[path] is not None:
             what = f"{path}: an array of {len(value)}; at most {_ARRAY_MAX} are taken as members"
             self._fault("too_many_members", what, path)
 
@@ -225,7 +217,7 @@ class _RecordWalk:
 
 
 def _convert_companion(name: str, path: str, value: Any, *, convert_text: bool) -> float | int | str:
-    if name in ("location", "manufacturer", "firmware_version"):
+    if name in _TEXT_COMPANIONS:
         if isinstance(value, (dict, list)):
             raise PayloadDecodeError("bad_reading", f"{path}: expected text for {name}")
         return str(value)
@@ -235,10 +227,10 @@ def _convert_companion(name: str, path: str, value: Any, *, convert_text: bool) 
         number = math.nan
     if name == "seq":
         whole = int(value) if number.is_integer() else -1
-        if not 0 <= whole <= _SEQ_MAX:
+        if not 0 <= whole <= SEQ_MAX:
             raise PayloadDecodeError("bad_reading", f"{path}: expected a whole number from 0 for seq")
         return whole
-    if not abs(number) <= _FLOAT32_MAX:
+    if not abs(number) <= FLOAT32_MAX:
         raise PayloadDecodeError("bad_reading", f"{path}: expected a number for {name}, found {value!r:.64}")
     return number
 
@@ -267,28 +259,25 @@ def _set_value_at(part: dict[str, Any], keys: tuple[str, ...], value: Any) -> No
     part[keys[-1]] = value
 
 
-def build_csv_decoder(rule: PayloadRule, levels: Mapping[str, str]) -> Callable[[bytes, int], DecodeResult]:
-    """What decodes the payloads of one topic, whose named levels are given."""
+def build_csv_decoder(rule: PayloadRule, levels: Mapping[str, str]) -> Decoder:
+    """Decodes lines of CSV on a topic with these named levels."""
     columns = rule.columns
 
-    def line_of(record: dict[str, Any]) -> bytes:
-        """The line of a record; columns it does not have are empty."""
+    def encode_line(record: dict[str, Any]) -> bytes:
         out = io.StringIO()
         writer = csv.writer(out, delimiter=rule.separator, lineterminator="")
         writer.writerow([record.get(column, "") for column in columns])
         return out.getvalue().encode()
 
-    reader = RecordReader(rule, levels, convert_text=True, part=line_of)
+    reader = RecordReader(rule, levels, convert_text=True, encode_record=encode_line)
 
-    def decode(payload: bytes, now_us: int) -> DecodeResult:  # noqa: ARG001 - of every decoder
+    def decode(payload: bytes, _now_us: int) -> DecodeResult:
         try:
-            text = payload.decode()
+            lines = payload.decode().splitlines()
         except UnicodeDecodeError as fault:
-            return (), [Fault("not_utf8", str(fault), payload)]
+            raise PayloadDecodeError("not_utf8", str(fault)) from None
+        check_member_count(len(lines), "lines")
         records, faults = [], []
-        lines = text.splitlines()
-        if len(lines) > MEMBERS_MAX:
-            return (), [Fault("too_many_members", f"{len(lines)} lines; at most {MEMBERS_MAX}", payload)]
         for position, line in enumerate(lines):
             if not line.strip():
                 continue
@@ -303,8 +292,8 @@ def build_csv_decoder(rule: PayloadRule, levels: Mapping[str, str]) -> Callable[
             elif cells[0].strip() != columns[0]:
                 pairs = zip(columns, cells, strict=True)
                 records.append({name: cell.strip() or None for name, cell in pairs if name})
-        found, more = reader.read_records(records)
-        return found, faults + more
+        measurements, record_faults = reader.read_records(records)
+        return measurements, faults + record_faults
 
     return decode
 
@@ -312,26 +301,24 @@ def build_csv_decoder(rule: PayloadRule, levels: Mapping[str, str]) -> Callable[
 _BOOLEAN_VALUES = {"true": 1.0, "false": 0.0}
 
 
-def build_number_decoder(
-    rule: PayloadRule, levels: Mapping[str, str]
-) -> Callable[[bytes, int], DecodeResult]:
-    """What decodes the payloads of one topic, whose named levels are given."""
-    plans = FieldMap(rule, levels).only
-    assert plans is not None
-    plan = plans.of("value")
-    assert plan is not None
-    may_be_empty = rule.may_be_empty
-    plan = plan._replace(values={**_BOOLEAN_VALUES, **plan.values})
+def build_number_decoder(rule: PayloadRule, levels: Mapping[str, str]) -> Decoder:
+    """Decodes a bare value on a topic that names its series."""
+    mapping = FieldMap(rule, levels).find_device(levels.__getitem__)["value"]
+    assert mapping is not None
+    mapping = mapping._replace(values={**_BOOLEAN_VALUES, **mapping.values})
 
-    def decode(payload: bytes, now_us: int) -> DecodeResult:  # noqa: ARG001 - of every decoder
+    def decode(payload: bytes, _now_us: int) -> DecodeResult:
         try:
             text = payload.decode().strip()
-            number = convert_field_value(plan, "payload", text, convert_text=True)
         except UnicodeDecodeError:
-            return (), [Fault("not_utf8", "expected a number as text", payload)]
-        except PayloadDecodeError as fault:
-            return (), [] if may_be_empty else [fault.fault(payload)]
+            raise PayloadDecodeError("not_utf8", "expected a number as text") from None
+        try:
+            number = convert_field_value(mapping, "payload", text, convert_text=True)
+        except PayloadDecodeError:
+            if rule.may_be_empty:
+                return (), []
+            raise
         assert number is not None
-        return (Measurement(plan.name, number, unit=plan.unit),), []
+        return (Measurement(mapping.name, number, unit=mapping.unit),), []
 
     return decode

@@ -7,25 +7,31 @@ topic does not name the series. Others are ignored. An invalid member of an arra
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Final
+from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import msgspec
 
 from cloud_sync.model.reading_builder import TimestampError, parse_timestamp
-from gateway.payloads import measurement
-from gateway.payloads.measurement import MEMBERS_MAX, Fault, Measurement, PayloadDecodeError, apply_scale
+from gateway.payloads.measurement import (
+    JSON_ERRORS,
+    Fault,
+    Measurement,
+    PayloadDecodeError,
+    apply_scale,
+    check_member_count,
+    json_error,
+)
 from gateway.payloads.topics import SeriesName
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-    from gateway.payloads.measurement import DecodeResult
+    from gateway.payloads.measurement import Decoder, DecodeResult
     from gateway.payloads.rule import PayloadRule
 
 Float32Value = Annotated[float, msgspec.Meta(ge=-3.4e38, le=3.4e38)]
-"""A number that fits single precision."""
-DECOMPRESSED_MAX_BYTES: Final = 8 << 20
 SequenceNumber = Annotated[int, msgspec.Meta(ge=0, le=(1 << 63) - 1)]
+T = TypeVar("T")
 
 
 class JsonReading(msgspec.Struct, gc=False):
@@ -43,140 +49,81 @@ class JsonReading(msgspec.Struct, gc=False):
     unit: str | None = None
 
 
-_reading_decoder = msgspec.json.Decoder(JsonReading)
-_reading_list_decoder = msgspec.json.Decoder(list[JsonReading])
-_raw_list_decoder = msgspec.json.Decoder(list[msgspec.Raw])
-
-
-def decode_readings(payload: bytes) -> tuple[Sequence[JsonReading], list[Fault]]:
-    """Readings and faults of one payload; times and ranges are not looked at here."""
-    try:
-        if payload[:1] == b"{":
-            return (_reading_decoder.decode(payload),), []
-        return (
-            _reading_list_decoder.decode(payload)
-            if payload.lstrip()[:1] == b"["
-            else (_reading_decoder.decode(payload),)
-        ), []
-    except msgspec.ValidationError as fault:
-        if payload.lstrip()[:1] == b"[":
-            return _decode_one_by_one(payload)
-        return (), [Fault("bad_reading", str(fault), payload)]
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as fault:
-        if payload[:2] in measurement.COMPRESSION_MAGIC:
-            return _decode_compressed(payload)
-        return (), [Fault("not_json", str(fault) or type(fault).__name__, payload)]
-
-
-def _decode_compressed(payload: bytes) -> tuple[Sequence[JsonReading], list[Fault]]:
-    try:
-        expanded = measurement.decompress_payload(payload, DECOMPRESSED_MAX_BYTES)
-    except measurement.PayloadDecompressionError as fault:
-        return (), [Fault(fault.reason, str(fault), payload)]
-    if expanded[:2] in measurement.COMPRESSION_MAGIC:
-        return (), [Fault("bad_compression", "compressed twice, or not what its first bytes say", payload)]
-    return decode_readings(expanded)
-
-
-def _decode_one_by_one(payload: bytes) -> tuple[list[JsonReading], list[Fault]]:
-    """The members of an array that has at least one bad one."""
-    readings, faults = [], []
-    try:
-        parts = _raw_list_decoder.decode(payload)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as fault:
-        return [], [Fault("not_json", str(fault) or type(fault).__name__, payload)]
-    for position, part in enumerate(parts):
-        try:
-            readings.append(_reading_decoder.decode(part))
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as fault:
-            faults.append(Fault("bad_reading", f"member {position}: {fault}", bytes(part)))
-    return readings, faults
-
-
 class NamedReading(JsonReading, gc=False):
-    """One reading that says whose it is."""
+    """One reading that may name its series."""
 
     sensor_id: str = ""
     sensor_type: str = ""
 
 
-_named_reading_decoder = msgspec.json.Decoder(NamedReading)
-_raw_members_decoder = msgspec.json.Decoder(list[msgspec.Raw])
-_JSON_ERRORS = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
+decode_reading = msgspec.json.Decoder(JsonReading).decode
+_decode_reading_list = msgspec.json.Decoder(list[JsonReading]).decode
+_decode_named_reading = msgspec.json.Decoder(NamedReading).decode
+_decode_raw_list = msgspec.json.Decoder(list[msgspec.Raw]).decode
 
 
-def build_named_reading_decoder(
-    rule: PayloadRule, levels: Mapping[str, str]
-) -> Callable[[bytes, int], DecodeResult]:
-    """What decodes the payloads of one topic, whose named levels are given."""
-    reader = _NamedReadingReader(rule, levels)
+def decode_readings(payload: bytes) -> tuple[Sequence[JsonReading], list[Fault]]:
+    """Readings of a topic that names their series; times are not parsed here."""
+    try:
+        return _decode_reading_list(payload), []
+    except JSON_ERRORS:
+        return _decode_parts(_split_array(payload), decode_reading)
+
+
+def build_reading_decoder(rule: PayloadRule, levels: Mapping[str, str]) -> Decoder:
+    """Decodes `reading` and `ndjson` of a rule, whose sensor_id or sensor_type may come from the payload."""
+    conversion = rule.default_conversion
+    sensor_id = rule.sensor_id_template.fill(levels)
+    sensor_type = rule.sensor_type_template.fill(levels)
     split = _split_lines if rule.format == "ndjson" else _split_array
 
-    def decode(payload: bytes, now_us: int) -> DecodeResult:  # noqa: ARG001 - of every decoder
-        out: list[Measurement] = []
-        faults: list[Fault] = []
+    def read(part: bytes | msgspec.Raw) -> Measurement:
+        r = _decode_named_reading(part)
+        names = {"sensor_id": r.sensor_id, "sensor_type": r.sensor_type}
+        for needed in (*sensor_id.names, *sensor_type.names):
+            if not names[needed]:
+                raise PayloadDecodeError(f"no_{needed}", f"{needed}: expected text that names the series")
         try:
-            parts = split(payload)
-        except _JSON_ERRORS as fault:
-            return (), [Fault("not_json", str(fault) or type(fault).__name__, payload)]
-        if len(parts) > MEMBERS_MAX:
-            what = f"{len(parts)} members; at most {MEMBERS_MAX} are taken"
-            return (), [Fault("too_many_members", what, payload)]
-        for position, part in enumerate(parts):
-            try:
-                out.append(reader.read(part))
-            except PayloadDecodeError as fault:
-                where = f"member {position}: " if len(parts) > 1 else ""
-                faults.append(Fault(fault.reason, f"{where}{fault}", bytes(part)))
-        return out, faults
+            time_us = None if r.ts is None else parse_timestamp(r.ts)
+        except TimestampError as fault:
+            raise PayloadDecodeError("bad_time", f"ts: {fault}") from None
+        return Measurement(
+            SeriesName(sensor_id.render(names.__getitem__), sensor_type.render(names.__getitem__)),
+            apply_scale(conversion, "value", float(r.value)),
+            time_us,
+            r.quality,
+            r.battery_level,
+            r.signal_strength,
+            r.seq,
+            r.location,
+            r.manufacturer,
+            r.firmware_version,
+            r.unit or conversion.unit,
+        )
+
+    def decode(payload: bytes, _now_us: int) -> DecodeResult:
+        parts = split(payload)
+        check_member_count(len(parts), "readings")
+        return _decode_parts(parts, read)
 
     return decode
 
 
-class _NamedReadingReader:
-    """Reads single readings on one topic."""
-
-    def __init__(self, rule: PayloadRule, levels: Mapping[str, str]) -> None:
-        self._otherwise = rule.default_conversion
-        self._sensor_id = rule.sensor_id_template.filled(levels)
-        self._sensor_type = rule.sensor_type_template.filled(levels)
-
-    def read(self, part: bytes | msgspec.Raw) -> Measurement:
-        """The measurement of one reading.
-
-        Raises:
-            NotDecodable: it is none.
-        """
+def _decode_parts(
+    parts: Sequence[bytes | msgspec.Raw], decode: Callable[[bytes | msgspec.Raw], T]
+) -> tuple[list[T], list[Fault]]:
+    decoded, faults = [], []
+    for position, part in enumerate(parts):
         try:
-            told = _named_reading_decoder.decode(part)
-        except msgspec.ValidationError as fault:
-            raise PayloadDecodeError("bad_reading", str(fault)) from None
-        except _JSON_ERRORS as fault:
-            raise PayloadDecodeError("not_json", str(fault) or type(fault).__name__) from None
-        known = {"sensor_id": told.sensor_id, "sensor_type": told.sensor_type}
-        for needed in (*self._sensor_id.names, *self._sensor_type.names):
-            if not known[needed]:
-                raise PayloadDecodeError(f"no_{needed}", f"{needed}: expected text that names the series")
-        name = SeriesName(
-            self._sensor_id.render(known.__getitem__), self._sensor_type.render(known.__getitem__)
-        )
-        try:
-            time_us = None if told.ts is None else parse_timestamp(told.ts)
-        except TimestampError as fault:
-            raise PayloadDecodeError("bad_time", f"ts: {fault}") from None
-        return Measurement(
-            name,
-            apply_scale(self._otherwise, "value", float(told.value)),
-            time_us,
-            told.quality,
-            told.battery_level,
-            told.signal_strength,
-            told.seq,
-            told.location,
-            told.manufacturer,
-            told.firmware_version,
-            told.unit or self._otherwise.unit,
-        )
+            decoded.append(decode(part))
+        except (*JSON_ERRORS, PayloadDecodeError) as fault:
+            if isinstance(fault, msgspec.ValidationError):
+                error = PayloadDecodeError("bad_reading", str(fault))
+            else:
+                error = fault if isinstance(fault, PayloadDecodeError) else json_error(fault)
+            where = f"member {position}: " if len(parts) > 1 else ""
+            faults.append(Fault(error.reason, f"{where}{error}", bytes(part)))
+    return decoded, faults
 
 
 def _split_lines(payload: bytes) -> Sequence[bytes]:
@@ -184,4 +131,9 @@ def _split_lines(payload: bytes) -> Sequence[bytes]:
 
 
 def _split_array(payload: bytes) -> Sequence[bytes | msgspec.Raw]:
-    return _raw_members_decoder.decode(payload) if payload.lstrip()[:1] == b"[" else (payload,)
+    if payload.lstrip()[:1] != b"[":
+        return (payload,)
+    try:
+        return _decode_raw_list(payload)
+    except JSON_ERRORS as fault:
+        raise json_error(fault) from None

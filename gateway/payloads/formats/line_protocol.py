@@ -8,7 +8,7 @@ writes them. Tags that are series attributes are kept. An invalid field costs on
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from cloud_sync.codec.line_protocol import (
     PRECISION_SCALES,
@@ -20,138 +20,137 @@ from cloud_sync.codec.line_protocol import (
 )
 from cloud_sync.model.reading_builder import InvalidReadingError
 from cloud_sync.model.records import Flag
-from gateway.payloads import measurement as planned
 from gateway.payloads.measurement import (
-    MEMBERS_MAX,
-    DeviceFieldMap,
+    FLOAT32_MAX,
+    SEQ_MAX,
+    DeviceFields,
     Fault,
     FieldMap,
     Measurement,
     PayloadDecodeError,
+    check_member_count,
+    convert_field_value,
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Mapping
 
-    from gateway.payloads.measurement import DecodeResult
+    from gateway.payloads.measurement import Decoder, DecodeResult
     from gateway.payloads.rule import PayloadRule
 
 _INTEGER_PATTERN = re.compile(r"[+-]?\d{1,30}", re.ASCII)
 _CACHED_KEYS_MAX: Final = 10_000
 _FIELDS_MAX: Final = 1_000
 _FLOAT_COMPANIONS: Final = ("quality", "battery_level", "signal_strength")
-_FLOAT32_MAX: Final = 3.4e38
-_SEQ_MAX: Final = (1 << 63) - 1
+_COMPANIONS: Final = (*_FLOAT_COMPANIONS, "seq", "flags")
 _DEVICE_FLAGS: Final = int(
     sum(Flag) & ~(Flag.SUPPRESSED | Flag.PROCESSED)
-)  # which are the gateway's own to set
+)  # the others are the gateway's own
 _NO_COMPANIONS: Final = (None, None, None, None, 0)
 _CompanionValues = tuple[float | None, float | None, float | None, int | None, int]
 
 
 class _SeriesKey(NamedTuple):
-    """What the part of a line before the first space says."""
+    """The part of a line before the first space: measurement and tags."""
 
     measurement: str
-    plans: DeviceFieldMap
+    fields: DeviceFields
     location: str | None
     manufacturer: str | None
     firmware_version: str | None
     unit: str | None
 
 
-def build_line_protocol_decoder(
-    rule: PayloadRule, levels: Mapping[str, str]
-) -> Callable[[bytes, int], DecodeResult]:
-    """What decodes the payloads of one topic, whose named levels are given."""
+def build_line_protocol_decoder(rule: PayloadRule, levels: Mapping[str, str]) -> Decoder:
+    """Decodes lines on a topic with these named levels."""
     reader = _LineReader(rule, levels)
 
-    def decode(payload: bytes, now_us: int) -> DecodeResult:  # noqa: ARG001 - of every decoder
+    def decode(payload: bytes, _now_us: int) -> DecodeResult:
         lines = payload.split(b"\n")
-        if len(lines) > MEMBERS_MAX:
-            what = f"{len(lines)} lines; at most {MEMBERS_MAX} are taken"
-            return (), [Fault("too_many_members", what, payload)]
+        check_member_count(len(lines), "lines")
         out: list[Measurement] = []
         faults: list[Fault] = []
         for number, line in enumerate(lines, start=1):
             try:
                 reader.read(line, out, faults)
             except (InvalidReadingError, UnicodeDecodeError, PayloadDecodeError) as fault:
-                faults.append(_fault_from_error(fault, number, line))
+                faults.append(_build_line_fault(fault, number, line))
         return out, faults
 
     return decode
 
 
 class _LineReader:
-    """Reads lines under one rule; remembers the keys it has seen."""
+    """Reads lines under one rule; caches series keys."""
 
     def __init__(self, rule: PayloadRule, levels: Mapping[str, str]) -> None:
-        self._book = FieldMap(rule, levels)
+        self._fields = FieldMap(rule, levels)
         self._times, self._divided = PRECISION_SCALES["ns" if rule.time_unit == "auto" else rule.time_unit]
         self._keys: dict[str, _SeriesKey] = {}
 
     def read(self, raw: bytes, out: list[Measurement], faults: list[Fault]) -> None:
-        """The readings of one line."""
+        """Add the readings of one line; an invalid field costs only itself."""
         line = raw.decode().strip(" \r")
         if not line or line.startswith("#"):
             return
         key_text, fields_text, time_text = split_line(line)
-        key = self._keys.get(key_text) or self._learn(key_text)
+        key = self._keys.get(key_text) or self._parse_key(key_text)
         fields = parse_fields(fields_text)
         if len(fields) > _FIELDS_MAX:
             raise PayloadDecodeError(
-                "too_many_members", f"{len(fields)} fields; at most {_FIELDS_MAX} are taken"
+                "too_many_members", f"{len(fields)} fields; at most {_FIELDS_MAX} are allowed"
             )
-        time_us = None if time_text is None else self._time(time_text)
+        time_us = None if time_text is None else self._parse_time(time_text)
         before = len(out) + len(faults)
-        beside = _parse_companions(fields) if len(fields) > 1 and "value" in fields else _NO_COMPANIONS
+        has_companions = len(fields) > 1 and "value" in fields
+        companions = _parse_companions(fields) if has_companions else _NO_COMPANIONS
         for name, text in fields.items():
-            if "value" in fields and (name in _FLOAT_COMPANIONS or name in ("seq", "flags")):
+            if has_companions and name in _COMPANIONS:
                 continue
             path = key.measurement if name == "value" else f"{key.measurement}.{name}"
             try:
-                measured = _build_measurement(key, path, text, time_us, beside)
+                measurement = _build_measurement(key, path, text, time_us, companions)
             except PayloadDecodeError as fault:
                 part = f"{key_text} {name}={text}" + ("" if time_text is None else f" {time_text}")
                 faults.append(fault.fault(part.encode()))
                 continue
-            if measured is not None:
-                out.append(measured)
+            if measurement is not None:
+                out.append(measurement)
         if len(out) + len(faults) == before:
             raise PayloadDecodeError(
                 "no_measurement", f"no field makes a reading under this rule: {fields_text:.64}"
             )
 
-    def _learn(self, text: str) -> _SeriesKey:
+    def _parse_key(self, text: str) -> _SeriesKey:
         measurement, tags = parse_series_key(text)
-        names = []
-        for name in self._book.names:
+
+        def find_tag(name: str) -> str:
             if not tags.get(name):
                 raise PayloadDecodeError("no_sensor_id", f"{name}: there is no such tag")
-            names.append(tags[name])
+            return tags[name]
+
+        fields = self._fields.find_device(find_tag)
         if len(self._keys) >= _CACHED_KEYS_MAX:
             self._keys.clear()
-        plans = self._book.only or self._book.of(tuple(names))
         attributes = (
             tags.get(name) or None for name in ("location", "manufacturer", "firmware_version", "unit")
         )
-        key = self._keys[text] = _SeriesKey(measurement, plans, *attributes)
+        key = self._keys[text] = _SeriesKey(measurement, fields, *attributes)
         return key
 
-    def _time(self, text: str) -> int:
+    def _parse_time(self, text: str) -> int:
         if _INTEGER_PATTERN.fullmatch(text) is None:
             raise PayloadDecodeError("bad_time", f"expected a whole number at the end, found {text[:64]!r}")
         return int(text) * self._times // self._divided
 
 
 def _build_measurement(
-    key: _SeriesKey, path: str, text: str, time_us: int | None, beside: _CompanionValues
+    key: _SeriesKey, path: str, text: str, time_us: int | None, companions: _CompanionValues
 ) -> Measurement | None:
-    plan = key.plans.known(path) or key.plans.of(path)
-    if plan is None:
+    mapping = key.fields[path]
+    if mapping is None:
         return None
-    value: Any
+    value: str | float
     if text.startswith('"'):
         value = text[1:-1].replace('\\"', '"').replace("\\\\", "\\")
     else:
@@ -161,12 +160,12 @@ def _build_measurement(
             raise PayloadDecodeError(
                 "bad_member", f"{path}: expected a number, found {text[:64]!r}"
             ) from None
-    number = planned.convert_field_value(plan, path, value)
+    number = convert_field_value(mapping, path, value)
     if number is None:
         return None
-    quality, battery_level, signal_strength, seq, flags = beside
+    quality, battery_level, signal_strength, seq, flags = companions
     return Measurement(
-        plan.name,
+        mapping.name,
         number,
         time_us,
         quality,
@@ -176,7 +175,7 @@ def _build_measurement(
         key.location,
         key.manufacturer,
         key.firmware_version,
-        plan.unit or key.unit,
+        mapping.unit or key.unit,
         flags,
     )
 
@@ -186,16 +185,16 @@ def _parse_companions(fields: dict[str, str]) -> _CompanionValues:
         parse_number(fields[name], f"bad_{name}") if name in fields else None for name in _FLOAT_COMPANIONS
     ]
     for name, number in zip(_FLOAT_COMPANIONS, numbers, strict=True):
-        if number is not None and abs(number) > _FLOAT32_MAX:
+        if number is not None and abs(number) > FLOAT32_MAX:
             raise InvalidReadingError(f"bad_{name}")
     seq = parse_integer(fields["seq"], "bad_seq") if "seq" in fields else None
     flags = parse_integer(fields["flags"], "bad_flags") if "flags" in fields else 0
-    if seq is not None and not 0 <= seq <= _SEQ_MAX:
+    if seq is not None and not 0 <= seq <= SEQ_MAX:
         raise InvalidReadingError("bad_seq")
     return numbers[0], numbers[1], numbers[2], seq, flags & _DEVICE_FLAGS
 
 
-def _fault_from_error(
+def _build_line_fault(
     fault: InvalidReadingError | UnicodeDecodeError | PayloadDecodeError, number: int, line: bytes
 ) -> Fault:
     where = f"line {number}: "

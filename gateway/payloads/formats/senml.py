@@ -16,20 +16,21 @@ from typing import TYPE_CHECKING, Any, Final
 import msgspec
 
 from cloud_sync.model.records import Flag
-from gateway.payloads.formats import cbor
+from gateway.payloads.formats.cbor import CborDecodeError, decode_cbor, looks_like_cbor
 from gateway.payloads.measurement import (
-    MEMBERS_MAX,
+    JSON_ERRORS,
     Fault,
     FieldMap,
     Measurement,
     PayloadDecodeError,
+    check_member_count,
     convert_field_value,
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Mapping
 
-    from gateway.payloads.measurement import DecodeResult, FieldMapping
+    from gateway.payloads.measurement import Decoder, DecodeResult
     from gateway.payloads.rule import PayloadRule
 
 SENML_VERSION: Final = 10
@@ -81,153 +82,147 @@ _QUANTITY_BY_UNIT: Final[Mapping[str, str]] = {
 }
 _DEVICE_URN = re.compile(r"(urn:dev:[^:]+:[^:]+)(?::(.+))?")
 _NAME_SEPARATORS: Final = ":/.-_"
+_Record = dict[str, Any]
 _pack_decoder = msgspec.json.Decoder(list[Any])
-_PACK_ERRORS = (msgspec.DecodeError, UnicodeDecodeError, RecursionError, cbor.CborDecodeError)
-_CBOR_ARRAY, _CBOR_TAG = 4, 6
 
 
-def build_senml_decoder(rule: PayloadRule, levels: Mapping[str, str]) -> Callable[[bytes, int], DecodeResult]:
-    """What decodes the payloads of one topic, whose named levels are given."""
-    book = FieldMap(rule, levels)
+def build_senml_decoder(rule: PayloadRule, levels: Mapping[str, str]) -> Decoder:
+    """Decodes packs on a topic with these named levels."""
+    fields = FieldMap(rule, levels)
 
     def decode(payload: bytes, now_us: int) -> DecodeResult:
-        is_cbor = bool(payload) and payload[0] >> 5 in (_CBOR_ARRAY, _CBOR_TAG)
         try:
-            records = cbor.decode_cbor(payload) if is_cbor else _pack_decoder.decode(payload)
-        except _PACK_ERRORS as fault:
-            return (), [Fault("not_senml", str(fault) or type(fault).__name__, payload)]
+            records = decode_cbor(payload) if looks_like_cbor(payload) else _pack_decoder.decode(payload)
+        except (*JSON_ERRORS, CborDecodeError) as fault:
+            raise PayloadDecodeError("not_senml", str(fault) or type(fault).__name__) from None
         if not isinstance(records, list):
-            return (), [Fault("not_senml", "expected an array of records", payload)]
-        if len(records) > MEMBERS_MAX:
-            what = f"{len(records)} records; at most {MEMBERS_MAX} are taken"
-            return (), [Fault("too_many_members", what, payload)]
-        return _PackReader(book, now_us).read(records, payload)
+            raise PayloadDecodeError("not_senml", "expected an array of records")
+        check_member_count(len(records), "records")
+        return _PackReader(fields, now_us).read(records, payload)
 
     return decode
 
 
 class _PackReader:
-    """One pack on its way through: what the base fields are, and what came of the records."""
+    """Reads one pack: base fields apply to the records that follow."""
 
-    def __init__(self, book: FieldMap, now_us: int) -> None:
-        self._book = book
+    def __init__(self, fields: FieldMap, now_us: int) -> None:
+        self._fields = fields
         self._now_us = now_us
-        self._base: dict[str, Any] = {}
+        self._base: _Record = {}
         self._out: list[Measurement] = []
         self._faults: list[Fault] = []
 
     def read(self, records: list[Any], payload: bytes) -> DecodeResult:
-        """Every record."""
-        for position, record in enumerate(records):
-            told = _with_json_labels(record) if type(record) is dict else None
+        """An invalid record costs only itself, an invalid base field the rest of the pack."""
+        for position, raw in enumerate(records):
+            if not isinstance(raw, dict):
+                what = f"record {position}: expected an object, found {type(raw).__name__}"
+                self._faults.append(Fault("bad_record", what, _encode_pack([raw])))
+                continue
+            record = _with_json_labels(raw)
             try:
-                if told is None:
-                    raise _bad_record_error(f"expected an object, found {type(record).__name__}")
-                self._apply_base(told)
+                self._apply_base(record)
             except PayloadDecodeError as fault:
-                where = f"record {position}: {fault}"
-                if told is None:
-                    self._faults.append(Fault(fault.reason, where, _encode_record(record)))
-                    continue
-                rest = [{**self._base, **told}, *map(_with_json_labels, records[position + 1 :])]
-                what = f"{where}; the records from here on depend on it"
+                rest = [{**self._base, **record}, *map(_with_json_labels, records[position + 1 :])]
+                what = f"record {position}: {fault}; the records from here on depend on it"
                 self._faults.append(Fault(fault.reason, what, _encode_pack(rest)))
                 break
             try:
-                self._record(told)
+                self._read_record(record)
             except PayloadDecodeError as fault:
-                part = _encode_pack([{**self._base, **told}])
+                part = _encode_pack([{**self._base, **record}])
                 self._faults.append(Fault(fault.reason, f"record {position}: {fault}", part))
         if not self._out and not self._faults:
             what = "no record makes a reading: only texts, data, or nothing but base fields"
             self._faults.append(Fault("no_measurement", what, payload))
         return self._out, self._faults
 
-    def _apply_base(self, told: dict[str, Any]) -> None:
+    def _apply_base(self, record: _Record) -> None:
         for key in _BASE_LABELS:
-            if key in told:
-                _check_label(key, told[key])
-                if key == "bver" and told[key] > SENML_VERSION:
-                    raise _bad_record_error(f"bver: version {told[key]} is newer than {SENML_VERSION}")
-                self._base[key] = told[key]
+            if key in record:
+                _check_label(key, record[key])
+                if key == "bver" and record[key] > SENML_VERSION:
+                    raise _bad_record_error(f"bver: version {record[key]} is newer than {SENML_VERSION}")
+                self._base[key] = record[key]
 
-    def _record(self, told: dict[str, Any]) -> None:
-        _check_record(told)
-        if not told.keys() & _VALUE_LABELS:
-            if not told.keys() & {"n", "u", "t", "ut"}:
+    def _read_record(self, record: _Record) -> None:
+        _check_record(record)
+        if not record.keys() & _VALUE_LABELS:
+            if not record.keys() & {"n", "u", "t", "ut"}:
                 return  # base fields and nothing else
             if not self._base.keys() & {"bv", "bs"}:
                 raise _bad_record_error("expected one of v, vs, vb, vd or s")
         base = self._base
-        unit = told.get("u", base.get("bu"))
-        device, member = _split_name(base.get("bn", ""), told.get("n", ""), unit or "")
+        unit = record.get("u", base.get("bu"))
+        device, member = _split_name(base.get("bn", ""), record.get("n", ""), unit or "")
         if not device:
             raise PayloadDecodeError("no_sensor_id", "n: there is no name, nor a base name")
-        known = {"base": device}
-        plans = self._book.only or self._book.of(tuple(known[name] for name in self._book.names))
-        time_us, flags = self._time(told)
-        for path, value in _record_values(told, member, base):
-            plan: FieldMapping | None = plans.known(path) or plans.of(path)
-            number = None if plan is None else convert_field_value(plan, path, value)
-            if plan is not None and number is not None:
-                if not math.isfinite(number):
-                    raise PayloadDecodeError("bad_member", f"{path}: {number!r} is no value")
-                self._out.append(Measurement(plan.name, number, time_us, unit=plan.unit or unit, flags=flags))
+        fields = self._fields.find_device({"base": device}.__getitem__)
+        time_us, flags = self._read_time(record)
+        for path, value in _record_values(record, member, base):
+            mapping = fields[path]
+            number = None if mapping is None else convert_field_value(mapping, path, value)
+            if mapping is not None and number is not None:
+                measurement = Measurement(
+                    mapping.name, number, time_us, unit=mapping.unit or unit, flags=flags
+                )
+                self._out.append(measurement)
 
-    def _time(self, told: dict[str, Any]) -> tuple[int | None, int]:
-        at = self._base.get("bt", 0) + told.get("t", 0)
-        if not at:
+    def _read_time(self, record: _Record) -> tuple[int | None, int]:
+        at_s = self._base.get("bt", 0) + record.get("t", 0)
+        if not at_s:
             return None, 0
         try:
-            at_us = at * 1_000_000 if isinstance(at, int) else round(at * 1e6)
+            at_us = at_s * 1_000_000 if isinstance(at_s, int) else round(at_s * 1e6)
         except OverflowError:
-            raise PayloadDecodeError("bad_time", f"t: {at!r} lies outside what can be stored") from None
-        if at >= RELATIVE_BELOW_S:
+            raise PayloadDecodeError("bad_time", f"t: {at_s!r} lies outside what can be stored") from None
+        if at_s >= RELATIVE_BELOW_S:
             return at_us, 0
         return self._now_us + at_us, int(Flag.TIME_ASSIGNED)
 
 
-def _record_values(told: dict[str, Any], member: str, base: dict[str, Any]) -> list[tuple[str, Any]]:
-    """What a record measures: (member, value)."""
-    found: list[tuple[str, Any]] = []
-    if "v" in told or ("bv" in base and not told.keys() & {"vs", "vb", "vd", "s"}):
-        value = told.get("v", 0) + base["bv"] if "bv" in base else told["v"]
-        found.append((member, value))
-    if "vb" in told:
-        if not isinstance(told["vb"], bool):
+def _record_values(record: _Record, member: str, base: _Record) -> list[tuple[str, Any]]:
+    """(member, value) of each value in a record."""
+    values: list[tuple[str, Any]] = []
+    if "v" in record or ("bv" in base and not record.keys() & {"vs", "vb", "vd", "s"}):
+        value = record.get("v", 0) + base["bv"] if "bv" in base else record["v"]
+        values.append((member, value))
+    if "vb" in record:
+        if not isinstance(record["vb"], bool):
             raise _bad_record_error("vb: expected true or false")
-        found.append((member, told["vb"]))
-    if "vs" in told:
-        if not isinstance(told["vs"], str):
+        values.append((member, record["vb"]))
+    if "vs" in record:
+        if not isinstance(record["vs"], str):
             raise _bad_record_error("vs: expected text")
-        found.append((member, told["vs"]))
-    if "s" in told or ("bs" in base and not found and "vd" not in told):
-        found.append((f"{member}_sum", told.get("s", 0) + base.get("bs", 0)))
-    return found
+        values.append((member, record["vs"]))
+    if "s" in record or ("bs" in base and not values and "vd" not in record):
+        values.append((f"{member}_sum", record.get("s", 0) + base.get("bs", 0)))
+    return values
 
 
 @lru_cache(maxsize=10_000)
 def _split_name(base: str, name: str, unit: str) -> tuple[str, str]:
-    """Device and what it measures, of a base name and a name."""
+    """Device and quantity of a base name and a name."""
     if base and name:
         return base.rstrip(_NAME_SEPARATORS) or base, name.lstrip(_NAME_SEPARATORS) or name
     whole = base or name
-    found = _DEVICE_URN.fullmatch(whole)
-    if found is not None:
-        device, member = found[1], found[2] or ""
+    urn = _DEVICE_URN.fullmatch(whole)
+    if urn is not None:
+        device, member = urn[1], urn[2] or ""
     else:
         cut = max(whole.rfind("/"), whole.rfind(":"))
         device, member = (whole[:cut], whole[cut + 1 :]) if cut > 0 else (whole, "")
     return device, member or _QUANTITY_BY_UNIT.get(unit, "value")
 
 
-def _check_record(told: dict[str, Any]) -> None:
-    for key in told:
+def _check_record(record: _Record) -> None:
+    for key in record:
         if key[-1:] == "_":
             raise _bad_record_error(f"{key}: must be understood, and is not")
     for key in ("n", "u", "v", "s", "t"):
-        if key in told:
-            _check_label(key, told[key])
+        if key in record:
+            _check_label(key, record[key])
 
 
 def _check_label(key: str, value: Any) -> None:
@@ -261,12 +256,7 @@ def _with_json_labels(record: Any) -> Any:
     }
 
 
-def _encode_record(record: Any) -> bytes:
-    return _encode_pack([record])
-
-
 def _encode_pack(records: list[Any]) -> bytes:
-    """Records as a pack of their own."""
     try:
         return msgspec.json.encode(records)
     except (TypeError, ValueError, OverflowError, RecursionError):

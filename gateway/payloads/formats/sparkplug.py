@@ -9,7 +9,6 @@ invalid metric costs only itself.
 
 from __future__ import annotations
 
-import math
 from typing import TYPE_CHECKING, Any, Final
 
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
@@ -25,18 +24,18 @@ from gateway.payloads.formats.sparkplug_births import (
     SparkplugNodeId,
 )
 from gateway.payloads.measurement import (
-    MEMBERS_MAX,
     Fault,
     FieldMap,
     Measurement,
     PayloadDecodeError,
+    check_member_count,
     convert_field_value,
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Mapping
 
-    from gateway.payloads.measurement import DecodeResult, DeviceFieldMap
+    from gateway.payloads.measurement import Decoder, DecodeResult, DeviceFields
     from gateway.payloads.rule import PayloadRule
 
 __all__ = ["DecodeError", "Payload"]
@@ -144,38 +143,21 @@ _DATATYPE_BOOLEAN: Final = 11
 
 def build_sparkplug_decoder(
     rule: PayloadRule, levels: Mapping[str, str], topic: str, births: SparkplugBirths
-) -> Callable[[bytes, int], DecodeResult]:
-    """What decodes the payloads of one topic; `births` is shared by all topics of the rule."""
+) -> Decoder:
+    """Decodes one topic; `births` is shared by all topics of the gateway."""
     parts = topic.split("/")
     type_ = parts[2] if len(parts) > 2 else ""  # noqa: PLR2004 - namespace, group, type
     expected = {4: _NODE_MESSAGE_TYPES, 5: _DEVICE_MESSAGE_TYPES}.get(len(parts), frozenset())
-    if type_ not in expected or "" in parts:
-        return (
-            _decode_nothing
-            if type_ in ("NCMD", "DCMD") or parts[1:2] == ["STATE"]
-            else _build_bad_topic_decoder(topic)
-        )
-    told = _TopicDecoder(rule, levels, parts, births)
-
-    def decode(payload: bytes, now_us: int) -> DecodeResult:
-        message = Payload()
-        try:
-            message.ParseFromString(payload)
-        except DecodeError:
-            return (), [Fault("not_sparkplug", "no Sparkplug B payload, or cut short", payload)]
-        if len(message.metrics) > MEMBERS_MAX:
-            what = f"{len(message.metrics)} metrics; at most {MEMBERS_MAX} are taken"
-            return (), [Fault("too_many_members", what, payload)]
-        try:
-            return told.read(message, now_us)
-        except PayloadDecodeError as fault:
-            return (), [fault.fault(payload)]
-
-    return decode
+    if type_ in expected and "" not in parts:
+        return _TopicDecoder(rule, levels, parts, births).decode
+    if type_ in ("NCMD", "DCMD") or parts[1:2] == ["STATE"]:
+        return lambda _payload, _now_us: ((), [])
+    what = f"{topic[:80]!r} is not NAMESPACE/GROUP/TYPE/NODE or, of devices, NAMESPACE/GROUP/TYPE/NODE/DEVICE"
+    return lambda payload, _now_us: ((), [Fault("bad_topic", what, payload)])
 
 
 class _TopicDecoder:
-    """Reads the messages of one topic."""
+    """Decodes the messages of one topic."""
 
     def __init__(
         self, rule: PayloadRule, levels: Mapping[str, str], parts: list[str], births: SparkplugBirths
@@ -184,71 +166,79 @@ class _TopicDecoder:
         self._id = SparkplugNodeId(parts[1], parts[3])
         self._device = parts[4] if len(parts) > 4 else ""  # noqa: PLR2004 - the fifth is the device
         self._births = births
-        self._book = FieldMap(rule, levels)
-        self._maps_by_device: dict[str, DeviceFieldMap] = {}
+        self._fields = FieldMap(rule, levels)
+        self._fields_by_device: dict[str, DeviceFields] = {}
 
-    def read(self, message: Any, now_us: int) -> DecodeResult:
-        """The readings of one message, after what it says about the node's life."""
+    def decode(self, payload: bytes, now_us: int) -> DecodeResult:
+        """The readings of one message, after what it says of the node's life is recorded."""
+        message = Payload()
+        try:
+            message.ParseFromString(payload)
+        except DecodeError:
+            raise PayloadDecodeError("not_sparkplug", "not a Sparkplug B payload, or cut short") from None
+        check_member_count(len(message.metrics), "metrics")
         births, type_ = self._births, self._type
         seq = message.seq % SEQ_MODULUS if message.HasField("seq") else None
         if type_ == "NBIRTH":
-            births.born(self._id, _read_bd_seq(message))
+            births.record_birth(self._id, _read_bd_seq(message))
         elif type_ == "NDEATH":
             is_current_birth = births.record_death(self._id, _read_bd_seq(message))
             return (self._online(0, None) if is_current_birth else ()), []
-        births.heard(self._id, seq, now_us)
-        if births.node(self._id) is None:
-            births.ask(self._id, now_us)
+        births.check_sequence(self._id, seq, now_us)
+        node = births.node(self._id)
+        if node is None:
+            births.request_rebirth(self._id, now_us)
+            node = SparkplugNode()
         if type_ == "DDEATH":
             return self._online(0, _read_time_us(message)), []
-        out: list[Measurement] = []
-        faults: list[Fault] = []
+        measurements, faults = self._read_metrics(message, node, now_us)
         if type_.endswith("BIRTH"):
-            out += self._online(1, _read_time_us(message))
-        node = births.node(self._id) or SparkplugNode()
+            measurements = self._online(1, _read_time_us(message)) + measurements
+        return measurements, faults
+
+    def _read_metrics(
+        self, message: Any, node: SparkplugNode, now_us: int
+    ) -> tuple[list[Measurement], list[Fault]]:
+        measurements, faults = [], []
         for position, metric in enumerate(message.metrics):
             try:
-                self._metric(metric, message, node, out)
+                measurement = self._read_metric(metric, message, node)
             except PayloadDecodeError as fault:
                 if fault.reason == "unknown_alias":
-                    births.ask(self._id, now_us)
+                    self._births.request_rebirth(self._id, now_us)
                 part = Payload(timestamp=message.timestamp, metrics=[metric]).SerializeToString()
                 faults.append(Fault(fault.reason, f"metric {position}: {fault}", part))
-        return out, faults
+                continue
+            if measurement is not None:
+                measurements.append(measurement)
+        return measurements, faults
 
-    def _metric(self, metric: Any, message: Any, node: SparkplugNode, out: list[Measurement]) -> None:
-        alias = self._alias(metric, node)
-        if alias.name == _BD_SEQ_METRIC or metric.is_null:
-            return
+    def _read_metric(self, metric: Any, message: Any, node: SparkplugNode) -> Measurement | None:
+        alias = self._find_alias(metric, node)
         kind = metric.WhichOneof("value")
-        plans = self._plans(alias.device)
-        plan = plans.known(alias.name) or plans.of(alias.name)
-        if kind is None or plan is None:
-            return
+        if alias.name == _BD_SEQ_METRIC or metric.is_null or kind is None:
+            return None
+        mapping = self._device_fields(alias.device)[alias.name]
+        if mapping is None:
+            return None
         value = getattr(metric, kind)
         if kind in ("int_value", "long_value"):
             value = _to_signed(value, metric.datatype or alias.datatype)
-        number = convert_field_value(plan, alias.name, value)
+        number = convert_field_value(mapping, alias.name, value)
         if number is None:
-            return
-        if not math.isfinite(number):
-            raise PayloadDecodeError("bad_member", f"{alias.name}: {number!r} is no value")
-        time_us = _read_time_us(metric) if metric.HasField("timestamp") else _read_time_us(message)
-        flags = _HISTORICAL_FLAG if metric.is_historical else 0
+            return None
         quality = _read_property(metric, "Quality") if metric.HasField("properties") else None
-        out.append(
-            Measurement(
-                plan.name,
-                number,
-                time_us,
-                None if not isinstance(quality, int) else 100.0 if quality == _QUALITY_GOOD else 0.0,
-                unit=plan.unit or alias.unit,
-                flags=flags,
-            )
+        return Measurement(
+            mapping.name,
+            number,
+            _read_time_us(metric if metric.HasField("timestamp") else message),
+            None if not isinstance(quality, int) else 100.0 if quality == _QUALITY_GOOD else 0.0,
+            unit=mapping.unit or alias.unit,
+            flags=_HISTORICAL_FLAG if metric.is_historical else 0,
         )
 
-    def _alias(self, metric: Any, node: SparkplugNode) -> MetricAlias:
-        """What a metric is called; a birth is learnt from."""
+    def _find_alias(self, metric: Any, node: SparkplugNode) -> MetricAlias:
+        """The declaration of a metric; a birth adds its own."""
         name, number = metric.name, metric.alias if metric.HasField("alias") else None
         if not isinstance(name, str):  # bytes, where protobuf did not find UTF-8
             raise PayloadDecodeError("bad_metric", "its name is not UTF-8")
@@ -257,7 +247,7 @@ class _TopicDecoder:
                 raise PayloadDecodeError("bad_metric", "a metric of a birth has no name")
             unit = _read_property(metric, "engUnit") if metric.HasField("properties") else None
             alias = MetricAlias(self._device, name, metric.datatype, unit if isinstance(unit, str) else None)
-            node.learn(number, alias)
+            node.add_metric(number, alias)
             return alias
         if name:
             return node.named.get((self._device, name)) or MetricAlias(
@@ -265,28 +255,26 @@ class _TopicDecoder:
             )
         if number is None:
             raise PayloadDecodeError("bad_metric", "it has neither a name nor an alias")
-        found = node.aliases.get(number)
-        if found is None or found.device != self._device:
-            raise PayloadDecodeError("unknown_alias", f"no birth that was seen explains alias {number}")
-        return found
+        declared = node.aliases.get(number)
+        if declared is None or declared.device != self._device:
+            raise PayloadDecodeError("unknown_alias", f"no birth received declares alias {number}")
+        return declared
 
-    def _plans(self, device: str) -> DeviceFieldMap:
-        plans = self._maps_by_device.get(device)
-        if plans is None:
+    def _device_fields(self, device: str) -> DeviceFields:
+        fields = self._fields_by_device.get(device)
+        if fields is None:
             source = f"{self._id.node}:{device}" if device else self._id.node
-            known = {**self._id._asdict(), "device": device, "source": source}
-            plans = self._book.only or self._book.of(tuple(known[name] for name in self._book.names))
-            self._maps_by_device[device] = plans
-        return plans
+            names = {**self._id._asdict(), "device": device, "source": source}
+            fields = self._fields_by_device[device] = self._fields.find_device(names.__getitem__)
+        return fields
 
     def _online(self, value: int, time_us: int | None) -> list[Measurement]:
-        plans = self._plans(self._device)
-        plan = plans.known(ONLINE_MEMBER) or plans.of(ONLINE_MEMBER)
-        return [] if plan is None else [Measurement(plan.name, value, time_us)]
+        mapping = self._device_fields(self._device)[ONLINE_MEMBER]
+        return [] if mapping is None else [Measurement(mapping.name, value, time_us)]
 
 
 def encode_rebirth_command(now_us: int) -> bytes:
-    """The payload of the NCMD that asks a node for a new birth."""
+    """The payload of the NCMD that requests a rebirth."""
     message = Payload(timestamp=now_us // 1000)
     message.metrics.add(
         name=REBIRTH_METRIC, datatype=_DATATYPE_BOOLEAN, timestamp=now_us // 1000, boolean_value=True
@@ -302,7 +290,7 @@ def _read_bd_seq(message: Any) -> int | None:
 
 
 def _read_time_us(stamped: Any) -> int | None:
-    """The time of a metric or payload; None when there is none."""
+    """The time of a metric or message; None when it has none."""
     if not stamped.HasField("timestamp"):
         return None
     if stamped.timestamp > _LATEST_MS:
@@ -311,7 +299,7 @@ def _read_time_us(stamped: Any) -> int | None:
 
 
 def _to_signed(value: int, datatype: int) -> int:
-    """A whole number as it was before it was put into an unsigned field."""
+    """A signed integer out of the unsigned field that carries it."""
     bits = _SIGNED_BITS.get(datatype)
     if bits is None:
         return value
@@ -324,12 +312,3 @@ def _read_property(metric: Any, name: str) -> Any:
         if key == name and not value.is_null and value.WhichOneof("value"):
             return getattr(value, value.WhichOneof("value"))
     return None
-
-
-def _decode_nothing(payload: bytes, now_us: int) -> DecodeResult:  # noqa: ARG001 - of every decoder
-    return (), []
-
-
-def _build_bad_topic_decoder(topic: str) -> Callable[[bytes, int], DecodeResult]:
-    what = f"{topic[:80]!r} is not NAMESPACE/GROUP/TYPE/NODE or, of devices, NAMESPACE/GROUP/TYPE/NODE/DEVICE"
-    return lambda payload, _: ((), [Fault("bad_topic", what, payload)])

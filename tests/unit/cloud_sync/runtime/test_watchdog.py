@@ -15,9 +15,9 @@ from cloud_sync.runtime.watchdog import (
     find_late_stages,
     watchdog_period_s,
 )
-from gateway.ingress.committer import Committer
+from gateway.ingress.committer import Committer, CommitterOptions
 from gateway.mqtt.codec.packets import Publish
-from gateway.payloads.topics import TopicTemplate
+from tests.support.committers import build_committer
 from tests.support.open_spool import build_retention, open_spool
 
 
@@ -136,14 +136,14 @@ async def test_a_commit_that_never_ends_makes_the_committer_late_and_waiting_for
             raise AssertionError("nothing was committed")
 
     async with open_spool(tmp_path / "spool.db") as spool:
-        committer = Committer(Stuck(), spool.catalog, TopicTemplate("sensors/{sensor_id}/{sensor_type}"))  # type: ignore[arg-type]  # hangs as a dead disk does
+        committer = Committer(Stuck(), build_committer(spool).decoder, CommitterOptions())  # type: ignore[arg-type]  # hangs as a dead disk does
         clock = Clock()
         committer.stage.clock = clock
         running = asyncio.create_task(committer.run())
         await asyncio.sleep(0)
         clock.now += 1e6
         assert find_late_stages([committer.stage]) == []
-        committer.publishes(Device(), [Publish(b"sensors/a/t", b"1", 1, 1)])  # type: ignore[arg-type]  # as above
+        committer.submit_publishes(Device(), [Publish(b"sensors/a/t", b"1", 1, 1)])  # type: ignore[arg-type]  # as above
         for _ in range(10):
             await asyncio.sleep(0.002)
         assert find_late_stages([committer.stage]) == []

@@ -32,7 +32,7 @@ from firmware_sim.scenarios import (
     plan_devices,
     read_scenario,
 )
-from gateway.payloads.formats.json_reading import decode_readings
+from tests.unit.gateway.payloads.test_json_reading import decode_readings
 
 START_US = 1_767_225_600_000_000
 BROKER = parse_broker("mqtt://127.0.0.1:1")

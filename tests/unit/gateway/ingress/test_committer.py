@@ -13,16 +13,17 @@ import pytest
 from cloud_sync.delivery.lanes import ClaimRequest
 from cloud_sync.model.records import Flag, Readings
 from gateway.ingress import committer as committer_module
-from gateway.ingress.committer import Committer
+from gateway.ingress.committer import CommitterHooks
 from gateway.mqtt.codec.packets import Publish
+from gateway.payloads.decoder_registry import RuleSet
+from gateway.payloads.rule import PayloadRule
 from gateway.payloads.topics import TopicTemplate
 from gateway.spool.appender import Capacity
-from tests.support.open_spool import OpenSpool, open_spool
+from tests.support.committers import build_committer
+from tests.support.open_spool import open_spool
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
-
-TEMPLATE = TopicTemplate("sensors/{sensor_id}/{sensor_type}")
 
 
 @dataclass
@@ -45,19 +46,15 @@ def publish(payload: bytes, topic: bytes = b"sensors/a/t", packet_id: int = 1) -
     return Publish(topic, payload, packet_id, 1)
 
 
-def committer_of(spool: OpenSpool, **options) -> Committer:
-    return Committer(spool.appender, spool.catalog, TEMPLATE, interval_s=0, **options)
-
-
 async def test_a_publish_is_acknowledged_once_its_readings_can_be_read_back(tmp_path):
     device = Device()
     async with open_spool(tmp_path / "spool.db") as spool:
-        committer = committer_of(spool)
+        committer = build_committer(spool)
         sent = [
             publish(b'{"value": 1.5, "ts": 1700000000000000}'),
             publish(b'[{"value": 2, "ts": 1700000001}]'),
         ]
-        committer.publishes(device, sent)
+        committer.submit_publishes(device, sent)
         assert device.acknowledged == []
         assert await committer.commit_once() == 2
         assert device.acknowledged == sent
@@ -79,8 +76,8 @@ async def test_a_publish_is_acknowledged_once_its_readings_can_be_read_back(tmp_
 async def test_bad_input_is_quarantined_counted_and_acknowledged(tmp_path, topic, payload, reason):
     device = Device()
     async with open_spool(tmp_path / "spool.db") as spool:
-        committer = committer_of(spool, clock_us=lambda: 42)
-        committer.publishes(device, [publish(payload, topic), publish(b'{"value": 1, "ts": 5}')])
+        committer = build_committer(spool, clock_us=lambda: 42)
+        committer.submit_publishes(device, [publish(payload, topic), publish(b'{"value": 1, "ts": 5}')])
         assert await committer.commit_once() == 1
         assert len(device.acknowledged) == 2
         assert committer.counters.quarantined == 1
@@ -92,8 +89,10 @@ async def test_bad_input_is_quarantined_counted_and_acknowledged(tmp_path, topic
 
 async def test_readings_without_a_time_get_the_time_of_receipt_each_its_own(tmp_path):
     async with open_spool(tmp_path / "spool.db") as spool:
-        committer = committer_of(spool, clock_us=lambda: 1000)
-        committer.publishes(Device(), [publish(b'[{"value": 1}, {"value": 2}]'), publish(b'{"value": 3}')])
+        committer = build_committer(spool, clock_us=lambda: 1000)
+        committer.submit_publishes(
+            Device(), [publish(b'[{"value": 1}, {"value": 2}]'), publish(b'{"value": 3}')]
+        )
         await committer.commit_once()
         assert await spool.contents() == [("a", 1000, 1.0), ("a", 1001, 2.0), ("a", 1002, 3.0)]
 
@@ -103,8 +102,8 @@ async def test_a_full_spool_holds_acknowledgements_and_recovers_by_itself(tmp_pa
     device = Device()
     full = Capacity(min_free_bytes=1 << 62)
     async with open_spool(tmp_path / "spool.db", capacity=full) as spool:
-        committer = committer_of(spool)
-        committer.publishes(device, [publish(b'{"value": 1, "ts": 5}')])
+        committer = build_committer(spool)
+        committer.submit_publishes(device, [publish(b'{"value": 1, "ts": 5}')])
         committing = asyncio.create_task(committer.commit_once())
         await asyncio.sleep(0.1)
         assert "min_free_bytes" in committer.counters.holding_reason
@@ -118,8 +117,8 @@ async def test_a_full_spool_holds_acknowledgements_and_recovers_by_itself(tmp_pa
 async def test_a_full_spool_that_refuses_says_quota_exceeded_and_stores_nothing(tmp_path):
     device = Device()
     async with open_spool(tmp_path / "spool.db", capacity=Capacity(max_bytes=1)) as spool:
-        committer = committer_of(spool, refuse_when_full=True)
-        committer.publishes(device, [publish(b'{"value": 1, "ts": 5}')])
+        committer = build_committer(spool, refuse_when_full=True)
+        committer.submit_publishes(device, [publish(b'{"value": 1, "ts": 5}')])
         assert await committer.commit_once() == 0
         assert [code for _, code in device.refused] == [0x97]
         assert device.acknowledged == []
@@ -129,9 +128,11 @@ async def test_a_full_spool_that_refuses_says_quota_exceeded_and_stores_nothing(
 async def test_what_waits_in_memory_is_bounded_by_pressing_back(tmp_path):
     pressed: list[bool] = []
     async with open_spool(tmp_path / "spool.db") as spool:
-        committer = committer_of(spool, max_pending_bytes=1000, on_pressure=pressed.append)
+        committer = build_committer(
+            spool, max_pending_bytes=1000, hooks=CommitterHooks(on_pressure=pressed.append)
+        )
         for i in range(5):
-            committer.publishes(Device(), [publish(b'{"value": 1, "ts": %d}' % i)])
+            committer.submit_publishes(Device(), [publish(b'{"value": 1, "ts": %d}' % i)])
         assert pressed == [True]
         await committer.commit_once()
         assert pressed == [True, False]
@@ -140,9 +141,9 @@ async def test_what_waits_in_memory_is_bounded_by_pressing_back(tmp_path):
 async def test_finishing_commits_and_acknowledges_what_was_taken(tmp_path):
     device = Device()
     async with open_spool(tmp_path / "spool.db") as spool:
-        committer = committer_of(spool)
+        committer = build_committer(spool)
         running = asyncio.create_task(committer.run())
-        committer.publishes(device, [publish(b'{"value": 1, "ts": 5}')])
+        committer.submit_publishes(device, [publish(b'{"value": 1, "ts": 5}')])
         committer.finish()
         await asyncio.wait_for(running, 5)
         assert len(device.acknowledged) == 1
@@ -150,19 +151,41 @@ async def test_finishing_commits_and_acknowledges_what_was_taken(tmp_path):
 
 async def test_a_device_whose_attributes_change_without_end_cannot_fill_the_book(tmp_path):
     async with open_spool(tmp_path / "spool.db") as spool:
-        committer = committer_of(spool)
+        committer = build_committer(spool)
         payloads = [b'{"value": 1, "ts": %d, "location": "%d"}' % (i, i) for i in range(500)]
-        committer.publishes(Device(), [publish(p) for p in payloads])
+        committer.submit_publishes(Device(), [publish(p) for p in payloads])
         assert await committer.commit_once() == 500
         assert len(spool.catalog) <= 100
+
+
+async def test_attribute_states_are_counted_over_restarts_and_topics(tmp_path):
+    template = TopicTemplate("sensors/{sensor_id}/{sensor_type}")
+    rules = RuleSet(template, [PayloadRule("other/{sensor_id}/{sensor_type}", "reading")])
+    async with open_spool(tmp_path / "spool.db") as spool:
+        for start, topic in ((0, b"sensors/a/t"), (80, b"sensors/a/t"), (160, b"other/a/t")):
+            committer = build_committer(spool, rules)
+            states = range(start, start + 80)
+            payloads = [b'{"value": 1, "ts": %d, "location": "%d"}' % (i, i) for i in states]
+            committer.submit_publishes(Device(), [publish(p, topic) for p in payloads])
+            assert await committer.commit_once() == 80
+        assert len(spool.catalog) <= 100
+
+
+async def test_faults_of_one_payload_are_limited_whatever_they_are(tmp_path):
+    async with open_spool(tmp_path / "spool.db") as spool:
+        committer = build_committer(spool)
+        readings = b",".join(b'{"value": 1, "ts": "noon"}' for _ in range(1_000))
+        committer.submit_publishes(Device(), [publish(b"[" + readings + b"]")])
+        await committer.commit_once()
+        assert committer.counters.quarantined == 100
 
 
 async def test_series_beyond_the_limit_are_quarantined(tmp_path):
     async with open_spool(tmp_path / "spool.db") as spool:
         spool.catalog.max_series = 2
-        committer = committer_of(spool)
+        committer = build_committer(spool)
         topics = [b"sensors/s%d/t" % i for i in range(3)]
-        committer.publishes(Device(), [publish(b'{"value": 1, "ts": 5}', t) for t in topics])
+        committer.submit_publishes(Device(), [publish(b'{"value": 1, "ts": 5}', t) for t in topics])
         assert await committer.commit_once() == 2
         assert committer.counters.quarantined == 1
 
@@ -176,9 +199,9 @@ async def test_a_long_array_is_taken_as_its_readings_one_by_one_would_be(tmp_pat
     contents = []
     for name, payloads in (("array", [b"[" + b",".join(members) + b"]"] * 2), ("single", members)):
         async with open_spool(tmp_path / name) as spool:
-            committer = committer_of(spool)
+            committer = build_committer(spool)
             for payload in payloads:  # the second time the fast way is taken
-                committer.publishes(Device(), [publish(payload)])
+                committer.submit_publishes(Device(), [publish(payload)])
                 await committer.commit_once()
             claimed = await spool.deliveries.claim("x", ClaimRequest(now_us=1))
             assert claimed is not None
@@ -191,9 +214,9 @@ async def test_an_array_with_a_time_of_another_unit_in_it_is_read_right(tmp_path
     payload = [b'{"value": 1, "ts": %d}' % t for t in times]
     odd = [b'{"value": 2, "ts": "2023-11-14T22:13:21Z"}', b'{"value": true, "ts": 1700000002.5}']
     async with open_spool(tmp_path / "spool.db") as spool:
-        committer = committer_of(spool)
+        committer = build_committer(spool)
         for _ in range(2):
-            committer.publishes(Device(), [publish(b"[" + b",".join([*payload, *odd]) + b"]")])
+            committer.submit_publishes(Device(), [publish(b"[" + b",".join([*payload, *odd]) + b"]")])
             await committer.commit_once()
         expected = [("a", t, 1.0) for t in times]
         expected += [("a", 1_700_000_001_000_000, 2.0), ("a", 1_700_000_002_500_000, 1.0)]
@@ -210,8 +233,8 @@ async def test_readings_are_stored_with_the_flags_the_check_gave_them_once_a_gro
 
     full = Capacity(min_free_bytes=1 << 62)
     async with open_spool(tmp_path / "spool.db", capacity=full) as spool:
-        committer = committer_of(spool, check=check, clock_us=lambda: 1000)
-        committer.publishes(Device(), [publish(b'[{"value": 1}, {"value": 2, "ts": 7}]')])
+        committer = build_committer(spool, hooks=CommitterHooks(check=check), clock_us=lambda: 1000)
+        committer.submit_publishes(Device(), [publish(b'[{"value": 1}, {"value": 2, "ts": 7}]')])
         committing = asyncio.create_task(committer.commit_once())
         await asyncio.sleep(0.05)
         object.__setattr__(full, "min_free_bytes", 0)

@@ -87,7 +87,7 @@ class Holding:
         self.batches = []
         self.all = []
 
-    def publishes(self, source, batch):
+    def submit_publishes(self, source, batch):
         self.batches.append((source, batch))
         self.all += batch
 

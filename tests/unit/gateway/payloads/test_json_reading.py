@@ -6,11 +6,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.payloads.formats import json_reading
+from gateway.payloads.decoder_registry import RuleSet, SingleSeriesDecoder
+from gateway.payloads.topics import TopicTemplate
+
+
+def decode_readings(payload: bytes):
+    """What a topic without a rule makes of a payload."""
+    decoder = RuleSet(TopicTemplate("sensors/{sensor_id}/{sensor_type}")).decoder_for("sensors/a/t")
+    assert isinstance(decoder, SingleSeriesDecoder)
+    return decoder.decode(payload, 0)
 
 
 def values(payload: bytes) -> list[float]:
-    readings, faults = json_reading.decode_readings(payload)
+    readings, faults = decode_readings(payload)
     assert faults == []
     return [r.value for r in readings]
 
@@ -43,14 +51,14 @@ def test_members_that_are_not_known_are_skipped():
     ],
 )
 def test_a_bad_payload_is_a_fault_that_says_which_member(payload, reason, words):
-    readings, faults = json_reading.decode_readings(payload)
+    readings, faults = decode_readings(payload)
     assert list(readings) == []
     assert [f.reason for f in faults] == [reason]
     assert words.replace("\\", "").lower() in faults[0].detail.lower()
 
 
 def test_a_bad_member_of_an_array_costs_only_itself():
-    readings, faults = json_reading.decode_readings(b'[{"value": 1}, {"value": "x"}, {"value": 3}, 7]')
+    readings, faults = decode_readings(b'[{"value": 1}, {"value": "x"}, {"value": 3}, 7]')
     assert [r.value for r in readings] == [1, 3]
     assert [(f.reason, f.part) for f in faults] == [("bad_reading", b'{"value": "x"}'), ("bad_reading", b"7")]
     assert faults[0].detail.startswith("member 1:")
@@ -63,5 +71,5 @@ def test_a_value_arrives_as_the_very_same_number(value):
 
 @given(st.binary(max_size=200))
 def test_no_bytes_make_it_raise(payload):
-    readings, faults = json_reading.decode_readings(payload)
+    readings, faults = decode_readings(payload)
     assert list(readings) or faults or payload.strip() == b"[]"

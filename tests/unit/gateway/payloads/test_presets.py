@@ -8,7 +8,7 @@ from zoneinfo import ZoneInfo
 
 import pytest
 
-from gateway.payloads.decoder_registry import RuleSet
+from gateway.payloads.decoder_registry import RuleSet, SingleSeriesDecoder
 from gateway.payloads.presets import PRESETS, build_preset_rules
 from gateway.payloads.topics import TopicTemplate
 
@@ -20,7 +20,7 @@ def taken(preset, topic, payload, **options):
     """(sensor_id, sensor_type, value) of each reading, with the times; no faults."""
     rules = RuleSet(TopicTemplate("sensors/{sensor_id}/{sensor_type}"), build_preset_rules(preset, **options))
     decode = rules.decoder_for(topic)
-    assert decode is not None
+    assert not isinstance(decode, SingleSeriesDecoder)
     raw = payload if isinstance(payload, bytes) else json.dumps(payload).encode()
     found, faults = decode(raw, NOW_US)
     assert [(f.reason, f.detail) for f in faults] == []

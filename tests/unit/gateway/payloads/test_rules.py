@@ -9,13 +9,13 @@ import pytest
 import zstandard
 
 from gateway.auth.authenticator import allow_own_sensors, allow_own_topics, allow_unregistered_topics
-from gateway.ingress.committer import Committer
 from gateway.mqtt.codec.packets import Publish
 from gateway.payloads.decoder_registry import RuleSet
-from gateway.payloads.formats import json_reading
 from gateway.payloads.rule import PayloadRule
 from gateway.payloads.topics import NameTemplate, TopicPattern, TopicTemplate
+from tests.support.committers import build_committer
 from tests.support.open_spool import open_spool
+from tests.unit.gateway.payloads.test_json_reading import decode_readings
 
 TEMPLATE = TopicTemplate("sensors/{sensor_id}/{sensor_type}")
 
@@ -71,9 +71,9 @@ def test_what_is_no_pattern_is_refused(pattern):
 def test_a_template_is_filled_in_step_by_step():
     template = NameTemplate("{group}.{node}:{member}")
     assert template.names == ("group", "node", "member")
-    part = template.filled({"node": "n", "group": "g"})
+    part = template.fill({"node": "n", "group": "g"})
     assert (part.names, part.text) == (("member",), None)
-    assert part.filled({"member": "m"}).text == "g.n:m"
+    assert part.fill({"member": "m"}).text == "g.n:m"
     assert part.render(str.upper) == "g.n:MEMBER"
 
 
@@ -137,15 +137,15 @@ async def test_a_device_that_names_another_in_its_payload_is_not_believed(tmp_pa
     payload = b'[{"device": "pump", "t": 1}, {"device": "pump:b", "t": 2}, {"device": "other", "t": 3}]'
     device = Device(allow_own_sensors("pump"))
     async with open_spool(tmp_path / "spool.db") as spool:
-        committer = Committer(spool.appender, spool.catalog, rules, interval_s=0, clock_us=lambda: 1000)
-        committer.publishes(device, [Publish(b"many", payload, 1, 1)])
+        committer = build_committer(spool, rules, clock_us=lambda: 1000)
+        committer.submit_publishes(device, [Publish(b"many", payload, 1, 1)])
         assert await committer.commit_once() == 2
         assert len(device.acknowledged) == 1
         assert await spool.contents() == [("pump", 1000, 1.0), ("pump:b", 1000, 2.0)]
         rows = await spool.database.read(
             lambda c: c.execute("SELECT reason, detail FROM quarantine").fetchall()
         )
-    assert rows == [("not_its_own", "other t: 'other' is not this device's to publish as")]
+    assert rows == [("not_its_own", "other t: the device may not publish as this sensor")]
 
 
 async def test_topics_of_every_shape_go_into_one_commit(tmp_path):
@@ -165,9 +165,9 @@ async def test_topics_of_every_shape_go_into_one_commit(tmp_path):
         (b"z/b", b"\xff"),
     ]
     async with open_spool(tmp_path / "spool.db") as spool:
-        committer = Committer(spool.appender, spool.catalog, rules, interval_s=0, clock_us=lambda: 7)
+        committer = build_committer(spool, rules, clock_us=lambda: 7)
         device = Device()
-        committer.publishes(device, [Publish(t, p, n, 1) for n, (t, p) in enumerate(published, 1)])
+        committer.submit_publishes(device, [Publish(t, p, n, 1) for n, (t, p) in enumerate(published, 1)])
         assert await committer.commit_once() == 4
         assert len(device.acknowledged) == 5
         assert committer.counters.quarantined == 1
@@ -183,18 +183,17 @@ async def test_names_that_cannot_be_stored_cost_their_reading_only(tmp_path):
     rules = RuleSet(TEMPLATE, [PayloadRule("z", "fields", sensor_id="{d}", include=("t", "x*"))])
     bad = {"d": "a", "t": 1, "x\x1b": 2, "x" * 300: 3}
     async with open_spool(tmp_path / "spool.db") as spool:
-        committer = Committer(spool.appender, spool.catalog, rules, interval_s=0)
-        committer.publishes(Device(), [Publish(b"z", msgspec.json.encode(bad), 1, 1)])
+        committer = build_committer(spool, rules)
+        committer.submit_publishes(Device(), [Publish(b"z", msgspec.json.encode(bad), 1, 1)])
         assert await committer.commit_once() == 1
         assert committer.counters.quarantined == 2
 
 
 @pytest.mark.parametrize("pack", [gzip.compress, zstandard.compress])
-def test_compressed_readings_are_expanded_within_a_bound(pack, monkeypatch):
+def test_compressed_readings_are_expanded_within_a_bound(pack):
     payload = pack(b'[{"value": 1.5}]')
-    readings, faults = json_reading.decode_readings(payload)
+    readings, faults = decode_readings(payload)
     assert ([r.value for r in readings], faults) == ([1.5], [])
-    assert [f.reason for f in json_reading.decode_readings(payload[:9])[1]] == ["bad_compression"]
-    assert [f.reason for f in json_reading.decode_readings(pack(payload))[1]] == ["bad_compression"]
-    monkeypatch.setattr(json_reading, "DECOMPRESSED_MAX_BYTES", 5)
-    assert [f.reason for f in json_reading.decode_readings(payload)[1]] == ["too_large"]
+    assert [f.reason for f in decode_readings(payload[:9])[1]] == ["bad_compression"]
+    assert [f.reason for f in decode_readings(pack(payload))[1]] == ["bad_compression"]
+    assert [f.reason for f in decode_readings(pack(b" " * (8 << 20) + b"1"))[1]] == ["too_large"]

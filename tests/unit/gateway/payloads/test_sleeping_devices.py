@@ -7,11 +7,11 @@ import random
 
 import pytest
 
-from gateway.ingress.committer import Committer
 from gateway.mqtt.codec.packets import Publish
 from gateway.payloads.decoder_registry import RuleSet
 from gateway.payloads.rule import PayloadRule
 from gateway.payloads.topics import TopicTemplate
+from tests.support.committers import build_committer
 from tests.support.open_spool import open_spool
 
 START_S = 1_780_000_000
@@ -55,10 +55,10 @@ async def test_arrays_of_old_readings_out_of_order_and_sent_before_are_stored_on
     rows = [(START_S + 60 * n, n + 0.5) for n in range(600)]
     write = WRITERS[topic]
     async with open_spool(tmp_path / "spool.db") as spool:
-        committer = Committer(spool.appender, spool.catalog, RULES, interval_s=0)
+        committer = build_committer(spool, RULES)
 
         async def send(part):
-            committer.publishes(Device(), [Publish(topic, write(part).encode(), 1, 1)])
+            committer.submit_publishes(Device(), [Publish(topic, write(part).encode(), 1, 1)])
             return await committer.commit_once()
 
         assert await send([rows[-1]]) == 1  # the newest came before the device fell asleep
@@ -74,10 +74,10 @@ async def test_arrays_of_old_readings_out_of_order_and_sent_before_are_stored_on
 
 async def test_a_reading_sent_again_with_another_value_is_a_conflict_and_the_first_stays(tmp_path):
     async with open_spool(tmp_path / "spool.db") as spool:
-        committer = Committer(spool.appender, spool.catalog, RULES, interval_s=0)
+        committer = build_committer(spool, RULES)
         for values in ((1, 2, 3), (1, 7, 3)):
             payload = json.dumps([{"t": v, "at": START_S + n} for n, v in enumerate(values)]).encode()
-            committer.publishes(Device(), [Publish(b"fields/m", payload, 1, 1)])
+            committer.submit_publishes(Device(), [Publish(b"fields/m", payload, 1, 1)])
             await committer.commit_once()
         assert (committer.counters.duplicates, committer.counters.conflicts) == (2, 1)
         assert [value for _, _, value in await spool.contents()] == [1, 2, 3]

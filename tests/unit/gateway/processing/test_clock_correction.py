@@ -10,11 +10,11 @@ import pytest
 
 from cloud_sync.delivery.lanes import ClaimRequest
 from cloud_sync.model.records import Flag, RecordClass
-from gateway.ingress.committer import Committer
-from gateway.payloads.topics import TopicTemplate
+from gateway.ingress.committer import CommitterHooks
 from gateway.processing.checks import ReadingChecker
 from gateway.processing.clock import ClockCorrector, SyncStatus, read_clock_floor
 from gateway.spool.processing_state import count_pending_rows
+from tests.support.committers import build_committer
 from tests.support.open_spool import OpenSpool, open_spool
 from tests.unit.gateway.ingress.test_committer import Device, publish
 from tests.unit.gateway.processing.test_clock import SECOND, TRUE_US, YEAR, World, clock
@@ -27,14 +27,6 @@ class Gateway:
         self.spool, self.world = spool, world
         self.clock = clock(world, wait_max_s=wait_max_s)
         checks = ReadingChecker(lambda n: spool.catalog[n][:2], spool.catalog.identities)
-        self.committer = Committer(
-            spool.appender,
-            spool.catalog,
-            TopicTemplate("sensors/{sensor_id}/{sensor_type}"),
-            interval_s=0,
-            check=lambda r, now_us: checks.check(r, now_us if self.clock.trusted else None),
-            clock_us=self.clock.now_us,
-        )
         self.clock_corrector = ClockCorrector(
             self.clock,
             spool.database,
@@ -42,11 +34,18 @@ class Gateway:
             lambda: world.boot_us,
             wait_max_s=wait_max_s,
         )
-        self.committer.park = self.clock_corrector.park
+        self.committer = build_committer(
+            spool,
+            clock_us=self.clock.now_us,
+            hooks=CommitterHooks(
+                check=lambda r, now_us: checks.check(r, now_us if self.clock.trusted else None),
+                hold=self.clock_corrector.park,
+            ),
+        )
 
     async def publish(self, *payloads: bytes) -> None:
         device, sent = Device(), [publish(p) for p in payloads]
-        self.committer.publishes(device, sent)
+        self.committer.submit_publishes(device, sent)
         await self.committer.commit_once()
         assert device.acknowledged == sent
 

@@ -11,16 +11,14 @@ import pytest
 from cloud_sync.http.responses import progress_to_json
 from cloud_sync.model.ledger_rules import RangeConflictError
 from cloud_sync.model.records import Batch, BatchRange, Receipt, RecordClass
-from gateway.ingress.committer import Committer
-from gateway.payloads.topics import TopicTemplate
 from gateway.spool import received_ledger
 from gateway.spool.received_ledger import ReceivedLedger
 from gateway.spool.segments import AppendResult
 from tests.support.batches import batch_of
+from tests.support.committers import build_committer
 from tests.support.open_spool import NOW_US, OpenSpool, open_spool
 
 EPOCH = UUID(int=7)
-TEMPLATE = TopicTemplate("{sensor_id}/{sensor_type}")
 
 
 def batch(first: int, last: int | None = None, *, rows: int = 3, at: int = 0, part: int = 1, parts: int = 1):
@@ -35,9 +33,7 @@ def batch(first: int, last: int | None = None, *, rows: int = 3, at: int = 0, pa
 
 async def take(spool: OpenSpool, ledger: ReceivedLedger, *batches: Batch, now_us: int = NOW_US):
     """Store batches as the gateway does, all in one group; what became of each."""
-    committer = Committer(
-        spool.appender, spool.catalog, TopicTemplate("{sensor_id}/{sensor_type}"), interval_s=0
-    )
+    committer = build_committer(spool)
     futures = []
     for one in batches:
         numbers = np.array([spool.catalog.assign_number(s) for s in one.series], np.int32)

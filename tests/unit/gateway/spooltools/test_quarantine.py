@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from gateway.payloads.decoder_registry import RuleSet
 from gateway.payloads.topics import TopicTemplate
 from gateway.spool import quarantine_items
 from gateway.spool.errors import SpoolAccessError, SpoolInUseError
@@ -12,7 +13,7 @@ from gateway.spooltools.checker import check_spool
 from gateway.spooltools.quarantine_retry import retry_stopped_spool
 from tests.support.open_spool import NOW_US, open_spool
 
-_TEMPLATE = TopicTemplate("plant/{sensor_id}/{sensor_type}")
+_RULES = RuleSet(TopicTemplate("plant/{sensor_id}/{sensor_type}"))
 
 
 def item(payload: object, reason: str = "unknown_topic", *, topic: str = "plant/a/t", source: str = "listen"):
@@ -35,7 +36,7 @@ async def contents(path):
 async def test_items_that_decode_today_become_readings_as_of_the_time_they_came_in(tmp_path):
     path = tmp_path / "spool.db"
     await kept(path, item({"value": 1.5}), item([{"value": 2, "ts": "2026-05-01T00:00:00Z"}, {"value": 3}]))
-    result = await retry_stopped_spool(path, [1, 2], _TEMPLATE)
+    result = await retry_stopped_spool(path, [1, 2], _RULES)
     assert (result.items, result.stored, result.left) == (2, 3, [])
     assert await contents(path) == [
         ("a", 1777593600000000, 2.0),
@@ -59,7 +60,7 @@ async def test_what_is_still_bad_stays_under_its_number_with_the_reason(tmp_path
         item([{"value": 1}, {"value": 2, "ts": 1e30}], "bad_time"),
         item({"value": 7}),
     )
-    result = await retry_stopped_spool(path, [*range(1, 9), 99], _TEMPLATE)
+    result = await retry_stopped_spool(path, [*range(1, 9), 99], _RULES)
     assert (result.items, result.stored) == (1, 1)
     why = dict(result.left)
     assert list(why) == [1, 2, 3, 4, 5, 6, 7, 99]
@@ -83,7 +84,7 @@ async def test_a_retried_reading_that_is_stored_already_is_not_stored_again(tmp_
     async with open_spool(path) as spool:
         await spool.append([("a", 2_000_000_000_000_000, 1.0)])
     await kept(path, item({"value": 1, "ts": 2_000_000_000}), item({"value": 9, "ts": 2_000_000_000}))
-    result = await retry_stopped_spool(path, [1, 2], _TEMPLATE)
+    result = await retry_stopped_spool(path, [1, 2], _RULES)
     assert (result.items, result.stored, result.duplicates, result.conflicts) == (2, 0, 1, 1)
     assert [i.reason for i in quarantine_items.list_items(path)] == ["conflict"]
 
@@ -93,9 +94,9 @@ async def test_a_running_gateway_keeps_its_spool_to_itself(tmp_path):
     await kept(path, item({"value": 1}))
     async with open_spool(path):
         with pytest.raises(SpoolInUseError):
-            await retry_stopped_spool(path, [1], _TEMPLATE)
+            await retry_stopped_spool(path, [1], _RULES)
     with pytest.raises(SpoolAccessError, match="no spool"):
-        await retry_stopped_spool(tmp_path / "missing.db", [1], _TEMPLATE)
+        await retry_stopped_spool(tmp_path / "missing.db", [1], _RULES)
     assert not (tmp_path / "missing.db").exists()
 
 

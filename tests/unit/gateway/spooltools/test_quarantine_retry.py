@@ -9,6 +9,7 @@ import numpy as np
 from cloud_sync.delivery.lanes import ClaimRequest
 from cloud_sync.model.errors import RefusedRow
 from cloud_sync.model.records import Flag
+from gateway.payloads.decoder_registry import RuleSet
 from gateway.payloads.topics import TopicTemplate
 from gateway.spool.quarantine_items import QuarantineItem
 from gateway.spooltools.quarantine_retry import RetryResult, retry_open_spool
@@ -19,7 +20,7 @@ TEMPLATE = TopicTemplate("sensors/{sensor_id}/{sensor_type}")
 
 
 async def retried(spool: OpenSpool, *numbers: int) -> RetryResult:
-    return await retry_open_spool(spool, TEMPLATE, numbers)
+    return await retry_open_spool(spool, RuleSet(TEMPLATE), numbers)
 
 
 async def items(spool: OpenSpool) -> list[tuple[int, str]]:

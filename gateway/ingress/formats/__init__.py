@@ -1,1 +1,0 @@
-"""Payload shapes, one pure function each."""
