@@ -188,11 +188,11 @@ async def _run_tasks(parts: Runtime, control: Control, watchdog: Watchdog) -> No
             committing = stages.create_task(parts.committer.run(), name="committer")
             await parts.listener.start(stages)
             if parts.http is not None:
-                await parts.http.start()
+                await parts.http.start(stages)
             for subscriber in parts.subscribers:
                 await subscriber.start(stages)
             if parts.host is not None:
-                stages.create_task(parts.host.run(stop_input), name="host ingress")
+                await parts.host.start(stages)
             restamping = stages.create_task(parts.clock_corrector.run(stop_input), name="clock")
             following = stages.create_task(parts.commit_consumer.run(stop_processing), name="processing")
             shipping.start(stages)

@@ -93,7 +93,7 @@ class Runtime:
         for subscriber in self.subscribers:
             yield from subscriber.stages
         if self.host is not None:
-            yield self.host.stage
+            yield from self.host.stages
         yield self.committer.stage
         yield self.clock_corrector.stage
         yield self.commit_consumer.stage
@@ -106,4 +106,5 @@ class Runtime:
     @property
     def gates(self) -> tuple[Pausable, ...]:
         """The ways in that can be told to read no further."""
-        return (self.listener, *self.subscribers, *(() if self.http is None else (self.http,)))
+        sources = (self.listener, *self.subscribers, self.http, self.host)
+        return tuple(source for source in sources if source is not None)

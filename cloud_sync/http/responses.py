@@ -12,13 +12,16 @@ from __future__ import annotations
 from itertools import groupby, pairwise
 from typing import TYPE_CHECKING, Any
 
-from starlette.responses import JSONResponse
+from starlette.exceptions import HTTPException
+from starlette.responses import JSONResponse, Response
 
 from cloud_sync.model.errors import RefusedError
 from cloud_sync.model.ledger_rules import RangeConflictError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+    from starlette.requests import Request
 
     from cloud_sync.model.errors import DeliveryError
     from cloud_sync.model.ledger_rules import DeclaredLoss, GatewayProgress
@@ -69,6 +72,18 @@ class RequestRejectedError(Exception):
             headers["WWW-Authenticate"] = "Bearer"
         rows = {"rows": list(self.rows[:MAX_ROWS_LISTED])} if self.rows else {}
         return JSONResponse({"error": self.error, "message": str(self), **rows}, self.status, headers)
+
+
+async def answer_not_found(_request: Request, fault: Exception) -> Response:
+    """Starlette's handler of requests without a route."""
+    assert isinstance(fault, HTTPException)
+    return RequestRejectedError(fault.status_code, "no_such_request", str(fault.detail)).response()
+
+
+async def answer_internal_error(_request: Request, fault: Exception) -> Response:
+    """Starlette raises the error again, so that it is logged with its traceback."""
+    message = f"a fault of this service: {type(fault).__name__}"
+    return RequestRejectedError(500, "internal", message).response()
 
 
 def rejection_from_error(fault: DeliveryError, retry_after_s: int) -> RequestRejectedError:

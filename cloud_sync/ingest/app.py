@@ -40,6 +40,8 @@ from cloud_sync.codec import wire
 from cloud_sync.http.requests import PlainRequest, plain_answer_json
 from cloud_sync.http.responses import (
     RequestRejectedError,
+    answer_internal_error,
+    answer_not_found,
     progress_to_json,
     receipt_to_json,
     rejection_from_error,
@@ -151,7 +153,7 @@ class IngestApp:
                 Route("/readyz", self._get_readiness, methods=["GET"]),
                 Route("/metrics", self._get_metrics, methods=["GET"]),
             ],
-            exception_handlers={HTTPException: _answer_not_found, Exception: _answer_internal_error},
+            exception_handlers={HTTPException: answer_not_found, Exception: answer_internal_error},
         )
 
     async def _post_batch(self, request: Request) -> Response:
@@ -281,14 +283,3 @@ class IngestApp:
             return rejection.response()
 
         return answer
-
-
-async def _answer_not_found(_request: Request, fault: Exception) -> Response:
-    assert isinstance(fault, HTTPException)
-    return RequestRejectedError(fault.status_code, "no_such_request", str(fault.detail)).response()
-
-
-async def _answer_internal_error(_request: Request, fault: Exception) -> Response:
-    """Starlette raises the error again, so that it is logged with its traceback."""
-    message = f"a fault of this service: {type(fault).__name__}"
-    return RequestRejectedError(500, "internal", message).response()

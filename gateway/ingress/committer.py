@@ -187,7 +187,7 @@ class Committer:
         They are committed whether or not anyone waits; on SpoolFullError in the future nothing was stored.
         """
         future: asyncio.Future[AppendResult] = asyncio.get_running_loop().create_future()
-        future.add_done_callback(_retrieve_exception)
+        future.add_done_callback(retrieve_exception)
         self._group.add_submission(readings, note, checked=checked)
         self._group.items += items
         self._submission_futures.append(future)
@@ -319,7 +319,7 @@ class Committer:
             self._hooks.on_pressure(False)
 
 
-def _retrieve_exception(future: asyncio.Future[AppendResult]) -> None:
+def retrieve_exception(future: asyncio.Future[AppendResult]) -> None:
     """Keep asyncio from reporting an exception that nobody waits for any more."""
     if not future.cancelled():
         future.exception()

@@ -1,10 +1,8 @@
-"""The gateway's own metrics as readings: the device-edge role, and real input on any machine.
+"""The gateway's own metrics as readings, with its id as sensor_id.
 
-Series, with the gateway's id as sensor_id:
-
-    cpu_percent %         memory_percent %      swap_percent %       disk_percent % (of the spool's disk)
-    load_1m 1             net_received_bytes B  net_sent_bytes B     (counters since boot)
-    temperature_<chip> degC, one for each chip that the kernel shows
+cpu_percent %         memory_percent %      swap_percent %       disk_percent % (of the spool's disk)
+load_1m 1             net_received_bytes B  net_sent_bytes B     (counters since boot)
+temperature_<chip> degC, one for each chip that the kernel shows
 """
 
 from __future__ import annotations
@@ -16,12 +14,13 @@ from typing import TYPE_CHECKING
 
 import psutil
 
+from cloud_sync.runtime.waits import sleep_or_stop
 from cloud_sync.runtime.watchdog import StageProgress
 from gateway.payloads.measurement import Measurement
 from gateway.payloads.topics import SeriesName
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
 
     from gateway.ingress.committer import Committer
@@ -47,7 +46,9 @@ def read_host_metrics(disk: Path) -> Iterator[tuple[str, float, str]]:
 
 
 class HostMetricsSource:
-    """Offers a sample to the committer every `period_s`."""
+    """A `Source` that submits a sample every `period_s`; so little that it goes on under back-pressure."""
+
+    kind = name = "host"
 
     def __init__(
         self,
@@ -64,28 +65,48 @@ class HostMetricsSource:
         self.period_s = period_s
         self._clock_us = clock_us
         self._seq = 0
-        self.stage = StageProgress("host ingress")
+        self._stop = asyncio.Event()
+        self._stage = StageProgress("host ingress")
 
-    async def run(self, stop: asyncio.Event) -> None:
-        """Sample until `stop` is set."""
-        while not stop.is_set():
-            self.stage.begin_step(within_s=self.period_s + _SAMPLE_WATCHDOG_S)
+    @property
+    def stages(self) -> Sequence[StageProgress]:
+        """Its loop."""
+        return (self._stage,)
+
+    async def start(self, tasks: asyncio.TaskGroup) -> None:
+        """Sample from now on."""
+        tasks.create_task(self.run(), name="host ingress")
+
+    async def run(self) -> None:
+        """Sample until `stop_reading`."""
+        while not self._stop.is_set():
+            self._stage.begin_step(within_s=self.period_s + _SAMPLE_WATCHDOG_S)
             self.sample_once(self._clock_us())
-            try:
-                async with asyncio.timeout(self.period_s):
-                    await stop.wait()
-            except TimeoutError:
-                continue
-        self.stage.set_idle()
+            await sleep_or_stop(self._stop, self.period_s)
+        self._stage.set_idle()
 
     def sample_once(self, now_us: int | None) -> None:
-        """Offer one sample of every metric, all stamped `now_us`; None leaves that to the committer."""
+        """Submit one sample of every metric, stamped `now_us`; None leaves the time to the committer."""
         self._seq += 1
-        measured = []
-        for sensor_type, value, unit in read_host_metrics(self._disk):
-            measured.append(
-                Measurement(
-                    SeriesName(self._gateway_id, sensor_type), value, now_us, unit=unit, seq=self._seq
-                )
-            )
-        self._committer.submit_measurements("host", measured)
+        sample = [
+            Measurement(SeriesName(self._gateway_id, sensor_type), value, now_us, unit=unit, seq=self._seq)
+            for sensor_type, value, unit in read_host_metrics(self._disk)
+        ]
+        self._committer.submit_measurements("host", sample)
+
+    def pause(self) -> None:
+        """Nothing: samples are few."""
+
+    def resume(self) -> None:
+        """Nothing."""
+
+    def stop_reading(self) -> None:
+        """Take no more samples."""
+        self._stop.set()
+
+    async def close(self) -> None:
+        """Nothing is open."""
+        self.stop_reading()
+
+    def status(self) -> None:
+        """It has none."""

@@ -18,7 +18,7 @@ from gateway.payloads.measurement import PayloadDecodeError
 from gateway.payloads.topics import SeriesName, find_series_name_fault
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from gateway.payloads.formats.json_reading import JsonReading
     from gateway.payloads.measurement import Measurement
@@ -89,6 +89,19 @@ class SeriesResolver:
         if None in numbers:
             raise RetryLaterError(self._full_catalog_message())
         return records.with_series(np.array(numbers, np.int32)[records.series]) if records.rows else records
+
+    def build_room_check(self) -> Callable[[Series], bool]:
+        """Whether there is room for the series of one request, all of them together."""
+        new = 0
+
+        def has_room(series: Series) -> bool:
+            nonlocal new
+            if series in self._catalog:
+                return True
+            new += 1
+            return len(self._catalog) + new <= self._catalog.max_series
+
+        return has_room
 
     def _assign_number(self, entry: SeriesEntry, attributes: tuple[str | None, ...]) -> int:
         present = tuple(

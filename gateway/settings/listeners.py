@@ -338,12 +338,12 @@ class Http(DeviceListener, SourceTable):
         committer, database = context.committer, context.database
         app = server.HttpApp(
             context.gateway_id,
-            callers=request_auth.RequestAuthenticator(
+            authenticator=request_auth.RequestAuthenticator(
                 self.build_authenticator(context.rules.template),
                 None if self.tokens_file is None else TokenFile(self.tokens_file, _DEVICE_COMMAND),
                 own_only=self.own_only,
             ),
-            intake=requests.RequestAdmission(
+            admission=requests.RequestAdmission(
                 requests.RequestLimits(
                     body_bytes=self.max_body_bytes,
                     plain_bytes=self.max_plain_bytes,
@@ -359,12 +359,11 @@ class Http(DeviceListener, SourceTable):
             batches=batches.BatchReceiver(
                 committer,
                 context.appender,
-                context.catalog,
                 ReceivedLedger(database),
                 process=self.process_batches,
             ),
             readings=readings.ReadingReceiver(
-                committer, context.catalog, IdempotencyKeys(database), max_rows=self.max_plain_rows
+                committer, IdempotencyKeys(database), max_rows=self.max_plain_rows
             ),
             limits=WireLimits(max_rows=self.max_batch_rows),
             answer_within_s=self.answer_within_s,

@@ -45,7 +45,6 @@ from gateway.status.document import (
     DestinationStatus,
     DevicesStatus,
     FlashWearStatus,
-    HttpStatus,
     IngressStatus,
     InputsStatus,
     LaneStatus,
@@ -487,10 +486,7 @@ def _processing_status(consumer: CommitConsumer, roller: Roller | None) -> Proce
 
 
 def _inputs_status(runtime: Runtime) -> InputsStatus:
-    http = None
-    if runtime.http is not None:
-        counted = runtime.http.counters
-        http = HttpStatus(counted.requests, counted.batches, counted.batches_again, dict(counted.rejections))
+    http = None if runtime.http is None else runtime.http.status()
     return InputsStatus(runtime.listener.status(), [one.status() for one in runtime.subscribers], http)
 
 

@@ -11,6 +11,7 @@ from typing import Literal
 
 import msgspec
 
+from gateway.ingress.http import HttpStatus  # noqa: TC001 - msgspec reads the annotations
 from gateway.mqtt.broker_session import SubscribeStatus  # noqa: TC001 - msgspec reads the annotations
 from gateway.mqtt.context import ListenStatus  # noqa: TC001 - msgspec reads the annotations
 
@@ -152,15 +153,6 @@ class QuarantineStatus(msgspec.Struct, frozen=True):
     items: int
     ever: int
     reasons: list[QuarantineReasonStatus]
-
-
-class HttpStatus(msgspec.Struct, frozen=True):
-    """The gateway's own HTTP server; `batches_again` were repeated deliveries."""
-
-    requests: int
-    batches: int
-    batches_again: int
-    rejections: dict[str, int]
 
 
 class InputsStatus(msgspec.Struct, frozen=True):

@@ -117,15 +117,16 @@ async def http_gateway(
     try:
         parts = await agent.build_runtime(settings, database)
         assert parts.http is not None
-        committing = asyncio.create_task(parts.committer.run())
-        await parts.http.start()
-        scheme = "http" if parts.settings.ingress.http.tls_files is None else "https"
-        url = f"{scheme}://127.0.0.1:{parts.http.port}"
-        async with httpx.AsyncClient(base_url=url, timeout=20, trust_env=False) as client:
-            yield HttpGateway(parts, url, client, tokens_file)
-        parts.http.stop_reading()
-        parts.committer.finish()
-        await committing
-        await parts.http.close()
+        async with asyncio.TaskGroup() as tasks:
+            committing = tasks.create_task(parts.committer.run())
+            await parts.http.start(tasks)
+            scheme = "http" if parts.settings.ingress.http.tls_files is None else "https"
+            url = f"{scheme}://127.0.0.1:{parts.http.port}"
+            async with httpx.AsyncClient(base_url=url, timeout=20, trust_env=False) as client:
+                yield HttpGateway(parts, url, client, tokens_file)
+            parts.http.stop_reading()
+            parts.committer.finish()
+            await committing
+            await parts.http.close()
     finally:
         await database.close()

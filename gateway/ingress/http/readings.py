@@ -8,13 +8,9 @@ its first answer, which is stored in the same transaction.
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import math
 import time
 from typing import TYPE_CHECKING
-from weakref import WeakValueDictionary
-
-import numpy as np
 
 from cloud_sync.codec import plain_readings
 from cloud_sync.codec.plain_readings import (
@@ -26,9 +22,9 @@ from cloud_sync.codec.plain_readings import (
 )
 from cloud_sync.http.requests import plain_answer_json
 from cloud_sync.http.responses import RequestRejectedError
-from cloud_sync.model.errors import RetryLaterError
 from cloud_sync.model.reading_builder import ColumnBuilder, InvalidReadingError, Reading
 from cloud_sync.model.records import ATTRIBUTE_NAMES, Flag, Series
+from gateway.ingress.http.keyed_locks import KeyedLocks
 from gateway.payloads.decoder_registry import decode_payload
 from gateway.payloads.rule import PayloadRule
 from gateway.payloads.topics import SeriesName, find_series_name_fault
@@ -39,13 +35,11 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from cloud_sync.http.requests import PlainRequest
-    from cloud_sync.model.records import Readings
     from gateway.ingress.committer import Committer
     from gateway.ingress.http.request_auth import Caller
     from gateway.payloads.measurement import Measurement
     from gateway.spool.received_ledger import IdempotencyKeys
     from gateway.spool.segments import AppendResult
-    from gateway.spool.series_catalog import SeriesCatalog
 
 SENML_MEDIA_TYPES = ("application/senml+json", "application/senml+cbor")
 _SENML_TOPIC = "http"
@@ -104,7 +98,6 @@ MEDIA_TYPES = (*plain_readings.MEDIA_TYPES, *SENML_MEDIA_TYPES)
 _INLINE_PARSE_MAX_BYTES = 8192
 _QUARANTINE_ITEMS_MAX = 100
 _QUARANTINED_ROWS_MAX = 100_000
-_ATTRIBUTE_STATES_MAX = 100
 _NOT_QUARANTINED = frozenset({"other_device"})
 _EXPECTED_BY_REASON = {
     "not_json": "expected a JSON object",
@@ -125,11 +118,10 @@ _EXPECTED_BY_REASON = {
 
 
 class ReadingReceiver:
-    """Takes requests with plain readings.
+    """Stores requests with plain readings.
 
     Args:
-        committer: where they go.
-        catalog: of series.
+        committer: for the readings.
         answers: kept for requests with a key.
         max_rows: readings in one request.
         clock_us: wall clock, microseconds since 1970.
@@ -138,117 +130,85 @@ class ReadingReceiver:
     def __init__(
         self,
         committer: Committer,
-        catalog: SeriesCatalog,
         answers: IdempotencyKeys,
         *,
         max_rows: int,
         clock_us: Callable[[], int] = lambda: time.time_ns() // 1000,
     ) -> None:
         self._committer = committer
-        self._catalog = catalog
+        self._resolver = committer.decoder.resolver
         self._answers = answers
         self._max_rows = max_rows
         self._clock_us = clock_us
         self._stamps = AssignedTimes()
-        self._turns: WeakValueDictionary[tuple[str, str], asyncio.Lock] = WeakValueDictionary()
+        self._locks = KeyedLocks[tuple[str, str]]()
 
-    async def take(self, request: PlainRequest, data: bytes, caller: Caller) -> str:
-        """Make a request's readings durable; returns the answer, JSON text.
-
-        Args:
-            request: what the headers say.
-            data: the body, decompressed.
-            caller: whose it is.
+    async def store(self, request: PlainRequest, data: bytes, caller: Caller) -> str:
+        """Make the readings of a decompressed body durable; returns the answer, JSON text.
 
         Raises:
-            Rejection: none of it can be taken.
-            RetryLater, SpoolError: nothing was taken.
+            RequestRejectedError: none of it can be stored.
+            RetryLaterError, SpoolError: nothing was stored.
         """
         if not request.key:
-            parsed = await self._parsed(request, data, caller)
-            taken = await asyncio.shield(self._submit_readings(request, parsed, caller, None))
-            return plain_answer_json(parsed, taken.stored, taken.duplicates, taken.conflicts)
-        turn = self._turns.setdefault((caller.name, request.key), asyncio.Lock())
-        await turn.acquire()
-        try:
-            digest = hashlib.sha256(f"{request.media_type}\n{request.precision}\n".encode() + data).digest()
-            asked = KeyedRequest(caller.name, request.key, digest)
-            earlier = await self._answers.earlier(asked, self._clock_us())
+            parsed = await self._parse(request, data, caller)
+            return _answer(parsed, await asyncio.shield(self._submit(request, parsed, caller, None)))
+        async with self._locks.hold((caller.name, request.key)) as lease:
+            keyed = KeyedRequest(caller.name, request.key, request.digest(data))
+            earlier = await self._answers.earlier(keyed, self._clock_us())
             if earlier is not None:
-                turn.release()
-                return _repeat_answer(asked, *earlier)
-            parsed = await self._parsed(request, data, caller)
-            promised = self._submit_readings(request, parsed, caller, asked)
-        except BaseException:
-            if turn.locked():
-                turn.release()
-            raise
-        promised.add_done_callback(lambda _: turn.release())
-        taken = await asyncio.shield(promised)
-        return plain_answer_json(parsed, taken.stored, taken.duplicates, taken.conflicts)
+                body_hash, answer = earlier
+                if body_hash != keyed.body_hash:
+                    message = f"the Idempotency-Key {request.key} was used before with another body"
+                    raise RequestRejectedError(422, "key_reused", message)
+                return answer
+            parsed = await self._parse(request, data, caller)
+            lease.until = future = self._submit(request, parsed, caller, keyed)
+            return _answer(parsed, await asyncio.shield(future))
 
-    async def _parsed(self, request: PlainRequest, data: bytes, caller: Caller) -> PlainReadings:
-        new = 0
+    async def _parse(self, request: PlainRequest, data: bytes, caller: Caller) -> PlainReadings:
+        has_room = self._resolver.build_room_check()
 
-        def fault_of(series: Series) -> str | None:
-            nonlocal new
-            if (fault := _find_name_fault(series) or caller.fault_of(series)) is not None:
-                return fault
-            if series not in self._catalog:
-                new += 1
-                if len(self._catalog) + new > self._catalog.max_series:
-                    return "too_many_series"
-            return None
+        def find_fault(series: Series) -> str | None:
+            fault = _find_name_fault(series) or caller.find_fault(series)
+            return fault or (None if has_room(series) else "too_many_series")
 
         def parse() -> PlainReadings:
             if request.media_type not in SENML_MEDIA_TYPES:
-                return request.parse(data, max_rows=self._max_rows, stamps=self._stamps, fault_of=fault_of)
+                return request.parse(data, max_rows=self._max_rows, stamps=self._stamps, fault_of=find_fault)
             try:
                 return parse_senml_body(
                     data,
                     now_us=self._clock_us(),
                     max_rows=self._max_rows,
                     stamps=self._stamps,
-                    fault_of=fault_of,
+                    fault_of=find_fault,
                 )
             except PlainBodyError as fault:
                 status = 413 if fault.reason == "too_many_rows" else 400
                 raise RequestRejectedError(status, fault.reason, str(fault)) from fault
 
         parsed = parse() if len(data) <= _INLINE_PARSE_MAX_BYTES else await asyncio.to_thread(parse)
-        if (
-            not parsed.readings.rows
-            and parsed.rejected
-            and {b.reason for b in parsed.rejected} <= _NOT_QUARANTINED
-        ):
-            raise RequestRejectedError(
-                403, "other_device", f"{caller.name} may not bring readings of these sensors"
-            )
+        reasons = {rejected.reason for rejected in parsed.rejected}
+        if not parsed.readings.rows and reasons and reasons <= _NOT_QUARANTINED:
+            message = f"{caller.name} may not send readings of these sensors"
+            raise RequestRejectedError(403, "other_device", message)
         return parsed
 
-    def _submit_readings(
-        self, request: PlainRequest, parsed: PlainReadings, caller: Caller, asked: KeyedRequest | None
+    def _submit(
+        self, request: PlainRequest, parsed: PlainReadings, caller: Caller, keyed: KeyedRequest | None
     ) -> asyncio.Future[AppendResult]:
         now_us = self._clock_us()
         note = None
-        if asked is not None:
-
-            def worded(taken: AppendResult) -> str:
-                return plain_answer_json(parsed, taken.stored, taken.duplicates, taken.conflicts)
-
-            note = self._answers.note(asked, worded, now_us)
+        if keyed is not None:
+            note = self._answers.note(keyed, lambda result: _answer(parsed, result), now_us)
         items = list(_build_quarantine_items(request, parsed, caller, now_us))
-        return self._committer.submit_readings(self._with_spool_series(parsed), items, note)
+        readings = self._resolver.renumber(parsed.readings, parsed.series, limit_states=True)
+        return self._committer.submit_readings(readings, items, note)
 
-    def _with_spool_series(self, parsed: PlainReadings) -> Readings:
-        numbers = [
-            self._catalog.assign_number_with_state_limit(series, _ATTRIBUTE_STATES_MAX)
-            for series in parsed.series
-        ]
-        if None in numbers:
-            raise RetryLaterError(f"the spool already knows {len(self._catalog)} series (spool.max_series)")
-        readings = parsed.readings
-        return readings.with_series(np.array(numbers, np.int32)[readings.series]) if numbers else readings
+
+def _answer(parsed: PlainReadings, result: AppendResult) -> str:
+    return plain_answer_json(parsed, result.stored, result.duplicates, result.conflicts)
 
 
 def _build_quarantine_items(
@@ -301,11 +261,3 @@ def parse_quarantined_body(kind: str, payload: bytes, *, now_us: int, stamps: As
 
 def _find_name_fault(series: Series) -> str | None:
     return None if find_series_name_fault(SeriesName(*series[:2])) is None else "bad_series_name"
-
-
-def _repeat_answer(asked: KeyedRequest, body_hash: bytes, answer: str) -> str:
-    if body_hash != asked.body_hash:
-        raise RequestRejectedError(
-            422, "key_reused", f"the Idempotency-Key {asked.key} came before with another body"
-        )
-    return answer

@@ -31,13 +31,13 @@ ANONYMOUS_NAME = "anonymous"
 
 
 class Caller(NamedTuple):
-    """Who is asking.
+    """Who sends a request.
 
     Attributes:
-        name: theirs, also the gateway they may speak for.
+        name: also the gateway they may act for.
         scopes: what they may do.
-        may_bring: whether they may bring readings of a sensor_id.
-        anyone: whether nothing was asked of them, so that they may speak for every gateway.
+        may_publish_sensor: whether they may send readings of a sensor_id.
+        anyone: no credentials are required here, so they may act for every gateway.
     """
 
     name: str
@@ -46,20 +46,20 @@ class Caller(NamedTuple):
     anyone: bool = False
 
     def may_act_for(self, gateway_id: str) -> bool:
-        """Whether they speak for that gateway."""
+        """Whether they may send and see what is of that gateway."""
         return self.anyone or gateway_id == self.name
 
-    def fault_of(self, series: Series) -> str | None:
-        """Why they may not bring readings of a series, None when they may."""
+    def find_fault(self, series: Series) -> str | None:
+        """Why they may not send readings of a series, None when they may."""
         return None if self.may_publish_sensor(series.sensor_id) else "other_device"
 
 
 class RequestAuthenticator:
-    """Tells callers apart.
+    """Identifies callers by token, password or certificate.
 
     Args:
-        authenticator: decides on passwords, certificates, and on who shows neither.
-        tokens: of gateways and clients; None where there are none.
+        authenticator: checks passwords and certificates, and callers without either.
+        tokens: of gateways and clients.
         own_only: whether a client's token is for its own sensor_id only.
     """
 
@@ -74,21 +74,22 @@ class RequestAuthenticator:
         self._tokens = tokens
         self._own_only = own_only
 
-    async def of(self, request: Request, *scopes: Scope) -> Caller:
-        """Who is asking.
+    async def authenticate(self, request: Request, *scopes: Scope) -> Caller:
+        """Who sends the request.
 
         Raises:
-            Rejection: 401 when nobody that is known, 403 when they may not do this, 429 when they guess.
+            RequestRejectedError: 401 when nobody known does, 403 when they may not do this, 429 after too
+                many wrong passwords.
         """
         header = request.headers.get("Authorization")
         if header is None:
-            caller = await self._admitted(request, None, None)
+            caller = await self._check_identity(request, None, None)
         else:
             scheme, _, secret = header.partition(" ")
             if scheme.lower() == "bearer" and secret.strip():
                 caller = self._by_token(secret.strip())
             elif scheme.lower() == "basic":
-                caller = await self._admitted(request, *_parse_basic_credentials(secret))
+                caller = await self._check_identity(request, *_parse_basic_credentials(secret))
             else:
                 raise _unauthenticated_rejection(
                     "expected Authorization: Bearer TOKEN, or Basic with a name and password"
@@ -104,7 +105,7 @@ class RequestAuthenticator:
     def _by_token(self, token: str) -> Caller:
         if self._tokens is None:
             raise RequestRejectedError(
-                401, "unknown_token", "no tokens are taken here (ingress.http.tokens_file)"
+                401, "unknown_token", "no tokens are accepted here (ingress.http.tokens_file)"
             )
         entry = self._tokens.find_entry(token)
         if entry is None:
@@ -112,7 +113,7 @@ class RequestAuthenticator:
         own = self._own_only and entry.scope == "readings"
         return Caller(entry.name, (entry.scope,), allow_own_sensors(entry.name) if own else _allow_any_sensor)
 
-    async def _admitted(self, request: Request, name: str | None, password: bytes | None) -> Caller:
+    async def _check_identity(self, request: Request, name: str | None, password: bytes | None) -> Caller:
         certificate = client_certificate(request)
         address = request.client.host if request.client else ""
         answer = self._authenticator.authenticate(
@@ -134,7 +135,7 @@ class RequestAuthenticator:
 
 
 def _scopes_for_identity(identity: Identity) -> tuple[Scope, ...]:
-    """A device with a name may do all a device does; who shows nothing brings readings, for no gateway."""
+    """A named device may send batches as well; an anonymous one is no gateway."""
     return ("batches", "readings") if identity.client_id_scope else ("readings",)
 
 

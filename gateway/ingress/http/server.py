@@ -15,7 +15,7 @@ import asyncio
 import logging
 import time
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 from uuid import UUID
 
@@ -29,20 +29,28 @@ from starlette.routing import Route
 from cloud_sync.codec import wire
 from cloud_sync.http.auth import ClientCertificateProtocol
 from cloud_sync.http.requests import PlainRequest
-from cloud_sync.http.responses import RequestRejectedError, progress_to_json, receipt_to_json
+from cloud_sync.http.responses import (
+    RequestRejectedError,
+    answer_internal_error,
+    answer_not_found,
+    progress_to_json,
+    receipt_to_json,
+)
 from cloud_sync.http.uvicorn_server import CannotStartError, UvicornServer, bind_http_sockets
 from cloud_sync.model.errors import FormatError, RefusedError, RetryLaterError
 from cloud_sync.model.ledger_rules import RangeConflictError
+from gateway.ingress.http import HttpStatus
 from gateway.ingress.http.readings import MEDIA_TYPES
 from gateway.spool.errors import SpoolError
 
 if TYPE_CHECKING:
     import socket
     import ssl
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Sequence
 
     from cloud_sync.http.requests import RequestAdmission, RequestBody
     from cloud_sync.model.records import Batch
+    from cloud_sync.runtime.watchdog import StageProgress
     from gateway.auth.tls import ReloadingServerContext
     from gateway.ingress.committer import Committer
     from gateway.ingress.http.batches import BatchReceiver
@@ -56,25 +64,15 @@ _CLIENT_CLOSED_STATUS = 499
 _INLINE_DECODE_MAX_BYTES = 16_384
 
 
-@dataclass(slots=True)
-class HttpCounters:
-    """What has happened since start; `rejections` by code, of which there are few."""
-
-    requests: int = 0
-    batches: int = 0
-    batches_again: int = 0
-    rejections: Counter[str] = field(default_factory=Counter)
-
-
 class HttpApp:
-    """The requests, over the parts that take them."""
+    """The requests, over the parts that store them. While `closed` has a reason, bodies are rejected."""
 
     def __init__(
         self,
         gateway_id: str,
         *,
-        callers: RequestAuthenticator,
-        intake: RequestAdmission,
+        authenticator: RequestAuthenticator,
+        admission: RequestAdmission,
         committer: Committer,
         batches: BatchReceiver,
         readings: ReadingReceiver,
@@ -82,51 +80,51 @@ class HttpApp:
         answer_within_s: float,
     ) -> None:
         self._gateway_id = gateway_id
-        self._callers = callers
-        self._intake = intake
+        self._authenticator = authenticator
+        self._admission = admission
         self._committer = committer
         self._batches = batches
         self._readings = readings
         self._wire_limits = limits
         self._answer_within_s = answer_within_s
         self.closed = ""
-        self.counters = HttpCounters()
+        self.counters = Counter[str]()
+        self.rejections = Counter[str]()
 
-    def starlette(self) -> Starlette:
+    def build(self) -> Starlette:
         """The ASGI application."""
         routes = [
-            Route("/v1/readings", self._answered(self.post_readings), methods=["POST"]),
-            Route("/v1/batches", self._answered(self.post_batch), methods=["POST"]),
-            Route("/v1/gateways", self._answered(self.get_gateways), methods=["GET"]),
-            Route("/v1/gateways/{gateway_id}", self._answered(self.get_gateway_progress), methods=["GET"]),
-            Route("/healthz", self.get_health, methods=["GET"]),
+            Route("/v1/readings", self._answering(self._post_readings), methods=["POST"]),
+            Route("/v1/batches", self._answering(self._post_batch), methods=["POST"]),
+            Route("/v1/gateways", self._answering(self._get_gateways), methods=["GET"]),
+            Route("/v1/gateways/{gateway_id}", self._answering(self._get_gateway), methods=["GET"]),
+            Route("/healthz", self._get_health, methods=["GET"]),
         ]
         return Starlette(
-            routes=routes, exception_handlers={HTTPException: self._no_route, Exception: self._internal}
+            routes=routes,
+            exception_handlers={HTTPException: answer_not_found, Exception: answer_internal_error},
         )
 
-    async def post_readings(self, request: Request) -> Response:
-        """Store plain readings and answer with what became of them."""
-        caller = await self._callers.of(request, "readings")
+    async def _post_readings(self, request: Request) -> Response:
+        caller = await self._authenticator.authenticate(request, "readings")
         plain = PlainRequest(request, MEDIA_TYPES)
         self._require_open()
-        with self._intake.admit(caller.name) as body:
+        with self._admission.admit(caller.name) as body:
             raw = await self._read(request, body)
-            data = await plain.decompress(raw, body, self._intake.limits.plain_bytes)
-            answer = await self._in_time(self._readings.take(plain, data, caller))
+            data = await plain.decompress(raw, body, self._admission.limits.plain_bytes)
+            answer = await self._in_time(self._readings.store(plain, data, caller))
         return Response(answer, media_type="application/json")
 
-    async def post_batch(self, request: Request) -> Response:
-        """Store one batch of another gateway and answer with its receipt."""
-        caller = await self._callers.of(request, "batches")
+    async def _post_batch(self, request: Request) -> Response:
+        caller = await self._authenticator.authenticate(request, "batches")
         media_type = request.headers.get("Content-Type", "").partition(";")[0].strip().lower()
         if media_type != wire.MEDIA_TYPE:
             raise RequestRejectedError(
                 415, "media_type", f"expected {wire.MEDIA_TYPE}, not {media_type or 'nothing'}"
             )
         self._require_open()
-        with self._intake.admit(caller.name) as body:
-            batch = await self._decoded(await self._read(request, body))
+        with self._admission.admit(caller.name) as body:
+            batch = await self._decode(await self._read(request, body))
             gateway_id = batch.range.gateway_id
             if gateway_id == self._gateway_id:
                 raise RequestRejectedError(
@@ -135,28 +133,27 @@ class HttpApp:
             if not caller.may_act_for(gateway_id):
                 message = f"the credentials are of {caller.name}, the batch is of {gateway_id}"
                 raise RequestRejectedError(403, "other_gateway", message)
-            others = [s.sensor_id for s in batch.series if caller.fault_of(s) is not None]
+            others = [s.sensor_id for s in batch.series if caller.find_fault(s) is not None]
             if others:
-                message = f"{caller.name} may not bring readings of {others[0]}"
+                message = f"{caller.name} may not send readings of {others[0]}"
                 raise RequestRejectedError(403, "other_device", message)
-            receipt = await self._in_time(self._batches.take(batch))
-        self.counters.batches += 1
-        self.counters.batches_again += receipt.applied_before
+            receipt = await self._in_time(self._batches.store(batch))
+        self.counters["batches"] += 1
+        self.counters["batches_again"] += receipt.applied_before
         return JSONResponse(receipt_to_json(batch.range, receipt))
 
-    async def get_gateways(self, request: Request) -> Response:
-        """Answer with the ranges and gaps of every gateway that delivers here."""
-        await self._callers.of(request, "view")
+    async def _get_gateways(self, request: Request) -> Response:
+        await self._authenticator.authenticate(request, "view")
         ledger = self._batches.ledger
         names = await ledger.gateways()
         return JSONResponse(
             {"gateways": [progress_to_json(name, await ledger.progress(name)) for name in names]}
         )
 
-    async def get_gateway_progress(self, request: Request) -> Response:
-        """Answer with the ranges and gaps of the caller's own gateway, or of any to who may view."""
+    async def _get_gateway(self, request: Request) -> Response:
+        """The caller's own gateway, or any where the scope is `view`."""
         gateway_id = request.path_params["gateway_id"]
-        caller = await self._callers.of(request, "batches", "view")
+        caller = await self._authenticator.authenticate(request, "batches", "view")
         if "view" not in caller.scopes and not caller.may_act_for(gateway_id):
             raise RequestRejectedError(403, "other_gateway", f"the credentials are of {caller.name}")
         try:
@@ -166,12 +163,11 @@ class HttpApp:
         known = await self._batches.ledger.progress(gateway_id, epoch)
         return JSONResponse(progress_to_json(gateway_id, known))
 
-    async def get_health(self, _request: Request) -> Response:
-        """Answer that the process lives."""
+    async def _get_health(self, _request: Request) -> Response:
         return JSONResponse({"status": "ok"})
 
     def _require_open(self) -> None:
-        """Turn a request away before its body when it could not be committed soon: its sender keeps it."""
+        """Reject a request before its body when it could not be committed soon."""
         why = self.closed
         if not why and self._committer.counters.holding_reason:
             why = f"the spool cannot be written: {self._committer.counters.holding_reason}"
@@ -183,13 +179,13 @@ class HttpApp:
         pieces = (piece async for piece in request.stream() if piece)
         return await body.read(pieces, int(declared) if declared is not None else None)
 
-    async def _decoded(self, data: bytes) -> Batch:
+    async def _decode(self, data: bytes) -> Batch:
         if len(data) <= _INLINE_DECODE_MAX_BYTES:
             return wire.decode(data, self._wire_limits)
         return await asyncio.to_thread(wire.decode, data, self._wire_limits)
 
     async def _in_time(self, work: Awaitable[T]) -> T:
-        """Wait for a commit, but not without end. What was handed over is committed all the same."""
+        """Wait for a commit up to a limit; what was submitted is committed all the same."""
         try:
             async with asyncio.timeout(self._answer_within_s):
                 return await work
@@ -198,29 +194,28 @@ class HttpApp:
             raise self._later("holding", why) from fault
 
     def _later(self, error: str, message: str) -> RequestRejectedError:
-        return RequestRejectedError(503, error, message, retry_after_s=self._intake.limits.retry_after_s)
+        return RequestRejectedError(503, error, message, retry_after_s=self._admission.limits.retry_after_s)
 
-    def _answered(
+    def _answering(
         self, handler: Callable[[Request], Awaitable[Response]]
     ) -> Callable[[Request], Awaitable[Response]]:
-        """A handler whose every fault becomes an answer, counted by its code."""
+        """A handler whose every error becomes an answer, counted by its code."""
 
         async def answer(request: Request) -> Response:
-            self.counters.requests += 1
+            self.counters["requests"] += 1
             try:
                 return await handler(request)
             except ClientDisconnect:
-                self.counters.rejections["disconnected"] += 1
+                self.rejections["disconnected"] += 1
                 return Response(status_code=_CLIENT_CLOSED_STATUS)
             except (RequestRejectedError, FormatError, RefusedError, RetryLaterError, SpoolError) as fault:
-                rejection = self._rejection_of(fault)
-            self.counters.rejections[rejection.error] += 1
+                rejection = self._build_rejection(fault)
+            self.rejections[rejection.error] += 1
             return rejection.response()
 
         return answer
 
-    def _rejection_of(self, fault: Exception) -> RequestRejectedError:
-        """How a fault is told to a sender."""
+    def _build_rejection(self, fault: Exception) -> RequestRejectedError:
         match fault:
             case RequestRejectedError():
                 return fault
@@ -235,16 +230,6 @@ class HttpApp:
             case _:
                 _log.warning("http: %s", fault)
                 return self._later("spool", str(fault))
-
-    async def _no_route(self, _request: Request, fault: Exception) -> Response:
-        assert isinstance(fault, HTTPException)
-        return RequestRejectedError(fault.status_code, "no_such_request", str(fault.detail)).response()
-
-    async def _internal(self, _request: Request, fault: Exception) -> Response:
-        """Answer for a fault of ours; Starlette raises it again, so that it is logged with its traceback."""
-        return RequestRejectedError(
-            500, "internal", f"a fault of this gateway: {type(fault).__name__}"
-        ).response()
 
 
 _KEEP_ALIVE_S = 75
@@ -261,64 +246,63 @@ class HttpServerOptions:
 
 
 class HttpSource:
-    """Implements `Gate`."""
+    """A `Source`: the server."""
 
-    def __init__(self, settings: HttpServerOptions, app: HttpApp, *, stop_within_s: float) -> None:
-        self.settings = settings
+    kind = name = "http"
+    stages: Sequence[StageProgress] = ()
+
+    def __init__(self, options: HttpServerOptions, app: HttpApp, *, stop_within_s: float) -> None:
+        self._options = options
         self._app = app
         self._stop_within_s = stop_within_s
-        self._bound: list[socket.socket] = []
+        self._sockets: list[socket.socket] = []
         self._server: UvicornServer | None = None
         self._serving: asyncio.Task[None] | None = None
 
     @property
-    def counters(self) -> HttpCounters:
-        """What has happened since start."""
-        return self._app.counters
-
-    @property
     def port(self) -> int:
         """The port in use."""
-        return int(self._bound[0].getsockname()[1])
+        return int(self._sockets[0].getsockname()[1])
 
-    async def start(self) -> None:
+    async def start(self, tasks: asyncio.TaskGroup) -> None:
         """Bind and serve.
 
         Raises:
             OSError: the address cannot be bound.
         """
+        options = self._options
         try:
-            self._bound = bind_http_sockets(
-                self.settings.host, self.settings.port, "ingress.http.host, ingress.http.port"
+            self._sockets = bind_http_sockets(
+                options.host, options.port, "ingress.http.host, ingress.http.port"
             )
         except CannotStartError as fault:
             raise OSError(str(fault)) from fault
         config = uvicorn.Config(
-            self._app.starlette(),
+            self._app.build(),
             http=ClientCertificateProtocol,
             ws="none",
-            ssl_context_factory=None if self.settings.certificates is None else lambda *_: self._context(),
+            ssl_context_factory=None if options.certificates is None else lambda *_: self._build_context(),
             log_config=None,
             access_log=False,
             lifespan="off",
             server_header=False,
-            limit_concurrency=self.settings.max_connections,
+            limit_concurrency=options.max_connections,
             timeout_keep_alive=_KEEP_ALIVE_S,
             timeout_graceful_shutdown=max(1, int(self._stop_within_s)),
         )
         self._server = UvicornServer(config)
-        self._serving = asyncio.create_task(self._server.serve(sockets=self._bound), name="http ingress")
+        self._serving = tasks.create_task(self._server.serve(sockets=self._sockets), name="http ingress")
 
     def pause(self) -> None:
-        """Answer requests with 503 for now; those that are being answered go on."""
+        """Answer new requests with 503."""
         self._app.closed = "too much is waiting for its commit"
 
     def resume(self) -> None:
-        """Take requests again."""
+        """Accept requests again."""
         self._app.closed = ""
 
     def stop_reading(self) -> None:
-        """Take no more requests; those at hand are answered once they are committed."""
+        """Accept no more requests; those in progress are answered once they are committed."""
         self._app.closed = "the gateway is stopping"
         if self._server is not None:
             self._server.should_exit = True
@@ -327,16 +311,26 @@ class HttpSource:
         """Finish the answers and close."""
         self.stop_reading()
         if self._serving is not None:
-            await self._serving
+            await asyncio.wait([self._serving])
 
-    def _context(self) -> ssl.SSLContext:
-        """A context that hands each new connection the certificate that is in force then."""
-        certificates = self.settings.certificates
+    def status(self) -> HttpStatus:
+        """What has happened since start."""
+        counters = self._app.counters
+        return HttpStatus(
+            counters["requests"],
+            counters["batches"],
+            counters["batches_again"],
+            dict(self._app.rejections),
+        )
+
+    def _build_context(self) -> ssl.SSLContext:
+        """A context that gives each new connection the current certificate."""
+        certificates = self._options.certificates
         assert certificates is not None
         context = certificates.context(time.monotonic())
 
-        def renew(connection: ssl.SSLObject, _name: str | None, _context: ssl.SSLContext) -> None:
+        def use_current(connection: ssl.SSLObject, _name: str | None, _context: ssl.SSLContext) -> None:
             connection.context = certificates.context(time.monotonic())
 
-        context.sni_callback = renew
+        context.sni_callback = use_current
         return context
