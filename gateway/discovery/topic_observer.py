@@ -29,10 +29,12 @@ from gateway.settings.sources import IngressRule
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from gateway.payloads.measurement import Fault, Measurement
+    from gateway.payloads.measurement import Fault, JsonObject, Measurement
     from gateway.payloads.presets import Preset
     from gateway.payloads.rule import PayloadRule
 
+RuleTable = dict[str, Any]
+"""Keys of an `[[ingress.rule]]` table, in order."""
 TOPICS_MAX: Final = 20_000
 PAYLOADS_PER_TOPIC_MAX: Final = 5
 PAYLOAD_MAX_BYTES: Final = 64 << 10
@@ -51,16 +53,9 @@ _PRESET_TOPIC_PATTERNS: Final[Mapping[str, re.Pattern[str]]] = {
 
 @dataclass(slots=True)
 class RuleProposal:
-    """Rules for some of the topics, as a table of the configuration.
+    """A table of the configuration and its rules, tried on everything seen on the `topics` it matches."""
 
-    Attributes:
-        table: keys of the `[[ingress.rule]]` table, in order.
-        rules: what it stands for.
-        topics: those that it is for; `examples` are some.
-        readings, faults: what everything seen on them makes under it.
-    """
-
-    table: dict[str, Any]
+    table: RuleTable
     rules: Sequence[PayloadRule]
     topics: int = 0
     examples: list[str] = field(default_factory=list)
@@ -70,7 +65,7 @@ class RuleProposal:
 
 @dataclass(frozen=True, slots=True)
 class RuleProposals:
-    """What was made of what was seen; `known` topics have a rule or fit the template already."""
+    """Proposals; `known` topics need none, for `unknown` ones none was found."""
 
     proposals: Sequence[RuleProposal]
     known: Sequence[str]
@@ -86,7 +81,7 @@ class TopicObserver:
         self.left_out = 0
 
     def add(self, topic: bytes, payload: bytes) -> None:
-        """Note one publish."""
+        """Record one publish."""
         self.publishes += 1
         text = topic.decode("utf-8", "backslashreplace")
         payloads = self.topics.get(text)
@@ -102,7 +97,7 @@ class TopicObserver:
 
 
 def propose_rules(seen: TopicObserver, present: RuleSet, *, now_us: int) -> RuleProposals:
-    """Rules for what was seen and the rules of today do not take."""
+    """Rules for the topics seen that present rules do not decode."""
     left = {
         topic: payloads for topic, payloads in sorted(seen.topics.items()) if not topic.startswith("$SYS/")
     }
@@ -112,7 +107,7 @@ def propose_rules(seen: TopicObserver, present: RuleSet, *, now_us: int) -> Rule
     proposals = []
     for preset in PRESETS:
         for base in _find_preset_bases(preset, left):
-            table: dict[str, Any] = {"preset": preset} | ({} if base is None else {"base": base})
+            table: RuleTable = {"preset": preset} | ({} if base is None else {"base": base})
             proposal = _try_rules(table, build_preset_rules(preset, base), left, present, now_us)
             if proposal is not None:
                 proposals.append(proposal)
@@ -131,43 +126,39 @@ def _is_known(present: RuleSet, topic: str, payloads: Sequence[bytes], now_us: i
     return not any(preview_payload(present, topic, payload, now_us=now_us).faults for payload in payloads)
 
 
-def _find_preset_bases(preset: Preset, left: Mapping[str, Any]) -> list[str | None]:
+def _find_preset_bases(preset: Preset, left: Mapping[str, Sequence[bytes]]) -> list[str | None]:
     """The bases under which topics look like a preset's; None stands for its usual one."""
-    found: dict[str | None, None] = {}
-    for topic in left:
-        match = _PRESET_TOPIC_PATTERNS[preset].fullmatch(topic)
-        if match is not None:
-            base = match[1]
-            found[None if base in (None, preset, "spBv1.0", "v3") else base] = None
-    return list(found)
+    matches = map(_PRESET_TOPIC_PATTERNS[preset].fullmatch, left)
+    bases = (match[1] for match in matches if match is not None)
+    return list(dict.fromkeys(None if base in (None, preset, "spBv1.0", "v3") else base for base in bases))
 
 
 def _try_rules(
-    table: dict[str, Any],
+    table: RuleTable,
     rules: Sequence[PayloadRule],
     left: dict[str, list[bytes]],
     present: RuleSet,
     now_us: int,
 ) -> RuleProposal | None:
-    """A proposal tried on what is left, and taken out of it; None when it makes no reading."""
+    """Try a table on the topics left, and remove those it matches; None when it makes no reading."""
     trial = RuleSet(present.template, rules)
     proposal = RuleProposal(table, rules)
-    taken = [topic for topic in left if trial.rule_for(topic) is not None]
-    for topic in sorted(taken, key=lambda topic: "BIRTH/" not in topic):
+    matched = [topic for topic in left if trial.rule_for(topic) is not None]
+    for topic in sorted(matched, key=lambda topic: "BIRTH/" not in topic):
         for payload in left[topic]:
-            found = preview_payload(trial, topic, payload, now_us=now_us)
-            proposal.readings += found.measurements
-            proposal.faults += found.faults
+            preview = preview_payload(trial, topic, payload, now_us=now_us)
+            proposal.readings += preview.measurements
+            proposal.faults += preview.faults
     if not proposal.readings:
         return None
-    proposal.topics, proposal.examples = len(taken), taken[:_EXAMPLES_MAX]
-    for topic in taken:
+    proposal.topics, proposal.examples = len(matched), matched[:_EXAMPLES_MAX]
+    for topic in matched:
         del left[topic]
     return proposal
 
 
-def _group_topics(left: Mapping[str, Sequence[bytes]]) -> list[tuple[dict[str, Any], Sequence[PayloadRule]]]:
-    """A table and its rule for every kind of topic and shape."""
+def _group_topics(left: Mapping[str, Sequence[bytes]]) -> list[tuple[RuleTable, Sequence[PayloadRule]]]:
+    """A table and its rules for every group of topics of one length, first level and format."""
     groups: dict[tuple[int, str, str], tuple[list[list[str]], list[PayloadGuess]]] = {}
     for topic, payloads in left.items():
         guesses = [guessed for payload in payloads if (guessed := guess_format(payload)) is not None]
@@ -192,8 +183,7 @@ def _group_topics(left: Mapping[str, Sequence[bytes]]) -> list[tuple[dict[str, A
     return made
 
 
-def _build_rule_table(topics: Sequence[Sequence[str]], guesses: Sequence[PayloadGuess]) -> dict[str, Any]:
-    """The table for topics of one length that carry one shape."""
+def _build_rule_table(topics: Sequence[Sequence[str]], guesses: Sequence[PayloadGuess]) -> RuleTable:
     format_ = guesses[-1].format
     records = [record for guessed in guesses for record in guessed.records if guessed.format == format_]
     device = find_device_member(records) if format_ == "fields" else None
@@ -209,7 +199,7 @@ def _build_rule_table(topics: Sequence[Sequence[str]], guesses: Sequence[Payload
     if device is None or varying:
         names |= {i: "sensor_id" if len(varying) == 1 else f"level_{i + 1}" for i in varying}
     pattern = "/".join(f"{{{names[i]}}}" if i in names else level for i, level in enumerate(topics[0]))
-    table: dict[str, Any] = {"topic": pattern, "format": format_}
+    table: RuleTable = {"topic": pattern, "format": format_}
     if len(varying) > 1:
         table["sensor_id"] = ".".join(f"{{{names[i]}}}" for i in varying)
     elif not varying and device is not None:
@@ -223,9 +213,8 @@ def _build_rule_table(topics: Sequence[Sequence[str]], guesses: Sequence[Payload
     return table
 
 
-def _build_member_keys(records: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """The keys of a table that say what members are."""
-    table: dict[str, Any] = {}
+def _build_member_keys(records: Sequence[JsonObject]) -> RuleTable:
+    table: RuleTable = {}
     time = find_time_member(records)
     if time is not None:
         table["time"] = time
@@ -241,12 +230,11 @@ def _build_member_keys(records: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 
 def format_rule_table(proposal: RuleProposal) -> str:
-    """A proposal as it stands in a configuration, with a comment that says what it is for."""
+    """A proposal as TOML, with a comment that lists topics."""
     count = "1 topic" if proposal.topics == 1 else f"{proposal.topics} topics"
-    said = ", ".join(map(_escape_comment, proposal.examples)) + (
-        " ..." if proposal.topics > _EXAMPLES_MAX else ""
-    )
-    lines = [f"# {count}: {said}", "[[ingress.rule]]"]
+    more = " ..." if proposal.topics > _EXAMPLES_MAX else ""
+    examples = ", ".join(map(_escape_comment, proposal.examples))
+    lines = [f"# {count}: {examples}{more}", "[[ingress.rule]]"]
     lines += [f"{key} = {_format_toml_value(value)}" for key, value in proposal.table.items()]
     return "\n".join(lines) + "\n"
 
@@ -255,7 +243,7 @@ def _escape_comment(topic: str) -> str:
     return "".join(sign if sign.isprintable() else "?" for sign in topic)[:80]
 
 
-def _format_toml_value(value: Any) -> str:
+def _format_toml_value(value: object) -> str:
     if isinstance(value, dict):
         return "{ " + ", ".join(f"{json.dumps(k)} = {_format_toml_value(v)}" for k, v in value.items()) + " }"
     if isinstance(value, list):

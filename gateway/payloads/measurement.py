@@ -90,6 +90,9 @@ Decoder = Callable[[bytes, int], DecodeResult]
 """Decodes a payload received at a time in microseconds; PayloadDecodeError becomes a fault of all of it."""
 
 
+JsonObject = dict[str, Any]
+
+
 def decode_json(payload: bytes | str) -> Any:
     """Raises PayloadDecodeError instead of `JSON_ERRORS`."""
     try:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from typing import Any, Final, cast
+from typing import Final, cast
 
 import cbor2
 
@@ -52,7 +52,7 @@ def looks_like_cbor(payload: bytes) -> bool:
     return payload[:1] != b"" and payload[0] >> 5 in (_ARRAY, _TAG)
 
 
-def decode_cbor(data: bytes) -> Any:
+def decode_cbor(data: bytes) -> object:
     """The one item in `data`: numbers, texts, bytes, lists, dicts, booleans and None.
 
     Raises:
@@ -128,7 +128,7 @@ def _count_inner_items(major: int, argument: int) -> int:
     return {_ARRAY: argument, _MAP: 2 * argument, _TAG: 1}.get(major, 0)
 
 
-def _to_plain(item: Any) -> Any:
+def _to_plain(item: object) -> object:
     """An item without cbor2's own types."""
     if isinstance(item, (int, float, str)) or item is None:
         return item
@@ -143,19 +143,19 @@ def _to_plain(item: Any) -> Any:
     return item
 
 
-def _check_key(key: Any) -> str | int:
+def _check_key(key: object) -> str | int:
     if type(key) in (str, int):
         return cast("str | int", key)
     raise CborDecodeError(f"a map key is neither text nor an integer: {key!r:.64}")
 
 
-def _decode_big_number(content: Any, _immutable: bool) -> int:  # noqa: FBT001 - called by cbor2
+def _decode_big_number(content: object, _immutable: bool) -> int:  # noqa: FBT001 - called by cbor2
     if not isinstance(content, bytes) or len(content) > _BIG_NUMBER_MAX_BYTES:
         raise CborDecodeError("not a big number, or too big")
     return int.from_bytes(content)
 
 
-def _decode_fraction(content: Any, compute: Callable[[int, int], float]) -> float:
+def _decode_fraction(content: object, compute: Callable[[int, int], float]) -> float:
     match content:
         case [int(exponent), int(mantissa)] if abs(exponent) <= _EXPONENT_MAX:
             try:

@@ -13,7 +13,7 @@ import csv
 import io
 import math
 from functools import partial
-from typing import TYPE_CHECKING, Any, Final, cast
+from typing import TYPE_CHECKING, Final, cast
 
 import msgspec
 
@@ -35,7 +35,7 @@ from gateway.payloads.rule import COMPANION_FIELDS
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-    from gateway.payloads.measurement import Decoder, DecodeResult
+    from gateway.payloads.measurement import Decoder, DecodeResult, JsonObject
     from gateway.payloads.rule import PayloadRule
 
 DEPTH_MAX: Final = 16
@@ -80,7 +80,7 @@ class RecordReader:
         levels: Mapping[str, str],
         *,
         convert_text: bool = False,
-        encode_record: Callable[[dict[str, Any]], bytes] = msgspec.json.encode,
+        encode_record: Callable[[JsonObject], bytes] = msgspec.json.encode,
     ) -> None:
         self._rule = rule
         self._root = () if rule.root is None else tuple(rule.root.split("."))
@@ -96,7 +96,7 @@ class RecordReader:
         shared = (rule.time, *rule.companions.values(), *self._fields.names)
         self._shared_paths = [tuple(path.split(".")) for path in shared if path is not None]
 
-    def read_records(self, records: Sequence[Any]) -> DecodeResult:
+    def read_records(self, records: Sequence[object]) -> DecodeResult:
         """An invalid record costs only itself."""
         out: list[Measurement] = []
         faults: list[Fault] = []
@@ -112,7 +112,7 @@ class RecordReader:
                 faults.append(Fault(fault.reason, f"{where}{fault}", part))
         return out, faults
 
-    def _read(self, record: Any) -> _RecordWalk:
+    def _read(self, record: object) -> _RecordWalk:
         if type(record) is not dict:
             raise PayloadDecodeError("bad_reading", f"expected an object, found {type(record).__name__}")
         fields = self._fields.find_device(partial(_name_text_at, record))
@@ -127,16 +127,16 @@ class RecordReader:
             raise PayloadDecodeError("no_measurement", f"no member makes a reading under this rule: {what}")
         return walk
 
-    def fault(self, reason: str, detail: str, record: dict[str, Any], path: str) -> Fault:
+    def fault(self, reason: str, detail: str, record: JsonObject, path: str) -> Fault:
         """A fault of one member; its part is a record of that member, the time and the companions."""
-        part: dict[str, Any] = {}
+        part: JsonObject = {}
         for keys in ((*self._root, *path.split(".")), *self._shared_paths):
             value = _value_at(record, keys)
             if value is not _MISSING:
                 _set_value_at(part, keys, value)
         return Fault(reason, detail, self._encode_record(part or record))
 
-    def _read_time(self, record: dict[str, Any], path: str, keys: tuple[str, ...]) -> int | None:
+    def _read_time(self, record: JsonObject, path: str, keys: tuple[str, ...]) -> int | None:
         value = _value_at(record, keys)
         if value is _MISSING or value is None or (value == "" and self.convert_text):
             return None
@@ -145,8 +145,8 @@ class RecordReader:
         except TimestampError as fault:
             raise PayloadDecodeError("bad_time", f"{path}: {fault}") from None
 
-    def _read_companions(self, record: dict[str, Any]) -> _CompanionValues:
-        found: list[Any] = [None] * len(COMPANION_FIELDS)
+    def _read_companions(self, record: JsonObject) -> _CompanionValues:
+        found: list[object] = [None] * len(COMPANION_FIELDS)
         for position, name, path, keys in self._companions:
             value = _value_at(record, keys)
             if value is not _MISSING and value is not None and value != "":
@@ -162,7 +162,7 @@ class _RecordWalk:
     def __init__(
         self,
         reader: RecordReader,
-        record: dict[str, Any],
+        record: JsonObject,
         fields: DeviceFields,
         time_us: int | None,
         companions: _CompanionValues,
@@ -172,7 +172,7 @@ class _RecordWalk:
         self.out: list[Measurement] = []
         self.faults: list[Fault] = []
 
-    def add_members(self, members: Mapping[str, Any], prefix: str, depth: int) -> None:
+    def add_members(self, members: Mapping[str, object], prefix: str, depth: int) -> None:
         """Read the members whose paths begin with `prefix`."""
         if len(members) > RECORD_MEMBERS_MAX:
             what = (
@@ -183,8 +183,7 @@ class _RecordWalk:
         fields, convert_text = self.fields, self.reader.convert_text
         for key, value in members.items():
             path = prefix + key if prefix else key
-            kind = type(value)
-            if kind is dict or kind is list:
+            if isinstance(value, (dict, list)):
                 self._add_nested(value, path, depth)
                 continue
             mapping = fields[path]
@@ -199,7 +198,7 @@ class _RecordWalk:
                 measurement = Measurement(mapping.name, number, self.time_us, *self.companions, mapping.unit)
                 self.out.append(measurement)
 
-    def _add_nested(self, value: dict[str, Any] | list[Any], path: str, depth: int) -> None:
+    def _add_nested(self, value: JsonObject | list[object], path: str, depth: int) -> None:
         if depth >= DEPTH_MAX:
             self._fault(
                 "too_deep", f"{path[:_SHOWN_MAX_CHARACTERS]}: nested more than {DEPTH_MAX} deep", path
@@ -216,17 +215,21 @@ class _RecordWalk:
         self.faults.append(self.reader.fault(reason, detail, self.record, path))
 
 
-def _convert_companion(name: str, path: str, value: Any, *, convert_text: bool) -> float | int | str:
+def _convert_companion(name: str, path: str, value: object, *, convert_text: bool) -> float | int | str:
     if name in _TEXT_COMPANIONS:
         if isinstance(value, (dict, list)):
             raise PayloadDecodeError("bad_reading", f"{path}: expected text for {name}")
         return str(value)
     try:
-        number = float(value) if type(value) in (int, float) or convert_text else math.nan
+        is_number = type(value) in (int, float) or (convert_text and isinstance(value, str))
+        number = float(cast("str | float", value)) if is_number else math.nan
     except (ValueError, OverflowError):
         number = math.nan
     if name == "seq":
-        whole = int(value) if number.is_integer() else -1
+        is_exact = isinstance(value, int) or (isinstance(value, str) and value.strip().isdecimal())
+        whole = -1
+        if number.is_integer():
+            whole = int(cast("str | int", value) if is_exact else number)
         if not 0 <= whole <= SEQ_MAX:
             raise PayloadDecodeError("bad_reading", f"{path}: expected a whole number from 0 for seq")
         return whole
@@ -235,14 +238,14 @@ def _convert_companion(name: str, path: str, value: Any, *, convert_text: bool) 
     return number
 
 
-def _name_text_at(record: dict[str, Any], path: str) -> str:
+def _name_text_at(record: JsonObject, path: str) -> str:
     value = _value_at(record, tuple(path.split(".")))
     if isinstance(value, (str, int)) and not isinstance(value, bool) and value != "":
         return str(value)
     raise PayloadDecodeError("no_sensor_id", f"{path}: expected text that names the device or series")
 
 
-def _value_at(record: Any, keys: tuple[str, ...]) -> Any:
+def _value_at(record: object, keys: tuple[str, ...]) -> object:
     for key in keys:
         if type(record) is dict:
             record = record.get(key, _MISSING)
@@ -253,7 +256,7 @@ def _value_at(record: Any, keys: tuple[str, ...]) -> Any:
     return record
 
 
-def _set_value_at(part: dict[str, Any], keys: tuple[str, ...], value: Any) -> None:
+def _set_value_at(part: JsonObject, keys: tuple[str, ...], value: object) -> None:
     for key in keys[:-1]:
         part = part.setdefault(key, {})
     part[keys[-1]] = value
@@ -263,7 +266,7 @@ def build_csv_decoder(rule: PayloadRule, levels: Mapping[str, str]) -> Decoder:
     """Decodes lines of CSV on a topic with these named levels."""
     columns = rule.columns
 
-    def encode_line(record: dict[str, Any]) -> bytes:
+    def encode_line(record: JsonObject) -> bytes:
         out = io.StringIO()
         writer = csv.writer(out, delimiter=rule.separator, lineterminator="")
         writer.writerow([record.get(column, "") for column in columns])

@@ -30,7 +30,7 @@ from gateway.payloads.measurement import (
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from gateway.payloads.measurement import Decoder, DecodeResult
+    from gateway.payloads.measurement import Decoder, DecodeResult, JsonObject
     from gateway.payloads.rule import PayloadRule
 
 SENML_VERSION: Final = 10
@@ -82,7 +82,6 @@ _QUANTITY_BY_UNIT: Final[Mapping[str, str]] = {
 }
 _DEVICE_URN = re.compile(r"(urn:dev:[^:]+:[^:]+)(?::(.+))?")
 _NAME_SEPARATORS: Final = ":/.-_"
-_Record = dict[str, Any]
 _pack_decoder = msgspec.json.Decoder(list[Any])
 
 
@@ -109,11 +108,11 @@ class _PackReader:
     def __init__(self, fields: FieldMap, now_us: int) -> None:
         self._fields = fields
         self._now_us = now_us
-        self._base: _Record = {}
+        self._base: JsonObject = {}
         self._out: list[Measurement] = []
         self._faults: list[Fault] = []
 
-    def read(self, records: list[Any], payload: bytes) -> DecodeResult:
+    def read(self, records: list[object], payload: bytes) -> DecodeResult:
         """An invalid record costs only itself, an invalid base field the rest of the pack."""
         for position, raw in enumerate(records):
             if not isinstance(raw, dict):
@@ -124,7 +123,8 @@ class _PackReader:
             try:
                 self._apply_base(record)
             except PayloadDecodeError as fault:
-                rest = [{**self._base, **record}, *map(_with_json_labels, records[position + 1 :])]
+                others = (_with_json_labels(r) if isinstance(r, dict) else r for r in records[position + 1 :])
+                rest = [{**self._base, **record}, *others]
                 what = f"record {position}: {fault}; the records from here on depend on it"
                 self._faults.append(Fault(fault.reason, what, _encode_pack(rest)))
                 break
@@ -138,7 +138,7 @@ class _PackReader:
             self._faults.append(Fault("no_measurement", what, payload))
         return self._out, self._faults
 
-    def _apply_base(self, record: _Record) -> None:
+    def _apply_base(self, record: JsonObject) -> None:
         for key in _BASE_LABELS:
             if key in record:
                 _check_label(key, record[key])
@@ -146,7 +146,7 @@ class _PackReader:
                     raise _bad_record_error(f"bver: version {record[key]} is newer than {SENML_VERSION}")
                 self._base[key] = record[key]
 
-    def _read_record(self, record: _Record) -> None:
+    def _read_record(self, record: JsonObject) -> None:
         _check_record(record)
         if not record.keys() & _VALUE_LABELS:
             if not record.keys() & {"n", "u", "t", "ut"}:
@@ -169,7 +169,7 @@ class _PackReader:
                 )
                 self._out.append(measurement)
 
-    def _read_time(self, record: _Record) -> tuple[int | None, int]:
+    def _read_time(self, record: JsonObject) -> tuple[int | None, int]:
         at_s = self._base.get("bt", 0) + record.get("t", 0)
         if not at_s:
             return None, 0
@@ -182,9 +182,9 @@ class _PackReader:
         return self._now_us + at_us, int(Flag.TIME_ASSIGNED)
 
 
-def _record_values(record: _Record, member: str, base: _Record) -> list[tuple[str, Any]]:
+def _record_values(record: JsonObject, member: str, base: JsonObject) -> list[tuple[str, object]]:
     """(member, value) of each value in a record."""
-    values: list[tuple[str, Any]] = []
+    values: list[tuple[str, object]] = []
     if "v" in record or ("bv" in base and not record.keys() & {"vs", "vb", "vd", "s"}):
         value = record.get("v", 0) + base["bv"] if "bv" in base else record["v"]
         values.append((member, value))
@@ -216,7 +216,7 @@ def _split_name(base: str, name: str, unit: str) -> tuple[str, str]:
     return device, member or _QUANTITY_BY_UNIT.get(unit, "value")
 
 
-def _check_record(record: _Record) -> None:
+def _check_record(record: JsonObject) -> None:
     for key in record:
         if key[-1:] == "_":
             raise _bad_record_error(f"{key}: must be understood, and is not")
@@ -225,7 +225,7 @@ def _check_record(record: _Record) -> None:
             _check_label(key, record[key])
 
 
-def _check_label(key: str, value: Any) -> None:
+def _check_label(key: str, value: object) -> None:
     if key in _TEXT_LABELS:
         if not isinstance(value, str):
             raise _bad_record_error(f"{key}: expected text, found {type(value).__name__}")
@@ -247,16 +247,15 @@ def _bad_record_error(detail: str) -> PayloadDecodeError:
     return PayloadDecodeError("bad_record", detail)
 
 
-def _with_json_labels(record: Any) -> Any:
+def _with_json_labels(record: JsonObject | dict[int, object]) -> JsonObject:
     """A record with the labels of CBOR written as in JSON."""
-    if type(record) is not dict:
-        return record
     return {
-        _CBOR_LABELS.get(key, str(key)) if type(key) is int else key: value for key, value in record.items()
+        _CBOR_LABELS.get(key, str(key)) if isinstance(key, int) else key: value
+        for key, value in record.items()
     }
 
 
-def _encode_pack(records: list[Any]) -> bytes:
+def _encode_pack(records: list[object]) -> bytes:
     try:
         return msgspec.json.encode(records)
     except (TypeError, ValueError, OverflowError, RecursionError):

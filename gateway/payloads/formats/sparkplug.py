@@ -40,6 +40,7 @@ if TYPE_CHECKING:
 
 __all__ = ["DecodeError", "Payload"]
 
+_Message = Any  # of classes that protobuf makes at run time
 _PROTOBUF_PACKAGE: Final = "tidegate.sparkplug_b"
 _FieldDescriptor = descriptor_pb2.FieldDescriptorProto
 _SCALAR_TYPES: Final = {
@@ -62,7 +63,7 @@ _VALUE_FIELDS: Final = (
 
 def _add_message(
     file: descriptor_pb2.FileDescriptorProto, name: str, fields: list[tuple[int, str, str]]
-) -> Any:
+) -> descriptor_pb2.DescriptorProto:
     """Add a message; a kind is a scalar's name or a message's, after `*` when it is repeated."""
     message = file.message_type.add(name=name)
     for number, field, kind in fields:
@@ -80,7 +81,7 @@ def _add_message(
     return message
 
 
-def _add_value_oneof(message: Any, first: int) -> None:
+def _add_value_oneof(message: descriptor_pb2.DescriptorProto, first: int) -> None:
     """Add the values a message may hold one of, numbered from `first`."""
     message.oneof_decl.add(name="value")
     for number, (field, kind) in enumerate(_VALUE_FIELDS, start=first):
@@ -197,7 +198,7 @@ class _TopicDecoder:
         return measurements, faults
 
     def _read_metrics(
-        self, message: Any, node: SparkplugNode, now_us: int
+        self, message: _Message, node: SparkplugNode, now_us: int
     ) -> tuple[list[Measurement], list[Fault]]:
         measurements, faults = [], []
         for position, metric in enumerate(message.metrics):
@@ -213,7 +214,7 @@ class _TopicDecoder:
                 measurements.append(measurement)
         return measurements, faults
 
-    def _read_metric(self, metric: Any, message: Any, node: SparkplugNode) -> Measurement | None:
+    def _read_metric(self, metric: _Message, message: _Message, node: SparkplugNode) -> Measurement | None:
         alias = self._find_alias(metric, node)
         kind = metric.WhichOneof("value")
         if alias.name == _BD_SEQ_METRIC or metric.is_null or kind is None:
@@ -237,7 +238,7 @@ class _TopicDecoder:
             flags=_HISTORICAL_FLAG if metric.is_historical else 0,
         )
 
-    def _find_alias(self, metric: Any, node: SparkplugNode) -> MetricAlias:
+    def _find_alias(self, metric: _Message, node: SparkplugNode) -> MetricAlias:
         """The declaration of a metric; a birth adds its own."""
         name, number = metric.name, metric.alias if metric.HasField("alias") else None
         if not isinstance(name, str):  # bytes, where protobuf did not find UTF-8
@@ -282,14 +283,14 @@ def encode_rebirth_command(now_us: int) -> bytes:
     return bytes(message.SerializeToString())
 
 
-def _read_bd_seq(message: Any) -> int | None:
+def _read_bd_seq(message: _Message) -> int | None:
     for metric in message.metrics:
         if metric.name == _BD_SEQ_METRIC and metric.WhichOneof("value") in ("int_value", "long_value"):
             return int(getattr(metric, metric.WhichOneof("value")))
     return None
 
 
-def _read_time_us(stamped: Any) -> int | None:
+def _read_time_us(stamped: _Message) -> int | None:
     """The time of a metric or message; None when it has none."""
     if not stamped.HasField("timestamp"):
         return None
@@ -307,7 +308,7 @@ def _to_signed(value: int, datatype: int) -> int:
     return value - (1 << bits) if value >> (bits - 1) else value
 
 
-def _read_property(metric: Any, name: str) -> Any:
+def _read_property(metric: _Message, name: str) -> object:
     for key, value in zip(metric.properties.keys, metric.properties.values, strict=False):
         if key == name and not value.is_null and value.WhichOneof("value"):
             return getattr(value, value.WhichOneof("value"))

@@ -261,6 +261,13 @@ def test_what_is_no_number_is_a_fault(payload, reason):
 # csv
 
 
+@pytest.mark.parametrize(("text", "seq"), [("7", 7), ("7.0", 7), ("1e3", 1000), (str(2**63 - 1), 2**63 - 1)])
+def test_a_sequence_number_may_be_written_as_any_number_that_is_whole(text, seq):
+    rule = PayloadRule("#", "csv", sensor_id="a", columns=("t", "n"), companions={"seq": "n"})
+    found, faults = decode_payload(f"1,{text}".encode(), "x", rule, now_us=NOW_US)
+    assert ([m.seq for m in found], faults) == ([seq], [])
+
+
 CSV = PayloadRule(
     "plant/{sensor_id}",
     "csv",
