@@ -206,12 +206,12 @@ class Committer:
                 return
 
     def finish(self) -> None:
-        """Let `run` end once everything taken so far is committed and acknowledged."""
+        """Let `run` end once everything submitted is committed and acknowledged."""
         self._finishing = True
         self._wake.set()
 
     async def commit_once(self) -> int:
-        """Commit the group gathered so far and acknowledge it; returns its readings.
+        """Commit the current group and acknowledge it; returns how many readings were stored.
 
         Waits for as long as the spool cannot be written.
         """

@@ -63,54 +63,53 @@ class Source(Protocol):
 
 
 class PublishSink(Protocol):
-    """What takes publishes to make them durable."""
+    """Makes publishes durable."""
 
     def submit_publishes(self, source: Acknowledger, batch: list[Publish]) -> None:
-        """Take over `batch`, all publishes of one read of one connection, in order. Must not block.
+        """Submit all publishes of one read of one connection, in order. Must not block.
 
-        Every one of them is to be answered once, by `source.acknowledge` or `source.refuse`, QoS 0 too: the
-        source bounds what is in flight by what has not been answered.
+        Each is answered once, by `source.acknowledge` or `source.refuse`, QoS 0 too: the source bounds what
+        is in flight by what has not been answered.
         """
         ...
 
 
 class Acknowledger(Protocol):
-    """Where publishes came from. Both methods are safe to call after the connection has gone.
+    """Where publishes came from. Both methods are safe to call after the connection is closed.
 
-    `name` is what quarantine rows call it: `listen`, or a broker's name. `owns` is asked about each sensor_id
-    that a payload names by itself; None allows every one.
+    `name` is what quarantine rows call it: `listen`, or a broker's name.
     """
 
     name: str
 
     @property
     def may_publish_sensor(self) -> Callable[[str], bool] | None:
-        """Which sensor_ids payloads may name."""
+        """Asked about each sensor_id that a payload names by itself; None allows every one."""
         ...
 
     def acknowledge(self, publishes: Sequence[Publish]) -> None:
-        """Say that these are durable: PUBACK and PUBREC, in order, in one write. QoS 0 is passed over."""
+        """Send PUBACK or PUBREC for each in order, in one write; none for QoS 0."""
         ...
 
     def refuse(self, publishes: Sequence[Publish], reason_code: int) -> None:
-        """Say that these will not be taken, with a reason code of 0x80 or above, one that PUBACK may carry.
+        """Reject them with a reason code that PUBACK may carry, 0x80 or above.
 
-        MQTT 5 tells the device to forget them; 3.1.1 has no word for it and closes the connection.
+        MQTT 5 tells the device to discard them; 3.1.1 has no such answer, so the connection is closed.
         """
         ...
 
 
 class Pausable(Protocol):
-    """An ingress that can be told to read no further, so that its senders wait."""
+    """The part of a `Source` that back-pressure and an orderly stop need."""
 
     def pause(self) -> None:
-        """Stop reading for now."""
+        """As `Source.pause`."""
         ...
 
     def resume(self) -> None:
-        """Read again."""
+        """As `Source.resume`."""
         ...
 
     def stop_reading(self) -> None:
-        """Stop reading for good; what was read may still be acknowledged."""
+        """As `Source.stop_reading`."""
         ...

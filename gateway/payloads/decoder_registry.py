@@ -155,7 +155,7 @@ class RuleSet:
             return self.template.sensor_id_from_topic(topic)
         return rule.sensor_id_template.fill(rule.topic_pattern.match(topic) or {}).text
 
-    def has_sensor_id_in_payload(self, topic: str) -> bool:
+    def has_sensor_id_in_payload(self, topic: str, /) -> bool:
         """Whether a rule matches that finds the sensor_id in payloads, or that ignores them."""
         rule = self.rule_for(topic)
         return rule is not None and (rule.format == "ignore" or self.sensor_id_from_topic(topic) is None)

@@ -34,32 +34,29 @@ _OPEN_CLOSED_VALUES: Final = {"open": 1, "close": 0, "closed": 0}
 def build_preset_rules(
     preset: Preset, base: str | None = None, time_zone: tzinfo | None = None
 ) -> Sequence[PayloadRule]:
-    """The rules of a preset, in order.
+    """The rules of a preset, in order, for topics that begin with `base` (None: as usual).
 
-    Args:
-        preset: one of `PRESETS`.
-        base: what its topics begin with; its usual one unless given, "" for nothing.
-        time_zone: of a clock that writes local time without an offset (tasmota).
+    `time_zone` is that of a clock that writes local time without an offset (tasmota only).
 
     Raises:
         ValueError: `base` is no topic, or time_zone is not for this preset.
     """
-    usual, make = _PRESETS[preset]
+    usual, build = _PRESETS[preset]
     if time_zone is not None and preset != "tasmota":
         raise ValueError(
             f"time_zone is not for preset {preset!r}: its times say their offset, or there are none"
         )
-    if base is None:
-        base = usual
-    base = base.strip("/")
-    return make(f"{base}/" if base else "", time_zone)
+    base = (usual if base is None else base).strip("/")
+    return build(f"{base}/" if base else "", time_zone)
+
+
+def _ignore(*topics: str) -> Sequence[PayloadRule]:
+    return [PayloadRule(topic, "ignore") for topic in topics]
 
 
 def _zigbee2mqtt(base: str, _: tzinfo | None) -> Sequence[PayloadRule]:
     return (
-        PayloadRule(f"{base}bridge/#", "ignore"),
-        PayloadRule(f"{base}+/set/#", "ignore"),
-        PayloadRule(f"{base}+/get/#", "ignore"),
+        *_ignore(f"{base}bridge/#", f"{base}+/set/#", f"{base}+/get/#"),
         PayloadRule(
             f"{base}{{sensor_id}}/availability",
             "fields",
@@ -91,16 +88,7 @@ def _tasmota(base: str, time_zone: tzinfo | None) -> Sequence[PayloadRule]:
         PayloadRule(
             f"{base}tele/{{sensor_id}}/STATE",
             "fields",
-            include=(
-                "POWER*",
-                "Dimmer",
-                "UptimeSec",
-                "Heap",
-                "LoadAvg",
-                "Vcc",
-                "Wifi.RSSI",
-                "Wifi.LinkCount",
-            ),
+            include=_TASMOTA_STATE_FIELDS,
             values=_ON_OFF_VALUES,
             companions={"signal_strength": "Wifi.Signal"},
             time=time,
@@ -108,9 +96,7 @@ def _tasmota(base: str, time_zone: tzinfo | None) -> Sequence[PayloadRule]:
             may_be_empty=True,
         ),
         PayloadRule(f"{base}tele/{{sensor_id}}/LWT", "number", sensor_type="online", values=_ONLINE_VALUES),
-        PayloadRule(f"{base}tele/#", "ignore"),
-        PayloadRule(f"{base}stat/#", "ignore"),
-        PayloadRule(f"{base}cmnd/#", "ignore"),
+        *_ignore(f"{base}tele/#", f"{base}stat/#", f"{base}cmnd/#"),
     )
 
 
@@ -145,13 +131,8 @@ def _shelly(base: str, _: tzinfo | None) -> Sequence[PayloadRule]:
             may_be_empty=True,
         ),
         PayloadRule(f"{base}{{sensor_id}}/online", "number", sensor_type="online"),
-        PayloadRule(f"{base}+/status/#", "ignore"),
-        PayloadRule(f"{base}+/debug/#", "ignore"),
-        PayloadRule("shellies/+/info", "ignore"),
-        PayloadRule("shellies/+/announce", "ignore"),
-        PayloadRule("shellies/+/command", "ignore"),
-        PayloadRule("shellies/announce", "ignore"),
-        PayloadRule("shellies/command", "ignore"),
+        *_ignore(f"{base}+/status/#", f"{base}+/debug/#", "shellies/+/info"),
+        *_ignore("shellies/+/announce", "shellies/+/command", "shellies/announce", "shellies/command"),
         PayloadRule(
             "shellies/{sensor_id}/{sensor_type#}",
             "number",

@@ -21,19 +21,19 @@ _UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
 
 
 class TopicResolver(Protocol):
-    """Knows whose readings a topic carries."""
+    """Finds the sensor that a topic names."""
 
     def sensor_id_from_topic(self, topic: str) -> str | None:
-        """The sensor_id that the topic alone names, None when it names none."""
+        """The sensor_id if the topic alone names it."""
         ...
 
-    def has_sensor_id_in_payload(self, topic: str) -> bool:
-        """Whether payloads on this topic say whose readings they are, so that each has to be asked about."""
+    def has_sensor_id_in_payload(self, topic: str, /) -> bool:
+        """Whether payloads on this topic name sensors, so that each reading has to be checked."""
         ...
 
 
 class SeriesName(NamedTuple):
-    """Whose readings a topic carries."""
+    """A series without its attributes."""
 
     sensor_id: str
     sensor_type: str
@@ -62,17 +62,17 @@ class TopicTemplate:
         self._pattern = re.compile("/".join(parts))
 
     def match(self, topic: str) -> SeriesName | None:
-        """The series a topic names, or None when the topic does not fit the template."""
-        found = self._pattern.fullmatch(topic)
-        return SeriesName(found["sensor_id"], found["sensor_type"]) if found else None
+        """The series a topic names, None when the topic does not fit."""
+        match = self._pattern.fullmatch(topic)
+        return SeriesName(match["sensor_id"], match["sensor_type"]) if match else None
 
     def sensor_id_from_topic(self, topic: str) -> str | None:
         """The sensor_id that a topic names, None when it does not fit."""
-        found = self.match(topic)
-        return None if found is None else found.sensor_id
+        name = self.match(topic)
+        return None if name is None else name.sensor_id
 
-    def has_sensor_id_in_payload(self, topic: str) -> bool:  # noqa: ARG002 - of every `Naming`
-        """Never: here it is the topic that says whose readings it carries."""
+    def has_sensor_id_in_payload(self, _topic: str, /) -> bool:
+        """Never."""
         return False
 
 
@@ -82,7 +82,7 @@ def find_series_name_fault(name: SeriesName) -> str | None:
         if not text:
             return f"{member} is empty"
         if len(text) > NAME_MAX_CHARACTERS:
-            return f"{member} has {len(text)} characters; at most {NAME_MAX_CHARACTERS} are taken"
+            return f"{member} has {len(text)} characters; at most {NAME_MAX_CHARACTERS} are allowed"
         if _UNPRINTABLE.search(text):
             return f"{member} holds control characters"
     return None
@@ -142,8 +142,8 @@ class TopicPattern:
         """The named levels of a topic, or None when it does not fit. `+` and `#` do not stand for `$SYS`."""
         if self._excludes_system_topics and topic.startswith("$"):
             return None
-        found = self._pattern.fullmatch(topic)
-        return None if found is None else {k: v.replace("/", ".") for k, v in found.groupdict().items()}
+        match = self._pattern.fullmatch(topic)
+        return None if match is None else {k: v.replace("/", ".") for k, v in match.groupdict().items()}
 
     @property
     def filter(self) -> str:

@@ -54,11 +54,7 @@ def parse_senml_body(
     stamps: AssignedTimes,
     fault_of: Callable[[Series], str | None],
 ) -> PlainReadings:
-    """The readings of a pack, as `plain_readings.parse_readings` gives those of other bodies.
-
-    Raises:
-        NotPlain: nothing of it can be taken.
-    """
+    """The readings of a SenML pack, as `plain_readings.parse_readings` returns those of other bodies."""
     measurements, faults = decode_payload(body, _SENML_TOPIC, _SENML_RULE, now_us=now_us)
     if len(measurements) > max_rows:
         raise PlainBodyError("too_many_rows", f"a request may have {max_rows} readings")
@@ -214,9 +210,9 @@ def _answer(parsed: PlainReadings, result: AppendResult) -> str:
 def _build_quarantine_items(
     request: PlainRequest, parsed: PlainReadings, caller: Caller, now_us: int
 ) -> Iterator[QuarantineItem]:
-    """A quarantine item for each that is no reading; its topic is what it was said to be, for a retry.
+    """A quarantine item for each invalid reading; its topic is the media type, for a retry.
 
-    Of very many the last one stands for the rest: one request must not push all else out of the quarantine.
+    Of very many the last one stands for the rest, so that one request cannot empty the quarantine of others.
     """
     kind = f"{LINES}; precision={request.precision}" if request.media_type == LINES else request.media_type
     kept = [bad for bad in parsed.rejected if bad.reason not in _NOT_QUARANTINED]
@@ -238,11 +234,7 @@ def _build_quarantine_items(
 
 
 def parse_quarantined_body(kind: str, payload: bytes, *, now_us: int, stamps: AssignedTimes) -> PlainReadings:
-    """The readings of a quarantine item of source `http`: its topic is `kind`.
-
-    Raises:
-        NotPlain: nothing of it can be taken.
-    """
+    """The readings of a quarantine item of source `http`, whose topic is `kind`; raises PlainBodyError."""
     media_type, _, precision = kind.partition("; precision=")
     if media_type in SENML_MEDIA_TYPES:
         return parse_senml_body(

@@ -160,8 +160,8 @@ class HttpApp:
             epoch = UUID(request.query_params["epoch"]) if "epoch" in request.query_params else None
         except ValueError as fault:
             raise RequestRejectedError(400, "bad_epoch", "epoch is no UUID") from fault
-        known = await self._batches.ledger.progress(gateway_id, epoch)
-        return JSONResponse(progress_to_json(gateway_id, known))
+        progress = await self._batches.ledger.progress(gateway_id, epoch)
+        return JSONResponse(progress_to_json(gateway_id, progress))
 
     async def _get_health(self, _request: Request) -> Response:
         return JSONResponse({"status": "ok"})

@@ -146,12 +146,12 @@ class RecordReader:
             raise PayloadDecodeError("bad_time", f"{path}: {fault}") from None
 
     def _read_companions(self, record: JsonObject) -> _CompanionValues:
-        found: list[object] = [None] * len(COMPANION_FIELDS)
+        values: list[object] = [None] * len(COMPANION_FIELDS)
         for position, name, path, keys in self._companions:
             value = _value_at(record, keys)
             if value is not _MISSING and value is not None and value != "":
-                found[position] = _convert_companion(name, path, value, convert_text=self.convert_text)
-        return cast("_CompanionValues", tuple(found))
+                values[position] = _convert_companion(name, path, value, convert_text=self.convert_text)
+        return cast("_CompanionValues", tuple(values))
 
 
 class _RecordWalk:
@@ -175,9 +175,8 @@ class _RecordWalk:
     def add_members(self, members: Mapping[str, object], prefix: str, depth: int) -> None:
         """Read the members whose paths begin with `prefix`."""
         if len(members) > RECORD_MEMBERS_MAX:
-            what = (
-                f"{prefix or 'an object'} has {len(members)} members; at most {RECORD_MEMBERS_MAX} are taken"
-            )
+            where = prefix or "an object"
+            what = f"{where} has {len(members)} members; at most {RECORD_MEMBERS_MAX} are allowed"
             self.faults.append(Fault("too_many_members", what, msgspec.json.encode(self.record)))
             return
         fields, convert_text = self.fields, self.reader.convert_text
@@ -208,7 +207,7 @@ class _RecordWalk:
         elif len(value) <= _ARRAY_MAX:
             self.add_members({str(i): inner for i, inner in enumerate(value)}, path + ".", depth + 1)
         elif self.fields[path] is not None:
-            what = f"{path}: an array of {len(value)}; at most {_ARRAY_MAX} are taken as members"
+            what = f"{path}: an array of {len(value)}; at most {_ARRAY_MAX} are allowed as members"
             self._fault("too_many_members", what, path)
 
     def _fault(self, reason: str, detail: str, path: str) -> None:

@@ -61,68 +61,53 @@ _VALUE_FIELDS: Final = (
 )
 
 
-def _add_message(
-    file: descriptor_pb2.FileDescriptorProto, name: str, fields: list[tuple[int, str, str]]
-) -> descriptor_pb2.DescriptorProto:
-    """Add a message; a kind is a scalar's name or a message's, after `*` when it is repeated."""
-    message = file.message_type.add(name=name)
-    for number, field, kind in fields:
-        scalar = kind.lstrip("*")
-        added = message.field.add(
-            name=field,
-            number=number,
-            label=_FieldDescriptor.LABEL_REPEATED
-            if kind.startswith("*")
-            else _FieldDescriptor.LABEL_OPTIONAL,
-            type=_SCALAR_TYPES.get(scalar, _FieldDescriptor.TYPE_MESSAGE),
-        )
-        if scalar not in _SCALAR_TYPES:
-            added.type_name = f".{_PROTOBUF_PACKAGE}.{scalar}"
-    return message
+def _number_values(first: int) -> list[tuple[int, str, str]]:
+    """The values of which a message holds one, numbered from `first`."""
+    return [(number, name, f"|{kind}") for number, (name, kind) in enumerate(_VALUE_FIELDS, start=first)]
 
 
-def _add_value_oneof(message: descriptor_pb2.DescriptorProto, first: int) -> None:
-    """Add the values a message may hold one of, numbered from `first`."""
-    message.oneof_decl.add(name="value")
-    for number, (field, kind) in enumerate(_VALUE_FIELDS, start=first):
-        message.field.add(
-            name=field,
-            number=number,
-            label=_FieldDescriptor.LABEL_OPTIONAL,
-            type=_SCALAR_TYPES[kind],
-            oneof_index=0,
-        )
+_MESSAGE_FIELDS: Final = {
+    "PropertyValue": [(1, "type", "uint32"), (2, "is_null", "bool"), *_number_values(3)],
+    "PropertySet": [(1, "keys", "*string"), (2, "values", "*PropertyValue")],
+    "Metric": [
+        (1, "name", "string"),
+        (2, "alias", "uint64"),
+        (3, "timestamp", "uint64"),
+        (4, "datatype", "uint32"),
+        (5, "is_historical", "bool"),
+        (6, "is_transient", "bool"),
+        (7, "is_null", "bool"),
+        (9, "properties", "PropertySet"),
+        *_number_values(10),
+    ],
+    "Payload": [(1, "timestamp", "uint64"), (2, "metrics", "*Metric"), (3, "seq", "uint64")],
+}
+"""(number, name, kind) of each field: a scalar or message, after `*` when repeated, `|` in the oneof."""
 
 
 def _build_file_descriptor() -> descriptor_pb2.FileDescriptorProto:
     file = descriptor_pb2.FileDescriptorProto(name="tidegate/sparkplug_b.proto", package=_PROTOBUF_PACKAGE)
-    value = _add_message(file, "PropertyValue", [(1, "type", "uint32"), (2, "is_null", "bool")])
-    _add_value_oneof(value, 3)
-    _add_message(file, "PropertySet", [(1, "keys", "*string"), (2, "values", "*PropertyValue")])
-    metric = _add_message(
-        file,
-        "Metric",
-        [
-            (1, "name", "string"),
-            (2, "alias", "uint64"),
-            (3, "timestamp", "uint64"),
-            (4, "datatype", "uint32"),
-            (5, "is_historical", "bool"),
-            (6, "is_transient", "bool"),
-            (7, "is_null", "bool"),
-            (9, "properties", "PropertySet"),
-        ],
-    )
-    _add_value_oneof(metric, 10)
-    _add_message(
-        file, "Payload", [(1, "timestamp", "uint64"), (2, "metrics", "*Metric"), (3, "seq", "uint64")]
-    )
+    for name, fields in _MESSAGE_FIELDS.items():
+        message = file.message_type.add(name=name)
+        for number, field, kind in fields:
+            bare = kind.lstrip("*|")
+            is_repeated = kind.startswith("*")
+            added = message.field.add(
+                name=field,
+                number=number,
+                label=_FieldDescriptor.LABEL_REPEATED if is_repeated else _FieldDescriptor.LABEL_OPTIONAL,
+                type=_SCALAR_TYPES.get(bare, _FieldDescriptor.TYPE_MESSAGE),
+            )
+            if bare not in _SCALAR_TYPES:
+                added.type_name = f".{_PROTOBUF_PACKAGE}.{bare}"
+            if kind.startswith("|"):
+                added.oneof_index = 0
+        if any(kind.startswith("|") for _, _, kind in fields):
+            message.oneof_decl.add(name="value")
     return file
 
 
-_descriptor_pool = (
-    descriptor_pool.DescriptorPool()
-)  # of our own: another package may describe the same messages
+_descriptor_pool = descriptor_pool.DescriptorPool()  # our own: a package may describe the same messages
 _descriptor_pool.Add(_build_file_descriptor())
 Payload: Any = message_factory.GetMessageClass(
     _descriptor_pool.FindMessageTypeByName(f"{_PROTOBUF_PACKAGE}.Payload")
