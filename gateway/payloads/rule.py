@@ -57,10 +57,7 @@ _MULTI_FIELD_FORMATS: Final = (*_RECORD_FORMATS, "senml", "line_protocol", "spar
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FieldConversion:
-    """What one measured member becomes: value * scale + offset, in `unit`, called `name`.
-
-    `values` gives texts (and "true", "false") their numbers.
-    """
+    """A member becomes value * scale + offset, in `unit`, named `name`; `values` are numbers for texts."""
 
     name: str | None = None
     unit: str | None = None
@@ -70,7 +67,7 @@ class FieldConversion:
 
     @property
     def is_identity(self) -> bool:
-        """Whether values stay as they are."""
+        """Neither scale nor offset."""
         return self.scale == 1.0 and self.offset == 0.0
 
 

@@ -49,15 +49,7 @@ _PROCESSED_FLAG = np.int32(Flag.PROCESSED)
 
 
 class BatchReceiver:
-    """Stores batches, one of a gateway at a time.
-
-    Args:
-        committer: for readings.
-        appender: for other records.
-        ledger: of the ranges received.
-        process: whether readings are rolled up and watched here as well.
-        clock_us: wall clock, microseconds since 1970.
-    """
+    """Stores batches, one of a gateway at a time; with `process` readings get rollups and alerts here too."""
 
     def __init__(
         self,
@@ -128,7 +120,7 @@ class BatchReceiver:
 
 
 def alerts_from_declarations(declared: Declarations, gateway_id: str) -> tuple[Alerts, tuple[Series, ...]]:
-    """What a gateway gave up, as alerts of a series called like it; one a row, in their order."""
+    """The losses that a gateway declares, as one alert each of a series named after it."""
     rows = declared.rows
     details = np.empty(rows, np.object_)
     details[:] = [_describe_loss(declared, row) for row in range(rows)]

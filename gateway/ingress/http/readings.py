@@ -114,14 +114,7 @@ _EXPECTED_BY_REASON = {
 
 
 class ReadingReceiver:
-    """Stores requests with plain readings.
-
-    Args:
-        committer: for the readings.
-        answers: kept for requests with a key.
-        max_rows: readings in one request.
-        clock_us: wall clock, microseconds since 1970.
-    """
+    """Stores requests with plain readings, each of at most `max_rows`."""
 
     def __init__(
         self,
@@ -170,15 +163,12 @@ class ReadingReceiver:
             return fault or (None if has_room(series) else "too_many_series")
 
         def parse() -> PlainReadings:
+            rows, stamps = self._max_rows, self._stamps
             if request.media_type not in SENML_MEDIA_TYPES:
-                return request.parse(data, max_rows=self._max_rows, stamps=self._stamps, fault_of=find_fault)
+                return request.parse(data, max_rows=rows, stamps=stamps, fault_of=find_fault)
             try:
                 return parse_senml_body(
-                    data,
-                    now_us=self._clock_us(),
-                    max_rows=self._max_rows,
-                    stamps=self._stamps,
-                    fault_of=find_fault,
+                    data, now_us=self._clock_us(), max_rows=rows, stamps=stamps, fault_of=find_fault
                 )
             except PlainBodyError as fault:
                 status = 413 if fault.reason == "too_many_rows" else 400

@@ -237,7 +237,7 @@ _KEEP_ALIVE_S = 75
 
 @dataclass(frozen=True, slots=True)
 class HttpServerOptions:
-    """Where to serve and whom. `certificates` None is without TLS."""
+    """Without `certificates` there is no TLS."""
 
     host: str
     port: int

@@ -129,7 +129,6 @@ class RebirthRequester:
         births: filled by the decoders.
         encode_command: the command's payload, given the time now in microseconds.
         publishers: publish (topic, payload); True when a client is subscribed to it.
-        clock_us: wall time.
     """
 
     def __init__(
