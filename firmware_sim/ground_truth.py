@@ -38,7 +38,7 @@ from pcodec import ChunkConfig, standalone
 from firmware_sim.errors import SimError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Mapping
     from io import FileIO
     from pathlib import Path
     from typing import Self
@@ -222,17 +222,13 @@ class GroundTruth:
     """Everything the runs of a folder produced. Arrays have shape (readings,), in order of production.
 
     Attributes:
-        names: (sensor_id, sensor_type) of each series.
         states: the series states; several may belong to one series.
-        state_series: int32, shape (states,), the series of each state.
         produced: `PRODUCED_DTYPE` records; `state` indexes `states`.
         acknowledged: bool, an acknowledgement with success came.
         refused: bool, an acknowledgement with a failure came.
     """
 
-    names: tuple[tuple[str, str], ...]
     states: tuple[SeriesState, ...]
-    state_series: NDArray[np.int32]
     produced: NDArray[np.void]
     acknowledged: NDArray[np.bool_]
     refused: NDArray[np.bool_]
@@ -242,10 +238,16 @@ class GroundTruth:
         """Number of readings produced."""
         return len(self.produced)
 
-    @property
+    @cached_property
+    def names(self) -> tuple[tuple[str, str], ...]:
+        """(sensor_id, sensor_type) of each series."""
+        return tuple(dict.fromkeys((state.sensor_id, state.sensor_type) for state in self.states))
+
+    @cached_property
     def series(self) -> NDArray[np.int32]:
         """int32, shape (readings,): the series of each reading, indexing `names`."""
-        series: NDArray[np.int32] = self.state_series[self.produced["state"]]
+        numbers = [self._series_numbers[state.sensor_id, state.sensor_type] for state in self.states]
+        series: NDArray[np.int32] = np.array(numbers, np.int32)[self.produced["state"]]
         return series
 
     @property
@@ -259,66 +261,51 @@ class GroundTruth:
         return {name: number for number, name in enumerate(self.names)}
 
     @cached_property
-    def _state_numbers(self) -> dict[tuple[int, tuple[str, ...]], int]:
-        numbers: dict[tuple[int, tuple[str, ...]], int] = {}
+    def _state_numbers(self) -> dict[SeriesState, int]:
+        numbers: dict[SeriesState, int] = {}
         for number, state in enumerate(self.states):
-            key = (int(self.state_series[number]), tuple(text or "" for text in state.attributes))
-            numbers.setdefault(key, number)
+            attributes = tuple(text or "" for text in state.attributes)
+            numbers.setdefault(state._replace(attributes=attributes), number)
         return numbers
 
     def find_series(self, sensor_type: str, tags: Mapping[str, str]) -> tuple[int, int]:
         """(series, state) for the tags of a stored row; -1 for what was never produced."""
-        series = self._series_numbers.get((tags.get("sensor_id", ""), sensor_type), -1)
-        attributes = tuple(tags.get(name, "") for name in ATTRIBUTES)
-        return series, self._state_numbers.get((series, attributes), -1)
+        sensor_id = tags.get("sensor_id", "")
+        state = SeriesState(sensor_id, sensor_type, tuple(tags.get(name, "") for name in ATTRIBUTES))
+        return self._series_numbers.get((sensor_id, sensor_type), -1), self._state_numbers.get(state, -1)
 
 
-def load_ground_truth(folder: Path) -> GroundTruth:
-    """Read all runs in a folder, oldest first."""
-    runs = sorted(path.name.removesuffix(".series.jsonl") for path in folder.glob("*.series.jsonl"))
+def load_ground_truth(folder: Path, run: str = "*") -> GroundTruth:
+    """Read all runs in a folder, oldest first, or the one named."""
+    runs = sorted(path.name.removesuffix(".series.jsonl") for path in folder.glob(f"{run}.series.jsonl"))
     if not runs:
         raise SimError(
             f"--truth {folder}: no record there (no *.series.jsonl); `sim run` and `sim replay` write one"
         )
     numbers: dict[SeriesState, int] = {}
     produced, acknowledged, refused = [], [], []
-    for run in runs:
-        states, rows = _read_run(folder, run)
+    for each in runs:
+        states, rows = _read_run(folder, each)
         local = np.array([numbers.setdefault(state, len(numbers)) for state in states], np.int32)
         rows["state"] = local[rows["state"]] if len(rows) else rows["state"]
-        acks = _read_records(folder / f"{run}.acks.bin", ACK_DTYPE)
+        acks = _read_records(folder / f"{each}.acks.bin", ACK_DTYPE)
         good = acks["reason_code"] < REFUSED_FROM_CODE
         produced.append(rows)
         acknowledged.append(_rows_covered_by(acks[good], len(rows)))
         refused.append(_rows_covered_by(acks[~good], len(rows)))
-    names, state_series = _number_series(numbers)
     return GroundTruth(
-        names,
-        tuple(numbers),
-        state_series,
-        np.concatenate(produced),
-        np.concatenate(acknowledged),
-        np.concatenate(refused),
+        tuple(numbers), np.concatenate(produced), np.concatenate(acknowledged), np.concatenate(refused)
     )
 
 
 def find_repeated_readings(folder: Path, run: str) -> tuple[int, list[tuple[SeriesState, int]]]:
     """How many readings of a run repeat a series and time of an earlier one, and the first few."""
-    states, rows = _read_run(folder, run)
-    series = _number_series(states)[1][rows["state"]]
+    truth = load_ground_truth(folder, run)
+    rows, series = truth.produced, truth.series
     order = np.lexsort((rows["time_us"], series))
     again = order[1:][(np.diff(series[order]) == 0) & (np.diff(rows["time_us"][order]) == 0)]
     again.sort()
-    return len(again), [(states[rows["state"][at]], int(rows["time_us"][at])) for at in again[:5]]
-
-
-def _number_series(
-    states: Iterable[SeriesState],
-) -> tuple[tuple[tuple[str, str], ...], NDArray[np.int32]]:
-    """The series of some states, and the number of each state's series."""
-    names: dict[tuple[str, str], int] = {}
-    numbers = [names.setdefault((s.sensor_id, s.sensor_type), len(names)) for s in states]
-    return tuple(names), np.array(numbers, np.int32)
+    return len(again), [(truth.states[rows["state"][at]], int(rows["time_us"][at])) for at in again[:5]]
 
 
 def _read_run(folder: Path, run: str) -> tuple[list[SeriesState], NDArray[np.void]]:

@@ -223,9 +223,7 @@ def _add_newest_states(truth: GroundTruth) -> GroundTruth:
     for state in truth.states:
         for attributes in by_sensor[state.sensor_id]:
             states.setdefault(state._replace(attributes=(state.attributes[0], *attributes)))
-    numbers = {name: number for number, name in enumerate(truth.names)}
-    state_series = np.array([numbers[state.sensor_id, state.sensor_type] for state in states], np.int32)
-    return replace(truth, states=tuple(states), state_series=state_series)
+    return replace(truth, states=tuple(states))
 
 
 async def fetch_loss_evidence(dsn: str, truth: GroundTruth) -> LossEvidence:

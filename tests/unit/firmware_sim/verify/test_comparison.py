@@ -17,7 +17,6 @@ STATES = (
     SeriesState("s2", "humidity", ("%", None, None, None)),
 )
 STATE_SERIES = np.array([0, 0, 1], np.int32)
-NAMES = (("s1", "temperature"), ("s2", "humidity"))
 BASE_US = 1_767_225_600_000_000
 
 
@@ -28,7 +27,7 @@ def truth_of(rows, acknowledged=None, refused=()):
         produced[at] = (state, BASE_US + time_us, value, 97.3, np.nan, -60, at)
     count = len(rows)
     mask = np.ones(count, bool) if acknowledged is None else np.isin(np.arange(count), acknowledged)
-    return GroundTruth(NAMES, STATES, STATE_SERIES, produced, mask, np.isin(np.arange(count), refused))
+    return GroundTruth(STATES, produced, mask, np.isin(np.arange(count), refused))
 
 
 def stored_of(truth, index=None, **options):
@@ -36,7 +35,7 @@ def stored_of(truth, index=None, **options):
     rows = np.zeros(len(produced), STORED_DTYPE)
     for name in PRODUCED_DTYPE.fields or ():
         rows[name] = produced[name]
-    rows["series"] = truth.state_series[produced["state"]]
+    rows["series"] = truth.series if index is None else truth.series[index]
     return StoredRows(rows, **options)
 
 
@@ -312,9 +311,7 @@ def test_a_sensor_whose_newest_attributes_came_with_another_type_shows_them_with
     states = (*STATES, SeriesState("s1", "pressure", ("hPa", "yard", "m", "2.0")))
     produced = truth_of([(0, 0, 1.0), (3, 5, 2.0)]).produced
     truth = GroundTruth(
-        (*NAMES, ("s1", "pressure")),
         states,
-        np.array([0, 0, 1, 2], np.int32),
         produced,
         np.ones(2, bool),
         np.zeros(2, bool),
