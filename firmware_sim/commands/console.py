@@ -54,6 +54,17 @@ def build_run_name() -> str:
     return f"{datetime.now(UTC):%Y%m%dT%H%M%S%f}-{secrets.token_hex(2)}"
 
 
+def parse_rate(option: str, text: str) -> float:
+    """A number above 0; infinity for max."""
+    try:
+        rate = float("inf") if text == "max" else float(text)
+    except ValueError:
+        rate = 0.0
+    if not rate > 0 or (rate == float("inf") and text != "max"):
+        raise SimError(f"{option} {text}: expected a number above 0, or max")
+    return rate
+
+
 def run_until_signal(work: Callable[[asyncio.Event], Coroutine[None, None, None]]) -> None:
     """Run `work` with an event that SIGINT and SIGTERM set."""
 

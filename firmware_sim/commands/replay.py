@@ -22,6 +22,7 @@ from firmware_sim.commands.console import (
     build_run_name,
     describe_replay,
     exit_on_errors,
+    parse_rate,
     run_until_signal,
     show_progress_bar,
 )
@@ -160,9 +161,19 @@ def replay(
     cannot start.
     """
     with exit_on_errors():
+        if time_format not in TIME_FORMATS and "%" not in time_format:
+            known = ", ".join(TIME_FORMATS)
+            raise SimError(
+                f"--time-format {time_format}: expected {known}, or a format like '%d/%m/%Y %H:%M'"
+            )
+        delimiter = {"tab": "\t", "\\t": "\t"}.get(delimiter, delimiter)
+        if len(delimiter) > 1:
+            raise SimError(f"--delimiter {delimiter}: expected one character, or tab")
+        if decimal not in {"", ".", ","}:
+            raise SimError(f"--decimal {decimal}: expected . or ,")
         options = ColumnOptions(
             time_columns=_split_names(time_column),
-            time_format=check_time_format(time_format),
+            time_format=time_format,
             sensor_column=sensor_column,
             sensor_id=sensor_id,
             type_column=type_column,
@@ -170,8 +181,8 @@ def replay(
             value_column=value_column,
             value_columns=_split_names(value_columns),
             quality_column=quality_column,
-            delimiter=check_delimiter(delimiter),
-            decimal=check_decimal(decimal),
+            delimiter=delimiter,
+            decimal=decimal,
             encoding=encoding,
             header=not no_header,
             skip_lines=skip_lines,
@@ -182,7 +193,7 @@ def replay(
             return
         if truth is None:
             raise SimError("--truth DIR is required: the folder for the record of what was sent")
-        pace_speed = parse_speed(speed)
+        pace_speed = parse_rate("--speed", speed)
         radio = RadioSettings(
             parse_broker(broker, ca_file=ca_file),
             qos=qos,
@@ -227,43 +238,6 @@ def replay(
 
 def _split_names(text: str) -> tuple[str, ...]:
     return tuple(name for name in text.split(",") if name)
-
-
-def check_time_format(text: str) -> str:
-    """A time format: one of `TIME_FORMATS` or a strptime format."""
-    if text not in TIME_FORMATS and "%" not in text:
-        raise SimError(
-            f"--time-format {text}: expected {', '.join(TIME_FORMATS)}, or a format like '%d/%m/%Y %H:%M'"
-        )
-    return text
-
-
-def check_delimiter(text: str) -> str:
-    """One character, or the name of the tab."""
-    text = {"tab": "\t", "\\t": "\t"}.get(text, text)
-    if len(text) > 1:
-        raise SimError(f"--delimiter {text}: expected one character, or tab")
-    return text
-
-
-def check_decimal(text: str) -> str:
-    """A point or a comma."""
-    if text not in {"", ".", ","}:
-        raise SimError(f"--decimal {text}: expected . or ,")
-    return text
-
-
-def parse_speed(text: str) -> float:
-    """Seconds of the recording per second; infinity for max."""
-    if text == "max":
-        return float("inf")
-    try:
-        speed = float(text)
-    except ValueError:
-        speed = 0.0
-    if not speed > 0:
-        raise SimError(f"--speed {text}: expected a number above 0, or max")
-    return speed
 
 
 def parse_shift(text: str) -> int:

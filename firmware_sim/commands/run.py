@@ -22,6 +22,7 @@ from firmware_sim.commands.console import (
     build_run_name,
     exit_on_errors,
     format_counters,
+    parse_rate,
     raise_open_files_limit,
     run_until_signal,
     show_progress_bar,
@@ -120,7 +121,7 @@ def run(
             raise SimError("--devices and --scenario exclude each other: the scenario defines the devices")
         plan = read_scenario(scenario) if scenario else Scenario()
         overrides = {
-            "rate": parse_rate(rate),
+            "rate": None if rate in {None, "max"} else parse_rate("--rate", rate),
             "seconds": seconds,
             "seed": seed,
             "readings_per_publish": readings_per_publish,
@@ -208,19 +209,6 @@ async def _run_at_full_rate(
         display.show(load.progress())
     await work
     display.show(load.progress())
-
-
-def parse_rate(text: str | None) -> float | None:
-    """Readings per second; None for the scenario's own, which max uses for its schedule as well."""
-    if text is None or text == "max":
-        return None
-    try:
-        rate = float(text)
-    except ValueError:
-        rate = 0.0
-    if not 0 < rate < float("inf"):
-        raise SimError(f"--rate {text}: expected a number of readings per second above 0, or max")
-    return rate
 
 
 def parse_start_us(text: str, plan: Scenario) -> int:

@@ -40,11 +40,9 @@ _LARGEST_US = 253_402_300_800_000_000  # the year 10000
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
 _CLOCK_PATTERN = r"(?:[ T]+(\d{1,2}):(\d{2})(?::(\d{2})(?:[.,](\d+))?)?)?"
 _ZONE_PATTERN = r"\s*(Z|UTC|GMT|[+-]\d{2}(?::?\d{2})?)?"
-_YEAR_FIRST = re.compile(
-    r"(\d{4})([-/.])(\d{1,2})\2(\d{1,2})" + _CLOCK_PATTERN + _ZONE_PATTERN, re.IGNORECASE
-)
-_DAY_FIRST_DOTS = re.compile(
-    r"(\d{1,2})(\.)(\d{1,2})\.(\d{4})" + _CLOCK_PATTERN + _ZONE_PATTERN, re.IGNORECASE
+_CALENDAR = re.compile(
+    r"(?:(\d{4})([-/.])(\d{1,2})\2(\d{1,2})|(\d{1,2})\.(\d{1,2})\.(\d{4}))" + _CLOCK_PATTERN + _ZONE_PATTERN,
+    re.IGNORECASE,
 )
 
 
@@ -65,8 +63,8 @@ def parse_time_us(text: str, time_format: str) -> tuple[int, bool]:
     if time_format == "iso":
         return _parse_calendar(text)
     if time_format in _US_PER:
-        return _epoch_to_us(text, _parse_decimal(text), time_format)
-    return _epoch_to_us(text, _parse_decimal(text)) if _NUMBER.fullmatch(text) else _parse_calendar(text)
+        return _epoch_to_us(text, time_format)
+    return _epoch_to_us(text) if _NUMBER.fullmatch(text) else _parse_calendar(text)
 
 
 def parse_number(text: str, decimal: str) -> float:
@@ -89,17 +87,13 @@ def is_missing(text: str) -> bool:
     return text.strip().lower() in MISSING
 
 
-def _parse_decimal(text: str) -> Decimal:
+def _epoch_to_us(text: str, unit: str | None = None) -> tuple[int, bool]:
     try:
         number = Decimal(text)
     except InvalidOperation:
-        raise CellError(f"time {text!r} is not a number") from None
+        number = Decimal("NaN")
     if not number.is_finite():
         raise CellError(f"time {text!r} is not a number")
-    return number
-
-
-def _epoch_to_us(text: str, number: Decimal, unit: str | None = None) -> tuple[int, bool]:
     if unit is None:
         size = abs(number)
         if size < _SMALLEST_AUTO:
@@ -113,19 +107,14 @@ def _epoch_to_us(text: str, number: Decimal, unit: str | None = None) -> tuple[i
 
 
 def _parse_calendar(text: str) -> tuple[int, bool]:
-    match = _YEAR_FIRST.fullmatch(text)
-    if match:
-        year, _, month, day, *rest = match.groups()
-    else:
-        match = _DAY_FIRST_DOTS.fullmatch(text)
-        if not match:
-            return _parse_iso_basic(text)
-        day, _, month, year, *rest = match.groups()
-    hour, minute, second, fraction, zone = rest
+    match = _CALENDAR.fullmatch(text)
+    if not match:
+        return _parse_iso_basic(text)
+    year, _, month, day, last_day, last_month, last_year, *clock, fraction, zone = match.groups()
+    parts = (year or last_year, month or last_month, day or last_day, *(part or 0 for part in clock))
+    y, m, d, hour, minute, second = map(int, parts)
     try:
-        moment = datetime(
-            int(year), int(month), int(day), int(hour or 0), int(minute or 0), int(second or 0), tzinfo=UTC
-        )
+        moment = datetime(y, m, d, hour, minute, second, tzinfo=UTC)
     except ValueError as fault:
         raise CellError(f"time {text!r}: {fault}") from None
     digits = fraction or ""
