@@ -88,17 +88,15 @@ class ColumnMap:
         values: (column, its fixed sensor_type or the column that holds it).
         measures: column of quality, battery_level, signal_strength, seq where there is one.
         attributes: column of each of `ATTRIBUTES`, or None.
+        options: those given, with the delimiter and the decimal sign that were detected.
     """
 
     columns: tuple[str, ...]
     time: tuple[int, ...]
-    time_format: str
     sensor: int | str
     values: tuple[tuple[int, int | str], ...]
     measures: dict[str, int]
     attributes: tuple[int | None, ...]
-    delimiter: str
-    decimal: str
     options: ColumnOptions
 
     @property
@@ -129,11 +127,11 @@ def detect_columns(path: Path, options: ColumnOptions) -> ColumnMap:
         options = replace(options, delimiter=",", decimal=".", skip_lines=0, header=True)
     with open_recording(path, options.encoding) as lines:
         _, header = find_header(path, lines, options)
-        delimiter = options.delimiter or max(DELIMITERS, key=header.count)
-        (names,) = csv.reader([header], delimiter=delimiter)
+        options = replace(options, delimiter=options.delimiter or max(DELIMITERS, key=header.count))
+        (names,) = csv.reader([header], delimiter=options.delimiter)
         sample = []
         with suppress(csv.Error):
-            for row in islice(csv.reader(lines, delimiter=delimiter), SAMPLE_ROWS):
+            for row in islice(csv.reader(lines, delimiter=options.delimiter), SAMPLE_ROWS):
                 sample.append(row)  # noqa: PERF402 - the rows before the error stay
     if not options.header:
         sample.insert(0, names)
@@ -141,7 +139,17 @@ def detect_columns(path: Path, options: ColumnOptions) -> ColumnMap:
     columns = tuple(name.strip() for name in names)
     width = len(columns)
     sample = [row + [""] * (width - len(row)) for row in sample if any(cell.strip() for cell in row)]
-    return _ColumnDetector(path, columns, sample, options, delimiter).detect()
+    options = replace(options, decimal=options.decimal or _detect_decimal(sample, options.delimiter))
+    return _ColumnDetector(path, columns, sample, options).detect()
+
+
+def _detect_decimal(sample: list[list[str]], delimiter: str) -> str:
+    if delimiter == ",":
+        return "."
+    cells = [cell.strip() for row in sample for cell in row]
+    commas = sum(bool(re.fullmatch(r"[+-]?\d+,\d+", cell)) for cell in cells)
+    points = sum(bool(re.fullmatch(r"[+-]?\d+\.\d+", cell)) for cell in cells)
+    return "," if commas > points else "."
 
 
 @dataclass(slots=True)
@@ -150,13 +158,10 @@ class _ColumnDetector:
     columns: tuple[str, ...]
     sample: list[list[str]]
     options: ColumnOptions
-    delimiter: str
     used: set[int] = field(default_factory=set)
-    decimal: str = "."
 
     def detect(self) -> ColumnMap:
         options = self.options
-        self.decimal = options.decimal or self._decimal()
         time = self._time()
         sensor: int | str | None = sanitize_topic_level(options.sensor_id) if options.sensor_id else None
         if sensor is None:
@@ -185,18 +190,7 @@ class _ColumnDetector:
             if not wide:
                 raise self._missing("no column holds numbers", "--value-column or --value-columns")
             values = tuple((at, sanitize_topic_level(self.columns[at])) for at in wide)
-        return ColumnMap(
-            self.columns,
-            time,
-            options.time_format,
-            sensor,
-            values,
-            measures,
-            attributes,
-            self.delimiter,
-            self.decimal,
-            options,
-        )
+        return ColumnMap(self.columns, time, sensor, values, measures, attributes, options)
 
     def _time(self) -> tuple[int, ...]:
         if self.options.time_columns:
@@ -208,16 +202,14 @@ class _ColumnDetector:
             self.used.update(pair)
             return pair
         at = self._guess(_TIME_NAMES, self._is_time)
-        if at is not None:
-            return (at,)
-        for at in range(len(self.columns)):
-            if self._is_time(at):
-                self.used.add(at)
-                return (at,)
-        at = self._guess(_TIME_NAMES)
-        if at is not None:
-            return (at,)
-        raise self._missing("no column holds times", "--time-column")
+        if at is None:
+            at = next((at for at in range(len(self.columns)) if self._is_time(at)), None)
+        if at is None:
+            at = self._guess(_TIME_NAMES)
+        if at is None:
+            raise self._missing("no column holds times", "--time-column")
+        self.used.add(at)
+        return (at,)
 
     def _named(self, name: str, option: str) -> int | None:
         """The column that an option names, exactly or except for case; None without a name."""
@@ -250,12 +242,8 @@ class _ColumnDetector:
         return [row[at] for row in self.sample if not is_missing(row[at])]
 
     def _is_number(self, at: int) -> bool:
-        cells = self._cells(at)
-        return (
-            bool(cells)
-            and bool(self.columns[at])
-            and all(_is_parsable(parse_number, c, self.decimal) for c in cells)
-        )
+        cells = self._cells(at) if self.columns[at] else []
+        return bool(cells) and all(_is_parsable(parse_number, c, self.options.decimal) for c in cells)
 
     def _is_time(self, at: int) -> bool:
         cells = self._cells(at)
@@ -265,14 +253,6 @@ class _ColumnDetector:
         """Whether a column called id only numbers the rows."""
         cells = self._cells(at)
         return self.columns[at].lower() == "id" and len(cells) > 1 and len(set(cells)) == len(cells)
-
-    def _decimal(self) -> str:
-        if self.delimiter == ",":
-            return "."
-        cells = [cell.strip() for row in self.sample for cell in row]
-        commas = sum(bool(re.fullmatch(r"[+-]?\d+,\d+", cell)) for cell in cells)
-        points = sum(bool(re.fullmatch(r"[+-]?\d+\.\d+", cell)) for cell in cells)
-        return "," if commas > points else "."
 
     def _missing(self, what: str, option: str) -> SimError:
         named = ", ".join(repr(name) for name in self.columns if name)
@@ -299,10 +279,10 @@ def summarize_column_map(path: Path, mapping: ColumnMap) -> dict[str, object]:
     attributes = dict(zip(ATTRIBUTES, mapping.attributes, strict=True))
     return {
         "file": str(path),
-        "delimiter": mapping.delimiter,
-        "decimal": mapping.decimal,
+        "delimiter": mapping.options.delimiter,
+        "decimal": mapping.options.decimal,
         "time_columns": [mapping.columns[at] for at in mapping.time],
-        "time_format": mapping.time_format,
+        "time_format": mapping.options.time_format,
         "sensor_column": name(mapping.sensor),
         "sensor_id": fixed(mapping.sensor),
         "values": [
@@ -321,11 +301,12 @@ def describe_column_map(path: Path, mapping: ColumnMap) -> str:
     def name(at: int | str) -> str:
         return repr(at) if isinstance(at, str) else f"column {mapping.columns[at]!r}"
 
+    options = mapping.options
     fixed = "always " if isinstance(mapping.sensor, str) else ""
     lines = [
         f"{path}:",
-        f"  delimiter {mapping.delimiter!r}, decimal {mapping.decimal!r}",
-        f"  time: {' + '.join(map(name, mapping.time))} as {mapping.time_format} (without a zone: UTC)",
+        f"  delimiter {options.delimiter!r}, decimal {options.decimal!r}",
+        f"  time: {' + '.join(map(name, mapping.time))} as {options.time_format} (without a zone: UTC)",
         f"  sensor_id: {fixed}{name(mapping.sensor)}",
     ]
     lines += [f"  value: {name(at)}, sensor_type {name(kind)}" for at, kind in mapping.values]

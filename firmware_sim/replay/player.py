@@ -78,9 +78,9 @@ def read_recording(path: Path, mapping: ColumnMap, counters: RecordingCounters) 
     with open_recording(path, options.encoding) as lines:
         offset, header = find_header(path, lines, options)
         if options.header:
-            rows = csv.reader(lines, delimiter=mapping.delimiter)
+            rows = csv.reader(lines, delimiter=options.delimiter)
         else:
-            rows, offset = csv.reader(chain([header], lines), delimiter=mapping.delimiter), offset - 1
+            rows, offset = csv.reader(chain([header], lines), delimiter=options.delimiter), offset - 1
         width = len(mapping.columns)
         while True:
             try:
@@ -106,9 +106,9 @@ def _row_to_readings(
     row: list[str], mapping: ColumnMap, counters: RecordingCounters, where: str, line: int
 ) -> Iterator[RecordedReading]:
     try:
-        time_us, cut = parse_time_us(" ".join(row[at] for at in mapping.time), mapping.time_format)
+        time_us, cut = parse_time_us(" ".join(row[at] for at in mapping.time), mapping.options.time_format)
         measures = {
-            name: parse_number(row[at], mapping.decimal)
+            name: parse_number(row[at], mapping.options.decimal)
             for name, at in mapping.measures.items()
             if not is_missing(row[at])
         }
@@ -127,7 +127,7 @@ def _row_to_readings(
             counters.empty_cells += 1
             continue
         try:
-            value = parse_number(cell, mapping.decimal)
+            value = parse_number(cell, mapping.options.decimal)
         except CellError as fault:
             counters.skip(where, f"column {mapping.columns[at]!r}: {fault}")
             continue
