@@ -286,7 +286,7 @@ class DevicePool:
                     )
                     for n, device in enumerate(self.devices)
                 ]
-                tasks.append(group.create_task(_report(on_progress), name="progress"))
+                tasks.append(group.create_task(self._report(on_progress), name="progress"))
                 tasks += [group.create_task(each, name="attacker") for each in background]
                 connected = await self._wait_until_connected(connect_timeout_s, stop)
                 if connected:
@@ -322,8 +322,8 @@ class DevicePool:
             await asyncio.sleep(_POLL_S)
         return True
 
-
-async def _report(on_progress: Callable[[], None]) -> None:
-    while True:
-        on_progress()
-        await asyncio.sleep(_PROGRESS_EVERY_S)
+    async def _report(self, on_progress: Callable[[], None]) -> None:
+        while True:
+            self._truth.flush()  # a reader of the progress finds in the record what it counts
+            on_progress()
+            await asyncio.sleep(_PROGRESS_EVERY_S)
