@@ -48,22 +48,15 @@ _STORED_STRUCT = struct.Struct("<iiqdfffqi")
 
 
 def split_line(line: str) -> tuple[str, dict[str, str], str]:
-    """The key of a line (see `parse_line_key`), its fields, and its time, "" where it has none.
-
-    Raises:
-        ValueError: it is not line protocol.
-    """
+    """The key of a line (see `parse_line_key`), its fields, and its time or ""; ValueError for other text."""
     if "\\" not in line and '"' not in line and line.count(" ") == 2:  # noqa: PLR2004 - the usual line, fast
         key, fields, stamp = line.split(" ")
         return key, dict(pair.split("=", 1) for pair in fields.split(",")), stamp
     match = _LINE.fullmatch(line)
     if match is None:
         raise ValueError(f"not line protocol: {line[:80]}")
-    return (
-        match[1],
-        {_ESCAPED.sub(r"\1", name): text for name, text in _FIELD.findall(match[2])},
-        match[3] or "",
-    )
+    texts = {_unescape(name): text for name, text in _FIELD.findall(match[2])}
+    return match[1], texts, match[3] or ""
 
 
 def parse_line_key(key: str) -> tuple[str, dict[str, str]]:
@@ -72,8 +65,12 @@ def parse_line_key(key: str) -> tuple[str, dict[str, str]]:
     tags = {}
     for pair in pairs:
         name, text = (*_EQUALS.split(pair, maxsplit=1), "")[:2]
-        tags[_ESCAPED.sub(r"\1", name)] = _ESCAPED.sub(r"\1", text)
-    return _ESCAPED.sub(r"\1", measurement), tags
+        tags[_unescape(name)] = _unescape(text)
+    return _unescape(measurement), tags
+
+
+def _unescape(text: str) -> str:
+    return _ESCAPED.sub(r"\1", text)
 
 
 class _LineCollector:
