@@ -301,8 +301,22 @@ class LoadGenerator:
             "producing": not self.elapsed_s,
         }
 
-    def run(self, stop: asyncio.Event, *, seconds: float, connect_timeout_s: float) -> None:
-        """Send all publishes, or for `seconds` (0: no limit), or until `stop`."""
+    async def run(
+        self,
+        stop: asyncio.Event,
+        *,
+        seconds: float,
+        connect_timeout_s: float,
+        on_progress: Callable[[dict[str, object]], None],
+    ) -> None:
+        """Send all publishes, or for `seconds` (0: no limit), or until `stop`, in a thread."""
+        work = asyncio.ensure_future(asyncio.to_thread(self._send, stop, seconds, connect_timeout_s))
+        while not (await asyncio.wait({work}, timeout=1.0))[0]:
+            on_progress(self.progress())
+        await work
+        on_progress(self.progress())
+
+    def _send(self, stop: asyncio.Event, seconds: float, connect_timeout_s: float) -> None:
         for connection in self.connections:
             self._connect(connection)
         self._started_s = begin_s = time.monotonic()

@@ -163,12 +163,13 @@ _COUNTER_LABELS = (
 
 
 class ProgressDisplay:
-    """Counters as a live table on a terminal, as a line every few seconds elsewhere, and in progress.json."""
+    """Counters in progress.json, in systemd's status, and as a table or lines on standard error."""
 
     def __init__(self, title: str, folder: Path, *, quiet: bool) -> None:
         self._title = title
         self._folder = folder
         self._quiet = quiet
+        self._systemd = SystemdNotifier()
         self._console = Console(stderr=True)
         self._live = Live(console=self._console, auto_refresh=False, transient=True)
         self._shown_s = time.monotonic()
@@ -184,6 +185,7 @@ class ProgressDisplay:
     def show(self, counters: Mapping[str, object]) -> None:
         """Show the counters of a fleet, a load or a replay."""
         write_progress(self._folder, counters)
+        self._systemd.notify(format_counters(counters))
         if self._quiet:
             return
         if self._console.is_terminal:

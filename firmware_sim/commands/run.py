@@ -1,6 +1,5 @@
 """`tidegate sim run`: a fleet against an MQTT server."""
 
-import asyncio
 import json
 import secrets
 import time
@@ -17,7 +16,6 @@ from firmware_sim.commands.console import (
     KeepaliveOption,
     ProgressDisplay,
     QuietOption,
-    SystemdNotifier,
     WindowOption,
     build_run_name,
     exit_on_errors,
@@ -164,25 +162,22 @@ def run(
                 radio.counters.produced = record.rows
                 load = LoadGenerator(publishes, radio.broker, record, radio.counters, window=window)
                 run_until_signal(
-                    lambda stop: _run_at_full_rate(
-                        load, stop, display, seconds=seconds or 0.0, connect_timeout_s=connect_timeout or 10.0
+                    lambda stop: load.run(
+                        stop,
+                        seconds=seconds or 0.0,
+                        connect_timeout_s=connect_timeout or 10.0,
+                        on_progress=display.show,
                     )
                 )
                 outcome = load.progress()
             else:
                 fleet = Fleet(plan, radio, record, seed=chosen_seed, start_us=start_us, services=services)
-                systemd = SystemdNotifier()
-
-                def on_progress(counters: dict[str, object]) -> None:
-                    display.show(counters)
-                    systemd.notify(format_counters(counters))
-
                 run_until_signal(
                     lambda stop: fleet.run(
                         stop,
                         drain_timeout_s=drain_timeout,
                         connect_timeout_s=connect_timeout,
-                        on_progress=on_progress,
+                        on_progress=display.show,
                     )
                 )
                 outcome = fleet.progress()
@@ -191,24 +186,6 @@ def run(
             if as_json
             else f"sim run: {format_counters(outcome)} seed={chosen_seed}"
         )
-
-
-async def _run_at_full_rate(
-    load: LoadGenerator,
-    stop: asyncio.Event,
-    display: ProgressDisplay,
-    *,
-    seconds: float,
-    connect_timeout_s: float,
-) -> None:
-    """Run a load in a thread, which polls `stop`, and show its progress."""
-    work = asyncio.ensure_future(
-        asyncio.to_thread(load.run, stop, seconds=seconds, connect_timeout_s=connect_timeout_s)
-    )
-    while not (await asyncio.wait({work}, timeout=1.0))[0]:
-        display.show(load.progress())
-    await work
-    display.show(load.progress())
 
 
 def parse_start_us(text: str, plan: Scenario) -> int:
