@@ -112,7 +112,7 @@ def allow_unregistered_sensors(devices: Callable[[], Container[str]]) -> Callabl
     return lambda sensor_id: owning_device(sensor_id) not in devices()
 
 
-def allow_own_topics(name: str, naming: TopicResolver) -> Callable[[bytes], bool]:
+def allow_own_topics(name: str, topics: TopicResolver) -> Callable[[bytes], bool]:
     """Topics whose sensor_id belongs to the device `name`.
 
     Topics whose payloads name their sensors are open to everyone: there each reading is checked.
@@ -120,8 +120,8 @@ def allow_own_topics(name: str, naming: TopicResolver) -> Callable[[bytes], bool
 
     def rule(topic: bytes) -> bool:
         text = topic.decode("utf-8", "replace")
-        sensor_id = naming.sensor_id_from_topic(text)
-        if naming.has_sensor_id_in_payload(text):
+        sensor_id = topics.sensor_id_from_topic(text)
+        if topics.has_sensor_id_in_payload(text):
             return True
         return sensor_id is not None and owning_device(sensor_id) == name
 
@@ -129,12 +129,12 @@ def allow_own_topics(name: str, naming: TopicResolver) -> Callable[[bytes], bool
 
 
 def allow_unregistered_topics(
-    devices: Callable[[], Container[str]], naming: TopicResolver
+    devices: Callable[[], Container[str]], topics: TopicResolver
 ) -> Callable[[bytes], bool]:
     """Topics whose sensor_id belongs to none of the devices known at the time."""
 
     def rule(topic: bytes) -> bool:
-        sensor_id = naming.sensor_id_from_topic(topic.decode("utf-8", "replace"))
+        sensor_id = topics.sensor_id_from_topic(topic.decode("utf-8", "replace"))
         return sensor_id is None or owning_device(sensor_id) not in devices()
 
     return rule
@@ -171,13 +171,13 @@ class CredentialsAuthenticator:
     def __init__(
         self,
         policy: AuthenticationPolicy,
-        naming: TopicResolver,
+        topics: TopicResolver,
         passwords_file: Path | None = None,
         *,
         clock_s: Callable[[], float] = time.monotonic,
     ) -> None:
         self._policy = policy
-        self._naming = naming
+        self._topics = topics
         self._clock_s = clock_s
         self._passwords: WatchedFile[dict[str, PasswordHash]] | None = None
         if passwords_file is not None:
@@ -221,14 +221,14 @@ class CredentialsAuthenticator:
             return Refusal()
         if self._passwords is None:
             return Identity(client_id)
-        rule = allow_unregistered_topics(self._devices, self._naming)
+        rule = allow_unregistered_topics(self._devices, self._topics)
         return Identity(client_id, rule, may_publish_sensor=allow_unregistered_sensors(self._devices))
 
     def _identity(self, name: str) -> Identity:
         stored, as_self = self._devices().get(name), self._policy.publish_as_self
         return Identity(
             name,
-            allow_own_topics(name, self._naming) if as_self else None,
+            allow_own_topics(name, self._topics) if as_self else None,
             client_id_scope=name,
             still_valid=lambda: stored is None or self._devices().get(name) == stored,
             may_publish_sensor=allow_own_sensors(name) if as_self else None,
@@ -285,10 +285,8 @@ class CredentialsAuthenticator:
         devices = self._devices()
         if not devices:
             return self._dummy_hash
-        chosen = int.from_bytes(
-            hashlib.blake2b(username.encode(), key=self._process_key, digest_size=8).digest()
-        )
-        return list(devices.values())[chosen % len(devices)]
+        digest = hashlib.blake2b(username.encode(), key=self._process_key, digest_size=8).digest()
+        return list(devices.values())[int.from_bytes(digest) % len(devices)]
 
     def _log_refusal(self, address: str, reason: str) -> None:
         if self._refusal_log_rate.try_spend(_network_of_address(address), now_s=self._clock_s()):

@@ -257,12 +257,12 @@ class BrokerLimits:
 
 def find_broker_concerns(options: SubscriberOptions, granted: BrokerLimits) -> list[str]:
     """Granted limits that may lose messages or slow them down, each with what to do."""
-    found = []
-    if granted.session_expiry_s < options.session_expiry_s:
+    found, asked_s = [], options.session_expiry_s
+    if granted.session_expiry_s < asked_s:
+        asked = "for ever" if asked_s == SESSION_NEVER_EXPIRES else f"{asked_s} s"
         found.append(
             f"the broker keeps the session for {granted.session_expiry_s} s without us, not "
-            f"{_format_expiry(options.session_expiry_s)}: a longer outage loses what it had queued; "
-            "raise its limit"
+            f"{asked}: a longer outage loses what it had queued; raise its limit"
         )
     if granted.maximum_qos < min(options.qos, 1):
         found.append(
@@ -276,10 +276,6 @@ def find_broker_concerns(options: SubscriberOptions, granted: BrokerLimits) -> l
             "before an acknowledgement, and the rest has to fit their queue"
         )
     return found
-
-
-def _format_expiry(seconds: int) -> str:
-    return "for ever" if seconds == SESSION_NEVER_EXPIRES else f"{seconds} s"
 
 
 class BrokerError(Exception):

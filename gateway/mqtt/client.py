@@ -20,7 +20,7 @@ import asyncio
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from gateway.mqtt.broker_session import BrokerError, build_broker_error
-from gateway.mqtt.codec.packet_codec import encode_packet, encode_publish_acks, encode_refusals
+from gateway.mqtt.codec.packet_codec import PINGREQ, encode_packet, encode_publish_acks, encode_refusals
 from gateway.mqtt.codec.packets import (
     V5,
     Connack,
@@ -29,7 +29,6 @@ from gateway.mqtt.codec.packets import (
     MqttProtocolError,
     Packet,
     PacketType,
-    Pingreq,
     Publish,
     PublishAck,
     ReasonCode,
@@ -228,7 +227,7 @@ class MqttClient:
                 self._end(BrokerError("keep_alive_timeout", silence))
                 transport.abort()
         elif now_s - min(transport.last_write_s, self._last_received_s) >= period_s:
-            self._send(Pingreq())
+            transport.write(PINGREQ)
             self._ping_sent_s = now_s
 
     def disconnect(self, error: BrokerError, code: ReasonCode = ReasonCode.SUCCESS) -> None:

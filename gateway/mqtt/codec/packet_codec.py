@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Final
 
 from gateway.mqtt.codec.packets import (
     NO_PROPERTIES,
+    REQUIRED_FLAGS,
     RESERVED_QOS,
     V5,
     V311,
@@ -225,6 +226,7 @@ ALLOWED_REASON_CODES: dict[PacketType, frozenset[int]] = {
 """Which reason codes each packet may carry (the table of section 2.4)."""
 
 
+PINGREQ: Final = b"\xc0\x00"
 PINGRESP: Final = b"\xd0\x00"
 
 _PUBLISH_ACK_HEADERS = {
@@ -252,7 +254,7 @@ def encode_refusals(publishes: Iterable[Publish], reason_code: int) -> bytes:
     )
 
 
-def encode_packet(packet: Packet, version: int = V5) -> bytes:  # noqa: C901, PLR0911 - one case a packet type
+def encode_packet(packet: Packet, version: int = V5) -> bytes:  # noqa: C901 - one case a packet type
     """One packet in the form of `version`: 3.1.1 has no room for properties and reason codes."""
     v5 = version == V5
     match packet:
@@ -260,48 +262,36 @@ def encode_packet(packet: Packet, version: int = V5) -> bytes:  # noqa: C901, PL
             return _encode_publish(packet, version)
         case Connect():
             return _encode_connect(packet)
+        case Pingreq():
+            return PINGREQ
+        case Pingresp():
+            return PINGRESP
         case Connack(code, session_present, properties):
-            body = bytes((session_present, code))
-            return _encode_frame(
-                PacketType.CONNACK << 4, body + encode_properties(properties) if v5 else body
-            )
+            kind = PacketType.CONNACK
+            body = bytes((session_present, code)) + (encode_properties(properties) if v5 else b"")
         case PublishAck(kind, packet_id, reason_code, properties):
-            tail = _encode_reason(reason_code, properties) if v5 else b""
-            return _encode_frame(
-                kind << 4 | (2 if kind is PacketType.PUBREL else 0), encode_u16(packet_id) + tail
-            )
+            body = encode_u16(packet_id) + (_encode_reason(reason_code, properties) if v5 else b"")
         case Subscribe(packet_id, filters, properties):
-            body = b"".join(
+            kind = PacketType.SUBSCRIBE
+            body = _encode_packet_id(packet_id, properties, version) + b"".join(
                 encode_string(name) + bytes((options if v5 else options & 3,)) for name, options in filters
             )
-            return _encode_frame(
-                PacketType.SUBSCRIBE << 4 | 2, _encode_packet_id(packet_id, properties, version) + body
-            )
         case Suback(packet_id, codes, properties):
-            return _encode_frame(
-                PacketType.SUBACK << 4, _encode_packet_id(packet_id, properties, version) + bytes(codes)
-            )
+            kind = PacketType.SUBACK
+            body = _encode_packet_id(packet_id, properties, version) + bytes(codes)
         case Unsubscribe(packet_id, filters, properties):
-            body = b"".join(map(encode_string, filters))
-            return _encode_frame(
-                PacketType.UNSUBSCRIBE << 4 | 2, _encode_packet_id(packet_id, properties, version) + body
-            )
+            kind = PacketType.UNSUBSCRIBE
+            body = _encode_packet_id(packet_id, properties, version) + b"".join(map(encode_string, filters))
         case Unsuback(packet_id, codes, properties):
-            body = bytes(codes) if v5 else b""
-            return _encode_frame(
-                PacketType.UNSUBACK << 4, _encode_packet_id(packet_id, properties, version) + body
-            )
+            kind = PacketType.UNSUBACK
+            body = _encode_packet_id(packet_id, properties, version) + (bytes(codes) if v5 else b"")
         case Disconnect(reason_code, properties):
-            return _encode_frame(
-                PacketType.DISCONNECT << 4, _encode_reason(reason_code, properties) if v5 else b""
-            )
+            kind = PacketType.DISCONNECT
+            body = _encode_reason(reason_code, properties) if v5 else b""
         case Auth(reason_code, properties):
+            kind = PacketType.AUTH
             body = bytes((reason_code,)) + encode_properties(properties) if reason_code or properties else b""
-            return _encode_frame(PacketType.AUTH << 4, body)
-        case Pingreq():
-            return b"\xc0\x00"
-        case _:
-            return PINGRESP
+    return _encode_frame(kind << 4 | REQUIRED_FLAGS.get(kind, 0), body)
 
 
 def _encode_frame(first: int, body: bytes) -> bytes:

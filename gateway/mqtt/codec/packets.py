@@ -49,6 +49,10 @@ class PacketType(IntEnum):
     AUTH = 15
 
 
+REQUIRED_FLAGS = {PacketType.PUBREL: 2, PacketType.SUBSCRIBE: 2, PacketType.UNSUBSCRIBE: 2}
+"""Lower four bits of the first byte, where they are not 0 (section 2.1.3); PUBLISH has its own."""
+
+
 class ReasonCode(IntEnum):
     """Reason codes (section 2.4). 0x80 and above are failures."""
 

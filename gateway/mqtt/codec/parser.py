@@ -15,6 +15,7 @@ from gateway.mqtt.codec.packet_codec import decode_connect, decode_packet_body, 
 from gateway.mqtt.codec.packets import (
     EXACTLY_ONCE,
     NO_PROPERTIES,
+    REQUIRED_FLAGS,
     RESERVED_QOS,
     V5,
     V311,
@@ -52,14 +53,8 @@ _unpack_publish_head = Struct(">BBH").unpack_from
 _unpack_u16 = Struct(">H").unpack_from
 _unpack_id_and_properties = Struct(">HB").unpack_from
 
-_REQUIRED_FLAGS = {PacketType.PUBREL: 2, PacketType.SUBSCRIBE: 2, PacketType.UNSUBSCRIBE: 2}
 _SENT_BY_CLIENTS = frozenset(
-    {
-        PacketType.CONNECT,
-        PacketType.SUBSCRIBE,
-        PacketType.UNSUBSCRIBE,
-        PacketType.PINGREQ,
-    }
+    {PacketType.CONNECT, PacketType.SUBSCRIBE, PacketType.UNSUBSCRIBE, PacketType.PINGREQ}
 )
 _SENT_BY_SERVERS = frozenset(
     {PacketType.CONNACK, PacketType.SUBACK, PacketType.UNSUBACK, PacketType.PINGRESP}
@@ -238,7 +233,7 @@ class PacketParser:
             raise protocol_error(f"{kind.name} from the wrong side")
         if kind is PacketType.PUBLISH:
             return self._publish(flags, fields)
-        if flags != _REQUIRED_FLAGS.get(kind, 0):
+        if flags != REQUIRED_FLAGS.get(kind, 0):
             raise malformed_packet(f"{kind.name} with flags {flags:#x}")
         if kind is PacketType.CONNECT:
             return self._connect(fields)
