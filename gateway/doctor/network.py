@@ -20,6 +20,7 @@ import msgspec
 
 from cloud_sync.destinations.http_client import build_http_client
 from cloud_sync.runtime.secret_files import read_secret, redact_text
+from gateway.auth.tls import TlsFileError, build_client_context
 from gateway.doctor import Finding, fault, ok, warning
 from gateway.humanize import escape_text
 from gateway.mqtt.broker_session import (
@@ -291,8 +292,8 @@ async def check_broker(
             connack = await _request_connack(table, settings, password)
     except TimeoutError:
         return [*found, fault("broker", name, f"no answer within {within_s:g} s", _UNREACHABLE_ADVICE)]
-    except ssl.SSLError as reason:
-        return [*found, fault("broker", name, f"TLS: {reason.reason or reason}", _TLS_ADVICE)]
+    except (ssl.SSLError, TlsFileError) as reason:
+        return [*found, fault("broker", name, f"TLS: {getattr(reason, 'reason', '') or reason}", _TLS_ADVICE)]
     except (OSError, UnicodeDecodeError) as reason:
         return [*found, fault("broker", name, str(reason), _UNREACHABLE_ADVICE)]
     except (BrokerError, MqttProtocolError) as reason:
@@ -319,9 +320,7 @@ async def _request_connack(table: Subscribe, settings: SubscriberOptions, passwo
     """The broker's CONNACK."""
     context = None
     if settings.address.tls:
-        context = ssl.create_default_context(cafile=table.ca_file)
-        if table.cert_file is not None:
-            context.load_cert_chain(table.cert_file, table.key_file, password=lambda: "")
+        context = build_client_context(table.ca_file, table.cert_file, table.key_file)
     reader, writer = await asyncio.open_connection(
         settings.address.host,
         settings.address.port,
