@@ -8,6 +8,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --only-binary=:all: --constraint constraints.txt
 DEMO_SECONDS ?= 60
+# test files side by side; 1 runs them one after another
+TEST_PROCESSES ?= 2
 RIVAL := thingsboard-gateway==3.8.5
 export DEMO_SECONDS KEEP
 
@@ -35,7 +37,7 @@ types: $(VENV)/.installed-dev ## mypy, strict
 	$(BIN)/mypy
 
 check-tests: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+	$(BIN)/python -m pytest $(if $(filter-out 1,$(TEST_PROCESSES)),-n $(TEST_PROCESSES) --dist loadfile) $(PYTEST_ARGS)
 
 torture: prepare ## longer forms of the attacks: TORTURE=n multiplies them
 	TORTURE=$(or $(TORTURE),5) TIDEGATE_FUZZ_SECONDS=$(or $(TIDEGATE_FUZZ_SECONDS),120) $(BIN)/python -m pytest --timeout 3600 \

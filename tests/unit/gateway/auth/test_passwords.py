@@ -47,22 +47,22 @@ def test_a_file_is_read_back_as_it_was_written():
     assert verify_password(devices["pump-1"], "päss".encode())
 
 
-@pytest.mark.parametrize(
-    ("text", "words"),
-    [
-        ("pump-1\n", "line 1: expected pump-1:scrypt"),
-        ("# c\npump-1:plain\n", "line 2: expected"),
-        ("pump 1:x\n", "line 1: a device's name is without space"),
-        (":x\n", "line 1: a device's name has 1 to"),
-        (line("a") + line("a"), "line 2: a has a line already"),
-        (line("a").replace("ln=4", "ln=0"), "a cost of 0"),
-        (line("a").replace("ln=4", "ln=30"), "is over"),
-        (line("a").replace("ln=4,r=8", "ln=14,r=99"), "is over"),
-        (line("a").replace("p=1", "p=99").replace("ln=4", "ln=16"), "is over"),
-        (line("a").replace("scrypt", "argon2"), "not of this form"),
-        ("a:scrypt$ln=4,r=8,p=1$AAAAAAAAAAAAA$AAAAAAAAAAAAAAAAAAAAAAAAA\n", "not base64"),
-    ],
-)
+BAD_LINES = [
+    ("pump-1\n", "line 1: expected pump-1:scrypt"),
+    ("# c\npump-1:plain\n", "line 2: expected"),
+    ("pump 1:x\n", "line 1: a device's name is without space"),
+    (":x\n", "line 1: a device's name has 1 to"),
+    (line("a") + line("a"), "line 2: a has a line already"),
+    (line("a").replace("ln=4", "ln=0"), "a cost of 0"),
+    (line("a").replace("ln=4", "ln=30"), "is over"),
+    (line("a").replace("ln=4,r=8", "ln=14,r=99"), "is over"),
+    (line("a").replace("p=1", "p=99").replace("ln=4", "ln=16"), "is over"),
+    (line("a").replace("scrypt", "argon2"), "not of this form"),
+    ("a:scrypt$ln=4,r=8,p=1$AAAAAAAAAAAAA$AAAAAAAAAAAAAAAAAAAAAAAAA\n", "not base64"),
+]
+
+
+@pytest.mark.parametrize(("text", "words"), BAD_LINES, ids=[words for _, words in BAD_LINES])
 def test_a_line_that_makes_no_sense_is_told_with_its_number(text, words):
     with pytest.raises(PasswordFileError, match=r"^f: line") as told:
         parse_password_file(text, "f")
