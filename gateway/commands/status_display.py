@@ -170,14 +170,10 @@ def _alerts_section(status: Status) -> RenderableType:
         return Text("none", "dim")
     rows = []
     for alert in alerts.newest[:_ROWS_MAX]:
-        _, style = _MARKS.get(alert.severity, _MARKS["note"])
-        rows.append(
-            (
-                Text(alert.severity, style) if alert.firing else Text("resolved", "dim"),
-                Text(f"{escape_text(alert.subject, 60)}  {escape_text(alert.text or alert.rule, 120)}"),
-                _local_time(alert.since_us, status.at_us),
-            )
-        )
+        style = _MARKS.get(alert.severity, _MARKS["note"])[1]
+        state = Text(alert.severity, style) if alert.firing else Text("resolved", "dim")
+        text = f"{escape_text(alert.subject, 60)}  {escape_text(alert.text or alert.rule, 120)}"
+        rows.append((state, Text(text), _local_time(alert.since_us, status.at_us)))
     return _list_table(rows, len(alerts.newest))
 
 
@@ -199,38 +195,24 @@ def _quarantine_section(status: Status) -> RenderableType:
     quarantine = status.quarantine
     if quarantine is None or not quarantine.reasons:
         return Text("empty", "dim")
-    return _list_table(
-        [
-            (
-                Text(format_count(reason.items)),
-                Text.assemble(
-                    reason.reason.replace("_", " "),
-                    (f"  {escape_text(': '.join(filter(None, (reason.topic, reason.detail))), 120)}", "dim"),
-                ),
-                _local_time(reason.newest_at_us, status.at_us),
-            )
-            for reason in quarantine.reasons[:_ROWS_MAX]
-        ],
-        len(quarantine.reasons),
-    )
+    rows = []
+    for reason in quarantine.reasons[:_ROWS_MAX]:
+        example = escape_text(": ".join(filter(None, (reason.topic, reason.detail))), 120)
+        text = Text.assemble(reason.reason.replace("_", " "), (f"  {example}", "dim"))
+        rows.append((Text(format_count(reason.items)), text, _local_time(reason.newest_at_us, status.at_us)))
+    return _list_table(rows, len(quarantine.reasons))
 
 
 def _silent_devices_section(status: Status) -> RenderableType:
     devices = status.devices
-    assert devices is not None
-    if not devices.silent:
-        return Text("none" if devices.known else "no device has sent a reading yet", "dim")
-    return _list_table(
-        [
-            (
-                Text(escape_text(device.sensor_id, 60)),
-                Text(pluralize(device.series, "series", "series"), "dim"),
-                f"{format_duration((status.at_us - device.heard_at_us) / 1e6)} ago",
-            )
-            for device in devices.silent_devices[:_ROWS_MAX]
-        ],
-        devices.silent,
-    )
+    if devices is None or not devices.silent:
+        return Text("none" if devices and devices.known else "no device has sent a reading yet", "dim")
+    rows = []
+    for device in devices.silent_devices[:_ROWS_MAX]:
+        silent_s = (status.at_us - device.heard_at_us) / 1e6
+        series = Text(pluralize(device.series, "series", "series"), "dim")
+        rows.append((Text(escape_text(device.sensor_id, 60)), series, f"{format_duration(silent_s)} ago"))
+    return _list_table(rows, devices.silent)
 
 
 def _list_table(rows: Sequence[tuple[Text, Text, str]], total: int) -> RenderableType:
