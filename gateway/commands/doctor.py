@@ -15,7 +15,7 @@ from cloud_sync.runtime.settings_file import InvalidSettingsError
 from gateway.commands.exit_errors import fail
 from gateway.commands.options import EXIT_FOUND, JsonOption, print_json
 from gateway.doctor import Finding, Level, fault, machine, network, ok
-from gateway.humanize import escape_text
+from gateway.humanize import escape_text, pluralize
 from gateway.settings import gateway_settings
 from gateway.spool.database import SQL, open_spool_read_only
 from gateway.spool.errors import SpoolError
@@ -121,32 +121,26 @@ def doctor(
     """
     try:
         found = asyncio.run(run_checks(config, online=not offline))
-    except InvalidSettingsError as fault:
-        fail(str(fault))
-    worst = {level: [f for f in found if f.level is level] for level in Level}
+    except InvalidSettingsError as error:
+        fail(str(error))
+    by_level = {level: [f for f in found if f.level is level] for level in Level}
+    faults, warnings, passed = by_level[Level.FAULT], by_level[Level.WARNING], by_level[Level.OK]
     if as_json:
-        print_json(
-            {"faults": len(worst[Level.FAULT]), "warnings": len(worst[Level.WARNING]), "findings": found}
-        )
+        print_json({"faults": len(faults), "warnings": len(warnings), "findings": found})
     else:
-        _print_findings(
-            [*worst[Level.FAULT], *worst[Level.WARNING], *(worst[Level.OK] if everything else [])]
-        )
-        counts = [f"{len(worst[level])} {word}" for level, word in _COUNT_LABELS.items()]
-        typer.echo(", ".join(counts))
-    raise typer.Exit(EXIT_FOUND if worst[Level.FAULT] else 0)
-
-
-_COUNT_LABELS = {Level.FAULT: "faults", Level.WARNING: "warnings", Level.OK: "checks passed"}
+        for finding in [*faults, *warnings, *(passed if everything else [])]:
+            _print_finding(finding)
+        counts = pluralize(len(faults), "fault", "faults"), pluralize(len(warnings), "warning", "warnings")
+        typer.echo(f"{', '.join(counts)}, {pluralize(len(passed), 'check', 'checks')} passed")
+    raise typer.Exit(EXIT_FOUND if faults else 0)
 
 
 _COLOURS = {Level.FAULT: "red", Level.WARNING: "yellow", Level.OK: "green"}
 
 
-def _print_findings(found: list[Finding]) -> None:
-    for finding in found:
-        level = typer.style(f"{finding.level:8}", fg=_COLOURS[finding.level])
-        subject = f" {escape_text(finding.subject)}" if finding.subject else ""
-        typer.echo(f"{level} {finding.check}{subject}: {escape_text(finding.what)}")
-        if finding.advice:
-            typer.echo(f"         -> {escape_text(finding.advice)}")
+def _print_finding(finding: Finding) -> None:
+    level = typer.style(f"{finding.level:8}", fg=_COLOURS[finding.level])
+    subject = f" {escape_text(finding.subject)}" if finding.subject else ""
+    typer.echo(f"{level} {finding.check}{subject}: {escape_text(finding.what)}")
+    if finding.advice:
+        typer.echo(f"         -> {escape_text(finding.advice)}")
