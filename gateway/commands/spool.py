@@ -38,8 +38,7 @@ if TYPE_CHECKING:
 _LIVE_TEXT = {True: "in use by a gateway", False: "not in use", None: "not known whether it is in use"}
 
 
-def print_info(document: SpoolInfo) -> None:
-    """Print `spool info` as text."""
+def _print_info(document: SpoolInfo) -> None:
     out = console()
     gateway = f", gateway {document.gateway_id}" if document.gateway_id else ""
     each = "" if document.bytes_per_reading is None else f", {document.bytes_per_reading:.2f} B per reading"
@@ -69,8 +68,7 @@ def print_info(document: SpoolInfo) -> None:
         out.print(_destinations_table(document))
 
 
-def print_check_result(result: CheckReport) -> None:
-    """Print `spool check` as text."""
+def _print_check_result(result: CheckReport) -> None:
     out = console()
     for problem in result.problems:
         out.print(f"{escape_text(problem.where)}: {escape_text(problem.what)}", soft_wrap=True)
@@ -146,7 +144,7 @@ def info(spool: SpoolArgument = None, *, config: ConfigOption = None, as_json: J
         if as_json:
             print_json(document)
         else:
-            print_info(document)
+            _print_info(document)
 
 
 @spool_app.command()
@@ -174,7 +172,7 @@ def check(
         if as_json:
             print_json(result)
         else:
-            print_check_result(result)
+            _print_check_result(result)
     if result.problem_count:
         raise typer.Exit(EXIT_FOUND)
 
