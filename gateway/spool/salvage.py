@@ -12,7 +12,7 @@ import sqlite3
 import time
 from contextlib import closing, suppress
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from cloud_sync.codec import columns
 from cloud_sync.model.errors import FormatError
@@ -34,23 +34,34 @@ _DAMAGE_MESSAGES = (
     "no such index",
 )
 _ALWAYS_CHECKED_BELOW_BYTES = 256 << 20
-_COPIED_TABLES = {
-    "series": 0,
-    "series_mark": 0,
-    "destination": 1,
-    "delivered": 3,
-    "batch": 3,
-    "received": 6,
-    "answered": 2,
-    "processing_state": 1,
-    "loss": 3,
-    "outbox": 0,
-    "parked": 0,
-    "quarantine": 0,
-    "damaged": 0,
-    "meta": 1,
+
+
+class SpoolTable(NamedTuple):
+    """Columns at the front of a table that are its key (0: its rowid); whether it is copied as it is."""
+
+    key_columns: int = 0
+    copied: bool = True
+
+
+SPOOL_TABLES = {
+    "series": SpoolTable(),
+    "series_mark": SpoolTable(),
+    "destination": SpoolTable(1),
+    "delivered": SpoolTable(3),
+    "batch": SpoolTable(3),
+    "part": SpoolTable(5, copied=False),  # batches travel whole in a new epoch
+    "received": SpoolTable(6),
+    "answered": SpoolTable(2),
+    "processing_state": SpoolTable(1),
+    "loss": SpoolTable(3),
+    "outbox": SpoolTable(),
+    "parked": SpoolTable(),
+    "quarantine": SpoolTable(),
+    "damaged": SpoolTable(),
+    "meta": SpoolTable(1),
+    "segment": SpoolTable(copied=False),  # only those that can be decoded
 }
-"""What is taken over, and how many columns at the front of a table are its key; 0 where that is the rowid."""
+"""Every table of a spool, in the order in which salvage copies them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,7 +132,7 @@ def copy_readable_rows(new: sqlite3.Connection, aside: Path) -> SalvageResult:
     new.execute("BEGIN IMMEDIATE")
     epoch = new.execute("SELECT value FROM meta WHERE key = 'epoch'").fetchone()[0]
     with suppress(sqlite3.Error), closing(_open_damaged(aside)) as old:
-        for table in _COPIED_TABLES:
+        for table in (name for name, kind in SPOOL_TABLES.items() if kind.copied):
             for row in _read_rows_from_both_ends(old, table):
                 with suppress(sqlite3.Error):
                     new.execute(f"INSERT OR REPLACE INTO {table} VALUES ({_placeholders(row)})", row)  # noqa: S608 - our own names
@@ -155,7 +166,7 @@ def _open_damaged(aside: Path) -> sqlite3.Connection:
 def _read_rows_from_both_ends(old: sqlite3.Connection, table: str) -> Iterator[tuple[Any, ...]]:
     """The rows of a table, from both ends up to what cannot be read."""
     seen: set[object] = set()
-    columns_of_key = _COPIED_TABLES.get(table, 0)
+    columns_of_key = SPOOL_TABLES[table].key_columns
     key = [str(number + 1) for number in range(columns_of_key)] or ["rowid"]
     for order in ("ASC", "DESC"):
         ordered = ", ".join(f"{column} {order}" for column in key)

@@ -23,6 +23,7 @@ from gateway.spool.database import (
     read_meta,
     read_view,
 )
+from gateway.spool.salvage import SPOOL_TABLES
 from gateway.spool.segment_reader import DamagedSegment, SegmentWalk, count_kept_rows, decode_segment
 from gateway.spool.segments import first_commit_at, position_span, read_commit_counter, read_pruned_mark
 
@@ -150,6 +151,7 @@ def check_spool(
         with open_spool_read_only(path) as connection:
             progress.name("SQLite pages")
             _check_pages(connection, result, full=full)
+            _check_tables(connection, result)
             progress.name("series and quarantine")
             known = _check_series(connection, result)
             _check_quarantine(connection, result)
@@ -178,6 +180,13 @@ def _check_pages(connection: sqlite3.Connection, result: CheckReport, *, full: b
                 result.add(f"SQLite {pragma}", str(line).replace("\n", "; "))
     except sqlite3.DatabaseError as fault:
         result.add(f"SQLite {pragma}", str(fault))
+
+
+def _check_tables(connection: sqlite3.Connection, result: CheckReport) -> None:
+    stored = {name for (name,) in connection.execute("SELECT name FROM sqlite_schema WHERE type = 'table'")}
+    for name in SPOOL_TABLES:
+        if name not in stored:
+            result.add(f"table {name}", "it is missing")
 
 
 def _check_series(connection: sqlite3.Connection, result: CheckReport) -> NDArray[np.bool_]:

@@ -167,3 +167,10 @@ async def test_what_is_no_database_is_a_problem_and_what_is_missing_or_too_new_i
     change(fresh, "PRAGMA user_version = 99")
     with pytest.raises(SpoolTooNewError):
         check_spool(fresh)
+
+
+async def test_a_missing_table_is_a_problem(tmp_path):
+    path = tmp_path / "spool.db"
+    await made(path)
+    change(path, "DROP TABLE outbox")
+    assert problems(path) == ["table outbox: it is missing"]
