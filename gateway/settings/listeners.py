@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Annotated, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
@@ -11,9 +12,10 @@ from pydantic import Field, field_validator, model_validator
 from cloud_sync.codec.wire import WireLimits
 from cloud_sync.http.tokens import TokenFile, TokenFileError
 from cloud_sync.runtime.server_sockets import raise_fd_limit
+from cloud_sync.runtime.watched_file import CertReloader
 from gateway.auth.authenticator import AnonymousAuthenticator, AuthenticationPolicy, CredentialsAuthenticator
 from gateway.auth.device_passwords import PasswordFileError, read_password_file
-from gateway.auth.tls import ReloadingServerContext, TlsFiles
+from gateway.auth.tls import ReloadingServerContext, TlsFileError, TlsFiles, build_server_context
 from gateway.mqtt.context import MqttServerOptions
 from gateway.mqtt.server import MqttServer
 from gateway.mqtt.session_state import CommandSubscriptions
@@ -368,8 +370,10 @@ class Http(DeviceListener, SourceTable):
             limits=WireLimits(max_rows=self.max_batch_rows),
             answer_within_s=self.answer_within_s,
         )
-        certificates = None if self.tls_files is None else ReloadingServerContext(self.tls_files)
-        options = server.HttpServerOptions(self.host, self.port, self.max_connections, certificates)
+        files, tls = self.tls_files, None
+        if files is not None:
+            tls = CertReloader(partial(build_server_context, files), files.paths, TlsFileError)
+        options = server.HttpServerOptions(self.host, self.port, self.max_connections, tls)
         return server.HttpSource(options, app, stop_within_s=context.stop_within_s)
 
 

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import time
 from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
@@ -45,13 +44,12 @@ from gateway.spool.errors import SpoolError
 
 if TYPE_CHECKING:
     import socket
-    import ssl
     from collections.abc import Awaitable, Callable, Sequence
 
     from cloud_sync.http.requests import RequestAdmission, RequestBody
     from cloud_sync.model.records import Batch
     from cloud_sync.runtime.watchdog import StageProgress
-    from gateway.auth.tls import ReloadingServerContext
+    from cloud_sync.runtime.watched_file import CertReloader
     from gateway.ingress.committer import Committer
     from gateway.ingress.http.batches import BatchReceiver
     from gateway.ingress.http.readings import ReadingReceiver
@@ -237,12 +235,12 @@ _KEEP_ALIVE_S = 75
 
 @dataclass(frozen=True, slots=True)
 class HttpServerOptions:
-    """Without `certificates` there is no TLS."""
+    """Without `tls` requests are not encrypted."""
 
     host: str
     port: int
     max_connections: int
-    certificates: ReloadingServerContext | None = None
+    tls: CertReloader | None = None
 
 
 class HttpSource:
@@ -270,7 +268,7 @@ class HttpSource:
         Raises:
             OSError: the address cannot be bound.
         """
-        options = self._options
+        options, tls = self._options, self._options.tls
         try:
             self._sockets = bind_http_sockets(
                 options.host, options.port, "ingress.http.host, ingress.http.port"
@@ -281,7 +279,7 @@ class HttpSource:
             self._app.build(),
             http=ClientCertificateProtocol,
             ws="none",
-            ssl_context_factory=None if options.certificates is None else lambda *_: self._build_context(),
+            ssl_context_factory=None if tls is None else lambda *_: tls.context,
             log_config=None,
             access_log=False,
             lifespan="off",
@@ -322,15 +320,3 @@ class HttpSource:
             counters["batches_again"],
             dict(self._app.rejections),
         )
-
-    def _build_context(self) -> ssl.SSLContext:
-        """A context that gives each new connection the current certificate."""
-        certificates = self._options.certificates
-        assert certificates is not None
-        context = certificates.context(time.monotonic())
-
-        def use_current(connection: ssl.SSLObject, _name: str | None, _context: ssl.SSLContext) -> None:
-            connection.context = certificates.context(time.monotonic())
-
-        context.sni_callback = use_current
-        return context
