@@ -235,9 +235,14 @@ class FieldMap:
         needed = dict.fromkeys((*self._sensor_id.names, *self._sensor_type.names))
         self.names = tuple(name for name in needed if name != "member")
         self._devices: dict[tuple[str, ...], DeviceFields] = {}
+        self._single: DeviceFields | None = None
+        if not self.names:
+            self._single = self.find_device(levels.__getitem__)
 
     def find_device(self, lookup: Callable[[str], str]) -> DeviceFields:
         """The mappings of the device that a payload names: `lookup` finds the text of each of `names`."""
+        if self._single is not None:
+            return self._single
         texts = tuple(map(lookup, self.names))
         fields = self._devices.get(texts)
         if fields is None:
@@ -260,6 +265,8 @@ def convert_field_value(
         PayloadDecodeError: it must be a number; says what was expected.
     """
     if isinstance(value, float):
+        if mapping.is_identity and -math.inf < value < math.inf:
+            return value
         number = value
     elif isinstance(value, bool):
         number = mapping.values.get("true" if value else "false", float(value))

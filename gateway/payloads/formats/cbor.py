@@ -125,12 +125,14 @@ def _count_inner_items(major: int, argument: int) -> int:
     """Items that follow inside one; below 0 when only a break ends them, and even."""
     if argument == _INDEFINITE_LENGTH:
         return -2 if _BYTES <= major <= _MAP else 0
-    return {_ARRAY: argument, _MAP: 2 * argument, _TAG: 1}.get(major, 0)
+    if major == _ARRAY:
+        return argument
+    return 2 * argument if major == _MAP else int(major == _TAG)
 
 
 def _to_plain(item: object) -> object:
     """An item without cbor2's own types."""
-    if isinstance(item, (int, float, str)) or item is None:
+    if isinstance(item, (int, float, str, bytes)) or item is None:
         return item
     if isinstance(item, Mapping):  # cbor2 has frozen ones
         return {_check_key(key): _to_plain(value) for key, value in item.items()}

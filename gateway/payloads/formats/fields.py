@@ -47,6 +47,9 @@ _TEXT_COMPANIONS: Final = ("location", "manufacturer", "firmware_version")
 _CompanionValues = tuple[
     float | None, float | None, float | None, int | None, str | None, str | None, str | None
 ]
+_TimeAndCompanions = tuple[
+    int | None, float | None, float | None, float | None, int | None, str | None, str | None, str | None
+]
 _NO_COMPANIONS: _CompanionValues = (None, None, None, None, None, None, None)
 
 
@@ -118,7 +121,7 @@ class RecordReader:
         fields = self._fields.find_device(partial(_name_text_at, record))
         time_us = None if self._time is None else self._read_time(record, *self._time)
         companions = self._read_companions(record) if self._companions else _NO_COMPANIONS
-        walk = _RecordWalk(self, record, fields, time_us, companions)
+        walk = _RecordWalk(self, record, fields, (time_us, *companions))
         inner = _value_at(record, self._root) if self._root else record
         if type(inner) is dict:
             walk.add_members(inner, "", 0)
@@ -157,22 +160,16 @@ class RecordReader:
 class _RecordWalk:
     """Walks through the members of one record, nested ones too."""
 
-    __slots__ = ("companions", "faults", "fields", "out", "reader", "record", "time_us")
+    __slots__ = ("faults", "fields", "out", "reader", "record", "shared")
 
     def __init__(
-        self,
-        reader: RecordReader,
-        record: JsonObject,
-        fields: DeviceFields,
-        time_us: int | None,
-        companions: _CompanionValues,
+        self, reader: RecordReader, record: JsonObject, fields: DeviceFields, shared: _TimeAndCompanions
     ) -> None:
-        self.reader, self.record, self.fields = reader, record, fields
-        self.time_us, self.companions = time_us, companions
+        self.reader, self.record, self.fields, self.shared = reader, record, fields, shared
         self.out: list[Measurement] = []
         self.faults: list[Fault] = []
 
-    def add_members(self, members: Mapping[str, object], prefix: str, depth: int) -> None:
+    def add_members(self, members: JsonObject, prefix: str, depth: int) -> None:
         """Read the members whose paths begin with `prefix`."""
         if len(members) > RECORD_MEMBERS_MAX:
             where = prefix or "an object"
@@ -182,7 +179,8 @@ class _RecordWalk:
         fields, convert_text = self.fields, self.reader.convert_text
         for key, value in members.items():
             path = prefix + key if prefix else key
-            if isinstance(value, (dict, list)):
+            kind = type(value)
+            if kind is dict or kind is list:
                 self._add_nested(value, path, depth)
                 continue
             mapping = fields[path]
@@ -194,8 +192,7 @@ class _RecordWalk:
                 self._fault(fault.reason, str(fault), path)
                 continue
             if number is not None:
-                measurement = Measurement(mapping.name, number, self.time_us, *self.companions, mapping.unit)
-                self.out.append(measurement)
+                self.out.append(Measurement(mapping.name, number, *self.shared, mapping.unit))
 
     def _add_nested(self, value: JsonObject | list[object], path: str, depth: int) -> None:
         if depth >= DEPTH_MAX:
