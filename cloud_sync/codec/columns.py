@@ -41,7 +41,16 @@ import zstandard
 from pcodec import ChunkConfig, standalone
 
 from cloud_sync.model.errors import FormatError
-from cloud_sync.model.records import Alerts, Declarations, Readings, RecordClass, Records, Rollups
+from cloud_sync.model.records import (
+    MAX_TEXT_BYTES,
+    Alerts,
+    Declarations,
+    Readings,
+    RecordClass,
+    Records,
+    Rollups,
+    is_storable_text,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -56,18 +65,17 @@ _HEAD = struct.Struct("<2sBBIqqB")
 _ENTRY = struct.Struct("<BBI")
 _SUB = struct.Struct("<BI")
 _CRC = struct.Struct("<I")
+_COUNT = struct.Struct("<I")
 
 _CONSTANT, _PLAIN, _PCO, _SMALL, _RUNS, _TEXTS = range(6)
 _PLAIN_BELOW_ROWS = 12
 _SMALL_NULL = -32768
 _SMALL_MAX = 32767
-_TEXT_MAX_BYTES = 1024
 _RUN_TYPE = np.dtype(np.int32)
 _decode_text_list = msgspec.msgpack.Decoder(list[str]).decode
 RECORD_TYPES: dict[RecordClass, type[Records]] = {
     kind.record_class: kind for kind in (Alerts, Declarations, Rollups, Readings)
 }
-"""How the records of each class are held."""
 
 FAST_LEVEL = 4
 """pcodec level for what a group commit writes: speed first, it will be merged."""
@@ -100,16 +108,11 @@ def encode(records: Records, *, level: int = FINAL_LEVEL) -> bytes:
         int(records.time_us.max()),
         len(records.columns),
     )
-    body = b"".join((head, directory, *payloads))
-    return body + _CRC.pack(zlib.crc32(body))
+    return append_crc(b"".join((head, directory, *payloads)))
 
 
 def decode(block: bytes | memoryview, *, max_rows: int = MAX_ROWS) -> Readings:
-    """Decode a block of readings. Memory is bounded by `max_rows`, whatever the bytes claim.
-
-    Raises:
-        FormatError: with the reason; never anything else, whatever the bytes.
-    """
+    """Decode a block of readings. Memory is bounded by `max_rows`, whatever the bytes claim."""
     return Readings(*decode_columns(block, tuple(Readings.columns), max_rows=max_rows))
 
 
@@ -117,11 +120,8 @@ def decode_records(
     block: bytes | memoryview, record_class: RecordClass, *, max_rows: int = MAX_ROWS
 ) -> Records:
     """Decode a block of `record_class`, as `decode` does."""
-    kind = RECORD_TYPES[record_class]
-    names = tuple(kind.columns)
-    return kind(
-        **dict(zip(names, decode_columns(block, names, record_class, max_rows=max_rows), strict=True))
-    )
+    records = RECORD_TYPES[record_class]
+    return records(*decode_columns(block, tuple(records.columns), record_class, max_rows=max_rows))
 
 
 def decode_columns(
@@ -131,28 +131,19 @@ def decode_columns(
     *,
     max_rows: int = MAX_ROWS,
 ) -> list[NDArray[Any]]:
-    """Only the columns `names` of a block, each of shape (rows,), in that order; checked as `decode` does.
+    """Only the columns `names` of a block, each of shape (rows,), in that order.
 
     Raises:
-        FormatError: with the reason.
+        FormatError: with the reason; never anything else, whatever the bytes.
     """
     block = memoryview(block)
-    if len(block) < _HEAD.size + _CRC.size:
-        raise FormatError("truncated", f"a block of {len(block)} bytes is too short")
-    magic, version, number_of_class, rows, _, _, count = _HEAD.unpack_from(block)
-    if magic != MAGIC:
-        raise FormatError("bad_magic", "not a column block")
-    if version != VERSION:
-        raise FormatError(
-            "unsupported_version", f"column block version {version}; this release reads {VERSION}"
-        )
-    if zlib.crc32(block[: -_CRC.size]) != _CRC.unpack_from(block, len(block) - _CRC.size)[0]:
-        raise FormatError("bad_checksum", "the block's checksum does not match its bytes")
+    _, _, number_of_class, rows, _, _, count = unpack_head(block, _HEAD, MAGIC, VERSION, "column block")
+    check_crc(block, "column block")
     if number_of_class != record_class:
-        wanted = record_class.name.lower()
-        raise FormatError("malformed", f"a block of record class {number_of_class}, not of {wanted}")
+        expected = record_class.name.lower()
+        raise FormatError("malformed", f"a block of record class {number_of_class}, not of {expected}")
     if not 0 < rows <= max_rows:
-        raise FormatError("too_large", f"a block of {rows} rows; at most {max_rows} are taken")
+        raise FormatError("too_large", f"a block of {rows} rows; at most {max_rows} are accepted")
     payloads = _payloads(block, count)
     types = RECORD_TYPES[record_class].columns
     numbers = {name: number for number, name in enumerate(types, start=1)}
@@ -161,18 +152,38 @@ def decode_columns(
         if numbers[name] not in payloads:
             raise FormatError("malformed", f"the column {name} is missing")
         encoding, payload = payloads[numbers[name]]
-        columns.append(_decode_column(name, types[name], encoding, payload, rows))
+        if types[name].hasobject:
+            columns.append(_decode_text_column(encoding, payload, rows))
+        elif name == "series":
+            columns.append(_decode_runs(encoding, payload, rows))
+        else:
+            columns.append(_decode_numbers(encoding, payload, types[name], rows))
     return columns
 
 
-def _decode_column(
-    name: str, dtype: np.dtype[Any], encoding: int, payload: memoryview, rows: int
-) -> NDArray[Any]:
-    if dtype.hasobject:
-        return _decode_text_column(encoding, payload, rows)
-    if name == "series":
-        return _decode_runs(encoding, payload, rows)
-    return _decode_numbers(encoding, payload, dtype, rows)
+def unpack_head(
+    data: memoryview, head: struct.Struct, magic: bytes, version: int, what: str
+) -> tuple[Any, ...]:
+    """The fields of a head that begins with magic and version; FormatError when they are not these."""
+    if len(data) < head.size + _CRC.size:
+        raise FormatError("truncated", f"a {what} of {len(data)} bytes is too short")
+    fields = head.unpack_from(data)
+    if fields[0] != magic:
+        raise FormatError("bad_magic", f"not a {what}")
+    if fields[1] != version:
+        raise FormatError("unsupported_version", f"{what} version {fields[1]}; this release reads {version}")
+    return fields
+
+
+def check_crc(data: memoryview, what: str) -> None:
+    """FormatError unless the last four bytes are the CRC-32 of those before."""
+    if zlib.crc32(data[: -_CRC.size]) != _CRC.unpack_from(data, len(data) - _CRC.size)[0]:
+        raise FormatError("bad_checksum", f"the checksum of the {what} does not match its bytes")
+
+
+def append_crc(body: bytes) -> bytes:
+    """`body` with its CRC-32."""
+    return body + _CRC.pack(zlib.crc32(body))
 
 
 def time_range_us(block: bytes | memoryview) -> tuple[int, int]:
@@ -226,7 +237,7 @@ def _as_small(column: NDArray[np.float32]) -> NDArray[np.int16] | None:
 def _encode_runs(column: NDArray[np.int32], config: ChunkConfig) -> tuple[int, bytes]:
     starts = np.flatnonzero(np.diff(column, prepend=column[0] - 1))
     lengths = np.diff(starts, append=len(column)).astype(_RUN_TYPE)
-    parts = [struct.pack("<I", len(starts))]
+    parts = [_COUNT.pack(len(starts))]
     for array in (column[starts], lengths):
         encoding, payload = _encode_numbers(array, config)
         parts += (_SUB.pack(encoding, len(payload)), payload)
@@ -240,7 +251,7 @@ def _encode_texts(column: NDArray[np.object_]) -> tuple[int, bytes]:
 def _decode_text_column(encoding: int, payload: memoryview, rows: int) -> NDArray[np.object_]:
     if encoding != _TEXTS:
         raise FormatError("malformed", f"encoding {encoding} is none of texts")
-    most = rows * (_TEXT_MAX_BYTES + 5) + 5
+    most = rows * (MAX_TEXT_BYTES + 5) + 5
     try:
         if not 0 <= zstandard.frame_content_size(payload) <= most:
             raise FormatError("too_large", f"a column of {rows} texts may have {most} bytes")
@@ -249,14 +260,16 @@ def _decode_text_column(encoding: int, payload: memoryview, rows: int) -> NDArra
         raise FormatError("malformed", f"a column of texts cannot be read: {fault}") from fault
     if len(texts) != rows:
         raise FormatError("malformed", f"a column of {len(texts)} texts for {rows} rows")
-    if any(len(text.encode()) > _TEXT_MAX_BYTES or "\0" in text for text in texts):
+    if not all(map(is_storable_text, texts)):
         raise FormatError("malformed", "a text is too long or holds a NUL")
     column = np.empty(rows, np.object_)
     column[:] = texts
     return column
 
 
-def _decode_numbers(encoding: int, payload: memoryview, dtype: np.dtype[Any], rows: int) -> NDArray[Any]:
+def _decode_numbers(
+    encoding: int, payload: memoryview, dtype: np.dtype[np.generic], rows: int
+) -> NDArray[Any]:
     if encoding == _CONSTANT and len(payload) == dtype.itemsize:
         return np.full(rows, np.frombuffer(payload, dtype)[0], dtype)
     if encoding == _PLAIN and len(payload) == rows * dtype.itemsize:
@@ -274,12 +287,12 @@ def _decode_numbers(encoding: int, payload: memoryview, dtype: np.dtype[Any], ro
 
 
 def _decode_runs(encoding: int, payload: memoryview, rows: int) -> NDArray[np.int32]:
-    if encoding != _RUNS or len(payload) < 4:  # noqa: PLR2004 - the size of the u32 that follows
+    if encoding != _RUNS or len(payload) < _COUNT.size:
         raise FormatError("malformed", "the series column is not in runs")
-    runs = struct.unpack_from("<I", payload)[0]
+    runs = _COUNT.unpack_from(payload)[0]
     if not 0 < runs <= rows:
         raise FormatError("malformed", f"{runs} runs of series for {rows} rows")
-    at, arrays = 4, []
+    at, arrays = _COUNT.size, []
     for _ in range(2):
         if at + _SUB.size > len(payload):
             raise FormatError("truncated", "the series column is cut short")
@@ -295,8 +308,8 @@ def _decode_runs(encoding: int, payload: memoryview, rows: int) -> NDArray[np.in
     return np.repeat(values, lengths)
 
 
-def _decompress_pco(payload: memoryview, dtype: np.dtype[Any], rows: int) -> NDArray[Any]:
-    """Decompress into an array of the declared size: pcodec alone would trust the payload's own claim."""
+def _decompress_pco(payload: memoryview, dtype: np.dtype[np.generic], rows: int) -> NDArray[Any]:
+    """Decompress into an array of the expected size: pcodec alone would trust the size in the payload."""
     column = np.empty(rows, dtype)
     try:
         progress = standalone.simple_decompress_into(bytes(payload), column)

@@ -22,7 +22,6 @@ and no block. Declarations name no series; the batch of a class that does has at
 from __future__ import annotations
 
 import struct
-import zlib
 from dataclasses import dataclass
 from uuid import UUID
 
@@ -31,23 +30,30 @@ import zstandard
 
 from cloud_sync.codec import columns
 from cloud_sync.model.errors import FormatError
-from cloud_sync.model.records import Batch, BatchRange, RecordClass, Records, Series
+from cloud_sync.model.records import (
+    MAX_TEXT_BYTES,
+    Batch,
+    BatchRange,
+    RecordClass,
+    Records,
+    Series,
+    is_storable_text,
+)
 
 VERSION = 1
 MAGIC = b"TGWB"
 MEDIA_TYPE = "application/vnd.tidegate.batch"
 
 _HEAD = struct.Struct("<4sB3xII")
-_CRC = struct.Struct("<I")
+_CRC_BYTES = 4
 _HEADER_LEVEL = 9
-_NAME_MAX_BYTES = 1024
 MAX_PARTS = 1 << 16
 _REFUSED_MAX = 1 << 31
 
 
 @dataclass(frozen=True, slots=True)
 class WireLimits:
-    """What a receiver takes. Checked before memory is spent."""
+    """What a receiver accepts; checked before memory is spent."""
 
     max_rows: int = 1_000_000
     max_header_bytes: int = 16 << 20
@@ -89,8 +95,8 @@ def encode(batch: Batch) -> bytes:
     )
     packed = zstandard.compress(_header_encoder.encode(header), _HEADER_LEVEL)
     block = columns.encode(batch.records) if batch.rows else b""
-    body = b"".join((_HEAD.pack(MAGIC, VERSION, len(packed), len(block)), packed, block))
-    return body + _CRC.pack(zlib.crc32(body))
+    head = _HEAD.pack(MAGIC, VERSION, len(packed), len(block))
+    return columns.append_crc(head + packed + block)
 
 
 def decode(data: bytes, limits: WireLimits = WireLimits()) -> Batch:
@@ -100,22 +106,15 @@ def decode(data: bytes, limits: WireLimits = WireLimits()) -> Batch:
         FormatError: with the reason; never anything else, whatever the bytes.
     """
     view = memoryview(data)
-    if len(view) < _HEAD.size + _CRC.size:
-        raise FormatError("truncated", f"a batch of {len(view)} bytes is too short")
-    magic, version, header_bytes, block_bytes = _HEAD.unpack_from(view)
-    if magic != MAGIC:
-        raise FormatError("bad_magic", "not a wire batch")
-    if version != VERSION:
-        raise FormatError(
-            "unsupported_version", f"wire batch version {version}; this release reads {VERSION}"
-        )
-    if _HEAD.size + header_bytes + block_bytes + _CRC.size != len(view):
+    _, _, header_bytes, block_bytes = columns.unpack_head(view, _HEAD, MAGIC, VERSION, "wire batch")
+    header_end = _HEAD.size + header_bytes
+    block_end = header_end + block_bytes
+    if block_end + _CRC_BYTES != len(view):
         raise FormatError("truncated", "the batch is not as long as its head says")
-    if zlib.crc32(view[: -_CRC.size]) != _CRC.unpack_from(view, len(view) - _CRC.size)[0]:
-        raise FormatError("bad_checksum", "the batch's checksum does not match its bytes")
-    header = _decode_header(view[_HEAD.size : _HEAD.size + header_bytes], limits.max_header_bytes)
+    columns.check_crc(view, "wire batch")
+    header = _decode_header(view[_HEAD.size : header_end], limits.max_header_bytes)
     range_ = _decode_range(header)
-    records = _decode_block(header, range_.record_class, view[_HEAD.size + header_bytes : -_CRC.size], limits)
+    records = _decode_block(header, range_.record_class, view[header_end:block_end], limits)
     series = tuple(_check_series(*entry) for entry in header.series)
     return Batch(range_, series, records, header.refused, header.withheld)
 
@@ -144,12 +143,10 @@ def _decode_header(packed: memoryview, max_bytes: int) -> _Header:
     try:
         size = zstandard.frame_content_size(packed)
         if not 0 <= size <= max_bytes:
-            raise FormatError("too_large", f"a header of {size} bytes; at most {max_bytes} are taken")
+            raise FormatError("too_large", f"a header of {size} bytes; at most {max_bytes} are accepted")
         raw = zstandard.ZstdDecompressor().decompress(packed, max_output_size=max_bytes)
         return _header_decoder.decode(raw)
-    except zstandard.ZstdError as fault:
-        raise FormatError("malformed", f"the header cannot be decompressed: {fault}") from fault
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as fault:
+    except (zstandard.ZstdError, msgspec.DecodeError, UnicodeDecodeError, RecursionError) as fault:
         raise FormatError("malformed", f"the header cannot be read: {fault}") from fault
 
 
@@ -163,7 +160,7 @@ def _decode_range(header: _Header) -> BatchRange:
         raise FormatError("malformed", f"{header.first}..{header.last} is no range of commits")
     if not 0 < header.part <= header.parts <= MAX_PARTS:
         raise FormatError("malformed", f"part {header.part} of {header.parts}")
-    if not 0 < len(header.gateway_id.encode()) <= _NAME_MAX_BYTES:
+    if not 0 < len(header.gateway_id.encode()) <= MAX_TEXT_BYTES:
         raise FormatError("malformed", "gateway_id is empty or too long")
     return BatchRange(
         header.gateway_id, epoch, record_class, header.first, header.last, header.part, header.parts
@@ -171,9 +168,8 @@ def _decode_range(header: _Header) -> BatchRange:
 
 
 def _check_series(sensor_id: str, sensor_type: str, attributes: dict[str, str]) -> Series:
-    for text in (sensor_id, sensor_type, *attributes, *attributes.values()):
-        if len(text.encode()) > _NAME_MAX_BYTES or "\0" in text:
-            raise FormatError("malformed", "a series name or attribute is too long or holds a NUL")
+    if not all(map(is_storable_text, (sensor_id, sensor_type, *attributes, *attributes.values()))):
+        raise FormatError("malformed", "a series name or attribute is too long or holds a NUL")
     if not sensor_id or not sensor_type:
         raise FormatError("malformed", "a series without sensor_id or sensor_type")
     return Series(sensor_id, sensor_type, tuple(sorted(attributes.items())))

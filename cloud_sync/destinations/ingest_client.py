@@ -16,8 +16,12 @@ import msgspec
 
 from cloud_sync.codec import wire
 from cloud_sync.destinations import EncodedBatch
-from cloud_sync.destinations import http_client as destinations_http_client
-from cloud_sync.destinations.http_client import HttpOptions, build_http_client
+from cloud_sync.destinations.http_client import (
+    HttpOptions,
+    build_http_client,
+    error_from_status,
+    parse_retry_after,
+)
 from cloud_sync.model.errors import RefusedError, RetryLaterError
 from cloud_sync.model.records import Batch, BatchRange, Credit, Receipt, RecordClass
 from cloud_sync.runtime.secret_files import redact_text
@@ -25,13 +29,11 @@ from cloud_sync.runtime.secret_files import redact_text
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-_MAX_ANSWER_BYTES = 4 << 20
-"""Enough for the ranges of a gateway with tens of thousands of gaps; more than that is not read."""
+_MAX_ANSWER_BYTES = 4 << 20  # enough for the ranges of a gateway with tens of thousands of gaps
 _MAX_FAULT_BYTES = 64 << 10
 _SHOWN_CHARACTERS = 300
 _CONNECT_TIMEOUT_S = 10.0
 _DECODE_ERRORS = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
-"""What msgspec raises for bytes that are not the JSON expected."""
 
 
 class _CreditAnswer(msgspec.Struct):
@@ -78,11 +80,11 @@ class IngestClient:
     Args:
         name: of the destination.
         url: of the service, without `/v1`, e.g. "https://region.example:8420".
-        token: that the service gave this gateway; "" where the client certificate says who it is.
+        token: "" where the client certificate identifies the gateway.
         timeout_s: longest silence of the service before a send counts as failed.
-        options: how to reach it.
+        options: connection options.
         http: a client to use instead of one of its own; it is not closed here.
-        wall_clock: seconds since 1970, to understand a Retry-After that is a date.
+        wall_clock: seconds since 1970, for a Retry-After that is a date.
     """
 
     def __init__(
@@ -98,7 +100,7 @@ class IngestClient:
     ) -> None:
         self.name = name
         self._url = url.rstrip("/")
-        self._shown_url = redact_text(self._url)
+        self._address = redact_text(self._url)
         self._headers = {"Accept-Encoding": "identity"}
         if token:
             self._headers["Authorization"] = f"Bearer {token}"
@@ -114,21 +116,21 @@ class IngestClient:
         return EncodedBatch(batch.range, batch.rows, (wire.encode(batch),))
 
     async def send(self, encoded_batch: EncodedBatch) -> Receipt:
-        """Deliver one parcel and read its receipt; raises as `Destination.send` says."""
-        answer, wait_s = await self._ask(
+        """Deliver one batch and read its receipt; raises as `Destination.send` says."""
+        answer, wait_s = await self._request(
             "POST", "/v1/batches", content=encoded_batch.bodies[0], headers={"Content-Type": wire.MEDIA_TYPE}
         )
         try:
             receipt = msgspec.json.decode(answer, type=_ReceiptAnswer)
         except _DECODE_ERRORS as fault:
             raise RetryLaterError(
-                f"{self._shown_url}: HTTP 200, but no receipt: {_shorten_body(answer)}"
+                f"{self._address}: HTTP 200, but no receipt: {_shorten_body(answer)}"
             ) from fault
         return _check_receipt(encoded_batch, receipt, wait_s)
 
-    async def known(self, gateway_id: str, epoch: UUID) -> list[BatchRange]:
+    async def applied_ranges(self, gateway_id: str, epoch: UUID) -> list[BatchRange]:
         """The ranges of an epoch that the region has applied, merged and in order, for each class."""
-        answer, _ = await self._ask(
+        answer, _ = await self._request(
             "GET", f"/v1/gateways/{quote(gateway_id, safe='')}", params={"epoch": str(epoch)}
         )
         try:
@@ -141,7 +143,7 @@ class IngestClient:
             ]
         except (*_DECODE_ERRORS, KeyError) as fault:
             raise RetryLaterError(
-                f"{self._shown_url}: HTTP 200, but no list of ranges: {_shorten_body(answer)}"
+                f"{self._address}: HTTP 200, but no list of ranges: {_shorten_body(answer)}"
             ) from fault
 
     async def aclose(self) -> None:
@@ -149,7 +151,7 @@ class IngestClient:
         if self._own_http:
             await self._http.aclose()
 
-    async def _ask(
+    async def _request(
         self,
         method: str,
         path: str,
@@ -160,7 +162,7 @@ class IngestClient:
     ) -> tuple[bytes, float | None]:
         """The body of a successful answer and the wait it asks for; other outcomes are raised."""
         if self._http.is_closed:
-            raise RetryLaterError(f"{self._shown_url}: the connection was closed by this program")
+            raise RetryLaterError(f"{self._address}: the connection was closed by this program")
         all_headers = self._headers | dict(headers or {})
         try:
             async with self._http.stream(
@@ -177,11 +179,11 @@ class IngestClient:
                     if len(body) > limit:
                         break
         except httpx.TimeoutException as fault:
-            raise RetryLaterError(f"{self._shown_url}: no answer within {self._timeout.read:g} s") from fault
+            raise RetryLaterError(f"{self._address}: no answer within {self._timeout.read:g} s") from fault
         except (httpx.HTTPError, httpx.StreamError) as fault:
-            raise RetryLaterError(f"{self._shown_url}: {str(fault) or type(fault).__name__}") from fault
+            raise RetryLaterError(f"{self._address}: {str(fault) or type(fault).__name__}") from fault
         words = _parse_fault(bytes(body))
-        fault_found = destinations_http_client.error_from_status(
+        fault_found = error_from_status(
             response.status_code,
             words.message or words.error,
             retry_after=response.headers.get("Retry-After"),
@@ -192,40 +194,28 @@ class IngestClient:
             raise RefusedError(str(fault_found), fault_found.reason, rows=words.rows)
         if fault_found is not None:
             raise fault_found
-        return bytes(body), destinations_http_client.parse_retry_after(
-            response.headers.get("Retry-After"), now_s=self._wall_clock()
-        )
+        return bytes(body), parse_retry_after(response.headers.get("Retry-After"), now_s=self._wall_clock())
 
 
 def _check_receipt(encoded_batch: EncodedBatch, answer: _ReceiptAnswer, wait_s: float | None) -> Receipt:
-    """The receipt, if it is one for this parcel. With a Retry-After, no backlog is wanted for so long."""
+    """The receipt, if it is one for this batch. A Retry-After asks for no backlog for so long."""
     sent = encoded_batch.range
-    expected = (
-        sent.gateway_id,
-        sent.epoch,
-        sent.record_class.name.lower(),
-        sent.first_commit,
-        sent.last_commit,
-        sent.part,
-        sent.parts,
-    )
     named = (
         answer.gateway_id,
         answer.epoch,
-        answer.record_class,
         answer.first_commit,
         answer.last_commit,
         answer.part,
         answer.parts,
     )
+    expected = (sent.gateway_id, sent.epoch, *sent[3:])
     counts = (answer.stored, answer.duplicates, answer.conflicts)
     if (
-        named != expected
-        or answer.rows != encoded_batch.rows
+        (answer.record_class, named) != (sent.record_class.name.lower(), expected)
+        or not answer.rows == sum(counts) == encoded_batch.rows
         or min(counts) < 0
-        or sum(counts) != encoded_batch.rows
     ):
-        raise RetryLaterError(f"the answer makes no sense: a receipt for something else than {sent}")
+        raise RetryLaterError(f"the answer is a receipt for something else than {sent}")
     credit = None if answer.credit is None else Credit(answer.credit.rows_per_s, answer.credit.valid_s)
     if wait_s and credit is None:
         credit = Credit(0.0, wait_s)

@@ -1,4 +1,4 @@
-"""What the service answers: JSON in every case, `{"error", "message"}` when it is no, perhaps `rows`. Pure.
+"""JSON answers of the service; an error is `{"error", "message"}` and perhaps `rows`. Pure.
 
 400  a code of FormatError: the bytes are no batch      401  no_token, unknown_token
 403  other_gateway, other_scope      408  body_too_slow      413  body_too_large      415  media_type
@@ -9,14 +9,14 @@
 
 from __future__ import annotations
 
-from itertools import groupby, pairwise
+from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse, Response
 
 from cloud_sync.model.errors import RefusedError
-from cloud_sync.model.ledger_rules import RangeConflictError
+from cloud_sync.model.ledger_rules import RangeConflictError, find_coverage
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -24,26 +24,25 @@ if TYPE_CHECKING:
     from starlette.requests import Request
 
     from cloud_sync.model.errors import DeliveryError
-    from cloud_sync.model.ledger_rules import DeclaredLoss, GatewayProgress
+    from cloud_sync.model.ledger_rules import Coverage, DeclaredLoss, GatewayProgress
     from cloud_sync.model.records import BatchRange, Receipt
 
 MAX_ROWS_LISTED = 5000
-"""Bad rows that an answer names; a sender finds more in the answer to the rest."""
 
 _SUMS = ("rows", "stored", "duplicates", "conflicts", "refused")
 
 
 class RequestRejectedError(Exception):
-    """A request that ends here.
+    """A request that is answered with an error.
 
     Args:
         status: of HTTP.
         error: the machine-readable code.
         message: for a person.
-        retry_after_s: what the sender is asked to wait.
-        hang_up: do not wait for the rest of the body. Otherwise it is read and thrown away, so that a sender
+        retry_after_s: the Retry-After header.
+        hang_up: do not wait for the rest of the body. Otherwise it is read and discarded, so that a sender
             that reads only when it has written gets its answer instead of a reset connection.
-        rows: of a batch, the positions of those to blame; the first ones where there are very many.
+        rows: the refused rows of a batch; an answer names the first ones.
     """
 
     def __init__(
@@ -64,11 +63,11 @@ class RequestRejectedError(Exception):
         self.hang_up = hang_up
 
     def response(self) -> JSONResponse:
-        """The answer."""
+        """The error as an HTTP answer."""
         headers = {} if self.retry_after_s is None else {"Retry-After": str(self.retry_after_s)}
         if self.hang_up:
             headers["Connection"] = "close"
-        if self.status == 401:  # noqa: PLR2004 - RFC 9110 section 15.5.2
+        if self.status == HTTPStatus.UNAUTHORIZED:
             headers["WWW-Authenticate"] = "Bearer"
         rows = {"rows": list(self.rows[:MAX_ROWS_LISTED])} if self.rows else {}
         return JSONResponse({"error": self.error, "message": str(self), **rows}, self.status, headers)
@@ -87,7 +86,7 @@ async def answer_internal_error(_request: Request, fault: Exception) -> Response
 
 
 def rejection_from_error(fault: DeliveryError, retry_after_s: int) -> RequestRejectedError:
-    """How a fault of the sink is told to a gateway. The database's refusal of *our* credentials is ours."""
+    """The answer to an error of the sink; one about our own credentials is no fault of the sender (503)."""
     if isinstance(fault, RangeConflictError):
         return RequestRejectedError(409, fault.reason, str(fault))
     if isinstance(fault, RefusedError):
@@ -96,7 +95,7 @@ def rejection_from_error(fault: DeliveryError, retry_after_s: int) -> RequestRej
 
 
 def receipt_to_json(applied: BatchRange, receipt: Receipt) -> dict[str, Any]:
-    """A receipt as JSON, the same for one applied now and one applied before but for status and credit."""
+    """A receipt as JSON; one applied before differs in its status and credit only."""
     parts = {} if applied.parts == 1 else {"part": applied.part, "parts": applied.parts}
     credit = {} if receipt.credit is None else {"credit": receipt.credit._asdict()}
     return {
@@ -115,30 +114,23 @@ def receipt_to_json(applied: BatchRange, receipt: Receipt) -> dict[str, Any]:
 
 def progress_to_json(gateway_id: str, known: GatewayProgress | None) -> dict[str, Any]:
     """What has been applied of a gateway: per epoch and class, ranges, gaps from commit 1 on, and sums."""
-    epochs = []
-    for _, group in groupby(known.ranges if known else (), key=lambda applied: applied.range[:3]):
-        islands = list(group)
-        spans = [(i.range.first_commit, i.range.last_commit) for i in islands if i.complete]
-        gaps = [(a + 1, b - 1) for (_, a), (b, _) in pairwise([(0, 0), *spans]) if a + 1 < b]
-        partial = [(i.range.first_commit, i.range.last_commit) for i in islands if not i.complete]
-        end = spans[-1][1] if spans else 0
-        gaps += [(end + 1, max(last for _, last in partial))] if partial and partial[-1][1] > end else []
-        epochs.append(
-            {
-                **_range_to_json(islands[0].range),
-                "complete_through": spans[0][1] if spans and spans[0][0] == 1 else 0,
-                "ranges": spans,
-                "gaps": gaps,
-                "partial": partial,
-                **{name: sum(getattr(i, name) for i in islands) for name in _SUMS},
-            }
-        )
     return {
         "gateway_id": gateway_id,
         "first_seen": known.first_seen.isoformat() if known else None,
         "last_seen": known.last_seen.isoformat() if known else None,
-        "epochs": epochs,
+        "epochs": [_coverage_to_json(coverage) for coverage in find_coverage(known.ranges)] if known else [],
         "declared": [_loss_to_json(loss) for loss in known.declared] if known else [],
+    }
+
+
+def _coverage_to_json(coverage: Coverage) -> dict[str, Any]:
+    return {
+        **_range_to_json(coverage),
+        "complete_through": coverage.complete_through,
+        "ranges": coverage.spans,
+        "gaps": coverage.gaps,
+        "partial": coverage.partial,
+        **{name: coverage.sum(name) for name in _SUMS},
     }
 
 
@@ -156,7 +148,7 @@ def _loss_to_json(loss: DeclaredLoss) -> dict[str, Any]:
     }
 
 
-def _range_to_json(applied: BatchRange) -> dict[str, Any]:
+def _range_to_json(applied: BatchRange | Coverage) -> dict[str, Any]:
     return {
         "gateway_id": applied.gateway_id,
         "epoch": str(applied.epoch),

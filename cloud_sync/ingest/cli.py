@@ -10,7 +10,7 @@ import contextlib
 import json
 from collections import Counter
 from datetime import UTC, datetime
-from itertools import groupby, pairwise
+from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NoReturn, TypeVar
 
@@ -23,6 +23,7 @@ from cloud_sync.ingest import file_import
 from cloud_sync.ingest import settings as settings_of_ingest
 from cloud_sync.ingest.program import build_sink, run_service
 from cloud_sync.model.errors import DeliveryError
+from cloud_sync.model.ledger_rules import find_coverage
 from cloud_sync.runtime.settings_file import InvalidSettingsError
 from cloud_sync.runtime.watchdog import FailedStarts
 from cloud_sync.timescale.schema import SchemaTooNewError
@@ -30,7 +31,7 @@ from cloud_sync.timescale.schema import SchemaTooNewError
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator, Sequence
 
-    from cloud_sync.model.ledger_rules import AppliedRange, DeclaredLoss, GatewayProgress
+    from cloud_sync.model.ledger_rules import Coverage, DeclaredLoss, GatewayProgress
     from cloud_sync.timescale.sink import TimescaleSink
 
 T = TypeVar("T")
@@ -121,9 +122,9 @@ def load(
             found = file_import.find_import_files(folder)
         except OSError as fault:
             _fail(f"{folder}: {fault.strerror or fault}", EXIT_FAILED)
-        told = (lambda _words: None) if quiet else (lambda words: typer.echo(words, err=True))
-        done = _with_sink(config, lambda sink: file_import.import_files(sink, found, told))
-    typer.echo(done.words())
+        report = (lambda _text: None) if quiet else (lambda text: typer.echo(text, err=True))
+        done = _with_sink(config, lambda sink: file_import.import_files(sink, found, report))
+    typer.echo(done.describe())
     if done.damaged:
         _fail(f"{done.damaged} of {len(found)} files could not be taken in", EXIT_FAILED)
 
@@ -192,7 +193,7 @@ def _tokens_file(config: Path | None, tokens_file: Path | None) -> Path:
 
 @contextlib.contextmanager
 def _exit_on_error() -> Iterator[None]:
-    """Tell faults that a person can mend, without a traceback."""
+    """End the program with one message for errors that an operator can correct."""
     try:
         yield
     except (InvalidSettingsError, tokens.TokenFileError, CannotStartError, SchemaTooNewError) as fault:
@@ -216,33 +217,32 @@ def describe_gateways(known: Sequence[GatewayProgress], *, now: datetime) -> Ite
         readings = sum(applied.rows for applied in each.ranges)
         seen = _format_age((now - each.last_seen).total_seconds())
         yield f"{each.gateway_id}  last seen {seen}  {readings:,} readings"
-        for (_, epoch, record_class), group in groupby(each.ranges, key=lambda applied: applied.range[:3]):
-            yield f"  {record_class.name.lower()} of epoch {epoch.hex[:8]}: {_describe_coverage(list(group))}"
+        for coverage in find_coverage(each.ranges):
+            name = f"{coverage.record_class.name.lower()} of epoch {coverage.epoch.hex[:8]}"
+            yield f"  {name}: {_describe_coverage(coverage)}"
         for reason, losses in groupby(sorted(each.declared, key=_loss_group), key=_loss_group):
             yield f"  declared: {_describe_losses(reason, list(losses))}"
 
 
-def _describe_coverage(islands: list[AppliedRange]) -> str:
-    spans = [(i.range.first_commit, i.range.last_commit) for i in islands if i.complete]
-    through = spans[0][1] if spans and spans[0][0] == 1 else 0
-    parts = [f"complete through {through}"]
-    gaps = [(a + 1, b - 1) for (_, a), (b, _) in pairwise([(0, 0), *spans]) if a + 1 < b]
+def _describe_coverage(coverage: Coverage) -> str:
+    parts = [f"complete through {coverage.complete_through}"]
+    gaps, more = coverage.gaps[:_MAX_GAPS_SHOWN], len(coverage.gaps) - _MAX_GAPS_SHOWN
     if gaps:
-        shown = ", ".join(
-            f"{first}..{last}" if last > first else str(first) for first, last in gaps[:_MAX_GAPS_SHOWN]
-        )
-        more = f" and {len(gaps) - _MAX_GAPS_SHOWN} more" if len(gaps) > _MAX_GAPS_SHOWN else ""
-        parts.append(f"newest {spans[-1][1]}, {len(gaps)} gap{'s' if len(gaps) > 1 else ''}: {shown}{more}")
-    arriving = sum(not i.complete for i in islands)
+        newest = max(last for _, last in (*coverage.spans, *coverage.partial))
+        shown = ", ".join(f"{first}..{last}" if last > first else str(first) for first, last in gaps)
+        shown += f" and {more} more" if more > 0 else ""
+        count = len(coverage.gaps)
+        parts.append(f"newest {newest}, {count} gap{'s' if count > 1 else ''}: {shown}")
+    arriving = len(coverage.partial)
     if arriving:
         parts.append(f"{arriving} range{'s' if arriving > 1 else ''} in part")
-    counts = {name: sum(getattr(i, name) for i in islands) for name in ("duplicates", "conflicts", "refused")}
+    counts = {name: coverage.sum(name) for name in ("duplicates", "conflicts", "refused")}
     parts += [f"{count:,} {name}" for name, count in counts.items() if count]
     return "; ".join(parts)
 
 
 def _loss_group(loss: DeclaredLoss) -> tuple[str, str, str]:
-    """What losses have in common that are told in one line."""
+    """Losses of one group are one line."""
     return loss.range.record_class.name.lower(), loss.reason, loss.survives
 
 

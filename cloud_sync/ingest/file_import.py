@@ -1,22 +1,22 @@
 """Imports the folder of a file destination (docs/destinations.md): each piece once, resumable.
 
 A file that the manifest lists must match it byte for byte. One that is not listed was open when it was
-taken away: it is read up to its last complete line or batch.
+lines_read away: it is read up to its last complete line or batch.
 """
 
 from __future__ import annotations
 
 import asyncio
 import hashlib
-import json
 import zlib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from cloud_sync.codec.line_protocol import LineReader
 from cloud_sync.destinations.file import parquet
+from cloud_sync.destinations.file.output_files import MANIFEST, read_json_lines
 from cloud_sync.model.reading_builder import ColumnBuilder, InvalidReadingError
 from cloud_sync.model.records import Readings
 from cloud_sync.timescale.ledger import FileIdempotency, ImportProgress, find_import_progress
@@ -29,7 +29,6 @@ if TYPE_CHECKING:
     from cloud_sync.model.records import Series
     from cloud_sync.timescale.sink import TimescaleSink
 
-MANIFEST = "manifest.jsonl"
 _COLUMNAR = (".parquet", ".open.batches")
 _PATTERNS = ("*.lp", "*.lp.gz", *(f"*{ending}" for ending in _COLUMNAR))
 _CHUNK_BYTES = 1 << 18
@@ -102,26 +101,13 @@ class ImportFile:
 
 def find_import_files(folder: Path) -> list[ImportFile]:
     """The files of a folder, in the order of their names."""
-    listed = {entry["file"]: entry.get("sha256") for entry in _read_manifest(folder) if "file" in entry}
+    listed = {
+        entry["file"]: entry.get("sha256") for entry in read_json_lines(folder / MANIFEST) if "file" in entry
+    }
     paths = sorted({path for pattern in _PATTERNS for path in folder.glob(pattern)})
     if not paths:
         list(folder.iterdir())  # glob finds nothing in a folder that is not there
     return [ImportFile(path, listed.get(path.name)) for path in paths]
-
-
-def _read_manifest(folder: Path) -> Iterator[dict[str, Any]]:
-    """The whole lines of the manifest that hold an object; a torn last line is no line."""
-    try:
-        text = (folder / MANIFEST).read_bytes()
-    except FileNotFoundError:
-        return
-    for line in text.split(b"\n")[:-1]:
-        try:
-            entry = json.loads(line)
-        except (ValueError, RecursionError):
-            continue
-        if isinstance(entry, dict):
-            yield entry
 
 
 def _read_chunks(path: Path) -> Iterator[bytes]:
@@ -130,14 +116,14 @@ def _read_chunks(path: Path) -> Iterator[bytes]:
             yield piece
 
 
-def _read_gzip(volume: ImportFile) -> Iterator[bytes]:
+def _read_gzip(file: ImportFile) -> Iterator[bytes]:
     """What the members of a gzip file hold. An unlisted file may be cut short: its lines are stored once by
     series and time, so having only some of a batch does no harm.
     """
     member = zlib.decompressobj(_GZIP_WINDOW)
     begun = False
     try:
-        for piece in _read_chunks(volume.path):
+        for piece in _read_chunks(file.path):
             compressed = piece
             while compressed:
                 if member.eof:
@@ -146,11 +132,11 @@ def _read_gzip(volume: ImportFile) -> Iterator[bytes]:
                 yield member.decompress(compressed, _CHUNK_BYTES)
                 compressed = member.unused_data if member.eof else member.unconsumed_tail
     except zlib.error as fault:
-        if volume.sha256 is not None:
-            raise DamagedFileError(f"{volume.path.name}: is no gzip: {fault}") from fault
+        if file.sha256 is not None:
+            raise DamagedFileError(f"{file.path.name}: is no gzip: {fault}") from fault
         return
-    if begun and not member.eof and volume.sha256 is not None:
-        raise DamagedFileError(f"{volume.path.name}: ends within a gzip member")
+    if begun and not member.eof and file.sha256 is not None:
+        raise DamagedFileError(f"{file.path.name}: ends within a gzip member")
 
 
 PIECE_LINES = 50_000
@@ -158,36 +144,29 @@ PIECE_LINES = 50_000
 
 @dataclass(slots=True)
 class ImportSums:
-    """What became of the files of one folder.
-
-    Attributes:
-        known: files that had been loaded before.
-        damaged: files that are not what their manifest says, or could not be read.
-    """
+    """What became of the files of one folder; `known` were imported before, `damaged` could not be."""
 
     files: int = 0
     known: int = 0
     damaged: int = 0
-    stored: int = 0
-    duplicates: int = 0
-    conflicts: int = 0
-    rejected: int = 0
+    readings: ImportProgress = field(default_factory=ImportProgress)
 
-    def words(self) -> str:
+    def describe(self) -> str:
         """One line for a person."""
+        sums = self.readings
         return (
-            f"{self.files} files loaded, {self.known} known before; {self.stored} readings stored, "
-            f"{self.duplicates} duplicates, {self.conflicts} conflicts, {self.rejected} lines rejected"
+            f"{self.files} files loaded, {self.known} known before; {sums.stored} readings stored, "
+            f"{sums.duplicates} duplicates, {sums.conflicts} conflicts, {sums.rejected} lines rejected"
         )
 
 
 async def import_files(
-    sink: TimescaleSink, files: Sequence[ImportFile], told: Callable[[str], None]
+    sink: TimescaleSink, files: Sequence[ImportFile], report: Callable[[str], None]
 ) -> ImportSums:
-    """Take in files one after the other; a damaged one is told and left.
+    """Import files one after the other; a damaged one is reported and left out.
 
     Raises:
-        DeliveryError: the database is away, or refuses us; what was loaded stays loaded.
+        DeliveryError: the database is away, or rejects our credentials; what was imported stays imported.
     """
     sums = ImportSums()
     for number, file in enumerate(files, start=1):
@@ -197,48 +176,53 @@ async def import_files(
             before = await sink.transact(partial(find_import_progress, sha256=sha256))
             if before.complete:
                 sums.known += 1
-                told(f"{place}: loaded before")
+                report(f"{place}: loaded before")
                 continue
-            after = await _import_file(sink, file, sha256, before, partial(_report, told, place))
+            after = await _import_file(sink, file, sha256, before, partial(_report_at, report, place))
         except (DamagedFileError, OSError) as fault:
             sums.damaged += 1
-            told(f"{place}: {fault}")
+            report(f"{place}: {fault}")
             continue
         sums.files += 1
-        for name in ("stored", "duplicates", "conflicts", "rejected"):
-            setattr(sums, name, getattr(sums, name) + getattr(after, name) - getattr(before, name))
+        sums.readings = sums.readings.add(after, before)
     return sums
 
 
-def _report(told: Callable[[str], None], place: str, words: str) -> None:
-    told(f"{place}: {words}")
+def _report_at(report: Callable[[str], None], place: str, text: str) -> None:
+    report(f"{place}: {text}")
 
 
 async def _import_file(
-    sink: TimescaleSink, file: ImportFile, sha256: bytes, before: ImportProgress, told: Callable[[str], None]
+    sink: TimescaleSink,
+    file: ImportFile,
+    sha256: bytes,
+    before: ImportProgress,
+    report: Callable[[str], None],
 ) -> ImportProgress:
-    """Load what is left of a file, in pieces that are one transaction each."""
+    """Import the rest of a file, in pieces that are one transaction each."""
     pieces = _columnar_pieces(file, before.lines) if file.is_columnar else _line_pieces(file, before.lines)
     at = before
     while not at.complete:
         piece = await asyncio.to_thread(next, pieces, _LAST_PIECE)
-        series, readings, taken, rejected, last = piece
-        memory = FileIdempotency(sha256, file.path.name, at, lines=taken, rejected=rejected, complete=last)
-        after = await sink.store(series, readings, ReadingSource(f"file {file.path.name}"), memory)
-        if after.lines != at.lines + taken:
-            told("somebody else is loading it")
+        series, readings, lines_read, rejected, last = piece
+        idempotency = FileIdempotency(
+            sha256, file.path.name, at, lines=lines_read, rejected=rejected, complete=last
+        )
+        after = await sink.store(series, readings, ReadingSource(f"file {file.path.name}"), idempotency)
+        if after.lines != at.lines + lines_read:
+            report("another process is loading it")
             return after
         at = after
-        told(f"{at.lines} lines, {at.stored} stored")
+        report(f"{at.lines} lines, {at.stored} stored")
     return at
 
 
 class _Piece(NamedTuple):
-    """Some readings, how many lines or rows they took, how many of those were none, and if it is the last."""
+    """Readings, how many lines or rows they came from, and how many of those were rejected."""
 
     series: Sequence[Series]
     readings: Readings
-    taken: int
+    lines_read: int
     rejected: int
     last: bool
 
@@ -249,12 +233,12 @@ _LAST_PIECE = _Piece((), Readings.empty(), 0, 0, last=True)
 def _line_pieces(file: ImportFile, skip: int) -> Iterator[_Piece]:
     lines, reader = islice(file.lines(), skip, None), LineReader("ns")
     while True:
-        series, readings, taken, rejected = _next_lines(lines, reader)
-        yield _Piece(series, readings, taken, rejected, last=taken < PIECE_LINES)
+        series, readings, lines_read, rejected = _next_lines(lines, reader)
+        yield _Piece(series, readings, lines_read, rejected, last=lines_read < PIECE_LINES)
 
 
 def _columnar_pieces(file: ImportFile, skip: int) -> Iterator[_Piece]:
-    """Pieces as they are stored; those that were loaded before are passed over whole."""
+    """Pieces as the file stores them; those that were imported before are skipped whole."""
     at = 0
     for series, readings, rejected in file.pieces(PIECE_LINES):
         rows = readings.rows + rejected
@@ -266,13 +250,13 @@ def _columnar_pieces(file: ImportFile, skip: int) -> Iterator[_Piece]:
 
 def _next_lines(lines: Iterator[bytes], reader: LineReader) -> tuple[Sequence[Series], Readings, int, int]:
     """The next readings, how many lines they took, and how many of those were rejected."""
-    builder, taken, rejected = ColumnBuilder(), 0, 0
+    builder, lines_read, rejected = ColumnBuilder(), 0, 0
     for line in islice(lines, PIECE_LINES):
-        taken += 1
+        lines_read += 1
         try:
             reading = reader.read(line.decode())
             if reading is not None:
                 builder.add(reading)
         except (InvalidReadingError, UnicodeDecodeError):
             rejected += 1
-    return *builder.build(), taken, rejected
+    return *builder.build(), lines_read, rejected

@@ -1,20 +1,22 @@
-"""What a ledger of applied batches says of one that comes, perhaps again: promise 4 as decisions. Pure.
+"""How a batch relates to the ledger of applied ones (promise 4), and what a ledger covers. Pure.
 
 The region keeps its ledger in PostgreSQL, a gateway that others deliver to keeps one in its spool; both fetch
-the entries that matter and ask here. Ranges never overlap in a ledger, nor do parts of one range.
+the entries that matter and decide here. Ranges never overlap in a ledger, nor do parts of one range.
 """
 
 from __future__ import annotations
 
 from fractions import Fraction
+from itertools import groupby, pairwise
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from cloud_sync.model.errors import RefusedError
-from cloud_sync.model.records import Batch, BatchRange, Receipt
+from cloud_sync.model.records import Batch, BatchRange, Receipt, RecordClass
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from datetime import datetime
+    from uuid import UUID
 
 Covered = Literal["covered"]
 """The range lies inside what was applied, but was applied in other pieces: only its rows can tell."""
@@ -40,6 +42,47 @@ class AppliedRange(NamedTuple):
     conflicts: int
     refused: int
     complete: bool
+
+
+class Coverage(NamedTuple):
+    """What is applied of one epoch and class of a gateway. Spans are of commits, inclusive.
+
+    Attributes:
+        complete_through: the last commit of which it and all before it are applied; 0 for none.
+        gaps: what is missing from commit 1 on.
+        partial: ranges of which parts are still missing.
+    """
+
+    gateway_id: str
+    epoch: UUID
+    record_class: RecordClass
+    complete_through: int
+    spans: list[tuple[int, int]]
+    gaps: list[tuple[int, int]]
+    partial: list[tuple[int, int]]
+    ranges: list[AppliedRange]
+
+    def sum(self, count: str) -> int:
+        """The sum of a count of `AppliedRange`."""
+        return sum(getattr(applied, count) for applied in self.ranges)
+
+
+def find_coverage(ranges: Sequence[AppliedRange]) -> list[Coverage]:
+    """The coverage of each epoch and class, from its applied ranges in order."""
+    found = []
+    for (gateway_id, epoch, record_class), group in groupby(ranges, key=lambda applied: applied.range[:3]):
+        applied = list(group)
+        spans = [(a.range.first_commit, a.range.last_commit) for a in applied if a.complete]
+        partial = [(a.range.first_commit, a.range.last_commit) for a in applied if not a.complete]
+        gaps = [
+            (end + 1, first - 1) for (_, end), (first, _) in pairwise([(0, 0), *spans]) if end + 1 < first
+        ]
+        end = spans[-1][1] if spans else 0
+        if partial and partial[-1][1] > end:
+            gaps.append((end + 1, partial[-1][1]))
+        through = spans[0][1] if spans and spans[0][0] == 1 else 0
+        found.append(Coverage(gateway_id, epoch, record_class, through, spans, gaps, partial, applied))
+    return found
 
 
 class DeclaredLoss(NamedTuple):

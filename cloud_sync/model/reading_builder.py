@@ -11,6 +11,7 @@ Earlier times are written as RFC 3339 text.
 
 from __future__ import annotations
 
+import itertools
 import math
 import re
 from datetime import UTC, datetime, timedelta
@@ -18,7 +19,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from cloud_sync.model.records import SEQ_ABSENT, Readings, Series
+from cloud_sync.model.records import SEQ_ABSENT, Readings, Series, is_storable_text
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -48,11 +49,11 @@ TIME_UNITS = ("auto", *_UNIT_SCALES)
 
 
 class TimestampError(ValueError):
-    """A time that names no instant; the message says why."""
+    """A text or number that is no time; the message says why."""
 
 
 class TimestampRangeError(TimestampError):
-    """An instant that the tiers cannot store."""
+    """A time that the tiers cannot store."""
 
 
 def parse_timestamp(ts: float | str) -> int:
@@ -61,15 +62,12 @@ def parse_timestamp(ts: float | str) -> int:
 
 
 def parse_timestamp_in_unit(ts: object, unit: str, zone: tzinfo | None = None) -> int:
-    """Microseconds since 1970 UTC of what a payload says, in one of `TIME_UNITS`; numbers may be text.
+    """Microseconds since 1970 UTC of a payload's time, in one of `TIME_UNITS`; numbers may be text.
 
-    Args:
-        ts: a number, a text, or something that is no time.
-        unit: of numbers; text that is no number is RFC 3339 whatever the unit.
-        zone: where clocks show what text without an offset says; without it such text is a fault.
+    Text that is no number is RFC 3339 whatever the unit; without an offset it is local time of `zone`.
 
     Raises:
-        TimestampError: it names no instant that can be stored.
+        TimestampError: it is no time that can be stored.
     """
     if isinstance(ts, bool) or not isinstance(ts, (int, float, str)):
         raise TimestampError(f"expected a time, found {type(ts).__name__}")
@@ -83,7 +81,7 @@ def parse_timestamp_in_unit(ts: object, unit: str, zone: tzinfo | None = None) -
     if isinstance(ts, int):
         return _check_range(ts * times // divided, ts)
     if not math.isfinite(ts):
-        raise TimestampError(f"{ts!r} is no instant")
+        raise TimestampError(f"{ts!r} is no time")
     return _check_range(round(ts * times / divided), ts)
 
 
@@ -96,7 +94,7 @@ def _check_range(at: int, ts: float | str) -> int:
 def _number_to_us(ts: float) -> int:
     if isinstance(ts, float):
         if not math.isfinite(ts):
-            raise TimestampError(f"{ts!r} is no instant")
+            raise TimestampError(f"{ts!r} is no time")
         if not ts.is_integer():
             return _fraction_to_us(ts)
         ts = int(ts)
@@ -127,14 +125,13 @@ def _text_to_us(ts: str, zone: tzinfo | None = None) -> int:
     return (at - _EPOCH) // _MICROSECOND
 
 
-_NAME_MAX_BYTES = 1024
 _FLOAT32_END = 2.0**128 - 2.0**103  # what is smaller rounds to a finite float32
 _INT32_MAX = (1 << 31) - 1
 _INT64_MAX = (1 << 63) - 1
 
 
 class InvalidReadingError(ValueError):
-    """Something that is no reading; the message is a machine-readable reason."""
+    """Not a reading; the message is a machine-readable reason."""
 
 
 class Reading(NamedTuple):
@@ -151,7 +148,7 @@ class Reading(NamedTuple):
 
 
 class ColumnBuilder:
-    """Readings as they come, to be taken as columns together."""
+    """Collects readings and builds columns of them."""
 
     def __init__(self) -> None:
         self._numbers: dict[Series, int] = {}
@@ -161,10 +158,10 @@ class ColumnBuilder:
         return len(self._rows)
 
     def add(self, reading: Reading) -> None:
-        """Take one reading.
+        """Add one reading.
 
         Raises:
-            InvalidReadingError: it cannot be stored; nothing was taken.
+            InvalidReadingError: it cannot be stored; nothing was added.
         """
         number = self._numbers.get(reading.series)
         if number is None:
@@ -186,47 +183,25 @@ class ColumnBuilder:
         self._rows.append((number, *reading[1:6], seq, reading.flags))
 
     def build(self) -> tuple[Sequence[Series], Readings]:
-        """All that was added, in canonical order; nothing is left."""
+        """All that was added, in canonical order; the builder is empty afterwards."""
         rows, series = self._rows, tuple(self._numbers)
         self._rows, self._numbers = [], {}
         if not rows:
             return (), Readings.empty()
-        columns = list(zip(*rows, strict=True))
-        return series, Readings(
-            np.array(columns[0], np.int32),
-            np.array(columns[1], np.int64),
-            np.array(columns[2], np.float64),
-            np.array(columns[3], np.float32),
-            np.array(columns[4], np.float32),
-            np.array(columns[5], np.float32),
-            np.array(columns[6], np.int64),
-            np.array(columns[7], np.int32),
-        ).in_order()
+        columns = zip(zip(*rows, strict=True), Readings.columns.values(), strict=True)
+        return series, Readings(*(np.array(column, dtype) for column, dtype in columns)).in_order()
 
 
 def validate_series(series: Series) -> None:
     """Refuse names that no tier can hold.
 
     Raises:
-        InvalidReadingError: one is missing, too long, or holds what text cannot.
+        InvalidReadingError: one is missing, too long, or cannot be stored as text.
     """
     if not series.sensor_id:
         raise InvalidReadingError("no_sensor_id")
     if not series.sensor_type:
         raise InvalidReadingError("no_sensor_type")
-    for text in (
-        series.sensor_id,
-        series.sensor_type,
-        *(part for pair in series.attributes for part in pair),
-    ):
-        if len(text.encode(errors="replace")) > _NAME_MAX_BYTES or "\0" in text or not _is_valid_utf8(text):
-            raise InvalidReadingError("bad_name")
-
-
-def _is_valid_utf8(text: str) -> bool:
-    """Whether it can be written as UTF-8: no lone surrogates."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
+    texts = (series.sensor_id, series.sensor_type, *itertools.chain(*series.attributes))
+    if not all(map(is_storable_text, texts)):
+        raise InvalidReadingError("bad_name")

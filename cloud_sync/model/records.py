@@ -56,6 +56,17 @@ class Flag(IntFlag):
     HISTORICAL = 4096  # the device says that it sends it late, from a store of its own
 
 
+MAX_TEXT_BYTES = 1024
+
+
+def is_storable_text(text: str) -> bool:
+    """Whether every tier can hold a name or attribute: at most 1024 bytes of UTF-8, without NUL."""
+    try:
+        return len(text.encode()) <= MAX_TEXT_BYTES and "\0" not in text
+    except UnicodeEncodeError:  # a lone surrogate
+        return False
+
+
 class Series(NamedTuple):
     """Identity (sensor_id, sensor_type) with one state of its attributes, sorted by name."""
 

@@ -163,6 +163,13 @@ class ImportProgress(NamedTuple):
     rejected: int = 0
     complete: bool = False
 
+    def add(self, after: ImportProgress, before: ImportProgress) -> ImportProgress:
+        """These counts and what another file gained between two moments."""
+        lines, stored, duplicates, conflicts, rejected = (
+            total + now - then for total, now, then in zip(self[:5], after[:5], before[:5], strict=True)
+        )
+        return ImportProgress(lines, stored, duplicates, conflicts, rejected)
+
 
 async def find_import_progress(connection: Connection, sha256: bytes) -> ImportProgress:
     """How far the file with these contents has been imported."""

@@ -147,7 +147,7 @@ async def test_a_link_of_bad_habits_loses_and_doubles_nothing(tmp_path, postgres
         await regional.aclose()
         await proxy.settled()
         asking = service.client()
-        known = await asking.known("gw-1", spool.database.epoch)
+        known = await asking.applied_ranges("gw-1", spool.database.epoch)
         await asking.aclose()
         newest = spool.segments.newest_commit(RecordClass.READING)
     connection = await asyncpg.connect(postgres_dsn)

@@ -117,7 +117,7 @@ async def test_a_private_authority_and_a_client_certificate_are_what_the_configu
     ):
         client = IngestClient("region", url, "", timeout_s=5, options=options)
         with pytest.raises(RetryLaterError, match=words):
-            await client.known("gw-1", UUID(int=1))
+            await client.applied_ranges("gw-1", UUID(int=1))
         await client.aclose()
     assert names == ["gw-1"]
     server.close()
@@ -134,7 +134,7 @@ async def test_a_proxy_is_used_when_configured_and_never_because_of_the_environm
         for options, words in ((HttpOptions(), "direct"), (HttpOptions(proxy=proxy.url), "proxied")):
             client = IngestClient("region", region.url, "t", options=options)
             with pytest.raises(RetryLaterError, match=words):
-                await client.known("gw-1", UUID(int=1))
+                await client.applied_ranges("gw-1", UUID(int=1))
             await client.aclose()
 
 

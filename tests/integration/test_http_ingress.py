@@ -273,7 +273,7 @@ async def test_a_batch_gets_the_receipt_the_region_would_give_and_again_the_same
     assert (status, answer["error"]) == (409, "range_mismatch")
     both = await asyncio.gather(*(client.send(client.encode(batch(2, gateway_id="low"))) for _ in range(3)))
     assert sorted(receipt.applied_before for receipt in both) == [False, True, True]
-    assert await client.known("low", first.range.epoch) == [first.range._replace(last_commit=2)]
+    assert await client.applied_ranges("low", first.range.epoch) == [first.range._replace(last_commit=2)]
     await client.aclose()
     viewer = gateway.bearer("boss", "view")
     (seen,) = (await gateway.http.get("/v1/gateways", headers=viewer)).json()["gateways"]

@@ -58,7 +58,15 @@ async def load(sink: TimescaleSink, folder: Path) -> file_import.ImportSums:
 
 
 def summed(sums: file_import.ImportSums) -> tuple[int, ...]:
-    return sums.files, sums.known, sums.damaged, sums.stored, sums.duplicates, sums.conflicts, sums.rejected
+    return (
+        sums.files,
+        sums.known,
+        sums.damaged,
+        sums.readings.stored,
+        sums.readings.duplicates,
+        sums.readings.conflicts,
+        sums.readings.rejected,
+    )
 
 
 @pytest.mark.parametrize("compress", [True, False])
@@ -83,7 +91,7 @@ async def test_an_open_file_is_read_to_its_last_whole_line_and_again_when_it_is_
     whole = open_file.read_bytes()
     (torn / open_file.name).write_bytes(whole + gzip.compress(b"x,sensor_id=a value=1 1\n" * 50)[:30])
 
-    assert (await load(sink, torn)).stored >= 300
+    assert (await load(sink, torn)).readings.stored >= 300
 
     assert summed(await load(sink, tmp_path)) == (2, 0, 0, 300, 300, 0, 0)
 
@@ -108,7 +116,7 @@ async def test_a_file_that_is_not_what_its_manifest_says_is_left_and_told(sink, 
 
     sums = await file_import.import_files(sink, file_import.find_import_files(tmp_path), told.append)
 
-    assert (sums.files, sums.damaged, sums.stored) == (1, 2, 300)
+    assert (sums.files, sums.damaged, sums.readings.stored) == (1, 2, 300)
     assert sum("SHA-256 is not the one in manifest.jsonl" in words for words in told) == 2
 
 

@@ -115,7 +115,7 @@ async def as_the_role(dsn: str, folder: Path) -> None:
         sender = IngestClient("r", url, gateway)
         for each in (batch(1), batch(1), batch(2), batch(3, content=readings(12, start_us=1))):
             await sender.send(sender.encode(each))
-        assert len(await sender.known("gw-1", batch().range.epoch)) == 1
+        assert len(await sender.applied_ranges("gw-1", batch().range.epoch)) == 1
         await sender.aclose()
         reading = {"sensor_id": "s", "sensor_type": "t", "value": 1}
         headers = {"Authorization": f"Bearer {client}", "Idempotency-Key": "k"}

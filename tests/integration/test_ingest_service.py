@@ -73,11 +73,11 @@ async def test_the_client_reads_receipts_and_ranges(service):
     other = await client.send(client.encode(batch(6, content=readings(12, start_us=5, seed=2))))
 
     assert (first, again.applied_before, other) == (Receipt(12, 12), True, Receipt(12, 12))
-    assert await client.known("gw-1", EPOCH) == [
+    assert await client.applied_ranges("gw-1", EPOCH) == [
         BatchRange("gw-1", EPOCH, RecordClass.READING, 1, 4),
         BatchRange("gw-1", EPOCH, RecordClass.READING, 6, 6),
     ]
-    assert await client.known("gw-1", UUID(int=9)) == []
+    assert await client.applied_ranges("gw-1", UUID(int=9)) == []
     await client.aclose()
     await client.aclose()
 
@@ -419,7 +419,7 @@ async def test_an_answer_that_is_no_receipt_means_the_batch_is_sent_again(status
         with pytest.raises(RetryLaterError):
             await client.send(client.encode(batch()))
         with pytest.raises(RetryLaterError):
-            await client.known("gw-1", EPOCH)
+            await client.applied_ranges("gw-1", EPOCH)
 
 
 @pytest.mark.parametrize(

@@ -1,9 +1,8 @@
 """Line protocol or Parquet files in a directory: for sites whose data leaves on a USB stick.
 
 A batch becomes one gzip member (or plain lines) that is appended to the open file of its gateway, spool
-epoch and class; `file_volumes` says which files there are and what a power cut leaves of them. A batch
-whose commits the directory already holds is not written again. For Parquet the open file holds the batches as
-they are, and becomes Parquet when it gets its final name (`kept_batches`).
+epoch and class (`output_files`). A batch whose commits the directory already holds is not written again. For
+Parquet the open file holds wire batches, and becomes Parquet when it gets its final name.
 
 Timestamps of line protocol are in nanoseconds, what every reader of it assumes.
 """
@@ -96,7 +95,7 @@ class FileDestination:
         self._closed = False
 
     def encode(self, batch: Batch) -> EncodedBatch:
-        """Two bodies: what is appended to the file, and the batch's entry for the index. Pure."""
+        """Two bodies: what is appended to the file, and the batch's index entry. Pure."""
         data = wire.encode(batch) if self._suffix == PARQUET else self._as_lines(batch)
         entry = {
             "first": batch.range.first_commit,
@@ -146,29 +145,31 @@ class FileDestination:
         return Receipt(rows=encoded_batch.rows, stored=encoded_batch.rows, applied_before=before)
 
     def _write_once(self, encoded_batch: EncodedBatch) -> bool:
-        """Append unless the directory holds the range already; whether it did."""
+        """Append unless the directory covers the range already; returns whether it did."""
         output_directory = self._open_output()
-        if output_directory.holds(encoded_batch.range):
+        if output_directory.covers(encoded_batch.range):
             return True
         data, entry = encoded_batch.bodies
         free = shutil.disk_usage(self._directory).free
         if free - len(data) < self._min_free_bytes:
             raise OSError(errno.ENOSPC, f"{free} bytes free, {self._min_free_bytes} of them kept for others")
         now_s = self._wall_clock()
-        volume = output_directory.volume(file_stem(encoded_batch.range), self._suffix)
-        if volume.suffix != self._suffix or volume.is_due(self._rotate_bytes, self._rotate_s, now_s):
-            output_directory.finish(volume)
-            volume = output_directory.volume(file_stem(encoded_batch.range), self._suffix)
-        output_directory.append(volume, data, {**json.loads(entry), "written_s": now_s})
-        if volume.is_due(self._rotate_bytes, self._rotate_s, now_s):
-            output_directory.finish(volume)
+        output_file = output_directory.open_file(file_stem(encoded_batch.range), self._suffix)
+        if output_file.suffix != self._suffix or output_file.is_due(
+            self._rotate_bytes, self._rotate_s, now_s
+        ):
+            output_directory.finish(output_file)
+            output_file = output_directory.open_file(file_stem(encoded_batch.range), self._suffix)
+        output_directory.append(output_file, data, {**json.loads(entry), "written_s": now_s})
+        if output_file.is_due(self._rotate_bytes, self._rotate_s, now_s):
+            output_directory.finish(output_file)
         return False
 
     def _rotate(self) -> None:
         try:
             output_directory = self._open_output()
-            for volume in list(output_directory.volumes.values()):
-                output_directory.finish(volume)
+            for output_file in list(output_directory.open_files.values()):
+                output_directory.finish(output_file)
         except OSError as fault:
             raise self._retry_error(fault) from fault
 
@@ -179,7 +180,7 @@ class FileDestination:
         return self._output_directory
 
     def _close_output(self) -> None:
-        """Forget what is open: after a fault, memory and disk may differ, and the next batch looks anew."""
+        """After an error, memory and disk may differ: the next batch opens the directory again."""
         output_directory, self._output_directory = self._output_directory, None
         if output_directory is not None:
             output_directory.close()

@@ -6,17 +6,17 @@ when it is large or old enough. EPOCH is the first 8 hex digits:
     GATEWAY-EPOCH-CLASS.open.lp.gz           being written; may end in a batch that is cut short
     GATEWAY-EPOCH-CLASS.open.index           one JSON line per batch that is wholly in the open file
     GATEWAY-EPOCH-CLASS-FIRST-LAST.lp.gz     final: never changes; holds commits between FIRST and LAST
-    GATEWAY-EPOCH-CLASS.open.batches         the same where final files are .parquet (see kept_batches.py)
+    GATEWAY-EPOCH-CLASS.open.batches         the same where final files are .parquet (see parquet.py)
     manifest.jsonl                           one JSON line per final file: what it holds, bytes, SHA-256
     .lock                                    held by the process that writes here
 
 Order of writing, so that a power cut leaves whole batches only: data, fsync, index line, fsync. The
-index is the truth: opening cuts the data where the index ends. A final file is named in its index
+index is authoritative: opening truncates the data where the index ends. A final file is named in its index
 first, then renamed, then entered in the manifest, then its index is removed; opening goes on from
 wherever that stopped. What the index holds and the data does not, because the file was taken away or
 damaged, gets a manifest line with `missing` instead of `file`.
 
-Faults are OSError; after one, close the shelf and open it again.
+Errors are OSError; after one, close the directory and open it again.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 from urllib.parse import quote
 
 from cloud_sync.destinations.file import parquet
+from cloud_sync.runtime.files import fsync_folder
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -46,11 +47,11 @@ _INDEX = ".open.index"
 _STEM_MAX_CHARS = 100
 
 IndexEntry = dict[str, Any]
-"""One batch in an index: first, last, rows, min_time_us, max_time_us, written_s, end (its end in bytes)."""
+"""A batch in an index: first, last, rows, min_time_us, max_time_us, written_s, end (in bytes)."""
 
 
 def file_stem(batch_range: BatchRange) -> str:
-    """The part of a file name that says whose batches the file holds."""
+    """The part of a file name that identifies gateway, epoch and class."""
     gateway = quote(batch_range.gateway_id, safe=" ")
     if len(gateway) > _STEM_MAX_CHARS:
         digest = hashlib.sha256(gateway.encode()).hexdigest()[:8]
@@ -84,27 +85,27 @@ class OutputFile:
         return self.size >= rotate_bytes or now_s - self.entries[0]["written_s"] >= rotate_s
 
     def close(self) -> None:
-        """Close both handles."""
+        """Close the file and its index."""
         self.data.close()
         self.index.close()
 
 
 @dataclass
 class OutputDirectory:
-    """The directory as it is now.
+    """The directory as it is now, locked by this process.
 
     Attributes:
-        held: stem to the commit ranges that are durable here, inclusive, merged and sorted.
+        covered: stem to the commit ranges that are durable here, inclusive, merged and sorted.
     """
 
     directory: Path
     lock: BinaryIO
-    volumes: dict[str, OutputFile] = field(default_factory=dict)
-    held: dict[str, list[tuple[int, int]]] = field(default_factory=dict)
+    open_files: dict[str, OutputFile] = field(default_factory=dict)
+    covered: dict[str, list[tuple[int, int]]] = field(default_factory=dict)
 
     @classmethod
     def open(cls, directory: Path, *, create: bool) -> OutputDirectory:
-        """Take the directory, finish what a stop left half done, and read what is held.
+        """Lock the directory, finish what a stop left half done, and read what is covered.
 
         Raises:
             BlockingIOError: another process writes here.
@@ -128,19 +129,21 @@ class OutputDirectory:
         except OSError:
             return False
 
-    def holds(self, batch_range: BatchRange) -> bool:
+    def covers(self, batch_range: BatchRange) -> bool:
         """Whether all commits of the range are durable here."""
         first, last = batch_range.first_commit, batch_range.last_commit
-        return any(low <= first and last <= high for low, high in self.held.get(file_stem(batch_range), ()))
+        return any(
+            low <= first and last <= high for low, high in self.covered.get(file_stem(batch_range), ())
+        )
 
-    def append(self, volume: OutputFile, data: bytes, entry: IndexEntry) -> None:
-        """Add one batch to a volume; it is held on return."""
-        volume.append(data, entry)
-        self._hold(volume.stem.name, entry["first"], entry["last"])
+    def append(self, output_file: OutputFile, data: bytes, entry: IndexEntry) -> None:
+        """Add one batch to an open file, durably."""
+        output_file.append(data, entry)
+        self._add_covered(output_file.stem.name, entry["first"], entry["last"])
 
-    def volume(self, stem_name: str, suffix: str) -> OutputFile:
+    def open_file(self, stem_name: str, suffix: str) -> OutputFile:
         """The open file of a stem, made when there is none."""
-        if stem_name not in self.volumes:
+        if stem_name not in self.open_files:
             stem = self.directory / stem_name
             entries, _ = _read_index(_index_path(stem))
             data = _open_path(stem, suffix).open("ab", buffering=0)
@@ -152,33 +155,33 @@ class OutputDirectory:
             except BaseException:
                 data.close()
                 raise
-            self.volumes[stem_name] = OutputFile(stem, suffix, data, index, entries, size)
-        return self.volumes[stem_name]
+            self.open_files[stem_name] = OutputFile(stem, suffix, data, index, entries, size)
+        return self.open_files[stem_name]
 
-    def finish(self, volume: OutputFile) -> None:
+    def finish(self, output_file: OutputFile) -> None:
         """Give an open file its final name and enter it in the manifest."""
-        if volume.entries:
-            first = min(entry["first"] for entry in volume.entries)
-            last = max(entry["last"] for entry in volume.entries)
-            final = self._free_name(f"{volume.stem.name}-{first:08d}-{last:08d}", volume.suffix)
-            _write_durably(volume.index, _encode_json_line({"final": final}))
-            self._settle(volume.stem, volume.entries, final, listed=False)
-        volume.close()
-        del self.volumes[volume.stem.name]
+        if output_file.entries:
+            first = min(entry["first"] for entry in output_file.entries)
+            last = max(entry["last"] for entry in output_file.entries)
+            final = self._free_name(f"{output_file.stem.name}-{first:08d}-{last:08d}", output_file.suffix)
+            _write_durably(output_file.index, _encode_json_line({"final": final}))
+            self._settle(output_file.stem, output_file.entries, final, listed=False)
+        output_file.close()
+        del self.open_files[output_file.stem.name]
 
     def close(self) -> None:
-        """Close every handle and let go of the directory."""
-        for volume in self.volumes.values():
-            volume.close()
+        """Close every file and unlock the directory."""
+        for output_file in self.open_files.values():
+            output_file.close()
         self.lock.close()
 
     def _recover(self) -> None:
         listed = set()
-        for line in _read_json_lines(self.directory / MANIFEST):
+        for line in read_json_lines(self.directory / MANIFEST):
             if "file" in line:
                 listed.add(line["file"])
                 for first, last in line["ranges"]:
-                    self._hold(line["stem"], first, last)
+                    self._add_covered(line["stem"], first, last)
         for index in sorted(self.directory.glob(f"*{_INDEX}")):
             stem = index.with_name(index.name.removesuffix(_INDEX))
             entries, final = _read_index(index)
@@ -192,7 +195,7 @@ class OutputDirectory:
                 index.unlink()
 
     def _reopen(self, stem: Path, entries: list[IndexEntry]) -> None:
-        """Open what a stop left open; declare missing what its index claims and its data lacks."""
+        """Open what a stop left open; declare missing what is in its index and not in its data."""
         sizes = {s: path.stat().st_size for s in SUFFIXES if (path := _open_path(stem, s)).exists()}
         suffix = max(sizes, key=sizes.__getitem__, default=SUFFIXES[0])
         size = sizes.get(suffix, 0)
@@ -201,12 +204,12 @@ class OutputDirectory:
             self._declare_missing(stem, entries[len(present) :])
             _rewrite_index(_index_path(stem), present).close()
         for entry in present:
-            self._hold(stem.name, entry["first"], entry["last"])
+            self._add_covered(stem.name, entry["first"], entry["last"])
         if present:
-            self.volume(stem.name, suffix)
+            self.open_file(stem.name, suffix)
 
     def _settle(self, stem: Path, entries: list[IndexEntry], final: str, *, listed: bool) -> None:
-        """From wherever it stands: the final name, the manifest line, no index."""
+        """Finish a file from wherever a stop left it: the final name, the manifest line, no index."""
         path = self.directory / final
         suffix = next(s for s in reversed(SUFFIXES) if final.endswith(s))
         current = _open_path(stem, suffix)
@@ -215,14 +218,14 @@ class OutputDirectory:
                 entries = self._convert(stem, current, entries, path)
             else:
                 current.rename(path)
-            _sync_directory(self.directory)
+            fsync_folder(self.directory)
         if not listed:
             if path.exists():
-                self._note(_manifest_entry(stem.name, path, entries))
+                self._append_to_manifest(_manifest_entry(stem.name, path, entries))
             elif entries:
                 self._declare_missing(stem, entries)
         for entry in entries:
-            self._hold(stem.name, entry["first"], entry["last"])
+            self._add_covered(stem.name, entry["first"], entry["last"])
         current.unlink(missing_ok=True)
         _index_path(stem).unlink()
 
@@ -235,17 +238,17 @@ class OutputDirectory:
         return [entry for entry, good in zip(entries, readable, strict=True) if good]
 
     def _declare_missing(self, stem: Path, entries: list[IndexEntry]) -> None:
-        self._note({"missing": f"{stem.name}.open", "stem": stem.name, **_summarize(entries)})
+        self._append_to_manifest({"missing": f"{stem.name}.open", "stem": stem.name, **_summarize(entries)})
 
-    def _note(self, line: dict[str, Any]) -> None:
+    def _append_to_manifest(self, line: dict[str, Any]) -> None:
         path = self.directory / MANIFEST
         with path.open("ab", buffering=0) as manifest:
             torn = manifest.tell() > 0 and _last_byte(path) != b"\n"
             _write_durably(manifest, b"\n" * torn + _encode_json_line(line))
-        _sync_directory(self.directory)
+        fsync_folder(self.directory)
 
-    def _hold(self, stem_name: str, first: int, last: int) -> None:
-        self.held[stem_name] = merge_span(self.held.get(stem_name, []), first, last)
+    def _add_covered(self, stem_name: str, first: int, last: int) -> None:
+        self.covered[stem_name] = merge_span(self.covered.get(stem_name, []), first, last)
 
     def _free_name(self, base: str, suffix: str) -> str:
         name, number = f"{base}{suffix}", 1
@@ -300,7 +303,7 @@ def _index_path(stem: Path) -> Path:
 def _read_index(path: Path) -> tuple[list[IndexEntry], str | None]:
     """The batches an index holds, and the final name when it is already decided."""
     entries: list[IndexEntry] = []
-    for line in _read_json_lines(path):
+    for line in read_json_lines(path):
         if "final" in line:
             return entries, line["final"]
         entries.append(line)
@@ -317,11 +320,11 @@ def _rewrite_index(path: Path, entries: list[IndexEntry]) -> BinaryIO:
     with fresh.open("wb", buffering=0) as index:
         _write_durably(index, b"".join(map(_encode_json_line, entries)))
     fresh.rename(path)
-    _sync_directory(path.parent)
+    fsync_folder(path.parent)
     return path.open("ab", buffering=0)
 
 
-def _read_json_lines(path: Path) -> Iterator[dict[str, Any]]:
+def read_json_lines(path: Path) -> Iterator[dict[str, Any]]:
     """The whole lines of a file that hold a JSON object; a torn last line is no line."""
     try:
         text = path.read_bytes()
@@ -351,11 +354,3 @@ def _write_durably(target: BinaryIO, data: bytes) -> None:
     while view:
         view = view[target.write(view) :]
     os.fsync(target.fileno())
-
-
-def _sync_directory(directory: Path) -> None:
-    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

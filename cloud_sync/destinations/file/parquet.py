@@ -48,7 +48,7 @@ def write_batches(path: Path, batches: Iterable[Batch]) -> None:
 
 
 def read_pieces(path: Path, *, max_rows: int) -> Iterator[tuple[Sequence[Series], Readings, int]]:
-    """The rows of a file in pieces: series, their readings in canonical order, and how many rows were none.
+    """The rows of a file in pieces: series, readings in canonical order, and how many rows were rejected.
 
     Raises:
         ValueError: it is no Parquet file, or lacks a column.
@@ -100,7 +100,7 @@ def _build_table(batch: Batch, schema: Any) -> Any:
 
 
 def _decode_piece(piece: Any) -> tuple[Sequence[Series], Readings, int]:
-    """One record batch of pyarrow; rows without a time, a finite value or a name are left out."""
+    """One record batch; rows without a time, a finite value or a name are rejected."""
     columns = {name: piece.column(name) for name in piece.schema.names}
     names = zip(*(columns[name].to_pylist() for name in _TEXTS), strict=True)
     numbers: dict[Series, int] = {}
@@ -136,28 +136,31 @@ _CRC_BYTES = 4
 
 
 def convert(source: Path, ends: Sequence[int], target: Path) -> list[bool]:
-    """Write the batches of `source` as the Parquet file `target`; which of them could be read.
+    """Write the batches of `source`, which end at `ends` bytes, as `target`; returns which could be read.
+
+    `target` is whole and durable on return; there is none when no batch could be read.
 
     Raises:
         OSError: it cannot be written; nothing has changed.
     """
     readable: list[bool] = []
 
-    def batches() -> Iterator[Batch]:
+    def read_batches() -> Iterator[Batch]:
         start = 0
         with source.open("rb") as file:
             for end in ends:
+                data = file.read(end - start)
+                start = end
                 try:
-                    batch = wire.decode(file.read(end - start))
+                    batch = wire.decode(data)
                 except FormatError:
                     readable.append(False)
-                else:
-                    readable.append(True)
-                    yield batch
-                start = end
+                    continue
+                readable.append(True)
+                yield batch
 
     draft = target.with_name(target.name + ".new")
-    write_batches(draft, batches())
+    write_batches(draft, read_batches())
     if not any(readable):
         draft.unlink()
         return readable
@@ -168,7 +171,7 @@ def convert(source: Path, ends: Sequence[int], target: Path) -> list[bool]:
 
 
 def read_open_file(path: Path) -> Iterator[Batch]:
-    """The whole batches of an open file that was taken away; it may end in one that is cut short."""
+    """The batches of an open file that was moved here; an incomplete last one is left out."""
     with path.open("rb") as file:
         while True:
             head = file.read(_HEAD.size)

@@ -81,7 +81,7 @@ _BATCH = "INSERT INTO batch VALUES ('region', 4, {}, {}, 0)"
     ("damage", "expected"),
     [
         (_SEGMENT.format("block = zeroblob(200)"), "reading segment 3: not a column block"),
-        (_SEGMENT.format("block = x'00'"), "reading segment 3: a block of 1 bytes is too short"),
+        (_SEGMENT.format("block = x'00'"), "reading segment 3: a column block of 1 bytes is too short"),
         (_SEGMENT.format("rows = 11"), "reading segment 3: its block holds 10 rows, its row says 11"),
         (_SEGMENT.format("rows_before = 21"), "reading segment 3: it says 21 rows came before it; 20 did"),
         (
