@@ -109,7 +109,6 @@ def build_http_client(
     *,
     secure: bool,
     timeout: httpx.Timeout | float,
-    transport: httpx.AsyncBaseTransport | None = None,
     headers: dict[str, str] | None = None,
     auth: httpx.Auth | None = None,
 ) -> httpx.AsyncClient:
@@ -131,7 +130,6 @@ def build_http_client(
             max_keepalive_connections=options.connections,
             keepalive_expiry=_KEEPALIVE_S,
         ),
-        transport=transport,
         headers=headers,
         auth=auth,
     )

@@ -12,6 +12,7 @@ from cloud_sync.delivery.lanes import Schedule, parse_window
 from cloud_sync.delivery.shipper import Shipper
 from cloud_sync.destinations.file import parquet
 from cloud_sync.destinations.file.destination import FileDestination as FileWriter
+from cloud_sync.destinations.file.destination import FileOptions
 from cloud_sync.destinations.http_client import HttpOptions, build_client_tls_context
 from cloud_sync.model.records import RecordClass
 from cloud_sync.runtime.secret_files import read_secret
@@ -270,9 +271,7 @@ class InfluxDestination(HttpDestination):
         """The client of the server."""
         from cloud_sync.destinations.influxdb import destination as influxdb  # noqa: PLC0415 - brings httpx
 
-        options = self.http_options()
-        return influxdb.InfluxDestination(
-            self.name,
+        options = influxdb.InfluxOptions(
             self.url,
             api=self.api,
             org=self.org or "",
@@ -283,9 +282,9 @@ class InfluxDestination(HttpDestination):
             username=self.username or "",
             password=read_secret(self.password_file),
             timeout_s=self.timeout_s,
-            tls=options.tls,
-            proxy=options.proxy,
+            http=self.http_options(),
         )
+        return influxdb.InfluxDestination(self.name, options)
 
 
 class FileDestination(Destination):
@@ -329,9 +328,7 @@ class FileDestination(Destination):
 
     def build_destination(self) -> DestinationPort:
         """The writer of the files."""
-        return FileWriter(
-            self.name,
-            self.directory,
+        options = FileOptions(
             form=self.format,
             compress=self.compress,
             create=self.create,
@@ -339,6 +336,7 @@ class FileDestination(Destination):
             rotate_s=self.rotate_s,
             min_free_bytes=self.min_free_bytes,
         )
+        return FileWriter(self.name, self.directory, options)
 
 
 AnyDestination = Annotated[

@@ -11,7 +11,7 @@ import asyncpg
 import numpy as np
 import pytest
 
-from cloud_sync.destinations.influxdb.destination import InfluxDestination
+from cloud_sync.destinations.influxdb.destination import InfluxDestination, InfluxOptions
 from cloud_sync.model.errors import RefusedError
 from cloud_sync.model.records import Batch, Series
 from cloud_sync.timescale.row_store import delete_old_rollups
@@ -200,7 +200,7 @@ async def test_rollups_of_a_window_are_forgotten_after_their_time(postgres_serve
 
 async def test_in_the_cloud_a_newer_revision_takes_the_place_of_the_older_one(influxd):
     database = influxd.new_database()
-    destination = InfluxDestination("cloud", influxd.url, api="v1", database=database)
+    destination = InfluxDestination("cloud", InfluxOptions(influxd.url, api="v1", database=database))
     for revision in (1, 2):
         await send(
             destination,

@@ -10,7 +10,7 @@ from uuid import UUID
 import pytest
 
 from cloud_sync.destinations.http_client import HttpOptions, build_client_tls_context
-from cloud_sync.destinations.influxdb.destination import InfluxDestination, find_refused_lines
+from cloud_sync.destinations.influxdb.destination import ErrorAnswer, InfluxDestination, InfluxOptions
 from cloud_sync.destinations.ingest_client import IngestClient
 from cloud_sync.model.errors import RetryLaterError
 from cloud_sync.model.records import Series
@@ -33,7 +33,7 @@ async def test_rows_of_another_field_type_are_found_in_a_real_influxdb_and_the_r
     tmp_path, influxd
 ):
     database = influxd.new_database()
-    destination = InfluxDestination("cloud", influxd.url, api="v1", database=database)
+    destination = InfluxDestination("cloud", InfluxOptions(influxd.url, api="v1", database=database))
     async with open_spool(tmp_path / "spool.db") as spool:
         rows = [(f"s{n % 20}", T0_US + n * 1000, float(n)) for n in range(2000)]
         readings = spool.readings(rows)
@@ -60,7 +60,9 @@ async def test_rows_of_another_field_type_are_found_in_a_real_influxdb_and_the_r
 async def test_a_line_that_a_v2_server_repeats_costs_one_more_request(tmp_path):
     server = InfluxV2Stub()
     async with http_stub(server) as stub, open_spool(tmp_path / "spool.db") as spool:
-        destination = InfluxDestination("cloud", stub.url, org="plant", bucket="edge", token="t0ken")
+        destination = InfluxDestination(
+            "cloud", InfluxOptions(stub.url, org="plant", bucket="edge", token="t0ken")
+        )
         await spool.append([(f"s{n}", T0_US + n, 1.0) for n in range(100)])
         shipper = one_sender(spool.deliveries, destination)
         while await send_one(shipper):
@@ -90,7 +92,7 @@ async def test_a_line_that_a_v2_server_repeats_costs_one_more_request(tmp_path):
     ],
 )
 def test_an_answer_says_which_lines_or_does_not(answer, rows):
-    assert find_refused_lines(["a v=1", "b v=1 x", "c v=1"], answer) == rows
+    assert ErrorAnswer(answer).find_refused_lines(["a v=1", "b v=1 x", "c v=1"]) == rows
 
 
 async def test_a_private_authority_and_a_client_certificate_are_what_the_configuration_says(tmp_path):

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from cloud_sync.destinations.file.destination import FileDestination
+from cloud_sync.destinations.file.destination import FileDestination, FileOptions
 from cloud_sync.destinations.file.output_files import merge_span
 from cloud_sync.model.errors import RetryLaterError
 from tests.support.batches import batch_of
@@ -62,7 +62,8 @@ async def send_all(destination: FileDestination, numbers: Iterable[int], **of: s
 
 @contextlib.asynccontextmanager
 async def opened(directory: Path, **options: Any) -> AsyncIterator[FileDestination]:
-    destination = FileDestination("stick", directory, **options)
+    clock = {name: options.pop(name) for name in ("wall_clock",) if name in options}
+    destination = FileDestination("stick", directory, FileOptions(**options), **clock)
     try:
         yield destination
     finally:
@@ -281,7 +282,7 @@ async def test_an_interruption_at_any_step_leaves_every_batch_once(tmp_path, mon
         interruptions.left, interruptions.after = step, after
         options: dict[str, Any] = {"rotate_bytes": 400, "compress": step % 2 == 0}
         destination, failed, todo = (
-            FileDestination("stick", place, **options),
+            FileDestination("stick", place, FileOptions(**options)),
             False,
             deque([*range(1, 8), None]),
         )
@@ -296,7 +297,7 @@ async def test_an_interruption_at_any_step_leaves_every_batch_once(tmp_path, mon
                 failed = True
                 if restart:
                     await destination.aclose()
-                    destination = FileDestination("stick", place, **options)
+                    destination = FileDestination("stick", place, FileOptions(**options))
         await destination.aclose()
         assert rows_in(place) == rows_of_batches(range(1, 8)), f"step {step}"
         files = sorted(line["file"] for line in manifest(place))
@@ -314,10 +315,10 @@ async def test_an_interruption_at_any_step_leaves_every_batch_once(tmp_path, mon
 CHILD = f"""
 import asyncio, itertools, sys
 from tests.support.batches import batch_of
-from cloud_sync.destinations.file.destination import FileDestination
+from cloud_sync.destinations.file.destination import FileDestination, FileOptions
 
 async def send_until_killed(directory, number):
-    destination = FileDestination("stick", directory, rotate_bytes=2000)
+    destination = FileDestination("stick", directory, FileOptions(rotate_bytes=2000))
     print("ready", flush=True)
     for current in itertools.count(number):
         start = {T0_US} + current * 1_000_000

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gzip
+import json
 import math
 import shutil
 import ssl
@@ -12,14 +13,15 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
+import httpx
 import numpy as np
 import pytest
 
+from cloud_sync.destinations.http_client import HttpOptions
 from cloud_sync.destinations.influxdb.destination import (
+    ErrorAnswer,
     InfluxDestination,
-    classify_refusal,
-    error_from_response,
-    parse_error_body,
+    InfluxOptions,
 )
 from cloud_sync.model.errors import RefusedError, RetryLaterError, TooLargeError, UnauthorisedError
 from tests.support.batches import batch_of
@@ -51,7 +53,7 @@ async def send(destination: InfluxDestination, batch: Batch) -> Receipt:
 
 
 def v1(server: Influxd, database: str, **options: Any) -> InfluxDestination:
-    return InfluxDestination("cloud", server.url, api="v1", database=database, **options)
+    return InfluxDestination("cloud", InfluxOptions(server.url, api="v1", database=database, **options))
 
 
 async def test_every_column_arrives_in_influxdb_as_it_was(influxd):
@@ -194,7 +196,9 @@ async def test_a_bad_link_costs_time_and_no_reading(influxd):
         proxy.at_random(
             3, {PASS: 4, RESET: 1, DROP_ANSWER: 1, DUPLICATE: 1, Fault("truncate", after_bytes=9): 1}
         )
-        destination = InfluxDestination("cloud", proxy.url, api="v1", database=database, timeout_s=5)
+        destination = InfluxDestination(
+            "cloud", InfluxOptions(proxy.url, api="v1", database=database, timeout_s=5)
+        )
         for number in range(1, 31):
             start_us = T0_US + number * 100_000_000
             encoded_batch = destination.encode(batch_of(rows(start_us=start_us), first=number, last=number))
@@ -214,7 +218,7 @@ async def test_a_bad_link_costs_time_and_no_reading(influxd):
 async def test_victoriametrics_takes_the_v2_path_and_answers_queries_for_it(victoria):
     sensor = unique("t")
     await send(
-        InfluxDestination("cloud", victoria.url, bucket="edge", token="any"),
+        InfluxDestination("cloud", InfluxOptions(victoria.url, bucket="edge", token="any")),
         batch_of(rows(sensor), attributes=(("location", "hall 3"),)),
     )
     points = victoria.points({sensor})
@@ -226,7 +230,7 @@ async def test_victoriametrics_takes_the_v2_path_and_answers_queries_for_it(vict
 
 def v2(stub: HttpStub, **options: str) -> InfluxDestination:
     given: dict[str, Any] = {"org": "plant", "bucket": "edge", "token": "t0ken", **options}
-    return InfluxDestination("cloud", stub.url, **given)
+    return InfluxDestination("cloud", InfluxOptions(stub.url, **given))
 
 
 async def test_a_v2_stub_gets_gzipped_bodies_of_at_most_5000_lines_in_microseconds():
@@ -262,15 +266,20 @@ async def test_a_v2_stub_that_finds_its_body_too_large_says_so():
 
 async def test_a_path_in_front_of_the_api_is_kept():
     async with http_stub(answering(Answer())) as stub:
-        await send(InfluxDestination("cloud", f"{stub.url}/influx/", bucket="b"), batch_of(rows()))
-        await send(InfluxDestination("cloud", f"{stub.url}/x", api="v1", database="d"), batch_of(rows()))
+        await send(
+            InfluxDestination("cloud", InfluxOptions(f"{stub.url}/influx/", bucket="b")), batch_of(rows())
+        )
+        await send(
+            InfluxDestination("cloud", InfluxOptions(f"{stub.url}/x", api="v1", database="d")),
+            batch_of(rows()),
+        )
     assert [request.path for request in stub.requests] == ["/influx/api/v2/write", "/x/write"]
     assert stub.requests[1].query == {"db": "d", "precision": "u"}
 
 
 async def test_a_send_that_is_cancelled_leaves_the_destination_usable():
     async with http_stub(answering(Answer(hang_s=5), Answer())) as stub:
-        destination = InfluxDestination("cloud", stub.url, bucket="b")
+        destination = InfluxDestination("cloud", InfluxOptions(stub.url, bucket="b"))
         encoded_batch = destination.encode(batch_of(rows()))
         with pytest.raises(TimeoutError):
             async with asyncio.timeout(0.1):
@@ -302,10 +311,13 @@ async def test_https_offers_http2_and_distrusts_a_strangers_certificate(tmp_path
     url = f"https://127.0.0.1:{server.sockets[0].getsockname()[1]}"
     trusted = ssl.create_default_context(cafile=certificate)
     with pytest.raises(RetryLaterError, match=url):
-        await send(InfluxDestination("cloud", url, bucket="b", tls=trusted), batch_of(rows()))
+        await send(
+            InfluxDestination("cloud", InfluxOptions(url, bucket="b", http=HttpOptions(trusted))),
+            batch_of(rows()),
+        )
     assert agreed == ["h2"]
     with pytest.raises(RetryLaterError, match="certificate verify failed"):
-        await send(InfluxDestination("cloud", url, bucket="b"), batch_of(rows()))
+        await send(InfluxDestination("cloud", InfluxOptions(url, bucket="b")), batch_of(rows()))
     server.close()
     await server.wait_closed()
 
@@ -328,13 +340,12 @@ async def test_https_offers_http2_and_distrusts_a_strangers_certificate(tmp_path
 )
 def test_an_argument_that_cannot_work_is_named(options, words):
     arguments: dict[str, Any] = {
-        "name": "cloud",
         "url": "http://influx.example:8086",
         "bucket": "b",
         **options,
     }
     with pytest.raises(ValueError, match=words) as caught:
-        InfluxDestination(**arguments)
+        InfluxDestination("cloud", InfluxOptions(**arguments))
     assert "secret" not in str(caught.value)
 
 
@@ -355,20 +366,32 @@ def test_an_argument_that_cannot_work_is_named(options, words):
     ],
 )
 def test_a_reason_is_found_in_the_servers_words(words, code, reason):
-    assert classify_refusal(words, code) == reason
+    body = json.dumps({"message": words, "code": code}).encode()
+    assert ErrorAnswer(body).reason == reason
 
 
-def test_the_servers_words_are_taken_from_either_form_and_shortened():
-    assert parse_error_body(b'{"error":"database not found"}\n') == ("database not found", "")
-    assert parse_error_body(b'{"code":"invalid","message":"bad\\nline"}') == ("bad line", "invalid")
-    assert parse_error_body(b"plain\n text") == ("plain text", "")
-    assert parse_error_body(b'{"error": 5}') == ('{"error": 5}', "")
-    long, _ = parse_error_body(b"a" * 5000 + b" dropped=7")
-    assert len(long) < 1100
-    assert long.endswith("dropped=7")
+@pytest.mark.parametrize(
+    ("body", "message", "reason"),
+    [
+        (b'{"error":"database not found"}\n', "database not found", ""),
+        (b'{"code":"invalid","message":"bad\\nline"}', "bad line", "invalid"),
+        (b"plain\n text", "plain text", ""),
+        (b'{"error": 5}', '{"error": 5}', ""),
+    ],
+)
+def test_the_servers_words_are_taken_from_either_form(body, message, reason):
+    answer = ErrorAnswer(body)
+    assert (answer.message, answer.reason) == (message, reason)
+
+
+def test_long_words_are_shortened_in_the_middle():
+    message = ErrorAnswer(b"a" * 5000 + b" dropped=7").message
+    assert len(message) < 1100
+    assert message.endswith("dropped=7")
 
 
 def test_some_points_rejected_by_the_cloud_service_is_a_refusal():
-    verdict = error_from_response(201, b"", where="cloud", target="b", retry_after=None, now_s=0.0)
+    destination = InfluxDestination("cloud", InfluxOptions("http://influx.example", bucket="b"))
+    verdict = destination._find_error(httpx.Response(201), ErrorAnswer(b""))
     assert isinstance(verdict, RefusedError)
     assert verdict.reason == "partial_write"

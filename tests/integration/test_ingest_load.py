@@ -13,7 +13,7 @@ import asyncpg
 import numpy as np
 import pytest
 
-from cloud_sync.destinations.file.destination import FileDestination
+from cloud_sync.destinations.file.destination import FileDestination, FileOptions
 from cloud_sync.ingest import file_import
 from cloud_sync.model.records import Batch, Readings, Receipt, Series
 from cloud_sync.timescale.sink import TimescaleSink
@@ -36,7 +36,7 @@ def sent(commit: int, rows: int = 300) -> Batch:
 
 async def written(folder: Path, batches: list[Batch], *, compress: bool = True, final: int = 10**9) -> None:
     """Files of these batches; the first `final` of them under their final names."""
-    destination = FileDestination("stick", folder, compress=compress, min_free_bytes=0)
+    destination = FileDestination("stick", folder, FileOptions(compress=compress, min_free_bytes=0))
     for number, each in enumerate(batches):
         if number == final:
             await destination.rotate()

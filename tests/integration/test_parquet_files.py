@@ -9,7 +9,7 @@ import pyarrow.parquet
 import pytest
 
 from cloud_sync.destinations.file import parquet
-from cloud_sync.destinations.file.destination import FileDestination
+from cloud_sync.destinations.file.destination import FileDestination, FileOptions
 from cloud_sync.ingest import file_import
 from cloud_sync.timescale.sink import TimescaleSink
 from tests.contract.test_timescaledb_sink import expected_rows, stored_rows
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 def parquet_in(folder: Path, **options) -> FileDestination:
-    return FileDestination("stick", folder, form="parquet", min_free_bytes=0, **options)
+    return FileDestination("stick", folder, FileOptions(form="parquet", min_free_bytes=0, **options))
 
 
 async def written(folder: Path, *commits: int, final: bool = True) -> None:

@@ -14,8 +14,8 @@ from uuid import uuid4
 from line_protocol_parser import parse_line
 
 from cloud_sync.codec import line_protocol
-from cloud_sync.destinations.file.destination import FileDestination
-from cloud_sync.destinations.influxdb.destination import InfluxDestination
+from cloud_sync.destinations.file.destination import FileDestination, FileOptions
+from cloud_sync.destinations.influxdb.destination import InfluxDestination, InfluxOptions
 from tests.support.http_stub import InfluxV2Stub, http_stub
 
 if TYPE_CHECKING:
@@ -96,9 +96,9 @@ async def _influxdb_v1(request: pytest.FixtureRequest, _: Path) -> AsyncIterator
         ]
 
     def at(url: str) -> Destination:
-        return InfluxDestination("cloud", url, api="v1", database=database, timeout_s=0.5)
+        return InfluxDestination("cloud", InfluxOptions(url, api="v1", database=database, timeout_s=0.5))
 
-    destination = InfluxDestination("cloud", server.url, api="v1", database=database)
+    destination = InfluxDestination("cloud", InfluxOptions(server.url, api="v1", database=database))
     yield Subject(destination, stored, at, carried)
     await destination.aclose()
 
@@ -114,9 +114,9 @@ async def _victoria_v2(request: pytest.FixtureRequest, _: Path) -> AsyncIterator
         ]
 
     def at(url: str) -> Destination:
-        return InfluxDestination("cloud", url, bucket="edge", token="t", timeout_s=0.5)
+        return InfluxDestination("cloud", InfluxOptions(url, bucket="edge", token="t", timeout_s=0.5))
 
-    destination = InfluxDestination("cloud", server.url, bucket="edge", token="t")
+    destination = InfluxDestination("cloud", InfluxOptions(server.url, bucket="edge", token="t"))
     yield Subject(destination, stored, at, carried)
     await destination.aclose()
 
@@ -129,10 +129,14 @@ async def _influxdb_v2_stub(_request: pytest.FixtureRequest, _: Path) -> AsyncIt
         return [row for row in rows_of(sorted(server.lines), unit_per_us=1) if row[0] in sensor_ids]
 
     def at(url: str) -> Destination:
-        return InfluxDestination("cloud", url, org="plant", bucket="edge", token="t0ken", timeout_s=0.5)
+        return InfluxDestination(
+            "cloud", InfluxOptions(url, org="plant", bucket="edge", token="t0ken", timeout_s=0.5)
+        )
 
     async with http_stub(server) as stub:
-        destination = InfluxDestination("cloud", stub.url, org="plant", bucket="edge", token="t0ken")
+        destination = InfluxDestination(
+            "cloud", InfluxOptions(stub.url, org="plant", bucket="edge", token="t0ken")
+        )
         yield Subject(destination, stored, at, carried)
         await destination.aclose()
 
@@ -144,7 +148,7 @@ async def _files(_request: pytest.FixtureRequest, folder: Path, *, compress: boo
     async def stored(sensor_ids: set[str]) -> list[Row]:
         return [row for row in rows_of(file_lines(directory), unit_per_us=1000) if row[0] in sensor_ids]
 
-    destination = FileDestination("stick", directory, compress=compress)
+    destination = FileDestination("stick", directory, FileOptions(compress=compress))
     yield Subject(destination, stored, as_stored=carried)
     await destination.aclose()
 

@@ -16,6 +16,7 @@ import shutil
 import time
 import zlib
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -46,49 +47,52 @@ _HINTS = {
 }
 
 
+@dataclass(frozen=True, slots=True)
+class FileOptions:
+    """How files are written.
+
+    Attributes:
+        compress: gzip, or plain text; Parquet is always compressed.
+        create: create the directory; otherwise wait until it exists.
+        rotate_bytes: a file of this size gets its final name.
+        rotate_s: so does one whose first batch is this old, when the next batch comes.
+        min_free_bytes: room left on the file system for others; below it batches wait.
+        tags: attributes of a series to write as tags.
+    """
+
+    form: Literal["line_protocol", "parquet"] = "line_protocol"
+    compress: bool = True
+    create: bool = True
+    rotate_bytes: int = 64 << 20
+    rotate_s: float = 3600.0
+    min_free_bytes: int = 64 << 20
+    tags: Sequence[str] = line_protocol.DEFAULT_TAGS
+
+
 class FileDestination:
-    """A directory that batches are written to, whole and once each."""
+    """A directory that batches are written to, whole and once each; opened with the first batch.
+
+    Raises:
+        ValueError: an option that cannot work, with its name.
+    """
 
     def __init__(
         self,
         name: str,
         directory: str | Path,
+        options: FileOptions = FileOptions(),
         *,
-        form: Literal["line_protocol", "parquet"] = "line_protocol",
-        compress: bool = True,
-        create: bool = True,
-        rotate_bytes: int = 64 << 20,
-        rotate_s: float = 3600.0,
-        min_free_bytes: int = 64 << 20,
-        tags: Sequence[str] = line_protocol.DEFAULT_TAGS,
         wall_clock: Callable[[], float] = time.time,
     ) -> None:
-        """Nothing is opened before the first batch.
-
-        Args:
-            name: of this destination, for messages.
-            directory: where the files go.
-            form: what the files hold.
-            compress: gzip, or plain text; Parquet is always compressed.
-            create: make the directory when it is not there; otherwise wait for it.
-            rotate_bytes: a file of this size gets its final name.
-            rotate_s: so does one whose first batch is this old, when the next batch comes.
-            min_free_bytes: room left on the file system for others; below it batches wait.
-            tags: attributes of a series to write as tags.
-            wall_clock: seconds since 1970, for the age of a file.
-        """
-        if form not in ("line_protocol", "parquet"):
-            raise ValueError(f"form: {form!r}; expected line_protocol or parquet")
-        if form == "parquet" and not parquet.is_available():
+        if options.form not in ("line_protocol", "parquet"):
+            raise ValueError(f"form: {options.form!r}; expected line_protocol or parquet")
+        if options.form == "parquet" and not parquet.is_available():
             raise ValueError("form: parquet needs pyarrow; install tidegate[parquet]")
         self.name = name
         self._directory = Path(directory)
-        self._suffix = PARQUET if form == "parquet" else ".lp.gz" if compress else ".lp"
-        self._create = create
-        self._rotate_bytes = rotate_bytes
-        self._rotate_s = rotate_s
-        self._min_free_bytes = min_free_bytes
-        self._tags = line_protocol.validate_tags(tags)
+        self._suffix = PARQUET if options.form == "parquet" else ".lp.gz" if options.compress else ".lp"
+        self._options = options
+        self._tags = line_protocol.validate_tags(options.tags)
         self._wall_clock = wall_clock
         self._output_directory: OutputDirectory | None = None
         self._writer = ThreadPoolExecutor(1, thread_name_prefix=f"files-{name}")
@@ -151,17 +155,19 @@ class FileDestination:
             return True
         data, entry = encoded_batch.bodies
         free = shutil.disk_usage(self._directory).free
-        if free - len(data) < self._min_free_bytes:
-            raise OSError(errno.ENOSPC, f"{free} bytes free, {self._min_free_bytes} of them kept for others")
-        now_s = self._wall_clock()
+        if free - len(data) < self._options.min_free_bytes:
+            raise OSError(
+                errno.ENOSPC, f"{free} bytes free, {self._options.min_free_bytes} of them kept for others"
+            )
+        now_s, options = self._wall_clock(), self._options
         output_file = output_directory.open_file(file_stem(encoded_batch.range), self._suffix)
         if output_file.suffix != self._suffix or output_file.is_due(
-            self._rotate_bytes, self._rotate_s, now_s
+            options.rotate_bytes, options.rotate_s, now_s
         ):
             output_directory.finish(output_file)
             output_file = output_directory.open_file(file_stem(encoded_batch.range), self._suffix)
         output_directory.append(output_file, data, {**json.loads(entry), "written_s": now_s})
-        if output_file.is_due(self._rotate_bytes, self._rotate_s, now_s):
+        if output_file.is_due(options.rotate_bytes, options.rotate_s, now_s):
             output_directory.finish(output_file)
         return False
 
@@ -176,7 +182,7 @@ class FileDestination:
     def _open_output(self) -> OutputDirectory:
         if self._output_directory is None or not self._output_directory.is_same_directory():
             self._close_output()
-            self._output_directory = OutputDirectory.open(self._directory, create=self._create)
+            self._output_directory = OutputDirectory.open(self._directory, create=self._options.create)
         return self._output_directory
 
     def _close_output(self) -> None:
