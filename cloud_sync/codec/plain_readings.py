@@ -42,11 +42,11 @@ class DecompressionError(Exception):
 
 
 class DecompressedSizeError(Exception):
-    """The body is longer than is taken, once decompressed."""
+    """The decompressed body is too long."""
 
 
 def decompress(body: bytes, encoding: str, *, max_bytes: int) -> bytes:
-    """The body without its content encoding, one of `ENCODINGS`.
+    """The body without its content encoding, one of `CONTENT_ENCODINGS`.
 
     Raises:
         DecompressionError, DecompressedSizeError: no more than `max_bytes` were kept.
@@ -105,7 +105,7 @@ class PlainBodyError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class RejectedReading:
-    """One that is no reading.
+    """Part of a body that is no reading.
 
     Attributes:
         index: its position in the body (or its line), from 0; None where `detail` tells it.
@@ -121,7 +121,7 @@ class RejectedReading:
 
 
 class AssignedTimes:
-    """Times for readings that come without one: that of receipt, and rising within each series."""
+    """Times for readings without one: that of receipt, ascending within each series."""
 
     def __init__(self) -> None:
         self._last: dict[tuple[str, str], int] = {}
@@ -137,7 +137,7 @@ class AssignedTimes:
 
 @dataclass(frozen=True, slots=True)
 class PlainReadings:
-    """The readings of a body, in canonical order, and what was not taken."""
+    """The readings of a body, in canonical order, and what was rejected."""
 
     series: Sequence[Series]
     readings: Readings
@@ -176,16 +176,16 @@ def parse_readings(
     """The readings of a body.
 
     Args:
-        body: as it is after any content encoding.
+        body: without its content encoding.
         media_type: one of `MEDIA_TYPES`.
         now_us: for readings without a time, which get `Flag.TIME_ASSIGNED`.
-        max_rows: of the body, bad ones counted too.
+        max_rows: rejected ones included.
         precision: of line protocol's timestamps.
-        stamps: who remembers the times given to readings without one; nobody beyond this body by default.
-        fault_of: why readings of a series are not taken here, machine-readable; None takes them.
+        stamps: the times assigned so far, beyond this body.
+        fault_of: why readings of a series are rejected, machine-readable; None for accepted ones.
 
     Raises:
-        PlainBodyError: nothing of it can be taken.
+        PlainBodyError: the whole body is rejected.
     """
     builder, rejected, stamps = ColumnBuilder(), [], stamps or AssignedTimes()
     faults: dict[Series, str | None] = {}
@@ -219,7 +219,7 @@ def _with_assigned_time(reading: Reading, stamps: AssignedTimes, now_us: int) ->
 def _iter_readings(
     body: bytes, media_type: str, lines: LineReader
 ) -> Iterator[tuple[bytes | msgspec.Raw, Reading | InvalidReadingError | None]]:
-    """Each reading with its bytes, or why it is none; None for a line that holds nothing."""
+    """Each reading with its bytes, or why it is none; None for an empty line."""
     if media_type == JSON:
         yield from ((part, _read_json(part)) for part in _split_json(body))
         return
@@ -242,25 +242,25 @@ def _split_json(body: bytes) -> Sequence[bytes | msgspec.Raw]:
 
 def _read_json(part: bytes | msgspec.Raw) -> Reading | InvalidReadingError:
     try:
-        told = _reading_decoder.decode(part)
+        decoded = _reading_decoder.decode(part)
     except msgspec.ValidationError as fault:
         return InvalidReadingError("no_value" if "field `value`" in str(fault) else "bad_reading")
     except _DECODE_ERRORS:
         return InvalidReadingError("not_json")
-    attributes = tuple((name, text) for name in sorted(ATTRIBUTE_NAMES) if (text := getattr(told, name)))
+    attributes = tuple((name, text) for name in sorted(ATTRIBUTE_NAMES) if (text := getattr(decoded, name)))
     quality, battery_level, signal_strength = (
         math.nan if number is None else number
-        for number in (told.quality, told.battery_level, told.signal_strength)
+        for number in (decoded.quality, decoded.battery_level, decoded.signal_strength)
     )
     try:
         return Reading(
-            Series(told.sensor_id, told.sensor_type, attributes),
-            None if told.ts is None else _read_timestamp(told.ts),
-            float(told.value),
+            Series(decoded.sensor_id, decoded.sensor_type, attributes),
+            None if decoded.ts is None else _read_timestamp(decoded.ts),
+            float(decoded.value),
             quality,
             battery_level,
             signal_strength,
-            told.seq,
+            decoded.seq,
         )
     except InvalidReadingError as fault:
         return fault

@@ -171,33 +171,26 @@ class Spool(Protocol):
 
     async def claim(self, destination: str, wanted: ClaimRequest) -> BatchRange | None:
         """Fix the next batch of a lane, durably; the same one until it is settled."""
-        ...
 
     async def read_batch(self, claimed: BatchRange, destination: str | None = None) -> Batch | None:
         """The records of a claimed batch; None when nothing of it can be read any more."""
-        ...
 
     async def settle(
         self, destination: str, claimed: BatchRange, *, then: ClaimRequest | None = None
     ) -> BatchRange | None:
         """Record that a batch is delivered; with `then`, claim the next one in the same transaction."""
-        ...
 
     async def renew_epoch(self) -> None:
         """Take a new epoch: this spool is an older copy of one that the destination knows."""
-        ...
 
     async def split_segments(self, destination: str, claimed: BatchRange) -> bool:
         """Make two ranges of a claimed batch; False when it is one segment."""
-        ...
 
     async def split_rows(self, destination: str, claimed: BatchRange) -> bool:
         """Make two parts of a claimed batch; False when it is one row."""
-        ...
 
     async def refuse(self, destination: str, batch: Batch, bad: Sequence[RefusedRow], *, now_us: int) -> None:
         """Quarantine rows of a batch, durably, and leave them out of it from now on."""
-        ...
 
 
 class DeliveryState:

@@ -138,7 +138,7 @@ def _parse_days(text: str, names: str) -> frozenset[int]:
 LIVE_MAX_DEBT_S = 10.0
 """Seconds of budget that the live lane may spend in advance."""
 MAX_CREDIT_S = 3600.0
-"""Longest that a destination's credit is believed."""
+"""Longest that a destination's credit is valid."""
 
 
 @dataclass(slots=True)
@@ -164,7 +164,7 @@ class SendBudget:
         return wait_s
 
     def spend(self, lane: Lane | None, *, wire_bytes: int, rows: int, at: float) -> None:
-        """Note a batch that has been sent, whether it was taken or not."""
+        """Count a batch that was sent, whether it was accepted or not."""
         if self._bytes is not None:
             self._bytes.spend(wire_bytes, at)
         credit = self._credit_rows(at)
@@ -172,7 +172,7 @@ class SendBudget:
             credit.spend(rows, at)
 
     def grant(self, credit: Credit | None, at: float) -> None:
-        """Take what the newest receipt says; None lifts the limit of the one before."""
+        """The credit of the newest receipt; None lifts the limit."""
         if credit is None or credit.valid_s <= 0:
             self._rows = None
             return
@@ -201,7 +201,7 @@ class SendBudget:
 
 
 MIN_ROWS = 500
-"""Below this a request costs more than what it carries, so time alone does not make batches smaller."""
+"""Slow requests make batches no smaller than this."""
 _FIRST_ROWS = 10_000
 _RAISE_CEILING_AFTER = 200
 _CEILING_GROWTH = 1.25
@@ -210,7 +210,7 @@ _BYTES_WEIGHT = 0.2
 
 @dataclass(slots=True)
 class BatchSizer:
-    """Learns from every answer.
+    """Adapts the size of batches to every answer.
 
     Attributes:
         max_rows, max_bytes: the configured ceiling of a batch.

@@ -35,7 +35,6 @@ class Destination(Protocol):
 
     def encode(self, batch: Batch) -> EncodedBatch:
         """Turn a batch into what `send` sends. Pure; called in an executor thread."""
-        ...
 
     async def send(self, encoded_batch: EncodedBatch) -> Receipt:
         """Deliver one parcel.
@@ -43,8 +42,6 @@ class Destination(Protocol):
         Raises:
             DeliveryError: the class says what to do next (`cloud_sync.model.errors`).
         """
-        ...
 
     async def aclose(self) -> None:
         """Release connections. A parcel being sent may be lost; it will be sent again."""
-        ...

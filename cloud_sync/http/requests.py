@@ -36,18 +36,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class RequestLimits:
-    """Bounds on requests with a body.
-
-    Attributes:
-        body_bytes: of one body.
-        plain_bytes: of one body of plain readings, decompressed.
-        plain_rows: of one such body.
-        requests: in progress at a time.
-        requests_each: of one caller at a time.
-        buffered_bytes: of all bodies in memory together.
-        idle_s: longest silence within a body.
-        retry_after_s: the Retry-After of a request over a bound.
-    """
+    """Bounds on requests; `plain_*` of decompressed plain readings, `requests_each` of one caller."""
 
     body_bytes: int = 32 << 20
     plain_bytes: int = 32 << 20
@@ -70,11 +59,7 @@ class RequestAdmission:
 
     @contextmanager
     def admit(self, caller: str, retry_after_s: int | None = None) -> Iterator[RequestBody]:
-        """Admit one request for the duration of the block.
-
-        Raises:
-            RequestRejectedError: 503 when too many are in progress, 429 when too many of this caller's are.
-        """
+        """Admit one request for the block; 503 when too many are in progress, 429 for one caller."""
         wait_s = self.limits.retry_after_s if retry_after_s is None else retry_after_s
         if self.requests >= self.limits.requests:
             raise _busy_error(f"{self.requests} requests are in progress", wait_s)

@@ -1,11 +1,8 @@
 """Late readings for compressed chunks of TimescaleDB.
 
-A row for a compressed chunk is looked up in the compressed data before it is taken, which costs several
-times what a row for an open chunk does. A few late rows pay that. Many are worth decompressing the chunk
-first: once as many have come as a twentieth of what it holds, it is opened, and the compression policy closes
-it again.
-Batches for a chunk that is being opened are to come again: they would only wait for its lock, each with a
-connection.
+A row for a compressed chunk costs several times what a row for an open chunk does. Once as many have come
+as a twentieth of its rows, the chunk is decompressed; the compression policy compresses it again. Batches
+for a chunk that is being decompressed are rejected for now: each would hold a connection while it waits.
 """
 
 from __future__ import annotations
@@ -44,13 +41,13 @@ class CompressedChunk(NamedTuple):
     rows: int
 
     def rows_of(self, readings: Readings) -> int:
-        """How many of these readings belong into it."""
+        """How many of these readings are of its times."""
         times = readings.time_us
         return int(((times >= self.start_us) & (times < self.end_us)).sum())
 
 
 class LateRowTracker:
-    """Counts late rows by chunk and opens the chunks they are many for. One for each sink."""
+    """Counts late rows by chunk, and decompresses the chunks that get many."""
 
     def __init__(self) -> None:
         self._chunks: list[CompressedChunk] = []
@@ -59,10 +56,10 @@ class LateRowTracker:
         self._opening: dict[str, asyncio.Task[None]] = {}
 
     async def open_chunks(self, readings: Readings, transact: Transact) -> None:
-        """Open the compressed chunks for which these readings are one batch too many.
+        """Decompress the chunks for which these readings are one batch too many.
 
         Raises:
-            RetryLaterError: a chunk that they belong into is being opened.
+            RetryLaterError: a chunk of theirs is being decompressed.
         """
         if readings.rows == 0:
             return

@@ -109,7 +109,7 @@ ANSWER_RETENTION = timedelta(days=1)
 
 
 class KeyReusedError(RefusedError):
-    """The key came before with another body."""
+    """The Idempotency-Key came before with another body."""
 
 
 class ClientIdempotency:

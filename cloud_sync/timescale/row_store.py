@@ -26,17 +26,14 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from cloud_sync.model.records import Batch
+    from cloud_sync.model.records import Batch, Records
     from cloud_sync.timescale import Connection
 
 COPY_COLUMNS = ("series_no", "time", "value", "quality", "battery_level", "signal_strength", "seq", "flags")
 ORDINAL_COLUMN = "ordinal"
 
-MIN_READING_TIME_US = -210_866_803_200_000_000
-"""The first microsecond a timestamptz can hold, 4714-11-24 BC, counted from 1970."""
-
-MAX_READING_TIME_US = 9_223_371_331_199_999_999
-"""The last microsecond a hypertable can hold, at the end of the year 294246, counted from 1970."""
+MIN_READING_TIME_US = -210_866_803_200_000_000  # 4714-11-24 BC, the first of a timestamptz
+MAX_READING_TIME_US = 9_223_371_331_199_999_999  # the end of 294246, the last that a hypertable can hold
 READING_TIMES_US = (MIN_READING_TIME_US, MAX_READING_TIME_US)
 
 _POSTGRES_EPOCH_US = 946_684_800_000_000
@@ -63,12 +60,7 @@ def encode_copy(
         columns: dict[str, NDArray[Any]] = {
             "series_no": series_no[readings.series[piece]],
             "time": readings.time_us[piece] - _POSTGRES_EPOCH_US,
-            "value": readings.value[piece],
-            "quality": readings.quality[piece],
-            "battery_level": readings.battery_level[piece],
-            "signal_strength": readings.signal_strength[piece],
-            "seq": readings.seq[piece],
-            "flags": readings.flags[piece],
+            **{name: getattr(readings, name)[piece] for name in COPY_COLUMNS[2:]},
         }
         if ordinal:
             columns[ORDINAL_COLUMN] = np.arange(start, start + len(columns["time"]), dtype=np.int32)
@@ -115,7 +107,7 @@ def _row_template(pattern: int, names: tuple[str, ...]) -> NDArray[Any]:
 
 
 class ReadingSource(NamedTuple):
-    """Who brought the readings, noted with conflicts; only a gateway's have an epoch and commits."""
+    """Who sent the readings, recorded with conflicts; only a gateway has an epoch and commits."""
 
     name: str
     epoch: UUID | None = None
@@ -182,24 +174,12 @@ def _affected_rows(status: str) -> int:
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 RECORD_TIMES_US = (-62_135_596_800_000_000, 253_402_300_799_999_999)
-"""From the beginning of the year 1 to the end of 9999: what every client can read. Of rollups and notices."""
-_ROLLUP_COLUMNS = (
-    "series_no",
-    "window_s",
-    "time",
-    "revision",
-    "count",
-    "mean",
-    "m2",
-    "minimum",
-    "maximum",
-    "first",
-    "first_at",
-    "last",
-    "last_at",
-    "flagged",
-    "excluded",
-    "suppressed",
+"""Of rollups and alerts: the years 1 to 9999, which every client can read."""
+_ROLLUP_COLUMNS = ["series_no", *(name.removesuffix("_us") for name in list(Rollups.columns)[1:])]
+_ALERT_COLUMNS = ("rule", "time_us", "state", "severity", "value", "threshold", "count", "detail")
+_DECLARATION_COLUMNS = (
+    *("of_class", "first_commit", "last_commit", "lost", "reason", "survives"),
+    *("time_us", "from_us", "to_us"),
 )
 
 
@@ -229,44 +209,21 @@ async def delete_old_rollups(connection: Connection, window_s: int, older_than: 
 async def _store_rollups(
     connection: Connection, rollups: Rollups, numbers: list[int], gateway_no: int
 ) -> int:
-    columns = (
-        numbers,
-        rollups.window_s.tolist(),
-        _to_datetimes(rollups.time_us),
-        rollups.revision.tolist(),
-        rollups.count.tolist(),
-        *map(_nan_to_none, (rollups.mean, rollups.m2, rollups.minimum, rollups.maximum, rollups.first)),
-        _to_datetimes(rollups.first_at_us),
-        _nan_to_none(rollups.last),
-        _to_datetimes(rollups.last_at_us),
-        rollups.flagged.tolist(),
-        rollups.excluded.tolist(),
-        rollups.suppressed.tolist(),
-    )
+    columns = (numbers, *(_to_column(rollups, name) for name in list(Rollups.columns)[1:]))
     await connection.execute(SQL["make_rollup_staging"])
     await connection.copy_records_to_table(
-        "rollup_staging", records=zip(*columns, strict=True), columns=list(_ROLLUP_COLUMNS)
+        "rollup_staging", records=zip(*columns, strict=True), columns=_ROLLUP_COLUMNS
     )
-    stored = _affected_records(await connection.execute(SQL["store_rollups"], gateway_no))
+    stored = _affected_rows(await connection.execute(SQL["store_rollups"], gateway_no))
     await connection.execute(SQL["drop_rollup_staging"])
     return stored
 
 
 async def _store_alerts(connection: Connection, alerts: Alerts, numbers: list[int], gateway_no: int) -> int:
     status = await connection.execute(
-        SQL["store_alerts"],
-        gateway_no,
-        numbers,
-        alerts.rule.tolist(),
-        _to_datetimes(alerts.time_us),
-        alerts.state.tolist(),
-        alerts.severity.tolist(),
-        _nan_to_none(alerts.value),
-        _nan_to_none(alerts.threshold),
-        alerts.count.tolist(),
-        alerts.detail.tolist(),
+        SQL["store_alerts"], gateway_no, numbers, *(_to_column(alerts, name) for name in _ALERT_COLUMNS)
     )
-    return _affected_records(status)
+    return _affected_rows(status)
 
 
 async def _store_declarations(connection: Connection, batch: Batch, declared: Declarations) -> int:
@@ -274,29 +231,16 @@ async def _store_declarations(connection: Connection, batch: Batch, declared: De
         SQL["store_declarations"],
         batch.range.gateway_id,
         batch.range.epoch,
-        declared.of_class.tolist(),
-        declared.first_commit.tolist(),
-        declared.last_commit.tolist(),
-        declared.lost.tolist(),
-        declared.reason.tolist(),
-        declared.survives.tolist(),
-        _to_datetimes(declared.time_us),
-        _to_datetimes(declared.from_us),
-        _to_datetimes(declared.to_us),
+        *(_to_column(declared, name) for name in _DECLARATION_COLUMNS),
     )
-    return _affected_records(status)
+    return _affected_rows(status)
 
 
-def _to_datetimes(times_us: Iterable[np.int64]) -> list[datetime]:
-    """Times of a batch that was checked: PostgreSQL holds them, and so does datetime."""
-    return [_EPOCH + timedelta(microseconds=int(time_us)) for time_us in times_us]
-
-
-def _nan_to_none(column: NDArray[np.float64]) -> list[float | None]:
-    """Values with None for NaN."""
-    return [None if math.isnan(value) else value for value in column.tolist()]
-
-
-def _affected_records(status: str) -> int:
-    """Rows of a command tag, e.g. "INSERT 0 42"."""
-    return int(status.rpartition(" ")[2])
+def _to_column(records: Records, name: str) -> list[Any]:
+    """A column as asyncpg takes it; times were checked, so that PostgreSQL and datetime can hold them."""
+    column = getattr(records, name)
+    if name.endswith("_us"):
+        return [_EPOCH + timedelta(microseconds=int(time_us)) for time_us in column]
+    if column.dtype.kind == "f":
+        return [None if math.isnan(value) else value for value in column.tolist()]
+    return list(column.tolist())

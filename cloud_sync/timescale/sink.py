@@ -43,11 +43,11 @@ DATA_ERRORS = (asyncpg.DataError, asyncpg.ProgramLimitExceededError)
 CONTENTION_ERRORS = (asyncpg.SerializationError, asyncpg.DeadlockDetectedError)
 
 MISSING_SCHEMA_ERRORS = (asyncpg.UndefinedTableError, asyncpg.UndefinedColumnError)
-"""The database is not as it was prepared: replaced by an older copy, or emptied."""
+"""The database was replaced by an older copy, or emptied."""
 
 
 def error_from_database(fault: asyncpg.PostgresError | asyncpg.InterfaceError | OSError) -> DeliveryError:
-    """The delivery error a database fault stands for. Only faults of the data themselves refuse a batch."""
+    """The delivery error that a database error stands for; only errors in the data refuse a batch."""
     text = str(fault) or type(fault).__name__
     if isinstance(fault, CREDENTIAL_ERRORS):
         return UnauthorisedError(f"database: {text}")
@@ -58,7 +58,7 @@ def error_from_database(fault: asyncpg.PostgresError | asyncpg.InterfaceError | 
 
 @contextmanager
 def map_database_errors() -> Iterator[None]:
-    """Turn every database fault raised inside into the delivery error it stands for."""
+    """Turn every database error raised inside into the delivery error it stands for."""
     try:
         yield
     except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError) as fault:
@@ -86,22 +86,15 @@ class Idempotency(Protocol[A_co]):
 
     async def find_answer(self, connection: Connection) -> A_co | None:
         """The answer given before; None when there is none, and then nobody else is storing the same."""
-        ...
 
     async def record_answer(self, connection: Connection, receipt: Receipt) -> A_co:
         """Keep what became of the readings; returns the answer."""
-        ...
 
 
 class TimescaleSink:
-    """Applies batches to one database. Connections are made when needed and made again when lost.
+    """Applies batches to one database, over at most `pool_size` connections; lost ones are made again.
 
-    Args:
-        dsn: a PostgreSQL URL.
-        name: of the destination.
-        pool_size: connections at most, and so batches applied at a time.
-        statement_timeout_s: after which a statement is given up and the batch is to be sent again.
-        policies: what TimescaleDB is to do with old readings; None leaves what is set there alone.
+    Without `policies`, those that TimescaleDB has are left alone.
     """
 
     def __init__(
@@ -130,7 +123,7 @@ class TimescaleSink:
 
         Raises:
             SchemaTooNewError: the database belongs to a newer release.
-            RetryLaterError, UnauthorisedError: it is away, or takes our credentials for nothing.
+            RetryLaterError, UnauthorisedError: it is away, or rejects our credentials.
         """
         async with self._preparing:
             if self.schema is None:
@@ -165,7 +158,7 @@ class TimescaleSink:
     async def store(
         self, series: Sequence[Series], readings: Readings, source: ReadingSource, idempotency: Idempotency[A]
     ) -> A:
-        """Store readings that no gateway's ledger covers, or give the answer recorded before.
+        """Store readings that no gateway's ledger covers, or return the answer recorded before.
 
         Raises:
             RefusedError, RetryLaterError, UnauthorisedError: as `apply`; and whatever `idempotency` raises.
@@ -226,11 +219,11 @@ class TimescaleSink:
         raise AssertionError
 
     def encode(self, batch: Batch) -> EncodedBatch:
-        """The batch in wire form; what goes over the link is the COPY body that `send` makes of it."""
+        """The batch in wire form; `send` makes a COPY body of it."""
         return EncodedBatch(batch.range, batch.rows, (wire.encode(batch),))
 
     async def send(self, encoded_batch: EncodedBatch) -> Receipt:
-        """Apply a parcel; raises as `apply` does."""
+        """Apply a batch; raises as `apply` does."""
         batch = await asyncio.to_thread(wire.decode, encoded_batch.bodies[0])
         return await self.apply(batch)
 
@@ -268,7 +261,7 @@ class TimescaleSink:
         return self._pool
 
     async def _on_connect(self, _connection: Connection) -> None:
-        """Behind a new connection may be another database than before: trust no remembered number."""
+        """A new connection may lead to another database: its series may have other numbers."""
         self._directory.forget()
 
     async def _apply_once(self, connection: Connection, batch: Batch) -> Receipt:
