@@ -60,7 +60,7 @@ def decompress(body: bytes, encoding: str, *, max_bytes: int) -> bytes:
 
 
 def _decompress_gzip(body: bytes, max_bytes: int) -> bytes:
-    """All members of a gzip file; one byte more than the bound tells that there is more."""
+    """All members of a gzip file, up to one byte more than the bound."""
     found = bytearray()
     while body and len(found) <= max_bytes:
         member = zlib.decompressobj(_GZIP_WINDOW)
@@ -108,7 +108,7 @@ class RejectedReading:
     """Part of a body that is no reading.
 
     Attributes:
-        index: its position in the body (or its line), from 0; None where `detail` tells it.
+        index: its position in the body (or its line), from 0; None where `detail` says it.
         reason: machine-readable.
         part: its bytes.
         detail: more in words, "" for nothing more.

@@ -1,8 +1,14 @@
-"""Where batches go: one module per kind of destination, one contract, one contract suite.
+"""The seam to destinations: one folder or module for each kind, one protocol, one conformance suite.
 
-A destination has two halves. `encode` is pure and may be slow: the shipper runs it off the event loop.
-`send` is input and output: it returns a `Receipt` once the batch is durable at the destination, or raises
-a `DeliveryError`; faults of a third party's library never leave it. Sending a batch again is always safe.
+`encode` is pure and may be slow: the shipper runs it in an executor. `send` does the input and output: it
+returns a `Receipt` once the batch is durable at the destination, or raises a `DeliveryError`; errors of
+libraries never leave it. Sending a batch again is always safe: the destination keeps a ledger of ranges, or
+overwrites rows in place, or keeps the first.
+
+A new kind is a folder here with an options dataclass and a class with these methods; a settings table in
+`gateway/settings/destinations.py`, whose `build_destination` imports it and whose entry in the union
+`AnyDestination` is its registration; and an entry in `KINDS` of `tests/support/destination_kinds.py`, by
+which the suite `tests/contract/test_destinations_contract.py` runs over it.
 """
 
 from __future__ import annotations
@@ -24,12 +30,12 @@ class EncodedBatch:
 
     @property
     def wire_bytes(self) -> int:
-        """Bytes this parcel puts on the link, bodies only."""
+        """Bytes of the bodies, before headers and TLS."""
         return sum(map(len, self.bodies))
 
 
 class Destination(Protocol):
-    """One upstream. Implementations: ingest_client, influxdb, files, timescaledb."""
+    """One upstream: `ingest_client`, `influxdb`, `file`; `timescale.sink` behind the ingest service."""
 
     name: str
 
@@ -37,11 +43,11 @@ class Destination(Protocol):
         """Turn a batch into what `send` sends. Pure; called in an executor thread."""
 
     async def send(self, encoded_batch: EncodedBatch) -> Receipt:
-        """Deliver one parcel.
+        """Deliver one batch.
 
         Raises:
             DeliveryError: the class says what to do next (`cloud_sync.model.errors`).
         """
 
     async def aclose(self) -> None:
-        """Release connections. A parcel being sent may be lost; it will be sent again."""
+        """Release connections. A batch in flight may be lost; it will be sent again."""

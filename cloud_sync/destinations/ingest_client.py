@@ -147,7 +147,7 @@ class IngestClient:
             ) from fault
 
     async def aclose(self) -> None:
-        """Close the connections, unless they are somebody else's."""
+        """Close the connections, unless the client was given."""
         if self._own_http:
             await self._http.aclose()
 

@@ -175,7 +175,7 @@ def token_list(config: OptionalConfig = None, tokens_file: TokensFile = None) ->
 
 @token_app.command("revoke")
 def token_revoke(gateway: Gateway, config: OptionalConfig = None, tokens_file: TokensFile = None) -> None:
-    """Take away every token of a gateway."""
+    """Remove every token of a gateway."""
     with _exit_on_error():
         count = tokens.revoke_tokens(_tokens_file(config, tokens_file), gateway)
     if count == 0:

@@ -63,7 +63,7 @@ class Database(_Table):
     retention_days: Positive | None = None
     rollup_retention_days: dict[Annotated[int, Field(ge=1)], Positive] = Field(
         {},
-        description="days to keep rollups of a window, by its length in seconds; else for ever",
+        description="days to keep rollups of a window, by its length in seconds; others are kept",
     )
     merge_ledger_after_days: Positive | None = 7
 

@@ -5,8 +5,8 @@ Each class says what the shipper does next:
 DeliveryError
 ├── RetryLaterError         nothing was settled; send the same batch again, not before retry_after_s
 │   └── StoreDeliveryError  the gateway's own spool failed, not the destination
-├── TooLargeError           the destination wants smaller batches; split and send again
-├── RefusedError            it will never accept this batch as it is; `of_rows`: because of its rows
+├── TooLargeError           the destination accepts only smaller batches; split and send again
+├── RefusedError            never accepts this batch as it is; `of_rows`: because of its rows
 └── UnauthorisedError       hold everything for this destination until an operator acts
 
 StoreError                  the spool cannot serve now; try again, nothing is lost
@@ -31,7 +31,7 @@ class DeliveryError(Exception):
 
 
 class RetryLaterError(DeliveryError):
-    """A passing fault. `retry_after_s` is the destination's wish in seconds, or None."""
+    """A transient error. `retry_after_s` is what the destination asks for, in seconds."""
 
     def __init__(self, message: str, retry_after_s: float | None = None) -> None:
         super().__init__(message)
@@ -43,15 +43,15 @@ class StoreDeliveryError(RetryLaterError):
 
 
 class TooLargeError(DeliveryError):
-    """The batch exceeds what the destination takes in one request."""
+    """The batch exceeds what the destination accepts in one request."""
 
 
 class RefusedError(DeliveryError):
-    """The destination understood the batch and will not take it.
+    """The destination understood the batch and will never accept it.
 
     Attributes:
         reason: its own code or status.
-        of_rows: whether some of the rows are why, so that it may take the others.
+        of_rows: whether some of the rows are the reason, so that it may accept the others.
         rows: which rows of the batch, where it says so; each a position in the batch.
     """
 

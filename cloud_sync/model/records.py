@@ -215,7 +215,7 @@ class Batch:
 
 
 class Credit(NamedTuple):
-    """How fast a destination under load wants one gateway's backlog: rows per second, for so many seconds."""
+    """How fast a destination under load accepts one gateway's backlog, and for how long."""
 
     rows_per_s: float
     valid_s: float
@@ -324,7 +324,7 @@ class Declarations(Records):
 
     Attributes:
         time_us: when it was declared, microseconds since 1970 UTC.
-        of_class: the `RecordClass` that was given up.
+        of_class: the `RecordClass` of the records.
         first_commit, last_commit: inclusive.
         lost: how many records.
         from_us, to_us: earliest and latest time among them.

@@ -50,10 +50,10 @@ def load_migrations() -> tuple[Migration, ...]:
 
 @dataclass(frozen=True, slots=True)
 class TimescalePolicies:
-    """What TimescaleDB does by itself with old readings. None means it does not.
+    """What TimescaleDB does with old readings; None means nothing.
 
-    Retention is off unless somebody asks for it: a gateway may deliver, and a person may replay, readings
-    that are years old, and a retention policy would drop them on its next run.
+    Retention is off by default: readings that are delivered or replayed may be years old, and the policy
+    would drop them on its next run.
     """
 
     chunk: timedelta = timedelta(days=1)
@@ -111,7 +111,7 @@ async def prepare_schema(
             if policies is not None:
                 await _set_policies(connection, policies, notes)
         elif policies is not None and policies.drop_after is not None:
-            notes.append("retention needs TimescaleDB: readings are kept for ever")
+            notes.append("retention needs TimescaleDB: readings are kept without limit")
     return SchemaState(len(known), tuple(m.name for m in known[present:]), timescale, tuple(notes))
 
 

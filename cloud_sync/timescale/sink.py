@@ -85,7 +85,7 @@ class Idempotency(Protocol[A_co]):
     """What was answered before, looked up and kept in the transaction that stores the readings."""
 
     async def find_answer(self, connection: Connection) -> A_co | None:
-        """The answer given before; None when there is none, and then nobody else is storing the same."""
+        """The answer given before; when it is None, no other transaction stores the same meanwhile."""
 
     async def record_answer(self, connection: Connection, receipt: Receipt) -> A_co:
         """Keep what became of the readings; returns the answer."""

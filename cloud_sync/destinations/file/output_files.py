@@ -313,7 +313,7 @@ def _read_index(path: Path) -> tuple[list[IndexEntry], str | None]:
 def _rewrite_index(path: Path, entries: list[IndexEntry]) -> BinaryIO:
     """The index with exactly these entries, durable, open for more.
 
-    Written anew even when nothing changed: after a failed fsync the pages of the old file may read well
+    Rewritten even when nothing changed: after a failed fsync the pages of the old file may read well
     and never reach the disk.
     """
     fresh = path.with_name(path.name + ".new")
