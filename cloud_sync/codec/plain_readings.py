@@ -29,7 +29,7 @@ from cloud_sync.model.reading_builder import (
 from cloud_sync.model.records import ATTRIBUTE_NAMES, Flag, Readings, Series
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
 CONTENT_ENCODINGS = ("identity", "gzip", "zstd")
 
@@ -60,18 +60,36 @@ def decompress(body: bytes, encoding: str, *, max_bytes: int) -> bytes:
 
 
 def _decompress_gzip(body: bytes, max_bytes: int) -> bytes:
-    """All members of a gzip file, up to one byte more than the bound."""
+    """The body, or more than `max_bytes` of it."""
     found = bytearray()
-    while body and len(found) <= max_bytes:
-        member = zlib.decompressobj(_GZIP_WINDOW)
-        try:
-            found += member.decompress(body, max_bytes + 1 - len(found))
-        except zlib.error as fault:
-            raise DecompressionError(f"the body is no gzip: {fault}") from fault
-        if len(found) <= max_bytes and not member.eof:
-            raise DecompressionError("the gzip body is cut short")
-        body = member.unused_data
+    for piece in iter_gzip([body], max_bytes + 1):
+        found += piece
+        if len(found) > max_bytes:
+            break
     return bytes(found)
+
+
+def iter_gzip(pieces: Iterable[bytes], max_bytes: int) -> Iterator[bytes]:
+    """What the members of a gzip file hold, at most `max_bytes` at a time.
+
+    Raises:
+        DecompressionError: it is no gzip, or ends within a member.
+    """
+    member = zlib.decompressobj(_GZIP_WINDOW)
+    begun = False
+    for piece in pieces:
+        rest = piece
+        while rest:
+            if member.eof:
+                member = zlib.decompressobj(_GZIP_WINDOW)
+            begun = True
+            try:
+                yield member.decompress(rest, max_bytes)
+            except zlib.error as fault:
+                raise DecompressionError(f"it is no gzip: {fault}") from fault
+            rest = member.unused_data if member.eof else member.unconsumed_tail
+    if begun and not member.eof:
+        raise DecompressionError("it ends within a gzip member")
 
 
 def _decompress_zstd(body: bytes, max_bytes: int) -> bytes:
@@ -82,9 +100,9 @@ def _decompress_zstd(body: bytes, max_bytes: int) -> bytes:
         with reader:
             found = reader.read(max_bytes + 1)
     except (zstandard.ZstdError, MemoryError) as fault:
-        raise DecompressionError(f"the body is no zstd: {fault}") from fault
+        raise DecompressionError(f"it is no zstd: {fault}") from fault
     if body and not found:
-        raise DecompressionError("the zstd body is cut short or empty")
+        raise DecompressionError("it ends within a zstd frame, or is empty")
     return found
 
 

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import zlib
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice
 from typing import TYPE_CHECKING, NamedTuple
 
 from cloud_sync.codec.line_protocol import LineReader
+from cloud_sync.codec.plain_readings import DecompressionError, iter_gzip
 from cloud_sync.destinations.file import parquet
 from cloud_sync.destinations.file.output_files import MANIFEST, read_json_lines
 from cloud_sync.model.reading_builder import ColumnBuilder, InvalidReadingError
@@ -32,7 +32,6 @@ if TYPE_CHECKING:
 _COLUMNAR = (".parquet", ".open.batches")
 _PATTERNS = ("*.lp", "*.lp.gz", *(f"*{ending}" for ending in _COLUMNAR))
 _CHUNK_BYTES = 1 << 18
-_GZIP_WINDOW = 16 + zlib.MAX_WBITS
 
 
 class DamagedFileError(Exception):
@@ -117,26 +116,12 @@ def _read_chunks(path: Path) -> Iterator[bytes]:
 
 
 def _read_gzip(file: ImportFile) -> Iterator[bytes]:
-    """What the members of a gzip file hold. An unlisted file may be cut short: its lines are stored once by
-    series and time, so having only some of a batch does no harm.
-    """
-    member = zlib.decompressobj(_GZIP_WINDOW)
-    begun = False
+    """An unlisted file may end within a member: lines are stored once, so part of a batch does no harm."""
     try:
-        for piece in _read_chunks(file.path):
-            compressed = piece
-            while compressed:
-                if member.eof:
-                    member = zlib.decompressobj(_GZIP_WINDOW)
-                begun = True
-                yield member.decompress(compressed, _CHUNK_BYTES)
-                compressed = member.unused_data if member.eof else member.unconsumed_tail
-    except zlib.error as fault:
+        yield from iter_gzip(_read_chunks(file.path), _CHUNK_BYTES)
+    except DecompressionError as fault:
         if file.sha256 is not None:
-            raise DamagedFileError(f"{file.path.name}: is no gzip: {fault}") from fault
-        return
-    if begun and not member.eof and file.sha256 is not None:
-        raise DamagedFileError(f"{file.path.name}: ends within a gzip member")
+            raise DamagedFileError(f"{file.path.name}: {fault}") from fault
 
 
 PIECE_LINES = 50_000
