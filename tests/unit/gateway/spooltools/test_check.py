@@ -140,7 +140,7 @@ async def test_a_flipped_byte_of_a_block_is_found_and_not_looked_for_when_quick(
     flipped[len(block) // 2] ^= 1
     change(path, ("UPDATE segment SET block = ? WHERE position = ?", (bytes(flipped), at(7))))
     assert problems(path) == [
-        "reading segment 7: the block's checksum does not match its bytes (bad_checksum)"
+        "reading segment 7: the checksum of the column block does not match its bytes (bad_checksum)"
     ]
     assert problems(path, decode=False) == []
 
