@@ -16,6 +16,7 @@ from gateway.commands.exit_errors import fail
 from gateway.commands.options import EXIT_FOUND, JsonOption, print_json
 from gateway.doctor import Finding, Level, fault, machine, network, ok
 from gateway.humanize import escape_text, pluralize
+from gateway.processing.clock import read_kernel_sync
 from gateway.settings import gateway_settings
 from gateway.spool.database import SQL, open_spool_read_only
 from gateway.spool.errors import SpoolError
@@ -42,7 +43,7 @@ async def run_checks(config: Path, *, online: bool = True) -> list[Finding]:
         *machine.check_secrets(settings),
         *machine.check_folders(settings, as_service=_is_service(settings)),
         *_check_spool(settings),
-        *machine.check_clock(time.time(), synchronised=machine.is_clock_synchronised(), newest_s=newest_s),
+        *machine.check_clock(time.time(), synchronised=read_kernel_sync(), newest_s=newest_s),
         *machine.check_disk(settings.spool, mountinfo),
         *machine.check_flash(settings.spool, mountinfo, _SYS),
         *network.check_ports(settings, running),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
 import shutil
 import stat
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING, Final
 from gateway.auth.tls import TlsFileError, build_server_context
 from gateway.doctor import Finding, fault, ok, warning
 from gateway.humanize import format_bytes, format_duration
+from gateway.processing.clock import CLOCK_TOLERANCE_US, is_before_release
 from gateway.settings.destinations import FileDestination
 from gateway.settings.gateway_settings import list_files
 from gateway.settings.schema import FileRole
@@ -23,11 +23,6 @@ if TYPE_CHECKING:
 
     from gateway.settings.gateway_settings import GatewaySettings, SpoolSettings
 
-EARLIEST_PLAUSIBLE_S: Final = 1_767_225_600
-"""2026-01-01: no clock that is right says less."""
-_CLOCK_TOLERANCE_S: Final = 300
-_UNSYNCHRONISED: Final = 5  # TIME_ERROR of adjtimex(2)
-_TIMEX_BYTES: Final = 512
 _LOW_SPACE_SHARE: Final = 0.05
 _LOW_INODES_SHARE: Final = 0.02
 _FAST_COMMITS_MS: Final = 50
@@ -50,34 +45,22 @@ class Mount:
 
 
 def check_clock(now_s: float, *, synchronised: bool | None, newest_s: float | None) -> list[Finding]:
-    """Whether the time can be right.
+    """Whether the clock can be right, by the rule of the running gateway.
 
-    Args:
-        now_s: what the clock says, seconds since 1970.
-        synchronised: what the kernel says of it; None for not known.
-        newest_s: when the newest commit of the spool was made, None for none.
+    `synchronised` is the kernel's answer (None: unknown), `newest_s` the time of the spool's newest commit.
     """
     advice = "set up NTP (systemctl enable --now systemd-timesyncd), or a battery for the clock"
-    if now_s < EARLIEST_PLAUSIBLE_S:
+    if is_before_release(round(now_s * 1e6)):
         return [
-            fault("clock", "", "the clock is years behind: TLS fails, and readings get wrong times", advice)
+            fault("clock", "", "the clock shows a time before this release was built; TLS will fail", advice)
         ]
-    if newest_s is not None and newest_s > now_s + _CLOCK_TOLERANCE_S:
+    if newest_s is not None and newest_s > now_s + CLOCK_TOLERANCE_US / 1e6:
         behind = f"the clock is {format_duration(newest_s - now_s)} behind the newest commit of the spool"
         return [fault("clock", "", behind, advice)]
     if synchronised is False:
         return [warning("clock", "", "the clock is not synchronised", advice)]
-    known = "is synchronised" if synchronised else "can be right; nobody says whether it is synchronised"
+    known = "is synchronised" if synchronised else "looks right; whether it is synchronised is unknown"
     return [ok("clock", "", f"the clock {known}")]
-
-
-def is_clock_synchronised() -> bool | None:
-    """Whether the kernel holds the clock to be synchronised (adjtimex(2)); None when it does not say."""
-    try:
-        state = ctypes.CDLL(None).adjtimex(ctypes.create_string_buffer(_TIMEX_BYTES))
-    except (OSError, AttributeError):
-        return None
-    return None if state < 0 else state != _UNSYNCHRONISED
 
 
 def check_disk(spool: SpoolSettings, mountinfo: str) -> list[Finding]:

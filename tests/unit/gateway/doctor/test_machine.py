@@ -11,6 +11,13 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from gateway.doctor import Level, machine, network
+from gateway.processing.clock import (
+    RELEASE_TIME_US,
+    ClockSources,
+    GatewayClock,
+    SyncStatus,
+    read_kernel_sync,
+)
 from gateway.settings import gateway_settings
 from gateway.settings.gateway_settings import SpoolSettings
 from tests.support.certificates import Authority
@@ -42,10 +49,12 @@ def worst(findings: list[Finding]) -> Finding:
     ("now_s", "synchronised", "newest_s", "level", "words"),
     [
         (NOW_S, True, NOW_S - 5, Level.OK, "is synchronised"),
-        (NOW_S, None, None, Level.OK, "nobody says"),
-        (12.0, True, None, Level.FAULT, "years behind"),
+        (NOW_S, None, None, Level.OK, "is unknown"),
+        (12.0, True, None, Level.FAULT, "before this release"),
         (NOW_S, True, NOW_S + 7200, Level.FAULT, "2 h 0 min behind the newest commit"),
         (NOW_S, False, NOW_S, Level.WARNING, "not synchronised"),
+        (RELEASE_TIME_US / 1e6 - 60, True, None, Level.FAULT, "before this release"),
+        (NOW_S, None, NOW_S + 60, Level.FAULT, "behind the newest commit"),
     ],
 )
 def test_a_clock_that_cannot_be_right_is_found(now_s, synchronised, newest_s, level, words):
@@ -54,7 +63,15 @@ def test_a_clock_that_cannot_be_right_is_found(now_s, synchronised, newest_s, le
 
 
 def test_the_kernel_is_asked_whether_the_clock_is_synchronised():
-    assert machine.is_clock_synchronised() in (True, False, None)
+    assert read_kernel_sync() in (True, False, None)
+
+
+@pytest.mark.parametrize("ahead_s", [-3600, -60, 60, 3600])
+def test_the_doctor_and_the_agent_agree_on_a_clock_that_is_certainly_wrong(ahead_s):
+    wall_us = RELEASE_TIME_US + ahead_s * 1_000_000
+    sources = ClockSources(wall_us=lambda: wall_us, boot_us=lambda: 0, sync=lambda: SyncStatus.YES)
+    (found,) = machine.check_clock(wall_us / 1e6, synchronised=True, newest_s=None)
+    assert (found.level is Level.OK) == GatewayClock(0, sources=sources).trusted
 
 
 @pytest.mark.parametrize(

@@ -57,12 +57,18 @@ def clock(world: World, floor_us: int = 0, trust="auto", wait_max_s: float = 600
             TRUE_US,
             "auto",
             True,
-            "nothing here synchronises it, and it is past what has been",
+            "no time service was found, and no later time is known",
         ),
-        (SyncStatus.NOBODY, TRUE_US - YEAR // 12, "auto", False, "has been"),
-        (SyncStatus.NOBODY, TRUE_US, "synchronised", False, "nothing here synchronises it"),
-        (SyncStatus.YES, 86_400 * SECOND, "auto", False, "it says 1970-01-02T00:00:00Z, before this release"),
-        (SyncStatus.NO, 86_400 * SECOND, "always", True, "the configuration says so"),
+        (SyncStatus.NOBODY, TRUE_US - YEAR // 12, "auto", False, "has passed"),
+        (SyncStatus.NOBODY, TRUE_US, "synchronised", False, "no time service was found"),
+        (
+            SyncStatus.YES,
+            86_400 * SECOND,
+            "auto",
+            False,
+            "1970-01-02T00:00:00Z, before this release",
+        ),
+        (SyncStatus.NO, 86_400 * SECOND, "always", True, "clock.trust is"),
     ],
 )
 def test_the_clock_is_trusted_when_it_is_kept_or_past_what_has_been(sync, wall_us, trust, trusted, why):
@@ -75,7 +81,7 @@ def test_once_synchronised_it_stays_trusted():
     world = World(sync=SyncStatus.YES)
     found = clock(world)
     world.sync = SyncStatus.NO
-    found.look_once()
+    found.evaluate_once()
     assert found.trusted
 
 
@@ -83,10 +89,10 @@ def test_what_takes_long_to_answer_is_asked_while_in_doubt():
     world = World()
     found = clock(world)
     found.query_sync_once()
-    assert (found.look_once(), found.trusted) == (False, False)
+    assert (found.evaluate_once(), found.trusted) == (False, False)
     world.said = True
     found.query_sync_once()
-    assert (found.look_once(), found.trusted) == (True, True)
+    assert (found.evaluate_once(), found.trusted) == (True, True)
 
 
 def test_in_doubt_time_is_counted_on_whatever_steps_the_clock_makes():
@@ -95,7 +101,7 @@ def test_in_doubt_time_is_counted_on_whatever_steps_the_clock_makes():
     assert found.now_us() == TRUE_US
     world.pass_s(5)
     world.wall_us -= YEAR
-    found.look_once()
+    found.evaluate_once()
     assert found.now_us() == TRUE_US + 5 * SECOND
 
 
@@ -107,7 +113,7 @@ def test_what_was_stamped_in_doubt_gets_its_true_time_once_the_clock_is_right(wr
     assert found.correction_us(anchor) is None
     world.pass_s(100)
     world.wall_us, world.sync = TRUE_US + 100 * SECOND, SyncStatus.YES
-    assert found.look_once()
+    assert found.evaluate_once()
     difference_us = found.correction_us(anchor)
     assert difference_us is not None
     assert stamped_us + difference_us == TRUE_US

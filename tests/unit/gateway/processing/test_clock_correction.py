@@ -50,7 +50,7 @@ class Gateway:
         assert device.acknowledged == sent
 
     async def release(self) -> int:
-        self.clock.look_once()
+        self.clock.evaluate_once()
         committing = asyncio.create_task(self.committer.run())
         try:
             total = 0
