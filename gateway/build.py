@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from gateway.alerts.evaluator import AlertEvent
+    from gateway.alerts.alert_state import AlertEvent
     from gateway.processing.stage import ProcessingStage
     from gateway.runtime import Runtime
     from gateway.settings.destinations import AnyDestination

@@ -23,14 +23,14 @@ NO_TIME_US = -(1 << 62)
 
 
 class AlertInstance(NamedTuple):
-    """Where an alert of one rule and one series stands; times in microseconds, `NEVER` for none.
+    """State of the alert of one rule and one series; times in microseconds, `NO_TIME_US` for none.
 
     Attributes:
-        since_us: since when the rule is broken, where it has to be so for some time.
-        fired_us: when it fired, while it is firing.
-        told_us: when it was told last, firing.
-        noted_us: the time of the latest record of it, so that each has its own.
-        findings: how many there were since then.
+        since_us: since when the rule has been broken, while it is pending.
+        fired_us: when it began, while it is firing.
+        notified_us: when it last fired or was repeated.
+        recorded_us: the time of its latest record, so that each record has its own.
+        findings: broken readings since then.
     """
 
     since_us: int = NO_TIME_US
@@ -41,26 +41,39 @@ class AlertInstance(NamedTuple):
 
     @property
     def uncounted(self) -> AlertInstance:
-        """The same without its findings."""
+        """The state without its findings."""
         return self._replace(findings=0)
 
     def differs_from(self, later: AlertInstance) -> bool:
-        """Whether what has become of it is worth writing: more than more findings."""
+        """Whether the later state must be written: more than more findings."""
         return self.uncounted != later.uncounted or later.findings < self.findings
 
     @property
     def is_firing(self) -> bool:
-        """Whether the alert has begun and not ended."""
+        """Whether it has begun and not ended."""
         return self.fired_us != NO_TIME_US
 
 
 class AlertChange(NamedTuple):
-    """Something to be told of an alert; `at_us` is no other's of the same course."""
+    """An alert began, was repeated or ended; `at_us` is unique among the changes of one alert."""
 
     state: AlertState
     at_us: int
     value: float
     findings: int
+
+
+class AlertEvent(NamedTuple):
+    """An `AlertChange` with its rule (which may no longer be configured) and its description."""
+
+    rule: Rule
+    series: int
+    state: AlertState
+    at_us: int
+    value: float
+    findings: int
+    threshold: float
+    detail: str
 
 
 def advance_instance(
@@ -70,7 +83,7 @@ def advance_instance(
     times: NDArray[np.int64],
     values: NDArray[np.float64],
 ) -> tuple[AlertInstance, list[AlertChange]]:
-    """Take the next findings of a series, all of one level; returns the new course and what it tells."""
+    """Apply the next readings of a series, all of one level; returns the new state and the changes."""
     instance = _drop_future_times(rule, instance, int(times[0]))
     if level is LimitState.GOOD or (level is LimitState.BETWEEN and not instance.is_firing):
         return _apply_good(rule, instance, times, values)
@@ -98,27 +111,27 @@ def advance_instance(
 
 
 def recover_instance(instance: AlertInstance, at_us: int, value: float) -> tuple[AlertInstance, AlertChange]:
-    """A firing alert ends."""
+    """End a firing alert."""
     at_us += at_us == instance.recorded_us
     change = AlertChange(AlertState.RECOVERED, at_us, value, max(instance.findings, 1))
     return instance._replace(since_us=NO_TIME_US, fired_us=NO_TIME_US, recorded_us=at_us, findings=0), change
 
 
 def is_cooling(rule: Rule, instance: AlertInstance, now_us: int) -> bool:
-    """Whether the cooldown after an alert still holds the next one back."""
+    """Whether the cooldown after the last alert still prevents the next one."""
     return (
         instance.notified_us <= now_us + rule.cooldown_us and now_us < instance.notified_us + rule.cooldown_us
     )
 
 
 def is_over(rule: Rule, instance: AlertInstance, now_us: int) -> bool:
-    """Whether a course can be forgotten: nothing is broken and the cooldown has passed."""
+    """Whether the state can be dropped: nothing is broken and the cooldown has passed."""
     idle = instance.since_us == NO_TIME_US and not instance.is_firing
     return idle and instance.notified_us + rule.cooldown_us <= now_us
 
 
 def _drop_future_times(rule: Rule, instance: AlertInstance, now_us: int) -> AlertInstance:
-    """A course without times that a clock stepping back has left in the future."""
+    """Drop times that are in the future because the clock was set back."""
     if instance.notified_us > now_us + rule.cooldown_us:
         instance = instance._replace(notified_us=NO_TIME_US)
     if instance.since_us > now_us:
@@ -144,13 +157,13 @@ def _fire(instance: AlertInstance, at_us: int, value: float, changes: list[Alert
 
 
 def _first_index_from(times: NDArray[np.int64], due_us: int) -> int:
-    """Where the first time that is not before `due_us` stands; their number when there is none."""
+    """Index of the first time from `due_us` on; the number of times when there is none."""
     reached = times >= due_us
     return int(reached.argmax()) if reached.any() else len(times)
 
 
 def describe_change(rule: Rule, change: AlertChange, threshold: float) -> str:
-    """One line: what was seen and what it was compared with."""
+    """One line: the value and the limit it broke."""
     firing = change.state is AlertState.FIRING
     if rule.on == SILENCE_QUANTITY:
         if firing:

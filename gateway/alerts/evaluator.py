@@ -1,22 +1,20 @@
-"""The stage that raises alerts: judges what a step brings by the rules, and keeps the course of each alert.
+"""The processing stage that evaluates alert rules.
 
-Readings are judged in the order in which they were committed, by their own times; one flagged late, or older
-than `stale_us`, is no finding, and one whose time is in doubt counts as of now. Rollups are judged when their
-window closes, not when a revision comes. Silence is judged by the arrival of readings at the gateway, in time
-during which the gateway was at work: neither a step of the clock nor a pause of the gateway makes anybody
-silent. Every series that the spool knows is expected.
+Readings are evaluated in commit order by their own times; late ones and those older than `stale_us` are
+ignored, one whose time is in doubt counts as of now. Rollups are evaluated when their window first closes.
+Silence is measured by arrival, in time during which the gateway ran: neither a step of the clock nor a pause
+of the gateway makes a series silent. Every series in the spool is expected to report.
 
-What changes is an `Alerts` record, in one transaction with the state and with what is to be told. The state
-is a key for each course, "alerts/course/RULE/SERIES", written when it changes in more than its number of
-findings: so that series that come and go about a limit cost no flash. After a kill that number may be lower.
-Where a rule looks at rates, "alerts/rates" has the readings that the next ones begin at. Every value is a
-version byte, then MessagePack.
+Every change is an `Alerts` record, written in one transaction with the state and the queued notices. Each
+alert has a key "alerts/course/RULE/SERIES", written when more than its count of findings changes, to spare
+the flash; after a kill that count may be lower. "alerts/rates" holds the readings that the next rates start
+from. Every value is a version byte, then MessagePack.
 """
 
 from __future__ import annotations
 
 import logging
-from collections import deque
+from collections import Counter, deque
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
@@ -26,8 +24,7 @@ import numpy as np
 
 from cloud_sync.model.records import Alerts, AlertState, Flag, Severity
 from gateway.alerts.alert_state import (
-    NO_TIME_US,
-    AlertChange,
+    AlertEvent,
     AlertInstance,
     advance_instance,
     describe_change,
@@ -39,11 +36,15 @@ from gateway.alerts.rules import (
     RATE_QUANTITY,
     SILENCE_QUANTITY,
     LimitState,
+    RatePoints,
+    RateState,
+    RateTracker,
     Rule,
+    RuleInput,
     reading_quantities,
     rollup_quantities,
 )
-from gateway.processing.series_pattern import Pattern, SeriesRuleCache, grow_array
+from gateway.processing.series_pattern import Pattern, SeriesRuleCache, grow_array, mark_run_starts
 from gateway.processing.stage import StageOutput
 
 if TYPE_CHECKING:
@@ -52,6 +53,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from gateway.alerts.alert_state import AlertChange
     from gateway.processing.stage import StageInput
 
 T = TypeVar("T")
@@ -66,54 +68,23 @@ _RECENT_EVENTS = 50
 _CLOCK_IN_DOUBT, _LATE = np.int32(Flag.CLOCK_IN_DOUBT), np.int32(Flag.LATE)
 
 InstanceKey = tuple[int, int]
-"""Which alert: the place of its rule, and the series."""
-
-
-class AlertEvent(NamedTuple):
-    """A change of one alert. `rule` may be one that is no longer configured."""
-
-    rule: Rule
-    series: int
-    change: AlertChange
-    threshold: float
-    detail: str
+"""Index of the rule, series number."""
 
 
 class _StoredInstance(NamedTuple):
-    """One course on disk, under a key that names its rule and series."""
+    """The value of a key that names rule and series."""
 
     severity: int
     instance: AlertInstance
 
 
 class _OrphanInstance(NamedTuple):
-    """A course whose rule is no longer configured, or whose series is gone."""
+    """An alert whose rule is no longer configured, or whose series is gone."""
 
-    key: str
     rule: str
     series: int
-    kept: _StoredInstance
-
-
-_RateState = list[tuple[int, int, float]]
-"""Series, time and value of the readings that the next rates begin at."""
-
-
-class _RatePoints(NamedTuple):
-    """The newest reading of some series; each of shape (series,)."""
-
-    series: NDArray[np.int32]
-    times: NDArray[np.int64]
-    values: NDArray[np.float64]
-
-
-class _RuleInput(NamedTuple):
-    """What a rule looks at; those of a series are in order of arrival. Each of shape (rows,)."""
-
-    series: NDArray[np.int32]
-    times: NDArray[np.int64]
-    quantity: NDArray[np.float64]
-    chosen: NDArray[np.bool_]
+    severity: int
+    instance: AlertInstance
 
 
 @dataclass(slots=True)
@@ -124,21 +95,20 @@ class _StepChanges:
     now_us: int
     instances: dict[InstanceKey, AlertInstance | None] = field(default_factory=dict)
     seen: NDArray[np.int32] = field(default_factory=lambda: np.empty(0, np.int32))
-    rates: list[_RatePoints] = field(default_factory=list)
+    rates: list[RatePoints] = field(default_factory=list)
     events: list[AlertEvent] = field(default_factory=list)
-    gone: list[str] = field(default_factory=list)
+    removed_keys: list[str] = field(default_factory=list)
     rates_saved: bool = False
 
 
 class AlertEvaluator:
-    """Implements `Stage`.
+    """Implements `ProcessingStage`.
 
     Args:
-        rules: those in force.
         name_of: sensor_id and sensor_type of a series number.
-        expected: every series the spool knows, as identities.
-        tell: puts what channels are to be told into the outbox, within the transaction.
-        stale_us: readings and rollups older than this are not judged.
+        expected: every series in the spool, as identities.
+        queue_events: queues notices for the channels, inside the transaction.
+        stale_us: older readings and rollups are ignored.
     """
 
     name = "alerts"
@@ -148,12 +118,12 @@ class AlertEvaluator:
         rules: Sequence[Rule],
         name_of: Callable[[int], tuple[str, str]],
         expected: Callable[[], NDArray[np.int32]],
-        tell: Callable[[sqlite3.Connection, Sequence[AlertEvent], int], None],
+        queue_events: Callable[[sqlite3.Connection, Sequence[AlertEvent], int], None],
         *,
         stale_us: int = 3_600_000_000,
     ) -> None:
         self.rules = tuple(rules)
-        self._name_of, self._expected, self._tell = name_of, expected, tell
+        self._name_of, self._expected, self._queue_events = name_of, expected, queue_events
         self._stale_us = stale_us
         self._kinds = SeriesRuleCache(
             lambda number: tuple(rule.applies_to(*name_of(number)) for rule in rules)
@@ -163,8 +133,7 @@ class AlertEvaluator:
         self._watched = [np.zeros(1024, np.bool_) for _ in rules]
         self._firing = [np.zeros(1024, np.bool_) for _ in rules]
         self._arrived_us = np.full(1024, _NOT_SEEN, np.int64)
-        self._rate_from_us = np.full(1024, NO_TIME_US, np.int64)
-        self._rate_from = np.zeros(1024)
+        self._rates = RateTracker()
         self._uptime_us = 0
         self._now_us: int | None = None
         self._rates_unsaved = False
@@ -174,16 +143,15 @@ class AlertEvaluator:
 
     @property
     def firing(self) -> dict[Severity, int]:
-        """How many alerts are firing, by severity."""
-        found: dict[Severity, int] = {}
-        for (place, _), instance in list(self._instances.items()):
-            if instance.is_firing:
-                severity = self.rules[place].severity
-                found[severity] = found.get(severity, 0) + 1
-        return found
+        """The number of firing alerts by severity."""
+        return Counter(
+            self.rules[place].severity
+            for (place, _), instance in list(self._instances.items())
+            if instance.is_firing
+        )
 
     def firing_alerts(self, most: int) -> list[tuple[Rule, int, int]]:
-        """Alerts that fire, the latest first: rule, series, since when."""
+        """Rule, series and start of up to `most` firing alerts, the latest first."""
         found = [
             (self.rules[place], series, instance.fired_us)
             for (place, series), instance in list(self._instances.items())
@@ -192,53 +160,40 @@ class AlertEvaluator:
         return sorted(found, key=lambda alert: -alert[2])[:most]
 
     def load(self, state: Mapping[str, bytes]) -> None:
-        """Take up the durable state. What is of a rule that is gone recovers in the first step."""
+        """Restore the durable state. Alerts of rules that are gone recover in the first step."""
         lost = 0
         for key, blob in state.items():
-            name, _, numeral = key.removeprefix(f"{INSTANCE_KEY}/").rpartition("/")
             if key == RATES_KEY:
-                for series, time_us, value in _decode_state(blob, _RateState) or ():
-                    self._grow(series)
-                    self._rate_from_us[series], self._rate_from[series] = time_us, value
+                self._rates.restore(_decode_state(blob, RateState) or [])
                 continue
-            kept = _decode_state(blob, _StoredInstance)
-            if kept is None or not numeral.isdecimal():
+            name, _, numeral = key.removeprefix(f"{INSTANCE_KEY}/").rpartition("/")
+            stored = _decode_state(blob, _StoredInstance)
+            if stored is None or not numeral.isdecimal():
                 lost += 1
-                continue
-            place, series = self._places.get(name), int(numeral)
-            if place is None or not self._is_known(series):  # a salvaged spool may have lost it
-                self._orphans.append(_OrphanInstance(key, name, series, kept))
             else:
-                self._set((place, series), kept.instance)
+                self._restore(name, int(numeral), *stored)
         if lost:
-            _log.warning("the state of %d alerts is of no known version; they begin anew", lost)
+            _log.warning("the state of %d alerts cannot be decoded; they start again from good", lost)
 
     def take_over(self, before: AlertEvaluator) -> None:
-        """Go on where another stage is, between two of its steps. What is of a rule that is gone recovers in
-        the next step, as after a restart; a rule of the same name keeps its courses.
+        """Continue from another evaluator's state, between two of its steps.
+
+        Alerts of rules that are gone recover in the next step; rules of the same name keep their alerts.
         """
         for (place, series), instance in before._instances.items():
             rule = before.rules[place]
-            at = self._places.get(rule.name)
-            if at is None:
-                key = f"{INSTANCE_KEY}/{rule.name}/{series}"
-                self._orphans.append(
-                    _OrphanInstance(key, rule.name, series, _StoredInstance(rule.severity, instance))
-                )
-            else:
-                self._set((at, series), instance)
+            self._restore(rule.name, series, rule.severity, instance)
         self._orphans += before._orphans
         self._grow(len(before._arrived_us) - 1)
-        for name in ("_arrived_us", "_rate_from_us", "_rate_from"):
-            old = getattr(before, name)
-            getattr(self, name)[: len(old)] = old
+        self._arrived_us[: len(before._arrived_us)] = before._arrived_us
+        self._rates = before._rates
         self._uptime_us, self._now_us = before._uptime_us, before._now_us
         self._rates_unsaved = True
         self.fired, self.recovered = before.fired, before.recovered
         self.recent = before.recent
 
     def step(self, step: StageInput) -> StageOutput:
-        """What this step changes of the alerts. Changes nothing here, but for room in arrays."""
+        """The changes of this step; the evaluator itself changes only in `accept`."""
         passed_us = 0 if self._now_us is None else step.now_us - self._now_us
         if not 0 <= passed_us <= _PAUSE_FROM_US:
             passed_us = 0
@@ -250,33 +205,28 @@ class AlertEvaluator:
         self._judge_rollups(step, after)
         self._judge_silence(step, after)
         self._forget(after)
-        also = None
-        if after.events:
-            also = partial(self._told, after)
         return StageOutput(
             records=(_build_alert_records(after.events),) if after.events else (),
-            state=dict(self._changes(after)),
+            state=dict(self._changed_keys(after)),
             snapshot=partial(self._snapshot, after) if after.rates or self._rates_unsaved else None,
-            also=also,
+            also=partial(self._queue, after) if after.events else None,
             after=after,
         )
 
     def accept(self, outcome: StageOutput) -> None:
-        """Take over what a step changed."""
+        """Apply the changes of a step."""
         after = outcome.after
         assert isinstance(after, _StepChanges)
         for key, instance in after.instances.items():
             self._set(key, instance)
-        for points in after.rates:
-            self._rate_from_us[points.series] = points.times
-            self._rate_from[points.series] = points.values
+        self._rates.advance(after.rates)
         self._arrived_us[after.seen] = after.uptime_us
         self._orphans = []
         self._uptime_us, self._now_us = after.uptime_us, after.now_us
         self._rates_unsaved = not after.rates_saved and outcome.snapshot is not None
         self.recent.extend(after.events)
         for event in after.events:
-            if event.change.state is AlertState.FIRING:
+            if event.state is AlertState.FIRING:
                 self.fired += 1
             else:
                 self.recovered += 1
@@ -288,22 +238,29 @@ class AlertEvaluator:
             return False
         return True
 
-    def _told(self, after: _StepChanges, connection: sqlite3.Connection) -> None:
-        self._tell(connection, after.events, after.now_us)
+    def _queue(self, after: _StepChanges, connection: sqlite3.Connection) -> None:
+        self._queue_events(connection, after.events, after.now_us)
+
+    def _restore(self, rule: str, series: int, severity: int, instance: AlertInstance) -> None:
+        place = self._places.get(rule)
+        if place is None or not self._is_known(series):  # a salvaged spool may have lost the series
+            self._orphans.append(_OrphanInstance(rule, series, severity, instance))
+        else:
+            self._set((place, series), instance)
 
     def _expect_known_series(self, after: _StepChanges) -> None:
-        """In the first step every series of the spool is expected, and alerts of rules that are gone end."""
+        """Expect every series of the spool, and end the alerts of rules that are gone."""
         known = self._expected()
         if known.size:
             self._grow(int(known.max()))
             self._arrived_us[known] = np.maximum(self._arrived_us[known], 0)
-        for key, rule, series, kept in self._orphans:
-            after.gone.append(key)
-            if kept.instance.is_firing and self._is_known(series):
-                _, change = recover_instance(kept.instance, after.now_us, np.nan)
-                gone = Rule(rule, Pattern("*", "*"), "", severity=Severity(kept.severity))
+        for rule, series, severity, instance in self._orphans:
+            after.removed_keys.append(_instance_key(rule, series))
+            if instance.is_firing and self._is_known(series):
+                _, change = recover_instance(instance, after.now_us, np.nan)
+                removed = Rule(rule, Pattern("*", "*"), "", severity=Severity(severity))
                 detail = "the rule is no longer in the configuration"
-                after.events.append(AlertEvent(gone, series, change, np.nan, detail))
+                after.events.append(AlertEvent(removed, series, *change, np.nan, detail))
 
     def _judge_readings(self, step: StageInput, after: _StepChanges) -> None:
         readings = step.readings
@@ -322,28 +279,15 @@ class AlertEvaluator:
                 continue
             chosen = applies[place] & usable
             if rule.on == RATE_QUANTITY:
-                points = _RatePoints(readings.series[chosen], times[chosen], readings.value[chosen])
-                self._judge_rates(place, points, after)
+                points = RatePoints(readings.series[chosen], times[chosen], readings.value[chosen])
+                if points.series.size:
+                    rates, newest = self._rates.compute_rates(points)
+                    after.rates.append(newest)
+                    self._judge(place, rates, after)
                 continue
             quantity = reading_quantities(rule, readings)
-            findings = _RuleInput(readings.series, times, quantity, chosen & ~np.isnan(quantity))
-            self._judge(place, findings, after)
-
-    def _judge_rates(self, place: int, points: _RatePoints, after: _StepChanges) -> None:
-        if points.series.size == 0:
-            return
-        order = np.argsort(points.series, kind="stable")
-        series, times, values = points.series[order], points.times[order], points.values[order]
-        firsts = np.concatenate(([True], series[1:] != series[:-1]))
-        before_us = np.where(firsts, self._rate_from_us[series], np.concatenate((times[:1], times[:-1])))
-        before = np.where(firsts, self._rate_from[series], np.concatenate((values[:1], values[:-1])))
-        passed = times - before_us
-        usable = (before_us != NO_TIME_US) & (passed > 0)
-        with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
-            rate = (values - before) / passed * 60e6
-        lasts = np.concatenate((firsts[1:], [True]))
-        after.rates.append(_RatePoints(series[lasts], times[lasts], values[lasts]))
-        self._judge(place, _RuleInput(series, times, rate, usable), after)
+            rule_input = RuleInput(readings.series, times, quantity, chosen & ~np.isnan(quantity))
+            self._judge(place, rule_input, after)
 
     def _judge_rollups(self, step: StageInput, after: _StepChanges) -> None:
         rollups = step.rollups
@@ -359,13 +303,12 @@ class AlertEvaluator:
                 quantity = rollup_quantities(rule, rollups)
                 chosen = applies[place] & first & (rollups.window_s == rule.window_s) & ~np.isnan(quantity)
                 order = np.lexsort((ends_us, rollups.series))
-                found = _RuleInput(rollups.series[order], ends_us[order], quantity[order], chosen[order])
-                self._judge(place, found, after)
+                rule_input = RuleInput(rollups.series[order], ends_us[order], quantity[order], chosen[order])
+                self._judge(place, rule_input, after)
 
-    def _judge(self, place: int, findings: _RuleInput, after: _StepChanges) -> None:
-        """Judge findings by one rule."""
+    def _judge(self, place: int, rule_input: RuleInput, after: _StepChanges) -> None:
         rule = self.rules[place]
-        series, times, quantity, chosen = findings
+        series, times, quantity, chosen = rule_input
         level = rule.levels(quantity)
         broken = chosen & (level == LimitState.BROKEN)
         watched = self._watched[place][series]
@@ -378,9 +321,7 @@ class AlertEvaluator:
             return
         rows = rows[np.argsort(series[rows], kind="stable")]
         owner, level = series[rows], level[rows]
-        starts = np.flatnonzero(
-            np.concatenate(([True], (owner[1:] != owner[:-1]) | (level[1:] != level[:-1])))
-        ).tolist()
+        starts = np.flatnonzero(mark_run_starts(owner, level)).tolist()
         for start, stop in zip(starts, [*starts[1:], len(rows)], strict=True):
             at = rows[start:stop]
             key = (place, int(owner[start]))
@@ -389,8 +330,7 @@ class AlertEvaluator:
                 rule, instance, LimitState(int(level[start])), times[at], quantity[at]
             )
             after.instances[key] = instance
-            for change in changes:
-                after.events.append(self._event(rule, key[1], change))
+            after.events += [_build_event(rule, key[1], change) for change in changes]
 
     def _judge_silence(self, step: StageInput, after: _StepChanges) -> None:
         now = np.array([step.now_us])
@@ -417,7 +357,7 @@ class AlertEvaluator:
                     rule._replace(for_us=0), instance, LimitState.BROKEN, now, np.array([silent_s])
                 )
                 after.instances[place, number] = instance
-                after.events += [self._event(rule, number, change) for change in changes]
+                after.events += [_build_event(rule, number, change) for change in changes]
 
     def _end_silence(self, place: int, number: int, after: _StepChanges) -> None:
         key, rule = (place, number), self.rules[place]
@@ -426,10 +366,10 @@ class AlertEvaluator:
             fired_us = instance.fired_us
             instance, change = recover_instance(instance, after.now_us, (after.now_us - fired_us) / 1e6)
             after.instances[key] = instance
-            after.events.append(self._event(rule, number, change))
+            after.events.append(_build_event(rule, number, change))
 
     def _forget(self, after: _StepChanges) -> None:
-        """Drop courses that are over: those that this step touched, and one in a while the others."""
+        """Drop alerts that are over: those of this step, and once a minute the others."""
         for key, instance in after.instances.items():
             assert instance is not None
             if instance.uncounted == AlertInstance():
@@ -441,17 +381,10 @@ class AlertEvaluator:
                 if key not in after.instances and is_over(self.rules[key[0]], instance, forgotten_us):
                     after.instances[key] = None
 
-    def _event(self, rule: Rule, series: int, change: AlertChange) -> AlertEvent:
-        threshold = rule.limit_for(change.value)
-        detail = describe_change(rule, change, threshold)
-        if rule.on == SILENCE_QUANTITY:
-            change = change._replace(value=float("nan"))
-        return AlertEvent(rule, series, change, threshold, detail)
-
     def _applies(self, series: NDArray[np.int32]) -> NDArray[np.bool_]:
-        """For each rule, which of these series it is for; shape (rules, rows)."""
-        kind = self._kinds.of(series)
-        table = np.array(self._kinds.found, np.bool_).reshape(len(self._kinds.found), len(self.rules))
+        """Which rules apply to which series; shape (rules, rows)."""
+        kind = self._kinds.find(series)
+        table = np.array(self._kinds.results, np.bool_).reshape(len(self._kinds.results), len(self.rules))
         applies: NDArray[np.bool_] = table.T[:, kind]
         return applies
 
@@ -468,19 +401,16 @@ class AlertEvaluator:
     def _grow(self, number: int) -> None:
         if number >= len(self._arrived_us):
             self._arrived_us = grow_array(self._arrived_us, number, _NOT_SEEN)
-            self._rate_from_us = grow_array(self._rate_from_us, number, NO_TIME_US)
-            self._rate_from = grow_array(self._rate_from, number, 0)
             self._watched = [grow_array(watched, number, False) for watched in self._watched]
             self._firing = [grow_array(firing, number, False) for firing in self._firing]
 
-    def _changes(self, after: _StepChanges) -> Iterator[tuple[str, bytes | None]]:
-        """The keys of courses that are worth writing."""
-        for key in after.gone:
+    def _changed_keys(self, after: _StepChanges) -> Iterator[tuple[str, bytes | None]]:
+        for key in after.removed_keys:
             yield key, None
         for (place, series), instance in after.instances.items():
             before = self._instances.get((place, series))
             rule = self.rules[place]
-            key = f"{INSTANCE_KEY}/{rule.name}/{series}"
+            key = _instance_key(rule.name, series)
             if instance is None:
                 if before is not None:
                     yield key, None
@@ -489,16 +419,11 @@ class AlertEvaluator:
 
     def _snapshot(self, after: _StepChanges) -> dict[str, bytes | None]:
         after.rates_saved = True
-        return {RATES_KEY: _encode_state(list(self._rates(after)))}
+        return {RATES_KEY: _encode_state(self._rates.state_after(after.rates))}
 
-    def _rates(self, after: _StepChanges) -> Iterator[tuple[int, int, float]]:
-        times, values = self._rate_from_us, self._rate_from
-        if after.rates:
-            times, values = times.copy(), values.copy()
-        for points in after.rates:
-            times[points.series], values[points.series] = points.times, points.values
-        for series in np.flatnonzero(times != NO_TIME_US).tolist():
-            yield series, int(times[series]), float(values[series])
+
+def _instance_key(rule: str, series: int) -> str:
+    return f"{INSTANCE_KEY}/{rule}/{series}"
 
 
 def _encode_state(value: object) -> bytes:
@@ -506,23 +431,30 @@ def _encode_state(value: object) -> bytes:
 
 
 def _decode_state(blob: bytes, kind: type[T]) -> T | None:
-    """What `_written` wrote; None when it is of another version or broken."""
+    """Decode what `_encode_state` wrote; None when it is damaged or of another version."""
     try:
         return msgspec.msgpack.decode(blob[1:], type=kind) if blob[:1] == bytes([_VERSION]) else None
     except msgspec.DecodeError:
         return None
 
 
+def _build_event(rule: Rule, series: int, change: AlertChange) -> AlertEvent:
+    threshold = rule.limit_for(change.value)
+    detail = describe_change(rule, change, threshold)
+    if rule.on == SILENCE_QUANTITY:
+        change = change._replace(value=np.nan)
+    return AlertEvent(rule, series, *change, threshold, detail)
+
+
 def _build_alert_records(events: list[AlertEvent]) -> Alerts:
-    changes = [event.change for event in events]
     return Alerts(
         series=np.array([event.series for event in events], np.int32),
-        time_us=np.array([change.at_us for change in changes], np.int64),
-        state=np.array([change.state for change in changes], np.int32),
+        time_us=np.array([event.at_us for event in events], np.int64),
+        state=np.array([event.state for event in events], np.int32),
         severity=np.array([event.rule.severity for event in events], np.int32),
-        value=np.array([change.value for change in changes], np.float64),
+        value=np.array([event.value for event in events], np.float64),
         threshold=np.array([event.threshold for event in events], np.float64),
-        count=np.array([min(change.findings, 0x7FFFFFFF) for change in changes], np.int32),
+        count=np.array([min(event.findings, 0x7FFFFFFF) for event in events], np.int32),
         rule=np.array([event.rule.name for event in events], np.object_),
         detail=np.array([event.detail for event in events], np.object_),
     ).in_order()

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     import asyncio
     from collections.abc import Callable, Iterator, Sequence
 
-    from gateway.alerts.evaluator import AlertEvent
+    from gateway.alerts.alert_state import AlertEvent
     from gateway.spool.database import Database
     from gateway.spool.processing_state import QueuedNotice
 
@@ -98,16 +98,16 @@ def build_notices(
     """For each rule and state among `events` one notice, with the channels it is for."""
     groups: dict[tuple[str, AlertState], list[AlertEvent]] = {}
     for event in events:
-        if event.change.state is AlertState.FIRING or event.rule.recovery:
-            groups.setdefault((event.rule.name, event.change.state), []).append(event)
+        if event.state is AlertState.FIRING or event.rule.recovery:
+            groups.setdefault((event.rule.name, event.state), []).append(event)
     for (rule, state), group in groups.items():
         examples = tuple(
             AlertExample(
                 *name_of(event.series),
-                event.change.at_us,
-                _finite_or_none(event.change.value),
+                event.at_us,
+                _finite_or_none(event.value),
                 _finite_or_none(event.threshold),
-                event.change.findings,
+                event.findings,
                 event.detail,
             )
             for event in group[:MAX_EXAMPLES]

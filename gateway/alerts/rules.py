@@ -1,4 +1,4 @@
-"""What raises an alert: rules, the built-in ones, and which readings or rollups break them. Pure."""
+"""Alert rules: their quantities, limits and defaults. Pure but for `RateTracker`, which keeps state."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from cloud_sync.model.records import Flag, Severity
-from gateway.processing.series_pattern import Pattern
+from gateway.processing.series_pattern import Pattern, grow_array, mark_run_starts
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -37,11 +37,11 @@ QUANTITIES = (
     *(f"{FLAG_PREFIX}{name}" for name in FLAG_NAMES),
     *(f"{ROLLUP_PREFIX}{name}" for name in ROLLUP_MEMBERS),
 )
-"""What a rule may look at."""
+"""What a rule can evaluate."""
 
 
 class LimitState(IntEnum):
-    """How a reading stands to a rule: BETWEEN is inside the limit, but not by the margin."""
+    """A reading against a rule: BETWEEN is inside the limit, but not by the margin."""
 
     GOOD = 0
     BETWEEN = 1
@@ -52,19 +52,16 @@ class Rule(NamedTuple):
     """When an alert of some series begins and ends.
 
     Attributes:
-        name: unique among the rules.
-        pattern: the series it is for.
-        without: series among them that it is not for.
-        on: one of `QUANTITIES`. Silence is in seconds since the last arrival, judged by the gateway's own
-            time; a rate is the difference to the reading before, per minute of their times.
-        above, below: broken by what is greater, or less; infinite for no limit. A flag is broken when set.
-        margin: how far back inside the limit ends an alert.
-        window_s: length of the windows, of a rollup.
-        for_us: how long it must be broken without a break, in the times of the readings.
-        cooldown_us: how long after an alert of a series the next of the same series and rule may begin.
-        repeat_us: after how long an alert that goes on is told again; 0 for never.
-        recovery: whether channels are told of the end too.
-        channels: names of those that are told.
+        without: series that match `pattern` and are excluded.
+        on: one of `QUANTITIES`. Silence is in seconds since the last arrival, in the gateway's own time; a
+            rate is the difference to the reading before, per minute of their times.
+        above, below: broken by greater or smaller values; infinite for no limit. A flag is broken when set.
+        margin: how far inside the limit a value must be to end an alert.
+        window_s: window length, for rollups.
+        for_us: how long the rule must be broken without interruption, in the times of the readings.
+        cooldown_us: minimum time between two alerts of one series.
+        repeat_us: after how long a firing alert is notified again; 0 for never.
+        recovery: whether channels are notified of the end too.
     """
 
     name: str
@@ -83,22 +80,22 @@ class Rule(NamedTuple):
     without: tuple[Pattern, ...] = ()
 
     def applies_to(self, sensor_id: str, sensor_type: str) -> bool:
-        """Whether it judges a series."""
+        """Whether the rule evaluates a series."""
         name = sensor_id, sensor_type
         return self.pattern.matches(*name) and not any(pattern.matches(*name) for pattern in self.without)
 
     @property
     def of_rollups(self) -> bool:
-        """Whether it looks at rollups."""
+        """Whether the rule evaluates rollups."""
         return self.on.startswith(ROLLUP_PREFIX)
 
     @property
     def watched_flag(self) -> Flag:
-        """The flag it looks at; none for another quantity."""
+        """The flag the rule evaluates; `Flag(0)` for another quantity."""
         return Flag[self.on.removeprefix(FLAG_PREFIX).upper()] if self.on.startswith(FLAG_PREFIX) else Flag(0)
 
     def levels(self, quantity: NDArray[np.float64]) -> NDArray[np.int8]:
-        """The `Level` of each; NaN is good."""
+        """The `LimitState` of each value; NaN is good."""
         if self.watched_flag:
             return np.where(quantity > 0, np.int8(LimitState.BROKEN), np.int8(LimitState.GOOD))
         broken = (quantity > self.above) | (quantity < self.below)
@@ -109,7 +106,7 @@ class Rule(NamedTuple):
         return level
 
     def limit_for(self, quantity: float) -> float:
-        """The limit that a quantity breaks, or the nearest when it breaks none; NaN when there is none."""
+        """The limit that a quantity breaks, else the nearest one; NaN when there is none."""
         if self.watched_flag:
             return np.nan
         if quantity > self.above or quantity - self.below > self.above - quantity:
@@ -132,11 +129,11 @@ DEFAULT_ALERT_RULES = (
         cooldown_us=600_000_000,
     ),
 )
-"""Rules that are in force unless the configuration has one of the same name, or none of them at all."""
+"""Active unless the configuration has a rule of the same name or disables them."""
 
 
 def reading_quantities(rule: Rule, readings: Readings) -> NDArray[np.float64]:
-    """What a rule looks at in each reading; shape (rows,). Of a flag 1 where it is set, else 0."""
+    """The rule's quantity in each reading; shape (rows,). A flag is 1 where it is set, else 0."""
     if rule.watched_flag:
         is_set: NDArray[np.float64] = ((readings.flags & np.int32(rule.watched_flag)) != 0).astype(np.float64)
         return is_set
@@ -145,10 +142,80 @@ def reading_quantities(rule: Rule, readings: Readings) -> NDArray[np.float64]:
 
 
 def rollup_quantities(rule: Rule, rollups: Rollups) -> NDArray[np.float64]:
-    """What a rule looks at in each rollup; shape (rows,)."""
+    """The rule's quantity in each rollup; shape (rows,)."""
     member = rule.on.removeprefix(ROLLUP_PREFIX)
     if member == "deviation":
         deviation: NDArray[np.float64] = np.sqrt(np.maximum(rollups.m2, 0) / np.maximum(rollups.count - 1, 1))
         return deviation
     column: NDArray[np.float64] = getattr(rollups, member).astype(np.float64)
     return column
+
+
+class RuleInput(NamedTuple):
+    """Quantities to evaluate, each of shape (rows,); those of one series are in order of arrival."""
+
+    series: NDArray[np.int32]
+    times: NDArray[np.int64]
+    quantity: NDArray[np.float64]
+    chosen: NDArray[np.bool_]
+
+
+class RatePoints(NamedTuple):
+    """Readings as columns, each of shape (rows,)."""
+
+    series: NDArray[np.int32]
+    times: NDArray[np.int64]
+    values: NDArray[np.float64]
+
+
+RateState = list[tuple[int, int, float]]
+"""Series, time and value of the newest reading of each series."""
+_NO_TIME_US = -(1 << 62)
+
+
+class RateTracker:
+    """The newest reading of each series, from which its next rate is computed."""
+
+    def __init__(self) -> None:
+        self._newest_us = np.full(1024, _NO_TIME_US, np.int64)
+        self._value = np.zeros(1024)
+
+    def compute_rates(self, points: RatePoints) -> tuple[RuleInput, RatePoints]:
+        """Rates per minute of `points`, by series, and the newest point of each series for `advance`."""
+        order = np.argsort(points.series, kind="stable")
+        series, times, values = points.series[order], points.times[order], points.values[order]
+        self._grow(int(series[-1]))
+        firsts = mark_run_starts(series)
+        before_us = np.where(firsts, self._newest_us[series], np.roll(times, 1))
+        before = np.where(firsts, self._value[series], np.roll(values, 1))
+        passed = times - before_us
+        usable = (before_us != _NO_TIME_US) & (passed > 0)
+        with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
+            rate = (values - before) / passed * 60e6
+        lasts = np.append(firsts[1:], [True])
+        return RuleInput(series, times, rate, usable), RatePoints(series[lasts], times[lasts], values[lasts])
+
+    def advance(self, newest: list[RatePoints]) -> None:
+        """Rates continue from these points."""
+        for points in newest:
+            self._newest_us[points.series], self._value[points.series] = points.times, points.values
+
+    def restore(self, state: RateState) -> None:
+        """Rates continue from a stored state."""
+        for series, time_us, value in state:
+            self._grow(series)
+            self._newest_us[series], self._value[series] = time_us, value
+
+    def state_after(self, newest: list[RatePoints]) -> RateState:
+        """The state to store once these points are accepted."""
+        later = RateTracker()
+        later._newest_us, later._value = self._newest_us.copy(), self._value.copy()
+        later.advance(newest)
+        known = np.flatnonzero(later._newest_us != _NO_TIME_US)
+        return list(
+            zip(known.tolist(), later._newest_us[known].tolist(), later._value[known].tolist(), strict=True)
+        )
+
+    def _grow(self, number: int) -> None:
+        self._newest_us = grow_array(self._newest_us, number, _NO_TIME_US)
+        self._value = grow_array(self._value, number, 0)

@@ -1,37 +1,43 @@
-"""Suspicious readings are kept and flagged: what a reading says of itself, and against its own series. Pure.
+"""Flags suspicious readings, which are kept: each by itself and against its series. Pure.
 
-Of a reading alone: its value against a range, its quality, battery level and signal strength against minima,
-its time against the gateway's clock. Against its series: `late`, older than the newest by more than a
-lateness; `stuck`, so many equal values over so long a time; `spike`, far from the median of those before it.
+By itself: the value against a range, quality, battery level and signal strength against minima, the time
+against the gateway's clock. Against its series: `late` (older than the newest by more than `late_s`), `stuck`
+(many equal values over a long time) and `spike` (far from the median of the values before it).
 
-`stuck` and `spike` look at a series in order of time: a reading that is not newer than the newest takes no
-part. A time ahead of the clock is in doubt and becomes no series' newest. State is some 250 bytes a series,
-whatever the number of readings, and begins anew with the program.
+`stuck` and `spike` consider only readings newer than the newest of their series. A time ahead of the clock is
+in doubt and does not become the newest. State is about 250 bytes a series and is lost at a restart.
 
 A spike is further from the median than `spike_z` times the scale (1.4826 times the median absolute deviation,
-Hampel's identifier) and further than `spike_min`. Median and scale are those of the `HISTORY` readings before
-the latest multiple of `REFRESH`, so that they cost one look in `REFRESH` readings; a series with fewer has no
-spikes.
+Hampel's identifier) and further than `spike_min`. Both are computed from the last `HISTORY_READINGS` values
+once every `REFRESH_EVERY_READINGS`; a series with fewer values has no spikes.
 """
 
 from __future__ import annotations
 
-from dataclasses import astuple, dataclass, fields, replace
-from typing import TYPE_CHECKING, Any, NamedTuple
+from dataclasses import dataclass, fields, replace
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from cloud_sync.model.records import Flag, Readings
-from gateway.processing.series_pattern import Pattern, SeriesRuleCache, grow_array, sort_by_specificity
+from cloud_sync.model.records import Flag
+from gateway.processing.series_pattern import (
+    Pattern,
+    SeriesRuleCache,
+    grow_array,
+    mark_run_starts,
+    sort_by_specificity,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from numpy.typing import NDArray
 
+    from cloud_sync.model.records import Readings
+
 HISTORY_READINGS = 16
 REFRESH_EVERY_READINGS = 8
-_LONG_RUN_ROWS = 64  # readings of one series in one group that are worth a look of its own
+_LONG_RUN_ROWS = 64  # more readings of one series in one group are checked together
 _NEVER = -(1 << 62)
 _FAR_FUTURE_US = 1 << 62
 _TIME_ASSIGNED = np.int32(Flag.TIME_ASSIGNED)
@@ -54,15 +60,11 @@ _BIT_INDEX = {
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What is ordinary for a series.
+    """The normal range of a series.
 
-    Attributes:
-        minimum, maximum: of the value, inclusive.
-        min_quality, min_battery_level, min_signal_strength: what is below is flagged; absent is not.
-        late_s: a reading is late when its series has one that is newer by more.
-        old_s: a reading is late when it is older than this on arrival.
-        stuck_readings, stuck_s: so many equal values in a row that span so long; 0 readings for never.
-        spike_z, spike_min: how far from the median, in scales and in the value's own unit; z 0 for never.
+    `minimum` and `maximum` are inclusive; missing quality, battery level and signal strength are not flagged.
+    A reading is late when its series has one newer by more than `late_s`, or when it is older than `old_s` on
+    arrival. 0 `stuck_readings` or `spike_z` disables that check; `spike_min` is in the unit of the value.
     """
 
     minimum: float = -np.inf
@@ -82,7 +84,7 @@ LIMIT_NAMES = tuple(field.name for field in fields(Limits))
 
 
 class LimitRule(NamedTuple):
-    """What is different for some series: members of `Limits` by name."""
+    """Limits that differ for some series, by name."""
 
     pattern: Pattern
     limits: Mapping[str, float]
@@ -99,22 +101,22 @@ DEFAULT_LIMIT_RULES = (
         {"minimum": 800, "maximum": 1200, "stuck_readings": 60, "spike_z": 10, "spike_min": 10},
     ),
 )
-"""Rules that apply beneath those of the configuration."""
+"""Overridden by rules of the configuration."""
 
 
-class PlausibleTimes(NamedTuple):
-    """Which device times can be true: not before, nor so far ahead of the clock."""
+@dataclass(frozen=True, slots=True)
+class PlausibleTimes:
+    """The range of device times that are believed."""
 
     not_before_us: int = 946_684_800_000_000
     max_ahead_us: int = 300_000_000
 
 
 class ReadingChecker:
-    """Sets the flags of whole groups; one for a gateway. Not for two threads at a time.
+    """Flags the readings of commit groups; not thread-safe.
 
-    Args:
-        name_of: sensor_id and sensor_type of a series number.
-        identities: numbers to the number of their series' first attribute state, as `SeriesBook` does.
+    `name_of` gives sensor_id and sensor_type of a series number; `identities` maps numbers to the number of
+    their series' first attribute state.
     """
 
     def __init__(
@@ -124,39 +126,37 @@ class ReadingChecker:
         *,
         base: Limits = Limits(),
         rules: Sequence[LimitRule] = DEFAULT_LIMIT_RULES,
-        plausible: PlausibleTimes = PlausibleTimes(),  # noqa: B008 - an immutable value
+        plausible: PlausibleTimes = PlausibleTimes(),
     ) -> None:
         self._identities = identities
         self._plausible = plausible
         ranked = sort_by_specificity([(rule.pattern, rule.limits) for rule in rules])
 
-        def limits_of(number: int) -> Limits:
-            name, found = name_of(number), base
+        def resolve_limits(number: int) -> Limits:
+            name, resolved = name_of(number), base
             for pattern, limits in ranked:
                 if pattern.matches(*name):
-                    found = replace(found, **limits)  # type: ignore[arg-type]  # their names are not looked at
-            return found
+                    resolved = replace(resolved, **limits)  # type: ignore[arg-type]  # all are floats
+            return resolved
 
-        self._kinds = SeriesRuleCache(limits_of)
+        self._kinds = SeriesRuleCache(resolve_limits)
         self._table = _LimitTable([])
         self._newest_us = np.full(1024, _NEVER, np.int64)
         self._runs = _StuckDetector(1024)
         self._histories = _SpikeDetector(1024)
 
     def check(self, readings: Readings, now_us: int | None) -> Readings:
-        """The same readings with what is remarkable about them added to their flags.
+        """The readings, in order of arrival, with flags added.
 
-        Args:
-            readings: in order of arrival.
-            now_us: the gateway's clock; None when it cannot be relied on. Then nothing is too old or too far
-                ahead, and times that the gateway assigned are in doubt.
+        `now_us` is None while the clock is not trusted: then no time is too old or too far ahead, and times
+        that the gateway assigned are in doubt.
         """
         if readings.rows == 0:
             return readings
         series = self._identities(readings.series)
-        kind = self._kinds.of(series)
-        if len(self._kinds.found) != len(self._table.maximum):
-            self._table = _LimitTable(self._kinds.found)
+        kind = self._kinds.find(series)
+        if len(self._kinds.results) != len(self._table.maximum):
+            self._table = _LimitTable(self._kinds.results)
         table, value = self._table, readings.value
         bits = np.zeros((_FLAG_BITS, readings.rows), np.bool_)
         outside = bits[0]
@@ -171,16 +171,7 @@ class ReadingChecker:
         flags = readings.flags | np.packbits(bits, axis=0, bitorder="little")[0]
         if doubtful is not None:
             flags[doubtful] |= int(Flag.CLOCK_IN_DOUBT)
-        return Readings(
-            readings.series,
-            readings.time_us,
-            value,
-            readings.quality,
-            readings.battery_level,
-            readings.signal_strength,
-            readings.seq,
-            flags,
-        )
+        return replace(readings, flags=flags)
 
     def _check_against_series(
         self,
@@ -190,7 +181,7 @@ class ReadingChecker:
         now_us: int | None,
         bits: NDArray[np.bool_],
     ) -> NDArray[np.bool_] | None:
-        """Set late, stuck and spike; which readings have times in doubt, None when none has."""
+        """Set the bits of late, stuck and spike; returns which times are in doubt, None for none."""
         table, times = self._table, readings.time_us
         limit_us = _FAR_FUTURE_US if now_us is None else now_us + self._plausible.max_ahead_us
         ahead = bool(times.max() > limit_us)
@@ -212,9 +203,7 @@ class ReadingChecker:
         else:
             rows = order
             own, own_times = series[order], times[order]
-            firsts = np.empty(len(own), np.bool_)
-            firsts[0] = True
-            np.not_equal(own[1:], own[:-1], out=firsts[1:])
+            firsts = mark_run_starts(own)
         trusted = np.where(own_times > limit_us, _NEVER, own_times) if ahead else own_times
         before = self._newest_us[own]
         if firsts is not None:
@@ -228,19 +217,16 @@ class ReadingChecker:
             part = np.flatnonzero((trusted > before) & table.watched[kinds])
             if part.size:
                 chosen = part if order is None else order[part]
-                seen = _NewerReadings(
+                newer = _NewerReadings(
                     own[part], own_times[part], readings.value[chosen], kinds[part], firsts is None
                 )
-                bits[_BIT_INDEX[Flag.STUCK]][chosen] = self._runs.detect(seen, table)
-                bits[_BIT_INDEX[Flag.SPIKE]][chosen] = self._histories.detect(seen, table)
+                bits[_BIT_INDEX[Flag.STUCK]][chosen] = self._runs.detect(newer, table)
+                bits[_BIT_INDEX[Flag.SPIKE]][chosen] = self._histories.detect(newer, table)
         return doubtful
 
 
 class _NewerReadings(NamedTuple):
-    """Readings that are newer than what their series had, by series and then by time.
-
-    `single` says that no series comes twice.
-    """
+    """Readings newer than the newest of their series, by series and time; `single`: one for each series."""
 
     series: NDArray[np.int32]
     times: NDArray[np.int64]
@@ -250,12 +236,10 @@ class _NewerReadings(NamedTuple):
 
 
 class _LimitTable:
-    """Limits of every kind as columns."""
+    """The distinct limits as columns."""
 
     def __init__(self, kinds: list[Limits]) -> None:
-        rows: list[tuple[Any, ...]] = [astuple(kind) for kind in kinds]
-        columns = dict(zip(LIMIT_NAMES, zip(*rows, strict=True), strict=True)) if rows else {}
-        column = {name: np.array(columns.get(name, ()), np.float64) for name in LIMIT_NAMES}
+        column = {name: np.array([getattr(kind, name) for kind in kinds], np.float64) for name in LIMIT_NAMES}
         self.minimum, self.maximum = column["minimum"], column["maximum"]
         self.min_quality = column["min_quality"]
         self.min_battery_level = column["min_battery_level"]
@@ -270,7 +254,7 @@ class _LimitTable:
 
 
 class _StuckDetector:
-    """The run of equal values each series is in."""
+    """The current run of equal values of each series."""
 
     def __init__(self, room: int) -> None:
         self._value = np.full(room, np.nan)
@@ -291,11 +275,9 @@ class _StuckDetector:
             since_us = np.where(same, self._since_us[series], times)
         else:
             at = np.arange(len(series))
-            inner = series[1:] == series[:-1]
-            np.copyto(same[1:], value[1:] == value[:-1], where=inner)
-            begins = ~same
-            begins[0] = True
-            begins[1:] |= ~inner
+            firsts = mark_run_starts(series)
+            np.copyto(same[1:], value[1:] == value[:-1], where=~firsts[1:])
+            begins = ~same | firsts
             begin = np.maximum.accumulate(np.where(begins, at, 0))
             continued = same[begin]
             count = at - begin + 1 + np.where(continued, self._count[series], 0)
@@ -303,15 +285,15 @@ class _StuckDetector:
         self._value[series] = value
         self._count[series] = count
         self._since_us[series] = since_us
-        wanted = table.stuck_readings[seen.kind]
+        enough = table.stuck_readings[seen.kind]
         stuck: NDArray[np.bool_] = (
-            (wanted > 0) & (count >= wanted) & (times - since_us >= table.stuck_us[seen.kind])
+            (enough > 0) & (count >= enough) & (times - since_us >= table.stuck_us[seen.kind])
         )
         return stuck
 
 
 class _SpikeDetector:
-    """The latest values of each series in a ring, with the median and the distance that they make a spike."""
+    """The latest values of each series in a ring, their median, and how far from it a spike is."""
 
     def __init__(self, room: int) -> None:
         self._ring = np.zeros((room, HISTORY_READINGS))
@@ -331,34 +313,37 @@ class _SpikeDetector:
         """Which readings are spikes; shape (rows,)."""
         with np.errstate(over="ignore"):
             if seen.single:
-                return self._detect_one_each(seen.series, seen.value, seen.kind, table)
+                number = self._count[seen.series]
+                return self._detect_until_refresh(seen.series, number, seen.value, seen.kind, table)
             return self._detect_several_each(seen, table)
 
-    def _detect_one_each(
+    def _detect_until_refresh(
         self,
         series: NDArray[np.int32],
+        number: NDArray[np.int64],
         value: NDArray[np.float64],
         kind: NDArray[np.int16],
         table: _LimitTable,
     ) -> NDArray[np.bool_]:
+        """Check readings of which no series has more than up to its next refresh; `number` counts them."""
         spike: NDArray[np.bool_] = np.abs(value - self._median[series]) > self._reach[series]
-        count = self._count[series]
-        self._ring[series, count % HISTORY_READINGS] = value
-        count += 1
+        self._ring[series, number % HISTORY_READINGS] = value
+        count = number + 1
         self._count[series] = count
         due = np.flatnonzero((count % REFRESH_EVERY_READINGS == 0) & (count >= HISTORY_READINGS))
         if due.size:
-            self._refresh(series[due], kind[due], table)
+            refreshed = series[due]
+            self._median[refreshed], self._reach[refreshed] = _compute_spike_bounds(
+                self._ring[refreshed], kind[due], table
+            )
         return spike
 
     def _detect_several_each(self, seen: _NewerReadings, table: _LimitTable) -> NDArray[np.bool_]:
-        """Readings of a series are judged up to its next refresh at once, then the next ones."""
+        """Check the readings of every series up to its next refresh, then the next ones."""
         series, value = seen.series, seen.value
         spike = np.zeros(len(series), np.bool_)
         at = np.arange(len(series))
-        begins = np.empty(len(series), np.bool_)
-        begins[0] = True
-        np.not_equal(series[1:], series[:-1], out=begins[1:])
+        begins = mark_run_starts(series)
         rank = at - np.maximum.accumulate(np.where(begins, at, 0))
         short = at
         if rank.max() >= _LONG_RUN_ROWS:
@@ -380,20 +365,15 @@ class _SpikeDetector:
         turn = number // REFRESH_EVERY_READINGS - self._count[own] // REFRESH_EVERY_READINGS
         for now in range(int(turn.max()) + 1):
             rows = np.flatnonzero(turn == now)
-            chosen, owner = short[rows], own[rows]
-            spike[chosen] = np.abs(value[chosen] - self._median[owner]) > self._reach[owner]
-            self._ring[owner, number[rows] % HISTORY_READINGS] = value[chosen]
-            count = number[rows] + 1
-            self._count[owner] = count
-            due = np.flatnonzero((count % REFRESH_EVERY_READINGS == 0) & (count >= HISTORY_READINGS))
-            if due.size:
-                self._refresh(owner[due], seen.kind[chosen[due]], table)
+            chosen = short[rows]
+            spike[chosen] = self._detect_until_refresh(
+                own[rows], number[rows], value[chosen], seen.kind[chosen], table
+            )
         return spike
 
     def _detect_long_run(
         self, series: int, value: NDArray[np.float64], kind: int, table: _LimitTable
     ) -> NDArray[np.bool_]:
-        """The same for many readings of one series."""
         had = int(self._count[series])
         kept = min(had, HISTORY_READINGS)
         known = np.concatenate([self._ring[series, np.arange(had - kept, had) % HISTORY_READINGS], value])
@@ -416,12 +396,9 @@ class _SpikeDetector:
         self._count[series] = total
         return spike
 
-    def _refresh(self, series: NDArray[np.int32], kind: NDArray[np.int16], table: _LimitTable) -> None:
-        self._median[series], self._reach[series] = _compute_spike_bounds(self._ring[series], kind, table)
-
 
 def _compute_spike_bounds(
-    history: NDArray[np.float64], kind: NDArray[Any], table: _LimitTable
+    history: NDArray[np.float64], kind: NDArray[np.integer], table: _LimitTable
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Median of each row of `history`, and how far from it a spike is."""
     median = _row_medians(history)
@@ -439,7 +416,7 @@ def _row_medians(rows: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def _order_by_series(series: NDArray[np.int32], scratch: NDArray[np.int64]) -> NDArray[np.intp] | None:
-    """The order that puts readings of one series together; None when each has one."""
+    """The order that groups readings by series; None when no series has two."""
     if len(series) == 1:
         return None
     at = np.arange(len(series))
@@ -454,12 +431,9 @@ def _order_by_series(series: NDArray[np.int32], scratch: NDArray[np.int64]) -> N
 def _newest_time_before(
     times: NDArray[np.int64], firsts: NDArray[np.bool_], known: NDArray[np.int64]
 ) -> NDArray[np.int64]:
-    """For each reading the newest time its series had before it.
+    """For each reading the newest time of its series before it.
 
-    Args:
-        times: by series.
-        firsts: where a series begins.
-        known: the newest its series had before the group.
+    `times` are grouped by series, `firsts` marks the first of each, `known` is the newest before the group.
     """
     before = np.empty_like(times)
     before[1:] = times[:-1]

@@ -1,40 +1,42 @@
-"""Report by exception: a reading close to the last one reported is kept here and not delivered. Pure.
+"""Report by exception: readings close to the last reported one are stored but not delivered. Pure.
 
-A reading of a series with a deadband is suppressed when it is newer than the newest of its series, within the
-band around the last reported value, has the same flags as that one, and came less than `max_silence_s` after
-it. Everything else is reported: the first after a start, what is late, what has a time in doubt.
-
-State is some 30 bytes a series, whatever the number of readings; after a start nothing is "last reported".
+A reading is suppressed when it is newer than the newest of its series, within the band around the last
+reported value, has the same flags as that one, and came less than `max_silence_s` after it. The first reading
+after a start, late readings and those with a time in doubt are always reported. State is about 30 bytes a
+series and is lost at a restart.
 """
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from cloud_sync.model.records import Flag, Readings
-from gateway.processing.series_pattern import Pattern, SeriesRuleCache, grow_array, sort_by_specificity
+from cloud_sync.model.records import Flag
+from gateway.processing.series_pattern import (
+    Pattern,
+    SeriesRuleCache,
+    grow_array,
+    mark_run_starts,
+    sort_by_specificity,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from numpy.typing import NDArray
 
+    from cloud_sync.model.records import Readings
+
 _NEVER = -(1 << 62)
-_LONG_RUN_ROWS = 64  # readings of one series in one group that are taken one by one
+_LONG_RUN_ROWS = 64  # readings of one series in one group are processed one by one
 _CLOCK_IN_DOUBT = int(Flag.CLOCK_IN_DOUBT)
 _SUPPRESSED = np.int32(Flag.SUPPRESSED)
 
 
 class Band(NamedTuple):
-    """How close is close: within `absolute`, or within `percent` of the last reported value.
-
-    Attributes:
-        absolute: in the unit of the value.
-        percent: of the last reported value.
-        max_silence_us: a reading so long after the last reported one is reported whatever its value.
-    """
+    """Within `absolute` or within `percent` of the last reported value, for `max_silence_us` after it."""
 
     absolute: float
     percent: float
@@ -42,7 +44,7 @@ class Band(NamedTuple):
 
 
 class BandRule(NamedTuple):
-    """The deadband of some series."""
+    """The deadband of matching series."""
 
     pattern: Pattern
     band: Band
@@ -52,12 +54,7 @@ _NO_BAND = Band(-1.0, 0.0, 0)
 
 
 class Deadband:
-    """Marks whole groups; one for a gateway. Not for two threads at a time.
-
-    Args:
-        name_of: sensor_id and sensor_type of a series number.
-        identities: numbers to the number of their series' first attribute state, as `SeriesBook` does.
-    """
+    """Marks the readings of commit groups; not thread-safe. The callables are as in `ReadingChecker`."""
 
     def __init__(
         self,
@@ -68,52 +65,43 @@ class Deadband:
         self._identities = identities
         ranked = sort_by_specificity([(rule.pattern, rule.band) for rule in rules])
 
-        def band_of(number: int) -> Band:
+        def resolve_band(number: int) -> Band:
             name = name_of(number)
             return next((band for pattern, band in reversed(ranked) if pattern.matches(*name)), _NO_BAND)
 
-        self._kinds = SeriesRuleCache(band_of, [_NO_BAND])
+        self._kinds = SeriesRuleCache(resolve_band, [_NO_BAND])
         self._value = np.zeros(1024)
         self._flags = np.zeros(1024, np.int32)
         self._reported_us = np.full(1024, _NEVER, np.int64)
         self._newest_us = np.full(1024, _NEVER, np.int64)
 
     def mark(self, readings: Readings) -> Readings:
-        """The same readings, those within their deadband flagged SUPPRESSED. They are in order of arrival."""
+        """The readings, in order of arrival, with SUPPRESSED set on those within their deadband."""
         series = self._identities(readings.series)
-        kind = self._kinds.of(series)
+        kind = self._kinds.find(series)
         rows = np.flatnonzero((kind > 0) & (readings.flags & _CLOCK_IN_DOUBT == 0))
         if rows.size == 0:
             return readings
-        if (top := int(series.max())) >= len(self._value):
-            self._value, self._flags = grow_array(self._value, top, 0), grow_array(self._flags, top, 0)
-            self._reported_us = grow_array(self._reported_us, top, _NEVER)
-            self._newest_us = grow_array(self._newest_us, top, _NEVER)
+        top = int(series.max())
+        self._value, self._flags = grow_array(self._value, top, 0), grow_array(self._flags, top, 0)
+        self._reported_us = grow_array(self._reported_us, top, _NEVER)
+        self._newest_us = grow_array(self._newest_us, top, _NEVER)
         rows = rows[np.argsort(series[rows], kind="stable")]
-        suppressed = self._suppressed(readings, series[rows], kind[rows], rows)
+        suppressed = self._find_suppressed(readings, series[rows], kind[rows], rows)
         if not suppressed.size:
             return readings
         flags = readings.flags.copy()
         flags[suppressed] |= _SUPPRESSED
-        return Readings(
-            readings.series,
-            readings.time_us,
-            readings.value,
-            readings.quality,
-            readings.battery_level,
-            readings.signal_strength,
-            readings.seq,
-            flags,
-        )
+        return replace(readings, flags=flags)
 
-    def _suppressed(
+    def _find_suppressed(
         self, readings: Readings, series: NDArray[np.int32], kind: NDArray[np.int16], rows: NDArray[np.intp]
     ) -> NDArray[np.intp]:
-        """Which of `rows`, that are together by series, are within their deadband."""
-        starts = np.flatnonzero(np.concatenate(([True], series[1:] != series[:-1])))
+        """Which of `rows`, grouped by series, are within their deadband."""
+        starts = np.flatnonzero(mark_run_starts(series))
         lengths = np.diff(starts, append=len(series))
         found = []
-        bands = np.array(self._kinds.found)
+        bands = np.array(self._kinds.results)
         for length in range(int(min(lengths.max(), _LONG_RUN_ROWS))):
             at = starts[(lengths > length) & (lengths <= _LONG_RUN_ROWS)] + length
             own, index = series[at], rows[at]
@@ -126,22 +114,22 @@ class Deadband:
             near &= (times - self._reported_us[own] < silence_us) & (flags == self._flags[own])
             self._newest_us[own[newer]] = times[newer]
             report = newer & ~near
-            said = own[report]
-            self._value[said], self._flags[said] = value[report], flags[report]
-            self._reported_us[said] = times[report]
+            reported = own[report]
+            self._value[reported], self._flags[reported] = value[report], flags[report]
+            self._reported_us[reported] = times[report]
             found.append(index[newer & near])
         for start, length in zip(
             starts[lengths > _LONG_RUN_ROWS], lengths[lengths > _LONG_RUN_ROWS], strict=True
         ):
             index = rows[start : start + length]
-            band = self._kinds.found[int(kind[start])]
+            band = self._kinds.results[int(kind[start])]
             found.append(index[self._suppress_long_run(int(series[start]), readings, index, band)])
         return np.concatenate(found)
 
     def _suppress_long_run(
         self, series: int, readings: Readings, rows: NDArray[np.intp], band: Band
     ) -> list[bool]:
-        """The same for many readings of one series."""
+        """Many readings of one series."""
         last, known = float(self._value[series]), int(self._flags[series])
         reported_us, newest_us = int(self._reported_us[series]), int(self._newest_us[series])
         found = []

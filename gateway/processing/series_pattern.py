@@ -1,4 +1,4 @@
-"""Glob patterns over sensor_id/sensor_type, and a cache of what rules give for each series number. Pure.
+"""Glob patterns over sensor_id/sensor_type, and a cache of rule results by series number. Pure.
 
 "boiler-*/temperature": "*" matches any characters, "?" exactly one, "[ab]" one of a set. When several rules
 match a series, the pattern with the most literal characters wins, and among equals the later rule.
@@ -24,30 +24,26 @@ T = TypeVar("T")
 
 
 class Pattern(NamedTuple):
-    """A glob for each half of a series' name."""
+    """A glob for sensor_id and one for sensor_type."""
 
     sensor_id: str
     sensor_type: str
 
     @classmethod
-    def of(cls, text: str) -> Pattern:
-        """The pattern a person wrote.
-
-        Raises:
-            ValueError: it has not the two halves.
-        """
+    def parse(cls, text: str) -> Pattern:
+        """Parse "SENSOR_ID/SENSOR_TYPE"; ValueError when a half is missing."""
         sensor_id, slash, sensor_type = text.rpartition("/")
         if not (slash and sensor_id and sensor_type):
-            raise ValueError('must be SENSOR_ID/SENSOR_TYPE, "*" where any will do, as in "*/temperature"')
+            raise ValueError('must be SENSOR_ID/SENSOR_TYPE, with "*" for any, as in "*/temperature"')
         return cls(sensor_id, sensor_type)
 
     def matches(self, sensor_id: str, sensor_type: str) -> bool:
-        """Whether a series is one of those it is for."""
+        """Whether both globs match."""
         return fnmatchcase(sensor_type, self.sensor_type) and fnmatchcase(sensor_id, self.sensor_id)
 
     @property
     def weight(self) -> int:
-        """How much it says: its characters that are not wild."""
+        """How specific it is: the number of its literal characters."""
         return len(_WILDCARD.sub("", self.sensor_id)) + len(_WILDCARD.sub("", self.sensor_type))
 
     def __str__(self) -> str:
@@ -55,27 +51,26 @@ class Pattern(NamedTuple):
 
 
 def sort_by_specificity(rules: Iterable[tuple[Pattern, T]]) -> list[tuple[Pattern, T]]:
-    """Rules with the one that says the least first: who applies them in this order lets the right one win."""
+    """Rules in the order to apply them: the most specific last."""
     return sorted(rules, key=lambda rule: rule[0].weight)
 
 
 class SeriesRuleCache(Generic[T]):
-    """What rules come to for each series, found once a series number: a few kinds, and two bytes a series.
+    """The result of the rules for each series, computed once: the distinct results and two bytes a series.
 
-    `found` has the distinct outcomes, in the order in which they were first met; those given at the start
-    are the first ones.
+    `results` holds them in the order in which they were first met, `initial` ones first.
     """
 
-    def __init__(self, kind_of: Callable[[int], T], first: Sequence[T] = ()) -> None:
-        self._kind_of = kind_of
+    def __init__(self, resolve: Callable[[int], T], initial: Sequence[T] = ()) -> None:
+        self._resolve = resolve
         self._kinds = np.full(1024, _UNKNOWN, np.int16)
-        self._places: dict[T, int] = {}
-        self.found: list[T] = []
-        for kind in first:
-            self._place(kind)
+        self._indexes: dict[T, int] = {}
+        self.results: list[T] = []
+        for result in initial:
+            self._index(result)
 
-    def of(self, series: NDArray[np.int32]) -> NDArray[np.int16]:
-        """For each series number, at which place of `found` its kind is; shape (rows,)."""
+    def find(self, series: NDArray[np.int32]) -> NDArray[np.int16]:
+        """The index in `results` for each series number; shape (rows,)."""
         try:
             kinds = self._kinds[series]
         except IndexError:
@@ -83,19 +78,30 @@ class SeriesRuleCache(Generic[T]):
             kinds = self._kinds[series]
         if kinds.min() == _UNKNOWN:
             for number in np.unique(series[kinds == _UNKNOWN]).tolist():
-                self._kinds[number] = self._place(self._kind_of(number))
+                self._kinds[number] = self._index(self._resolve(number))
             kinds = self._kinds[series]
         return kinds
 
-    def _place(self, kind: T) -> int:
-        place = self._places.setdefault(kind, len(self.found))
-        if place == len(self.found):
-            self.found.append(kind)
-        return place
+    def _index(self, result: T) -> int:
+        index = self._indexes.setdefault(result, len(self.results))
+        if index == len(self.results):
+            self.results.append(result)
+        return index
+
+
+def mark_run_starts(*columns: NDArray[np.generic]) -> NDArray[np.bool_]:
+    """Which rows differ in any column from the row before, as the first one does; shape (rows,)."""
+    starts = np.zeros(len(columns[0]), np.bool_)
+    starts[:1] = True
+    for column in columns:
+        starts[1:] |= column[1:] != column[:-1]
+    return starts
 
 
 def grow_array(array: NDArray[np.generic], number: int, filling: float) -> NDArray:  # type: ignore[type-arg]  # of the same type as `array`
-    """An array that has room for `number` as an index of its first dimension."""
+    """The array, or a larger copy that has an element at index `number`."""
+    if number < len(array):
+        return array
     rows = max(number + 1, 2 * len(array))
     larger = np.full((rows, *array.shape[1:]), filling, array.dtype)
     larger[: len(array)] = array

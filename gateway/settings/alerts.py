@@ -113,7 +113,7 @@ class AlertRule(Table):
         """The rule as the evaluator has it; `channels` are those of rules that name none."""
         return Rule(
             self.name,
-            Pattern.of(self.series),
+            Pattern.parse(self.series),
             self.on,
             above=float("inf") if self.above is None else self.above,
             below=-float("inf") if self.below is None else self.below,
@@ -125,7 +125,7 @@ class AlertRule(Table):
             repeat_us=to_microseconds(self.repeat_s),
             recovery=self.recovery,
             channels=channels if self.channels is None else tuple(self.channels),
-            without=tuple(map(Pattern.of, self.without)),
+            without=tuple(map(Pattern.parse, self.without)),
         )
 
 

@@ -67,7 +67,7 @@ class CheckRule(Table):
     def to_rule(self) -> LimitRule:
         """The rule as the checks have it."""
         given = {name: getattr(self, name) for name in LIMIT_NAMES}
-        return LimitRule(Pattern.of(self.series), {k: v for k, v in given.items() if v is not None})
+        return LimitRule(Pattern.parse(self.series), {k: v for k, v in given.items() if v is not None})
 
 
 class CheckSettings(Table):
@@ -154,7 +154,7 @@ class DeadbandRule(Table):
     def to_rule(self) -> BandRule:
         """The rule as the deadband has it."""
         band = Band(self.absolute or 0.0, self.percent or 0.0, to_microseconds(self.max_silence_s))
-        return BandRule(Pattern.of(self.series), band)
+        return BandRule(Pattern.parse(self.series), band)
 
 
 _CONSUMER_DEFAULTS = ConsumerOptions()

@@ -131,7 +131,7 @@ def _validate_time_zone(name: str) -> str:
 
 
 def _validate_pattern(text: str) -> str:
-    Pattern.of(text)
+    Pattern.parse(text)
     return text
 
 

@@ -432,7 +432,7 @@ def _alerts_status(evaluator: AlertEvaluator, catalog: SeriesCatalog) -> AlertsS
     """Firing alerts first, the critical ones before others, then the latest."""
     shown: dict[tuple[str, int], Alert] = {}
     changes = [
-        (event.rule, event.series, event.detail, event.change.at_us, event.change.state is AlertState.FIRING)
+        (event.rule, event.series, event.detail, event.at_us, event.state is AlertState.FIRING)
         for event in reversed(evaluator.recent)
     ]
     changes += [(*alert[:2], "", alert[2], True) for alert in evaluator.firing_alerts(_ALERTS_MAX)]

@@ -10,13 +10,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cloud_sync.model.records import Alerts, AlertState, Flag, Readings, Rollups, Severity
-from gateway.alerts.evaluator import AlertEvaluator, AlertEvent
+from gateway.alerts.evaluator import AlertEvaluator
 from gateway.alerts.rules import DEFAULT_ALERT_RULES, Rule
 from gateway.processing.series_pattern import Pattern
 from gateway.processing.stage import StageInput, StageOutput
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+    from gateway.alerts.alert_state import AlertEvent
 
 SECOND = 1_000_000
 START = 1_790_000_000 * SECOND

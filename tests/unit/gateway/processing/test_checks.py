@@ -59,7 +59,7 @@ def checks(
     return ReadingChecker(
         lambda number: (f"d{number}", types),
         lambda numbers: numbers,
-        rules=[LimitRule(Pattern.of(pattern), limits) for pattern, limits in rules],
+        rules=[LimitRule(Pattern.parse(pattern), limits) for pattern, limits in rules],
         **options,
     )
 
@@ -135,12 +135,12 @@ def test_among_equally_specific_rules_the_later_wins():
 @pytest.mark.parametrize("text", ["", "temperature", "/temperature", "a/", "/"])
 def test_a_pattern_without_both_halves_is_refused(text):
     with pytest.raises(ValueError, match="SENSOR_ID/SENSOR_TYPE"):
-        Pattern.of(text)
+        Pattern.parse(text)
 
 
 def test_wild_characters_do_not_make_a_pattern_specific():
     listed = ["[abc]??*/flow", "ab*/flow", "*/flow"]
-    assert [str(p) for p, _ in sort_by_specificity([(Pattern.of(t), t) for t in listed])] == [
+    assert [str(p) for p, _ in sort_by_specificity([(Pattern.parse(t), t) for t in listed])] == [
         "[abc]??*/flow",
         "*/flow",
         "ab*/flow",

@@ -42,7 +42,7 @@ def deadband(*rules: tuple[str, Band]) -> Deadband:
     return Deadband(
         lambda number: (f"d{number}", "t"),
         lambda numbers: numbers,
-        [BandRule(Pattern.of(pattern), band) for pattern, band in rules],
+        [BandRule(Pattern.parse(pattern), band) for pattern, band in rules],
     )
 
 
