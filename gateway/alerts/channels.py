@@ -25,16 +25,12 @@ if TYPE_CHECKING:
     from gateway.alerts.notifier import AlertMessage
 
 _log = logging.getLogger(__name__)
+_ONE_CONNECTION = HttpOptions(connections=1)
 
 
 @dataclass(frozen=True, slots=True)
 class MailServer:
-    """How to reach the server.
-
-    Attributes:
-        tls: "starttls" before anything is said, "tls" from the start, or "none".
-        context: what to trust; the system's trust when None.
-    """
+    """How to reach the server; without `context` the system's certificates are trusted."""
 
     host: str
     port: int = 587
@@ -46,7 +42,7 @@ class MailServer:
 
 
 class MailChannel:
-    """Implements `Channel`."""
+    """Implements `AlertChannel`."""
 
     def __init__(self, name: str, server: MailServer, sender: str, recipients: tuple[str, ...]) -> None:
         self.name = name
@@ -55,11 +51,7 @@ class MailChannel:
         self._recipients = recipients
 
     async def send(self, message: AlertMessage) -> None:
-        """Hand it to the server.
-
-        Raises:
-            ChannelFault: the server cannot be reached, or takes it for nobody.
-        """
+        """Send it; raises ChannelError when the server is unreachable or accepts no recipient."""
         server, mail = self._server, EmailMessage()
         mail["From"], mail["To"] = self._sender, ", ".join(self._recipients)
         mail["Subject"] = _one_line(message.subject)
@@ -82,15 +74,15 @@ class MailChannel:
                 )
         except (aiosmtplib.SMTPException, OSError, TimeoutError) as fault:
             raise ChannelError(f"{server.host}:{server.port}: {_describe_error(fault)}") from fault
-        if refused:  # the others have it; to send it again would tell them twice
-            _log.warning("channel %s: %s refuses %s", self.name, server.host, ", ".join(sorted(refused)))
+        if refused:  # sending again would reach the others twice
+            _log.warning("channel %s: %s refused %s", self.name, server.host, ", ".join(sorted(refused)))
 
     async def aclose(self) -> None:
-        """Nothing is held."""
+        """Nothing to close."""
 
 
 def _one_line(text: str) -> str:
-    """What a device is called may hold what ends a line elsewhere (U+2028), which no header may."""
+    """Replace line separators (such as U+2028 in a device's name), which no mail header may contain."""
     return " ".join(text.encode(errors="replace").decode().splitlines())
 
 
@@ -99,7 +91,7 @@ def _describe_error(fault: Exception) -> str:
 
 
 class WebhookChannel:
-    """Implements `Channel`. The address may be a secret: it is in no message."""
+    """Implements `AlertChannel`. The URL may be a secret and is in no message."""
 
     def __init__(
         self,
@@ -108,7 +100,7 @@ class WebhookChannel:
         *,
         form: Literal["slack", "json"] = "slack",
         token: str = "",
-        options: HttpOptions = HttpOptions(connections=1),  # noqa: B008 - an immutable value
+        options: HttpOptions = _ONE_CONNECTION,
         timeout_s: float = 10.0,
     ) -> None:
         self.name = name
@@ -123,25 +115,18 @@ class WebhookChannel:
         )
 
     async def send(self, message: AlertMessage) -> None:
-        """POST it; any 2xx will do.
-
-        Raises:
-            ChannelFault: no answer, or another one.
-        """
+        """POST it; raises ChannelError unless the answer is 2xx."""
         document = {"text": message.text} if self._form == "slack" else message.document()
         try:
             async with asyncio.timeout(2 * self._timeout_s):
                 content = msgspec.json.encode(document)
                 async with self._client.stream("POST", self._url, content=content) as answer:
-                    taken, status = (
-                        answer.is_success,
-                        answer.status_code,
-                    )  # its body is nobody's, however long
+                    accepted, status = answer.is_success, answer.status_code  # the body is not read
         except (httpx.HTTPError, httpx.InvalidURL, TimeoutError) as fault:
             raise ChannelError(f"no answer ({type(fault).__name__})") from fault
-        if not taken:
+        if not accepted:
             raise ChannelError(f"it answered {status}")
 
     async def aclose(self) -> None:
-        """Close its connection."""
+        """Close the connection."""
         await self._client.aclose()

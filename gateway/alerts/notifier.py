@@ -12,7 +12,7 @@ import math
 import random
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from cloud_sync.model.records import AlertState, Severity
 from cloud_sync.runtime.rates import Backoff
@@ -34,15 +34,7 @@ _SEVERITY_LABELS = {Severity.INFO: "info", Severity.WARNING: "WARNING", Severity
 
 
 class AlertMessage(NamedTuple):
-    """What one rule has to say on one channel.
-
-    Attributes:
-        gateway_id: who says it.
-        rule: its name.
-        severity: of the rule.
-        firing, recovered: how many alerts began and ended.
-        examples: the first few of each, those that began first.
-    """
+    """The alerts of one rule that began (`firing`) and ended, with the first few of each as examples."""
 
     gateway_id: str
     rule: str
@@ -53,18 +45,14 @@ class AlertMessage(NamedTuple):
 
     @property
     def subject(self) -> str:
-        """One line."""
+        """A summary in one line."""
         names = {f"{e.sensor_id}/{e.sensor_type}" for _, e in self.examples}
         if self.firing + self.recovered == 1 and self.examples:
             (name,) = names
             what = "" if self.firing else " recovered"
             return f"{_SEVERITY_LABELS[self.severity]}{what}: {self.rule} of {name} at {self.gateway_id}"
-        said = [
-            f"{number} {what}"
-            for number, what in ((self.firing, "firing"), (self.recovered, "recovered"))
-            if number
-        ]
-        return f"{_SEVERITY_LABELS[self.severity]}: {self.rule}, {' and '.join(said)} at {self.gateway_id}"
+        counts = [f"{n} {what}" for n, what in ((self.firing, "firing"), (self.recovered, "recovered")) if n]
+        return f"{_SEVERITY_LABELS[self.severity]}: {self.rule}, {' and '.join(counts)} at {self.gateway_id}"
 
     @property
     def text(self) -> str:
@@ -76,8 +64,8 @@ class AlertMessage(NamedTuple):
         more = self.firing + self.recovered - len(self.examples)
         return "\n".join([*lines, f"and {more} more"] if more > 0 else lines)
 
-    def document(self) -> dict[str, Any]:
-        """The same for a program; times are microseconds since 1970 UTC."""
+    def document(self) -> dict[str, object]:
+        """The JSON form; times are microseconds since 1970 UTC."""
         return {
             "text": self.text,
             "gateway_id": self.gateway_id,
@@ -95,7 +83,7 @@ class AlertMessage(NamedTuple):
 def build_notices(
     events: Sequence[AlertEvent], name_of: Callable[[int], tuple[str, str]]
 ) -> Iterator[tuple[tuple[str, ...], AlertNotice]]:
-    """For each rule and state among `events` one notice, with the channels it is for."""
+    """One notice for each rule and state among `events`, with its channels."""
     groups: dict[tuple[str, AlertState], list[AlertEvent]] = {}
     for event in events:
         if event.state is AlertState.FIRING or event.rule.recovery:
@@ -119,7 +107,7 @@ def build_notices(
 
 
 def build_message(gateway_id: str, notices: Sequence[AlertNotice]) -> AlertMessage:
-    """One message of all notices of one rule."""
+    """One message from all notices of one rule."""
     examples = [(AlertState(n.state), example) for n in notices for example in n.examples]
     examples.sort(key=lambda pair: pair[0])
     return AlertMessage(
@@ -139,33 +127,30 @@ def _finite_or_none(value: float) -> float | None:
 _log = logging.getLogger(__name__)
 _POLL_S = 1.0
 _STEP_WITHIN_S = 120.0
+_BACKOFF = Backoff(first_s=2.0, ceiling_s=300.0, floor_s=1.0)
 
 
 class ChannelError(Exception):
-    """A channel did not take a message; it is to be tried again. `str()` says why, without secrets."""
+    """A channel did not accept a message; try again. `str()` says why, without secrets."""
 
 
 class AlertChannel(Protocol):
-    """Somewhere people are told."""
+    """Where alert messages are sent."""
 
     name: str
 
     async def send(self, message: AlertMessage) -> None:
-        """Tell them.
-
-        Raises:
-            ChannelFault: they were not told.
-        """
+        """Send a message; raises ChannelError when it was not accepted."""
         ...
 
     async def aclose(self) -> None:
-        """Give up connections."""
+        """Close its connections."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class NotifierOptions:
-    """How long what is alike is gathered, and how long it is tried to be told."""
+    """How long notices are collected, how often a rule may send, and when a notice is dropped."""
 
     group_wait_s: float = 5.0
     group_interval_s: float = 60.0
@@ -174,7 +159,7 @@ class NotifierOptions:
 
 @dataclass(slots=True)
 class ChannelCounters:
-    """What has become of one channel's messages since start."""
+    """Messages of one channel since start."""
 
     sent: int = 0
     failed: int = 0
@@ -184,16 +169,16 @@ class ChannelCounters:
 
 
 class AlertNotifier:
-    """Sends for one channel. `send_once` is the step that tests call, `run` the loop."""
+    """Sends the notices of one channel; `run` repeats `send_once`."""
 
     def __init__(
         self,
         channel: AlertChannel,
         database: Database,
         gateway_id: str,
-        terms: NotifierOptions = NotifierOptions(),
+        options: NotifierOptions = NotifierOptions(),
         *,
-        backoff: Backoff = Backoff(first_s=2.0, ceiling_s=300.0, floor_s=1.0),  # noqa: B008 - the same
+        backoff: Backoff = _BACKOFF,
         clock_us: Callable[[], int] = lambda: time.time_ns() // 1000,
         monotonic: Callable[[], float] = time.monotonic,
         chance: Callable[[], float] = random.random,
@@ -203,13 +188,13 @@ class AlertNotifier:
         self.stage = StageProgress(f"channel {channel.name}")
         self._database = database
         self._gateway_id = gateway_id
-        self._terms = terms
+        self._options = options
         self._backoff = backoff
         self._clock_us = clock_us
         self._monotonic = monotonic
         self._chance = chance
+        self._began_at: dict[int, float] = {}
         self._seen_at: dict[int, float] = {}
-        self._age_when_seen_s: dict[int, float] = {}
         self._last_sent_at: dict[str, float] = {}
         self._attempt = 0
 
@@ -227,10 +212,10 @@ class AlertNotifier:
         self.stage.set_idle()
 
     async def send_once(self) -> float:
-        """Send what is due; returns how long to wait before the next look, in seconds.
+        """Send the messages that are due; returns the seconds to wait until the next call.
 
         Raises:
-            SpoolError: the outbox cannot be read or written; a message may go out twice.
+            SpoolError: the outbox cannot be read or written; a message may be sent twice.
         """
         found = await self._database.read(
             lambda c: processing_state.read_queued_notices(c, self.channel.name)
@@ -252,46 +237,42 @@ class AlertNotifier:
         return _POLL_S
 
     async def aclose(self) -> None:
-        """Give up the channel's connections."""
+        """Close the channel's connections."""
         await self.channel.aclose()
 
     def _failed(self, fault: ChannelError) -> float:
         self._attempt += 1
         self.counters.failed += 1
         if str(fault) != self.counters.last_error:
-            _log.warning("channel %s: %s; it is tried again", self.channel.name, fault)
+            _log.warning("channel %s: %s; will retry", self.channel.name, fault)
         self.counters.last_error = str(fault)
         return self._backoff.wait_s(self._attempt, self._chance())
 
     async def _drop_expired(self, found: list[QueuedNotice]) -> list[QueuedNotice]:
-        """What is worth sending; the rest is dropped.
+        """Drop notices that are too old; returns the others.
 
-        Age is by the clock up to when a notice was first seen, and then by time that passed: a clock that is
-        set right after a start in 1970 makes nothing old.
+        The wall clock gives a notice's age when it is first seen, the monotonic clock what is added later, so
+        that correcting a clock that started in 1970 makes no notice old.
         """
         now, now_us = self._monotonic(), self._clock_us()
         self._seen_at = {w.number: self._seen_at.get(w.number, now) for w in found}
-        ages, terms = self._age_when_seen_s, self._terms
-        self._age_when_seen_s = {
-            w.number: ages.get(w.number, max(0.0, (now_us - w.queued_at_us) / 1e6)) for w in found
-        }
-        old = [
-            w
+        self._began_at = {
+            w.number: self._began_at.get(w.number, now - max(0.0, (now_us - w.queued_at_us) / 1e6))
             for w in found
-            if self._age_when_seen_s[w.number] + now - self._seen_at[w.number] > terms.give_up_s
-        ]
+        }
+        old = [w for w in found if now - self._began_at[w.number] > self._options.give_up_s]
         if not old:
             return found
         self.counters.given_up += len(old)
         _log.error(
-            "channel %s: %d notices were not sent in time and are dropped", self.channel.name, len(old)
+            "channel %s: dropped %d notices that could not be sent in time", self.channel.name, len(old)
         )
         numbers = [w.number for w in old]
         await self._database.write(lambda c: processing_state.delete_notices(c, numbers, dropped=True))
         return [w for w in found if w.number not in set(numbers)]
 
     def _due(self, found: Sequence[QueuedNotice]) -> list[list[QueuedNotice]]:
-        """Groups by rule that were gathered long enough, and whose rule has said nothing for long enough."""
+        """The notices by rule, of rules whose collection and sending intervals have passed."""
         now = self._monotonic()
         groups: dict[str, list[QueuedNotice]] = {}
         for waiting in found:
@@ -299,8 +280,8 @@ class AlertNotifier:
         return [
             group
             for rule, group in groups.items()
-            if now - self._seen_at[group[0].number] >= self._terms.group_wait_s
-            and now - self._last_sent_at.get(rule, float("-inf")) >= self._terms.group_interval_s
+            if now - self._seen_at[group[0].number] >= self._options.group_wait_s
+            and now - self._last_sent_at.get(rule, float("-inf")) >= self._options.group_interval_s
         ]
 
 
@@ -313,15 +294,15 @@ _LOG_LEVELS = {
 
 
 class LogChannel:
-    """Implements `Channel`: one line a message, an end of alerts as information."""
+    """Implements `AlertChannel`: one log line a message; recoveries are logged as information."""
 
     def __init__(self, name: str = "log") -> None:
         self.name = name
 
     async def send(self, message: AlertMessage) -> None:
-        """Write it."""
+        """Log the message."""
         level = _LOG_LEVELS[message.severity] if message.firing else logging.INFO
         _alert_log.log(level, "%s", message.text.replace("\n", " | "))
 
     async def aclose(self) -> None:
-        """Nothing is held."""
+        """Nothing to close."""

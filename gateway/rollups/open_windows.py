@@ -10,8 +10,8 @@ Stored form (`pack_windows`): a version byte, then a msgpack map: `rows`, `parts
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, NamedTuple
 
 import msgspec
 import numpy as np
@@ -20,6 +20,7 @@ from pcodec import ChunkConfig, standalone
 from cloud_sync.codec import columns
 from cloud_sync.model.errors import FormatError
 from cloud_sync.model.records import RecordClass, Rollups
+from gateway.processing.series_pattern import mark_run_starts
 from gateway.rollups.rollup import (
     DEFAULT_WINDOWS_S,
     WindowRuns,
@@ -43,13 +44,10 @@ _PCODEC = ChunkConfig(compression_level=4)
 
 
 class OpenWindows(NamedTuple):
-    """Open windows of one length, in order of `keys`; arrays of shape (rows,).
+    """Open windows of one length, each once, in order of `keys`; arrays of shape (rows,).
 
-    Attributes:
-        keys: int64, each window once (`gateway.rollups.rollup`).
-        parts: the deltas, revision 0.
-        touched_us: int64, when a reading last came for it, by the gateway's clock.
-        since_us: int64, when the first one of the delta came.
+    `parts` are the deltas, of revision 0. By the gateway's clock, `since_us` is when the first reading of the
+    delta arrived and `touched_us` when the last one did.
     """
 
     keys: Int64s
@@ -59,29 +57,29 @@ class OpenWindows(NamedTuple):
 
     @classmethod
     def none(cls) -> OpenWindows:
-        """No window is open."""
+        """No open windows."""
         empty = np.empty(0, np.int64)
         return cls(empty, Rollups.empty(), empty, empty)
 
     @property
     def rows(self) -> int:
-        """How many windows are open."""
+        """The number of open windows."""
         return len(self.keys)
 
-    def take(self, index: NDArray[np.intp] | NDArray[np.bool_]) -> OpenWindows:
+    def select(self, index: NDArray[np.intp] | NDArray[np.bool_]) -> OpenWindows:
         """The open windows at `index` (rising integers or a mask)."""
         return OpenWindows(
             self.keys[index], self.parts.select(index), self.touched_us[index], self.since_us[index]
         )
 
     @classmethod
-    def of(cls, parts: Rollups, window_s: int, now_us: int) -> OpenWindows:
-        """Summaries of the shortest length, each window once and in order, that came just now."""
+    def from_rollups(cls, parts: Rollups, window_s: int, now_us: int) -> OpenWindows:
+        """Windows opened at `now_us` with these summaries, each window once and in order."""
         now = np.full(parts.rows, now_us, np.int64)
         return cls(window_keys(parts.series, parts.time_us, window_s), parts, now, now)
 
     def merged_with(self, more: OpenWindows, window_s: int) -> OpenWindows:
-        """These windows of `window_s` with `more`, of this length or a shorter one and of other readings."""
+        """These windows and `more`, which are of this or a shorter length and hold other readings."""
         if not more.rows:
             return self
         more = more.as_windows_of(window_s)
@@ -98,7 +96,7 @@ class OpenWindows(NamedTuple):
         )
 
     def as_windows_of(self, window_s: int) -> OpenWindows:
-        """The same said of the longer windows that they lie in."""
+        """The same readings in the longer windows that contain these."""
         if int(self.parts.window_s[0]) == window_s:
             return self
         keys = window_keys(self.parts.series, self.parts.time_us, window_s)
@@ -111,34 +109,32 @@ class OpenWindows(NamedTuple):
         )
 
     def _with_known(self, more: OpenWindows, at: NDArray[np.intp], window_s: int) -> OpenWindows:
-        """With windows that are open already, at `at`: only those cost anything but a copy."""
+        """Merge with `more`, all of which are open already, at `at`."""
         both = merge_rollups(Rollups.concat([self.parts.select(at), more.parts]), window_s)
-        given = {name: getattr(self.parts, name) for name in Rollups.columns}
-        for name in _MUTABLE_COLUMNS:
-            given[name] = given[name].copy()
-            given[name][at] = getattr(both, name)
+        changed = {name: getattr(self.parts, name).copy() for name in _MUTABLE_COLUMNS}
+        for name, column in changed.items():
+            column[at] = getattr(both, name)
         touched_us, since_us = self.touched_us.copy(), self.since_us.copy()
         touched_us[at] = np.maximum(touched_us[at], more.touched_us)
         since_us[at] = np.minimum(since_us[at], more.since_us)
-        return OpenWindows(self.keys, Rollups(**given), touched_us, since_us)
+        return OpenWindows(self.keys, replace(self.parts, **changed), touched_us, since_us)
 
     def clamped_to(self, now_us: int) -> OpenWindows:
-        """The same for a clock that has been set back: nothing was touched later than now."""
+        """The same after the clock was set back: no time is later than now."""
         return self._replace(
             touched_us=np.minimum(self.touched_us, now_us), since_us=np.minimum(self.since_us, now_us)
         )
 
 
 def _group_by_key(keys: Int64s) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
-    """Where runs of equal keys begin once they are in order, and that order."""
+    """Where runs of equal keys start once sorted, and the sort order."""
     order = np.argsort(keys, kind="stable")
-    ordered = keys[order]
-    return np.flatnonzero(np.concatenate(([True], ordered[1:] != ordered[:-1]))), order
+    return np.flatnonzero(mark_run_starts(keys[order])), order
 
 
 def pack_windows(windows: OpenWindows, closed: WindowRuns) -> bytes:
-    """The open windows of one length, and which were closed before, as bytes."""
-    fields: dict[str, Any] = {
+    """Encode the open windows of one length, and which were closed before."""
+    fields = {
         "rows": windows.rows,
         "parts": columns.encode(windows.parts, level=columns.FAST_LEVEL) if windows.rows else b"",
         "touched_us": _pack_column(windows.touched_us),
@@ -150,15 +146,11 @@ def pack_windows(windows: OpenWindows, closed: WindowRuns) -> bytes:
 
 
 def unpack_windows(packed: bytes, window_s: int) -> tuple[OpenWindows, WindowRuns]:
-    """What `pack` was given.
-
-    Raises:
-        FormatError: not of this version, or damaged.
-    """
+    """Decode what `pack_windows` encoded; FormatError when it is damaged or of another version."""
     if packed[:1] != bytes([FORMAT_VERSION]):
         raise FormatError("unsupported", f"open windows of version {packed[:1].hex() or 'none'}")
     try:
-        fields: dict[str, Any] = msgspec.msgpack.decode(packed[1:])
+        fields = msgspec.msgpack.decode(packed[1:])
         closed = WindowRuns(_unpack_column(fields["run_first"]), _unpack_column(fields["run_last"]))
         if not fields["rows"]:
             return OpenWindows.none(), closed
@@ -175,16 +167,12 @@ def unpack_windows(packed: bytes, window_s: int) -> tuple[OpenWindows, WindowRun
 
 
 def pack_times(times_us: Int64s) -> bytes:
-    """Times as bytes, with a version."""
+    """Encode times, with a version."""
     return bytes([FORMAT_VERSION]) + _pack_column(times_us)
 
 
 def unpack_times(packed: bytes) -> Int64s:
-    """What `pack_times` was given.
-
-    Raises:
-        FormatError: not of this version, or damaged.
-    """
+    """Decode what `pack_times` encoded; FormatError when it is damaged or of another version."""
     if packed[:1] != bytes([FORMAT_VERSION]):
         raise FormatError("unsupported", f"times of version {packed[:1].hex() or 'none'}")
     try:
@@ -217,11 +205,11 @@ class RollupOptions:
     """How readings are rolled up.
 
     Attributes:
-        windows_s: lengths, rising, each holding whole ones of the one below.
-        lateness_s: how long after its end a window waits for readings, in event time of its series.
-        idle_s: how long nothing must have come for a window that the clock closes.
-        close_every_s: windows are closed at most so often: each time is a transaction.
-        max_open: windows of one length that may be open; beyond it those touched longest ago are closed.
+        windows_s: rising lengths, each a multiple of the one below.
+        lateness_s: how long after its end a window stays open, in the event time of its series.
+        idle_s: how long a window must be idle before the clock may close it.
+        close_every_s: minimum time between two closings, each of which is a transaction.
+        max_open: maximum of open windows of one length; beyond it the longest idle are closed.
     """
 
     windows_s: tuple[int, ...] = DEFAULT_WINDOWS_S
@@ -232,7 +220,7 @@ class RollupOptions:
 
 
 class WindowLevel(NamedTuple):
-    """One window length: what is open, and which windows were closed before."""
+    """One window length: the open windows, and the set of those closed before."""
 
     window_s: int
     windows: OpenWindows
@@ -240,7 +228,7 @@ class WindowLevel(NamedTuple):
 
 
 class ClockReading(NamedTuple):
-    """Now, by the gateway's clock, and whether that may be relied on."""
+    """The gateway's time, and whether it is trusted."""
 
     us: int
     trusted: bool
@@ -248,9 +236,7 @@ class ClockReading(NamedTuple):
 
 def update_newest_times(newest_us: Int64s, readings: Readings, now: ClockReading) -> Int64s:
     """The newest event time of each series, shape (identities,), after `readings`."""
-    largest = int(readings.series.max()) if readings.rows else -1
-    room = max(0, largest + 1 - len(newest_us))
-    newest = np.concatenate([newest_us, np.full(room, NO_TIME_US, np.int64)])
+    newest = extend_times(newest_us, int(readings.series.max(initial=-1))).copy()
     series, times = readings.series, readings.time_us
     if now.trusted:
         newest = np.where(newest > now.us + AHEAD_US, now.us, newest)
@@ -260,29 +246,35 @@ def update_newest_times(newest_us: Int64s, readings: Readings, now: ClockReading
     return newest
 
 
+def extend_times(newest_us: Int64s, number: int) -> Int64s:
+    """The newest times, with an element for series `number`."""
+    missing = max(0, number + 1 - len(newest_us))
+    return np.append(newest_us, np.full(missing, NO_TIME_US)) if missing else newest_us
+
+
 def find_due_windows(
-    level: WindowLevel, newest_us: Int64s, now: ClockReading, terms: RollupOptions
+    level: WindowLevel, newest_us: Int64s, now: ClockReading, options: RollupOptions
 ) -> NDArray[np.bool_]:
-    """Which open windows are to be closed now; bool, shape (rows,)."""
+    """Which open windows must be closed now; shape (rows,)."""
     window_s, windows, closed = level
     start = starts_of_keys(windows.keys, window_s)
-    ripe_at = start + window_s * 1_000_000 + round(terms.lateness_s * 1e6)
+    ripe_at = start + window_s * 1_000_000 + round(options.lateness_s * 1e6)
     untouched_us = now.us - windows.touched_us
     passed = newest_us[series_of_keys(windows.keys)] >= ripe_at
     if now.trusted:
-        passed |= (now.us >= ripe_at) & (untouched_us >= terms.idle_s * 1e6)
+        passed |= (now.us >= ripe_at) & (untouched_us >= options.idle_s * 1e6)
     late = closed.holds(windows.keys)
-    settled = (untouched_us >= terms.close_every_s * 1e6) | (
+    settled = (untouched_us >= options.close_every_s * 1e6) | (
         now.us - windows.since_us >= _REVISION_DELAY_MAX_US
     )
     far = (start > now.us + AHEAD_US) & (untouched_us >= _FUTURE_WINDOW_IDLE_US)
     return np.asarray(
-        (passed & (~late | settled)) | far | _find_excess_windows(windows, terms.max_open), np.bool_
+        (passed & (~late | settled)) | far | _find_excess_windows(windows, options.max_open), np.bool_
     )
 
 
 def _find_excess_windows(windows: OpenWindows, max_open: int) -> NDArray[np.bool_]:
-    """Those touched longest ago, as many as there are too many."""
+    """The longest idle windows beyond the maximum."""
     chosen = np.zeros(windows.rows, np.bool_)
     excess = windows.rows - max_open
     if excess > 0:

@@ -1,14 +1,14 @@
-"""The roller: readings in commit order to rollups with revisions. A stage of processing.
+"""The processing stage that rolls readings up, in commit order, into rollups with revisions.
 
-Readings become summaries of the shortest windows; what is closed of one length goes up to the next. So each
-reading is counted once at every length, whatever the order of arrival: what comes for a window that was
-closed before is merged into the revision that is stored, and goes out as the next one.
+Readings become summaries of the shortest windows; windows that close are added to those of the next length. So
+each reading counts once at every length, in any order of arrival: late ones are merged into the stored
+revision of their window, which is sent as the next revision.
 """
 
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import numpy as np
@@ -21,6 +21,7 @@ from gateway.rollups.open_windows import (
     OpenWindows,
     RollupOptions,
     WindowLevel,
+    extend_times,
     find_due_windows,
     pack_times,
     pack_windows,
@@ -39,29 +40,27 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 _NEWEST_KEY = "roller/newest"
+_DEFAULT_OPTIONS = RollupOptions()
 _MIN_RUNS = 50_000
 _BACKLOG_WINDOWS, _BACKLOG_WINDOWS_PER_SERIES = 5_000, 3
-"""More open windows than this are a backlog that is read fast: they are closed as they come."""
+"""More open windows than this are a backlog; windows are then closed without waiting."""
 
 
 class RevisionStore(Protocol):
-    """Where closed windows are kept: the spool."""
+    """Where closed windows are stored: the spool, or memory in tests. Called in an executor thread."""
 
-    def newest_revisions(self, wanted: Rollups) -> StoredRevisions:
-        """The newest stored revision of each window that `wanted`, of one length, names.
-
-        Called in an executor thread.
-        """
+    def newest_revisions(self, windows: Rollups) -> StoredRevisions:
+        """The newest stored revision of each of `windows`, which are of one length."""
         ...
 
-    def ever(self) -> bool:
+    def has_rollups(self) -> bool:
         """Whether any window was ever closed."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class RollerState:
-    """All that the roller knows; never changed, only replaced."""
+    """The complete state; replaced, never changed."""
 
     levels: tuple[WindowLevel, ...]
     newest_us: NDArray[np.int64]
@@ -71,7 +70,7 @@ class RollerState:
 
 @dataclass(slots=True)
 class RollerCounters:
-    """What has happened since start."""
+    """Counts since start; `late_unrolled` readings came after their window was evicted."""
 
     readings: int = 0
     rollups: int = 0
@@ -80,7 +79,7 @@ class RollerCounters:
 
 
 class _CloseResult(NamedTuple):
-    """What closing one length gave."""
+    """The result of closing the due windows of one length."""
 
     level: WindowLevel
     emitted: Rollups
@@ -90,7 +89,7 @@ class _CloseResult(NamedTuple):
 
 @dataclass(slots=True)
 class _NextState:
-    """The state that an outcome leads to, and how much of it its snapshot has written."""
+    """The state after a step, and whether its snapshot was written."""
 
     state: RollerState
     counted: RollerCounters
@@ -98,34 +97,31 @@ class _NextState:
 
 
 class Roller:
-    """Implements `Stage`."""
+    """Implements `ProcessingStage`."""
 
     name = "roller"
 
-    def __init__(self, stored: RevisionStore, terms: RollupOptions = RollupOptions()) -> None:  # noqa: B008 - an immutable value
+    def __init__(self, stored: RevisionStore, options: RollupOptions = _DEFAULT_OPTIONS) -> None:
         self._stored = stored
-        self._terms = terms
-        self._state = RollerState(
-            tuple(
-                WindowLevel(window_s, OpenWindows.none(), WindowRuns.none()) for window_s in terms.windows_s
-            ),
-            np.empty(0, np.int64),
-        )
+        self._options = options
+        empty = OpenWindows.none(), WindowRuns.none()
+        levels = tuple(WindowLevel(window_s, *empty) for window_s in options.windows_s)
+        self._state = RollerState(levels, np.empty(0, np.int64))
         self._durable: RollerState | None = None
         self._dropped: frozenset[str] = frozenset()
         self.counters = RollerCounters()
 
     @property
     def open_windows(self) -> int:
-        """Windows that have something to be sent on."""
+        """Open windows of all lengths."""
         return sum(level.windows.rows for level in self._state.levels)
 
     def load(self, state: Mapping[str, bytes]) -> None:
-        """Take up the durable state. What cannot be read of it is assumed to have been closed already."""
+        """Restore the durable state. Windows whose state is lost count as closed before."""
         self._durable = None
         self._dropped = frozenset()
-        fresh = not state and not self._stored.ever()
-        known = {_level_key(window_s): window_s for window_s in self._terms.windows_s}
+        fresh = not state and not self._stored.has_rollups()
+        known = {_level_key(window_s): window_s for window_s in self._options.windows_s}
         levels = []
         orphans: list[OpenWindows] = []
         for key, window_s in known.items():
@@ -144,18 +140,14 @@ class Roller:
             try:
                 newest_us = unpack_times(state[_NEWEST_KEY])
             except FormatError as fault:
-                _log.warning("the newest times of series are found anew: %s", fault)
+                _log.warning("the newest times of series are lost and start again: %s", fault)
         self._state = RollerState(_adopt_removed_levels(tuple(levels), orphans), newest_us)
 
-    def reconfigure(self, terms: RollupOptions) -> None:
-        """Go on by other terms, between two steps; windows that are closed stay closed.
-
-        Args:
-            terms: with the lengths of windows that it has.
-        """
-        if terms.windows_s != self._terms.windows_s:
-            raise ValueError("the lengths of windows cannot be changed while some are open")
-        self._terms = terms
+    def reconfigure(self, options: RollupOptions) -> None:
+        """Change the options between two steps; the window lengths must stay."""
+        if options.windows_s != self._options.windows_s:
+            raise ValueError("window lengths cannot change while windows are open")
+        self._options = options
 
     def step(self, step: StageInput) -> StageOutput:
         """Roll up the readings of a step, and close what is due."""
@@ -167,7 +159,7 @@ class Roller:
         parts = roll_up_readings(step.readings, shortest.window_s)
         levels[0] = shortest._replace(
             windows=shortest.windows.merged_with(
-                OpenWindows.of(parts, shortest.window_s, now.us), shortest.window_s
+                OpenWindows.from_rollups(parts, shortest.window_s, now.us), shortest.window_s
             )
         )
         newest_us = update_newest_times(before.newest_us, step.readings, now)
@@ -175,7 +167,7 @@ class Roller:
         counted = RollerCounters(readings=step.readings.rows)
         emitted: list[Rollups] = []
         closed_at_us = before.closed_at_us
-        if self._is_time(levels, now.us, before):
+        if self._should_close(levels, now.us, before):
             closed_at_us = now.us
             deltas = OpenWindows.none()
             for at, level in enumerate(levels):
@@ -190,7 +182,7 @@ class Roller:
         return StageOutput(records=tuple(emitted), snapshot=lambda: self._snapshot(after), after=after)
 
     def accept(self, outcome: StageOutput) -> None:
-        """Take over what a step has come to."""
+        """Adopt the state after a step."""
         after = outcome.after
         assert isinstance(after, _NextState)
         self._state = after.state
@@ -201,33 +193,33 @@ class Roller:
         self.counters.revisions += after.counted.revisions
         self.counters.late_unrolled += after.counted.late_unrolled
 
-    def _is_time(self, levels: list[WindowLevel], now_us: int, before: RollerState) -> bool:
+    def _should_close(self, levels: list[WindowLevel], now_us: int, before: RollerState) -> bool:
         since_us = now_us - before.closed_at_us
         usual = _BACKLOG_WINDOWS + _BACKLOG_WINDOWS_PER_SERIES * len(before.newest_us)
-        full = any(level.windows.rows > min(usual, self._terms.max_open) for level in levels)
-        return full or since_us < 0 or since_us >= self._terms.close_every_s * 1e6
+        full = any(level.windows.rows > min(usual, self._options.max_open) for level in levels)
+        return full or since_us < 0 or since_us >= self._options.close_every_s * 1e6
 
     def _close(
         self, level: WindowLevel, deltas: OpenWindows, newest_us: NDArray[np.int64], now: ClockReading
     ) -> _CloseResult:
-        """Close what is due of one length, after `deltas` from the length below."""
+        """Close the due windows of one length, after adding `deltas` from the length below."""
         windows = level.windows.merged_with(deltas, level.window_s)
-        is_due = find_due_windows(level._replace(windows=windows), newest_us, now, self._terms)
+        is_due = find_due_windows(level._replace(windows=windows), newest_us, now, self._options)
         if not is_due.any():
             return _CloseResult(level._replace(windows=windows), Rollups.empty(), OpenWindows.none(), 0)
-        closing = windows.take(is_due)
+        closing = windows.select(is_due)
         emitted, unrolled = self._build_revisions(closing, level)
         max_runs = max(_MIN_RUNS, 2 * len(newest_us))
         after = WindowLevel(
-            level.window_s, windows.take(~is_due), level.closed.with_keys(closing.keys, max_runs)
+            level.window_s, windows.select(~is_due), level.closed.with_keys(closing.keys, max_runs)
         )
         return _CloseResult(after, emitted, closing, unrolled)
 
     def _build_revisions(self, closing: OpenWindows, level: WindowLevel) -> tuple[Rollups, int]:
-        """Deltas with what is stored of their windows, and how many cannot be completed."""
+        """The deltas merged with the stored revisions, and how many lack theirs."""
         again = level.closed.holds(closing.keys)
         first = closing.parts.select(~again)
-        parts = [_with_revision(first, np.ones(first.rows, np.int32))]
+        parts = [replace(first, revision=np.ones(first.rows, np.int32))]
         unrolled = 0
         if again.any():
             late = closing.parts.select(again)
@@ -238,11 +230,11 @@ class Roller:
             lost = ~known & (late.time_us < prior.evicted_before_us)
             unrolled = int(lost.sum())
             whole = merge_rollups(Rollups.concat([prior.found, late.select(~lost)]), level.window_s)
-            parts.append(_with_revision(whole, whole.revision + np.int32(1)))
+            parts.append(replace(whole, revision=whole.revision + np.int32(1)))
         return Rollups.concat(parts).in_order(), unrolled
 
     def _snapshot(self, after: _NextState) -> Mapping[str, bytes | None]:
-        """The keys of the state that have changed since they were last written."""
+        """The keys that changed since they were last written."""
         durable = {} if self._durable is None else {level.window_s: level for level in self._durable.levels}
         given: dict[str, bytes | None] = dict.fromkeys(self._dropped)
         for level in after.state.levels:
@@ -269,7 +261,7 @@ def _unpack_or_discard(packed: bytes, window_s: int) -> tuple[OpenWindows, Windo
 def _adopt_removed_levels(
     levels: tuple[WindowLevel, ...], orphans: list[OpenWindows]
 ) -> tuple[WindowLevel, ...]:
-    """Deltas of a length that is no longer asked for go to the shortest one that holds its windows whole."""
+    """Merge open windows of a removed length into the shortest length that is a multiple of it."""
     adopted = list(levels)
     for windows in orphans:
         if not windows.rows:
@@ -283,15 +275,6 @@ def _adopt_removed_levels(
 
 
 def _extend_newest_times(newest_us: NDArray[np.int64], levels: list[WindowLevel]) -> NDArray[np.int64]:
-    """The newest times, with room for every series that has an open window."""
+    """The newest times, with an element for every series that has an open window."""
     series = [int(level.windows.parts.series[-1]) for level in levels if level.windows.rows]
-    largest = max(series, default=-1)
-    room = largest + 1 - len(newest_us)
-    if room <= 0:
-        return newest_us
-    return np.concatenate([newest_us, np.full(room, np.iinfo(np.int64).min)])
-
-
-def _with_revision(rollups: Rollups, revision: NDArray[np.int32]) -> Rollups:
-    given = {name: getattr(rollups, name) for name in rollups.columns}
-    return Rollups(**given | {"revision": revision.astype(np.int32)})
+    return extend_times(newest_us, max(series, default=-1))

@@ -8,12 +8,14 @@ computation over all readings the mean differs by at most `MEAN_ERROR` of the la
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from cloud_sync.model.records import Flag, Rollups
+from gateway.processing.series_pattern import mark_run_starts
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -32,24 +34,24 @@ DEFAULT_WINDOWS_S = (60, 300, 3600, 86400)
 
 
 def find_nesting_error(windows_s: Sequence[int]) -> str | None:
-    """Why these lengths cannot be computed each from the one below it, in words; None when they can."""
+    """Why each length cannot be computed from the one below it; None when it can."""
     if not windows_s:
         return "there must be at least one window"
     if list(windows_s) != sorted(set(windows_s)):
-        return "windows must rise, each one longer than the one before"
+        return "windows must be in rising order, without duplicates"
     for below, above in pairwise(windows_s):
         if above % below:
-            return f"a window of {above} s does not hold whole windows of {below} s"
+            return f"a window of {above} s is not a multiple of {below} s"
     return None
 
 
 def window_starts(time_us: Int64s, window_s: int) -> Int64s:
-    """Start of the window that each time falls into, microseconds."""
+    """Start of the window of each time, microseconds."""
     return time_us - time_us % (window_s * 1_000_000)
 
 
 def window_keys(series: NDArray[np.int32], time_us: Int64s, window_s: int) -> Int64s:
-    """The key of the window that each reading of a series falls into."""
+    """The window key of each series and time."""
     return (series.astype(np.int64) << _WINDOW_NUMBER_BITS) | (
         time_us // (window_s * 1_000_000) + _WINDOW_NUMBER_OFFSET
     )
@@ -78,7 +80,7 @@ class WindowRuns(NamedTuple):
 
     @classmethod
     def every(cls) -> WindowRuns:
-        """Every window there can be: what is assumed of a past that is not known."""
+        """Every window: assumed of an unknown past."""
         edges = np.iinfo(np.int64)
         return cls(np.array([edges.min]), np.array([edges.max - 1]))
 
@@ -90,7 +92,7 @@ class WindowRuns(NamedTuple):
         return (at >= 0) & (keys <= self.last[np.maximum(at, 0)])
 
     def with_keys(self, keys: Int64s, max_runs: int) -> WindowRuns:
-        """These runs and `keys`, which rise; beyond `max_runs` the smallest gaps count as held."""
+        """These runs and `keys`, which rise; beyond `max_runs` the smallest gaps are closed."""
         if not len(keys):
             return self
         first = np.concatenate([self.first, keys])
@@ -124,7 +126,7 @@ def roll_up_readings(readings: Readings, window_s: int) -> Rollups:
     keys = window_keys(readings.series, readings.time_us, window_s)
     order = np.lexsort((readings.time_us, keys))
     keys, flags = keys[order], readings.flags[order]
-    groups = np.flatnonzero(np.concatenate(([True], keys[1:] != keys[:-1])))
+    groups = np.flatnonzero(mark_run_starts(keys))
     excluded = (flags & Flag.OUT_OF_RANGE) != 0
     marked = (flags & ~np.int32(Flag.SUPPRESSED)) != 0
     held_back = (flags & (Flag.SUPPRESSED | Flag.OUT_OF_RANGE)) == Flag.SUPPRESSED
@@ -184,21 +186,20 @@ def _group_means(
 
 
 def merge_rollups(parts: Rollups, window_s: int) -> Rollups:
-    """Summaries of disjoint readings brought together: one for each series and window of `window_s`.
+    """Merge summaries of disjoint readings into one for each series and window of `window_s`.
 
-    `parts` are of windows of this length or of a shorter one that divides it. The revision is the highest.
+    `parts` are of windows of this length or of divisors of it. The revision is the highest.
     """
     if not parts.rows:
         return parts
     keys = window_keys(parts.series, parts.time_us, window_s)
     order = np.argsort(keys, kind="stable")
     keys = keys[order]
-    begins = np.concatenate(([True], keys[1:] != keys[:-1]))
+    begins = mark_run_starts(keys)
     if begins.all():
-        alone = parts.select(order)
-        return _assign_window(alone, window_s)
-    several = np.flatnonzero(~begins | ~np.append(begins[1:], True))
-    single = np.flatnonzero(begins & np.append(begins[1:], True))
+        return _assign_window(parts.select(order), window_s)
+    is_single = begins & np.append(begins[1:], True)
+    several, single = np.flatnonzero(~is_single), np.flatnonzero(is_single)
     groups = np.flatnonzero(begins[several])
     joined = _merge_groups(parts.select(order[several]), groups, window_s)
     both = Rollups.concat([_assign_window(parts.select(order[single]), window_s), joined])
@@ -206,21 +207,22 @@ def merge_rollups(parts: Rollups, window_s: int) -> Rollups:
 
 
 def _assign_window(parts: Rollups, window_s: int) -> Rollups:
-    """The same summaries said of the window of `window_s` that each lies in."""
+    """The same summaries as of the windows of `window_s` that contain theirs."""
     if (parts.window_s == window_s).all():
         return parts
-    given = {name: getattr(parts, name) for name in parts.columns}
     start = window_starts(parts.time_us, window_s)
     empty = parts.count == 0
-    given["time_us"] = start
-    given["window_s"] = np.full(parts.rows, window_s, np.int32)
-    given["first_at_us"] = np.where(empty, start, parts.first_at_us)
-    given["last_at_us"] = np.where(empty, start, parts.last_at_us)
-    return Rollups(**given)
+    return replace(
+        parts,
+        time_us=start,
+        window_s=np.full(parts.rows, window_s, np.int32),
+        first_at_us=np.where(empty, start, parts.first_at_us),
+        last_at_us=np.where(empty, start, parts.last_at_us),
+    )
 
 
 def _merge_groups(parts: Rollups, groups: NDArray[np.intp], window_s: int) -> Rollups:
-    """Each group of rows as one."""
+    """Merge each group of rows into one."""
     sizes = np.diff(groups, append=parts.rows)
     some = parts.count > 0
     weight = parts.count.astype(np.int64)
@@ -264,7 +266,7 @@ def _merge_groups(parts: Rollups, groups: NDArray[np.intp], window_s: int) -> Ro
 def _merge_means(
     mean: Floats, weight: Int64s, count: Int64s, groups: NDArray[np.intp], sizes: NDArray[np.intp]
 ) -> Floats:
-    """Weighted means, taken from each group's first: parts that agree give what they agree on exactly."""
+    """Weighted means, as differences from each group's first heaviest part: equal parts give an exact mean."""
     heaviest = np.maximum.reduceat(weight, groups)
     at = np.arange(len(weight))
     chosen = np.minimum.reduceat(np.where(weight == np.repeat(heaviest, sizes), at, len(weight) - 1), groups)
@@ -280,7 +282,7 @@ def _merge_means(
 
 
 def _cast_columns(summaries: dict[str, NDArray[Any]], start: Int64s) -> dict[str, NDArray[Any]]:
-    """The summaries with their types; those of no counted reading say NaN, at their window's start."""
+    """The summaries with their types; without counted readings values are NaN and times the window's start."""
     count = np.minimum(summaries["count"], _COUNT_MAX)
     empty = count == 0
     given = {}

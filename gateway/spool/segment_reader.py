@@ -304,7 +304,7 @@ class StoredRollups:
         self._connection = connection
         self._cache: OrderedDict[tuple[int, int], Rollups] = OrderedDict()
 
-    def ever(self) -> bool:
+    def has_rollups(self) -> bool:
         """Whether a rollup was ever committed."""
         return read_commit_counter(self._connection, RecordClass.ROLLUP).commit > 0
 
@@ -330,7 +330,7 @@ class StoredRollups:
         aside_us = fetch_scalar(self._connection, "last_set_aside", _ROLLUP_SPAN)
         oldest = self._connection.execute(SQL["first_segment_from"], _ROLLUP_SPAN).fetchone()
         if oldest is None:
-            return ANY_TIME_US if self.ever() else -ANY_TIME_US
+            return ANY_TIME_US if self.has_rollups() else -ANY_TIME_US
         gone_us = -ANY_TIME_US if aside_us is None else int(aside_us)
         position, _, written_at_us, _ = oldest
         if first_commit_at(position) > 1:

@@ -294,9 +294,9 @@ def test_a_secret_written_where_a_file_is_expected_is_not_repeated(tmp_path: Pat
         ("[rollups]\nlateness_s = -1", "rollups.lateness_s: "),
         (
             "[rollups]\nwindows_s = [60, 90]",
-            "rollups.windows_s: a window of 90 s does not hold whole windows of 60 s; for example [60, 300,",
+            "rollups.windows_s: a window of 90 s is not a multiple of 60 s; for example [60, 300,",
         ),
-        ("[rollups]\nwindows_s = [300, 60]", "rollups.windows_s: windows must rise"),
+        ("[rollups]\nwindows_s = [300, 60]", "rollups.windows_s: windows must be in rising order"),
         ("[rollups]\nwindows_s = []", "rollups.windows_s: there must be at least one window"),
         ("[rollups]\nwindows_s = [0]", "rollups.windows_s[0]: "),
         ("[processing]\ninterval_s = -1", "processing.interval_s: "),

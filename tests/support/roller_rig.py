@@ -42,7 +42,7 @@ class MemoryLog:
             known.select(np.array([key in named for key in keys], np.bool_)), self.evicted_before_us
         )
 
-    def ever(self) -> bool:
+    def has_rollups(self) -> bool:
         """Implements the roller's `Stored`."""
         return bool(self.rollups)
 
