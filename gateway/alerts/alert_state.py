@@ -8,18 +8,23 @@ Times are those of the readings (for silence: the gateway's). A series without a
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
-from cloud_sync.model.records import AlertState
+import msgspec
+import numpy as np
+
+from cloud_sync.model.records import Alerts, AlertState
 from gateway.alerts.rules import FLAG_PREFIX, RATE_QUANTITY, SILENCE_QUANTITY, LimitState
 
 if TYPE_CHECKING:
-    import numpy as np
     from numpy.typing import NDArray
 
     from gateway.alerts.rules import Rule
 
 NO_TIME_US = -(1 << 62)
+INSTANCE_KEY = "alerts/course"
+_VERSION = 1
+T = TypeVar("T")
 
 
 class AlertInstance(NamedTuple):
@@ -177,3 +182,52 @@ def describe_change(rule: Rule, change: AlertChange, threshold: float) -> str:
         return f"{what} is back at {change.value:g}"
     side = "above" if threshold == rule.above else "below"
     return f"{what} {change.value:g} is {side} {threshold:g}"
+
+
+class StoredInstance(NamedTuple):
+    """The value of a key that names rule and series."""
+
+    severity: int
+    instance: AlertInstance
+
+
+def instance_key(rule: str, series: int) -> str:
+    """The key of a `StoredInstance`."""
+    return f"{INSTANCE_KEY}/{rule}/{series}"
+
+
+def encode_state(value: object) -> bytes:
+    """A version byte, then MessagePack."""
+    return bytes([_VERSION]) + msgspec.msgpack.encode(value)
+
+
+def decode_state(blob: bytes, kind: type[T]) -> T | None:
+    """Decode what `encode_state` wrote; None when it is damaged or of another version."""
+    try:
+        return msgspec.msgpack.decode(blob[1:], type=kind) if blob[:1] == bytes([_VERSION]) else None
+    except msgspec.DecodeError:
+        return None
+
+
+def build_event(rule: Rule, series: int, change: AlertChange) -> AlertEvent:
+    """The event of a change, described."""
+    threshold = rule.limit_for(change.value)
+    detail = describe_change(rule, change, threshold)
+    if rule.on == SILENCE_QUANTITY:
+        change = change._replace(value=np.nan)
+    return AlertEvent(rule, series, *change, threshold, detail)
+
+
+def build_alert_records(events: list[AlertEvent]) -> Alerts:
+    """The records of events, in canonical order."""
+    return Alerts(
+        series=np.array([event.series for event in events], np.int32),
+        time_us=np.array([event.at_us for event in events], np.int64),
+        state=np.array([event.state for event in events], np.int32),
+        severity=np.array([event.rule.severity for event in events], np.int32),
+        value=np.array([event.value for event in events], np.float64),
+        threshold=np.array([event.threshold for event in events], np.float64),
+        count=np.array([min(event.findings, 0x7FFFFFFF) for event in events], np.int32),
+        rule=np.array([event.rule.name for event in events], np.object_),
+        detail=np.array([event.detail for event in events], np.object_),
+    ).in_order()

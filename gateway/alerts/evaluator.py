@@ -17,17 +17,22 @@ import logging
 from collections import Counter, deque
 from dataclasses import dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, NamedTuple
 
-import msgspec
 import numpy as np
 
-from cloud_sync.model.records import Alerts, AlertState, Flag, Severity
+from cloud_sync.model.records import AlertState, Flag, Severity
 from gateway.alerts.alert_state import (
+    INSTANCE_KEY,
     AlertEvent,
     AlertInstance,
+    StoredInstance,
     advance_instance,
-    describe_change,
+    build_alert_records,
+    build_event,
+    decode_state,
+    encode_state,
+    instance_key,
     is_cooling,
     is_over,
     recover_instance,
@@ -53,14 +58,10 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from gateway.alerts.alert_state import AlertChange
     from gateway.processing.stage import StageInput
 
-T = TypeVar("T")
-
 _log = logging.getLogger(__name__)
-INSTANCE_KEY, RATES_KEY = "alerts/course", "alerts/rates"
-_VERSION = 1
+RATES_KEY = "alerts/rates"
 _PAUSE_FROM_US = 30_000_000  # more between two steps is a pause or a step of the clock
 _FORGET_AFTER_US = 86_400_000_000
 _NOT_SEEN = -1
@@ -69,13 +70,6 @@ _CLOCK_IN_DOUBT, _LATE = np.int32(Flag.CLOCK_IN_DOUBT), np.int32(Flag.LATE)
 
 InstanceKey = tuple[int, int]
 """Index of the rule, series number."""
-
-
-class _StoredInstance(NamedTuple):
-    """The value of a key that names rule and series."""
-
-    severity: int
-    instance: AlertInstance
 
 
 class _OrphanInstance(NamedTuple):
@@ -164,10 +158,10 @@ class AlertEvaluator:
         lost = 0
         for key, blob in state.items():
             if key == RATES_KEY:
-                self._rates.restore(_decode_state(blob, RateState) or [])
+                self._rates.restore(decode_state(blob, RateState) or [])
                 continue
             name, _, numeral = key.removeprefix(f"{INSTANCE_KEY}/").rpartition("/")
-            stored = _decode_state(blob, _StoredInstance)
+            stored = decode_state(blob, StoredInstance)
             if stored is None or not numeral.isdecimal():
                 lost += 1
             else:
@@ -206,7 +200,7 @@ class AlertEvaluator:
         self._judge_silence(step, after)
         self._forget(after)
         return StageOutput(
-            records=(_build_alert_records(after.events),) if after.events else (),
+            records=(build_alert_records(after.events),) if after.events else (),
             state=dict(self._changed_keys(after)),
             snapshot=partial(self._snapshot, after) if after.rates or self._rates_unsaved else None,
             also=partial(self._queue, after) if after.events else None,
@@ -255,7 +249,7 @@ class AlertEvaluator:
             self._grow(int(known.max()))
             self._arrived_us[known] = np.maximum(self._arrived_us[known], 0)
         for rule, series, severity, instance in self._orphans:
-            after.removed_keys.append(_instance_key(rule, series))
+            after.removed_keys.append(instance_key(rule, series))
             if instance.is_firing and self._is_known(series):
                 _, change = recover_instance(instance, after.now_us, np.nan)
                 removed = Rule(rule, Pattern("*", "*"), "", severity=Severity(severity))
@@ -330,7 +324,7 @@ class AlertEvaluator:
                 rule, instance, LimitState(int(level[start])), times[at], quantity[at]
             )
             after.instances[key] = instance
-            after.events += [_build_event(rule, key[1], change) for change in changes]
+            after.events += [build_event(rule, key[1], change) for change in changes]
 
     def _judge_silence(self, step: StageInput, after: _StepChanges) -> None:
         now = np.array([step.now_us])
@@ -357,7 +351,7 @@ class AlertEvaluator:
                     rule._replace(for_us=0), instance, LimitState.BROKEN, now, np.array([silent_s])
                 )
                 after.instances[place, number] = instance
-                after.events += [_build_event(rule, number, change) for change in changes]
+                after.events += [build_event(rule, number, change) for change in changes]
 
     def _end_silence(self, place: int, number: int, after: _StepChanges) -> None:
         key, rule = (place, number), self.rules[place]
@@ -366,7 +360,7 @@ class AlertEvaluator:
             fired_us = instance.fired_us
             instance, change = recover_instance(instance, after.now_us, (after.now_us - fired_us) / 1e6)
             after.instances[key] = instance
-            after.events.append(_build_event(rule, number, change))
+            after.events.append(build_event(rule, number, change))
 
     def _forget(self, after: _StepChanges) -> None:
         """Drop alerts that are over: those of this step, and once a minute the others."""
@@ -410,51 +404,13 @@ class AlertEvaluator:
         for (place, series), instance in after.instances.items():
             before = self._instances.get((place, series))
             rule = self.rules[place]
-            key = _instance_key(rule.name, series)
+            key = instance_key(rule.name, series)
             if instance is None:
                 if before is not None:
                     yield key, None
             elif before is None or before.differs_from(instance):
-                yield key, _encode_state(_StoredInstance(rule.severity, instance))
+                yield key, encode_state(StoredInstance(rule.severity, instance))
 
     def _snapshot(self, after: _StepChanges) -> dict[str, bytes | None]:
         after.rates_saved = True
-        return {RATES_KEY: _encode_state(self._rates.state_after(after.rates))}
-
-
-def _instance_key(rule: str, series: int) -> str:
-    return f"{INSTANCE_KEY}/{rule}/{series}"
-
-
-def _encode_state(value: object) -> bytes:
-    return bytes([_VERSION]) + msgspec.msgpack.encode(value)
-
-
-def _decode_state(blob: bytes, kind: type[T]) -> T | None:
-    """Decode what `_encode_state` wrote; None when it is damaged or of another version."""
-    try:
-        return msgspec.msgpack.decode(blob[1:], type=kind) if blob[:1] == bytes([_VERSION]) else None
-    except msgspec.DecodeError:
-        return None
-
-
-def _build_event(rule: Rule, series: int, change: AlertChange) -> AlertEvent:
-    threshold = rule.limit_for(change.value)
-    detail = describe_change(rule, change, threshold)
-    if rule.on == SILENCE_QUANTITY:
-        change = change._replace(value=np.nan)
-    return AlertEvent(rule, series, *change, threshold, detail)
-
-
-def _build_alert_records(events: list[AlertEvent]) -> Alerts:
-    return Alerts(
-        series=np.array([event.series for event in events], np.int32),
-        time_us=np.array([event.at_us for event in events], np.int64),
-        state=np.array([event.state for event in events], np.int32),
-        severity=np.array([event.rule.severity for event in events], np.int32),
-        value=np.array([event.value for event in events], np.float64),
-        threshold=np.array([event.threshold for event in events], np.float64),
-        count=np.array([min(event.findings, 0x7FFFFFFF) for event in events], np.int32),
-        rule=np.array([event.rule.name for event in events], np.object_),
-        detail=np.array([event.detail for event in events], np.object_),
-    ).in_order()
+        return {RATES_KEY: encode_state(self._rates.state_after(after.rates))}

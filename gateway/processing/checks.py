@@ -21,10 +21,13 @@ import numpy as np
 
 from cloud_sync.model.records import Flag
 from gateway.processing.series_pattern import (
+    NEVER_US,
     Pattern,
     SeriesRuleCache,
     grow_array,
     mark_run_starts,
+    newest_times_before,
+    order_by_series,
     sort_by_specificity,
 )
 
@@ -38,10 +41,8 @@ if TYPE_CHECKING:
 HISTORY_READINGS = 16
 REFRESH_EVERY_READINGS = 8
 _LONG_RUN_ROWS = 64  # more readings of one series in one group are checked together
-_NEVER = -(1 << 62)
 _FAR_FUTURE_US = 1 << 62
 _TIME_ASSIGNED = np.int32(Flag.TIME_ASSIGNED)
-_UINT16_MAX = 0xFFFF
 _MAD_SCALE = 1.4826
 _FLAG_BITS = 8  # flags up to SPIKE are the bits of one byte
 _BIT_INDEX = {
@@ -141,7 +142,7 @@ class ReadingChecker:
 
         self._kinds = SeriesRuleCache(resolve_limits)
         self._table = _LimitTable([])
-        self._newest_us = np.full(1024, _NEVER, np.int64)
+        self._newest_us = np.full(1024, NEVER_US, np.int64)
         self._runs = _StuckDetector(1024)
         self._histories = _SpikeDetector(1024)
 
@@ -189,14 +190,14 @@ class ReadingChecker:
         if ahead or times.min() < self._plausible.not_before_us:
             doubtful = (times > limit_us) | (times < self._plausible.not_before_us)
         if now_us is None:
-            now_us = _NEVER
+            now_us = NEVER_US
             assigned = readings.flags & _TIME_ASSIGNED != 0
             doubtful = assigned if doubtful is None else doubtful | assigned
         if self._newest_us.size <= (top := int(series.max())):
-            self._newest_us = grow_array(self._newest_us, top, _NEVER)
+            self._newest_us = grow_array(self._newest_us, top, NEVER_US)
             self._runs.grow(top)
             self._histories.grow(top)
-        order = _order_by_series(series, self._histories.scratch)
+        order = order_by_series(series, self._histories.scratch)
         if order is None:
             rows: slice | NDArray[np.intp] = slice(None)
             own, own_times, firsts = series, times, None
@@ -204,10 +205,10 @@ class ReadingChecker:
             rows = order
             own, own_times = series[order], times[order]
             firsts = mark_run_starts(own)
-        trusted = np.where(own_times > limit_us, _NEVER, own_times) if ahead else own_times
+        trusted = np.where(own_times > limit_us, NEVER_US, own_times) if ahead else own_times
         before = self._newest_us[own]
         if firsts is not None:
-            before = _newest_time_before(trusted, firsts, before)
+            before = newest_times_before(trusted, firsts, before)
         newest = np.maximum(before, trusted)
         self._newest_us[own] = newest  # of several of one series the last is written last
         kinds = kind[rows]
@@ -413,36 +414,3 @@ def _row_medians(rows: NDArray[np.float64]) -> NDArray[np.float64]:
     parted = np.partition(rows, (middle - 1, middle), axis=1)
     median: NDArray[np.float64] = parted[:, middle - 1] / 2 + parted[:, middle] / 2
     return median
-
-
-def _order_by_series(series: NDArray[np.int32], scratch: NDArray[np.int64]) -> NDArray[np.intp] | None:
-    """The order that groups readings by series; None when no series has two."""
-    if len(series) == 1:
-        return None
-    at = np.arange(len(series))
-    scratch[series] = at
-    if (scratch[series] == at).all():
-        return None
-    if series.max() <= _UINT16_MAX:
-        series = series.astype(np.uint16)  # numpy sorts those by radix
-    return np.argsort(series, kind="stable")
-
-
-def _newest_time_before(
-    times: NDArray[np.int64], firsts: NDArray[np.bool_], known: NDArray[np.int64]
-) -> NDArray[np.int64]:
-    """For each reading the newest time of its series before it.
-
-    `times` are grouped by series, `firsts` marks the first of each, `known` is the newest before the group.
-    """
-    before = np.empty_like(times)
-    before[1:] = times[:-1]
-    before[firsts] = _NEVER
-    if not (times >= before).all():
-        ranks = np.argsort(np.argsort(times, kind="stable"), kind="stable")
-        base = (np.cumsum(firsts) - 1) * len(times)
-        highest = np.maximum.accumulate(ranks + base) - base
-        by_rank = np.sort(times, kind="stable")
-        before[1:] = by_rank[highest[:-1]]
-        before[firsts] = _NEVER
-    return np.maximum(before, known)

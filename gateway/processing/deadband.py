@@ -15,6 +15,7 @@ import numpy as np
 
 from cloud_sync.model.records import Flag
 from gateway.processing.series_pattern import (
+    NEVER_US,
     Pattern,
     SeriesRuleCache,
     grow_array,
@@ -29,7 +30,6 @@ if TYPE_CHECKING:
 
     from cloud_sync.model.records import Readings
 
-_NEVER = -(1 << 62)
 _LONG_RUN_ROWS = 64  # readings of one series in one group are processed one by one
 _CLOCK_IN_DOUBT = int(Flag.CLOCK_IN_DOUBT)
 _SUPPRESSED = np.int32(Flag.SUPPRESSED)
@@ -72,8 +72,8 @@ class Deadband:
         self._kinds = SeriesRuleCache(resolve_band, [_NO_BAND])
         self._value = np.zeros(1024)
         self._flags = np.zeros(1024, np.int32)
-        self._reported_us = np.full(1024, _NEVER, np.int64)
-        self._newest_us = np.full(1024, _NEVER, np.int64)
+        self._reported_us = np.full(1024, NEVER_US, np.int64)
+        self._newest_us = np.full(1024, NEVER_US, np.int64)
 
     def mark(self, readings: Readings) -> Readings:
         """The readings, in order of arrival, with SUPPRESSED set on those within their deadband."""
@@ -84,8 +84,8 @@ class Deadband:
             return readings
         top = int(series.max())
         self._value, self._flags = grow_array(self._value, top, 0), grow_array(self._flags, top, 0)
-        self._reported_us = grow_array(self._reported_us, top, _NEVER)
-        self._newest_us = grow_array(self._newest_us, top, _NEVER)
+        self._reported_us = grow_array(self._reported_us, top, NEVER_US)
+        self._newest_us = grow_array(self._newest_us, top, NEVER_US)
         rows = rows[np.argsort(series[rows], kind="stable")]
         suppressed = self._find_suppressed(readings, series[rows], kind[rows], rows)
         if not suppressed.size:

@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 
 _WILDCARD = re.compile(r"\*|\?|\[[^]]*\]")
 _UNKNOWN = -1
+_UINT16_MAX = 0xFFFF
+NEVER_US = -(1 << 62)
+"""A time before all others."""
 
 T = TypeVar("T")
 
@@ -106,3 +109,36 @@ def grow_array(array: NDArray[np.generic], number: int, filling: float) -> NDArr
     larger = np.full((rows, *array.shape[1:]), filling, array.dtype)
     larger[: len(array)] = array
     return larger
+
+
+def order_by_series(series: NDArray[np.int32], scratch: NDArray[np.int64]) -> NDArray[np.intp] | None:
+    """The order that groups readings by series; None when no series has two."""
+    if len(series) == 1:
+        return None
+    at = np.arange(len(series))
+    scratch[series] = at
+    if (scratch[series] == at).all():
+        return None
+    if series.max() <= _UINT16_MAX:
+        series = series.astype(np.uint16)  # numpy sorts those by radix
+    return np.argsort(series, kind="stable")
+
+
+def newest_times_before(
+    times: NDArray[np.int64], firsts: NDArray[np.bool_], known: NDArray[np.int64]
+) -> NDArray[np.int64]:
+    """For each reading the newest time of its series before it.
+
+    `times` are grouped by series, `firsts` marks the first of each, `known` is the newest before the group.
+    """
+    before = np.empty_like(times)
+    before[1:] = times[:-1]
+    before[firsts] = NEVER_US
+    if not (times >= before).all():
+        ranks = np.argsort(np.argsort(times, kind="stable"), kind="stable")
+        base = (np.cumsum(firsts) - 1) * len(times)
+        highest = np.maximum.accumulate(ranks + base) - base
+        by_rank = np.sort(times, kind="stable")
+        before[1:] = by_rank[highest[:-1]]
+        before[firsts] = NEVER_US
+    return np.maximum(before, known)

@@ -1,6 +1,6 @@
 """The processing stage that rolls readings up, in commit order, into rollups with revisions.
 
-Readings become summaries of the shortest windows; windows that close are added to those of the next length. So
+Readings become summaries of the shortest windows; closed windows are added to those of the next length. So
 each reading counts once at every length, in any order of arrival: late ones are merged into the stored
 revision of their window, which is sent as the next revision.
 """

@@ -266,7 +266,7 @@ def _merge_groups(parts: Rollups, groups: NDArray[np.intp], window_s: int) -> Ro
 def _merge_means(
     mean: Floats, weight: Int64s, count: Int64s, groups: NDArray[np.intp], sizes: NDArray[np.intp]
 ) -> Floats:
-    """Weighted means, as differences from each group's first heaviest part: equal parts give an exact mean."""
+    """Weighted means, as differences from each group's heaviest part: equal parts give an exact mean."""
     heaviest = np.maximum.reduceat(weight, groups)
     at = np.arange(len(weight))
     chosen = np.minimum.reduceat(np.where(weight == np.repeat(heaviest, sizes), at, len(weight) - 1), groups)
@@ -282,7 +282,7 @@ def _merge_means(
 
 
 def _cast_columns(summaries: dict[str, NDArray[Any]], start: Int64s) -> dict[str, NDArray[Any]]:
-    """The summaries with their types; without counted readings values are NaN and times the window's start."""
+    """The summaries with their types; without readings values are NaN and times the window's start."""
     count = np.minimum(summaries["count"], _COUNT_MAX)
     empty = count == 0
     given = {}

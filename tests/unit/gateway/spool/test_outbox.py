@@ -161,7 +161,7 @@ async def test_what_cannot_be_told_in_time_is_dropped_and_counted(tmp_path, capl
         await at_desk.send_once()
         assert at_desk.counters.given_up == 1
         assert await database.read(processing_state.outbox_totals) == ({"phone": 1}, 1)
-        assert "1 notices were not sent in time" in caplog.text
+        assert "dropped 1 notices" in caplog.text
 
 
 async def test_what_waited_while_the_gateway_was_off_is_told_after_the_start(tmp_path):
