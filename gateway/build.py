@@ -178,7 +178,7 @@ async def reconfigure_processing(settings: GatewaySettings, parts: Runtime) -> N
             alerts.take_over(before)
 
     stages: list[ProcessingStage] = [stage for stage in (roller, alerts) if stage is not None]
-    await parts.commit_consumer.change(settings.processing.consumer_options, stages, hand_over)
+    await parts.commit_consumer.reconfigure(settings.processing.consumer_options, stages, hand_over)
     parts.alerts = alerts
 
 

@@ -1,4 +1,4 @@
-"""State machine of one alert (one rule, one series), and its one-line description. Pure.
+"""State machine of one alert (one rule, one series), its description, records and stored form. Pure.
 
     good ──broken──> pending ──broken for `for`, no cooldown──> firing ──good──> cooling ──in time──> good
                         └──good──> good                            └──every `repeat`: notified again

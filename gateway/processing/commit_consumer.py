@@ -24,7 +24,7 @@ from gateway.spool.segments import encode_segments
 
 if TYPE_CHECKING:
     import sqlite3
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from gateway.processing.stage import ProcessingStage
     from gateway.spool.database import Database
@@ -42,13 +42,7 @@ _SHUTDOWN_STEPS = 20  # what is left after so many is read at the next start
 
 @dataclass(frozen=True, slots=True)
 class ConsumerOptions:
-    """How processing follows.
-
-    Attributes:
-        interval_s: it looks at new commits at most so often.
-        checkpoint_s: what it has to remember is written at least so often while something changes.
-        chunk_rows: readings that are taken at once, rounded up to whole segments.
-    """
+    """How often commits are read and state is written; `chunk_rows` is rounded up to whole segments."""
 
     interval_s: float = 0.5
     checkpoint_s: float = 30.0
@@ -57,7 +51,7 @@ class ConsumerOptions:
 
 @dataclass(slots=True)
 class ConsumerCounters:
-    """What has happened since start; `lag_s` is the age of the oldest commit not read yet."""
+    """Counts since start; `lag_s` is the age of the oldest commit not processed yet."""
 
     steps: int = 0
     readings: int = 0
@@ -68,16 +62,16 @@ class ConsumerCounters:
 
 
 class _PendingStep(NamedTuple):
-    """What a step has come to, not accepted yet."""
+    """The outputs of a step that is not accepted yet."""
 
     chunk: CommitChunk
     outcomes: tuple[StageOutput, ...]
 
 
 class CommitConsumer:
-    """Follows one spool. `follow_once` is the step that tests call, `run` the loop.
+    """Processes the commits of one spool; `run` repeats `consume_once`.
 
-    The log, and whatever the stages read by themselves, belong to its thread.
+    The log, and the connections of the stages, are used in its thread only.
     """
 
     def __init__(
@@ -86,7 +80,7 @@ class CommitConsumer:
         segments: SegmentWriter,
         log: CommitLogReader,
         stages: Sequence[ProcessingStage],
-        terms: ConsumerOptions = ConsumerOptions(),
+        options: ConsumerOptions = ConsumerOptions(),
         *,
         clock_us: Callable[[], int] = lambda: time.time_ns() // 1000,
         clock_trusted: Callable[[], bool] = lambda: True,
@@ -94,7 +88,7 @@ class CommitConsumer:
         self._database = database
         self._segments = segments
         self._stages = tuple(stages)
-        self._terms = terms
+        self._options = options
         self._clock_us = clock_us
         self._clock_trusted = clock_trusted
         self._log = log
@@ -102,7 +96,7 @@ class CommitConsumer:
         self._wake = asyncio.Event()
         self._turn = asyncio.Lock()
         self._finishing = False
-        self._remembered: dict[str, bytes | None] = {}
+        self._unwritten_state: dict[str, bytes | None] = {}
         self._durable_at = 0.0
         self._durable_progress = 0
         self.progress = 0
@@ -111,28 +105,23 @@ class CommitConsumer:
 
     @property
     def lag_commits(self) -> int:
-        """Commits of readings that have not been looked at."""
+        """Commits of readings not processed yet."""
         return max(0, self._segments.newest_commit(RecordClass.READING) - self.progress)
 
     async def load(self) -> None:
-        """Take up where the spool says that processing was.
-
-        Raises:
-            SpoolError: the spool cannot be read or written.
-        """
+        """Restore position and stage state from the spool; raises SpoolError when it cannot be used."""
         state = await self._database.read(read_processing_state)
         progress = state.pop(PROGRESS_KEY, None)
         if progress is None:
-            summarised = self._segments.newest_commit(RecordClass.ROLLUP) > 0
-            self.progress = self._segments.newest_commit(RecordClass.READING) if summarised else 0
-            if summarised:
-                _log.error("how far processing was is lost: it goes on with what comes in from now on")
+            has_rollups = self._segments.newest_commit(RecordClass.ROLLUP) > 0
+            self.progress = self._segments.newest_commit(RecordClass.READING) if has_rollups else 0
+            if has_rollups:
+                _log.error("the processing position is lost: only new readings are processed from now on")
             state = {}
         else:
             self.progress = int(progress)
         for stage in self._stages:
-            own = {key: value for key, value in state.items() if key.startswith(f"{stage.name}/")}
-            stage.load(own)
+            _restore_stage(stage, state)
         self._durable_progress = self.progress
         self._durable_at = time.monotonic()
         if progress is None:
@@ -141,76 +130,71 @@ class CommitConsumer:
             )
 
     def wake(self) -> None:
-        """Something was committed."""
+        """Signal a new commit."""
         self._wake.set()
 
     async def run(self, stop: asyncio.Event) -> None:
-        """Follow until `stop` is set, then to the newest commit if it is not far, with a last checkpoint."""
+        """Process until `stop` is set, then up to the newest commit if it is near, with a last checkpoint."""
         watching = asyncio.create_task(self._finish_after(stop), name="processing stop")
         try:
             while not self._finishing:
-                rows = await self._follow(durable=False)
-                if rows < self._terms.chunk_rows and not self._finishing:
+                rows = await self._try_step(durable=False)
+                if rows < self._options.chunk_rows and not self._finishing:
                     await self._pause()
             for _ in range(_SHUTDOWN_STEPS):
-                if not await self._follow(durable=True) or not self.lag_commits:
+                if not await self._try_step(durable=True) or not self.lag_commits:
                     break
         finally:
             watching.cancel()
             self.stage.set_idle()
 
     async def consume_once(self, *, durable: bool = False) -> int:
-        """One step over the next chunk of readings, or over time alone; returns how many readings it took.
+        """Process the next chunk of readings, or the passing of time alone; returns its readings.
 
         Raises:
-            SpoolError: nothing of the step has happened; the same one may be made again.
+            SpoolError: nothing was changed; the same step can be repeated.
         """
         async with self._turn:
             newest = self._segments.newest_commit(RecordClass.READING)
-            made = await self._in_thread(self._make)
-            if made.chunk.last_commit == 0:  # what there was is read, or set aside, or pruned
-                made = made._replace(chunk=made.chunk._replace(last_commit=newest))
-            await self._settle(made, durable=durable)
-            self._count(made.chunk)
-            return made.chunk.readings.rows
+            pending = await self._in_thread(self._run_stages)
+            if pending.chunk.last_commit == 0:  # everything is read, set aside or pruned
+                pending = pending._replace(chunk=pending.chunk._replace(last_commit=newest))
+            await self._settle(pending, durable=durable)
+            self._count(pending.chunk)
+            return pending.chunk.readings.rows
 
-    async def change(
+    async def reconfigure(
         self,
-        terms: ConsumerOptions,
+        options: ConsumerOptions,
         stages: Sequence[ProcessingStage],
         between: Callable[[], None] = lambda: None,
     ) -> None:
-        """Go on by other terms and with other stages, between two steps.
+        """Change options and stages between two steps; `between` is called while no step runs.
 
-        A stage that was not among the stages before takes up what the spool remembers of its name.
-
-        Args:
-            terms: from the next step on.
-            stages: those from now on, in order.
-            between: what else is to change while no step is under way.
+        New stages restore their state from the spool.
 
         Raises:
             SpoolError: the spool cannot be read; nothing was changed.
         """
         async with self._turn:
-            strangers = [stage for stage in stages if stage.name not in {s.name for s in self._stages}]
-            if strangers:
+            added = [stage for stage in stages if stage.name not in {s.name for s in self._stages}]
+            if added:
                 state = await self._database.read(read_processing_state)
-                for key, value in self._remembered.items():
+                for key, value in self._unwritten_state.items():
                     state.pop(key, None)
                     if value is not None:
                         state[key] = value
-                for stage in strangers:
-                    stage.load({k: v for k, v in state.items() if k.startswith(f"{stage.name}/")})
+                for stage in added:
+                    _restore_stage(stage, state)
             between()
-            self._terms, self._stages = terms, tuple(stages)
+            self._options, self._stages = options, tuple(stages)
         self.wake()
 
     async def catch_up(self) -> None:
-        """Follow to what is the newest commit now, durably; may be called while `run` is running.
+        """Process durably up to the newest commit; may be called while `run` is running.
 
         Raises:
-            SpoolError: as `follow_once`.
+            SpoolError: as `consume_once`.
         """
         newest = self._segments.newest_commit(RecordClass.READING)
         while self._durable_progress < newest:
@@ -221,14 +205,14 @@ class CommitConsumer:
         await self._in_thread(self._log.close)
         self._thread.shutdown(wait=False)
 
-    async def _follow(self, *, durable: bool) -> int:
-        """One step; how many readings it took, 0 when the spool cannot be used."""
+    async def _try_step(self, *, durable: bool) -> int:
+        """One step; returns its readings, 0 when the spool cannot be used."""
         self.stage.begin_step(_STEP_WITHIN_S)
         try:
             rows = await self.consume_once(durable=durable)
         except SpoolError as fault:
             if not self.counters.last_error:
-                _log.warning("processing waits: %s", fault)
+                _log.warning("processing is paused: %s", fault)
             self.counters.last_error = str(fault)
             if not self._finishing:
                 await asyncio.sleep(_RETRY_S)
@@ -237,7 +221,7 @@ class CommitConsumer:
         return rows
 
     async def _pause(self) -> None:
-        """Until something was committed, but not too soon; at most a tick."""
+        """Wait for a commit for at most `_MAX_PAUSE_S`, and at least for the interval."""
         self.stage.begin_step(_STEP_WITHIN_S)
         began = time.monotonic()
         try:
@@ -246,7 +230,7 @@ class CommitConsumer:
         except TimeoutError:
             return
         self._wake.clear()
-        left_s = self._terms.interval_s - (time.monotonic() - began)
+        left_s = self._options.interval_s - (time.monotonic() - began)
         if left_s > 0 and not self._finishing:
             await asyncio.sleep(left_s)
 
@@ -255,9 +239,9 @@ class CommitConsumer:
         self._finishing = True
         self._wake.set()
 
-    def _make(self) -> _PendingStep:
-        """Read a chunk and ask every stage; in the thread."""
-        chunk = self._log.read(self.progress, self._terms.chunk_rows)
+    def _run_stages(self) -> _PendingStep:
+        """Read a chunk and run every stage over it; in the thread."""
+        chunk = self._log.read(self.progress, self._options.chunk_rows)
         step = StageInput(chunk.readings, now_us=self._clock_us(), clock_trusted=self._clock_trusted())
         outcomes = []
         for stage in self._stages:
@@ -268,38 +252,40 @@ class CommitConsumer:
                 step = step._replace(rollups=Rollups.concat([step.rollups, *closed]))
         return _PendingStep(chunk, tuple(outcomes))
 
-    async def _settle(self, made: _PendingStep, *, durable: bool) -> None:
-        """Make a step durable if need be, then let it be so."""
-        through = max(self.progress, made.chunk.last_commit)
-        remembered = dict(self._remembered)
-        for outcome in made.outcomes:
-            remembered |= outcome.state
-        moved = bool(remembered) or through != self._durable_progress
-        late = time.monotonic() - self._durable_at >= self._terms.checkpoint_s
-        if any(outcome.records or outcome.also for outcome in made.outcomes) or (moved and (durable or late)):
-            sealed, snapshots = await self._in_thread(lambda: _encode_outputs(made.outcomes))
-            changes = {**remembered, **snapshots, PROGRESS_KEY: _encode_position(through)}
-            await self._append(made, sealed, changes)
-            remembered = {}
+    async def _settle(self, pending: _PendingStep, *, durable: bool) -> None:
+        """Write the outputs of a step if required, then accept it."""
+        through = max(self.progress, pending.chunk.last_commit)
+        unwritten = dict(self._unwritten_state)
+        for outcome in pending.outcomes:
+            unwritten |= outcome.state
+        moved = bool(unwritten) or through != self._durable_progress
+        late = time.monotonic() - self._durable_at >= self._options.checkpoint_s
+        if any(outcome.records or outcome.also for outcome in pending.outcomes) or (
+            moved and (durable or late)
+        ):
+            segments, snapshots = await self._in_thread(lambda: _encode_outputs(pending.outcomes))
+            changes = {**unwritten, **snapshots, PROGRESS_KEY: _encode_position(through)}
+            await self._append(pending, segments, changes)
+            unwritten = {}
             self._durable_at, self._durable_progress = time.monotonic(), through
             self.counters.transactions += 1
-        for stage, outcome in zip(self._stages, made.outcomes, strict=True):
+        for stage, outcome in zip(self._stages, pending.outcomes, strict=True):
             stage.accept(outcome)
-        self._remembered = remembered
+        self._unwritten_state = unwritten
         self.progress = through
 
     async def _append(
-        self, made: _PendingStep, sealed: Sequence[EncodedSegment], changes: dict[str, bytes | None]
+        self, pending: _PendingStep, segments: Sequence[EncodedSegment], changes: dict[str, bytes | None]
     ) -> None:
-        def note(connection: sqlite3.Connection, _: AppendResult) -> None:
+        def write_state(connection: sqlite3.Connection, _: AppendResult) -> None:
             write_processing_state(connection, changes)
-            for outcome in made.outcomes:
+            for outcome in pending.outcomes:
                 if outcome.also is not None:
                     outcome.also(connection)
             crash_point("in_processing")
 
         crash_point("before_processing")
-        await self._segments.append(sealed, now_us=self._clock_us(), notes=[note])
+        await self._segments.append(segments, now_us=self._clock_us(), notes=[write_state])
         crash_point("after_processing")
 
     def _count(self, chunk: CommitChunk) -> None:
@@ -314,16 +300,20 @@ class CommitConsumer:
         return await asyncio.get_running_loop().run_in_executor(self._thread, work)
 
 
+def _restore_stage(stage: ProcessingStage, state: Mapping[str, bytes]) -> None:
+    stage.load({key: value for key, value in state.items() if key.startswith(f"{stage.name}/")})
+
+
 def _encode_outputs(outcomes: Sequence[StageOutput]) -> tuple[list[EncodedSegment], dict[str, bytes | None]]:
     """The records of a step as segments, and the large state of its stages."""
-    sealed: list[EncodedSegment] = []
+    segments: list[EncodedSegment] = []
     snapshots: dict[str, bytes | None] = {}
     for outcome in outcomes:
         for records in outcome.records:
-            sealed += encode_segments(records)
+            segments += encode_segments(records)
         if outcome.snapshot is not None:
             snapshots |= outcome.snapshot()
-    return sealed, snapshots
+    return segments, snapshots
 
 
 def _encode_position(commit: int) -> bytes:

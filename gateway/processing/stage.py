@@ -20,12 +20,8 @@ if TYPE_CHECKING:
 class StageInput(NamedTuple):
     """One chunk of the commit log, or the passing of time alone.
 
-    Attributes:
-        readings: in commit order of their segments, `series` being identities (the number of a series' first
-            attribute state); may be none.
-        rollups: what the roller closed in this very step, `series` being identities; none before the roller.
-        now_us: the time, microseconds since 1970 UTC.
-        clock_trusted: whether `now_us` may be relied on.
+    `series` are identities: the number of a series' first attribute state. `readings` are in commit order;
+    `rollups` are those closed in this step by a stage before.
     """
 
     readings: Readings = Readings.empty()
@@ -35,16 +31,16 @@ class StageInput(NamedTuple):
 
 
 class StageOutput(NamedTuple):
-    """What a stage makes of a step.
+    """The result of a step.
 
     Attributes:
-        records: to be appended durably, `series` being identities, none of them empty.
-        state: keys of the table `processing_state` to write, or to delete where None; only what changed. They
-            are written with the next durable transaction, the newest value of each key.
-        snapshot: more such keys, for state that is large: called only when a transaction is about to be
-            written, in an executor thread. If its outcome is accepted afterwards, what it gave is durable.
-        also: more to be done inside that transaction.
-        after: the state of the stage once this is accepted; its own business.
+        records: to append durably, none of them empty; `series` are identities.
+        state: changed keys of the table `processing_state`, None to delete; written with the next durable
+            transaction, the newest value of each key.
+        snapshot: more such keys, for large state: called in an executor thread, only before a transaction. If
+            the output is accepted afterwards, they are durable.
+        also: more to write in that transaction.
+        after: the state of the stage once this is accepted; private to the stage.
     """
 
     records: tuple[Records, ...] = ()
@@ -60,13 +56,13 @@ class ProcessingStage(Protocol):
     name: str
 
     def load(self, state: Mapping[str, bytes]) -> None:
-        """Take up the durable state: every key that begins with "name/". Unknown versions are left out."""
+        """Restore the durable state: every key that begins with "name/"."""
         ...
 
     def step(self, step: StageInput) -> StageOutput:
-        """What a step comes to. Changes nothing in the stage; runs in an executor thread."""
+        """Compute the result of a step without changing the stage; runs in an executor thread."""
         ...
 
     def accept(self, outcome: StageOutput) -> None:
-        """Take over `outcome.after`: its transaction is durable, or none was needed."""
+        """Adopt `outcome.after`: its transaction is durable, or none was needed."""
         ...
