@@ -119,9 +119,7 @@ class AlertEvaluator:
         self.rules = tuple(rules)
         self._name_of, self._expected, self._queue_events = name_of, expected, queue_events
         self._stale_us = stale_us
-        self._kinds = SeriesRuleCache(
-            lambda number: tuple(rule.applies_to(*name_of(number)) for rule in rules)
-        )
+        self._kinds = SeriesRuleCache(lambda n: tuple(rule.applies_to(*name_of(n)) for rule in rules))
         self._instances: dict[InstanceKey, AlertInstance] = {}
         self._orphans: list[_OrphanInstance] = []
         self._watched = [np.zeros(1024, np.bool_) for _ in rules]
@@ -189,9 +187,8 @@ class AlertEvaluator:
     def step(self, step: StageInput) -> StageOutput:
         """The changes of this step; the evaluator itself changes only in `accept`."""
         passed_us = 0 if self._now_us is None else step.now_us - self._now_us
-        if not 0 <= passed_us <= _PAUSE_FROM_US:
-            passed_us = 0
-        after = _StepChanges(self._uptime_us + passed_us, step.now_us)
+        uptime_us = self._uptime_us + (passed_us if 0 <= passed_us <= _PAUSE_FROM_US else 0)
+        after = _StepChanges(uptime_us, step.now_us)
         self._grow(int(max(step.readings.series.max(initial=0), step.rollups.series.max(initial=0))))
         if self._now_us is None or self._orphans:
             self._expect_known_series(after)
@@ -203,7 +200,7 @@ class AlertEvaluator:
             records=(build_alert_records(after.events),) if after.events else (),
             state=dict(self._changed_keys(after)),
             snapshot=partial(self._snapshot, after) if after.rates or self._rates_unsaved else None,
-            also=partial(self._queue, after) if after.events else None,
+            also=(lambda c: self._queue_events(c, after.events, step.now_us)) if after.events else None,
             after=after,
         )
 
@@ -219,11 +216,9 @@ class AlertEvaluator:
         self._uptime_us, self._now_us = after.uptime_us, after.now_us
         self._rates_unsaved = not after.rates_saved and outcome.snapshot is not None
         self.recent.extend(after.events)
-        for event in after.events:
-            if event.state is AlertState.FIRING:
-                self.fired += 1
-            else:
-                self.recovered += 1
+        fired = sum(event.state is AlertState.FIRING for event in after.events)
+        self.fired += fired
+        self.recovered += len(after.events) - fired
 
     def _is_known(self, series: int) -> bool:
         try:
@@ -231,9 +226,6 @@ class AlertEvaluator:
         except KeyError:
             return False
         return True
-
-    def _queue(self, after: _StepChanges, connection: sqlite3.Connection) -> None:
-        self._queue_events(connection, after.events, after.now_us)
 
     def _restore(self, rule: str, series: int, severity: int, instance: AlertInstance) -> None:
         place = self._places.get(rule)
@@ -307,9 +299,7 @@ class AlertEvaluator:
         broken = chosen & (level == LimitState.BROKEN)
         watched = self._watched[place][series]
         if broken.any():
-            also = np.zeros(len(self._arrived_us), np.bool_)
-            also[series[broken]] = True
-            watched |= also[series]
+            watched |= np.isin(series, series[broken])
         rows = np.flatnonzero(chosen & watched)
         if rows.size == 0:
             return
@@ -332,7 +322,12 @@ class AlertEvaluator:
             if rule.on != SILENCE_QUANTITY:
                 continue
             for number in after.seen[self._watched[place][after.seen]].tolist():
-                self._end_silence(place, number, after)
+                instance = self._instances[place, number]
+                if instance.is_firing:
+                    lasted_s = (step.now_us - instance.fired_us) / 1e6
+                    instance, change = recover_instance(instance, step.now_us, lasted_s)
+                    after.instances[place, number] = instance
+                    after.events.append(build_event(rule, number, change))
             limit_us = int(rule.above * 1e6) + rule.for_us
             silent = (self._arrived_us != _NOT_SEEN) & (after.uptime_us - self._arrived_us > limit_us)
             silent[after.seen] = False
@@ -353,20 +348,10 @@ class AlertEvaluator:
                 after.instances[place, number] = instance
                 after.events += [build_event(rule, number, change) for change in changes]
 
-    def _end_silence(self, place: int, number: int, after: _StepChanges) -> None:
-        key, rule = (place, number), self.rules[place]
-        instance = self._instances[key]
-        if instance.is_firing:
-            fired_us = instance.fired_us
-            instance, change = recover_instance(instance, after.now_us, (after.now_us - fired_us) / 1e6)
-            after.instances[key] = instance
-            after.events.append(build_event(rule, number, change))
-
     def _forget(self, after: _StepChanges) -> None:
         """Drop alerts that are over: those of this step, and once a minute the others."""
         for key, instance in after.instances.items():
-            assert instance is not None
-            if instance.uncounted == AlertInstance():
+            if instance is not None and instance.uncounted == AlertInstance():
                 after.instances[key] = None
         minute = 60_000_000
         if self._now_us is not None and after.now_us // minute != self._now_us // minute:
@@ -405,10 +390,9 @@ class AlertEvaluator:
             before = self._instances.get((place, series))
             rule = self.rules[place]
             key = instance_key(rule.name, series)
-            if instance is None:
-                if before is not None:
-                    yield key, None
-            elif before is None or before.differs_from(instance):
+            if instance is None and before is not None:
+                yield key, None
+            elif instance is not None and (before is None or before.differs_from(instance)):
                 yield key, encode_state(StoredInstance(rule.severity, instance))
 
     def _snapshot(self, after: _StepChanges) -> dict[str, bytes | None]:

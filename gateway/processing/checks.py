@@ -45,18 +45,7 @@ _FAR_FUTURE_US = 1 << 62
 _TIME_ASSIGNED = np.int32(Flag.TIME_ASSIGNED)
 _MAD_SCALE = 1.4826
 _FLAG_BITS = 8  # flags up to SPIKE are the bits of one byte
-_BIT_INDEX = {
-    flag: int(flag).bit_length() - 1
-    for flag in (
-        Flag.OUT_OF_RANGE,
-        Flag.LOW_QUALITY,
-        Flag.LOW_BATTERY,
-        Flag.WEAK_SIGNAL,
-        Flag.LATE,
-        Flag.STUCK,
-        Flag.SPIKE,
-    )
-}
+_BIT_INDEX = {flag: int(flag).bit_length() - 1 for flag in Flag if flag < 1 << _FLAG_BITS}
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,9 +149,7 @@ class ReadingChecker:
             self._table = _LimitTable(self._kinds.results)
         table, value = self._table, readings.value
         bits = np.zeros((_FLAG_BITS, readings.rows), np.bool_)
-        outside = bits[0]
-        np.less(value, table.minimum[kind], out=outside)
-        outside |= value > table.maximum[kind]
+        bits[_BIT_INDEX[Flag.OUT_OF_RANGE]] = (value < table.minimum[kind]) | (value > table.maximum[kind])
         np.less(readings.quality, table.min_quality[kind], out=bits[_BIT_INDEX[Flag.LOW_QUALITY]])
         np.less(readings.battery_level, table.min_battery_level[kind], out=bits[_BIT_INDEX[Flag.LOW_BATTERY]])
         np.less(
@@ -350,14 +337,13 @@ class _SpikeDetector:
         if rank.max() >= _LONG_RUN_ROWS:
             starts = np.flatnonzero(begins)
             lengths = np.diff(starts, append=len(series))
-            for start, length in zip(
-                starts[lengths > _LONG_RUN_ROWS], lengths[lengths > _LONG_RUN_ROWS], strict=True
-            ):
+            is_long = lengths > _LONG_RUN_ROWS
+            for start, length in zip(starts[is_long], lengths[is_long], strict=True):
                 run = slice(start, start + length)
                 spike[run] = self._detect_long_run(
                     int(series[start]), value[run], int(seen.kind[start]), table
                 )
-            short = np.flatnonzero(np.repeat(lengths <= _LONG_RUN_ROWS, lengths))
+            short = np.flatnonzero(np.repeat(~is_long, lengths))
             if short.size == 0:
                 return spike
             rank = rank[short]
@@ -380,9 +366,7 @@ class _SpikeDetector:
         known = np.concatenate([self._ring[series, np.arange(had - kept, had) % HISTORY_READINGS], value])
         total = had + len(value)
         first = max(HISTORY_READINGS, (had // REFRESH_EVERY_READINGS + 1) * REFRESH_EVERY_READINGS)
-        refreshed = np.arange(
-            -(-first // REFRESH_EVERY_READINGS) * REFRESH_EVERY_READINGS, total + 1, REFRESH_EVERY_READINGS
-        )
+        refreshed = np.arange(first, total + 1, REFRESH_EVERY_READINGS)
         median, reach = np.array([self._median[series]]), np.array([self._reach[series]])
         if refreshed.size:
             windows = np.lib.stride_tricks.sliding_window_view(known, HISTORY_READINGS)

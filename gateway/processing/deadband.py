@@ -118,9 +118,8 @@ class Deadband:
             self._value[reported], self._flags[reported] = value[report], flags[report]
             self._reported_us[reported] = times[report]
             found.append(index[newer & near])
-        for start, length in zip(
-            starts[lengths > _LONG_RUN_ROWS], lengths[lengths > _LONG_RUN_ROWS], strict=True
-        ):
+        is_long = lengths > _LONG_RUN_ROWS
+        for start, length in zip(starts[is_long], lengths[is_long], strict=True):
             index = rows[start : start + length]
             band = self._kinds.results[int(kind[start])]
             found.append(index[self._suppress_long_run(int(series[start]), readings, index, band)])
