@@ -1,13 +1,15 @@
-"""A running gateway: its components in data-flow order, and the control signals it reacts to."""
+"""A running gateway: its components in data-flow order, the tasks that a reload replaces, and its signals."""
 
 from __future__ import annotations
 
 import asyncio
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Generic, NamedTuple, Protocol, TypeVar
+
+from gateway.mqtt.server import MqttServer
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Collection, Iterator, Mapping
     from pathlib import Path
 
     from cloud_sync.delivery.shipper import Shipper
@@ -15,11 +17,7 @@ if TYPE_CHECKING:
     from gateway.alerts.evaluator import AlertEvaluator
     from gateway.alerts.notifier import AlertNotifier
     from gateway.ingress.committer import Committer
-    from gateway.ingress.host_metrics import HostMetricsSource
-    from gateway.ingress.http.server import HttpSource
-    from gateway.ingress.source import Pausable
-    from gateway.mqtt.server import MqttServer
-    from gateway.mqtt.subscriber import Subscriber
+    from gateway.ingress.source import Source
     from gateway.processing.clock import ClockCorrector
     from gateway.processing.commit_consumer import CommitConsumer
     from gateway.rollups.roller import Roller
@@ -28,17 +26,97 @@ if TYPE_CHECKING:
     from gateway.spool.spool import Spool
 
 
+class RunningComponent(Protocol):
+    """A component with a loop of its own."""
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """Run until `stop` is set."""
+        ...
+
+    async def aclose(self) -> None:
+        """Release what it holds."""
+        ...
+
+
+C = TypeVar("C", bound=RunningComponent)
+
+
+class _Running(NamedTuple):
+    stop: asyncio.Event
+    task: asyncio.Task[None]
+
+
+class ReplaceableTasks(Generic[C]):
+    """Components of one kind by name, each in a task of its own, that can be replaced in a running program.
+
+    Nothing is lost by a replacement: a stopped shipper leaves its open batch in the spool, a stopped notifier
+    its messages in the outbox.
+    """
+
+    def __init__(self, kind: str, components: Mapping[str, C], *, stop_timeout_s: float) -> None:
+        self._kind = kind
+        self._components = dict(components)
+        self._stop_timeout_s = stop_timeout_s
+        self._running: dict[str, _Running] = {}
+        self._tasks: asyncio.TaskGroup | None = None
+
+    @property
+    def components(self) -> tuple[C, ...]:
+        """The components, in the order of the configuration."""
+        return tuple(self._components.values())
+
+    def start(self, tasks: asyncio.TaskGroup) -> None:
+        """Run every component in a task of the program's own group."""
+        self._tasks = tasks
+        for name in self._components:
+            self._start_one(name)
+
+    def stop(self) -> list[asyncio.Task[None]]:
+        """Ask every component to stop; returns the tasks to wait for."""
+        for running in self._running.values():
+            running.stop.set()
+        return [running.task for running in self._running.values()]
+
+    async def replace(self, names: Collection[str], new: Mapping[str, C]) -> None:
+        """Have components of exactly these names, with those in `new` in place of the old ones."""
+        gone = [name for name in self._components if name in new or name not in names]
+        await asyncio.gather(*map(self._stop_one, gone))
+        current = self._components | dict(new)
+        self._components = {name: current[name] for name in names}
+        for name in new:
+            self._start_one(name)
+
+    async def aclose(self) -> None:
+        """Close every component."""
+        for component in self.components:
+            await component.aclose()
+
+    def _start_one(self, name: str) -> None:
+        assert self._tasks is not None
+        stop = asyncio.Event()
+        task = self._tasks.create_task(self._components[name].run(stop), name=f"{self._kind} {name}")
+        self._running[name] = _Running(stop, task)
+
+    async def _stop_one(self, name: str) -> None:
+        running = self._running.pop(name)
+        running.stop.set()
+        _, late = await asyncio.wait([running.task], timeout=self._stop_timeout_s)
+        if late:
+            running.task.cancel()
+            await asyncio.wait(late)
+        await self._components[name].aclose()
+
+
 @dataclass(slots=True, eq=False)
 class Control:
-    """The orders that have come in.
+    """Signals to a running gateway.
 
     Attributes:
-        config: the file that a reload reads; None when there is none.
+        config: the file that a reload reads; None without one.
         stop: stop in order.
-        wake: an order has come.
-        reload_asked: read the configuration again.
-        again: after the stop, start again with the configuration that is in force then.
-        given_up: a configuration on trial was given up already.
+        wake: a signal has arrived.
+        again: after the stop, start again with the configuration that is active then.
+        trial_reverted: a configuration on trial was reverted already.
     """
 
     config: Path | None = None
@@ -46,7 +124,7 @@ class Control:
     wake: asyncio.Event = field(default_factory=asyncio.Event)
     reload_requested: bool = False
     again: bool = False
-    given_up: bool = False
+    trial_reverted: bool = False
 
     def request_stop(self) -> None:
         """SIGTERM, SIGINT."""
@@ -59,41 +137,52 @@ class Control:
         self.wake.set()
 
     def request_restart(self) -> None:
-        """SIGUSR1: stop in order and begin anew in the same process, for what a reload cannot change."""
+        """SIGUSR1: stop in order and start again in the same process, for what a reload cannot change."""
         self.again = True
         self.request_stop()
 
 
 @dataclass(slots=True)
 class Runtime:
-    """Everything a gateway consists of, in the order the data flows. `started_at` is monotonic seconds.
+    """The components of a gateway. `started_at` is monotonic seconds.
 
-    `settings` and `shippers` change when the configuration is reloaded; everything else is there for good.
+    A reload changes `settings`, `alerts` and the members of `shipping` and `notifying`; everything else is
+    final.
     """
 
     settings: GatewaySettings
     version: str
     started_at: float
-    listener: MqttServer
-    subscribers: tuple[Subscriber, ...]
-    host: HostMetricsSource | None
-    http: HttpSource | None
+    sources: tuple[Source, ...]
     committer: Committer
     clock_corrector: ClockCorrector
     spool: Spool
     commit_consumer: CommitConsumer
     roller: Roller | None
     alerts: AlertEvaluator | None
-    notifiers: tuple[AlertNotifier, ...]
+    notifying: ReplaceableTasks[AlertNotifier]
     retention: Retention
-    shippers: tuple[Shipper, ...]
+    shipping: ReplaceableTasks[Shipper]
+
+    @property
+    def listener(self) -> MqttServer:
+        """The MQTT server, which every gateway has."""
+        return next(source for source in self.sources if isinstance(source, MqttServer))
+
+    @property
+    def shippers(self) -> tuple[Shipper, ...]:
+        """The shipper of each destination."""
+        return self.shipping.components
+
+    @property
+    def notifiers(self) -> tuple[AlertNotifier, ...]:
+        """The notifier of each alert channel."""
+        return self.notifying.components
 
     def stages(self) -> Iterator[StageProgress]:
-        """The progress of everything that runs, in the order the data flows: health and watchdog ask it."""
-        for subscriber in self.subscribers:
-            yield from subscriber.stages
-        if self.host is not None:
-            yield from self.host.stages
+        """The progress of everything that runs, in data-flow order, for health checks and the watchdog."""
+        for source in self.sources:
+            yield from source.stages
         yield self.committer.stage
         yield self.clock_corrector.stage
         yield self.commit_consumer.stage
@@ -102,9 +191,3 @@ class Runtime:
             yield from shipper.stages
         yield self.spool.compaction.stage
         yield self.retention.stage
-
-    @property
-    def gates(self) -> tuple[Pausable, ...]:
-        """The ways in that can be told to read no further."""
-        sources = (self.listener, *self.subscribers, self.http, self.host)
-        return tuple(source for source in sources if source is not None)

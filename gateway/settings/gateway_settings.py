@@ -10,6 +10,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 from cloud_sync.runtime import settings_file
 from cloud_sync.runtime.secret_files import find_credential
 from cloud_sync.runtime.settings_file import Fault, InvalidSettingsError
+from gateway.ingress.committer import CommitterOptions
 from gateway.settings.alerts import AlertSettings
 from gateway.settings.destinations import AnyDestination  # noqa: TC001 - pydantic reads the annotations
 from gateway.settings.listeners import StatusSettings
@@ -83,9 +84,13 @@ class SpoolSettings(Table):
     """
 
     @property
-    def keep_delivered_s(self) -> float:
-        """How long delivered readings are kept."""
-        return self.keep_delivered_h * 3600
+    def committer_options(self) -> CommitterOptions:
+        """The options of the committer."""
+        return CommitterOptions(
+            interval_s=self.commit_interval_ms / 1000,
+            max_pending_bytes=self.max_pending_bytes,
+            refuse_when_full=self.on_full == "refuse",
+        )
 
 
 class GatewaySettings(BaseSettings):

@@ -337,7 +337,7 @@ class Http(DeviceListener, SourceTable):
         from cloud_sync.http import requests  # noqa: PLC0415 - a web server, only where this is enabled
         from gateway.ingress.http import batches, readings, request_auth, server  # noqa: PLC0415
 
-        committer, database = context.committer, context.database
+        committer, spool = context.committer, context.spool
         app = server.HttpApp(
             context.gateway_id,
             authenticator=request_auth.RequestAuthenticator(
@@ -360,12 +360,12 @@ class Http(DeviceListener, SourceTable):
             committer=committer,
             batches=batches.BatchReceiver(
                 committer,
-                context.appender,
-                ReceivedLedger(database),
+                spool.appender,
+                ReceivedLedger(spool.database),
                 process=self.process_batches,
             ),
             readings=readings.ReadingReceiver(
-                committer, IdempotencyKeys(database), max_rows=self.max_plain_rows
+                committer, IdempotencyKeys(spool.database), max_rows=self.max_plain_rows
             ),
             limits=WireLimits(max_rows=self.max_batch_rows),
             answer_within_s=self.answer_within_s,

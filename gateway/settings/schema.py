@@ -29,11 +29,10 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
     from gateway.ingress.committer import Committer
+    from gateway.ingress.source import Source
     from gateway.payloads.decoder_registry import RuleSet
     from gateway.processing.clock import GatewayClock
-    from gateway.spool.appender import Appender
-    from gateway.spool.database import Database
-    from gateway.spool.series_catalog import SeriesCatalog
+    from gateway.spool.spool import Spool
 
 T = TypeVar("T")
 
@@ -264,18 +263,23 @@ class ServerTable(Table):
 
 @dataclass(frozen=True, slots=True)
 class SourceContext:
-    """What a source of readings may be built from; each takes what it needs."""
+    """What a source of readings may be built from; each uses what it needs."""
 
     gateway_id: str
     committer: Committer
     rules: RuleSet
-    database: Database
-    appender: Appender
-    catalog: SeriesCatalog
+    spool: Spool
     clock: GatewayClock
-    disk: Path
     stop_within_s: float
 
 
 class SourceTable(Table):
     """A table under `[ingress]` that stands for a source of readings."""
+
+    def build_source(self, context: SourceContext) -> Source:
+        """The source, not started yet.
+
+        Raises:
+            OSError: a file cannot be used.
+        """
+        raise NotImplementedError

@@ -7,6 +7,7 @@ rule.
 from __future__ import annotations
 
 from importlib.util import find_spec
+from itertools import chain
 from typing import TYPE_CHECKING, Annotated, Literal, Self
 
 from pydantic import Field, PrivateAttr, field_validator, model_validator
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from datetime import tzinfo
 
+    from gateway.ingress.source import Source
     from gateway.settings.listeners import DeviceListener
     from gateway.settings.schema import SourceContext
 
@@ -139,7 +141,7 @@ class HostMetricsSettings(SourceTable):
         return HostMetricsSource(
             context.committer,
             context.gateway_id,
-            context.disk,
+            context.spool.database.path.parent,
             period_s=self.period_s,
             clock_us=lambda: clock.now_us() if clock.trusted else None,
         )
@@ -263,6 +265,15 @@ class IngressSettings(Table):
     """Existing MQTT 5 brokers to read, one table each."""
     rule: Reloadable[list[IngressRule]] = Field(default_factory=list)
     """Payload formats by topic; the first that matches applies. Default: JSON readings on listen.topic."""
+
+    def build_sources(self, context: SourceContext) -> list[Source]:
+        """Every source that is enabled, not started yet."""
+        entries = chain.from_iterable(value if isinstance(value, list) else [value] for _, value in self)
+        return [
+            entry.build_source(context)
+            for entry in entries
+            if isinstance(entry, SourceTable) and getattr(entry, "enabled", True)
+        ]
 
     @property
     def device_listeners(self) -> dict[str, DeviceListener]:

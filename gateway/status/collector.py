@@ -20,6 +20,9 @@ from cloud_sync.delivery.batch_sender import ShipperCounters
 from cloud_sync.model.records import AlertState, RecordClass, Severity
 from cloud_sync.runtime.waits import sleep_or_stop
 from gateway.humanize import format_count
+from gateway.ingress.http import HttpStatus
+from gateway.mqtt.broker_session import SubscribeStatus
+from gateway.mqtt.context import ListenStatus
 from gateway.rollups.roller import RollerCounters
 from gateway.spool import eviction
 from gateway.spool.database import (
@@ -62,11 +65,12 @@ from gateway.status.samplers import FlashWear, RateHistory, WriteCounters
 
 if TYPE_CHECKING:
     import sqlite3
-    from collections.abc import Collection
+    from collections.abc import Collection, Sequence
 
     from cloud_sync.delivery.shipper import Shipper
     from gateway.alerts.evaluator import AlertEvaluator
     from gateway.alerts.notifier import AlertNotifier
+    from gateway.ingress.source import Source
     from gateway.processing.clock import ClockCorrector
     from gateway.processing.commit_consumer import CommitConsumer
     from gateway.rollups.roller import Roller
@@ -333,7 +337,7 @@ def build_status(
             wear=live.wear,
             recent=live.recent,
             processing=_processing_status(runtime.commit_consumer, runtime.roller),
-            ways_in=_inputs_status(runtime),
+            ways_in=_inputs_status(runtime.sources),
             channels=[_channel_status(notifier, snapshot.notices) for notifier in runtime.notifiers],
             certificates=live.certificates,
             clock=_clock_status(runtime.clock_corrector, snapshot.pending_rows),
@@ -485,9 +489,13 @@ def _processing_status(consumer: CommitConsumer, roller: Roller | None) -> Proce
     )
 
 
-def _inputs_status(runtime: Runtime) -> InputsStatus:
-    http = None if runtime.http is None else runtime.http.status()
-    return InputsStatus(runtime.listener.status(), [one.status() for one in runtime.subscribers], http)
+def _inputs_status(sources: Sequence[Source]) -> InputsStatus:
+    statuses = [source.status() for source in sources]
+    return InputsStatus(
+        listen=next(status for status in statuses if isinstance(status, ListenStatus)),
+        subscribe=[status for status in statuses if isinstance(status, SubscribeStatus)],
+        http=next((status for status in statuses if isinstance(status, HttpStatus)), None),
+    )
 
 
 def format_service_status(runtime: Runtime) -> str:

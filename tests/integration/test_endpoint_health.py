@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import httpx
 
-from gateway.agent import build_runtime
+from gateway.build import build_runtime
 from gateway.settings.gateway_settings import GatewaySettings
 from gateway.spool.database import Database
 from gateway.status.active_config import ActiveConfig

@@ -433,9 +433,8 @@ async def test_a_head_that_never_ends_and_a_silent_body_are_given_up(tmp_path, m
 
 async def test_stopping_answers_what_was_taken_and_refuses_the_rest(tmp_path):
     async with http_gateway(tmp_path / "gw", tokens_file=None) as gateway:
-        assert gateway.parts.http is not None
-        gateway.parts.http.pause()
+        gateway.source.pause()
         response = await gateway.http.post("/v1/readings", json=reading())
         assert (response.status_code, response.json()["error"]) == (503, "holding")
-        gateway.parts.http.resume()
+        gateway.source.resume()
         assert await gateway.readings(reading(), {}) == counted(1)

@@ -15,7 +15,8 @@ from cloud_sync.delivery.lanes import ClaimRequest
 from cloud_sync.destinations.ingest_client import IngestClient
 from cloud_sync.http import tokens
 from cloud_sync.model.records import Batch, Readings
-from gateway import agent
+from gateway.build import build_runtime
+from gateway.ingress.http.server import HttpSource
 from gateway.settings.gateway_settings import GatewaySettings
 from gateway.spool.database import Database
 
@@ -34,6 +35,7 @@ class HttpGateway:
     """A running gateway, its address, and a client without credentials."""
 
     parts: Runtime
+    source: HttpSource
     url: str
     http: httpx.AsyncClient
     tokens_file: Path
@@ -115,18 +117,18 @@ async def http_gateway(
     )
     database = await Database.open(settings.spool.path)
     try:
-        parts = await agent.build_runtime(settings, database)
-        assert parts.http is not None
+        parts = await build_runtime(settings, database)
+        source = next(each for each in parts.sources if isinstance(each, HttpSource))
         async with asyncio.TaskGroup() as tasks:
             committing = tasks.create_task(parts.committer.run())
-            await parts.http.start(tasks)
+            await source.start(tasks)
             scheme = "http" if parts.settings.ingress.http.tls_files is None else "https"
-            url = f"{scheme}://127.0.0.1:{parts.http.port}"
+            url = f"{scheme}://127.0.0.1:{source.port}"
             async with httpx.AsyncClient(base_url=url, timeout=20, trust_env=False) as client:
-                yield HttpGateway(parts, url, client, tokens_file)
-            parts.http.stop_reading()
+                yield HttpGateway(parts, source, url, client, tokens_file)
+            source.stop_reading()
             parts.committer.finish()
             await committing
-            await parts.http.close()
+            await source.close()
     finally:
         await database.close()
