@@ -65,6 +65,7 @@ class HostMetricsSource:
         self.period_s = period_s
         self._clock_us = clock_us
         self._seq = 0
+        self._paused = False
         self._stop = asyncio.Event()
         self._stage = StageProgress("host ingress")
 
@@ -81,7 +82,8 @@ class HostMetricsSource:
         """Sample until `stop_reading`."""
         while not self._stop.is_set():
             self._stage.begin_step(within_s=self.period_s + _SAMPLE_WATCHDOG_S)
-            self.sample_once(self._clock_us())
+            if not self._paused:
+                self.sample_once(self._clock_us())
             await sleep_or_stop(self._stop, self.period_s)
         self._stage.set_idle()
 
@@ -95,10 +97,12 @@ class HostMetricsSource:
         self._committer.submit_measurements("host", sample)
 
     def pause(self) -> None:
-        """Nothing: samples are few."""
+        """Skip samples, which would only wait in memory."""
+        self._paused = True
 
     def resume(self) -> None:
-        """Nothing."""
+        """Take samples again."""
+        self._paused = False
 
     def stop_reading(self) -> None:
         """Take no more samples."""

@@ -202,6 +202,11 @@ def test_no_tool_repeats_what_an_address_or_a_secret_file_holds(tmp_path: Path) 
         ("a.url", "https://u@h/p?api_key=1&x=2", f"https://{MASK}@h/p?api_key={MASK}&x=2"),
         ("a.keep_delivered_h", 3, 3),
         ("alerts.channel[ops].url", "https://chat.example/hooks/T0/B1/x", f"https://chat.example/{MASK}"),
+        (
+            "alerts.channel[ops].url",
+            "https://u:p@chat.example/hooks/x",
+            f"https://{MASK}@chat.example/{MASK}",
+        ),
         ("alerts.channel[ops].sender", "a@b.example", "a@b.example"),
     ],
 )
