@@ -19,28 +19,28 @@ _GROUPS = {
     "gateway": ("gateway.commands.gateway", "Run the gateway agent."),
     "ingest": ("cloud_sync.ingest.cli", "Run the regional ingest service; manage its tokens."),
     "sim": ("firmware_sim.__main__", "Simulate a fleet, replay recordings, verify what arrived."),
-    "status": ("gateway.commands.status", "Show what comes in, what is kept and what is still to deliver."),
-    "query": ("gateway.commands.readings", "Show what one series was: a table, a chart, CSV or JSON."),
+    "status": ("gateway.commands.status", "Show what comes in, what is stored and what is still to deliver."),
+    "query": ("gateway.commands.readings", "Show one series: a table, a chart, CSV or JSON."),
     "spool": (
         "gateway.commands.spool:spool_app",
-        "Look into a spool: info, check, read, export, compact, quarantine.",
+        "Inspect a spool: info, check, read, export, compact, quarantine.",
     ),
     "destination": ("gateway.commands.spool:destination_app", "Destinations and their progress: list, drop."),
     "device": ("gateway.commands.credentials:device_app", "Passwords of devices: add, list, remove, check."),
     "token": (
         "gateway.commands.credentials:token_app",
-        "Tokens for the status page from elsewhere: add, list, remove.",
+        "Tokens for the status page on other machines: add, list, remove.",
     ),
     "config": ("gateway.commands.config", "Write, check, show, explain and compare configurations."),
     "decode": (
         "gateway.commands.payload_rules:decode_app",
-        "Show what a payload would become, and under which rule.",
+        "Show what a payload becomes, and by which rule.",
     ),
     "learn": (
         "gateway.commands.payload_rules:learn_app",
         "Listen for a while and propose rules for what is published.",
     ),
-    "doctor": ("gateway.commands.doctor", "Look for what is wrong with this gateway, and say what to do."),
+    "doctor": ("gateway.commands.doctor", "Check this gateway and say what to do about each problem."),
     "install": (
         "gateway.commands.install:install_app",
         "Set this machine up: program, service, configuration.",
@@ -49,7 +49,7 @@ _GROUPS = {
         "gateway.commands.install:uninstall_app",
         "Remove the program and its services; the spool stays.",
     ),
-    "demo": ("gateway.commands.demo", "Show the whole path at work, through an outage and a kill."),
+    "demo": ("gateway.commands.demo", "Run the whole path on this machine, through an outage and a kill."),
 }
 _REQUIRED_EXTRAS = {"ingest": "ingest", "sim": "sim", "demo": "demo"}
 
@@ -57,12 +57,12 @@ _REQUIRED_EXTRAS = {"ingest": "ingest", "sim": "sim", "demo": "demo"}
 class LazyGroup(typer.core.TyperGroup):
     """Command groups by name; each is imported when it is called, not for `--help`."""
 
-    def list_commands(self, ctx: Any) -> list[str]:  # noqa: ARG002 - the parent's signature
-        """Every group, in the order a newcomer meets them."""
+    def list_commands(self, _ctx: object) -> list[str]:
+        """Every group, in the order of the table."""
         return list(_GROUPS)
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
-        """The real group when it is being called, its name and summary for a listing."""
+        """The imported group if it is called, else its name and summary for a listing."""
         if cmd_name not in _GROUPS:
             return None
         if cmd_name != ctx.meta.get("called"):
@@ -70,7 +70,7 @@ class LazyGroup(typer.core.TyperGroup):
         return _load_group(cmd_name)
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
-        """Note which group is called, so that only that one is imported."""
+        """Remember which group is called, so that only that one is imported."""
         ctx.meta["called"] = args[0] if args else None
         return super().resolve_command(ctx, args)
 
@@ -114,7 +114,7 @@ def tidegate(
         typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit."),
     ] = False,
 ) -> None:
-    """Tidegate: readings made durable before they are acknowledged, delivered once in effect.
+    """Tidegate: readings are durable before they are acknowledged, and delivered effectively once.
 
     Start with `tidegate demo`, or `tidegate gateway --config FILE`.
     """

@@ -11,6 +11,8 @@ import ctypes
 from contextlib import suppress
 from typing import Final
 
+from cloud_sync.runtime.waits import sleep_or_stop
+
 _M_TRIM_THRESHOLD: Final = -1
 _M_MMAP_THRESHOLD: Final = -3
 _M_ARENA_MAX: Final = -8
@@ -40,7 +42,7 @@ class _MallInfo2(ctypes.Structure):
 
 
 def use_one_arena() -> None:
-    """Have all threads share one heap, which keeps little: at no cost of speed that was seen."""
+    """Let all threads share one arena that keeps little; no cost of speed was measured."""
     with suppress(OSError, AttributeError):
         library = ctypes.CDLL(None)
         library.mallopt(_M_ARENA_MAX, 1)
@@ -49,13 +51,11 @@ def use_one_arena() -> None:
 
 
 async def trim_periodically(stop: asyncio.Event, every_s: float = 2.0) -> None:
-    """Give free pages back to the system until `stop` is set, whenever there are many."""
+    """Return free pages to the system, when there are many, until `stop` is set."""
     with suppress(OSError, AttributeError):
         library = ctypes.CDLL(None)
         library.mallinfo2.restype = _MallInfo2
         while not stop.is_set():
-            with suppress(TimeoutError):
-                async with asyncio.timeout(every_s):
-                    await stop.wait()
+            await sleep_or_stop(stop, every_s)
             if library.mallinfo2().fordblks > _MAX_FREE_BYTES:
                 await asyncio.get_running_loop().run_in_executor(None, library.malloc_trim, 0)

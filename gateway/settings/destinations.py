@@ -30,6 +30,7 @@ from gateway.settings.schema import (
     Table,
     TimeZone,
     check_client_tls,
+    find_duplicates,
     parse_timestamp,
     unencrypted_secret_error,
 )
@@ -342,3 +343,10 @@ class FileDestination(Destination):
 AnyDestination = Annotated[
     IngestDestination | InfluxDestination | FileDestination, Field(discriminator="kind")
 ]
+
+
+def require_distinct_names(destinations: list[AnyDestination]) -> list[AnyDestination]:
+    """The destinations; ValueError if two have the same name."""
+    if twice := find_duplicates([d.name for d in destinations]):
+        raise ValueError(f"two destinations are called {twice}; each needs a name of its own")
+    return destinations

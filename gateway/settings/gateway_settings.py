@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Annotated, Literal, Self
 
-from pydantic import BaseModel, Field, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, Field, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from cloud_sync.runtime import settings_file
@@ -12,7 +12,7 @@ from cloud_sync.runtime.secret_files import find_credential
 from cloud_sync.runtime.settings_file import Fault, InvalidSettingsError
 from gateway.ingress.committer import CommitterOptions
 from gateway.settings.alerts import AlertSettings
-from gateway.settings.destinations import AnyDestination  # noqa: TC001 - pydantic reads the annotations
+from gateway.settings.destinations import AnyDestination, require_distinct_names
 from gateway.settings.listeners import StatusSettings
 from gateway.settings.processing import (
     CheckSettings,
@@ -32,7 +32,6 @@ from gateway.settings.schema import (
     Restart,
     Seconds,
     Table,
-    find_duplicates,
 )
 from gateway.settings.sources import IngressSettings
 
@@ -122,7 +121,9 @@ class GatewaySettings(BaseSettings):
     """How readings are summarised."""
     alerts: Reloadable[AlertSettings] = AlertSettings()
     """The rules that raise alerts, and the channels that are notified."""
-    destinations: Reloadable[list[AnyDestination]] = Field(default_factory=list)
+    destinations: Reloadable[Annotated[list[AnyDestination], AfterValidator(require_distinct_names)]] = Field(
+        default_factory=list
+    )
     """Where readings are sent, one table each. The progress of each is kept under its name."""
     status: Annotated[StatusSettings, PORT_BOUND] = StatusSettings()
     """The gateway's own HTTP endpoint."""
@@ -143,13 +144,6 @@ class GatewaySettings(BaseSettings):
                     f"allowed for window_s: {', '.join(map(str, windows_s)) or 'none, rollups are off'}"
                 )
         return self
-
-    @field_validator("destinations")
-    @classmethod
-    def _require_distinct_names(cls, destinations: list[AnyDestination]) -> list[AnyDestination]:
-        if twice := find_duplicates([d.name for d in destinations]):
-            raise ValueError(f"two destinations are called {twice}; each needs a name of its own")
-        return destinations
 
 
 def load_settings(path: Path) -> GatewaySettings:

@@ -35,6 +35,7 @@ _UNITS_BY_SUFFIX: Final = {
     "_s": "seconds",
     "_percent": "percent",
 }
+_MAX_EXACT: Final = 1e15
 _TYPE_NAMES: Final = {bool: "true or false", int: "whole number", float: "number", str: "text", Path: "path"}
 
 
@@ -208,7 +209,7 @@ def format_toml_value(value: object) -> str:
     if isinstance(value, bool | int):
         return str(value).lower()
     if isinstance(value, float):
-        return repr(int(value)) if value.is_integer() and abs(value) < 1e15 else repr(value)  # noqa: PLR2004 - exact
+        return repr(int(value)) if value.is_integer() and abs(value) < _MAX_EXACT else repr(value)
     if isinstance(value, list | tuple):
         return f"[{', '.join(map(format_toml_value, value))}]"
     if isinstance(value, dict):

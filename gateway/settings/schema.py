@@ -8,10 +8,11 @@ docstring under it), what kind of file it names (`FileRole`), and what changing 
 from __future__ import annotations
 
 import ipaddress
+import math
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
-from enum import Enum
+from enum import Enum, auto
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Final, NamedTuple, TypeVar, get_args
@@ -53,11 +54,11 @@ Reloadable = Annotated[T, Restart("")]
 class FileRole(Enum):
     """What a file is for, and so how it is checked and who may read it."""
 
-    DATA = "data"
-    SECRET = "secret"  # noqa: S105 - no secret; its first line is one, and systemd may provide it
-    HASHES = "hashes"
-    CERTIFICATE = "certificate"
-    KEY = "key"
+    DATA = auto()
+    SECRET = auto()
+    HASHES = auto()
+    CERTIFICATE = auto()
+    KEY = auto()
 
 
 DataPath = Annotated[Path, FileRole.DATA]
@@ -135,7 +136,7 @@ def _validate_pattern(text: str) -> str:
 
 
 def _reject_nan(value: float) -> float:
-    if value != value:  # noqa: PLR0124 - only NaN differs from itself
+    if math.isnan(value):
         raise ValueError("must be a number, inf or -inf")
     return value
 
