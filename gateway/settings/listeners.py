@@ -91,68 +91,53 @@ class DeviceListener(ServerTable):
     @model_validator(mode="after")
     def _validate_access(self) -> Self:
         """Reject contradictions, and a listener that is open to others without being declared so."""
-        faults = self._find_file_faults()
-        if self.named_by == "username":
-            if not self.has_client_secrets and (self.identity is not None or self.publish_as == "self"):
-                faults.append(
-                    "nothing identifies a client: give passwords_file, or client_ca_file for certificates"
-                )
-            if self.client_ca_file is not None and self.client_certificate == "optional":
-                faults.append(
-                    "optional client certificates that do not identify a client change nothing: set "
-                    'identity = "cn" or "san", or client_certificate = "required"'
-                )
-        elif self.client_ca_file is None:
-            faults.append(f"identity = {self.named_by!r} needs client_ca_file")
-        faults += self._find_anonymity_faults()
-        faults += self._find_plain_password_faults()
-        if faults:
-            raise ValueError("; ".join(faults))
-        return self
-
-    def _find_file_faults(self) -> list[str]:
-        faults = []
         self.require_together("tls_cert_file", "tls_key_file")
-        if self.client_ca_file is not None and self.tls_cert_file is None:
-            faults.append("client_ca_file needs TLS: give tls_cert_file and tls_key_file")
-        if self.client_crl_file is not None and self.client_ca_file is None:
-            faults.append("client_crl_file revokes certificates of client_ca_file; give that too")
-        return faults
-
-    def _find_plain_password_faults(self) -> list[str]:
-        encrypted = not self.has_client_secrets or self.tls_cert_file is not None or self.is_loopback
-        if encrypted or self.allow_plain_passwords:
-            return []
-        return [
-            (
+        faults = [*self._certificate_faults(), *self._anonymity_faults()]
+        readable = self.has_client_secrets and self.tls_cert_file is None and not self.is_loopback
+        if readable and not self.allow_plain_passwords:
+            faults.append(
                 f"passwords would cross the network readable on {self.host or 'every address'}: give "
                 "tls_cert_file and tls_key_file; if the network itself is trusted, set "
                 "allow_plain_passwords = true"
             )
-        ]
+        if faults:
+            raise ValueError("; ".join(faults))
+        return self
 
-    def _find_anonymity_faults(self) -> list[str]:
+    def _certificate_faults(self) -> Iterator[str]:
+        if self.client_ca_file is not None and self.tls_cert_file is None:
+            yield "client_ca_file needs TLS: give tls_cert_file and tls_key_file"
+        if self.client_crl_file is not None and self.client_ca_file is None:
+            yield "client_crl_file revokes certificates of client_ca_file; give that too"
+        if self.named_by != "username":
+            if self.client_ca_file is None:
+                yield f"identity = {self.named_by!r} needs client_ca_file"
+            return
+        if not self.has_client_secrets and (self.identity is not None or self.publish_as == "self"):
+            yield "nothing identifies a client: give passwords_file, or client_ca_file for certificates"
+        if self.client_ca_file is not None and self.client_certificate == "optional":
+            yield (
+                "optional client certificates that do not identify a client change nothing: set "
+                'identity = "cn" or "san", or client_certificate = "required"'
+            )
+
+    def _anonymity_faults(self) -> Iterator[str]:
         if self.allow_anonymous is False and not self.authenticates:
-            return ["nobody could connect: give passwords_file or client_ca_file, or allow_anonymous = true"]
-        if self.allow_anonymous and self.client_ca_file is not None:
+            yield "nobody could connect: give passwords_file or client_ca_file, or allow_anonymous = true"
+        elif self.allow_anonymous and self.client_ca_file is not None:
             if self.client_certificate == "required":
-                return ['allow_anonymous and client_certificate = "required" contradict each other']
-            if self.own_only:
-                return [
-                    (
-                        "clients without a certificate could publish as any device that has one: set "
-                        'publish_as = "any" to accept that, or leave out allow_anonymous'
-                    )
-                ]
-        if not self.authenticates and not self.is_loopback and not self.allow_anonymous:
-            return [
-                (
-                    f"anyone who reaches {self.host or 'this machine'} could publish anything: give "
-                    "passwords_file (`tidegate device add` writes it) and TLS, or client_ca_file, or listen "
-                    "on 127.0.0.1; if the network itself is trusted, set allow_anonymous = true"
+                yield 'allow_anonymous and client_certificate = "required" contradict each other'
+            elif self.own_only:
+                yield (
+                    "clients without a certificate could publish as any device that has one: set "
+                    'publish_as = "any" to accept that, or leave out allow_anonymous'
                 )
-            ]
-        return []
+        elif not (self.authenticates or self.is_loopback or self.allow_anonymous):
+            yield (
+                f"anyone who reaches {self.host or 'this machine'} could publish anything: give "
+                "passwords_file (`tidegate device add` writes it) and TLS, or client_ca_file, or listen on "
+                "127.0.0.1; if the network itself is trusted, set allow_anonymous = true"
+            )
 
     @property
     def authenticates(self) -> bool:
