@@ -112,7 +112,7 @@ def find_kinds(model: type[BaseModel]) -> tuple[str, ...]:
 def _describe_key(path: str, field: FieldInfo, kinds: tuple[str, ...], restart: str) -> ConfigKey:
     words, bounds = _describe_type(field.annotation)
     name = path.rpartition(".")[2]
-    default = _default_value(field)
+    default = None if field.is_required() else field.get_default(call_default_factory=True)
     example = field.examples[0] if field.examples else default
     if example in (None, [], {}, (), "") and example != default:
         example = None
@@ -128,10 +128,6 @@ def _describe_key(path: str, field: FieldInfo, kinds: tuple[str, ...], restart: 
         description=" ".join((field.description or "").split()),
         restart=restart,
     )
-
-
-def _default_value(field: FieldInfo) -> Any:
-    return None if field.is_required() else field.get_default(call_default_factory=True)
 
 
 def _describe_type(annotation: object) -> tuple[str, list[str]]:
@@ -253,11 +249,8 @@ def _render_table(
             yield from _render_key(key, chosen, kinds, commented=commented)
     for name, key in keys.items():
         if key.is_table:
-            field = model.model_fields[name]
-            inner = find_models(field.annotation)
-            yield from _render_subtables(
-                key, inner, f"{prefix}{name}", chosen.get(name), _default_value(field), commented=commented
-            )
+            inner = find_models(model.model_fields[name].annotation)
+            yield from _render_subtables(key, inner, f"{prefix}{name}", chosen.get(name), commented=commented)
 
 
 def _render_subtables(
@@ -265,7 +258,6 @@ def _render_subtables(
     models: Sequence[type[BaseModel]],
     path: str,
     chosen: Any,
-    default: Any,
     *,
     commented: bool,
 ) -> Iterator[str]:
@@ -286,22 +278,9 @@ def _render_subtables(
     for model in models:
         if chosen and (not find_kinds(model) or set(find_kinds(model)) & written):
             continue
-        examples = _default_tables(default, named=named) or [("NAME", {})]
-        for name, values in examples:
-            yield f"#[{path}.{name}]" if named else f"#[[{path}]]"
-            yield from _render_table(model, f"{path}.", values, find_kinds(model), commented=True)
-            yield ""
-
-
-def _default_tables(default: Any, *, named: bool) -> list[tuple[str, Any]]:
-    """The tables that apply when the file has none."""
-    if not default:
-        return []
-    return (
-        [(str(n), to_plain_value(v)) for n, v in default.items()]
-        if named
-        else [("", to_plain_value(v)) for v in default]
-    )
+        yield f"#[{path}.NAME]" if named else f"#[[{path}]]"
+        yield from _render_table(model, f"{path}.", {}, find_kinds(model), commented=True)
+        yield ""
 
 
 def _render_key(
