@@ -160,7 +160,7 @@ class Reloader:
                 after.take_over(before)
 
         stages = [stage for stage in (roller, after) if stage is not None]
-        await runtime.commit_consumer.change(new.processing.consumer_options, stages, hand_over)
+        await runtime.commit_consumer.reconfigure(new.processing.consumer_options, stages, hand_over)
         runtime.alerts = after
 
     def _build_shippers(self, new: GatewaySettings) -> dict[str, Shipper]:
