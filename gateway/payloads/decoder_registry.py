@@ -54,18 +54,14 @@ class SingleSeriesDecoder(NamedTuple):
 
 
 def build_decoder(rule: PayloadRule, topic: str, births: SparkplugBirths | None = None) -> Decoder | None:
-    """The decoder of a topic's payloads; None when the rule is not for this topic.
-
-    `births` is what Sparkplug nodes announced on other topics than this one.
-    """
+    """The decoder of a topic's payloads, None when the rule is not for it; `births` are of all topics."""
     levels = rule.topic_pattern.match(topic)
     if levels is None:
         return None
     if rule.format == "sparkplug_b":
         from gateway.payloads.formats import sparkplug  # noqa: PLC0415 - needs an extra
 
-        births = SparkplugBirths() if births is None else births
-        decoder = sparkplug.build_sparkplug_decoder(rule, levels, topic, births)
+        decoder = sparkplug.build_sparkplug_decoder(rule, levels, topic, births or SparkplugBirths())
     else:
         decoder = _BUILDERS[rule.format](rule, levels)
     return _with_limits(decoder, rule.max_payload_bytes)
@@ -86,11 +82,7 @@ def build_failing_decoder(reason: str, detail: str) -> Decoder:
 def decode_payload(
     payload: bytes, topic: str, rule: PayloadRule, *, now_us: int, births: SparkplugBirths | None = None
 ) -> DecodeResult:
-    """What one payload on one topic becomes under a rule.
-
-    Raises:
-        ValueError: the rule is not for this topic.
-    """
+    """What one payload on one topic becomes under a rule; ValueError when that is not for the topic."""
     decoder = build_decoder(rule, topic, births)
     if decoder is None:
         raise ValueError(f"{topic!r} does not fit {rule.topic!r}")
@@ -113,10 +105,7 @@ def _with_limits(
 
 
 class RuleSet:
-    """A gateway's payload rules and, for topics without one, its topic template. A `TopicResolver`.
-
-    `births` is what Sparkplug nodes announced on the topics decoded here.
-    """
+    """A gateway's payload rules and, for topics without one, its topic template. A `TopicResolver`."""
 
     def __init__(
         self,
@@ -126,7 +115,7 @@ class RuleSet:
     ) -> None:
         self.template = template
         self.rules = tuple(rules)
-        self.births = SparkplugBirths() if births is None else births
+        self.births = births or SparkplugBirths()
 
     def replace(self, rules: Sequence[PayloadRule]) -> None:
         """Use other rules; answers about topics that were cached before are no longer valid."""
@@ -198,11 +187,7 @@ def preview_payload(rules: RuleSet, topic: str, payload: bytes, *, now_us: int) 
         what = f"no rule matches this topic, and it does not fit {rules.template.template!r}"
         return PayloadPreview(None, None, (), (Fault("unknown_topic", what, payload),))
     decoded, faults = decoder(payload, now_us)
-    measurements, all_faults = [], list(faults)
-    for measurement in decoded:
-        name_fault = find_series_name_fault(measurement.name)
-        if name_fault is None:
-            measurements.append(measurement)
-        else:
-            all_faults.append(Fault("bad_name", name_fault, payload))
-    return PayloadPreview(rule_no, rule, measurements, all_faults)
+    name_faults = [find_series_name_fault(measurement.name) for measurement in decoded]
+    measurements = [one for one, fault in zip(decoded, name_faults, strict=True) if fault is None]
+    faults += [Fault("bad_name", fault, payload) for fault in name_faults if fault is not None]
+    return PayloadPreview(rule_no, rule, measurements, faults)

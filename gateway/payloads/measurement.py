@@ -52,10 +52,7 @@ class Measurement(msgspec.Struct, gc=False):
 
 
 class Fault(msgspec.Struct):
-    """A payload or a member of one that is no reading, for the quarantine.
-
-    `part` is the member's own bytes in the payload's format, so that it can be decoded again by itself.
-    """
+    """What is no reading, for the quarantine; `part` is its own bytes, which can be decoded again alone."""
 
     reason: str
     detail: str
@@ -119,11 +116,7 @@ COMPRESSION_MAGIC: Final = frozenset({_GZIP_MAGIC, _ZSTD_MAGIC[:2]})
 
 
 def decompress_payload(payload: bytes, max_bytes: int) -> bytes:
-    """The payload before compression, or as it is when it is not compressed.
-
-    Raises:
-        PayloadDecodeError: damaged, compressed twice, or more than `max_bytes`.
-    """
+    """The payload before compression, or as it is when it is not compressed."""
     if payload[:2] == _GZIP_MAGIC:
         encoding = "gzip"
     elif payload[:4] == _ZSTD_MAGIC:
@@ -164,13 +157,11 @@ class FieldSelection:
 
     def __init__(self, rule: PayloadRule) -> None:
         self._default = rule.default_conversion
-        self._exact = {path: c for path, c in rule.members.items() if not _has_wildcard(path)}
-        self._patterns = [
-            (_build_path_matcher(path), c) for path, c in rule.members.items() if _has_wildcard(path)
-        ]
+        self._exact = {path: c for path, c in rule.members.items() if "*" not in path}
+        self._patterns = [(_build_path_matcher(path), c) for path, c in rule.members.items() if "*" in path]
         self._include = [_build_path_matcher(path) for path in rule.include]
         self._exclude = [_build_path_matcher(path) for path in rule.exclude]
-        self._explicit = {path for path in rule.include if not _has_wildcard(path)} | set(self._exact)
+        self._explicit = {path for path in rule.include if "*" not in path} | set(self._exact)
         self._companions = {*rule.companions.values(), rule.time} - self._explicit
 
     def find_conversion(self, path: str) -> tuple[FieldConversion, bool] | None:
@@ -222,10 +213,7 @@ class DeviceFields(dict[str, FieldMapping | None]):
 
 
 class FieldMap:
-    """All field mappings of one topic under one rule.
-
-    `names` are what the templates need from the payload, besides `member`.
-    """
+    """All field mappings of one topic; `names` are what templates need from the payload, besides `member`."""
 
     def __init__(self, rule: PayloadRule, levels: Mapping[str, str]) -> None:
         self._rule = rule
@@ -259,11 +247,7 @@ class FieldMap:
 def convert_field_value(
     mapping: FieldMapping, path: str, value: object, *, convert_text: bool = False
 ) -> float | None:
-    """The finite number a field stands for; None when it is none and need not be one.
-
-    Raises:
-        PayloadDecodeError: it must be a number; says what was expected.
-    """
+    """The finite number a field stands for; None when it is none and need not be one."""
     if isinstance(value, float):
         if mapping.is_identity and -math.inf < value < math.inf:
             return value
@@ -283,7 +267,8 @@ def convert_field_value(
     elif value is None or not mapping.is_explicit:
         return None
     else:
-        raise PayloadDecodeError("bad_member", f"{path}: expected a number, found {_describe_type(value)}")
+        found = "an array" if isinstance(value, list) else "an object"
+        raise PayloadDecodeError("bad_member", f"{path}: expected a number, found {found}")
     if not -math.inf < number < math.inf:
         raise PayloadDecodeError("bad_member", f"{path}: expected a number that 64-bit floats hold")
     return number if mapping.is_identity else apply_scale(mapping.conversion, path, number)
@@ -310,16 +295,6 @@ def _convert_text_value(mapping: FieldMapping, path: str, text: str, *, convert_
     raise PayloadDecodeError(
         "bad_member", f"{path}: expected {expected}, found {text[:_SHOWN_MAX_CHARACTERS]!r}"
     )
-
-
-def _describe_type(value: object) -> str:
-    if isinstance(value, dict):
-        return "an object"
-    return "an array" if isinstance(value, list) else type(value).__name__
-
-
-def _has_wildcard(path: str) -> bool:
-    return "*" in path
 
 
 def _build_path_matcher(path: str) -> Callable[[str], object]:

@@ -5,6 +5,7 @@ docs/presets.md describes the device settings each preset needs and the series i
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Final, Literal, get_args
 
 from gateway.payloads.rule import FieldConversion, PayloadRule
@@ -28,7 +29,7 @@ _TASMOTA_STATE_FIELDS: Final = (
     "Wifi.RSSI",
     "Wifi.LinkCount",
 )
-_OPEN_CLOSED_VALUES: Final = {"open": 1, "close": 0, "closed": 0}
+_SPARKPLUG_COMMANDS: Final = ("Node Control/*", "Device Control/*")
 
 
 def build_preset_rules(
@@ -36,10 +37,7 @@ def build_preset_rules(
 ) -> Sequence[PayloadRule]:
     """The rules of a preset, in order, for topics that begin with `base` (None: as usual).
 
-    `time_zone` is that of a clock that writes local time without an offset (tasmota only).
-
-    Raises:
-        ValueError: `base` is no topic, or time_zone is not for this preset.
+    `time_zone` is that of a clock that writes local time without an offset (tasmota only, else ValueError).
     """
     usual, build = _PRESETS[preset]
     if time_zone is not None and preset != "tasmota":
@@ -75,25 +73,21 @@ def _zigbee2mqtt(base: str, _: tzinfo | None) -> Sequence[PayloadRule]:
 
 
 def _tasmota(base: str, time_zone: tzinfo | None) -> Sequence[PayloadRule]:
-    time = None if time_zone is None else "Time"
+    sensor = PayloadRule(
+        f"{base}tele/{{sensor_id}}/SENSOR",
+        "fields",
+        values=_ON_OFF_VALUES,
+        time=None if time_zone is None else "Time",
+        time_zone=time_zone,
+        may_be_empty=True,
+    )
     return (
-        PayloadRule(
-            f"{base}tele/{{sensor_id}}/SENSOR",
-            "fields",
-            values=_ON_OFF_VALUES,
-            time=time,
-            time_zone=time_zone,
-            may_be_empty=True,
-        ),
-        PayloadRule(
-            f"{base}tele/{{sensor_id}}/STATE",
-            "fields",
+        sensor,
+        replace(
+            sensor,
+            topic=f"{base}tele/{{sensor_id}}/STATE",
             include=_TASMOTA_STATE_FIELDS,
-            values=_ON_OFF_VALUES,
             companions={"signal_strength": "Wifi.Signal"},
-            time=time,
-            time_zone=time_zone,
-            may_be_empty=True,
         ),
         PayloadRule(f"{base}tele/{{sensor_id}}/LWT", "number", sensor_type="online", values=_ONLINE_VALUES),
         *_ignore(f"{base}tele/#", f"{base}stat/#", f"{base}cmnd/#"),
@@ -136,19 +130,10 @@ def _shelly(base: str, _: tzinfo | None) -> Sequence[PayloadRule]:
         PayloadRule(
             "shellies/{sensor_id}/{sensor_type#}",
             "number",
-            values={**_ON_OFF_VALUES, **_OPEN_CLOSED_VALUES},
+            values={**_ON_OFF_VALUES, "open": 1, "close": 0, "closed": 0},
             may_be_empty=True,
         ),
     )
-
-
-def _sparkplug_b(base: str, _: tzinfo | None) -> Sequence[PayloadRule]:
-    exclude = ("Node Control/*", "Device Control/*")
-    return (PayloadRule(f"{base}#", "sparkplug_b", exclude=exclude),)
-
-
-def _senml(base: str, _: tzinfo | None) -> Sequence[PayloadRule]:
-    return (PayloadRule(f"{base}#", "senml"),)
 
 
 def _homie(base: str, _: tzinfo | None) -> Sequence[PayloadRule]:
@@ -187,8 +172,11 @@ _PRESETS: Final[Mapping[str, tuple[str, Callable[[str, tzinfo | None], Sequence[
     "tasmota": ("", _tasmota),
     "esphome": ("", _esphome),
     "shelly": ("", _shelly),
-    "sparkplug_b": ("spBv1.0", _sparkplug_b),
-    "senml": ("senml", _senml),
+    "sparkplug_b": (
+        "spBv1.0",
+        lambda base, _: [PayloadRule(f"{base}#", "sparkplug_b", exclude=_SPARKPLUG_COMMANDS)],
+    ),
+    "senml": ("senml", lambda base, _: [PayloadRule(f"{base}#", "senml")]),
     "homie": ("homie", _homie),
     "ttn": ("v3", _ttn),
 }

@@ -73,28 +73,12 @@ class FieldConversion:
 
 @dataclass(frozen=True)
 class PayloadRule:
-    """A rule as it is configured, complete and checked.
+    """A rule as it is configured, complete; raises ValueError for values that do not go together.
 
-    Attributes:
-        topic: a topic pattern, such as `tele/{sensor_id}/SENSOR`.
-        format: "ignore" acknowledges payloads and stores nothing.
-        sensor_id: a template; by default `{sensor_id}`, or what the format knows better.
-        sensor_type: a template; by default `{sensor_type}` where the topic names it, else `{member}`.
-        unit, scale, offset, values: of every member without its own, as in `FieldConversion`.
-        members: by dotted path or column; * stands for any text.
-        include, exclude: paths, with *; without `include` every member that is a number. Text that is a
-            number counts where a member is named in `include` (without *) or in `members`.
-        companions: where the payload has what is in `COMPANION_FIELDS`.
-        time: the path of the time; without it, or where it is absent, the time of receipt counts.
-        time_unit: one of `reading_builder.TIME_UNITS`, of line protocol's timestamps too ("auto": ns).
-        time_zone: of times that are text without an offset.
-        root: fields only: the path of the member that holds the measurements; their paths begin there.
-        may_be_empty: fields and number only: whether a payload without readings is valid.
-        columns: csv only: names in order; an empty name skips the column.
-        max_payload_bytes: the most that a compressed payload may become.
-
-    Raises:
-        ValueError: an invalid topic or template, or values that do not go together.
+    `members`, `include` and `exclude` are paths or columns, where * stands for any text; without `include`
+    every member that is a number counts. Text that is a number counts where a member is named in `include`
+    (without *) or in `members`. `unit`, `scale`, `offset` and `values` are of members without their own.
+    Without a `time` the time of receipt counts. Paths of measurements begin at the member `root`.
     """
 
     topic: str

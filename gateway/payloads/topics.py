@@ -40,11 +40,7 @@ class SeriesName(NamedTuple):
 
 
 class TopicTemplate:
-    """A template such as `sensors/{sensor_id}/{sensor_type}`; each member stands for one topic level.
-
-    Raises:
-        ValueError: when the template lacks a member, names an unknown one or mixes one with other text.
-    """
+    """A template such as `sensors/{sensor_id}/{sensor_type}`; each member stands for one topic level."""
 
     def __init__(self, template: str) -> None:
         self.template = template
@@ -93,11 +89,7 @@ _BRACED_NAME = re.compile(r"\{([^{}]*)\}")
 
 
 class TopicPattern:
-    """A topic filter with named levels.
-
-    Raises:
-        ValueError: it is none; the message says which level is wrong.
-    """
+    """A topic filter with named levels; ValueError says which level is wrong."""
 
     def __init__(self, pattern: str) -> None:
         self.pattern = pattern
@@ -148,19 +140,11 @@ class TopicPattern:
     @property
     def filter(self) -> str:
         """The same as an MQTT topic filter, to subscribe with."""
-        levels = [_NAMED_LEVEL.fullmatch(level) for level in self.pattern.split("/")]
-        plain = self.pattern.split("/")
-        return "/".join(
-            plain[i] if named is None else ("#" if named[2] else "+") for i, named in enumerate(levels)
-        )
+        return _NAMED_LEVEL.sub(lambda named: "#" if named[2] else "+", self.pattern)
 
 
 class NameTemplate:
-    """Text with names in braces, some of which may be `known` already.
-
-    Raises:
-        ValueError: a brace without its partner, or an empty name.
-    """
+    """Text with names in braces, some of which may be `known` already."""
 
     def __init__(self, template: str, known: Mapping[str, str] | None = None) -> None:
         self.template = template

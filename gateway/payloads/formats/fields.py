@@ -12,7 +12,6 @@ from __future__ import annotations
 import csv
 import io
 import math
-from functools import partial
 from typing import TYPE_CHECKING, Final, cast
 
 import msgspec
@@ -44,12 +43,9 @@ _ARRAY_MAX: Final = 100
 _MISSING: Final = object()
 _SHOWN_MAX_CHARACTERS: Final = 64
 _TEXT_COMPANIONS: Final = ("location", "manufacturer", "firmware_version")
-_CompanionValues = tuple[
-    float | None, float | None, float | None, int | None, str | None, str | None, str | None
-]
-_TimeAndCompanions = tuple[
-    int | None, float | None, float | None, float | None, int | None, str | None, str | None, str | None
-]
+_Number = float | None
+_CompanionValues = tuple[_Number, _Number, _Number, int | None, str | None, str | None, str | None]
+_TimeAndCompanions = tuple[int | None, *_CompanionValues]
 _NO_COMPANIONS: _CompanionValues = (None, None, None, None, None, None, None)
 
 
@@ -68,13 +64,9 @@ def build_fields_decoder(rule: PayloadRule, levels: Mapping[str, str]) -> Decode
 
 
 class RecordReader:
-    """Measurements of records: objects with members, perhaps nested.
+    """Measurements of records: objects with members, perhaps nested; with `convert_text` all are text.
 
-    Args:
-        rule: of format fields or csv.
-        levels: the named levels of the topic.
-        convert_text: whether all values are text, as in csv.
-        encode_record: a record as bytes in the payload's format, so that it can be decoded again by itself.
+    `encode_record` writes a record in the payload's format, so that it can be decoded again by itself.
     """
 
     def __init__(
@@ -118,7 +110,14 @@ class RecordReader:
     def _read(self, record: object) -> _RecordWalk:
         if type(record) is not dict:
             raise PayloadDecodeError("bad_reading", f"expected an object, found {type(record).__name__}")
-        fields = self._fields.find_device(partial(_name_text_at, record))
+
+        def find_name(path: str) -> str:
+            name = _value_at(record, tuple(path.split(".")))
+            if isinstance(name, (str, int)) and not isinstance(name, bool) and name != "":
+                return str(name)
+            raise PayloadDecodeError("no_sensor_id", f"{path}: expected text that names the device or series")
+
+        fields = self._fields.find_device(find_name)
         time_us = None if self._time is None else self._read_time(record, *self._time)
         companions = self._read_companions(record) if self._companions else _NO_COMPANIONS
         walk = _RecordWalk(self, record, fields, (time_us, *companions))
@@ -136,7 +135,10 @@ class RecordReader:
         for keys in ((*self._root, *path.split(".")), *self._shared_paths):
             value = _value_at(record, keys)
             if value is not _MISSING:
-                _set_value_at(part, keys, value)
+                holder = part
+                for key in keys[:-1]:
+                    holder = holder.setdefault(key, {})
+                holder[keys[-1]] = value
         return Fault(reason, detail, self._encode_record(part or record))
 
     def _read_time(self, record: JsonObject, path: str, keys: tuple[str, ...]) -> int | None:
@@ -163,7 +165,11 @@ class _RecordWalk:
     __slots__ = ("faults", "fields", "out", "reader", "record", "shared")
 
     def __init__(
-        self, reader: RecordReader, record: JsonObject, fields: DeviceFields, shared: _TimeAndCompanions
+        self,
+        reader: RecordReader,
+        record: JsonObject,
+        fields: DeviceFields,
+        shared: _TimeAndCompanions,
     ) -> None:
         self.reader, self.record, self.fields, self.shared = reader, record, fields, shared
         self.out: list[Measurement] = []
@@ -234,13 +240,6 @@ def _convert_companion(name: str, path: str, value: object, *, convert_text: boo
     return number
 
 
-def _name_text_at(record: JsonObject, path: str) -> str:
-    value = _value_at(record, tuple(path.split(".")))
-    if isinstance(value, (str, int)) and not isinstance(value, bool) and value != "":
-        return str(value)
-    raise PayloadDecodeError("no_sensor_id", f"{path}: expected text that names the device or series")
-
-
 def _value_at(record: object, keys: tuple[str, ...]) -> object:
     for key in keys:
         if type(record) is dict:
@@ -250,12 +249,6 @@ def _value_at(record: object, keys: tuple[str, ...]) -> object:
         else:
             return _MISSING
     return record
-
-
-def _set_value_at(part: JsonObject, keys: tuple[str, ...], value: object) -> None:
-    for key in keys[:-1]:
-        part = part.setdefault(key, {})
-    part[keys[-1]] = value
 
 
 def build_csv_decoder(rule: PayloadRule, levels: Mapping[str, str]) -> Decoder:

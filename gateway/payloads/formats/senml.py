@@ -8,8 +8,8 @@ A sum (`s`) is a series of its own, NAME_sum.
 
 from __future__ import annotations
 
-import math
 import re
+import sys
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Final
 
@@ -55,7 +55,7 @@ _CBOR_LABELS: Final[Mapping[int, str]] = {
     8: "vd",
 }
 _TEXT_LABELS: Final = ("bn", "bu", "n", "u")
-_NUMBER_LABELS: Final = ("bt", "bv", "bs", "bver", "v", "s", "t", "ut")
+_NUMBER_LABELS: Final = ("bt", "bv", "bs", "bver", "v", "s", "t")
 _BASE_LABELS: Final = ("bn", "bt", "bu", "bv", "bs", "bver")
 _VALUE_LABELS: Final = frozenset({"v", "vs", "vb", "vd", "s"})
 _QUANTITY_BY_UNIT: Final[Mapping[str, str]] = {
@@ -147,7 +147,8 @@ class _PackReader:
                 self._base[key] = record[key]
 
     def _read_record(self, record: JsonObject) -> None:
-        _check_record(record)
+        for key, value in record.items():
+            _check_label(key, value)
         if not record.keys() & _VALUE_LABELS:
             if not record.keys() & {"n", "u", "t", "ut"}:
                 return  # base fields and nothing else
@@ -164,10 +165,8 @@ class _PackReader:
             mapping = fields[path]
             number = None if mapping is None else convert_field_value(mapping, path, value)
             if mapping is not None and number is not None:
-                measurement = Measurement(
-                    mapping.name, number, time_us, unit=mapping.unit or unit, flags=flags
-                )
-                self._out.append(measurement)
+                unit = mapping.unit or unit
+                self._out.append(Measurement(mapping.name, number, time_us, unit=unit, flags=flags))
 
     def _read_time(self, record: JsonObject) -> tuple[int | None, int]:
         at_s = self._base.get("bt", 0) + record.get("t", 0)
@@ -216,31 +215,17 @@ def _split_name(base: str, name: str, unit: str) -> tuple[str, str]:
     return device, member or _QUANTITY_BY_UNIT.get(unit, "value")
 
 
-def _check_record(record: JsonObject) -> None:
-    for key in record:
-        if key[-1:] == "_":
-            raise _bad_record_error(f"{key}: must be understood, and is not")
-    for key in ("n", "u", "v", "s", "t"):
-        if key in record:
-            _check_label(key, record[key])
-
-
 def _check_label(key: str, value: object) -> None:
+    if key[-1:] == "_":
+        raise _bad_record_error(f"{key}: must be understood, and is not")
     if key in _TEXT_LABELS:
         if not isinstance(value, str):
             raise _bad_record_error(f"{key}: expected text, found {type(value).__name__}")
     elif key in _NUMBER_LABELS and (
-        not isinstance(value, (int, float)) or isinstance(value, bool) or not _is_finite(value)
+        not isinstance(value, (int, float)) or isinstance(value, bool) or not abs(value) <= sys.float_info.max
     ):
         shown = f", found {value!r:.40}" if isinstance(value, (int, float, str)) else ""
         raise _bad_record_error(f"{key}: expected a number{shown}")
-
-
-def _is_finite(value: float) -> bool:
-    try:
-        return math.isfinite(value)
-    except OverflowError:
-        return False
 
 
 def _bad_record_error(detail: str) -> PayloadDecodeError:

@@ -57,12 +57,7 @@ class SparkplugNode:
 
 
 class SparkplugBirths:
-    """The nodes that are alive, by id.
-
-    Attributes:
-        rebirths: nodes to be sent a rebirth command; whoever sends it takes them out.
-        seq_gaps: messages whose number was not the next one.
-    """
+    """The nodes that are alive; `rebirths` are to be sent a command, whose sender removes them from it."""
 
     def __init__(self) -> None:
         self.rebirths: dict[SparkplugNodeId, None] = {}
@@ -125,10 +120,7 @@ class SparkplugBirths:
 class RebirthRequester:
     """Sends rebirth commands to the nodes listed in `SparkplugBirths.rebirths`.
 
-    Args:
-        births: filled by the decoders.
-        encode_command: the command's payload, given the time now in microseconds.
-        publishers: publish (topic, payload); True when a client is subscribed to it.
+    Each of `publishers` publishes (topic, payload), and returns True when a client is subscribed to it.
     """
 
     def __init__(
@@ -157,12 +149,11 @@ class RebirthRequester:
             delivered = [publish(topic.encode(), command) for publish in self._publishers]
             self.requested_total += 1
             if any(delivered):
-                _log.info("requested a rebirth of Sparkplug node %s, group %s", node_id.node, node_id.group)
+                _log.info("requested a rebirth of Sparkplug node %s, group %s", *reversed(node_id))
             else:
                 self.undelivered_total += 1
                 _log.warning(
                     "Sparkplug node %s, group %s, needs a rebirth, but nothing is subscribed to %s",
-                    node_id.node,
-                    node_id.group,
+                    *reversed(node_id),
                     topic,
                 )

@@ -205,7 +205,7 @@ def test_a_topic_that_names_the_device_goes_before_the_base_name():
         (b'[{"n":"a","v":NaN}]', 0, "not_senml", "malformed"),
         (b"[" * 100_000, 0, "not_senml", ""),
         (b"\x9f" * 100_000, 0, "not_senml", "nested more than 32"),
-        (b"\x9b\xff\xff\xff\xff\xff\xff\xff\xff", 0, "not_senml", "items should follow"),
+        (b"\x9b\xff\xff\xff\xff\xff\xff\xff\xff", 0, "not_senml", "cut short at byte 9"),
         (b"\x81\xa1\x02\xfb\x40", 0, "not_senml", "cut short at byte 5"),
         (b"\x81\xa2\x02\x01\x02\x01", 0, "not_senml", "duplicate map key: 2"),
         (b"\x81\xa1\x00\x62\xff\xff", 0, "not_senml", "'utf-8' codec can't decode"),
