@@ -25,7 +25,8 @@ _HEAD: Final = """\
 Every key of `gateway.toml`, generated from the settings models by `{rewrite}`.
 `tidegate config explain KEY` shows the whole description, an example and the environment variable. **R**: a
 [reload](configuration.md#changing-a-running-gateway) is enough; other keys take a restart. `[[name]]`
-is a table that may be given several times. Keys of the ingest service: [config/ingest.toml](../config/ingest.toml).
+is a table that may be given several times. The ingest service's keys are in
+[config/ingest.toml](../config/ingest.toml).
 
 | key | value | default | R | |
 |---|---|---|---|---|
