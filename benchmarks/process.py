@@ -122,11 +122,11 @@ def run(bench: Bench, batch: int, event_s: int = _EVENT_S) -> CpuCost:
             rolled.snapshot()
             for records in rolled.records:
                 encode_segments(records)
-        bench.roller.accept(rolled)
+        bench.roller.accept(rolled, durable=bool(rolled.records))
         done = time.perf_counter()
         rollups = Rollups.concat(closed) if closed else Rollups.empty()
         alerted = bench.alerts.step(StageInput(readings, rollups, now_us))
-        bench.alerts.accept(alerted)
+        bench.alerts.accept(alerted, durable=bool(alerted.records))
         alert_s += time.perf_counter() - done
         roll_s += done - checked
         check_s += checked - started

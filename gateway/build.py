@@ -199,7 +199,7 @@ async def build_commit_consumer(
         clock_us=clock.now_us,
         clock_trusted=lambda: clock.trusted,
     )
-    await consumer.load()
+    await consumer.restore()
     return roller, alerts, consumer
 
 

@@ -15,33 +15,29 @@ import numpy as np
 
 from cloud_sync.model.records import Alerts, AlertState
 from gateway.alerts.rules import FLAG_PREFIX, RATE_QUANTITY, SILENCE_QUANTITY, LimitState
+from gateway.processing.series_pattern import NEVER_US
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from gateway.alerts.rules import Rule
 
-NO_TIME_US = -(1 << 62)
 INSTANCE_KEY = "alerts/course"
 _VERSION = 1
 T = TypeVar("T")
 
 
 class AlertInstance(NamedTuple):
-    """State of the alert of one rule and one series; times in microseconds, `NO_TIME_US` for none.
+    """State of the alert of one rule and one series; `NEVER_US` for none.
 
-    Attributes:
-        since_us: since when the rule has been broken, while it is pending.
-        fired_us: when it began, while it is firing.
-        notified_us: when it last fired or was repeated.
-        recorded_us: the time of its latest record, so that each record has its own.
-        findings: broken readings since then.
+    `since_us` is set while it is pending, `fired_us` while it is firing; `notified_us` is when it last fired
+    or was repeated. `findings` counts broken readings since `recorded_us`, the time of its latest record.
     """
 
-    since_us: int = NO_TIME_US
-    fired_us: int = NO_TIME_US
-    notified_us: int = NO_TIME_US
-    recorded_us: int = NO_TIME_US
+    since_us: int = NEVER_US
+    fired_us: int = NEVER_US
+    notified_us: int = NEVER_US
+    recorded_us: int = NEVER_US
     findings: int = 0
 
     @property
@@ -56,7 +52,7 @@ class AlertInstance(NamedTuple):
     @property
     def is_firing(self) -> bool:
         """Whether it has begun and not ended."""
-        return self.fired_us != NO_TIME_US
+        return self.fired_us != NEVER_US
 
 
 class AlertChange(NamedTuple):
@@ -69,7 +65,7 @@ class AlertChange(NamedTuple):
 
 
 class AlertEvent(NamedTuple):
-    """An `AlertChange` with its rule (which may no longer be configured) and its description."""
+    """An `AlertChange` with its rule, which may no longer be configured, and its description."""
 
     rule: Rule
     series: int
@@ -95,11 +91,11 @@ def advance_instance(
     changes: list[AlertChange] = []
     at = 0
     if not instance.is_firing:
-        since_us = instance.since_us if instance.since_us != NO_TIME_US else int(times[0])
+        since_us = instance.since_us if instance.since_us != NEVER_US else int(times[0])
         due_us = max(since_us + rule.for_us, instance.notified_us + rule.cooldown_us)
         at = _first_index_from(times, due_us)
         instance = instance._replace(
-            since_us=since_us if rule.for_us else NO_TIME_US,
+            since_us=since_us if rule.for_us else NEVER_US,
             findings=instance.findings + min(at + 1, len(times)),
         )
         if at == len(times):
@@ -119,7 +115,7 @@ def recover_instance(instance: AlertInstance, at_us: int, value: float) -> tuple
     """End a firing alert."""
     at_us += at_us == instance.recorded_us
     change = AlertChange(AlertState.RECOVERED, at_us, value, max(instance.findings, 1))
-    return instance._replace(since_us=NO_TIME_US, fired_us=NO_TIME_US, recorded_us=at_us, findings=0), change
+    return instance._replace(since_us=NEVER_US, fired_us=NEVER_US, recorded_us=at_us, findings=0), change
 
 
 def is_cooling(rule: Rule, instance: AlertInstance, now_us: int) -> bool:
@@ -131,14 +127,14 @@ def is_cooling(rule: Rule, instance: AlertInstance, now_us: int) -> bool:
 
 def is_over(rule: Rule, instance: AlertInstance, now_us: int) -> bool:
     """Whether the state can be dropped: nothing is broken and the cooldown has passed."""
-    idle = instance.since_us == NO_TIME_US and not instance.is_firing
+    idle = instance.since_us == NEVER_US and not instance.is_firing
     return idle and instance.notified_us + rule.cooldown_us <= now_us
 
 
 def _drop_future_times(rule: Rule, instance: AlertInstance, now_us: int) -> AlertInstance:
     """Drop times that are in the future because the clock was set back."""
     if instance.notified_us > now_us + rule.cooldown_us:
-        instance = instance._replace(notified_us=NO_TIME_US)
+        instance = instance._replace(notified_us=NEVER_US)
     if instance.since_us > now_us:
         instance = instance._replace(since_us=now_us)
     return instance
@@ -151,7 +147,7 @@ def _apply_good(
         instance, change = recover_instance(instance, int(times[0]), float(values[0]))
         return instance, [change]
     cooling = is_cooling(rule, instance, int(times[-1]))
-    return instance._replace(since_us=NO_TIME_US, findings=instance.findings if cooling else 0), []
+    return instance._replace(since_us=NEVER_US, findings=instance.findings if cooling else 0), []
 
 
 def _fire(instance: AlertInstance, at_us: int, value: float, changes: list[AlertChange]) -> AlertInstance:

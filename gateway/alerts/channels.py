@@ -73,7 +73,8 @@ class MailChannel:
                     timeout=server.timeout_s,
                 )
         except (aiosmtplib.SMTPException, OSError, TimeoutError) as fault:
-            raise ChannelError(f"{server.host}:{server.port}: {_describe_error(fault)}") from fault
+            what = f"{type(fault).__name__}: {str(fault)[:200]}"
+            raise ChannelError(f"{server.host}:{server.port}: {what}") from fault
         if refused:  # sending again would reach the others twice
             _log.warning("channel %s: %s refused %s", self.name, server.host, ", ".join(sorted(refused)))
 
@@ -84,10 +85,6 @@ class MailChannel:
 def _one_line(text: str) -> str:
     """Replace line separators (such as U+2028 in a device's name), which no mail header may contain."""
     return " ".join(text.encode(errors="replace").decode().splitlines())
-
-
-def _describe_error(fault: Exception) -> str:
-    return f"{type(fault).__name__}: {str(fault)[:200]}"
 
 
 class WebhookChannel:

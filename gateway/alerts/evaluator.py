@@ -16,8 +16,8 @@ from __future__ import annotations
 import logging
 from collections import Counter, deque
 from dataclasses import dataclass, field
-from functools import partial
-from typing import TYPE_CHECKING, NamedTuple
+from itertools import chain
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -72,15 +72,6 @@ InstanceKey = tuple[int, int]
 """Index of the rule, series number."""
 
 
-class _OrphanInstance(NamedTuple):
-    """An alert whose rule is no longer configured, or whose series is gone."""
-
-    rule: str
-    series: int
-    severity: int
-    instance: AlertInstance
-
-
 @dataclass(slots=True)
 class _StepChanges:
     """What accepting a step changes."""
@@ -92,17 +83,13 @@ class _StepChanges:
     rates: list[RatePoints] = field(default_factory=list)
     events: list[AlertEvent] = field(default_factory=list)
     removed_keys: list[str] = field(default_factory=list)
-    rates_saved: bool = False
 
 
 class AlertEvaluator:
     """Implements `ProcessingStage`.
 
-    Args:
-        name_of: sensor_id and sensor_type of a series number.
-        expected: every series in the spool, as identities.
-        queue_events: queues notices for the channels, inside the transaction.
-        stale_us: older readings and rollups are ignored.
+    `name_of` gives sensor_id and sensor_type of a series number, `expected` every series in the spool, as
+    identities. `queue_events` queues notices for the channels, inside the transaction.
     """
 
     name = "alerts"
@@ -121,7 +108,7 @@ class AlertEvaluator:
         self._stale_us = stale_us
         self._kinds = SeriesRuleCache(lambda n: tuple(rule.applies_to(*name_of(n)) for rule in rules))
         self._instances: dict[InstanceKey, AlertInstance] = {}
-        self._orphans: list[_OrphanInstance] = []
+        self._orphans: dict[tuple[str, int], StoredInstance] = {}  # of a rule or series that is gone
         self._watched = [np.zeros(1024, np.bool_) for _ in rules]
         self._firing = [np.zeros(1024, np.bool_) for _ in rules]
         self._arrived_us = np.full(1024, _NOT_SEEN, np.int64)
@@ -151,7 +138,7 @@ class AlertEvaluator:
         ]
         return sorted(found, key=lambda alert: -alert[2])[:most]
 
-    def load(self, state: Mapping[str, bytes]) -> None:
+    def restore(self, state: Mapping[str, bytes]) -> None:
         """Restore the durable state. Alerts of rules that are gone recover in the first step."""
         lost = 0
         for key, blob in state.items():
@@ -163,7 +150,7 @@ class AlertEvaluator:
             if stored is None or not numeral.isdecimal():
                 lost += 1
             else:
-                self._restore(name, int(numeral), *stored)
+                self._restore_instance(name, int(numeral), stored)
         if lost:
             _log.warning("the state of %d alerts cannot be decoded; they start again from good", lost)
 
@@ -174,8 +161,8 @@ class AlertEvaluator:
         """
         for (place, series), instance in before._instances.items():
             rule = before.rules[place]
-            self._restore(rule.name, series, rule.severity, instance)
-        self._orphans += before._orphans
+            self._restore_instance(rule.name, series, StoredInstance(rule.severity, instance))
+        self._orphans |= before._orphans
         self._grow(len(before._arrived_us) - 1)
         self._arrived_us[: len(before._arrived_us)] = before._arrived_us
         self._rates = before._rates
@@ -192,19 +179,24 @@ class AlertEvaluator:
         self._grow(int(max(step.readings.series.max(initial=0), step.rollups.series.max(initial=0))))
         if self._now_us is None or self._orphans:
             self._expect_known_series(after)
-        self._judge_readings(step, after)
-        self._judge_rollups(step, after)
-        self._judge_silence(step, after)
+        inputs = chain(self._inputs_of_readings(step, after), self._inputs_of_rollups(step))
+        for place, rule_input in inputs:
+            self._evaluate(place, rule_input, after)
+        self._evaluate_silence(step, after)
         self._forget(after)
+
+        def snapshot() -> dict[str, bytes | None]:
+            return {RATES_KEY: encode_state(self._rates.state_after(after.rates))}
+
         return StageOutput(
             records=(build_alert_records(after.events),) if after.events else (),
             state=dict(self._changed_keys(after)),
-            snapshot=partial(self._snapshot, after) if after.rates or self._rates_unsaved else None,
+            snapshot=snapshot if after.rates or self._rates_unsaved else None,
             also=(lambda c: self._queue_events(c, after.events, step.now_us)) if after.events else None,
             after=after,
         )
 
-    def accept(self, outcome: StageOutput) -> None:
+    def accept(self, outcome: StageOutput, *, durable: bool) -> None:
         """Apply the changes of a step."""
         after = outcome.after
         assert isinstance(after, _StepChanges)
@@ -212,9 +204,9 @@ class AlertEvaluator:
             self._set(key, instance)
         self._rates.advance(after.rates)
         self._arrived_us[after.seen] = after.uptime_us
-        self._orphans = []
+        self._orphans = {}
         self._uptime_us, self._now_us = after.uptime_us, after.now_us
-        self._rates_unsaved = not after.rates_saved and outcome.snapshot is not None
+        self._rates_unsaved = outcome.snapshot is not None and not durable
         self.recent.extend(after.events)
         fired = sum(event.state is AlertState.FIRING for event in after.events)
         self.fired += fired
@@ -227,12 +219,12 @@ class AlertEvaluator:
             return False
         return True
 
-    def _restore(self, rule: str, series: int, severity: int, instance: AlertInstance) -> None:
+    def _restore_instance(self, rule: str, series: int, stored: StoredInstance) -> None:
         place = self._places.get(rule)
         if place is None or not self._is_known(series):  # a salvaged spool may have lost the series
-            self._orphans.append(_OrphanInstance(rule, series, severity, instance))
+            self._orphans[rule, series] = stored
         else:
-            self._set((place, series), instance)
+            self._set((place, series), stored.instance)
 
     def _expect_known_series(self, after: _StepChanges) -> None:
         """Expect every series of the spool, and end the alerts of rules that are gone."""
@@ -240,7 +232,7 @@ class AlertEvaluator:
         if known.size:
             self._grow(int(known.max()))
             self._arrived_us[known] = np.maximum(self._arrived_us[known], 0)
-        for rule, series, severity, instance in self._orphans:
+        for (rule, series), (severity, instance) in self._orphans.items():
             after.removed_keys.append(instance_key(rule, series))
             if instance.is_firing and self._is_known(series):
                 _, change = recover_instance(instance, after.now_us, np.nan)
@@ -248,7 +240,8 @@ class AlertEvaluator:
                 detail = "the rule is no longer in the configuration"
                 after.events.append(AlertEvent(removed, series, *change, np.nan, detail))
 
-    def _judge_readings(self, step: StageInput, after: _StepChanges) -> None:
+    def _inputs_of_readings(self, step: StageInput, after: _StepChanges) -> Iterator[tuple[int, RuleInput]]:
+        """What each rule about readings must evaluate, with the rule's index."""
         readings = step.readings
         if readings.rows == 0:
             return
@@ -269,13 +262,12 @@ class AlertEvaluator:
                 if points.series.size:
                     rates, newest = self._rates.compute_rates(points)
                     after.rates.append(newest)
-                    self._judge(place, rates, after)
+                    yield place, rates
                 continue
             quantity = reading_quantities(rule, readings)
-            rule_input = RuleInput(readings.series, times, quantity, chosen & ~np.isnan(quantity))
-            self._judge(place, rule_input, after)
+            yield place, RuleInput(readings.series, times, quantity, chosen & ~np.isnan(quantity))
 
-    def _judge_rollups(self, step: StageInput, after: _StepChanges) -> None:
+    def _inputs_of_rollups(self, step: StageInput) -> Iterator[tuple[int, RuleInput]]:
         rollups = step.rollups
         if rollups.rows == 0:
             return
@@ -289,10 +281,12 @@ class AlertEvaluator:
                 quantity = rollup_quantities(rule, rollups)
                 chosen = applies[place] & first & (rollups.window_s == rule.window_s) & ~np.isnan(quantity)
                 order = np.lexsort((ends_us, rollups.series))
-                rule_input = RuleInput(rollups.series[order], ends_us[order], quantity[order], chosen[order])
-                self._judge(place, rule_input, after)
+                yield (
+                    place,
+                    RuleInput(rollups.series[order], ends_us[order], quantity[order], chosen[order]),
+                )
 
-    def _judge(self, place: int, rule_input: RuleInput, after: _StepChanges) -> None:
+    def _evaluate(self, place: int, rule_input: RuleInput, after: _StepChanges) -> None:
         rule = self.rules[place]
         series, times, quantity, chosen = rule_input
         level = rule.levels(quantity)
@@ -316,7 +310,7 @@ class AlertEvaluator:
             after.instances[key] = instance
             after.events += [build_event(rule, key[1], change) for change in changes]
 
-    def _judge_silence(self, step: StageInput, after: _StepChanges) -> None:
+    def _evaluate_silence(self, step: StageInput, after: _StepChanges) -> None:
         now = np.array([step.now_us])
         for place, rule in enumerate(self.rules):
             if rule.on != SILENCE_QUANTITY:
@@ -394,7 +388,3 @@ class AlertEvaluator:
                 yield key, None
             elif instance is not None and (before is None or before.differs_from(instance)):
                 yield key, encode_state(StoredInstance(rule.severity, instance))
-
-    def _snapshot(self, after: _StepChanges) -> dict[str, bytes | None]:
-        after.rates_saved = True
-        return {RATES_KEY: encode_state(self._rates.state_after(after.rates))}

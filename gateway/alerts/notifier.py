@@ -93,8 +93,8 @@ def build_notices(
             AlertExample(
                 *name_of(event.series),
                 event.at_us,
-                _finite_or_none(event.value),
-                _finite_or_none(event.threshold),
+                event.value if math.isfinite(event.value) else None,
+                event.threshold if math.isfinite(event.threshold) else None,
                 event.findings,
                 event.detail,
             )
@@ -120,10 +120,6 @@ def build_message(gateway_id: str, notices: Sequence[AlertNotice]) -> AlertMessa
     )
 
 
-def _finite_or_none(value: float) -> float | None:
-    return None if math.isnan(value) or math.isinf(value) else value
-
-
 _log = logging.getLogger(__name__)
 _POLL_S = 1.0
 _STEP_WITHIN_S = 120.0
@@ -141,11 +137,9 @@ class AlertChannel(Protocol):
 
     async def send(self, message: AlertMessage) -> None:
         """Send a message; raises ChannelError when it was not accepted."""
-        ...
 
     async def aclose(self) -> None:
         """Close its connections."""
-        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,6 +160,13 @@ class ChannelCounters:
     given_up: int = 0
     last_error: str = ""
     last_sent_at_us: int | None = None
+
+
+class _NoticeAge(NamedTuple):
+    """Monotonic times of when a notice was queued and when it was first seen."""
+
+    queued_at: float
+    seen_at: float
 
 
 class AlertNotifier:
@@ -193,8 +194,7 @@ class AlertNotifier:
         self._clock_us = clock_us
         self._monotonic = monotonic
         self._chance = chance
-        self._began_at: dict[int, float] = {}
-        self._seen_at: dict[int, float] = {}
+        self._ages: dict[int, _NoticeAge] = {}
         self._last_sent_at: dict[str, float] = {}
         self._attempt = 0
 
@@ -214,8 +214,7 @@ class AlertNotifier:
     async def send_once(self) -> float:
         """Send the messages that are due; returns the seconds to wait until the next call.
 
-        Raises:
-            SpoolError: the outbox cannot be read or written; a message may be sent twice.
+        After a SpoolError a message may be sent twice.
         """
         found = await self._database.read(
             lambda c: processing_state.read_queued_notices(c, self.channel.name)
@@ -255,12 +254,12 @@ class AlertNotifier:
         that correcting a clock that started in 1970 makes no notice old.
         """
         now, now_us = self._monotonic(), self._clock_us()
-        self._seen_at = {w.number: self._seen_at.get(w.number, now) for w in found}
-        self._began_at = {
-            w.number: self._began_at.get(w.number, now - max(0.0, (now_us - w.queued_at_us) / 1e6))
-            for w in found
-        }
-        old = [w for w in found if now - self._began_at[w.number] > self._options.give_up_s]
+        ages = {}
+        for w in found:
+            queued_at = now - max(0.0, (now_us - w.queued_at_us) / 1e6)
+            ages[w.number] = self._ages.get(w.number, _NoticeAge(queued_at, now))
+        self._ages = ages
+        old = [w for w in found if now - self._ages[w.number].queued_at > self._options.give_up_s]
         if not old:
             return found
         self.counters.given_up += len(old)
@@ -280,7 +279,7 @@ class AlertNotifier:
         return [
             group
             for rule, group in groups.items()
-            if now - self._seen_at[group[0].number] >= self._options.group_wait_s
+            if now - self._ages[group[0].number].seen_at >= self._options.group_wait_s
             and now - self._last_sent_at.get(rule, float("-inf")) >= self._options.group_interval_s
         ]
 

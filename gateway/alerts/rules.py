@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from cloud_sync.model.records import Flag, Severity
-from gateway.processing.series_pattern import Pattern, grow_array, mark_run_starts
+from gateway.processing.series_pattern import NEVER_US, Pattern, grow_array, mark_run_starts
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -49,19 +49,14 @@ class LimitState(IntEnum):
 
 
 class Rule(NamedTuple):
-    """When an alert of some series begins and ends.
+    """When an alert of the series that match `pattern`, but not `without`, begins and ends.
 
-    Attributes:
-        without: series that match `pattern` and are excluded.
-        on: one of `QUANTITIES`. Silence is in seconds since the last arrival, in the gateway's own time; a
-            rate is the difference to the reading before, per minute of their times.
-        above, below: broken by greater or smaller values; infinite for no limit. A flag is broken when set.
-        margin: how far inside the limit a value must be to end an alert.
-        window_s: window length, for rollups.
-        for_us: how long the rule must be broken without interruption, in the times of the readings.
-        cooldown_us: minimum time between two alerts of one series.
-        repeat_us: after how long a firing alert is notified again; 0 for never.
-        recovery: whether channels are notified of the end too.
+    `on` is one of `QUANTITIES`: silence is in seconds since the last arrival, in the gateway's own time; a
+    rate is the difference to the reading before, per minute of their times. A flag is broken when it is set.
+
+    An alert begins once the rule was broken for `for_us` without interruption, in the times of the readings,
+    and `cooldown_us` after the one before. It is repeated every `repeat_us` (0: never) and ends when the
+    value is inside the limit by `margin`. `recovery`: channels are notified of the end too.
     """
 
     name: str
@@ -170,14 +165,13 @@ class RatePoints(NamedTuple):
 
 RateState = list[tuple[int, int, float]]
 """Series, time and value of the newest reading of each series."""
-_NO_TIME_US = -(1 << 62)
 
 
 class RateTracker:
     """The newest reading of each series, from which its next rate is computed."""
 
     def __init__(self) -> None:
-        self._newest_us = np.full(1024, _NO_TIME_US, np.int64)
+        self._newest_us = np.full(1024, NEVER_US, np.int64)
         self._value = np.zeros(1024)
 
     def compute_rates(self, points: RatePoints) -> tuple[RuleInput, RatePoints]:
@@ -189,7 +183,7 @@ class RateTracker:
         before_us = np.where(firsts, self._newest_us[series], np.roll(times, 1))
         before = np.where(firsts, self._value[series], np.roll(values, 1))
         passed = times - before_us
-        usable = (before_us != _NO_TIME_US) & (passed > 0)
+        usable = (before_us != NEVER_US) & (passed > 0)
         with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
             rate = (values - before) / passed * 60e6
         lasts = np.append(firsts[1:], [True])
@@ -211,11 +205,11 @@ class RateTracker:
         later = RateTracker()
         later._newest_us, later._value = self._newest_us.copy(), self._value.copy()
         later.advance(newest)
-        known = np.flatnonzero(later._newest_us != _NO_TIME_US)
+        known = np.flatnonzero(later._newest_us != NEVER_US)
         return list(
             zip(known.tolist(), later._newest_us[known].tolist(), later._value[known].tolist(), strict=True)
         )
 
     def _grow(self, number: int) -> None:
-        self._newest_us = grow_array(self._newest_us, number, _NO_TIME_US)
+        self._newest_us = grow_array(self._newest_us, number, NEVER_US)
         self._value = grow_array(self._value, number, 0)

@@ -15,7 +15,6 @@ import logging
 import subprocess
 import time
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NamedTuple
@@ -27,6 +26,7 @@ from cloud_sync.model.errors import FormatError
 from cloud_sync.model.records import Flag, Readings
 from cloud_sync.runtime.waits import sleep_or_stop
 from cloud_sync.runtime.watchdog import StageProgress
+from gateway.humanize import format_time
 from gateway.spool import processing_state
 from gateway.spool.database import SQL, read_meta, write_meta
 from gateway.spool.errors import SpoolError
@@ -137,10 +137,7 @@ class ClockSources:
 class GatewayClock:
     """The gateway's clock: `evaluate_once` decides whether it is trusted, `now_us` stamps readings.
 
-    Args:
-        floor_us: the newest time known to have passed.
-        trust: "auto": see the module; "synchronised": only a synchronised clock; "always": no checks.
-        wait_max_s: how long at most readings are held while the clock is not trusted.
+    `floor_us` is the newest time known to have passed; readings are held for at most `wait_max_s`.
     """
 
     def __init__(
@@ -199,24 +196,17 @@ class GatewayClock:
         sync = SyncStatus.YES if self._was_synchronised else self._sources.sync()
         self._was_synchronised = sync is SyncStatus.YES
         if is_before_release(wall_us):
-            return False, f"it shows {_format_time(wall_us)}, before this release was built"
+            return False, f"it shows {format_time(wall_us)}, before this release was built"
         if sync is SyncStatus.YES:
             return True, sync.value
         if self._trust == "synchronised" or sync is SyncStatus.NO:
             return False, sync.value
         if wall_us < self.floor_us - CLOCK_TOLERANCE_US:
-            return False, f"it shows {_format_time(wall_us)}, but {_format_time(self.floor_us)} has passed"
+            return False, f"it shows {format_time(wall_us)}, but {format_time(self.floor_us)} has passed"
         return True, f"{sync.value}, and no later time is known"
 
     def _base_us(self) -> int:
         return max(self._sources.wall_us(), self.floor_us) - self._sources.boot_us()
-
-
-def _format_time(time_us: int) -> str:
-    try:
-        return datetime.fromtimestamp(time_us // 1_000_000, UTC).isoformat().replace("+00:00", "Z")
-    except (OverflowError, ValueError, OSError):
-        return f"{time_us} us"
 
 
 _log = logging.getLogger(__name__)
@@ -250,7 +240,7 @@ class ClockCorrector:
     """Holds readings while the clock is not trusted, then corrects and commits them.
 
     `submit_readings` commits readings in one transaction with what its callable writes, and returns once that
-    is durable. After `wait_max_s` a group is committed unchanged.
+    is durable.
     """
 
     def __init__(
@@ -310,16 +300,17 @@ class ClockCorrector:
         self.stage.set_idle()
 
     async def release_once(self) -> int:
-        """Commit the oldest held group if it can be corrected or has waited too long; returns its readings.
-
-        Raises:
-            SpoolError: nothing has happened.
-        """
+        """Commit the oldest held group if it can be corrected or is overdue; returns its readings."""
         row = await self._database.read(processing_state.find_oldest_pending)
         if row is None:
             return 0
         correction_us = self.clock.correction_us(ClockAnchor(row.boot_id, row.base_us))
-        if correction_us is None and self._may_still_be_corrected(row):
+        if (
+            correction_us is None
+            and not self.clock.trusted
+            and row.boot_id == self.clock.anchor.boot_id
+            and self._boot_us() - row.since_boot_us < self._wait_max_us
+        ):
             return 0
         try:
             readings = row.readings()
@@ -342,13 +333,6 @@ class ClockCorrector:
         await self._submit_readings(corrected, lambda c: processing_state.delete_pending(c, row.number))
         self.stage.begin_step(_STEP_WITHIN_S)
         return readings.rows
-
-    def _may_still_be_corrected(self, row: processing_state.PendingReadings) -> bool:
-        return (
-            row.boot_id == self.clock.anchor.boot_id
-            and not self.clock.trusted
-            and self._boot_us() - row.since_boot_us < self._wait_max_us
-        )
 
     async def _save_floor(self) -> None:
         """Store the time once an hour, as the floor of the next start."""

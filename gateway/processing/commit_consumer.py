@@ -12,11 +12,11 @@ import logging
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from cloud_sync.model.records import RecordClass, Rollups
-from cloud_sync.runtime.watchdog import StageProgress as Progress
-from gateway.processing.stage import StageInput, StageOutput
+from cloud_sync.runtime.watchdog import StageProgress
+from gateway.processing.stage import StageInput
 from gateway.spool.database import crash_point
 from gateway.spool.errors import SpoolError
 from gateway.spool.processing_state import PROGRESS_KEY, read_processing_state, write_processing_state
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     import sqlite3
     from collections.abc import Callable, Mapping, Sequence
 
-    from gateway.processing.stage import ProcessingStage
+    from gateway.processing.stage import ProcessingStage, StageOutput
     from gateway.spool.database import Database
     from gateway.spool.segment_reader import CommitChunk, CommitLogReader
     from gateway.spool.segments import AppendResult, EncodedSegment, SegmentWriter
@@ -59,13 +59,6 @@ class ConsumerCounters:
     damaged_rows: int = 0
     lag_s: float = 0.0
     last_error: str = ""
-
-
-class _PendingStep(NamedTuple):
-    """The outputs of a step that is not accepted yet."""
-
-    chunk: CommitChunk
-    outcomes: tuple[StageOutput, ...]
 
 
 class CommitConsumer:
@@ -101,14 +94,14 @@ class CommitConsumer:
         self._durable_progress = 0
         self.progress = 0
         self.counters = ConsumerCounters()
-        self.stage = Progress("processing")
+        self.stage = StageProgress("processing")
 
     @property
     def lag_commits(self) -> int:
         """Commits of readings not processed yet."""
         return max(0, self._segments.newest_commit(RecordClass.READING) - self.progress)
 
-    async def load(self) -> None:
+    async def restore(self) -> None:
         """Restore position and stage state from the spool; raises SpoolError when it cannot be used."""
         state = await self._database.read(read_processing_state)
         progress = state.pop(PROGRESS_KEY, None)
@@ -151,17 +144,15 @@ class CommitConsumer:
     async def consume_once(self, *, durable: bool = False) -> int:
         """Process the next chunk of readings, or the passing of time alone; returns its readings.
 
-        Raises:
-            SpoolError: nothing was changed; the same step can be repeated.
+        After a SpoolError nothing is changed; the same step can be repeated.
         """
         async with self._turn:
             newest = self._segments.newest_commit(RecordClass.READING)
-            pending = await self._in_thread(self._run_stages)
-            if pending.chunk.last_commit == 0:  # everything is read, set aside or pruned
-                pending = pending._replace(chunk=pending.chunk._replace(last_commit=newest))
-            await self._settle(pending, durable=durable)
-            self._count(pending.chunk)
-            return pending.chunk.readings.rows
+            chunk, outcomes = await self._in_thread(self._run_stages)
+            last_commit = chunk.last_commit or newest  # 0: everything is read, set aside or pruned
+            await self._settle(max(self.progress, last_commit), outcomes, durable=durable)
+            self._count(chunk)
+            return chunk.readings.rows
 
     async def reconfigure(
         self,
@@ -171,19 +162,13 @@ class CommitConsumer:
     ) -> None:
         """Change options and stages between two steps; `between` is called while no step runs.
 
-        New stages restore their state from the spool.
-
-        Raises:
-            SpoolError: the spool cannot be read; nothing was changed.
+        New stages restore their state from the spool; when it cannot be read (SpoolError), nothing changes.
         """
         async with self._turn:
             added = [stage for stage in stages if stage.name not in {s.name for s in self._stages}]
             if added:
-                state = await self._database.read(read_processing_state)
-                for key, value in self._unwritten_state.items():
-                    state.pop(key, None)
-                    if value is not None:
-                        state[key] = value
+                newest = {**await self._database.read(read_processing_state), **self._unwritten_state}
+                state = {key: value for key, value in newest.items() if value is not None}
                 for stage in added:
                     _restore_stage(stage, state)
             between()
@@ -191,11 +176,7 @@ class CommitConsumer:
         self.wake()
 
     async def catch_up(self) -> None:
-        """Process durably up to the newest commit; may be called while `run` is running.
-
-        Raises:
-            SpoolError: as `consume_once`.
-        """
+        """Process durably up to the newest commit; may be called while `run` is running."""
         newest = self._segments.newest_commit(RecordClass.READING)
         while self._durable_progress < newest:
             await self.consume_once(durable=True)
@@ -239,7 +220,7 @@ class CommitConsumer:
         self._finishing = True
         self._wake.set()
 
-    def _run_stages(self) -> _PendingStep:
+    def _run_stages(self) -> tuple[CommitChunk, list[StageOutput]]:
         """Read a chunk and run every stage over it; in the thread."""
         chunk = self._log.read(self.progress, self._options.chunk_rows)
         step = StageInput(chunk.readings, now_us=self._clock_us(), clock_trusted=self._clock_trusted())
@@ -250,40 +231,48 @@ class CommitConsumer:
             closed = [records for records in outcome.records if isinstance(records, Rollups)]
             if closed:
                 step = step._replace(rollups=Rollups.concat([step.rollups, *closed]))
-        return _PendingStep(chunk, tuple(outcomes))
+        return chunk, outcomes
 
-    async def _settle(self, pending: _PendingStep, *, durable: bool) -> None:
+    async def _settle(self, through: int, outcomes: Sequence[StageOutput], *, durable: bool) -> None:
         """Write the outputs of a step if required, then accept it."""
-        through = max(self.progress, pending.chunk.last_commit)
         unwritten = dict(self._unwritten_state)
-        for outcome in pending.outcomes:
+        for outcome in outcomes:
             unwritten |= outcome.state
         moved = bool(unwritten) or through != self._durable_progress
-        late = time.monotonic() - self._durable_at >= self._options.checkpoint_s
-        if any(outcome.records or outcome.also for outcome in pending.outcomes) or (
-            moved and (durable or late)
-        ):
-            segments, snapshots = await self._in_thread(lambda: _encode_outputs(pending.outcomes))
-            changes = {**unwritten, **snapshots, PROGRESS_KEY: _encode_position(through)}
-            await self._append(pending, segments, changes)
+        is_late = time.monotonic() - self._durable_at >= self._options.checkpoint_s
+        durable = any(outcome.records or outcome.also for outcome in outcomes) or (
+            moved and (durable or is_late)
+        )
+        if durable:
+            await self._write(outcomes, {**unwritten, PROGRESS_KEY: _encode_position(through)})
             unwritten = {}
             self._durable_at, self._durable_progress = time.monotonic(), through
             self.counters.transactions += 1
-        for stage, outcome in zip(self._stages, pending.outcomes, strict=True):
-            stage.accept(outcome)
+        for stage, outcome in zip(self._stages, outcomes, strict=True):
+            stage.accept(outcome, durable=durable)
         self._unwritten_state = unwritten
         self.progress = through
 
-    async def _append(
-        self, pending: _PendingStep, segments: Sequence[EncodedSegment], changes: dict[str, bytes | None]
-    ) -> None:
+    async def _write(self, outcomes: Sequence[StageOutput], changes: dict[str, bytes | None]) -> None:
+        """Write records, `changes` and snapshots in one transaction."""
+
+        def encode() -> list[EncodedSegment]:
+            encoded: list[EncodedSegment] = []
+            for outcome in outcomes:
+                for records in outcome.records:
+                    encoded += encode_segments(records)
+                if outcome.snapshot is not None:
+                    changes.update(outcome.snapshot())
+            return encoded
+
         def write_state(connection: sqlite3.Connection, _: AppendResult) -> None:
             write_processing_state(connection, changes)
-            for outcome in pending.outcomes:
+            for outcome in outcomes:
                 if outcome.also is not None:
                     outcome.also(connection)
             crash_point("in_processing")
 
+        segments = await self._in_thread(encode)
         crash_point("before_processing")
         await self._segments.append(segments, now_us=self._clock_us(), notes=[write_state])
         crash_point("after_processing")
@@ -301,19 +290,7 @@ class CommitConsumer:
 
 
 def _restore_stage(stage: ProcessingStage, state: Mapping[str, bytes]) -> None:
-    stage.load({key: value for key, value in state.items() if key.startswith(f"{stage.name}/")})
-
-
-def _encode_outputs(outcomes: Sequence[StageOutput]) -> tuple[list[EncodedSegment], dict[str, bytes | None]]:
-    """The records of a step as segments, and the large state of its stages."""
-    segments: list[EncodedSegment] = []
-    snapshots: dict[str, bytes | None] = {}
-    for outcome in outcomes:
-        for records in outcome.records:
-            segments += encode_segments(records)
-        if outcome.snapshot is not None:
-            snapshots |= outcome.snapshot()
-    return segments, snapshots
+    stage.restore({key: value for key, value in state.items() if key.startswith(f"{stage.name}/")})
 
 
 def _encode_position(commit: int) -> bytes:

@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 class StageInput(NamedTuple):
     """One chunk of the commit log, or the passing of time alone.
 
-    `series` are identities: the number of a series' first attribute state. `readings` are in commit order;
-    `rollups` are those closed in this step by a stage before.
+    `series` are identities: the number of a series' first attribute state. `rollups` are those closed in this
+    step by a stage before.
     """
 
     readings: Readings = Readings.empty()
@@ -31,16 +31,11 @@ class StageInput(NamedTuple):
 
 
 class StageOutput(NamedTuple):
-    """The result of a step.
+    """The result of a step: `records` to append durably, none of them empty, and changes of state.
 
-    Attributes:
-        records: to append durably, none of them empty; `series` are identities.
-        state: changed keys of the table `processing_state`, None to delete; written with the next durable
-            transaction, the newest value of each key.
-        snapshot: more such keys, for large state: called in an executor thread, only before a transaction. If
-            the output is accepted afterwards, they are durable.
-        also: more to write in that transaction.
-        after: the state of the stage once this is accepted; private to the stage.
+    `state` holds changed keys of the table `processing_state`, None to delete, to be written with the next
+    transaction. `snapshot` returns more of them, for large state; called in an executor thread before a
+    transaction. `also` writes more in that transaction. `after` is private to the stage.
     """
 
     records: tuple[Records, ...] = ()
@@ -55,7 +50,7 @@ class ProcessingStage(Protocol):
 
     name: str
 
-    def load(self, state: Mapping[str, bytes]) -> None:
+    def restore(self, state: Mapping[str, bytes]) -> None:
         """Restore the durable state: every key that begins with "name/"."""
         ...
 
@@ -63,6 +58,6 @@ class ProcessingStage(Protocol):
         """Compute the result of a step without changing the stage; runs in an executor thread."""
         ...
 
-    def accept(self, outcome: StageOutput) -> None:
-        """Adopt `outcome.after`: its transaction is durable, or none was needed."""
+    def accept(self, outcome: StageOutput, *, durable: bool) -> None:
+        """Adopt `outcome.after`; `durable` when it was written, with its snapshot."""
         ...

@@ -82,27 +82,26 @@ class OpenWindows(NamedTuple):
         """These windows and `more`, which are of this or a shorter length and hold other readings."""
         if not more.rows:
             return self
-        more = more.as_windows_of(window_s)
+        if int(more.parts.window_s[0]) != window_s:
+            keys = window_keys(more.parts.series, more.parts.time_us, window_s)
+            more = more._replace(keys=keys).combined(window_s)
         at = np.searchsorted(self.keys, more.keys)
         if self.rows and at[-1] < self.rows and np.array_equal(self.keys[at], more.keys):
             return self._with_known(more, at, window_s)
-        keys = np.concatenate([self.keys, more.keys])
-        groups, order = _group_by_key(keys)
         return OpenWindows(
-            keys[order][groups],
-            merge_rollups(Rollups.concat([self.parts, more.parts]), window_s),
-            np.maximum.reduceat(np.concatenate([self.touched_us, more.touched_us])[order], groups),
-            np.minimum.reduceat(np.concatenate([self.since_us, more.since_us])[order], groups),
-        )
+            np.concatenate([self.keys, more.keys]),
+            Rollups.concat([self.parts, more.parts]),
+            np.concatenate([self.touched_us, more.touched_us]),
+            np.concatenate([self.since_us, more.since_us]),
+        ).combined(window_s)
 
-    def as_windows_of(self, window_s: int) -> OpenWindows:
-        """The same readings in the longer windows that contain these."""
-        if int(self.parts.window_s[0]) == window_s:
-            return self
-        keys = window_keys(self.parts.series, self.parts.time_us, window_s)
-        groups, order = _group_by_key(keys)
+    def combined(self, window_s: int) -> OpenWindows:
+        """With one row for each key."""
+        order = np.argsort(self.keys, kind="stable")
+        keys = self.keys[order]
+        groups = np.flatnonzero(mark_run_starts(keys))
         return OpenWindows(
-            keys[order][groups],
+            keys[groups],
             merge_rollups(self.parts, window_s),
             np.maximum.reduceat(self.touched_us[order], groups),
             np.minimum.reduceat(self.since_us[order], groups),
@@ -124,12 +123,6 @@ class OpenWindows(NamedTuple):
         return self._replace(
             touched_us=np.minimum(self.touched_us, now_us), since_us=np.minimum(self.since_us, now_us)
         )
-
-
-def _group_by_key(keys: Int64s) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
-    """Where runs of equal keys start once sorted, and the sort order."""
-    order = np.argsort(keys, kind="stable")
-    return np.flatnonzero(mark_run_starts(keys[order])), order
 
 
 def pack_windows(windows: OpenWindows, closed: WindowRuns) -> bytes:
@@ -202,14 +195,11 @@ _REVISION_DELAY_MAX_US = 60_000_000
 
 @dataclass(frozen=True, slots=True)
 class RollupOptions:
-    """How readings are rolled up.
+    """Window lengths, each a multiple of the one below, and when windows close.
 
-    Attributes:
-        windows_s: rising lengths, each a multiple of the one below.
-        lateness_s: how long after its end a window stays open, in the event time of its series.
-        idle_s: how long a window must be idle before the clock may close it.
-        close_every_s: minimum time between two closings, each of which is a transaction.
-        max_open: maximum of open windows of one length; beyond it the longest idle are closed.
+    A window stays open for `lateness_s` after its end in the event time of its series; the clock closes it
+    only when it was idle for `idle_s`. `close_every_s` is the minimum time between two closings, each a
+    transaction. Beyond `max_open` windows of one length the longest idle are closed.
     """
 
     windows_s: tuple[int, ...] = DEFAULT_WINDOWS_S
@@ -225,6 +215,10 @@ class WindowLevel(NamedTuple):
     window_s: int
     windows: OpenWindows
     closed: WindowRuns
+
+    def merged_with(self, windows: OpenWindows) -> WindowLevel:
+        """With more open windows, of this or a shorter length."""
+        return self._replace(windows=self.windows.merged_with(windows, self.window_s))
 
 
 class ClockReading(NamedTuple):
@@ -268,15 +262,8 @@ def find_due_windows(
         now.us - windows.since_us >= _REVISION_DELAY_MAX_US
     )
     far = (start > now.us + AHEAD_US) & (untouched_us >= _FUTURE_WINDOW_IDLE_US)
-    return np.asarray(
-        (passed & (~late | settled)) | far | _find_excess_windows(windows, options.max_open), np.bool_
-    )
-
-
-def _find_excess_windows(windows: OpenWindows, max_open: int) -> NDArray[np.bool_]:
-    """The longest idle windows beyond the maximum."""
-    chosen = np.zeros(windows.rows, np.bool_)
-    excess = windows.rows - max_open
-    if excess > 0:
-        chosen[np.argpartition(windows.touched_us, excess - 1)[:excess]] = True
-    return chosen
+    due = np.asarray((passed & (~late | settled)) | far, np.bool_)
+    excess = windows.rows - options.max_open
+    if excess > 0:  # the longest idle are closed early
+        due[np.argpartition(windows.touched_us, excess - 1)[:excess]] = True
+    return due

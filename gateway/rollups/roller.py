@@ -51,11 +51,9 @@ class RevisionStore(Protocol):
 
     def newest_revisions(self, windows: Rollups) -> StoredRevisions:
         """The newest stored revision of each of `windows`, which are of one length."""
-        ...
 
     def has_rollups(self) -> bool:
         """Whether any window was ever closed."""
-        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,13 +85,11 @@ class _CloseResult(NamedTuple):
     unrolled: int
 
 
-@dataclass(slots=True)
-class _NextState:
-    """The state after a step, and whether its snapshot was written."""
+class _NextState(NamedTuple):
+    """The state after a step."""
 
     state: RollerState
     counted: RollerCounters
-    written: bool = False
 
 
 class Roller:
@@ -108,7 +104,7 @@ class Roller:
         levels = tuple(WindowLevel(window_s, *empty) for window_s in options.windows_s)
         self._state = RollerState(levels, np.empty(0, np.int64))
         self._durable: RollerState | None = None
-        self._dropped: frozenset[str] = frozenset()
+        self._dropped: set[str] = set()
         self.counters = RollerCounters()
 
     @property
@@ -116,32 +112,29 @@ class Roller:
         """Open windows of all lengths."""
         return sum(level.windows.rows for level in self._state.levels)
 
-    def load(self, state: Mapping[str, bytes]) -> None:
+    def restore(self, state: Mapping[str, bytes]) -> None:
         """Restore the durable state. Windows whose state is lost count as closed before."""
         self._durable = None
-        self._dropped = frozenset()
-        fresh = not state and not self._stored.has_rollups()
+        is_fresh = not state and not self._stored.has_rollups()
         known = {_level_key(window_s): window_s for window_s in self._options.windows_s}
         levels = []
-        orphans: list[OpenWindows] = []
         for key, window_s in known.items():
-            windows, closed = OpenWindows.none(), WindowRuns.none() if fresh else WindowRuns.every()
+            windows, closed = OpenWindows.none(), WindowRuns.none() if is_fresh else WindowRuns.every()
             if key in state:
                 windows, closed = _unpack_or_discard(state[key], window_s)
             levels.append(WindowLevel(window_s, windows, closed))
-        for key in sorted(state.keys() - known.keys() - {_NEWEST_KEY}):
-            self._dropped |= {key}
+        self._dropped = state.keys() - known.keys() - {_NEWEST_KEY}
+        for key in sorted(self._dropped):
             length = key.removeprefix("roller/")
             if length.isdecimal():
-                windows, _ = _unpack_or_discard(state[key], int(length))
-                orphans.append(windows)
+                _adopt_windows(levels, _unpack_or_discard(state[key], int(length))[0])
         newest_us = np.empty(0, np.int64)
         if _NEWEST_KEY in state:
             try:
                 newest_us = unpack_times(state[_NEWEST_KEY])
             except FormatError as fault:
                 _log.warning("the newest times of series are lost and start again: %s", fault)
-        self._state = RollerState(_adopt_removed_levels(tuple(levels), orphans), newest_us)
+        self._state = RollerState(tuple(levels), newest_us)
 
     def reconfigure(self, options: RollupOptions) -> None:
         """Change the options between two steps; the window lengths must stay."""
@@ -155,15 +148,11 @@ class Roller:
         levels = list(before.levels)
         if now.us < before.now_us:
             levels = [level._replace(windows=level.windows.clamped_to(now.us)) for level in levels]
-        shortest = levels[0]
-        parts = roll_up_readings(step.readings, shortest.window_s)
-        levels[0] = shortest._replace(
-            windows=shortest.windows.merged_with(
-                OpenWindows.from_rollups(parts, shortest.window_s, now.us), shortest.window_s
-            )
-        )
+        parts = roll_up_readings(step.readings, levels[0].window_s)
+        levels[0] = levels[0].merged_with(OpenWindows.from_rollups(parts, levels[0].window_s, now.us))
         newest_us = update_newest_times(before.newest_us, step.readings, now)
-        newest_us = _extend_newest_times(newest_us, levels)
+        last_series = [int(level.windows.parts.series[-1]) for level in levels if level.windows.rows]
+        newest_us = extend_times(newest_us, max(last_series, default=-1))
         counted = RollerCounters(readings=step.readings.rows)
         emitted: list[Rollups] = []
         closed_at_us = before.closed_at_us
@@ -179,15 +168,15 @@ class Roller:
         counted.rollups = sum(records.rows for records in emitted)
         counted.revisions = sum(int((records.revision > 1).sum()) for records in emitted)
         after = _NextState(RollerState(tuple(levels), newest_us, now.us, closed_at_us), counted)
-        return StageOutput(records=tuple(emitted), snapshot=lambda: self._snapshot(after), after=after)
+        return StageOutput(records=tuple(emitted), snapshot=lambda: self._snapshot(after.state), after=after)
 
-    def accept(self, outcome: StageOutput) -> None:
+    def accept(self, outcome: StageOutput, *, durable: bool) -> None:
         """Adopt the state after a step."""
         after = outcome.after
         assert isinstance(after, _NextState)
         self._state = after.state
-        if after.written:
-            self._durable, self._dropped = after.state, frozenset()
+        if durable:
+            self._durable, self._dropped = after.state, set()
         self.counters.readings += after.counted.readings
         self.counters.rollups += after.counted.rollups
         self.counters.revisions += after.counted.revisions
@@ -203,17 +192,15 @@ class Roller:
         self, level: WindowLevel, deltas: OpenWindows, newest_us: NDArray[np.int64], now: ClockReading
     ) -> _CloseResult:
         """Close the due windows of one length, after adding `deltas` from the length below."""
-        windows = level.windows.merged_with(deltas, level.window_s)
-        is_due = find_due_windows(level._replace(windows=windows), newest_us, now, self._options)
+        level = level.merged_with(deltas)
+        is_due = find_due_windows(level, newest_us, now, self._options)
         if not is_due.any():
-            return _CloseResult(level._replace(windows=windows), Rollups.empty(), OpenWindows.none(), 0)
-        closing = windows.select(is_due)
+            return _CloseResult(level, Rollups.empty(), OpenWindows.none(), 0)
+        closing = level.windows.select(is_due)
         emitted, unrolled = self._build_revisions(closing, level)
-        max_runs = max(_MIN_RUNS, 2 * len(newest_us))
-        after = WindowLevel(
-            level.window_s, windows.select(~is_due), level.closed.with_keys(closing.keys, max_runs)
-        )
-        return _CloseResult(after, emitted, closing, unrolled)
+        closed = level.closed.with_keys(closing.keys, max(_MIN_RUNS, 2 * len(newest_us)))
+        level = level._replace(windows=level.windows.select(~is_due), closed=closed)
+        return _CloseResult(level, emitted, closing, unrolled)
 
     def _build_revisions(self, closing: OpenWindows, level: WindowLevel) -> tuple[Rollups, int]:
         """The deltas merged with the stored revisions, and how many lack theirs."""
@@ -233,17 +220,16 @@ class Roller:
             parts.append(replace(whole, revision=whole.revision + np.int32(1)))
         return Rollups.concat(parts).in_order(), unrolled
 
-    def _snapshot(self, after: _NextState) -> Mapping[str, bytes | None]:
+    def _snapshot(self, after: RollerState) -> Mapping[str, bytes | None]:
         """The keys that changed since they were last written."""
         durable = {} if self._durable is None else {level.window_s: level for level in self._durable.levels}
-        given: dict[str, bytes | None] = dict.fromkeys(self._dropped)
-        for level in after.state.levels:
-            kept = durable.get(level.window_s)
-            if kept is None or kept.windows is not level.windows or kept.closed is not level.closed:
-                given[_level_key(level.window_s)] = pack_windows(level.windows, level.closed)
-        given[_NEWEST_KEY] = pack_times(after.state.newest_us)
-        after.written = True
-        return given
+        changed: dict[str, bytes | None] = dict.fromkeys(self._dropped)
+        for level in after.levels:
+            before = durable.get(level.window_s)
+            if before is None or before.windows is not level.windows or before.closed is not level.closed:
+                changed[_level_key(level.window_s)] = pack_windows(level.windows, level.closed)
+        changed[_NEWEST_KEY] = pack_times(after.newest_us)
+        return changed
 
 
 def _level_key(window_s: int) -> str:
@@ -258,23 +244,9 @@ def _unpack_or_discard(packed: bytes, window_s: int) -> tuple[OpenWindows, Windo
         return OpenWindows.none(), WindowRuns.every()
 
 
-def _adopt_removed_levels(
-    levels: tuple[WindowLevel, ...], orphans: list[OpenWindows]
-) -> tuple[WindowLevel, ...]:
+def _adopt_windows(levels: list[WindowLevel], windows: OpenWindows) -> None:
     """Merge open windows of a removed length into the shortest length that is a multiple of it."""
-    adopted = list(levels)
-    for windows in orphans:
-        if not windows.rows:
-            continue
-        length = int(windows.parts.window_s[0])
-        for at, level in enumerate(adopted):
-            if level.window_s % length == 0:
-                adopted[at] = level._replace(windows=level.windows.merged_with(windows, level.window_s))
-                break
-    return tuple(adopted)
-
-
-def _extend_newest_times(newest_us: NDArray[np.int64], levels: list[WindowLevel]) -> NDArray[np.int64]:
-    """The newest times, with an element for every series that has an open window."""
-    series = [int(level.windows.parts.series[-1]) for level in levels if level.windows.rows]
-    return extend_times(newest_us, max(series, default=-1))
+    for at, level in enumerate(levels if windows.rows else ()):
+        if level.window_s % int(windows.parts.window_s[0]) == 0:
+            levels[at] = level.merged_with(windows)
+            return

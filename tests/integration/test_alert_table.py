@@ -154,7 +154,7 @@ async def test_the_built_in_alerts_of_a_recording_are_exactly_these(tmp_path, re
             return CommitConsumer(spool.database, spool.segments, log, [stage], terms, clock_us=clock.us)
 
         commit_consumer = made()
-        await commit_consumer.load()
+        await commit_consumer.restore()
         notifier = AlertNotifier(
             listener,
             spool.database,
@@ -172,7 +172,7 @@ async def test_the_built_in_alerts_of_a_recording_are_exactly_these(tmp_path, re
             if restart_every_s and second % restart_every_s == 0:  # killed: nothing but the file is left
                 await commit_consumer.aclose()
                 commit_consumer = made()
-                await commit_consumer.load()
+                await commit_consumer.restore()
         await commit_consumer.aclose()
         records = await alert_records(spool)
     expected, messages = EXPECTED_RECORDS, EXPECTED_MESSAGES
@@ -194,7 +194,7 @@ async def test_a_message_says_of_each_series_what_was_seen(tmp_path) -> None:
         assert stage is not None
         log = CommitLogReader(open_read_only(spool.database.path), spool.catalog)
         commit_consumer = CommitConsumer(spool.database, spool.segments, log, [stage], clock_us=clock.us)
-        await commit_consumer.load()
+        await commit_consumer.restore()
         await commit(spool, recorded()[60], clock.us())
         await commit_consumer.consume_once()
         notifier = AlertNotifier(

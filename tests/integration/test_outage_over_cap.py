@@ -103,7 +103,7 @@ async def test_after_an_outage_at_a_tenth_of_the_room_every_minute_is_there_and_
                 ConsumerOptions(),
                 clock_us=lambda: now_us[0],
             )
-            await commit_consumer.load()
+            await commit_consumer.restore()
             retention = build_retention(
                 spool.database,
                 spool.segments,

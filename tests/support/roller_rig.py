@@ -73,7 +73,7 @@ class Rolling:
     def restart(self) -> None:
         """As after a kill: only what is durable is left."""
         self.roller = Roller(self.log, self.terms)
-        self.roller.load(dict(self.log.state))
+        self.roller.restore(dict(self.log.state))
         self.at = self.log.progress
 
     def commit(self, rows: list[Row]) -> None:
@@ -85,7 +85,8 @@ class Rolling:
         taken = self.log.commits[self.at : self.at + most]
         readings = Readings.concat([readings_of(rows) for rows in taken]) if taken else Readings.empty()
         outcome = self.roller.step(StageInput(readings, now_us=self.now_us, clock_trusted=self.trusted))
-        if outcome.records or durable:
+        durable = durable or bool(outcome.records)
+        if durable:
             assert outcome.snapshot is not None
             state = outcome.snapshot()
             if fails:
@@ -95,7 +96,7 @@ class Rolling:
             for key in [key for key, value in state.items() if value is None]:
                 self.log.state.pop(key, None)
             self.log.progress = self.at + len(taken)
-        self.roller.accept(outcome)
+        self.roller.accept(outcome, durable=durable)
         self.at += len(taken)
         closed = [r for r in outcome.records if isinstance(r, Rollups)]
         return Rollups.concat(closed) if closed else Rollups.empty()

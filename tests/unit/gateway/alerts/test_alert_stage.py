@@ -82,7 +82,7 @@ class Bench:
             lambda _connection, _events, _now_us: None,
             **self.options,
         )
-        stage.load(self.durable)
+        stage.restore(self.durable)
         return stage
 
     def made_from(self, before: AlertEvaluator) -> AlertEvaluator:
@@ -115,7 +115,7 @@ class Bench:
                 series, time_us, state, *_, rule, detail = row
                 told = Told(rule, series, AlertState(state).name, (time_us - START) / SECOND, detail)
                 found.append(told)
-        self.stage.accept(outcome)
+        self.stage.accept(outcome, durable=durable)
         self.told += found
         return found
 
@@ -299,7 +299,7 @@ def test_state_of_a_series_that_the_spool_has_lost_is_forgotten():
         return {2: ("d2", "temperature")}[number]
 
     stage = AlertEvaluator([hot()], lost, lambda: np.array([2], np.int32), lambda *_: None)
-    stage.load(bench.durable)
+    stage.restore(bench.durable)
     assert [series for _, series, _ in stage.firing_alerts(9)] == [2]
 
 
@@ -317,7 +317,7 @@ def test_nothing_is_written_while_nothing_is_out_of_the_ordinary():
         step = StageInput(readings([Seen(2, at(second), 20, 95, 90)]), Rollups.empty(), at(second))
         outcome = bench.stage.step(step)
         assert (outcome.records, dict(outcome.state), outcome.snapshot, outcome.also) == ((), {}, None, None)
-        bench.stage.accept(outcome)
+        bench.stage.accept(outcome, durable=False)
 
 
 @settings(max_examples=60, deadline=None)

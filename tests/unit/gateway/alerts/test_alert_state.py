@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from cloud_sync.model.records import Severity
-from gateway.alerts.alert_state import NO_TIME_US, AlertInstance, advance_instance
+from gateway.alerts.alert_state import AlertInstance, advance_instance
 from gateway.alerts.rules import DEFAULT_ALERT_RULES, QUANTITIES, LimitState, Rule
-from gateway.processing.series_pattern import Pattern
+from gateway.processing.series_pattern import NEVER_US, Pattern
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -123,7 +123,7 @@ def test_a_good_series_has_no_course():
         hot(), AlertInstance(), LimitState.GOOD, np.array([START]), np.array([1.0])
     )
     assert (instance, changes) == (AlertInstance(), [])
-    assert AlertInstance().notified_us == NO_TIME_US
+    assert AlertInstance().notified_us == NEVER_US
 
 
 def test_the_built_in_rules_are_those_of_the_design():

@@ -54,7 +54,7 @@ async def following(spool, clock, *, terms=RollupOptions(close_every_s=0.0), chu
         clock_us=clock,
     )
     try:
-        await commit_consumer.load()
+        await commit_consumer.restore()
         yield commit_consumer, roller
     finally:
         await commit_consumer.aclose()

@@ -46,7 +46,7 @@ async def rolled(path, *groups):
             clock_us=lambda: NOW_US,
         )
         try:
-            await commit_consumer.load()
+            await commit_consumer.restore()
             processed = True
             for rows in groups:
                 if rows is None:

@@ -231,7 +231,7 @@ async def test_a_chart_of_more_than_can_be_read_comes_from_rollups(tmp_path: Pat
             clock_us=lambda: NOW_US,
         )
         try:
-            await commit_consumer.load()
+            await commit_consumer.restore()
             rows = [("a", start_us + n * 10_000_000, float(n)) for n in range(360)]
             await spool.append(rows)
             await commit_consumer.consume_once()
