@@ -32,9 +32,7 @@ _ENCODER_THREADS = 2
 async def run_gateway(settings: GatewaySettings, control: Control) -> None:
     """Run a gateway until `control.stop` is set, then stop it within `settings.stop_within_s`.
 
-    Raises:
-        SpoolError: the spool cannot be used.
-        OSError: an address cannot be bound.
+    Raises SpoolError when the spool cannot be used, OSError when an address cannot be bound.
     """
     asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(_ENCODER_THREADS, "encoder"))
     running: list[Runtime] = []

@@ -57,9 +57,7 @@ _MAX_WAL_BYTES = 16 << 20
 async def build_runtime(settings: GatewaySettings, database: Database) -> Runtime:
     """Every component of a gateway, on an open spool.
 
-    Raises:
-        SpoolError: the spool cannot be read or written.
-        OSError: a file that the settings name cannot be used.
+    Raises SpoolError, and OSError when a file that the settings name cannot be used.
     """
     capacity = Capacity(settings.spool.max_bytes, settings.spool.min_free_bytes)
     spool = await build_spool(
@@ -178,11 +176,7 @@ def _series_name(catalog: SeriesCatalog, number: int) -> tuple[str, str]:
 async def build_commit_consumer(
     settings: GatewaySettings, spool: Spool, clock: GatewayClock
 ) -> tuple[Roller | None, AlertEvaluator | None, CommitConsumer]:
-    """The stages of processing, and what runs them from where the spool says that processing was.
-
-    Raises:
-        SpoolError: the spool cannot be read or written.
-    """
+    """The stages of processing, and what runs them from where the spool says that processing was."""
     connection = open_read_only(spool.database.path)  # of the consumer's own thread
     roller = (
         Roller(StoredRollups(connection), settings.rollups.roller_options)

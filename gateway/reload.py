@@ -98,9 +98,7 @@ class Reloader:
     async def _apply_settings(self, new: GatewaySettings) -> list[str]:
         """Apply settings, or return why that is impossible.
 
-        Raises:
-            OSError: a file that a destination or channel names cannot be used; nothing was changed.
-            SpoolError: the spool cannot be read; nothing was changed.
+        After an OSError (a file cannot be used) or SpoolError nothing was changed.
         """
         runtime, old = self._runtime, self._runtime.settings
         changes = diff_settings(flatten_settings(old), flatten_settings(new))
@@ -143,11 +141,7 @@ class Reloader:
             runtime.listener.clear_permission_caches()
 
     async def _reconfigure_processing(self, new: GatewaySettings) -> None:
-        """Change the stages of processing between two steps; their state stays.
-
-        Raises:
-            SpoolError: the spool cannot be read; nothing was changed.
-        """
+        """Change the stages of processing between two steps; their state stays."""
         runtime = self._runtime
         roller, before, after = runtime.roller, runtime.alerts, runtime.alerts
         if new.alerts != runtime.settings.alerts:

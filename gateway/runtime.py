@@ -31,11 +31,9 @@ class RunningComponent(Protocol):
 
     async def run(self, stop: asyncio.Event) -> None:
         """Run until `stop` is set."""
-        ...
 
     async def aclose(self) -> None:
         """Release what it holds."""
-        ...
 
 
 C = TypeVar("C", bound=RunningComponent)
@@ -109,14 +107,10 @@ class ReplaceableTasks(Generic[C]):
 
 @dataclass(slots=True, eq=False)
 class Control:
-    """Signals to a running gateway.
+    """Signals to a running gateway: `wake` is set by each, `stop` by those that stop it.
 
-    Attributes:
-        config: the file that a reload reads; None without one.
-        stop: stop in order.
-        wake: a signal has arrived.
-        again: after the stop, start again with the configuration that is active then.
-        trial_reverted: a configuration on trial was reverted already.
+    `config` is the file that a reload reads. With `again` the gateway starts again after the stop, with the
+    configuration that is active then.
     """
 
     config: Path | None = None

@@ -97,19 +97,3 @@ class Acknowledger(Protocol):
         MQTT 5 tells the device to discard them; 3.1.1 has no such answer, so the connection is closed.
         """
         ...
-
-
-class Pausable(Protocol):
-    """The part of a `Source` that back-pressure and an orderly stop need."""
-
-    def pause(self) -> None:
-        """As `Source.pause`."""
-        ...
-
-    def resume(self) -> None:
-        """As `Source.resume`."""
-        ...
-
-    def stop_reading(self) -> None:
-        """As `Source.stop_reading`."""
-        ...

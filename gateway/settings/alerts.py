@@ -304,11 +304,7 @@ class AlertSettings(Table):
         return [*given, *own]
 
     def build_channels(self) -> list[AlertChannel]:
-        """Every channel; none without alerts.
-
-        Raises:
-            OSError: a file that a channel names cannot be used.
-        """
+        """Every channel, none without alerts; OSError if a file that one names cannot be used."""
         return [LogChannel(), *(c.build_channel() for c in self.channel)] if self.enabled else []
 
     @property

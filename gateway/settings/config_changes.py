@@ -51,17 +51,24 @@ class ResolvedValue(NamedTuple):
 def resolve_config(path: Path) -> list[ResolvedValue]:
     """Every key of a configuration with its redacted value and where it comes from.
 
-    Raises:
-        InvalidSettingsError: with every fault of the settings; files that they name are not checked.
+    Files that the settings name are not checked.
     """
     settings = parse_settings_file(path)
     in_file = settings_file.read_toml(path)
     from_environment = EnvSettingsSource(
         type(settings), env_prefix=ENV_PREFIX, env_nested_delimiter="__", case_sensitive=False
     )()
-    sources = _SourceLookup(str(path), in_file, from_environment)
+
+    def find_source(steps: tuple[str | int, ...]) -> str:
+        """The environment overrides the file key by key; lists are replaced whole."""
+        known = steps[: _matching_depth(from_environment, steps)]
+        named = [str(step) for step in takewhile(lambda step: isinstance(step, str), known)]
+        if named:
+            return f"environment {ENV_PREFIX}{'__'.join(named).upper()}"
+        return str(path) if _matching_depth(in_file, steps) else DEFAULT_SOURCE
+
     return [
-        ResolvedValue(key, redact_value(key, value), sources.find(steps))
+        ResolvedValue(key, redact_value(key, value), find_source(steps))
         for key, steps, value in _walk_values(settings, "", ())
     ]
 
@@ -81,22 +88,6 @@ def redact_value(key: str, value: object) -> object:
         return value
     shown = redact_text(value)  # the path of a webhook is a secret too: who knows it may post there
     return _URL_WITH_PATH.sub(rf"\1/{MASK}", shown) if key.startswith("alerts.channel") else shown
-
-
-class _SourceLookup:
-    """Where keys come from. The environment overrides the file key by key; lists are replaced whole."""
-
-    def __init__(
-        self, file: str, in_file: Mapping[str, object], from_environment: Mapping[str, object]
-    ) -> None:
-        self._file, self._in_file, self._environment = file, in_file, from_environment
-
-    def find(self, steps: tuple[str | int, ...]) -> str:
-        known = steps[: _matching_depth(self._environment, steps)]
-        named = [str(step) for step in takewhile(lambda step: isinstance(step, str), known)]
-        if named:
-            return f"environment {ENV_PREFIX}{'__'.join(named).upper()}"
-        return self._file if _matching_depth(self._in_file, steps) else DEFAULT_SOURCE
 
 
 def _matching_depth(table: Any, steps: tuple[str | int, ...]) -> int:
@@ -231,8 +222,7 @@ def trial_marker_path(config: Path) -> Path:
 def begin_trial(config: Path, text: bytes, *, probe_s: float) -> None:
     """Replace the configuration by a new one, on trial for `probe_s`, and keep a copy of the old one.
 
-    Raises:
-        OSError: a file cannot be written; the active configuration is unchanged.
+    After an OSError the active configuration is unchanged.
     """
     _replace_file(previous_config_path(config), config.read_bytes(), like=config)
     marker = TrialMarker(read_boot_id(), _seconds_since_boot() + probe_s)
@@ -254,11 +244,7 @@ def confirm_trial(config: Path) -> None:
 
 
 def restore_previous_config(config: Path) -> None:
-    """Put the previous configuration back; can be repeated until it succeeds.
-
-    Raises:
-        OSError: it cannot be written, and the marker still exists.
-    """
+    """Put the previous configuration back; after an OSError the marker still exists: try again."""
     _replace_file(config, previous_config_path(config).read_bytes(), like=config)
     confirm_trial(config)
 

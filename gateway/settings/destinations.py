@@ -32,6 +32,7 @@ from gateway.settings.schema import (
     check_client_tls,
     find_duplicates,
     parse_timestamp,
+    parseable_by,
     unencrypted_secret_error,
 )
 from gateway.spool.deliveries import FROM_NOW_ON
@@ -56,11 +57,6 @@ def _validate_start(text: str) -> str:
             parse_timestamp(text)
         except ValueError as fault:
             raise ValueError(str(fault).replace("must be", 'must be "oldest", "now", or')) from None
-    return text
-
-
-def _validate_window(text: str) -> str:
-    parse_window(text)
     return text
 
 
@@ -91,7 +87,7 @@ class Destination(Table):
     """How long to wait for one answer."""
     max_bytes_per_s: Count | None = Field(default=None, examples=[100_000])
     """The limit of all requests together; live readings go first. Default: no limit."""
-    windows: list[Annotated[str, AfterValidator(_validate_window)]] = Field(default=[])
+    windows: list[Annotated[str, parseable_by(parse_window)]] = Field(default=[])
     """When to send, in local time of time_zone: "Mon-Fri 22:00-06:00", "Sat,Sun 00:00-24:00", "12:30-13:30".
     Default: always.
     """
@@ -131,11 +127,7 @@ class Destination(Table):
         )
 
     def build_destination(self) -> DestinationPort:
-        """The destination; its files are read now.
-
-        Raises:
-            OSError: a file cannot be used.
-        """
+        """The destination; its files are read now, OSError if one cannot be used."""
         raise NotImplementedError
 
     def build_shipper(self, spool: Spool) -> Shipper:
@@ -189,11 +181,7 @@ class HttpDestination(Destination):
         return replace(super().delivery_options(), concurrency=self.concurrency)
 
     def http_options(self) -> HttpOptions:
-        """How to connect; the files are read now.
-
-        Raises:
-            OSError: one of them cannot be used.
-        """
+        """How to connect; the files are read now, OSError if one cannot be used."""
         tls = None
         if self.ca_file is not None or self.cert_file is not None:
             tls = build_client_tls_context(self.ca_file, self.cert_file, self.key_file)

@@ -149,8 +149,7 @@ class GatewaySettings(BaseSettings):
 def load_settings(path: Path) -> GatewaySettings:
     """Settings from a file and the environment; paths in it are relative to the file's own folder.
 
-    Raises:
-        InvalidSettingsError: with every fault, including files that are missing or cannot be used.
+    The InvalidSettingsError has every fault, including files that are missing or cannot be used.
     """
     settings = parse_settings_file(path)
     faults = [
@@ -164,11 +163,7 @@ def load_settings(path: Path) -> GatewaySettings:
 
 
 def parse_settings_file(path: Path) -> GatewaySettings:
-    """The same without checking the files that the settings name, for commands that write them.
-
-    Raises:
-        InvalidSettingsError: with every fault of the settings themselves.
-    """
+    """The same without checking the files that the settings name, for commands that write them."""
     settings = settings_file.load_settings(GatewaySettings, path, ENV_PREFIX)
     folder = path.absolute().parent
     for _, table in _walk_tables(settings):

@@ -7,7 +7,7 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Annotated, Literal, Self
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, model_validator
 
 from cloud_sync.codec.wire import WireLimits
 from cloud_sync.http.tokens import TokenFile, TokenFileError
@@ -35,6 +35,7 @@ from gateway.settings.schema import (
     ServerTable,
     SourceContext,
     SourceTable,
+    parseable_by,
 )
 from gateway.spool.received_ledger import IdempotencyKeys, ReceivedLedger
 
@@ -186,11 +187,7 @@ class DeviceListener(ServerTable):
             yield FileFault("passwords_file", str(fault))
 
     def build_authenticator(self, topics: TopicResolver) -> Authenticator:
-        """Who may connect; `topics` finds whose readings a topic carries.
-
-        Raises:
-            PasswordFileError: the password file cannot be used.
-        """
+        """Who may connect; `topics` finds whose readings a topic carries. Raises PasswordFileError."""
         if not self.authenticates:
             return AnonymousAuthenticator()
         policy = AuthenticationPolicy(
@@ -216,27 +213,17 @@ class Listen(DeviceListener, SourceTable):
 
     port: Annotated[Port, PORT_BOUND] = 1883
     """The TCP port: 1883 by convention, 8883 with TLS."""
-    topic: Annotated[str, Restart("it decides what connected devices may publish")] = (
-        "sensors/{sensor_id}/{sensor_type}"
-    )
+    topic: Annotated[
+        str, parseable_by(TopicTemplate), Restart("it decides what connected devices may publish")
+    ] = "sensors/{sensor_id}/{sensor_type}"
     """Which series a topic names. One level of the topic for each name in braces."""
     max_connections: Reloadable[Count] = 10_500
     """Further connections are closed at once, or replace one that is not authenticated yet."""
     max_packet_bytes: Reloadable[Annotated[int, Field(ge=128, le=268_435_455)]] = 1 << 20
     """The largest packet accepted."""
 
-    @field_validator("topic")
-    @classmethod
-    def _validate_topic(cls, topic: str) -> str:
-        TopicTemplate(topic)
-        return topic
-
     def build_server_options(self) -> MqttServerOptions:
-        """Raises the soft limit of open files to what `max_connections` needs.
-
-        Raises:
-            TlsFileError: a certificate or key cannot be used.
-        """
+        """The server's options; the soft limit of open files is raised to what they need."""
         files = self.tls_files
         return MqttServerOptions(
             host=self.host,

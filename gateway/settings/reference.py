@@ -43,12 +43,8 @@ _TYPE_NAMES: Final = {bool: "true or false", int: "whole number", float: "number
 class ConfigKey:
     """One key of the file.
 
-    Attributes:
-        kinds: the kinds of table that have it, where they differ by kind.
-        type: what to write, in words; "table" and "list of tables" for those.
-        allowed: bounds or choices, "" for every value of the type.
-        example: a value to write; None for a table.
-        restart: why changing it takes a restart; "" when a reload suffices.
+    `kinds` are the kinds of table that have it, where they differ; `type` says in words what to write, and
+    `allowed` the bounds or choices. `restart` is why changing it takes a restart, "" when a reload suffices.
     """
 
     path: str
@@ -243,44 +239,34 @@ def _render_table(
     commented: bool = False,
 ) -> Iterator[str]:
     """The keys of a table, then the tables in it; all of it commented out if `commented`."""
-    keys = {key.name: key for key in list_keys(model) if "." not in key.path}
-    for key in keys.values():
+    mark = "#" if commented else ""
+    keys = [key for key in list_keys(model) if "." not in key.path]
+    for key in keys:
         if not key.is_table:
             yield from _render_key(key, chosen, kinds, commented=commented)
-    for name, key in keys.items():
-        if key.is_table:
-            inner = find_models(model.model_fields[name].annotation)
-            yield from _render_subtables(key, inner, f"{prefix}{name}", chosen.get(name), commented=commented)
-
-
-def _render_subtables(
-    key: ConfigKey,
-    models: Sequence[type[BaseModel]],
-    path: str,
-    chosen: Any,
-    *,
-    commented: bool,
-) -> Iterator[str]:
-    yield from ("", *([_SEPARATOR] if not commented else ()), *_render_comment(key.description), "")
-    if key.type == "table":
-        lines = list(_render_table(models[0], f"{path}.", chosen or {}, (), commented=commented))
-        if lines and lines[0]:
-            yield f"{'#' if commented else ''}[{path}]"
-        yield from lines
-        return
-    named = key.type == "named tables"
-    for name, values in (chosen.items() if named else enumerate(chosen)) if chosen else ():
-        model = next((m for m in models if values.get("kind") in find_kinds(m)), models[0])
-        yield f"[{path}.{name}]" if named else f"[[{path}]]"
-        yield from _render_table(model, f"{path}.", values, find_kinds(model))
-        yield ""
-    written = {values.get("kind") for values in (chosen.values() if named else chosen)} if chosen else set()
-    for model in models:
-        if chosen and (not find_kinds(model) or set(find_kinds(model)) & written):
+    for key in keys:
+        if not key.is_table:
             continue
-        yield f"#[{path}.NAME]" if named else f"#[[{path}]]"
-        yield from _render_table(model, f"{path}.", {}, find_kinds(model), commented=True)
-        yield ""
+        models = find_models(model.model_fields[key.name].annotation)
+        path, inner = f"{prefix}{key.name}", chosen.get(key.name) or {}
+        yield from ("", *(() if commented else [_SEPARATOR]), *_render_comment(key.description), "")
+        if key.type == "table":
+            lines = list(_render_table(models[0], f"{path}.", inner, (), commented=commented))
+            yield from ([f"{mark}[{path}]"] if lines and lines[0] else []) + lines
+            continue
+        tables = inner.items() if key.type == "named tables" else [("", values) for values in inner]
+        written = set()
+        for name, values in tables:
+            kind = next((m for m in models if values.get("kind") in find_kinds(m)), models[0])
+            written.add(kind)
+            yield f"[{path}.{name}]" if name else f"[[{path}]]"
+            yield from _render_table(kind, f"{path}.", values, find_kinds(kind))
+            yield ""
+        for kind in models:
+            if kind not in written:
+                yield f"#[{path}.NAME]" if key.type == "named tables" else f"#[[{path}]]"
+                yield from _render_table(kind, f"{path}.", {}, find_kinds(kind), commented=True)
+                yield ""
 
 
 def _render_key(

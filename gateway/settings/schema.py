@@ -27,7 +27,7 @@ from gateway.auth.tls import TlsFileError, TlsFiles, build_server_context
 from gateway.processing.series_pattern import Pattern
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
     from gateway.ingress.committer import Committer
     from gateway.ingress.source import Source
@@ -120,19 +120,14 @@ def _validate_http_url(url: str) -> str:
     return url.rstrip("/")
 
 
-def _validate_timestamp(text: str) -> str:
-    parse_timestamp(text)
-    return text
+def parseable_by(parse: Callable[[str], object]) -> AfterValidator:
+    """Accept a text that `parse` accepts; its ValueError is the fault."""
 
+    def validate(text: str) -> str:
+        parse(text)
+        return text
 
-def _validate_time_zone(name: str) -> str:
-    find_time_zone(name)
-    return name
-
-
-def _validate_pattern(text: str) -> str:
-    Pattern.parse(text)
-    return text
+    return AfterValidator(validate)
 
 
 def _reject_nan(value: float) -> float:
@@ -150,9 +145,9 @@ NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Limit = Annotated[float, AfterValidator(_reject_nan)]
 Name = Annotated[str, Field(min_length=1, max_length=128, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
 HttpUrl = Annotated[str, AfterValidator(_validate_http_url)]
-Timestamp = Annotated[str, AfterValidator(_validate_timestamp)]
-TimeZone = Annotated[str, AfterValidator(_validate_time_zone)]
-SeriesPattern = Annotated[str, AfterValidator(_validate_pattern)]
+Timestamp = Annotated[str, parseable_by(parse_timestamp)]
+TimeZone = Annotated[str, parseable_by(find_time_zone)]
+SeriesPattern = Annotated[str, parseable_by(Pattern.parse)]
 
 
 class FileFault(NamedTuple):
@@ -278,9 +273,5 @@ class SourceTable(Table):
     """A table under `[ingress]` that stands for a source of readings."""
 
     def build_source(self, context: SourceContext) -> Source:
-        """The source, not started yet.
-
-        Raises:
-            OSError: a file cannot be used.
-        """
+        """The source, not started yet; OSError if a file cannot be used."""
         raise NotImplementedError

@@ -32,6 +32,7 @@ from gateway.settings.schema import (
     SourceTable,
     Table,
     TimeZone,
+    parseable_by,
     unencrypted_secret_error,
 )
 
@@ -47,7 +48,7 @@ if TYPE_CHECKING:
 class Subscribe(SourceTable):
     """An existing broker that the gateway reads."""
 
-    url: str = Field(examples=["mqtts://broker.example:8883"])
+    url: Annotated[str, parseable_by(parse_broker_url)] = Field(examples=["mqtts://broker.example:8883"])
     """mqtt://HOST[:PORT] or mqtts://HOST[:PORT]"""
     filters: Annotated[list[str], Field(min_length=1)] = Field(
         examples=[["sensors/#", "$share/gateways/plant/#"]]
@@ -88,12 +89,6 @@ class Subscribe(SourceTable):
     broker_reviewed: bool = False
     """Whether the broker's own limits have been reviewed; then the warning at the start is omitted."""
 
-    @field_validator("url")
-    @classmethod
-    def _validate_url(cls, url: str) -> str:
-        parse_broker_url(url)
-        return url
-
     @field_validator("filters", "unsubscribe")
     @classmethod
     def _validate_filters(cls, filters: list[str]) -> list[str]:
@@ -111,7 +106,7 @@ class Subscribe(SourceTable):
         return self
 
     def build_options(self, gateway_id: str) -> SubscriberOptions:
-        """The subscriber's options; the session at the broker is named after the gateway by default."""
+        """The subscriber's options."""
         given = self.model_dump(exclude={"name", "client_id", "allow_plain"})
         given["filters"], given["unsubscribe"] = tuple(self.filters), tuple(self.unsubscribe)
         return SubscriberOptions(
