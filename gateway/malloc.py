@@ -19,26 +19,13 @@ _M_ARENA_MAX: Final = -8
 _MMAP_THRESHOLD_BYTES: Final = 512 << 10
 _TRIM_THRESHOLD_BYTES: Final = 4 << 20
 _MAX_FREE_BYTES: Final = 8 << 20
+_FREE_BYTES: Final = 8
 
 
 class _MallInfo2(ctypes.Structure):
-    """`struct mallinfo2`, glibc 2.33."""
+    """`struct mallinfo2`, glibc 2.33: ten sizes; the one at `_FREE_BYTES` is `fordblks`."""
 
-    _fields_ = tuple(
-        (name, ctypes.c_size_t)
-        for name in (
-            "arena",
-            "ordblks",
-            "smblks",
-            "hblks",
-            "hblkhd",
-            "usmblks",
-            "fsmblks",
-            "uordblks",
-            "fordblks",
-            "keepcost",
-        )
-    )
+    _fields_ = (("sizes", ctypes.c_size_t * 10),)
 
 
 def use_one_arena() -> None:
@@ -57,5 +44,5 @@ async def trim_periodically(stop: asyncio.Event, every_s: float = 2.0) -> None:
         library.mallinfo2.restype = _MallInfo2
         while not stop.is_set():
             await sleep_or_stop(stop, every_s)
-            if library.mallinfo2().fordblks > _MAX_FREE_BYTES:
+            if library.mallinfo2().sizes[_FREE_BYTES] > _MAX_FREE_BYTES:
                 await asyncio.get_running_loop().run_in_executor(None, library.malloc_trim, 0)

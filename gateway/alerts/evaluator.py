@@ -14,7 +14,7 @@ from. Every value is a version byte, then MessagePack.
 from __future__ import annotations
 
 import logging
-from collections import Counter, deque
+from collections import deque
 from dataclasses import dataclass, field
 from itertools import chain
 from typing import TYPE_CHECKING
@@ -120,23 +120,14 @@ class AlertEvaluator:
         self.fired = self.recovered = 0
         self.recent: deque[AlertEvent] = deque(maxlen=_RECENT_EVENTS)
 
-    @property
-    def firing(self) -> dict[Severity, int]:
-        """The number of firing alerts by severity."""
-        return Counter(
-            self.rules[place].severity
-            for (place, _), instance in list(self._instances.items())
-            if instance.is_firing
-        )
-
-    def firing_alerts(self, most: int) -> list[tuple[Rule, int, int]]:
-        """Rule, series and start of up to `most` firing alerts, the latest first."""
-        found = [
+    def firing_alerts(self) -> list[tuple[Rule, int, int]]:
+        """Rule, series and start of every firing alert, the latest first."""
+        firing = [
             (self.rules[place], series, instance.fired_us)
             for (place, series), instance in list(self._instances.items())
             if instance.is_firing
         ]
-        return sorted(found, key=lambda alert: -alert[2])[:most]
+        return sorted(firing, key=lambda alert: -alert[2])
 
     def restore(self, state: Mapping[str, bytes]) -> None:
         """Restore the durable state. Alerts of rules that are gone recover in the first step."""

@@ -361,19 +361,19 @@ class _SpikeDetector:
     def _detect_long_run(
         self, series: int, value: NDArray[np.float64], kind: int, table: _LimitTable
     ) -> NDArray[np.bool_]:
-        had = int(self._count[series])
-        kept = min(had, HISTORY_READINGS)
-        known = np.concatenate([self._ring[series, np.arange(had - kept, had) % HISTORY_READINGS], value])
-        total = had + len(value)
-        first = max(HISTORY_READINGS, (had // REFRESH_EVERY_READINGS + 1) * REFRESH_EVERY_READINGS)
+        old = int(self._count[series])
+        stored = min(old, HISTORY_READINGS)
+        known = np.concatenate([self._ring[series, np.arange(old - stored, old) % HISTORY_READINGS], value])
+        total = old + len(value)
+        first = max(HISTORY_READINGS, (old // REFRESH_EVERY_READINGS + 1) * REFRESH_EVERY_READINGS)
         refreshed = np.arange(first, total + 1, REFRESH_EVERY_READINGS)
         median, reach = np.array([self._median[series]]), np.array([self._reach[series]])
         if refreshed.size:
             windows = np.lib.stride_tricks.sliding_window_view(known, HISTORY_READINGS)
-            newest = windows[refreshed - HISTORY_READINGS - (had - kept)]
+            newest = windows[refreshed - HISTORY_READINGS - (old - stored)]
             later, further = _compute_spike_bounds(newest, np.full(len(refreshed), kind), table)
             median, reach = np.concatenate([median, later]), np.concatenate([reach, further])
-        judged = np.searchsorted(refreshed, np.arange(had, total), side="right")
+        judged = np.searchsorted(refreshed, np.arange(old, total), side="right")
         spike: NDArray[np.bool_] = np.abs(value - median[judged]) > reach[judged]
         self._median[series], self._reach[series] = median[-1], reach[-1]
         left = known[-min(len(known), HISTORY_READINGS) :]

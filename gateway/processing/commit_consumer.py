@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
 from cloud_sync.model.records import RecordClass, Rollups
+from cloud_sync.runtime.waits import sleep_or_stop
 from cloud_sync.runtime.watchdog import StageProgress
 from gateway.processing.stage import StageInput
 from gateway.spool.database import crash_point
@@ -205,10 +206,7 @@ class CommitConsumer:
         """Wait for a commit for at most `_MAX_PAUSE_S`, and at least for the interval."""
         self.stage.begin_step(_STEP_WITHIN_S)
         began = time.monotonic()
-        try:
-            async with asyncio.timeout(_MAX_PAUSE_S):
-                await self._wake.wait()
-        except TimeoutError:
+        if not await sleep_or_stop(self._wake, _MAX_PAUSE_S):
             return
         self._wake.clear()
         left_s = self._options.interval_s - (time.monotonic() - began)

@@ -285,13 +285,13 @@ def _cast_columns(summaries: dict[str, NDArray[Any]], start: Int64s) -> dict[str
     """The summaries with their types; without readings values are NaN and times the window's start."""
     count = np.minimum(summaries["count"], _COUNT_MAX)
     empty = count == 0
-    given = {}
+    columns = {}
     for name, dtype in Rollups.columns.items():
         if name in summaries:
             absent = start if name.endswith("_at_us") else np.nan
             column = count if name == "count" else np.where(empty, absent, summaries[name])
-            given[name] = column.astype(dtype)
-    return given
+            columns[name] = column.astype(dtype)
+    return columns
 
 
 def _group_sums(column: NDArray[Any], groups: NDArray[np.intp]) -> NDArray[np.int32]:

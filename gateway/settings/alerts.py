@@ -298,10 +298,10 @@ class AlertSettings(Table):
         """The active rules, the built-in ones first."""
         channels, own = self.channel_names, [rule.to_rule(self.channel_names) for rule in self.rule]
         names = {rule.name for rule in own}
-        given = [
+        builtin = [
             r._replace(channels=channels) for r in DEFAULT_ALERT_RULES if self.builtin and r.name not in names
         ]
-        return [*given, *own]
+        return [*builtin, *own]
 
     def build_channels(self) -> list[AlertChannel]:
         """Every channel, none without alerts; OSError if a file that one names cannot be used."""

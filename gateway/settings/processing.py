@@ -66,8 +66,8 @@ class CheckRule(Table):
 
     def to_rule(self) -> LimitRule:
         """The rule as the checks have it."""
-        given = {name: getattr(self, name) for name in LIMIT_NAMES}
-        return LimitRule(Pattern.parse(self.series), {k: v for k, v in given.items() if v is not None})
+        limits = self.model_dump(include=set(LIMIT_NAMES), exclude_none=True)
+        return LimitRule(Pattern.parse(self.series), limits)
 
 
 class CheckSettings(Table):

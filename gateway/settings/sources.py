@@ -107,12 +107,12 @@ class Subscribe(SourceTable):
 
     def build_options(self, gateway_id: str) -> SubscriberOptions:
         """The subscriber's options."""
-        given = self.model_dump(exclude={"name", "client_id", "allow_plain"})
-        given["filters"], given["unsubscribe"] = tuple(self.filters), tuple(self.unsubscribe)
+        options = self.model_dump(exclude={"name", "client_id", "allow_plain"})
+        options["filters"], options["unsubscribe"] = tuple(self.filters), tuple(self.unsubscribe)
         return SubscriberOptions(
             name=self.name or parse_broker_url(self.url).host,
             client_id=self.client_id or f"tidegate-{gateway_id}",
-            **given,
+            **options,
         )
 
     def build_source(self, context: SourceContext) -> Subscriber:

@@ -439,7 +439,8 @@ def _alerts_status(evaluator: AlertEvaluator, catalog: SeriesCatalog) -> AlertsS
         (event.rule, event.series, event.detail, event.at_us, event.state is AlertState.FIRING)
         for event in reversed(evaluator.recent)
     ]
-    changes += [(*alert[:2], "", alert[2], True) for alert in evaluator.firing_alerts(_ALERTS_MAX)]
+    firing_alerts = evaluator.firing_alerts()
+    changes += [(rule, series, "", at_us, True) for rule, series, at_us in firing_alerts[:_ALERTS_MAX]]
     for rule, series, text, since_us, firing in changes:
         subject = "/".join(catalog[series][:2])
         alert = Alert(rule.name, rule.severity.name.lower(), subject, text, since_us, firing)
@@ -448,10 +449,9 @@ def _alerts_status(evaluator: AlertEvaluator, catalog: SeriesCatalog) -> AlertsS
     def order(alert: Alert) -> tuple[bool, bool, int]:
         return not alert.firing, alert.firing and alert.severity != "critical", -alert.since_us
 
-    counts = evaluator.firing
     return AlertsStatus(
-        firing=sum(counts.values()),
-        critical=counts.get(Severity.CRITICAL, 0),
+        firing=len(firing_alerts),
+        critical=sum(rule.severity is Severity.CRITICAL for rule, *_ in firing_alerts),
         newest=sorted(shown.values(), key=order)[:_ALERTS_MAX],
     )
 

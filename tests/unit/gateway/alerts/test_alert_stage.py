@@ -141,7 +141,7 @@ def test_an_alert_begins_and_ends_with_a_record_of_what_was_seen():
         (2, at(1), AlertState.FIRING, Severity.CRITICAL, 36.5, 35, 1, "hot", "value 36.5 is above 35"),
         (2, at(3), AlertState.RECOVERED, Severity.CRITICAL, 35, 35, 1, "hot", "value is back at 35"),
     ]
-    assert (bench.stage.fired, bench.stage.recovered, bench.stage.firing) == (1, 1, {})
+    assert (bench.stage.fired, bench.stage.recovered, bench.stage.firing_alerts()) == (1, 1, [])
 
 
 def test_a_rule_is_for_the_series_of_its_pattern_but_for_those_it_names():
@@ -300,7 +300,7 @@ def test_state_of_a_series_that_the_spool_has_lost_is_forgotten():
 
     stage = AlertEvaluator([hot()], lost, lambda: np.array([2], np.int32), lambda *_: None)
     stage.restore(bench.durable)
-    assert [series for _, series, _ in stage.firing_alerts(9)] == [2]
+    assert [series for _, series, _ in stage.firing_alerts()] == [2]
 
 
 def test_a_step_that_is_not_accepted_changes_nothing():

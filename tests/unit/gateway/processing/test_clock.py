@@ -66,7 +66,7 @@ def clock(world: World, floor_us: int = 0, trust="auto", wait_max_s: float = 600
             86_400 * SECOND,
             "auto",
             False,
-            "1970-01-02T00:00:00Z, before this release",
+            "1970-01-02 00:00:00Z, before this release",
         ),
         (SyncStatus.NO, 86_400 * SECOND, "always", True, "clock.trust is"),
     ],
