@@ -167,7 +167,7 @@ class ShipperCounters:
 
 
 class Spool(Protocol):
-    """What a sender needs of the durable store. Every method may raise `StoreDeliveryError`."""
+    """What a sender needs of the durable store. Every method may raise `StoreError`."""
 
     async def claim(self, destination: str, wanted: ClaimRequest) -> BatchRange | None:
         """Fix the next batch of a lane, durably; the same one until it is settled."""

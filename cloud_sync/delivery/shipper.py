@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from cloud_sync.delivery.batch_sender import BatchSender, DeliveryState
 from cloud_sync.delivery.lanes import Lane
-from cloud_sync.model.errors import DeliveryError, RetryLaterError, StoreDeliveryError, UnauthorisedError
+from cloud_sync.model.errors import DeliveryError, RetryLaterError, StoreError, UnauthorisedError
 from cloud_sync.model.records import RecordClass
 from cloud_sync.runtime.waits import sleep_or_stop
 from cloud_sync.runtime.watchdog import StageProgress
@@ -150,7 +150,7 @@ class Shipper:
 
     def _wait_after_error(self, sender: BatchSender, lane: Lane | None, error: DeliveryError) -> float:
         state = self._state
-        if isinstance(error, StoreDeliveryError):
+        if isinstance(error, StoreError):
             self._store_failures += 1
             self._record_fault(sender, _SenderFault("waiting", str(error), of_endpoint=False))
             return self._options.backoff.wait_s(self._store_failures, state.chance())

@@ -3,14 +3,13 @@
 Each class says what the shipper does next:
 
 DeliveryError
-├── RetryLaterError         nothing was settled; send the same batch again, not before retry_after_s
-│   └── StoreDeliveryError  the gateway's own spool failed, not the destination
-├── TooLargeError           the destination accepts only smaller batches; split and send again
-├── RefusedError            never accepts this batch as it is; `of_rows`: because of its rows
-└── UnauthorisedError       hold everything for this destination until an operator acts
+├── RetryLaterError     nothing was settled; send the same batch again, not before retry_after_s
+│   └── StoreError      the spool cannot serve now, the destination is not to blame; nothing is lost
+├── TooLargeError       the destination accepts only smaller batches; split and send again
+├── RefusedError        never accepts this batch as it is; `of_rows`: because of its rows
+└── UnauthorisedError   hold everything for this destination until an operator acts
 
-StoreError                  the spool cannot serve now; try again, nothing is lost
-FormatError                 bytes that are no batch or no column block of ours; `reason` is machine-readable
+FormatError             bytes that are no batch or no column block of ours; `reason` is machine-readable
 
 A destination that answers 400 to every request (a wrong path, a proxy in between) must not have its
 whole backlog quarantined row by row: `RefusalPolicy` accepts an unexplained refusal of a row only while
@@ -38,8 +37,8 @@ class RetryLaterError(DeliveryError):
         self.retry_after_s = retry_after_s
 
 
-class StoreDeliveryError(RetryLaterError):
-    """The gateway's own spool could not be read or written; the destination is not to blame."""
+class StoreError(RetryLaterError):
+    """The store that a shipper reads from is full, locked or failing; its own errors derive from this."""
 
 
 class TooLargeError(DeliveryError):
@@ -66,10 +65,6 @@ class RefusedError(DeliveryError):
 
 class UnauthorisedError(DeliveryError):
     """Credentials are missing, wrong, or for someone else."""
-
-
-class StoreError(Exception):
-    """The store that a shipper reads from is full, locked or failing; its own errors derive from this."""
 
 
 class FormatError(Exception):

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, NamedTuple, TypeVar, cast
 import msgspec
 import numpy as np
 
-from gateway.spool.database import crash_point
+from gateway.spool.database import crash_point, wal_size_bytes
 from gateway.spool.duplicates import DeviceActivity
 from gateway.spool.errors import SpoolFullError
 from gateway.spool.quarantine_items import QuarantineItem
@@ -128,9 +128,8 @@ class Capacity:
         """What the spool uses now, beside these limits."""
         used, spare = await database.used_and_spare_bytes()
         disk_free = shutil.disk_usage(database.path.parent).free
-        return SpaceUse(
-            used, database.wal_bytes, disk_free + spare, disk_free, self.max_bytes, self.min_free_bytes
-        )
+        wal = wal_size_bytes(database.path)
+        return SpaceUse(used, wal, disk_free + spare, disk_free, self.max_bytes, self.min_free_bytes)
 
     def reconfigure(self, max_bytes: int | None, min_free_bytes: int) -> None:
         """Change the limits for everyone who shares them."""

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from cloud_sync.codec import columns
-from cloud_sync.model.errors import StoreDeliveryError
+from cloud_sync.model.errors import StoreError
 from cloud_sync.model.records import Batch, BatchRange, Declarations, Flag, Readings
 from gateway.spool import delivery_ranges
 from gateway.spool.database import SQL
@@ -64,7 +64,7 @@ class BatchReader:
             else:
                 readable.append(records)
         if len(readable) < len(blocks) and claimed.parts > 1:
-            raise StoreDeliveryError(f"{claimed}: a segment of it is damaged; it will travel whole")
+            raise StoreError(f"{claimed}: a segment of it is damaged; it will travel whole")
         if not readable:
             return None
         return await asyncio.get_running_loop().run_in_executor(

@@ -23,7 +23,7 @@ import os
 import signal
 import sqlite3
 import time
-from contextlib import AsyncExitStack, closing, contextmanager, suppress
+from contextlib import AsyncExitStack, ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from importlib.resources import files
 from typing import TYPE_CHECKING, Any, Self, TypeVar
@@ -35,7 +35,6 @@ from cloud_sync.runtime import statements
 from gateway.spool import salvage
 from gateway.spool.errors import (
     SpoolAccessError,
-    SpoolError,
     SpoolFullError,
     SpoolInUseError,
     SpoolTooNewError,
@@ -103,11 +102,7 @@ class Database:
 
     @classmethod
     async def open(cls, path: Path) -> Self:
-        """Open or create the spool at `path`; a damaged one is salvaged.
-
-        Raises:
-            SpoolInUseError, SpoolTooNewError, SpoolAccessError: an operator has to act; says why.
-        """
+        """Open or create the spool at `path`; a damaged one is salvaged. Raises SpoolError."""
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             lock_fd = _acquire_lock(path)
@@ -116,15 +111,11 @@ class Database:
             raise SpoolAccessError(f"{path}: {fault.strerror or fault}") from fault
         async with AsyncExitStack() as undo:
             undo.callback(os.close, lock_fd)
-            try:
+            with _spool_errors(path):
                 writer = await _open_checked_writer(path)
                 undo.push_async_callback(writer.close)
-                epoch = await writer.run(_verify_and_migrate)
+                epoch = await writer.run(lambda c: _verify_and_migrate(c, path))
                 reader = await _Connection.opened(lambda: _connect_and_read_header(path, "mode=ro"))
-            except sqlite3.Error as fault:
-                raise _to_spool_error(path, fault) from fault
-            except SpoolError as fault:
-                raise type(fault)(f"{path}: {fault}") from fault
             undo.pop_all()
         return cls(path, epoch, writer, reader, lock_fd)
 
@@ -135,34 +126,19 @@ class Database:
         os.close(self._lock_fd)
 
     async def write(self, work: Callable[[sqlite3.Connection], T]) -> T:
-        """Run `work` as one transaction: fsynced on return, rolled back on an exception.
+        """Run `work` as one transaction: fsynced on return, rolled back on an error. Raises SpoolError."""
 
-        Raises:
-            SpoolFullError, SpoolAccessError: see `gateway.spool.errors`.
-        """
+        def run(connection: sqlite3.Connection) -> T:
+            with transaction(connection):
+                return work(connection)
 
-        def transaction(connection: sqlite3.Connection) -> T:
-            connection.execute("BEGIN IMMEDIATE")
-            try:
-                result = work(connection)
-                connection.execute("COMMIT")
-            except BaseException:
-                if connection.in_transaction:
-                    connection.execute("ROLLBACK")
-                raise
-            return result
-
-        try:
-            return await self._writer.run(transaction)
-        except sqlite3.Error as fault:
-            raise _to_spool_error(self.path, fault) from fault
+        with _spool_errors(self.path):
+            return await self._writer.run(run)
 
     async def read(self, work: Callable[[sqlite3.Connection], T]) -> T:
         """Run `work` on the reader connection, apart from the writer."""
-        try:
+        with _spool_errors(self.path):
             return await self._reader.run(work)
-        except sqlite3.Error as fault:
-            raise _to_spool_error(self.path, fault) from fault
 
     async def renew_epoch(self) -> None:
         """Give the spool a new epoch (promise 2), under which undelivered commits are delivered."""
@@ -172,10 +148,8 @@ class Database:
 
     async def reclaim(self, pages: int) -> None:
         """Return at most `pages` free pages to the file system."""
-        try:
+        with _spool_errors(self.path):
             await self._writer.run(lambda c: c.executescript(f"PRAGMA incremental_vacuum({pages});"))
-        except sqlite3.Error as fault:
-            raise _to_spool_error(self.path, fault) from fault
 
     async def limit_wal(self, max_bytes: int) -> None:
         """Keep the write-ahead log near `max_bytes`, for a spool with a small cap."""
@@ -198,36 +172,22 @@ class Database:
             return (pages - free) * page, free * page
 
         used, spare = await self.read(look)
-        return used + self.wal_bytes, spare
-
-    @property
-    def wal_bytes(self) -> int:
-        """Bytes of the write-ahead log."""
-        return wal_size_bytes(self.path)
-
-    @property
-    def size_bytes(self) -> int:
-        """Bytes on disk: the file and its write-ahead log."""
-        return file_size_bytes(self.path)
+        return used + wal_size_bytes(self.path), spare
 
 
 async def _open_checked_writer(path: Path) -> _Connection:
     """The writer's connection to a sound spool; a damaged one is salvaged first."""
-    writer = await _Connection.opened(lambda: _connect(path))
+    writer = await _Connection.opened(lambda: connect(path))
     try:
-        fault = await writer.run(lambda c: _find_damage(c, path))
-        if fault is None:
+        damage = await writer.run(lambda c: _find_damage(c, path))
+        if damage is None:
             salvage.suspect_marker_path(path).unlink(missing_ok=True)
-            return writer
-    except BaseException:
-        await writer.close()
-        raise
-    await writer.close()
-    aside = salvage.move_aside(path, fault)
-    writer = await _Connection.opened(lambda: _connect(path))
-    try:
-        await writer.run(_verify_and_migrate)
-        await writer.run(lambda c: salvage.copy_readable_rows(c, aside))
+        else:
+            await writer.close()
+            aside = salvage.move_aside(path, damage)
+            writer = await _Connection.opened(lambda: connect(path))
+            await writer.run(lambda c: _verify_and_migrate(c, path))
+            await writer.run(lambda c: salvage.copy_readable_rows(c, aside))
     except BaseException:
         await writer.close()
         raise
@@ -237,11 +197,11 @@ async def _open_checked_writer(path: Path) -> _Connection:
 def _find_damage(connection: sqlite3.Connection, path: Path) -> str | None:
     """What is wrong with the file, or None. Errors other than damage are raised."""
     try:
-        _verify_and_migrate(connection)
+        _verify_and_migrate(connection, path)
     except sqlite3.Error as fault:
-        if salvage.is_damage_error(fault) or salvage.is_read_only_error(
-            fault
-        ):  # the file has just been opened to write
+        # SQLite also refuses to write to a header it half understands, though the file is writable.
+        read_only = getattr(fault, "sqlite_errorcode", 0) & _PRIMARY_CODE == sqlite3.SQLITE_READONLY
+        if read_only or salvage.is_damage_error(fault):
             return str(fault)
         raise
     except (TypeError, ValueError, UnicodeDecodeError) as fault:
@@ -279,27 +239,22 @@ NO_PROGRESS = ProgressListener()
 
 
 def open_read_only(path: Path) -> sqlite3.Connection:
-    """A connection that reads a live or stopped spool and never changes it.
-
-    Raises:
-        SpoolAccessError, SpoolTooNewError: there is no spool, it is something else, or it cannot be read.
-    """
+    """A connection that reads a live or stopped spool and never changes it. Raises SpoolError."""
     if not path.exists():
         raise SpoolAccessError(f"{path}: there is no spool here")
     if path.is_dir():
         raise SpoolAccessError(f"{path}: is a folder; name the spool's file, such as {path / 'spool.db'}")
-    try:
+    with _spool_errors(path):
         connection = _connect_read_only(path)
-    except sqlite3.Error as fault:
-        raise _to_spool_error(path, fault) from fault
-    try:
-        (kind,) = connection.execute("PRAGMA application_id").fetchone()
-        if kind != APPLICATION_ID:
-            raise SpoolAccessError(f"is no spool (application id {kind:#x}; a spool has {APPLICATION_ID:#x})")
-        _check_version(connection)
-    except SpoolError as fault:
-        connection.close()
-        raise type(fault)(f"{path}: {fault}") from None
+        with ExitStack() as undo:
+            undo.callback(connection.close)
+            (kind,) = connection.execute("PRAGMA application_id").fetchone()
+            if kind != APPLICATION_ID:
+                raise SpoolAccessError(
+                    f"{path}: is no spool (application id {kind:#x}; a spool has {APPLICATION_ID:#x})"
+                )
+            _check_version(connection, path)
+            undo.pop_all()
     return connection
 
 
@@ -314,10 +269,9 @@ def open_spool_read_only(path: Path) -> Iterator[sqlite3.Connection]:
 
 
 def _connect_read_only(path: Path) -> sqlite3.Connection:
-    """Connect and read the header.
+    """On a medium where SQLite cannot make its shared memory the file is opened as immutable.
 
-    On a read-only medium, where SQLite cannot make its shared memory, the file is opened as immutable, unless
-    its write-ahead log holds commits, which would not be seen then.
+    Commits in its write-ahead log would not be seen then: with any it is an error.
     """
     try:
         return _connect_and_read_header(path, "mode=ro")
@@ -336,7 +290,7 @@ def _connect_read_only(path: Path) -> sqlite3.Connection:
 
 
 def _connect_and_read_header(path: Path, mode: str) -> sqlite3.Connection:
-    connection = _connect(path, mode)
+    connection = connect(path, mode)
     try:
         connection.execute("PRAGMA query_only = 1")
         connection.execute("PRAGMA user_version").fetchone()
@@ -373,7 +327,8 @@ def _acquire_lock(path: Path) -> int:
     return fd
 
 
-def _connect(path: Path, mode: str = "mode=rwc") -> sqlite3.Connection:
+def connect(path: Path, mode: str = "mode=rwc") -> sqlite3.Connection:
+    """A connection without implicit transactions, which any thread may use."""
     return sqlite3.connect(
         f"{path.absolute().as_uri()}?{mode}",
         uri=True,
@@ -383,14 +338,14 @@ def _connect(path: Path, mode: str = "mode=rwc") -> sqlite3.Connection:
     )
 
 
-def _verify_and_migrate(connection: sqlite3.Connection) -> UUID:
+def _verify_and_migrate(connection: sqlite3.Connection, path: Path) -> UUID:
     """Returns the epoch."""
-    version = _check_version(connection)
+    version = _check_version(connection, path)
     if version == FORMAT_VERSION:
-        require_all_tables(connection)
+        reject_development_version(connection, path)
     if version == 0:
         if connection.execute("SELECT count(*) FROM sqlite_schema").fetchone()[0]:
-            raise SpoolAccessError("this is not a Tidegate spool but a database of something else")
+            raise SpoolAccessError(f"{path}: this is not a Tidegate spool but a database of something else")
         connection.execute("PRAGMA auto_vacuum = INCREMENTAL")
     connection.execute("PRAGMA journal_mode = WAL")
     connection.execute("PRAGMA synchronous = FULL")
@@ -401,21 +356,21 @@ def _verify_and_migrate(connection: sqlite3.Connection) -> UUID:
     return UUID(str(read_meta(connection, "epoch")))
 
 
-def require_all_tables(connection: sqlite3.Connection) -> None:
-    """Raise SpoolAccessError for a spool of a development version, before format 1 was fixed."""
+def reject_development_version(connection: sqlite3.Connection, path: Path) -> None:
+    """Raise SpoolAccessError for a spool that was written before format 1 was fixed."""
     tables = {name for (name,) in connection.execute("SELECT name FROM sqlite_schema WHERE type = 'table'")}
     if "meta" in tables and not tables & _LATEST_TABLES:
         raise SpoolAccessError(
-            "a development version wrote this spool, before format 1 was fixed. Deliver what it holds with "
-            "that version, or move it away: the gateway makes a new one"
+            f"{path}: a development version wrote this spool, before format 1 was fixed. "
+            "Deliver what it holds with that version, or move it away: the gateway makes a new one"
         )
 
 
-def _check_version(connection: sqlite3.Connection) -> int:
+def _check_version(connection: sqlite3.Connection, path: Path) -> int:
     version: int = connection.execute("PRAGMA user_version").fetchone()[0]
     if version > FORMAT_VERSION:
         raise SpoolTooNewError(
-            f"the spool has format version {version}; this release reads up to {FORMAT_VERSION}. "
+            f"{path}: the spool has format version {version}; this release reads up to {FORMAT_VERSION}. "
             "Install the release that wrote it, or a later one."
         )
     return version
@@ -424,34 +379,43 @@ def _check_version(connection: sqlite3.Connection) -> int:
 def _migrate(connection: sqlite3.Connection, number: int) -> None:
     folder = files("gateway.spool").joinpath("sql")
     script = next(p for p in folder.iterdir() if p.name.startswith(f"{number:03}_"))
-    statements_ = [s for s in _split_statements(script.read_text(encoding="utf-8")) if s]
-    connection.execute("BEGIN IMMEDIATE")
-    try:
-        for statement in statements_:
-            connection.execute(statement)
+    lines = (line.split("--")[0].rstrip() for line in script.read_text(encoding="utf-8").splitlines())
+    with transaction(connection):
+        for statement in "\n".join(lines).split(";"):
+            connection.execute(statement.strip())
         crash_point("in_migration")
         if number == 1:
             write_meta(connection, "epoch", str(uuid4()))
         connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
         connection.execute(f"PRAGMA user_version = {number}")
-        connection.execute("COMMIT")
-    except BaseException:
-        connection.execute("ROLLBACK")
-        raise
     _log.info("spool format is now version %d", number)
 
 
-def _split_statements(script: str) -> list[str]:
-    lines = (line.split("--")[0].rstrip() for line in script.splitlines())
-    return [s.strip() for s in "\n".join(lines).split(";")]
+@contextmanager
+def _spool_errors(path: Path) -> Iterator[None]:
+    """Raise SQLite's errors as the spool's; after damage the next start checks the whole file."""
+    try:
+        yield
+    except sqlite3.Error as fault:
+        if salvage.is_damage_error(fault):
+            with suppress(OSError):
+                salvage.suspect_marker_path(path).touch()
+        if getattr(fault, "sqlite_errorcode", None) == sqlite3.SQLITE_FULL:
+            raise SpoolFullError(f"{path}: no room on the disk ({fault})") from fault
+        raise SpoolAccessError(f"{path}: {fault}") from fault
 
 
-def _to_spool_error(path: Path, fault: BaseException) -> SpoolError:
-    if isinstance(fault, sqlite3.Error) and salvage.is_damage_error(fault):
-        salvage.mark_suspect(path)
-    if getattr(fault, "sqlite_errorcode", None) == sqlite3.SQLITE_FULL:
-        return SpoolFullError(f"{path}: no room on the disk ({fault})")
-    return SpoolAccessError(f"{path}: {fault}")
+@contextmanager
+def transaction(connection: sqlite3.Connection) -> Iterator[None]:
+    """Commit what the block writes; roll it back on an exception."""
+    connection.execute("BEGIN IMMEDIATE")
+    try:
+        yield
+        connection.execute("COMMIT")
+    except BaseException:
+        if connection.in_transaction:
+            connection.execute("ROLLBACK")
+        raise
 
 
 @contextmanager

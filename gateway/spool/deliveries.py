@@ -7,14 +7,11 @@ Invariants:
   is sent again and the destination's ledger answers with the same receipt (promise 4).
 - Only an answer that nothing was applied (too large, refused) changes how an open batch travels: it is
   halved, first between segments, then into parts of its rows; a refused row is left out and is in quarantine.
-
-Faults of the spool itself reach a shipper as `StoreFault`: wait, and try again.
 """
 
 from __future__ import annotations
 
 import math
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -22,13 +19,11 @@ import msgspec
 
 from cloud_sync.codec.wire import MAX_PARTS
 from cloud_sync.delivery.lanes import ClaimRequest, Lane
-from cloud_sync.model.errors import StoreDeliveryError
 from cloud_sync.model.records import SEQ_ABSENT, Batch, BatchRange, Readings, RecordClass
 from gateway.spool import delivery_ranges
 from gateway.spool.batch_reader import BatchReader
 from gateway.spool.database import SQL, Database, crash_point
 from gateway.spool.delivery_ranges import WHOLE_BATCH, Claim, CommitRange, DeliveryQueue
-from gateway.spool.errors import SpoolError
 from gateway.spool.quarantine_items import QuarantineItem, write_quarantine_items
 from gateway.spool.segments import SegmentWriter, first_commit_at, position_span
 
@@ -130,24 +125,22 @@ class Deliveries:
         Alerts first, then declarations, rollups, readings. Whole segments only; the first is taken even
         when it alone exceeds `max_rows`. `gateway.spool.delivery_ranges` says what the lanes take.
         """
-        with _spool_errors_as_store_faults():
-            found = await self._database.read(lambda c: self._find_next(c, destination, wanted))
-            if found is None:
-                return None
-            queue, _, batch = found
-            if isinstance(batch, Claim):
-                return self._named(queue, batch)
-            claimed = await self._database.write(lambda c: self._open_next_batch(c, destination, wanted))
-            crash_point("after_claim")
-            return claimed
+        found = await self._database.read(lambda c: self._find_next(c, destination, wanted))
+        if found is None:
+            return None
+        queue, _, batch = found
+        if isinstance(batch, Claim):
+            return self._named(queue, batch)
+        claimed = await self._database.write(lambda c: self._open_next_batch(c, destination, wanted))
+        crash_point("after_claim")
+        return claimed
 
     async def read_batch(self, claimed: BatchRange, destination: str | None = None) -> Batch | None:
         """The claimed batch or part, in canonical order, without rows that `destination` refused.
 
         A segment that cannot be read is set aside; None when there is nothing to send.
         """
-        with _spool_errors_as_store_faults():
-            return await self._batch_reader.read(claimed, destination)
+        return await self._batch_reader.read(claimed, destination)
 
     async def settle(
         self, destination: str, claimed: BatchRange, *, then: ClaimRequest | None = None
@@ -166,17 +159,15 @@ class Deliveries:
                 )
             return None if then is None else self._open_next_batch(connection, destination, then)
 
-        with _spool_errors_as_store_faults():
-            return await self._database.write(work)
+        return await self._database.write(work)
 
     async def renew_epoch(self) -> None:
         """Start a new epoch: a destination has ranges of this one that this spool does not know.
 
         Batches travel whole again: their parts were counted in the old epoch.
         """
-        with _spool_errors_as_store_faults():
-            await self._database.write(lambda c: c.execute(SQL["travel_whole"]))
-            await self._database.renew_epoch()
+        await self._database.write(lambda c: c.execute(SQL["travel_whole"]))
+        await self._database.renew_epoch()
 
     async def split_segments(self, destination: str, claimed: BatchRange) -> bool:
         """Halve an open batch between two of its segments; False when it has one, or travels in parts."""
@@ -196,8 +187,7 @@ class Deliveries:
                 connection.execute(SQL["add_batch"], (*queue, *half, 0))
             return True
 
-        with _spool_errors_as_store_faults():
-            return await self._database.write(work)
+        return await self._database.write(work)
 
     async def split_rows(self, destination: str, claimed: BatchRange) -> bool:
         """Halve the rows of an open batch, or of a part of one; False when it has a single row."""
@@ -211,8 +201,7 @@ class Deliveries:
             delivery_ranges.split_part(connection, queue, claimed, rows)
             return True
 
-        with _spool_errors_as_store_faults():
-            return await self._database.write(work)
+        return await self._database.write(work)
 
     async def refuse(self, destination: str, batch: Batch, bad: Sequence[RefusedRow], *, now_us: int) -> None:
         """Quarantine rows of an open batch that its destination refused, and leave them out from now on."""
@@ -231,8 +220,7 @@ class Deliveries:
             )
             write_quarantine_items(connection, items)
 
-        with _spool_errors_as_store_faults():
-            await self._database.write(work)
+        await self._database.write(work)
 
     async def backlog(self, destination: str, record_class: RecordClass = RecordClass.READING) -> Backlog:
         """What `destination` lacks of a class, in time that grows with its gaps, not with their size."""
@@ -374,11 +362,3 @@ def read_backlog(
         oldest = first[2] if oldest is None else min(oldest, first[2])
         count += 1
     return Backlog(readings, oldest, count)
-
-
-@contextmanager
-def _spool_errors_as_store_faults() -> Iterator[None]:
-    try:
-        yield
-    except SpoolError as fault:
-        raise StoreDeliveryError(f"the spool: {fault}") from fault

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from cloud_sync.codec.wire import MAX_PARTS
 from cloud_sync.delivery.lanes import ClaimRequest, Lane
-from cloud_sync.model.errors import StoreDeliveryError
+from cloud_sync.model.errors import StoreError
 from gateway.spool.database import SQL
 from gateway.spool.segments import (
     StoredSegment,
@@ -276,7 +276,7 @@ def find_open_part(
 def _require_open_part(connection: sqlite3.Connection, queue: DeliveryQueue, sent: BatchRange) -> BatchPart:
     part = find_open_part(connection, queue, sent)
     if part is None:
-        raise StoreDeliveryError(f"{sent}: is not an open part any more; it will be claimed again")
+        raise StoreError(f"{sent}: is not an open part any more; it will be claimed again")
     return part
 
 

@@ -10,11 +10,11 @@ import sqlite3
 from contextlib import closing
 from typing import TYPE_CHECKING, NamedTuple
 
-from gateway.spool.database import SQL, open_spool_read_only
+from gateway.spool.database import SQL, connect, open_spool_read_only, transaction
 from gateway.spool.errors import SpoolAccessError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Sequence
     from pathlib import Path
 
 MAX_PAYLOAD_BYTES = 4096
@@ -54,7 +54,6 @@ def write_quarantine_items(connection: sqlite3.Connection, items: Sequence[Quara
 
 
 _AT_ONCE = 500
-_BUSY_TIMEOUT_S = 30.0
 _NEWEST_NUMBER = (1 << 63) - 1
 
 
@@ -114,31 +113,14 @@ def drop_items(path: Path, numbers: Sequence[int]) -> int:
     """Delete items; returns how many there were."""
     with open_spool_read_only(path):
         pass
+    gone = 0
     try:
-        with closing(_open_writable(path)) as connection:
-            return sum(
-                _drop_some_items(connection, numbers[start : start + _AT_ONCE])
-                for start in range(0, len(numbers), _AT_ONCE)
-            )
+        with closing(connect(path, "mode=rw")) as connection:
+            connection.execute("PRAGMA synchronous = FULL")
+            for start in range(0, len(numbers), _AT_ONCE):
+                with transaction(connection):
+                    for number in numbers[start : start + _AT_ONCE]:
+                        gone += connection.execute(SQL["drop_quarantine"], (number,)).rowcount
     except sqlite3.Error as fault:
         raise SpoolAccessError(f"{path}: {fault}; nothing more was dropped") from fault
-
-
-def _open_writable(path: Path) -> sqlite3.Connection:
-    connection = sqlite3.connect(
-        f"{path.absolute().as_uri()}?mode=rw", uri=True, isolation_level=None, timeout=_BUSY_TIMEOUT_S
-    )
-    connection.execute("PRAGMA synchronous = FULL")
-    return connection
-
-
-def _drop_some_items(connection: sqlite3.Connection, numbers: Iterable[int]) -> int:
-    connection.execute("BEGIN IMMEDIATE")
-    try:
-        gone = sum(connection.execute(SQL["drop_quarantine"], (number,)).rowcount for number in numbers)
-        connection.execute("COMMIT")
-    except BaseException:
-        if connection.in_transaction:
-            connection.execute("ROLLBACK")
-        raise
     return gone

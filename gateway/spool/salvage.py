@@ -11,7 +11,6 @@ import logging
 import sqlite3
 import time
 from contextlib import closing, suppress
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from cloud_sync.codec import columns
@@ -64,16 +63,6 @@ SPOOL_TABLES = {
 """Every table of a spool, in the order in which salvage copies them."""
 
 
-@dataclass(frozen=True, slots=True)
-class SalvageResult:
-    """What was copied from a damaged spool."""
-
-    aside: Path
-    segments: int
-    rows: int
-    unreadable_segments: int
-
-
 def is_damage_error(fault: sqlite3.Error) -> bool:
     """Whether an error says that the file itself is damaged, not merely busy, full or forbidden."""
     code = getattr(fault, "sqlite_errorcode", 0) & 0xFF
@@ -82,20 +71,9 @@ def is_damage_error(fault: sqlite3.Error) -> bool:
     )
 
 
-def is_read_only_error(fault: sqlite3.Error) -> bool:
-    """Whether SQLite refuses to write, as to a header it half understands, though the file is writable."""
-    return getattr(fault, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_READONLY
-
-
 def suspect_marker_path(path: Path) -> Path:
     """The file that makes the next start check the whole spool first."""
     return path.with_name(path.name + ".suspect")
-
-
-def mark_suspect(path: Path) -> None:
-    """Have the next start check the whole spool: something in it could not be read."""
-    with suppress(OSError):
-        suspect_marker_path(path).touch()
 
 
 def find_corruption(connection: sqlite3.Connection, path: Path) -> str | None:
@@ -126,23 +104,22 @@ def move_aside(path: Path, why: str) -> Path:
     return aside
 
 
-def copy_readable_rows(new: sqlite3.Connection, aside: Path) -> SalvageResult:
+def copy_readable_rows(new: sqlite3.Connection, aside: Path) -> None:
     """Copy every readable row of `aside` into an empty spool, in one transaction."""
     segments = rows = unreadable = 0
     new.execute("BEGIN IMMEDIATE")
     epoch = new.execute("SELECT value FROM meta WHERE key = 'epoch'").fetchone()[0]
-    with suppress(sqlite3.Error), closing(_open_damaged(aside)) as old:
+    with suppress(sqlite3.Error), closing(sqlite3.connect(aside, isolation_level=None)) as old:
+        old.execute("PRAGMA query_only = 1")
+        old.execute("PRAGMA writable_schema = 1")  # so that a faulty schema entry does not hide the others
         for table in (name for name, kind in SPOOL_TABLES.items() if kind.copied):
             for row in _read_rows_from_both_ends(old, table):
-                with suppress(sqlite3.Error):
-                    new.execute(f"INSERT OR REPLACE INTO {table} VALUES ({_placeholders(row)})", row)  # noqa: S608 - our own names
+                _copy_row(new, table, row)
         known = {row[0] for row in new.execute("SELECT series_no FROM series")}
         for row in _read_rows_from_both_ends(old, "segment"):
             if not _is_readable_segment(row, known):
                 unreadable += 1
-                continue
-            with suppress(sqlite3.Error):
-                new.execute(f"INSERT OR IGNORE INTO segment VALUES ({_placeholders(row)})", row)  # noqa: S608 - as above
+            elif _copy_row(new, "segment", row):
                 segments, rows = segments + 1, rows + row[2]
     new.execute("INSERT OR REPLACE INTO meta VALUES ('epoch', ?)", (epoch,))
     new.execute("COMMIT")
@@ -153,14 +130,16 @@ def copy_readable_rows(new: sqlite3.Connection, aside: Path) -> SalvageResult:
         aside.name,
         unreadable,
     )
-    return SalvageResult(aside, segments, rows, unreadable)
 
 
-def _open_damaged(aside: Path) -> sqlite3.Connection:
-    connection = sqlite3.connect(aside, isolation_level=None)
-    connection.execute("PRAGMA query_only = 1")
-    connection.execute("PRAGMA writable_schema = 1")  # so that a faulty schema entry does not hide the others
-    return connection
+def _copy_row(new: sqlite3.Connection, table: str, row: tuple[Any, ...]) -> bool:
+    conflict = "IGNORE" if table == "segment" else "REPLACE"
+    places = ", ".join("?" * len(row))
+    try:
+        new.execute(f"INSERT OR {conflict} INTO {table} VALUES ({places})", row)  # noqa: S608 - our own names
+    except sqlite3.Error:
+        return False
+    return True
 
 
 def _read_rows_from_both_ends(old: sqlite3.Connection, table: str) -> Iterator[tuple[Any, ...]]:
@@ -190,7 +169,3 @@ def _is_readable_segment(row: tuple[Any, ...], known: set[int]) -> bool:
     except (FormatError, TypeError, ValueError):
         return False
     return len(column) == row[2] and (names != ("series",) or known.issuperset(column.tolist()))
-
-
-def _placeholders(row: tuple[Any, ...]) -> str:
-    return ", ".join("?" * len(row))

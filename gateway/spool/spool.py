@@ -102,18 +102,10 @@ class CompactionResult(NamedTuple):
     bytes_after: int
 
 
-class _CompactionProgress(NamedTuple):
-    """Commits that compaction has not indexed yet, and all segments."""
-
-    fresh_commits: int
-    segments: int
-    rows: int
-
-
 async def compact_spool(path: Path, progress: ProgressListener = NO_PROGRESS) -> CompactionResult:
     """Merge every segment that may be merged; `progress` counts commits. Raises SpoolError."""
     async with open_spool(path, create=False) as spool:
-        bytes_before = spool.database.size_bytes
+        bytes_before = file_size_bytes(path)
         result = await compact_open_spool(spool, progress)
     return result._replace(bytes_before=bytes_before, bytes_after=file_size_bytes(path))
 
@@ -121,22 +113,24 @@ async def compact_spool(path: Path, progress: ProgressListener = NO_PROGRESS) ->
 async def compact_open_spool(spool: Spool, progress: ProgressListener = NO_PROGRESS) -> CompactionResult:
     """The same on the open spool of a running gateway, which goes on appending meanwhile."""
     database = spool.database
-    bytes_before = database.size_bytes
-    before = now = await database.read(_read_compaction_progress)
-    progress.total(before.fresh_commits)
+    bytes_before = file_size_bytes(database.path)
+    fresh, segments_before, rows = await database.read(_read_compaction_progress)
+    segments = segments_before
+    progress.total(fresh)
     for _ in range(_MAX_ROUNDS):
         merged = await spool.compaction.compact_once(everything=True)
-        previous, now = now, await database.read(_read_compaction_progress)
-        progress.advance(max(0, previous.fresh_commits - now.fresh_commits))
-        if merged == 0 and now.fresh_commits in (0, previous.fresh_commits):
+        previous, (fresh, segments, rows) = fresh, await database.read(_read_compaction_progress)
+        progress.advance(max(0, previous - fresh))
+        if merged == 0 and fresh in (0, previous):
             break
-    return CompactionResult(before.segments, now.segments, now.rows, bytes_before, database.size_bytes)
+    return CompactionResult(segments_before, segments, rows, bytes_before, file_size_bytes(database.path))
 
 
-def _read_compaction_progress(connection: sqlite3.Connection) -> _CompactionProgress:
+def _read_compaction_progress(connection: sqlite3.Connection) -> tuple[int, int, int]:
+    """Commits that compaction has not indexed yet, all segments, and their rows."""
     span = position_span(RecordClass.READING)
     newest = read_commit_counter(connection, RecordClass.READING).commit
     indexed = fetch_scalar(connection, "newest_indexed", span) or 0
     last = connection.execute(SQL["segments_back_from"], (span[0], indexed, 1)).fetchone()
     segments, rows, *_ = connection.execute(SQL["scan"], span).fetchone()
-    return _CompactionProgress(newest - (0 if last is None else last[1]), segments, rows)
+    return newest - (0 if last is None else last[1]), segments, rows

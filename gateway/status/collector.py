@@ -30,7 +30,7 @@ from gateway.spool.database import (
     file_size_bytes,
     open_spool_read_only,
     read_meta,
-    require_all_tables,
+    reject_development_version,
 )
 from gateway.spool.deliveries import Backlog, read_backlog
 from gateway.spool.errors import SpoolError
@@ -208,7 +208,7 @@ def read_stopped_status(settings: GatewaySettings) -> Status:
         SpoolError: there is no spool, or it cannot be read.
     """
     with open_spool_read_only(settings.spool.path) as connection:
-        require_all_tables(connection)
+        reject_development_version(connection, settings.spool.path)
         return build_status(settings, read_spool_snapshot(connection), read_records_status(connection))
 
 

@@ -14,7 +14,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 
 from cloud_sync.delivery.batch_sender import BatchSender
 from cloud_sync.delivery.lanes import Lane
-from cloud_sync.model.errors import RetryLaterError, StoreDeliveryError
+from cloud_sync.model.errors import RetryLaterError, StoreError
 from gateway.spool.delivery_ranges import LIVE_MAX_LAG_US
 from tests.support.memory_region import LOST, MemoryRegion
 from tests.support.open_spool import NOW_US, OpenSpool, build_retention, open_spool
@@ -74,7 +74,7 @@ class LanesMachine(RuleBasedStateMachine):
         region.outcomes.clear()
         region.outcomes.append(outcome)
         error = self._run(self.senders[name, lane].send_once()).error
-        assert not isinstance(error, StoreDeliveryError), error
+        assert not isinstance(error, StoreError), error
 
     @rule(name=NAMES, most=st.sampled_from((3, 10**9)))
     def change_what_is_taken(self, name, most) -> None:

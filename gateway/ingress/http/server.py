@@ -206,7 +206,7 @@ class HttpApp:
             except ClientDisconnect:
                 self.rejections["disconnected"] += 1
                 return Response(status_code=_CLIENT_CLOSED_STATUS)
-            except (RequestRejectedError, FormatError, RefusedError, RetryLaterError, SpoolError) as fault:
+            except (RequestRejectedError, FormatError, RefusedError, RetryLaterError) as fault:
                 rejection = self._build_rejection(fault)
             self.rejections[rejection.error] += 1
             return rejection.response()
@@ -223,11 +223,11 @@ class HttpApp:
                 return RequestRejectedError(409, fault.reason, str(fault))
             case RefusedError():
                 return RequestRejectedError(422, fault.reason, str(fault))
-            case RetryLaterError():
-                return self._later("no_room", str(fault))
-            case _:
+            case SpoolError():
                 _log.warning("http: %s", fault)
                 return self._later("spool", str(fault))
+            case _:
+                return self._later("no_room", str(fault))
 
 
 _KEEP_ALIVE_S = 75
