@@ -152,7 +152,7 @@ class Shipper:
         state = self._state
         if isinstance(error, StoreError):
             self._store_failures += 1
-            self._record_fault(sender, _SenderFault("waiting", str(error), of_endpoint=False))
+            self._record_fault(sender, _SenderFault("waiting", f"the spool: {error}", of_endpoint=False))
             return self._options.backoff.wait_s(self._store_failures, state.chance())
         if isinstance(error, RetryLaterError | UnauthorisedError):
             held = isinstance(error, UnauthorisedError)

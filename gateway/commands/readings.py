@@ -55,7 +55,7 @@ if TYPE_CHECKING:
     import sqlite3
     from collections.abc import Iterator
 
-    from gateway.spool.series_catalog import KnownSeries
+    from gateway.spool.series_catalog import KnownSeries, SeriesCatalog
     from gateway.spooltools.reading_export import ExportWriter
 
 app = typer.Typer(add_completion=False)
@@ -281,7 +281,7 @@ def read(options: ReadOptions) -> None:
             with _open_printer("jsonl" if options.as_json else options.form) as writer:
                 for readings in groups:
                     if readings.rows:
-                        writer.write(readings, names)
+                        writer.write(readings, names.catalog)
     _report_damaged(found)
 
 
@@ -321,7 +321,7 @@ def export(
             with progress_bar("exporting") as progress, _open_export(out, ending, replace=force) as writer:
                 segments = read_selected(connection, which.path, selection, names, found, progress=progress)
                 for readings in group_into_runs(segments):
-                    writer.write(readings, names)
+                    writer.write(readings, names.catalog)
     except reading_export.ExportError as fault:
         fail(str(fault))
     if as_json and not out.startswith("-"):
@@ -354,12 +354,12 @@ _NO_READINGS = Readings(*(np.zeros(0, dtype) for dtype in ("i4", "i8", "f8", "f4
 class _TablePrinter:
     """Prints a table for each group of readings."""
 
-    def write(self, readings: Readings, names: reading_export.SeriesLookup) -> None:
+    def write(self, readings: Readings, catalog: SeriesCatalog) -> None:
         rows = table(
             *reading_export.EXPORT_COLUMNS,
             right=("value", "quality", "battery_level", "signal_strength", "seq"),
         )
-        for row in reading_export.format_table_rows(readings, names):
+        for row in reading_export.format_table_rows(readings, catalog):
             rows.add_row(*row)
         console().print(rows)
 
@@ -394,10 +394,10 @@ def _open_text_export(ending: str) -> Iterator[ExportWriter]:
         return
     printable = console().is_terminal
 
-    def text_of(readings: Readings, names: reading_export.SeriesLookup) -> str:
-        return reading_export.format_csv(readings, names, printable=printable)
+    def format_text(readings: Readings, catalog: SeriesCatalog) -> str:
+        return reading_export.format_csv(readings, catalog, printable=printable)
 
-    with reading_export.open_stdout_writer(ending, text_of, reading_export.format_csv_header()) as writer:
+    with reading_export.open_stdout_writer(ending, format_text, reading_export.format_csv_header()) as writer:
         yield writer
 
 

@@ -80,7 +80,7 @@ class SeriesReader:
         """The readings of the series."""
         with read_view(self._connection):
             readings = self._readings_from(self._since_us)
-        return self._history(readings=readings)
+        return SeriesHistory(Rollups.empty(), readings, self._damaged_rows, self._segments)
 
     def windows(self, every_s: int) -> SeriesHistory:
         """Windows of a length; the first one begins at or before `since_us`, and is whole."""
@@ -96,7 +96,8 @@ class SeriesReader:
                     from_us = int(part.time_us.max()) + length * _SECOND_US
             rest = roll_up_readings(self._readings_from(max(from_us, closed_until_us)), every_s)
         parts.append(rest)
-        return self._history(windows=merge_rollups(Rollups.concat(parts), every_s))
+        windows = merge_rollups(Rollups.concat(parts), every_s)
+        return SeriesHistory(windows, Readings.empty(), self._damaged_rows, self._segments)
 
     def _rollups(self, every_s: int) -> tuple[Rollups, int]:
         """Newest revisions of every length that divides `every_s`, and until when all windows are closed."""
@@ -152,14 +153,6 @@ class SeriesReader:
         own = records.select(rows)
         return own.with_series(np.full(own.rows, self._numbers[0], np.int32))
 
-    def _history(self, *, windows: Rollups | None = None, readings: Readings | None = None) -> SeriesHistory:
-        return SeriesHistory(
-            Rollups.empty() if windows is None else windows,
-            Readings.empty() if readings is None else readings,
-            self._damaged_rows,
-            self._segments,
-        )
-
 
 def outline_windows(windows: Rollups) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
     """Windows of one length as a line of extremes: times (us), values; shape (2 * windows with values,).
@@ -187,20 +180,22 @@ def choose_points(time_us: NDArray[np.int64], value: NDArray[np.float64], points
     return np.unique(shown.astype(np.intp))
 
 
-_US_PER_SECOND = 1_000_000
 _WINDOW_LENGTHS_S = (60, 300, 3600, 86400)
 _MAX_WINDOWS = 750
 _RAW_BELOW_S = 900
+_READING_COLUMNS = ("time_us", "value", "quality", "battery_level", "signal_strength", "flags")
+_WINDOW_COLUMNS = (
+    *("time_us", "count", "mean", "minimum", "maximum", "deviation"),
+    *("first", "last", "flagged", "excluded"),
+)
 
 
 @dataclass(frozen=True, slots=True)
 class SeriesQuery:
     """A query; since_us <= time < until_us.
 
-    Attributes:
-        every_s: length of the windows, 0 for readings, None for what suits the span.
-        points: return a line of at most so many points; None for windows or readings.
-        average: windows in a moving average, the current one included; 0 for none.
+    `every_s` is the length of the windows, 0 for readings, None for what suits the span. With `points` the
+    result is a line of at most so many points. `average` is how many windows a moving average spans.
     """
 
     since_us: int
@@ -214,7 +209,7 @@ class SeriesQuery:
         """The length of the windows to read, 0 for readings."""
         if self.every_s is not None:
             return self.every_s
-        span_s = (self.until_us - self.since_us) / _US_PER_SECOND
+        span_s = (self.until_us - self.since_us) / _SECOND_US
         if span_s <= _RAW_BELOW_S:
             return 0
         most = _MAX_WINDOWS if self.points is None else max(_MAX_WINDOWS, 2 * self.points)
@@ -239,58 +234,39 @@ class SeriesResult(msgspec.Struct):
         return len(self.columns["time_us"])
 
 
-def run_query(connection: sqlite3.Connection, known: KnownSeries, question: SeriesQuery) -> SeriesResult:
+def run_query(connection: sqlite3.Connection, known: KnownSeries, query: SeriesQuery) -> SeriesResult:
     """Run a query on a connection to a spool."""
-    reader = SeriesReader(connection, known.numbers, question.since_us, question.until_us)
-    window_s = question.window_s
+    reader = SeriesReader(connection, known.numbers, query.since_us, query.until_us)
+    window_s = query.window_s
     history = reader.windows(window_s) if window_s else reader.readings()
     return SeriesResult(
         known.series.sensor_id,
         known.series.sensor_type,
         known.unit,
-        question.since_us,
-        question.until_us,
+        query.since_us,
+        query.until_us,
         window_s,
-        {name: _to_list(column) for name, column in _result_columns(history, question).items()},
+        {name: _to_list(column) for name, column in _result_columns(history, query).items()},
         history.damaged_rows,
     )
 
 
-def _result_columns(history: SeriesHistory, question: SeriesQuery) -> dict[str, NDArray[Any]]:
-    if question.points is not None:
-        return _line_columns(history, question.points)
-    if question.window_s:
-        return _window_columns(history.windows, question.average)
-    return _reading_columns(history.readings)
-
-
-def _line_columns(history: SeriesHistory, points: int) -> dict[str, NDArray[Any]]:
-    if history.windows.rows:
-        time_us, value = outline_windows(history.windows)
-    else:
+def _result_columns(history: SeriesHistory, query: SeriesQuery) -> dict[str, NDArray[Any]]:
+    if query.points is not None:
         time_us, value = history.readings.time_us, history.readings.value
-    shown = choose_points(time_us, value, points)
-    return {"time_us": time_us[shown], "value": value[shown]}
-
-
-def _window_columns(windows: Rollups, average: int) -> dict[str, NDArray[Any]]:
+        if history.windows.rows:
+            time_us, value = outline_windows(history.windows)
+        shown = choose_points(time_us, value, query.points)
+        return {"time_us": time_us[shown], "value": value[shown]}
+    if not query.window_s:
+        return {name: getattr(history.readings, name) for name in _READING_COLUMNS}
+    windows = history.windows
     with np.errstate(invalid="ignore", divide="ignore"):
         deviation = np.sqrt(np.where(windows.count > 1, windows.m2 / (windows.count - 1), np.nan))
-    given: dict[str, NDArray[Any]] = {
-        "time_us": windows.time_us,
-        "count": windows.count,
-        "mean": windows.mean,
-        "minimum": windows.minimum,
-        "maximum": windows.maximum,
-        "deviation": deviation,
-        "first": windows.first,
-        "last": windows.last,
-        "flagged": windows.flagged,
-        "excluded": windows.excluded,
-    }
-    if average:
-        given["average"] = moving_average(windows, average)
-    return given
+    columns = {name: deviation if name == "deviation" else getattr(windows, name) for name in _WINDOW_COLUMNS}
+    if query.average:
+        columns["average"] = moving_average(windows, query.average)
+    return columns
 
 
 def moving_average(windows: Rollups, over: int) -> NDArray[np.float64]:
@@ -302,7 +278,7 @@ def moving_average(windows: Rollups, over: int) -> NDArray[np.float64]:
         return np.empty(0, np.float64)
     weight = windows.count.astype(np.float64)
     before = np.searchsorted(
-        windows.time_us, windows.time_us - (over - 1) * windows.window_s.astype(np.int64) * _US_PER_SECOND
+        windows.time_us, windows.time_us - (over - 1) * windows.window_s.astype(np.int64) * _SECOND_US
     )
     base = np.nanmean(windows.mean) if (windows.count > 0).any() else 0.0
     weighed = np.where(windows.count > 0, weight * (windows.mean - base), 0.0)
@@ -313,17 +289,6 @@ def moving_average(windows: Rollups, over: int) -> NDArray[np.float64]:
         return np.asarray(
             np.where(within > 0, base + (total[at] - total[before]) / within, np.nan), np.float64
         )
-
-
-def _reading_columns(readings: Readings) -> dict[str, NDArray[Any]]:
-    return {
-        "time_us": readings.time_us,
-        "value": readings.value,
-        "quality": readings.quality,
-        "battery_level": readings.battery_level,
-        "signal_strength": readings.signal_strength,
-        "flags": readings.flags,
-    }
 
 
 def _to_list(column: NDArray[Any]) -> list[Any]:

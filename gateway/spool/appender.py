@@ -74,11 +74,7 @@ _OTHERS_FILL_DISK = (
 
 
 class SpaceUse(NamedTuple):
-    """What a spool uses and what is free, in bytes, with the limits at that time.
-
-    `used` includes the write-ahead log of `wal` bytes. Space that was freed inside the file counts as
-    `available`: SQLite uses it before the file grows.
-    """
+    """In bytes. `used` includes the write-ahead log; `available` includes free space inside the file."""
 
     used: int
     wal: int
@@ -107,8 +103,7 @@ class SpaceUse(NamedTuple):
     def excess(self) -> int:
         """What is to be deleted, 0 or more.
 
-        Readings are accepted until the limits themselves; what is between is room for rollups, alerts and
-        declarations, and time to evict something.
+        Readings are accepted up to the limits; between is room for other classes, and time to evict.
         """
         return max(self.over_cap, self.under_floor)
 
@@ -184,11 +179,7 @@ class Appender:
         now_us: int,
         submissions: Sequence[Submission] = (),
     ) -> AppendResult:
-        """Make a group durable; on return it is fsynced (promise 1).
-
-        Raises:
-            SpoolFullError, SpoolAccessError: nothing was written; the same call may be made again.
-        """
+        """Make a group durable: fsynced on return (promise 1). After a SpoolError nothing was written."""
         async with self._turn:
             return await self._append(readings, items, now_us, submissions)
 
@@ -245,7 +236,7 @@ class Appender:
         for position, run in zip(positions, sealed, strict=True):
             self._duplicates.stored(position, cast("Readings", run.records))
         crash_point("after_append")
-        self.device_activity.note(screened.identity, now_us)
+        self.device_activity.record(screened.identity, now_us)
         return AppendResult(
             sum(run.rows for run in sealed), screened.duplicates, conflicts.rows, by_submission
         )

@@ -81,14 +81,14 @@ class BatchReader:
                 if not _is_caused_by_damage(fault):
                     raise
                 return DamagedSegment(_UNREADABLE, str(fault))
-        return decode_segment(block, kind, catalog=self._catalog)
+        return decode_segment(block, kind, knows=self._catalog.knows)
 
     async def _set_aside(self, position: int, damage: DamagedSegment) -> None:
         reason = f"{damage.reason}: {damage.detail}"
         _log.error("commit %d is damaged and set aside: %s", first_commit_at(position), reason)
         now_us = time.time_ns() // 1000
 
-        def note(connection: sqlite3.Connection) -> None:
+        def record_damage(connection: sqlite3.Connection) -> None:
             save_pruned_mark(connection, position)
             lacking = json.dumps(delivery_ranges.destinations_lacking(connection, position))
             connection.execute(SQL["set_aside"], (now_us, reason, lacking, position))
@@ -97,7 +97,7 @@ class BatchReader:
             )
 
         def work(connection: sqlite3.Connection) -> None:
-            note(connection)
+            record_damage(connection)
             if damage.reason != _UNREADABLE:
                 connection.execute(SQL["keep_damaged_block"], (position,))
             connection.execute(SQL["delete_segment"], (position,))
@@ -107,7 +107,8 @@ class BatchReader:
         except SpoolAccessError as fault:
             if not _is_caused_by_damage(fault):
                 raise
-            await self._database.write(note)  # its pages cannot even be freed: it stays, and is passed over
+            # Its pages cannot even be freed: it stays, and is passed over.
+            await self._database.write(record_damage)
 
     def _assemble(
         self, claimed: BatchRange, parts: list[Records], refused: Sequence[int], destination: str | None
@@ -148,16 +149,16 @@ def _read_batch_blocks(
 
 def _select_part(batch: Batch, refused: Sequence[int], destination: str | None) -> Batch:
     """The rows of a part, less the refused and the withheld ones, and only the series they name."""
-    wanted = _rows_for_destination(batch.records, destination)
-    if batch.range.parts == 1 and not refused and wanted is None:
+    for_destination = _rows_for_destination(batch.records, destination)
+    if batch.range.parts == 1 and not refused and for_destination is None:
         return batch
-    held = batch.range.rows_of_part(batch.rows)
+    of_part = batch.range.rows_of_part(batch.rows)
     keep = np.zeros(batch.rows, np.bool_)
-    keep[held] = True
+    keep[of_part] = True
     keep[list(refused)] = False
-    left = int(keep.sum())
-    if wanted is not None:
-        keep &= wanted
+    accepted = int(keep.sum())
+    if for_destination is not None:
+        keep &= for_destination
     positions = np.flatnonzero(keep)
     records, series = batch.records.select(positions), batch.series
     if records.has_series:
@@ -168,22 +169,23 @@ def _select_part(batch: Batch, refused: Sequence[int], destination: str | None) 
         batch.range,
         series,
         records,
-        refused=held.stop - held.start - left,
-        withheld=left - records.rows,
+        refused=of_part.stop - of_part.start - accepted,
+        withheld=accepted - records.rows,
         positions=positions,
     )
 
 
 def _rows_for_destination(records: Records, destination: str | None) -> NDArray[np.bool_] | None:
+    """Which rows are for the destination; None for all."""
     if destination is None:
         return None
     if isinstance(records, Readings):
-        wanted = (records.flags & Flag.SUPPRESSED) == 0
+        rows = (records.flags & Flag.SUPPRESSED) == 0
     elif isinstance(records, Declarations):
-        wanted = np.array([name == destination for name in records.destination], np.bool_)
+        rows = np.array([name == destination for name in records.destination], np.bool_)
     else:
         return None
-    return None if wanted.all() else wanted
+    return None if rows.all() else rows
 
 
 def _is_caused_by_damage(fault: SpoolError) -> bool:

@@ -25,7 +25,7 @@ from cloud_sync.runtime.watchdog import StageProgress
 from gateway.spool.database import SQL, crash_point, fetch_scalar
 from gateway.spool.delivery_ranges import CommitRange, is_covered, read_open_everywhere
 from gateway.spool.processing_state import NO_LIMIT, read_processed_through
-from gateway.spool.retention import STEP_WITHIN_S, read_delivered_through, run_maintenance
+from gateway.spool.retention import STEP_WITHIN_S, read_delivered_to_all, run_maintenance
 from gateway.spool.segment_reader import DamagedSegment, decode_segment, read_block, read_window_length
 from gateway.spool.segments import (
     MAX_SEGMENT_ROWS,
@@ -38,6 +38,8 @@ from gateway.spool.segments import (
 if TYPE_CHECKING:
     import sqlite3
     from collections.abc import Sequence
+
+    from numpy.typing import NDArray
 
     from cloud_sync.model.records import Records
     from gateway.spool.database import Database
@@ -110,12 +112,7 @@ def group_mergeable_runs(segments: Sequence[StoredSegment], bounds: MergeBounds)
 class Compaction:
     """Merges the segments of one spool. `compact_once` is the step, `run` the loop."""
 
-    def __init__(
-        self,
-        database: Database,
-        catalog: SeriesCatalog,
-        duplicates: DuplicateFilter,
-    ) -> None:
+    def __init__(self, database: Database, catalog: SeriesCatalog, duplicates: DuplicateFilter) -> None:
         self.rollup_receivers: Sequence[str] = ()
         self._rollups_from = 0
         self._database = database
@@ -188,13 +185,7 @@ class Compaction:
             segments = read_segments(connection, span, limit)
             if len(segments) < _LOOK_BACK and not everything:
                 return []
-            through = min(
-                (
-                    read_delivered_through(connection, name, RecordClass.ROLLUP)
-                    for name in self.rollup_receivers
-                ),
-                default=0,
-            )
+            through = read_delivered_to_all(connection, self.rollup_receivers, RecordClass.ROLLUP) or 0
             runs = group_mergeable_runs(segments, MergeBounds.read(connection, RecordClass.ROLLUP))
             return [
                 list(alike)
@@ -243,7 +234,7 @@ class Compaction:
             marks = _newest_by_series(self._catalog.identities(records.series), records.time_us)
 
         def work(connection: sqlite3.Connection) -> bool:
-            if not _is_unchanged(connection, run):
+            if read_segments(connection, (run[0].position, run[-1].position), len(run) + 1) != run:
                 return False
             if len(run) > 1 and not MergeBounds.read(connection, record_class).allow(run):
                 return False
@@ -275,7 +266,7 @@ def _merge_blocks(
 ) -> tuple[bytes, Records] | DamagedSegment:
     parts = []
     for block in blocks:
-        part = decode_segment(block, columns.RECORD_TYPES[record_class], catalog=catalog)
+        part = decode_segment(block, columns.RECORD_TYPES[record_class], knows=catalog.knows)
         if isinstance(part, DamagedSegment):
             return part
         parts.append(part)
@@ -283,10 +274,6 @@ def _merge_blocks(
     if len(blocks) == 1:
         return blocks[0], records
     return columns.encode(records, level=columns.FINAL_LEVEL), records
-
-
-def _is_unchanged(connection: sqlite3.Connection, run: list[StoredSegment]) -> bool:
-    return read_segments(connection, (run[0].position, run[-1].position), len(run) + 1) == run
 
 
 def _position_rows(run: list[StoredSegment]) -> list[tuple[int]]:
@@ -305,9 +292,7 @@ def _merged_segment(run: list[StoredSegment]) -> StoredSegment:
     )
 
 
-def _newest_by_series(
-    identity: np.ndarray[tuple[int], np.dtype[np.int32]], time_us: np.ndarray[tuple[int], np.dtype[np.int64]]
-) -> list[tuple[int, int]]:
+def _newest_by_series(identity: NDArray[np.int32], time_us: NDArray[np.int64]) -> list[tuple[int, int]]:
     """(series_no, newest time in us) of each series."""
     series, index = np.unique(identity, return_inverse=True)
     newest = np.full(len(series), np.iinfo(np.int64).min)

@@ -23,7 +23,7 @@ from cloud_sync.model.records import SEQ_ABSENT, Batch, BatchRange, Readings, Re
 from gateway.spool import delivery_ranges
 from gateway.spool.batch_reader import BatchReader
 from gateway.spool.database import SQL, Database, crash_point
-from gateway.spool.delivery_ranges import WHOLE_BATCH, Claim, CommitRange, DeliveryQueue
+from gateway.spool.delivery_ranges import Claim, CommitRange, DeliveryQueue
 from gateway.spool.quarantine_items import QuarantineItem, write_quarantine_items
 from gateway.spool.segments import SegmentWriter, first_commit_at, position_span
 
@@ -75,8 +75,7 @@ class Deliveries:
     ) -> None:
         """Add a destination for some classes of records; a known one keeps its progress.
 
-        A new one gets what was committed since `since_us`, in whole segments: all without it,
-        nothing of what is stored with `FROM_NOW_ON`.
+        A new one gets what was committed since `since_us`, in whole segments; everything without it.
         """
         self._classes[destination] = frozenset(classes)
 
@@ -119,27 +118,24 @@ class Deliveries:
 
         return await self._database.write(work)
 
-    async def claim(self, destination: str, wanted: ClaimRequest) -> BatchRange | None:
+    async def claim(self, destination: str, request: ClaimRequest) -> BatchRange | None:
         """The batch to send next: an open one from before, else a new one; None when there is nothing.
 
-        Alerts first, then declarations, rollups, readings. Whole segments only; the first is taken even
-        when it alone exceeds `max_rows`. `gateway.spool.delivery_ranges` says what the lanes take.
+        Alerts first, then declarations, rollups, readings; whole segments only, of which the first may exceed
+        `max_rows`. The rules of the lanes are in `gateway.spool.delivery_ranges`.
         """
-        found = await self._database.read(lambda c: self._find_next(c, destination, wanted))
+        found = await self._database.read(lambda c: self._find_next(c, destination, request))
         if found is None:
             return None
         queue, _, batch = found
         if isinstance(batch, Claim):
             return self._named(queue, batch)
-        claimed = await self._database.write(lambda c: self._open_next_batch(c, destination, wanted))
+        claimed = await self._database.write(lambda c: self._open_next_batch(c, destination, request))
         crash_point("after_claim")
         return claimed
 
     async def read_batch(self, claimed: BatchRange, destination: str | None = None) -> Batch | None:
-        """The claimed batch or part, in canonical order, without rows that `destination` refused.
-
-        A segment that cannot be read is set aside; None when there is nothing to send.
-        """
+        """The claimed batch or part; see `BatchReader.read`."""
         return await self._batch_reader.read(claimed, destination)
 
     async def settle(
@@ -195,8 +191,8 @@ class Deliveries:
 
         def work(connection: sqlite3.Connection) -> bool:
             rows = _count_batch_rows(connection, claimed)
-            held = claimed.rows_of_part(rows)
-            if held.stop - held.start <= 1 or 2 * claimed.parts > MAX_PARTS:
+            of_part = claimed.rows_of_part(rows)
+            if of_part.stop - of_part.start <= 1 or 2 * claimed.parts > MAX_PARTS:
                 return False
             delivery_ranges.split_part(connection, queue, claimed, rows)
             return True
@@ -209,14 +205,15 @@ class Deliveries:
         items = _build_refused_items(destination, batch, bad, now_us)
 
         def work(connection: sqlite3.Connection) -> None:
-            part = delivery_ranges.find_open_part(connection, queue, batch.range) or WHOLE_BATCH
+            part = delivery_ranges.require_open_part(connection, queue, batch.range)
             if batch.positions is None:
-                held = batch.range.rows_of_part(_count_batch_rows(connection, batch.range))
-                left = [row for row in range(held.start, held.stop) if row not in set(part.refused)]
+                of_part = batch.range.rows_of_part(_count_batch_rows(connection, batch.range))
+                sent = sorted({*range(of_part.start, of_part.stop)} - {*part.refused})
             else:
-                left = batch.positions.tolist()
-            delivery_ranges.exclude_refused_rows(
-                connection, queue, batch.range, [left[row.row] for row in bad]
+                sent = batch.positions.tolist()
+            refused = tuple(sorted({*part.refused, *(sent[row.row] for row in bad)}))
+            delivery_ranges.save_part(
+                connection, queue, batch.range.first_commit, part._replace(refused=refused)
             )
             write_quarantine_items(connection, items)
 
@@ -229,28 +226,28 @@ class Deliveries:
         newest = self._segments.newest_commit(record_class)
         return await self._database.read(lambda c: read_backlog(c, destination, record_class, newest))
 
-    def _turns(self, destination: str, wanted: ClaimRequest) -> Iterator[tuple[DeliveryQueue, ClaimRequest]]:
+    def _turns(self, destination: str, request: ClaimRequest) -> Iterator[tuple[DeliveryQueue, ClaimRequest]]:
         """The classes that a lane sends, the most urgent first, with what it asks of each."""
         for record_class in sorted(self._classes.get(destination, RecordClass)):
             queue = DeliveryQueue(destination, record_class)
             if self._segments.newest_commit(record_class) == 0:
                 continue
             if record_class is RecordClass.READING:
-                if not wanted.urgent_only:
-                    yield queue, wanted
+                if not request.urgent_only:
+                    yield queue, request
                 continue
-            of_class = wanted._replace(max_rows=min(wanted.max_rows, _MAX_SUMMARY_ROWS))
+            of_class = request._replace(max_rows=min(request.max_rows, _MAX_SUMMARY_ROWS))
             if record_class not in URGENT_CLASSES:
-                if not wanted.urgent_only:
+                if not request.urgent_only:
                     yield queue, of_class
-            elif wanted.lane is not Lane.BACKFILL:
+            elif request.lane is not Lane.BACKFILL:
                 yield queue, of_class._replace(lane=None)
 
     def _find_next(
-        self, connection: sqlite3.Connection, destination: str, wanted: ClaimRequest
+        self, connection: sqlite3.Connection, destination: str, request: ClaimRequest
     ) -> tuple[DeliveryQueue, ClaimRequest, Claim | CommitRange] | None:
         """An open batch to send again, or the commits that a new one would have."""
-        for queue, of_class in self._turns(destination, wanted):
+        for queue, of_class in self._turns(destination, request):
             found = delivery_ranges.find_open_batch(
                 connection, queue, of_class
             ) or delivery_ranges.find_next_range(
@@ -265,10 +262,10 @@ class Deliveries:
         return None
 
     def _open_next_batch(
-        self, connection: sqlite3.Connection, destination: str, wanted: ClaimRequest
+        self, connection: sqlite3.Connection, destination: str, request: ClaimRequest
     ) -> BatchRange | None:
         """Inside a transaction: an open batch, or a new one that it fixes."""
-        found = self._find_next(connection, destination, wanted)
+        found = self._find_next(connection, destination, request)
         if found is None:
             return None
         queue, of_class, batch = found

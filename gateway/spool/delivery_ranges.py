@@ -28,7 +28,7 @@ from gateway.spool.segments import (
 
 if TYPE_CHECKING:
     import sqlite3
-    from collections.abc import Collection, Iterable, Iterator
+    from collections.abc import Iterable, Iterator
 
     from cloud_sync.model.records import BatchRange, RecordClass
 
@@ -96,7 +96,7 @@ class DeliveryQueue(NamedTuple):
 
 
 def find_open_batch(
-    connection: sqlite3.Connection, queue: DeliveryQueue, wanted: ClaimRequest
+    connection: sqlite3.Connection, queue: DeliveryQueue, request: ClaimRequest
 ) -> Claim | None:
     """The open batch that a lane sends (again) first; None when every one is in flight.
 
@@ -107,36 +107,42 @@ def find_open_batch(
         return None
     top = max((r.last for r in read_delivered(connection, queue)), default=0)
     live = open_[-1] if open_[-1].first > top else None
-    carried = {
+    in_flight = {
         CommitRange(b.first_commit, b.last_commit)
-        for b in wanted.busy
+        for b in request.busy
         if b.record_class is queue.record_class
     }
-    for candidate in reversed(open_) if wanted.lane is Lane.LIVE else open_:
-        if candidate in carried:
+    for candidate in reversed(open_) if request.lane is Lane.LIVE else open_:
+        if candidate in in_flight:
             continue
-        if wanted.lane is None or (wanted.lane is Lane.LIVE) == (candidate == live):
-            return Claim(candidate, find_next_part(connection, queue, candidate))
+        if request.lane is None or (request.lane is Lane.LIVE) == (candidate == live):
+            parts = read_open_parts(connection, queue, candidate.first)
+            return Claim(candidate, parts[0] if parts else WHOLE_BATCH)
     return None
 
 
 def find_next_range(
-    connection: sqlite3.Connection, queue: DeliveryQueue, wanted: ClaimRequest, *, newest: int, rows_ever: int
+    connection: sqlite3.Connection,
+    queue: DeliveryQueue,
+    request: ClaimRequest,
+    *,
+    newest: int,
+    rows_ever: int,
 ) -> CommitRange | None:
     """The commits that a lane sends next, neither delivered nor open; None when there are none."""
     covered = merge_ranges([*read_delivered(connection, queue), *read_open(connection, queue)])
     missing = list(find_gaps(covered, 1, newest))
     if not missing:
         return None
-    if wanted.lane is None:
-        return _oldest_missing(connection, queue, missing, wanted.max_rows)
+    if request.lane is None:
+        return _oldest_missing(connection, queue, missing, request.max_rows)
     tail = missing.pop() if missing[-1].last == newest else None
-    if wanted.lane is Lane.BACKFILL:
-        return _oldest_missing(connection, queue, missing, wanted.max_rows)
+    if request.lane is Lane.BACKFILL:
+        return _oldest_missing(connection, queue, missing, request.max_rows)
     if tail is None:
         return None
     return _newest_of_tail(
-        connection, queue, tail, wanted.max_rows, rows_ever, may_jump=len(missing) < MAX_GAPS
+        connection, queue, tail, request.max_rows, rows_ever, may_jump=len(missing) < MAX_GAPS
     )
 
 
@@ -204,20 +210,15 @@ def destinations_lacking(connection: sqlite3.Connection, position: int) -> list[
     return found
 
 
-def unconfigured_destinations(connection: sqlite3.Connection, configured: Collection[str]) -> list[str]:
-    """Destinations of the spool that are not configured any more, and that no operator has dropped."""
-    return [name for name, *_ in connection.execute(SQL["destinations"]) if name not in configured]
-
-
 def open_batch(
-    connection: sqlite3.Connection, queue: DeliveryQueue, new: CommitRange, wanted: ClaimRequest
+    connection: sqlite3.Connection, queue: DeliveryQueue, new: CommitRange, request: ClaimRequest
 ) -> Claim:
     """Open a batch, inside a transaction. One that is far larger than a lane asked for travels in parts."""
-    connection.execute(SQL["add_batch"], (*queue, *new, wanted.now_us))
+    connection.execute(SQL["add_batch"], (*queue, *new, request.now_us))
     rows = count_rows(connection, queue.record_class, new)
-    if wanted.lane is None or rows <= 2 * wanted.max_rows:
+    if request.lane is None or rows <= 2 * request.max_rows:
         return Claim(new)
-    parts = 1 << min(rows // wanted.max_rows, rows // 2, MAX_PARTS // 2).bit_length()
+    parts = 1 << min(rows // request.max_rows, rows // 2, MAX_PARTS // 2).bit_length()
     for number in range(1, parts + 1):
         save_part(connection, queue, new.first, BatchPart(number, parts))
     return Claim(new, BatchPart(1, parts))
@@ -273,16 +274,12 @@ def find_open_part(
     return next((p for p in parts if (p.part, p.parts) == (sent.part, sent.parts)), None)
 
 
-def _require_open_part(connection: sqlite3.Connection, queue: DeliveryQueue, sent: BatchRange) -> BatchPart:
+def require_open_part(connection: sqlite3.Connection, queue: DeliveryQueue, sent: BatchRange) -> BatchPart:
+    """The same; raises StoreError when it is not open."""
     part = find_open_part(connection, queue, sent)
     if part is None:
         raise StoreError(f"{sent}: is not an open part any more; it will be claimed again")
     return part
-
-
-def find_next_part(connection: sqlite3.Connection, queue: DeliveryQueue, batch: CommitRange) -> BatchPart:
-    """The part of a batch that is sent next."""
-    return next(iter(read_open_parts(connection, queue, batch.first)), WHOLE_BATCH)
 
 
 def save_part(
@@ -309,19 +306,10 @@ def close_part(connection: sqlite3.Connection, queue: DeliveryQueue, sent: Batch
 def split_part(connection: sqlite3.Connection, queue: DeliveryQueue, sent: BatchRange, rows: int) -> None:
     """Replace a part of a batch of `rows` rows by its two halves."""
     first = sent.first_commit
-    whole = _require_open_part(connection, queue, sent)
+    whole = require_open_part(connection, queue, sent)
     connection.execute(SQL["delete_part"], (*queue, first, whole.part, whole.parts))
     for number in (2 * whole.part - 1, 2 * whole.part):
         half = sent._replace(part=number, parts=2 * whole.parts)
-        held = half.rows_of_part(rows)
-        refused = tuple(row for row in whole.refused if held.start <= row < held.stop)
+        inside = half.rows_of_part(rows)
+        refused = tuple(row for row in whole.refused if inside.start <= row < inside.stop)
         save_part(connection, queue, first, BatchPart(half.part, half.parts, refused))
-
-
-def exclude_refused_rows(
-    connection: sqlite3.Connection, queue: DeliveryQueue, sent: BatchRange, rows: Collection[int]
-) -> None:
-    """Exclude more rows from an open part; positions among the rows of the whole batch."""
-    part = _require_open_part(connection, queue, sent)
-    refused = tuple(sorted({*part.refused, *rows}))
-    save_part(connection, queue, sent.first_commit, part._replace(refused=refused))

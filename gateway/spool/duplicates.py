@@ -19,17 +19,12 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from gateway.spool import segment_reader
 from gateway.spool.database import SQL
-from gateway.spool.segment_reader import (
-    DamagedSegment,
-    decode_segment_columns,
-    find_indexed_positions,
-    read_block,
-)
+from gateway.spool.segment_reader import DamagedSegment, decode_segment_columns
 from gateway.spool.segments import read_fresh_segments
 
 if TYPE_CHECKING:
-    import sqlite3
     from collections.abc import Iterable
 
     from numpy.typing import NDArray
@@ -49,14 +44,6 @@ class SegmentKeys(NamedTuple):
     identity: NDArray[np.int32]
     time_us: NDArray[np.int64]
     value: NDArray[np.float64]
-
-
-class FreshSpan(NamedTuple):
-    """The range of times of a fresh segment."""
-
-    position: int
-    min_time_us: int
-    max_time_us: int
 
 
 class ScreenedReadings(NamedTuple):
@@ -95,8 +82,10 @@ class DuplicateFilter:
     def __init__(self, database: Database, catalog: SeriesCatalog) -> None:
         self._database = database
         self._catalog = catalog
-        self._marks = np.full(1024, _NO_TIME, np.int64)
-        self._fresh: dict[int, FreshSpan] = {}
+        self.newest_us = np.full(1024, _NO_TIME, np.int64)
+        """The newest time by identity; the smallest int64 where there is none."""
+        self._fresh: dict[int, tuple[int, int]] = {}
+        """Smallest and largest time of fresh segments, by position."""
         self._cache: OrderedDict[int, SegmentKeys] = OrderedDict()
         self._cached_rows = 0
         self._moves = 0
@@ -105,13 +94,15 @@ class DuplicateFilter:
     async def open(cls, database: Database, catalog: SeriesCatalog) -> DuplicateFilter:
         """Marks of indexed segments come from their table; fresh segments are read one by one."""
         known = cls(database, catalog)
-        marks, fresh = await database.read(_read_marks_and_fresh_spans)
-        for series_no, newest_us in marks:
-            known._raise_marks(np.array([series_no], np.int32), np.array([newest_us], np.int64))
-        for span in fresh:
-            keys = await known._keys_at(span.position)
+        marks = await database.read(lambda c: c.execute(SQL["marks"]).fetchall())
+        if marks:
+            identity, newest_us = np.array(marks, np.int64).T
+            known._raise_marks(identity.astype(np.int32), newest_us)
+        for segment in await database.read(read_fresh_segments):
+            keys = await known._keys_at(segment.position)
             if keys is not None:
-                known._note(span, keys)
+                known._fresh[segment.position] = segment.min_time_us, segment.max_time_us
+                known._raise_marks(keys.identity, keys.time_us)
         return known
 
     def screen(self, readings: Readings) -> ScreenedReadings:
@@ -119,11 +110,11 @@ class DuplicateFilter:
         arrival = np.lexsort((readings.time_us, readings.series))
         ordered = readings.select(arrival)
         identity = self._catalog.identities(ordered.series)
-        self._grow(int(identity.max()))
+        self.newest_us = _grow_array(self.newest_us, int(identity.max()), _NO_TIME)
         keep = np.ones(ordered.rows, np.bool_)
         conflicting = np.zeros(ordered.rows, np.bool_)
         _mark_repeats(identity, ordered, arrival, keep, conflicting)
-        late = ordered.time_us <= self._marks[identity]
+        late = ordered.time_us <= self.newest_us[identity]
         return ScreenedReadings(ordered, arrival, identity, keep, conflicting, late)
 
     async def resolve(self, screened: ScreenedReadings) -> None:
@@ -144,9 +135,9 @@ class DuplicateFilter:
     def stored(self, position: int, readings: Readings) -> None:
         """Add a segment that has just become durable."""
         keys = SegmentKeys(self._catalog.identities(readings.series), readings.time_us, readings.value)
-        span = FreshSpan(position, int(keys.time_us.min()), int(keys.time_us.max()))
-        self._remember(position, keys)
-        self._note(span, keys)
+        self._cache_keys(position, keys)
+        self._fresh[position] = int(keys.time_us.min()), int(keys.time_us.max())
+        self._raise_marks(keys.identity, keys.time_us)
 
     def indexed(self, positions: Iterable[int]) -> None:
         """Move these segments from the fresh ones to the file's own index, after a merge."""
@@ -155,19 +146,13 @@ class DuplicateFilter:
             self._fresh.pop(position, None)
             self._forget(position)
 
-    def newest_us(self) -> NDArray[np.int64]:
-        """The newest time by identity; the smallest int64 where there is none."""
-        return self._marks
-
     async def _stored_at(
         self, times: NDArray[np.int64], series: NDArray[np.int32]
     ) -> dict[tuple[int, int], float]:
         """Value by (series, time) of everything stored at these times and series; the first one counts."""
         first, last = int(times[0]), int(times[-1])
-        positions = await self._database.read(lambda c: find_indexed_positions(c, first, last))
-        positions += [
-            s.position for s in self._fresh.values() if s.min_time_us <= last and s.max_time_us >= first
-        ]
+        positions = await self._database.read(lambda c: segment_reader.find_indexed_positions(c, first, last))
+        positions += [at for at, (low, high) in self._fresh.items() if low <= last and high >= first]
         stored: dict[tuple[int, int], float] = {}
         for position in sorted(positions):
             keys = await self._keys_at(position)
@@ -183,7 +168,7 @@ class DuplicateFilter:
         if position in self._cache:
             self._cache.move_to_end(position)
             return self._cache[position]
-        block = await self._database.read(lambda c: read_block(c, position))
+        block = await self._database.read(lambda c: segment_reader.read_block(c, position))
         if block is None:  # merged or set aside since it was listed
             self._fresh.pop(position, None)
             self._moves += 1
@@ -195,21 +180,14 @@ class DuplicateFilter:
             return None
         series, time_us, value = found
         keys = SegmentKeys(self._catalog.identities(series), time_us, value)
-        self._remember(position, keys)
+        self._cache_keys(position, keys)
         return keys
 
-    def _note(self, span: FreshSpan, keys: SegmentKeys) -> None:
-        self._fresh[span.position] = span
-        self._raise_marks(keys.identity, keys.time_us)
-
     def _raise_marks(self, identity: NDArray[np.int32], time_us: NDArray[np.int64]) -> None:
-        self._grow(int(identity.max()))
-        np.maximum.at(self._marks, identity, time_us)
+        self.newest_us = _grow_array(self.newest_us, int(identity.max()), _NO_TIME)
+        np.maximum.at(self.newest_us, identity, time_us)
 
-    def _grow(self, identity: int) -> None:
-        self._marks = _grow_array(self._marks, identity, _NO_TIME)
-
-    def _remember(self, position: int, keys: SegmentKeys) -> None:
+    def _cache_keys(self, position: int, keys: SegmentKeys) -> None:
         self._forget(position)
         self._cache[position] = keys
         self._cached_rows += len(keys.time_us)
@@ -246,15 +224,6 @@ def _mark_repeats(
     conflicting[order[repeated & differs]] = True
 
 
-def _read_marks_and_fresh_spans(
-    connection: sqlite3.Connection,
-) -> tuple[list[tuple[int, int]], list[FreshSpan]]:
-    marks = connection.execute(SQL["marks"]).fetchall()
-    return marks, [
-        FreshSpan(s.position, s.min_time_us, s.max_time_us) for s in read_fresh_segments(connection)
-    ]
-
-
 class LastReceived(NamedTuple):
     """Devices in order of arrival: when each was last received, and its number of series; parallel arrays.
 
@@ -267,7 +236,7 @@ class LastReceived(NamedTuple):
 
 
 class DeviceActivity:
-    """When each device was last received; `note` at every append."""
+    """When each device was last received; `record` at every append."""
 
     def __init__(self, catalog: SeriesCatalog) -> None:
         self._catalog = catalog
@@ -276,7 +245,7 @@ class DeviceActivity:
         self._device_of = np.full(1024, -1, np.int32)
         self._through = 0
 
-    def note(self, identity: NDArray[np.int32], now_us: int) -> None:
+    def record(self, identity: NDArray[np.int32], now_us: int) -> None:
         """Record that readings of these identities have just been received."""
         if len(identity):
             highest = int(identity.max())
@@ -285,10 +254,10 @@ class DeviceActivity:
 
     def last_received(self, duplicates: DuplicateFilter, now_us: int) -> LastReceived:
         """When every device was last received; a time in the future counts as now."""
-        self._learn()
+        self._assign_new_series()
         size = len(self._device_of)
         received = _grow_array(self._received_us, size - 1, _NO_TIME)[:size]
-        stored = np.minimum(_grow_array(duplicates.newest_us(), size - 1, _NO_TIME)[:size], now_us)
+        stored = np.minimum(_grow_array(duplicates.newest_us, size - 1, _NO_TIME)[:size], now_us)
         received_us = np.full(len(self._devices), _NO_TIME, np.int64)
         known = self._device_of >= 0
         at = np.where(received > _NO_TIME, received, stored)[known]
@@ -296,7 +265,7 @@ class DeviceActivity:
         series = np.bincount(self._device_of[known], minlength=len(self._devices)).astype(np.int32)
         return LastReceived(list(self._devices), received_us, series)
 
-    def _learn(self) -> None:
+    def _assign_new_series(self) -> None:
         """Assign new series to their devices; further attribute states do not count."""
         for number, series in self._catalog.list_after(self._through):
             self._through = number

@@ -123,12 +123,6 @@ def record_losses(
 def build_declarations(losses: Sequence[Loss], reason: str, survives: str, now_us: int) -> Declarations:
     """Declarations of losses, in canonical order."""
     count = len(losses)
-
-    def texts(words: Sequence[str]) -> np.ndarray[tuple[int], np.dtype[np.object_]]:
-        column = np.empty(count, np.object_)
-        column[:] = words
-        return column
-
     return Declarations(
         time_us=np.full(count, now_us, np.int64),
         of_class=np.array([loss.record_class for loss in losses], np.int32),
@@ -137,9 +131,9 @@ def build_declarations(losses: Sequence[Loss], reason: str, survives: str, now_u
         lost=np.array([loss.rows for loss in losses], np.int64),
         from_us=np.array([loss.from_us for loss in losses], np.int64),
         to_us=np.array([loss.to_us for loss in losses], np.int64),
-        destination=texts([loss.destination for loss in losses]),
-        reason=texts([reason] * count),
-        survives=texts([survives] * count),
+        destination=np.array([loss.destination for loss in losses], np.object_),
+        reason=np.full(count, reason, np.object_),
+        survives=np.full(count, survives, np.object_),
     ).in_order()
 
 
@@ -165,16 +159,11 @@ class _SegmentsChangedError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class RetentionPolicy:
-    """What is kept, for whom, and for how long.
+    """What is kept: by class the destinations that get it, and how long it stays after delivery.
 
-    Attributes:
-        receivers: the destinations that get each class; their receipts are waited for.
-        keep_s: how long delivered records are kept; a class that is not in it is never pruned.
-        configured: all configured destinations. Readings also wait for the spool's other destinations, until
-            an operator drops them; None: they do not.
-        evicts: whether undelivered records may be evicted when there is no room.
-        windows_s: window lengths of rollups, the shortest first; none without rollups.
-        max_age_s: older readings are evicted, delivered or not; None for no limit.
+    With `configured`, all configured destinations, readings also wait for others that the spool still knows.
+    `evicts` allows eviction of undelivered records. `windows_s` are lengths of rollups, shortest first.
+    Readings older than `max_age_s` are evicted, delivered or not.
     """
 
     receivers: Mapping[RecordClass, Sequence[str]]
@@ -188,7 +177,8 @@ class RetentionPolicy:
         """The destinations that get a class, unconfigured ones included where they count."""
         names = list(self.receivers.get(record_class, ()))
         if record_class is RecordClass.READING and self.configured is not None:
-            names += delivery_ranges.unconfigured_destinations(connection, self.configured)
+            stored = (name for name, *_ in connection.execute(SQL["destinations"]))
+            names += [name for name in stored if name not in self.configured]
         return names
 
 
@@ -218,10 +208,9 @@ class Evictor:
         return evicted
 
     async def _excess(self) -> int:
-        """Bytes to evict.
+        """Bytes to evict: for the floor of free space at most half of what was in use when space ran short.
 
-        For the floor of free space never more than half of what the spool held when space ran short: that
-        something else fills the disk is no reason to empty the spool.
+        That something else fills the disk is no reason to empty the spool.
         """
         if not self._policy.evicts:
             self._capacity.floor_out_of_reach = False
@@ -358,11 +347,11 @@ class Evictor:
                 record_class = record_class_at(position)
                 segment = StoredSegment(position, last, rows, 0, from_us, to_us, 0)
                 commits = CommitRange(segment.first_commit, last)
-                wanted = self._policy.receivers.get(record_class, ())
+                receivers = self._policy.receivers.get(record_class, ())
                 lost = [
                     Loss(name, record_class, commits, rows, from_us, to_us)
                     for name in json.loads(lacking)
-                    if name in wanted
+                    if name in receivers
                 ]
                 found.append((position, lost))
             return found
@@ -377,16 +366,11 @@ class Evictor:
             await self._declare(lost, "damaged", "", now_us, partial(note, position, lost))
 
     async def _declare(
-        self,
-        lost: Sequence[Loss],
-        reason: str,
-        survives: str,
-        now_us: int,
-        note: CommitNote,
+        self, lost: Sequence[Loss], reason: str, survives: str, now_us: int, note: CommitNote
     ) -> bool:
-        declarations = build_declarations(
-            [loss for loss in lost if loss.destination], reason, survives, now_us
-        )
+        """Append the declarations with what `note` writes; False when the segments have changed."""
+        named = [loss for loss in lost if loss.destination]
+        declarations = build_declarations(named, reason, survives, now_us)
         try:
             await self._segments.append(encode_segments(declarations), now_us=now_us, notes=[note])
         except _SegmentsChangedError:

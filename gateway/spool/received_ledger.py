@@ -8,7 +8,6 @@ with an Idempotency-Key are kept for a day.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from fractions import Fraction
 from itertools import groupby
@@ -22,7 +21,7 @@ from gateway.spool.database import SQL, fetch_scalar
 
 if TYPE_CHECKING:
     import sqlite3
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from cloud_sync.model.ledger_rules import Covered
     from cloud_sync.model.records import Batch, Receipt
@@ -52,36 +51,24 @@ class _LedgerEntry(NamedTuple):
     last_at_us: int
 
 
-@dataclass(slots=True)
-class _AdjacentEntries:
-    """Entries of adjacent ranges, merged into one."""
-
-    entries: list[_LedgerEntry] = field(default_factory=list)
-    complete: bool = True
-
-    @property
-    def last_commit(self) -> int:
-        return self.entries[-1].last_commit if self.entries else -1
-
-    def merged(self) -> _LedgerEntry:
-        e = self.entries
-        least = (x.min_time_us for x in e if x.min_time_us is not None)
-        most = (x.max_time_us for x in e if x.max_time_us is not None)
-        return _LedgerEntry(
-            first_commit=e[0].first_commit,
-            last_commit=self.last_commit,
-            part=1,
-            parts=1,
-            rows=sum(x.rows for x in e),
-            stored=sum(x.stored for x in e),
-            duplicates=sum(x.duplicates for x in e),
-            conflicts=sum(x.conflicts for x in e),
-            refused=sum(x.refused for x in e),
-            min_time_us=min(least, default=None),
-            max_time_us=max(most, default=None),
-            first_at_us=min(x.first_at_us for x in e),
-            last_at_us=max(x.last_at_us for x in e),
-        )
+def _merge_entries(entries: Sequence[_LedgerEntry]) -> _LedgerEntry:
+    """One entry for adjacent ones, in order of commits."""
+    times = [t for e in entries for t in (e.min_time_us, e.max_time_us) if t is not None]
+    return _LedgerEntry(
+        first_commit=entries[0].first_commit,
+        last_commit=entries[-1].last_commit,
+        part=1,
+        parts=1,
+        rows=sum(e.rows for e in entries),
+        stored=sum(e.stored for e in entries),
+        duplicates=sum(e.duplicates for e in entries),
+        conflicts=sum(e.conflicts for e in entries),
+        refused=sum(e.refused for e in entries),
+        min_time_us=min(times, default=None),
+        max_time_us=max(times, default=None),
+        first_at_us=min(e.first_at_us for e in entries),
+        last_at_us=max(e.last_at_us for e in entries),
+    )
 
 
 class ReceivedLedger:
@@ -90,19 +77,17 @@ class ReceivedLedger:
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    async def earlier(self, batch: Batch) -> Receipt | Covered | None:
+    async def find_receipt(self, batch: Batch) -> Receipt | Covered | None:
         """The receipt that the same batch got before; None when it is new.
 
-        Raises:
-            RangeConflict: some of the range was taken and some was not, or it was with other contents.
-            SpoolError: the spool cannot be read.
+        Raises RangeConflictError when only some of the range was stored, or with other contents.
         """
         return await self._database.read(lambda c: _find_receipt(c, batch))
 
-    def note(self, batch: Batch, now_us: int) -> CommitNote:
+    def build_note(self, batch: Batch, now_us: int) -> CommitNote:
         """What enters a batch into the ledger, inside the transaction that stores its rows."""
 
-        def enter(connection: sqlite3.Connection, taken: AppendResult) -> None:
+        def enter(connection: sqlite3.Connection, result: AppendResult) -> None:
             r = batch.range
             key = (r.gateway_id, r.epoch.bytes, int(r.record_class))
             connection.execute(
@@ -110,7 +95,7 @@ class ReceivedLedger:
                 (
                     *key,
                     *(r.first_commit, r.last_commit, r.part, r.parts),
-                    *(batch.rows, taken.stored, taken.duplicates, taken.conflicts, batch.refused),
+                    *(batch.rows, result.stored, result.duplicates, result.conflicts, batch.refused),
                     *ledger_rules.time_range_us(batch),
                     *(now_us, now_us),
                 ),
@@ -133,12 +118,14 @@ class ReceivedLedger:
         ranges = []
         for (raw_epoch, number), group in groupby(rows, key=lambda row: row[:2]):
             named = (gateway_id, UUID(bytes=raw_epoch), RecordClass(number))
-            ranges += [
-                _to_applied_range(named, i) for i in _group_adjacent_entries(entry for _, _, entry in group)
-            ]
-        first = min(entry.first_at_us for _, _, entry in rows)
-        last = max(entry.last_at_us for _, _, entry in rows)
-        return GatewayProgress(gateway_id, _datetime_from_us(first), _datetime_from_us(last), ranges, ())
+            for entries, complete in _group_adjacent_entries(entry for _, _, entry in group):
+                merged = _merge_entries(entries)
+                commits = BatchRange(*named, merged.first_commit, merged.last_commit)
+                counts = merged.rows, merged.stored, merged.duplicates, merged.conflicts, merged.refused
+                ranges.append(AppliedRange(commits, *counts, complete=complete))
+        first = _EPOCH + timedelta(microseconds=min(entry.first_at_us for _, _, entry in rows))
+        last = _EPOCH + timedelta(microseconds=max(entry.last_at_us for _, _, entry in rows))
+        return GatewayProgress(gateway_id, first, last, ranges, ())
 
     async def gateways(self) -> list[str]:
         """Every gateway that has delivered here."""
@@ -148,17 +135,17 @@ class ReceivedLedger:
 
 
 def _find_receipt(connection: sqlite3.Connection, batch: Batch) -> Receipt | Covered | None:
-    wanted = batch.range
-    key = (wanted.gateway_id, wanted.epoch.bytes, int(wanted.record_class))
-    found = connection.execute(SQL["received_up_to"], (*key, wanted.last_commit)).fetchone()
+    sent = batch.range
+    key = (sent.gateway_id, sent.epoch.bytes, int(sent.record_class))
+    found = connection.execute(SQL["received_up_to"], (*key, sent.last_commit)).fetchone()
     if found is None:
         return None
     first, last, parts = found
-    known = ledger_rules.compare_range(wanted, first, last, in_parts=parts > 1)
+    known = ledger_rules.compare_range(sent, first, last, in_parts=parts > 1)
     if known != "same":
         return known
     entries = connection.execute(
-        SQL["received_parts_reaching_into"], (*key, wanted.first_commit, wanted.part, wanted.parts)
+        SQL["received_parts_reaching_into"], (*key, sent.first_commit, sent.part, sent.parts)
     )
     return ledger_rules.find_part_receipt(batch, [AppliedPart(*row) for row in entries])
 
@@ -170,41 +157,27 @@ def _merge_old_entries(connection: sqlite3.Connection, key: tuple[str, bytes, in
         return
     until_us = fetch_scalar(connection, "received_newer_than_newest", (*key, KEPT_ENTRIES))
     entries = [_LedgerEntry(*row) for row in connection.execute(SQL["received_of_class"], (*key, until_us))]
-    for island in _group_adjacent_entries(entries):
-        if not island.complete or len(island.entries) == 1:
-            continue
-        firsts = {entry.first_commit for entry in island.entries}
-        connection.executemany(SQL["drop_received"], [(*key, first) for first in firsts])
-        connection.execute(SQL["enter_received"], (*key, *island.merged()))
+    for adjacent, complete in _group_adjacent_entries(entries):
+        if complete and len(adjacent) > 1:
+            firsts = {entry.first_commit for entry in adjacent}
+            connection.executemany(SQL["drop_received"], [(*key, first) for first in firsts])
+            connection.execute(SQL["enter_received"], (*key, *_merge_entries(adjacent)))
 
 
-def _group_adjacent_entries(entries: Iterable[_LedgerEntry]) -> Iterator[_AdjacentEntries]:
-    """Group adjacent complete ranges, in order of commits; an incomplete one is a group by itself."""
-    island = _AdjacentEntries()
-    for _, group in groupby(entries, key=lambda entry: entry.first_commit):
+def _group_adjacent_entries(entries: Iterable[_LedgerEntry]) -> Iterator[tuple[list[_LedgerEntry], bool]]:
+    """Group adjacent complete ranges, in order of commits; an incomplete one (False) is a group by itself."""
+    adjacent: list[_LedgerEntry] = []
+    complete = True
+    for first_commit, group in groupby(entries, key=lambda entry: entry.first_commit):
         parts = list(group)
-        whole = sum(Fraction(1, entry.parts) for entry in parts) == 1
-        joins = whole and island.complete and parts[0].first_commit == island.last_commit + 1
-        if island.entries and not joins:
-            yield island
-            island = _AdjacentEntries()
-        island.entries += parts
-        island.complete = whole
-    if island.entries:
-        yield island
-
-
-def _to_applied_range(named: tuple[str, UUID, RecordClass], island: _AdjacentEntries) -> AppliedRange:
-    one = island.merged()
-    return AppliedRange(
-        BatchRange(*named, one.first_commit, one.last_commit),
-        *(one.rows, one.stored, one.duplicates, one.conflicts, one.refused),
-        complete=island.complete,
-    )
-
-
-def _datetime_from_us(at_us: int) -> datetime:
-    return _EPOCH + timedelta(microseconds=at_us)
+        is_whole = sum(Fraction(1, entry.parts) for entry in parts) == 1
+        if adjacent and not (is_whole and complete and first_commit == adjacent[-1].last_commit + 1):
+            yield adjacent, complete
+            adjacent = []
+        adjacent += parts
+        complete = is_whole
+    if adjacent:
+        yield adjacent, complete
 
 
 KEY_LIFETIME_US = 86_400_000_000
@@ -225,20 +198,18 @@ class IdempotencyKeys:
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    async def earlier(self, asked: KeyedRequest, now_us: int) -> tuple[bytes, str] | None:
-        """The hash of the body that came with the key within the last day, and its answer.
+    async def find_answer(self, request: KeyedRequest, now_us: int) -> tuple[bytes, str] | None:
+        """The hash of the body that came with the key within the last day, and its answer."""
+        parameters = (request.client, request.key, now_us - KEY_LIFETIME_US)
+        return await self._database.read(lambda c: c.execute(SQL["earlier_answer"], parameters).fetchone())
 
-        Raises:
-            SpoolError: the spool cannot be read.
-        """
-        wanted = (asked.client, asked.key, now_us - KEY_LIFETIME_US)
-        return await self._database.read(lambda c: c.execute(SQL["earlier_answer"], wanted).fetchone())
-
-    def note(self, asked: KeyedRequest, worded: Callable[[AppendResult], str], now_us: int) -> CommitNote:
+    def build_note(
+        self, request: KeyedRequest, format_answer: Callable[[AppendResult], str], now_us: int
+    ) -> CommitNote:
         """What keeps the answer to a request, inside the transaction that stores what it brought."""
 
-        def keep(connection: sqlite3.Connection, taken: AppendResult) -> None:
-            connection.execute(SQL["keep_answer"], (*asked, worded(taken), now_us))
+        def keep(connection: sqlite3.Connection, result: AppendResult) -> None:
+            connection.execute(SQL["keep_answer"], (*request, format_answer(result), now_us))
             connection.execute(SQL["forget_answers"], (now_us - KEY_LIFETIME_US, MAX_KEPT_ANSWERS))
 
         return keep

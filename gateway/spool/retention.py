@@ -23,7 +23,7 @@ from gateway.spool.segments import first_commit_at, position_span, read_commit_c
 if TYPE_CHECKING:
     import asyncio
     import sqlite3
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Sequence
 
     from gateway.spool.appender import Capacity
     from gateway.spool.database import Database
@@ -125,13 +125,10 @@ class Retention:
         self, connection: sqlite3.Connection, record_class: RecordClass, before_us: int
     ) -> list[int]:
         """Positions of the oldest segments, up to the first that must stay."""
-        through = min(
-            (
-                read_delivered_through(connection, destination, record_class)
-                for destination in self.policy.list_receivers(connection, record_class)
-            ),
-            default=read_commit_counter(connection, record_class).commit,
-        )
+        receivers = self.policy.list_receivers(connection, record_class)
+        through = read_delivered_to_all(connection, receivers, record_class)
+        if through is None:
+            through = read_commit_counter(connection, record_class).commit
         if record_class is RecordClass.READING:
             through = min(through, read_processed_through(connection))
         prunable = []
@@ -143,14 +140,14 @@ class Retention:
         return prunable
 
 
-def read_delivered_through(
-    connection: sqlite3.Connection, destination: str, record_class: RecordClass
-) -> int:
-    """The commit up to which a destination has everything that is still in the spool."""
+def read_delivered_to_all(
+    connection: sqlite3.Connection, destinations: Sequence[str], record_class: RecordClass
+) -> int | None:
+    """The commit up to which every destination has what is still in the spool; None without destinations."""
     oldest = connection.execute(SQL["first_segment_from"], position_span(record_class)).fetchone()
-    if oldest is None:
-        return 0
-    for first, last in connection.execute(SQL["delivered"], (destination, record_class)):
-        if first <= first_commit_at(oldest[0]) <= last:
-            return int(last)
-    return 0
+    first_stored = 0 if oldest is None else first_commit_at(oldest[0])
+    through = []
+    for destination in destinations:
+        ranges = connection.execute(SQL["delivered"], (destination, record_class))
+        through.append(next((last for first, last in ranges if first <= first_stored <= last), 0))
+    return min(through, default=None)

@@ -16,21 +16,14 @@ import logging
 import sqlite3
 from collections import OrderedDict
 from contextlib import closing, suppress
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import numpy as np
 
 from cloud_sync.codec import columns
 from cloud_sync.model.errors import FormatError
 from cloud_sync.model.records import Flag, Readings, RecordClass, Records, Rollups
-from gateway.spool.database import (
-    SQL,
-    fetch_scalar,
-    read_meta,
-    read_view,
-    wal_size_bytes,
-    write_meta,
-)
+from gateway.spool.database import SQL, fetch_scalar, read_meta, read_view, wal_size_bytes, write_meta
 from gateway.spool.errors import SpoolAccessError
 from gateway.spool.segments import (
     StoredSegment,
@@ -42,7 +35,7 @@ from gateway.spool.segments import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Generator, Iterator, Sequence
+    from collections.abc import Callable, Generator, Iterator, Sequence
     from pathlib import Path
 
     from numpy.typing import NDArray
@@ -70,14 +63,6 @@ class DamagedSegment(NamedTuple):
     detail: str
 
 
-class SeriesLookup(Protocol):
-    """What knows the spool's series: the catalog, or a tool's copy of it."""
-
-    def knows(self, numbers: NDArray[np.int32]) -> bool:
-        """Whether every number names a series."""
-        ...
-
-
 def read_block(connection: sqlite3.Connection, position: int) -> bytes | None:
     """The encoded records of the segment at `position`; None when there is none."""
     row = connection.execute(SQL["block_at"], (position,)).fetchone()
@@ -85,15 +70,19 @@ def read_block(connection: sqlite3.Connection, position: int) -> bytes | None:
 
 
 def decode_segment(
-    block: bytes, kind: type[R], *, catalog: SeriesLookup | None = None, max_rows: int = columns.MAX_ROWS
+    block: bytes,
+    kind: type[R],
+    *,
+    knows: Callable[[NDArray[np.int32]], bool] | None = None,
+    max_rows: int = columns.MAX_ROWS,
 ) -> R | DamagedSegment:
-    """All columns of a segment; damaged, too, when it names a series that `catalog` does not have."""
+    """All columns of a segment; damaged, too, when it does not pass `knows` of the catalog of series."""
     try:
         records = columns.decode_records(block, kind.record_class, max_rows=max_rows)
     except FormatError as fault:
         return DamagedSegment(fault.reason, str(fault))
     assert isinstance(records, kind)
-    if catalog is not None and records.has_series and not catalog.knows(records.series):
+    if knows is not None and records.has_series and not knows(records.series):
         return DamagedSegment("unknown_series", "it names a series that the spool does not know")
     return records
 
@@ -187,24 +176,19 @@ class SegmentWalk:
 
     def overlaps(self, head: StoredSegment) -> bool:
         """Whether the newest segment covers commits of segments of an earlier view."""
-        if self._before is None:
-            return False
-        return head.overlaps(*self._before)
+        return self._before is not None and head.overlaps(*self._before)
 
     def _one_view(self, wal_bytes: int) -> Generator[StoredSegment, None, bool]:
         """Segments until there are none (True), or the log has grown too much (False)."""
         while heads := self._heads():
             for head in heads:
                 yield head
-                self._note(head)
+                last_commit = max(head.first_commit, head.last_commit)
+                self._seen_first = min(self._seen_first or head.first_commit, head.first_commit)
+                self._seen_last = max(self._seen_last, last_commit)
                 if wal_size_bytes(self._path) - wal_bytes > _LOG_GROWTH_BYTES:
                     return False
         return True
-
-    def _note(self, head: StoredSegment) -> None:
-        first, last = head.first_commit, max(head.first_commit, head.last_commit)
-        self._seen_first = min(self._seen_first or first, first)
-        self._seen_last = max(self._seen_last, last)
 
     def _heads(self) -> list[StoredSegment]:
         """The next segments: those that reach beyond what was seen."""
@@ -262,7 +246,7 @@ class CommitLogReader:
         try:
             with closing(self.connection.execute(SQL["segments_with_blocks"], span)) as segments:
                 for position, last, segment_rows, written, block in segments:
-                    readings = decode_segment(block, Readings, catalog=self._catalog)
+                    readings = decode_segment(block, Readings, knows=self._catalog.knows)
                     if isinstance(readings, DamagedSegment):
                         _log.warning(
                             "commit %d is damaged and not processed: %s",
@@ -271,8 +255,8 @@ class CommitLogReader:
                         )
                         damaged_rows += segment_rows
                     else:
-                        elsewhere = (readings.flags & Flag.PROCESSED) != 0
-                        own = readings.select(~elsewhere) if elsewhere.any() else readings
+                        processed = (readings.flags & Flag.PROCESSED) != 0
+                        own = readings.select(~processed) if processed.any() else readings
                         parts.append(own.with_series(self._catalog.identities(own.series)))
                     rows += segment_rows
                     last_commit, written_at_us = last, written
@@ -308,18 +292,20 @@ class StoredRollups:
         """Whether a rollup was ever committed."""
         return read_commit_counter(self._connection, RecordClass.ROLLUP).commit > 0
 
-    def newest_revisions(self, wanted: Rollups) -> StoredRevisions:
-        """The newest stored revision of the windows in `wanted`, which are all of one length."""
+    def newest_revisions(self, windows: Rollups) -> StoredRevisions:
+        """The newest stored revision of the windows in `windows`, which are all of one length."""
         found = []
         with read_view(self._connection):
             evicted_before_us = self._evicted_before_us()
-            for first_us, last_us in _time_clusters(wanted.time_us):
+            times = np.unique(windows.time_us)
+            for near in np.split(times, np.flatnonzero(np.diff(times) > _CLUSTER_GAP_US) + 1):
+                first_us, last_us = int(near[0]), int(near[-1])
                 for position, last_commit, _ in find_rollup_segments(self._connection, first_us, last_us):
                     stored = self._decode(position, last_commit)
                     if stored is None:
                         evicted_before_us = ANY_TIME_US
                         continue
-                    hits = _rows_of_windows(stored, wanted)
+                    hits = _rows_of_windows(stored, windows)
                     if hits.any():
                         found.append(stored.select(hits))
         newest = keep_newest_revisions(Rollups.concat(found)) if found else Rollups.empty()
@@ -363,21 +349,11 @@ def keep_newest_revisions(rollups: Rollups) -> Rollups:
     return ordered.select(np.append(~follows, [True])) if ordered.rows else ordered
 
 
-def _time_clusters(time_us: NDArray[np.int64]) -> list[tuple[int, int]]:
-    """First and last of times that lie close together."""
-    times = np.unique(time_us)
-    cuts = np.flatnonzero(np.diff(times) > _CLUSTER_GAP_US) + 1
-    return [(int(part[0]), int(part[-1])) for part in np.split(times, cuts) if len(part)]
-
-
-def _rows_of_windows(stored: Rollups, wanted: Rollups) -> NDArray[np.bool_]:
-    """Which stored rows are of a window in `wanted`."""
-    of_length = stored.window_s == wanted.window_s[0]
-    at = np.flatnonzero(
-        of_length & np.isin(stored.time_us, wanted.time_us) & np.isin(stored.series, wanted.series)
-    )
-    named = set(zip(wanted.series.tolist(), wanted.time_us.tolist(), strict=True))
-    keys = zip(stored.series[at].tolist(), stored.time_us[at].tolist(), strict=True)
-    names = np.zeros(stored.rows, np.bool_)
-    names[at] = np.fromiter((key in named for key in keys), np.bool_, len(at))
-    return names
+def _rows_of_windows(stored: Rollups, windows: Rollups) -> NDArray[np.bool_]:
+    """Which stored rows are of a window in `windows`."""
+    hits: NDArray[np.bool_] = stored.window_s == windows.window_s[0]
+    hits &= np.isin(stored.time_us, windows.time_us) & np.isin(stored.series, windows.series)
+    named = set(zip(windows.series.tolist(), windows.time_us.tolist(), strict=True))
+    keys = zip(stored.series[hits].tolist(), stored.time_us[hits].tolist(), strict=True)
+    hits[hits] = [key in named for key in keys]
+    return hits

@@ -65,17 +65,13 @@ class EncodedSegment:
 
 def encode_segments(records: Records, *, level: int = columns.FAST_LEVEL) -> list[EncodedSegment]:
     """Encode records in canonical order, in runs of at most `MAX_SEGMENT_ROWS`. Pure; takes milliseconds."""
-    if records.rows <= MAX_SEGMENT_ROWS:
-        return [_encode_segment(records, level)] if records.rows else []
-    return [
-        _encode_segment(records.select(np.arange(start, min(start + MAX_SEGMENT_ROWS, records.rows))), level)
-        for start in range(0, records.rows, MAX_SEGMENT_ROWS)
-    ]
-
-
-def _encode_segment(records: Records, level: int) -> EncodedSegment:
-    block = columns.encode(records, level=level)
-    return EncodedSegment(records.record_class, records, records.rows, *columns.time_range_us(block), block)
+    segments = []
+    for start in range(0, records.rows, MAX_SEGMENT_ROWS):
+        rows = np.arange(start, min(start + MAX_SEGMENT_ROWS, records.rows))
+        run = records if len(rows) == records.rows else records.select(rows)
+        block = columns.encode(run, level=level)
+        segments.append(EncodedSegment(run.record_class, run, run.rows, *columns.time_range_us(block), block))
+    return segments
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,17 +128,12 @@ class SegmentWriter:
         *,
         now_us: int,
         notes: Sequence[CommitNote] = (),
-        result: AppendResult | None = None,
     ) -> list[int]:
         """Commit a group: segments (mostly one), quarantine items and notes, fsynced together (promise 1).
 
-        Only readings wait for compaction to index them. Without a `result` the notes get one that
-        says that all rows are new. Returns the position of each new segment.
-
-        Raises:
-            SpoolFullError, SpoolAccessError: nothing was written; the same call may be made again.
+        Returns the position of each new segment. After a SpoolError nothing was written: call it again.
         """
-        result = result or AppendResult(sum(run.rows for run in sealed), 0, 0)
+        result = AppendResult(sum(run.rows for run in sealed), 0, 0)
         async with self._turn:
             new_series = self._catalog.list_unsaved()
 

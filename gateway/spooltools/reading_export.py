@@ -13,7 +13,7 @@ import io
 import json
 import os
 import sys
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from cloud_sync.model.records import Readings, Series
+    from gateway.spool.series_catalog import SeriesCatalog
 
 EXPORT_COLUMNS = (
     "time",
@@ -49,14 +50,6 @@ SERIES_COLUMNS = ("sensor_id", "sensor_type", "unit", "location", "manufacturer"
 _SERIES_COLUMN_INDEXES = [EXPORT_COLUMNS.index(name) for name in SERIES_COLUMNS]
 
 
-class SeriesLookup(Protocol):
-    """What finds a series by its number."""
-
-    def __getitem__(self, number: int) -> Series:
-        """The series."""
-        ...
-
-
 def series_texts(series: Series) -> tuple[str | None, ...]:
     """The values of `SERIES_COLUMNS` for a series; None where it has none."""
     attributes = dict(series.attributes)
@@ -68,46 +61,42 @@ def format_csv_header() -> str:
     return ",".join(EXPORT_COLUMNS) + "\r\n"
 
 
-def format_csv(readings: Readings, names: SeriesLookup, *, printable: bool = False) -> str:
+def format_csv(readings: Readings, catalog: SeriesCatalog, *, printable: bool = False) -> str:
     """Lines of CSV (RFC 4180), absent values empty; `printable` escapes what a terminal would obey."""
     out = io.StringIO()
     prepare = escape_text if printable else str
     csv.writer(out).writerows(
-        _format_rows(readings, names, lambda text: "" if text is None else prepare(text), "")
+        _format_rows(readings, catalog, lambda text: "" if text is None else prepare(text), "")
     )
     return out.getvalue()
 
 
-def format_json_lines(readings: Readings, names: SeriesLookup) -> str:
+def format_json_lines(readings: Readings, catalog: SeriesCatalog) -> str:
     """One JSON object a line, ASCII only, absent values null."""
     keys = [f'"{name}": ' for name in EXPORT_COLUMNS]
     lines = []
-    for row in _format_rows(readings, names, json.dumps, "null"):
+    for row in _format_rows(readings, catalog, json.dumps, "null"):
         cells = [f'{keys[0]}"{row[0]}"', *(key + cell for key, cell in zip(keys[1:], row[1:], strict=True))]
         lines.append("{" + ", ".join(cells) + "}\n")
     return "".join(lines)
 
 
-def format_table_rows(readings: Readings, names: SeriesLookup) -> Iterator[list[str]]:
-    """Rows for a terminal: texts escaped, flags by name."""
-    for row in _format_rows(readings, names, lambda text: "" if text is None else escape_text(text, 40), ""):
-        row[-1] = format_flags(int(row[-1]))
+def format_table_rows(readings: Readings, catalog: SeriesCatalog) -> Iterator[list[str]]:
+    """Rows for a terminal: texts escaped, flags by name, bits that this release does not know as a number."""
+    for row in _format_rows(readings, catalog, lambda text: escape_text(text or "", 40), ""):
+        flags = int(row[-1])
+        names = [(flag.name or "").lower() for flag in Flag if flags & flag]
+        unknown = flags & ~sum(Flag)
+        row[-1] = ",".join([*names, *([str(unknown)] if unknown else [])])
         yield row
 
 
-def format_flags(flags: int) -> str:
-    """Flags as words; bits this release does not know as their number."""
-    known = [(flag.name or "").lower() for flag in Flag if flags & flag]
-    rest = flags & ~sum(Flag)
-    return ",".join([*known, *([str(rest)] if rest else [])])
-
-
 def _format_rows(
-    readings: Readings, names: SeriesLookup, text_of: Callable[[str | None], str], absent: str
+    readings: Readings, catalog: SeriesCatalog, format_text: Callable[[str | None], str], absent: str
 ) -> Iterator[list[str]]:
     cells: list[list[str]] = [[] for _ in EXPORT_COLUMNS]
     numbers, index = np.unique(readings.series, return_inverse=True)
-    texts = [[text_of(text) for text in series_texts(names[int(number)])] for number in numbers]
+    texts = [[format_text(text) for text in series_texts(catalog[int(number)])] for number in numbers]
     positions = index.tolist()
     for place, column in zip(_SERIES_COLUMN_INDEXES, zip(*texts, strict=True), strict=True):
         cells[place] = [column[i] for i in positions]
@@ -141,7 +130,7 @@ class ExportError(Exception):
 class ExportWriter(Protocol):
     """One open export."""
 
-    def write(self, readings: Readings, names: SeriesLookup) -> None:
+    def write(self, readings: Readings, catalog: SeriesCatalog) -> None:
         """Add readings."""
         ...
 
@@ -155,17 +144,17 @@ class TextWriter:
 
     def __init__(
         self,
-        stream: io.BufferedIOBase | Any,
-        text_of: Callable[[Readings, SeriesLookup], str],
+        stream: Any,
+        format_text: Callable[[Readings, SeriesCatalog], str],
         header: str = "",
     ) -> None:
         self._stream = stream
-        self._text_of = text_of
+        self._format_text = format_text
         self._stream.write(header.encode())
 
-    def write(self, readings: Readings, names: SeriesLookup) -> None:
+    def write(self, readings: Readings, catalog: SeriesCatalog) -> None:
         """Add readings as lines."""
-        self._stream.write(self._text_of(readings, names).encode("utf-8", "backslashreplace"))
+        self._stream.write(self._format_text(readings, catalog).encode("utf-8", "backslashreplace"))
 
     def close(self) -> None:
         """Write out what is buffered."""
@@ -196,11 +185,11 @@ class ParquetWriter:
         self._schema = pyarrow.schema([(name, types[name]) for name in EXPORT_COLUMNS])
         self._writer = pyarrow.parquet.ParquetWriter(path, self._schema, compression="zstd")
 
-    def write(self, readings: Readings, names: SeriesLookup) -> None:
+    def write(self, readings: Readings, catalog: SeriesCatalog) -> None:
         """Add readings as a row group."""
         arrow = self._arrow
         numbers, index = np.unique(readings.series, return_inverse=True)
-        texts = [series_texts(names[int(number)]) for number in numbers]
+        texts = [series_texts(catalog[int(number)]) for number in numbers]
         arrays = {
             name: arrow.array([_to_valid_utf8(text[place]) for text in texts], arrow.string()).take(
                 arrow.array(index)
@@ -255,36 +244,37 @@ def open_file_writer(path: Path, *, replace: bool = False) -> Iterator[ExportWri
 
 @contextmanager
 def open_stdout_writer(
-    ending: str, text_of: Callable[[Readings, SeriesLookup], str], header: str = ""
+    ending: str, format_text: Callable[[Readings, SeriesCatalog], str], header: str = ""
 ) -> Iterator[ExportWriter]:
     """A writer of text on standard output, compressed when `ending` says so."""
     stream: Any = sys.stdout.buffer
-    if ending.endswith(".gz"):
-        with gzip.GzipFile(fileobj=stream, mode="wb", compresslevel=_GZIP_LEVEL) as packed:
-            yield TextWriter(packed, text_of, header)
-    else:
-        yield TextWriter(stream, text_of, header)
+    with _compress(stream, ending) as output:
+        yield TextWriter(output, format_text, header)
     stream.flush()
+
+
+@contextmanager
+def _compress(stream: Any, ending: str) -> Iterator[Any]:
+    """The stream itself, or one that compresses into it when `ending` says so."""
+    if ending.endswith(".gz"):
+        with gzip.GzipFile("", fileobj=stream, mode="wb", compresslevel=_GZIP_LEVEL) as compressed:
+            yield compressed
+    else:
+        yield stream
 
 
 @contextmanager
 def _open_part_file_writer(part: Path, ending: str) -> Iterator[ExportWriter]:
     if ending == ".parquet":
-        parquet = ParquetWriter(part)
-        try:
+        with closing(ParquetWriter(part)) as parquet:
             yield parquet
-        finally:
-            parquet.close()
     else:
-        text_of, header = (format_csv, format_csv_header()) if ".csv" in ending else (format_json_lines, "")
-        with part.open("wb") as file:
-            if ending.endswith(".gz"):
-                with gzip.GzipFile("", fileobj=file, mode="wb", compresslevel=_GZIP_LEVEL) as packed:
-                    yield TextWriter(packed, text_of, header)
-            else:
-                yield TextWriter(file, text_of, header)
-    with part.open("rb") as file:
-        os.fsync(file.fileno())
+        is_csv = ".csv" in ending
+        format_text, header = (format_csv, format_csv_header()) if is_csv else (format_json_lines, "")
+        with part.open("wb") as file, _compress(file, ending) as output:
+            yield TextWriter(output, format_text, header)
+    with part.open("rb") as written:
+        os.fsync(written.fileno())
 
 
 def _to_valid_utf8(text: str | None) -> str | None:

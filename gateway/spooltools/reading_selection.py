@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from cloud_sync.model.records import Readings, Series
+from cloud_sync.model.records import Readings
 from gateway.spool.database import NO_PROGRESS, ProgressListener
 from gateway.spool.segment_reader import DamagedSegment, SegmentWalk, count_kept_rows, decode_segment
 from gateway.spool.segments import MAX_SEGMENT_ROWS
@@ -22,9 +22,8 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from cloud_sync.model.records import Series
     from gateway.spool.segments import StoredSegment
-
-_EARLIEST_US, _LATEST_US = -(1 << 63), (1 << 63) - 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +40,9 @@ class ReadingFilter:
 
     def may_match(self, min_time_us: int, max_time_us: int) -> bool:
         """Whether a segment of these times can hold a selected reading."""
-        return max_time_us >= self._since_us and min_time_us < self._until_us
+        return (self.since_us is None or max_time_us >= self.since_us) and (
+            self.until_us is None or min_time_us < self.until_us
+        )
 
     def names(self, series: Series) -> bool:
         """Whether the readings of a series are selected."""
@@ -57,27 +58,15 @@ class ReadingFilter:
     def select(self, readings: Readings, selected: NDArray[np.bool_]) -> Readings:
         """The selected readings; `selected` says of each series number whether it is."""
         mask = selected[readings.series]
-        if not self.matches_all_times(int(readings.time_us.min()), int(readings.time_us.max())):
-            mask &= (readings.time_us >= self._since_us) & (readings.time_us < self._until_us)
+        if self.since_us is not None:
+            mask &= readings.time_us >= self.since_us
+        if self.until_us is not None:
+            mask &= readings.time_us < self.until_us
         return readings if mask.all() else readings.select(mask)
-
-    def matches_all_times(self, min_time_us: int, max_time_us: int) -> bool:
-        """Whether a segment of these times holds no reading outside the span."""
-        return min_time_us >= self._since_us and max_time_us < self._until_us
-
-    @property
-    def _since_us(self) -> int:
-        return _EARLIEST_US if self.since_us is None else self.since_us
-
-    @property
-    def _until_us(self) -> int:
-        return _LATEST_US if self.until_us is None else self.until_us
 
 
 RUN_ROWS = 65_536
 _MAX_DAMAGED_KEPT = 1000
-UNKNOWN_SERIES = Series("", "")
-"""Stands for a series number the spool does not know."""
 
 
 class SelectedSeries:
@@ -86,21 +75,17 @@ class SelectedSeries:
     def __init__(self, connection: sqlite3.Connection, selection: ReadingFilter) -> None:
         self._connection = connection
         self._selection = selection
-        self._catalog = SeriesCatalog()
-        self._series: dict[int, Series] = {}
+        self.catalog = SeriesCatalog()
         self.selected: NDArray[np.bool_] = np.zeros(0, np.bool_)
-
-    def __getitem__(self, number: int) -> Series:
-        return self._series.get(number, UNKNOWN_SERIES)
 
     def knows(self, numbers: NDArray[np.int32]) -> bool:
         """Whether every number names a series."""
-        if not self._catalog.knows(numbers):
-            self._series = dict(read_all_series(self._connection))
-            self._catalog = SeriesCatalog(rows=self._series.items())
-            self.selected = np.zeros(max(self._series, default=0) + 1, np.bool_)
-            self.selected[[n for n, series in self._series.items() if self._selection.names(series)]] = True
-        return self._catalog.knows(numbers)
+        if not self.catalog.knows(numbers):
+            rows = read_all_series(self._connection)
+            self.catalog = SeriesCatalog(rows=rows)
+            self.selected = np.zeros(max((number for number, _ in rows), default=0) + 1, np.bool_)
+            self.selected[[number for number, series in rows if self._selection.names(series)]] = True
+        return self.catalog.knows(numbers)
 
 
 @dataclass(slots=True)
@@ -111,6 +96,12 @@ class ReadSummary:
     rows: int = 0
     damaged_rows: int = 0
     damaged: list[str] = field(default_factory=list)
+
+    def add_damaged(self, head: StoredSegment, damage: DamagedSegment) -> None:
+        """Count a segment that cannot be decoded."""
+        self.damaged_rows += head.rows
+        if len(self.damaged) < _MAX_DAMAGED_KEPT:
+            self.damaged.append(f"{head}: {damage.detail}")
 
 
 def read_selected(
@@ -128,33 +119,23 @@ def read_selected(
     A segment that cannot be decoded is added to `found` and passed over. `progress` counts rows.
     """
     walk = SegmentWalk(connection, path, newest_first=newest_first)
-    given = _RecentReadings()
+    recent = _RecentReadings()
     progress.total(count_kept_rows(connection))
     for head in walk:
         found.segments += 1
         if selection.may_match(head.min_time_us, head.max_time_us):
-            readings = _decode_segment(walk.block(head), head, names, found)
-            if readings is not None:
+            readings = decode_segment(walk.block(head), Readings, knows=names.knows)
+            if isinstance(readings, DamagedSegment):
+                found.add_damaged(head, readings)
+            else:
                 if walk.overlaps(head):
-                    readings = given.without(readings)
-                given.add(readings)
+                    readings = recent.without(readings)
+                recent.add(readings)
                 readings = selection.select(readings, names.selected) if readings.rows else readings
                 found.rows += readings.rows
                 if readings.rows:
                     yield readings
         progress.advance(head.rows)
-
-
-def _decode_segment(
-    block: bytes, head: StoredSegment, names: SelectedSeries, found: ReadSummary
-) -> Readings | None:
-    readings = decode_segment(block, Readings, catalog=names)
-    if not isinstance(readings, DamagedSegment):
-        return readings
-    found.damaged_rows += head.rows
-    if len(found.damaged) < _MAX_DAMAGED_KEPT:
-        found.damaged.append(f"{head}: {readings.detail}")
-    return None
 
 
 class _RecentReadings:
@@ -179,16 +160,16 @@ class _RecentReadings:
 
 def group_into_runs(parts: Iterable[Readings], rows: int = RUN_ROWS) -> Iterator[Readings]:
     """The same readings in runs of at least `rows`, so that small segments cost no more than large ones."""
-    waiting: list[Readings] = []
+    run: list[Readings] = []
     gathered = 0
     for part in parts:
-        waiting.append(part)
+        run.append(part)
         gathered += part.rows
         if gathered >= rows:
-            yield Readings.concat(waiting)
-            waiting, gathered = [], 0
-    if waiting:
-        yield Readings.concat(waiting)
+            yield Readings.concat(run)
+            run, gathered = [], 0
+    if run:
+        yield Readings.concat(run)
 
 
 def _reading_keys(readings: Readings) -> Iterator[tuple[int, int, float]]:

@@ -80,7 +80,7 @@ class BatchReceiver:
             SpoolError: nothing was stored.
         """
         async with self._locks.hold(batch.range.gateway_id) as lease:
-            earlier = await self.ledger.earlier(batch)
+            earlier = await self.ledger.find_receipt(batch)
             if isinstance(earlier, Receipt):
                 return earlier
             if earlier == "covered":
@@ -90,7 +90,7 @@ class BatchReceiver:
             return Receipt(batch.rows, result.stored, result.duplicates, result.conflicts)
 
     def _submit(self, batch: Batch) -> asyncio.Future[AppendResult]:
-        note = self.ledger.note(batch, self._clock_us())
+        note = self.ledger.build_note(batch, self._clock_us())
         records, series = batch.records, batch.series
         if isinstance(records, Readings):
             readings = self._resolver.renumber(records, series, limit_states=False)

@@ -144,7 +144,7 @@ class ReadingReceiver:
             return _answer(parsed, await asyncio.shield(self._submit(request, parsed, caller, None)))
         async with self._locks.hold((caller.name, request.key)) as lease:
             keyed = KeyedRequest(caller.name, request.key, request.digest(data))
-            earlier = await self._answers.earlier(keyed, self._clock_us())
+            earlier = await self._answers.find_answer(keyed, self._clock_us())
             if earlier is not None:
                 body_hash, answer = earlier
                 if body_hash != keyed.body_hash:
@@ -187,7 +187,7 @@ class ReadingReceiver:
         now_us = self._clock_us()
         note = None
         if keyed is not None:
-            note = self._answers.note(keyed, lambda result: _answer(parsed, result), now_us)
+            note = self._answers.build_note(keyed, lambda result: _answer(parsed, result), now_us)
         items = list(_build_quarantine_items(request, parsed, caller, now_us))
         readings = self._resolver.renumber(parsed.readings, parsed.series, limit_states=True)
         return self._committer.submit_readings(readings, items, note)

@@ -38,7 +38,7 @@ async def take(spool: OpenSpool, ledger: ReceivedLedger, *batches: Batch, now_us
     for one in batches:
         numbers = np.array([spool.catalog.assign_number(s) for s in one.series], np.int32)
         readings = one.readings.with_series(numbers[one.readings.series])
-        futures.append(committer.submit_readings(readings, note=ledger.note(one, now_us)))
+        futures.append(committer.submit_readings(readings, note=ledger.build_note(one, now_us)))
     await committer.commit_once()
     return [await future for future in futures]
 
@@ -46,11 +46,11 @@ async def take(spool: OpenSpool, ledger: ReceivedLedger, *batches: Batch, now_us
 async def test_a_range_that_comes_again_gets_its_first_receipt_also_after_a_restart(tmp_path):
     async with open_spool(tmp_path / "s.db") as spool:
         ledger = ReceivedLedger(spool.database)
-        assert await ledger.earlier(batch(1, 3)) is None
+        assert await ledger.find_receipt(batch(1, 3)) is None
         (taken,) = await take(spool, ledger, batch(1, 3))
         assert (taken.stored, taken.duplicates, taken.conflicts) == (3, 0, 0)
     async with open_spool(tmp_path / "s.db") as spool:
-        receipt = await ReceivedLedger(spool.database).earlier(batch(1, 3))
+        receipt = await ReceivedLedger(spool.database).find_receipt(batch(1, 3))
         assert isinstance(receipt, Receipt)
         assert (receipt.rows, receipt.stored, receipt.applied_before) == (3, 3, True)
 
@@ -83,7 +83,7 @@ async def test_a_range_that_overlaps_or_holds_other_rows_is_a_conflict(tmp_path,
         ledger = ReceivedLedger(spool.database)
         await take(spool, ledger, batch(2, 3))
         with pytest.raises(RangeConflictError) as fault:
-            await ledger.earlier(other)
+            await ledger.find_receipt(other)
         assert fault.value.reason == reason
 
 
@@ -91,15 +91,15 @@ async def test_parts_of_a_range_are_each_taken_once_and_make_it_complete(tmp_pat
     async with open_spool(tmp_path / "s.db") as spool:
         ledger = ReceivedLedger(spool.database)
         await take(spool, ledger, batch(1, rows=2, part=1, parts=2))
-        assert await ledger.earlier(batch(1, rows=2, part=2, parts=2)) is None
-        assert isinstance(await ledger.earlier(batch(1, rows=2, part=1, parts=2)), Receipt)
+        assert await ledger.find_receipt(batch(1, rows=2, part=2, parts=2)) is None
+        assert isinstance(await ledger.find_receipt(batch(1, rows=2, part=1, parts=2)), Receipt)
         with pytest.raises(RangeConflictError):
-            await ledger.earlier(batch(1))
+            await ledger.find_receipt(batch(1))
         (epoch,) = progress_to_json("low", await ledger.progress("low"))["epochs"]
         assert (epoch["ranges"], epoch["partial"], epoch["rows"]) == ([], [(1, 1)], 2)
         await take(spool, ledger, batch(1, rows=1, at=10, part=3, parts=4))
         await take(spool, ledger, batch(1, rows=1, at=20, part=4, parts=4))
-        assert await ledger.earlier(batch(1)) == "covered"
+        assert await ledger.find_receipt(batch(1)) == "covered"
         (epoch,) = progress_to_json("low", await ledger.progress("low", EPOCH))["epochs"]
         assert (epoch["ranges"], epoch["partial"], epoch["rows"]) == ([(1, 1)], [], 4)
         assert await ledger.progress("low", UUID(int=8)) is None
@@ -120,11 +120,11 @@ async def test_old_entries_are_merged_so_that_the_ledger_is_bounded_and_still_te
         (epoch,) = progress_to_json("low", await ledger.progress("low"))["epochs"]
         assert epoch["gaps"] == [(50, 50)]
         assert (epoch["rows"], epoch["stored"]) == (597, 597)
-        assert await ledger.earlier(batch(1)) == "covered"
+        assert await ledger.find_receipt(batch(1)) == "covered"
         assert await spool.appender.match_stored(_own(spool, batch(1))) == AppendResult(0, 3, 0)
         assert await spool.appender.match_stored(_own(spool, batch(50))) is None
-        assert await ledger.earlier(batch(order[-1])) == Receipt(3, 3, applied_before=True)
-        assert await ledger.earlier(batch(50)) is None
+        assert await ledger.find_receipt(batch(order[-1])) == Receipt(3, 3, applied_before=True)
+        assert await ledger.find_receipt(batch(50)) is None
 
 
 def _own(spool: OpenSpool, one: Batch):

@@ -44,7 +44,7 @@ def taken(path, selection: ReadingFilter = ReadingFilter(), *, newest_first: boo
 
 def tuples(part: Readings, names):
     columns = part.series.tolist(), part.time_us.tolist(), part.value.tolist()
-    return [(names[s].sensor_id, t, v) for s, t, v in zip(*columns, strict=True)]
+    return [(names.catalog[s].sensor_id, t, v) for s, t, v in zip(*columns, strict=True)]
 
 
 @pytest.fixture
@@ -79,7 +79,7 @@ def exported(path, out):
             for part in group_into_runs(
                 read_selected(connection, path, ReadingFilter(), names, ReadSummary())
             ):
-                writer.write(part, names)
+                writer.write(part, names.catalog)
     return out
 
 
@@ -135,8 +135,8 @@ async def test_a_table_for_a_person_holds_no_control_character(full_row):
     with open_spool_read_only(full_row) as connection:
         names = SelectedSeries(connection, ReadingFilter())
         (part,) = read_selected(connection, full_row, ReadingFilter(), names, ReadSummary())
-        cells = [cell for row in reading_export.format_table_rows(part, names) for cell in row]
-        printable = reading_export.format_csv(part, names, printable=True)
+        cells = [cell for row in reading_export.format_table_rows(part, names.catalog) for cell in row]
+        printable = reading_export.format_csv(part, names.catalog, printable=True)
     assert all(cell.isprintable() for cell in cells)
     assert "late,spike" in cells
     assert "\x1b" not in printable
