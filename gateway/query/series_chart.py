@@ -190,11 +190,7 @@ def search_series(catalog: SeriesCatalog, text: str, limit: int) -> tuple[list[C
 
 
 def read_chart(
-    path: Path,
-    known: KnownSeries,
-    steps: ChartSteps,
-    *,
-    within_s: float = READ_WITHIN_S,
+    path: Path, known: KnownSeries, steps: ChartSteps, *, within_s: float = READ_WITHIN_S
 ) -> Chart:
     """Read the series from a live or stopped spool, for up to `within_s`. Raises SpoolError."""
     deadline = time.monotonic() + within_s

@@ -181,7 +181,36 @@ class Appender:
     ) -> AppendResult:
         """Make a group durable: fsynced on return (promise 1). After a SpoolError nothing was written."""
         async with self._turn:
-            return await self._append(readings, items, now_us, submissions)
+            await self._require_room()
+            if readings is None or readings.rows == 0:
+                by_submission = (AppendResult(0, 0, 0),) * len(submissions)
+                if items or submissions:
+                    await self._segments.append(
+                        (), items, now_us=now_us, notes=_bind_notes(submissions, by_submission)
+                    )
+                return AppendResult(0, 0, 0, by_submission)
+            screened, sealed = await _run_inline_or_in_thread(
+                readings.rows, lambda: self._screen_and_seal(readings)
+            )
+            if sealed is None:
+                await self._duplicates.resolve(screened)
+                sealed = await _run_inline_or_in_thread(readings.rows, lambda: encode_segments(screened.new))
+            conflicts = screened.conflicts
+            by_submission = count_by_submission(screened, submissions)
+            crash_point("before_append")
+            positions = await self._segments.append(
+                sealed,
+                [*items, *self._conflict_items(conflicts, now_us)],
+                now_us=now_us,
+                notes=_bind_notes(submissions, by_submission),
+            )
+            for position, run in zip(positions, sealed, strict=True):
+                self._duplicates.stored(position, cast("Readings", run.records))
+            crash_point("after_append")
+            self.device_activity.record(screened.identity, now_us)
+            return AppendResult(
+                sum(run.rows for run in sealed), screened.duplicates, conflicts.rows, by_submission
+            )
 
     async def append_records(self, records: Records, note: CommitNote, *, now_us: int) -> None:
         """The same for records of another class, which are stored as they are, with what `note` writes."""
@@ -202,44 +231,6 @@ class Appender:
         if screened.keep.any():
             return None
         return AppendResult(0, screened.duplicates, int(screened.conflicting.sum()))
-
-    async def _append(
-        self,
-        readings: Readings | None,
-        items: Sequence[QuarantineItem],
-        now_us: int,
-        submissions: Sequence[Submission],
-    ) -> AppendResult:
-        await self._require_room()
-        if readings is None or readings.rows == 0:
-            by_submission = (AppendResult(0, 0, 0),) * len(submissions)
-            if items or submissions:
-                await self._segments.append(
-                    (), items, now_us=now_us, notes=_bind_notes(submissions, by_submission)
-                )
-            return AppendResult(0, 0, 0, by_submission)
-        screened, sealed = await _run_inline_or_in_thread(
-            readings.rows, lambda: self._screen_and_seal(readings)
-        )
-        if sealed is None:
-            await self._duplicates.resolve(screened)
-            sealed = await _run_inline_or_in_thread(readings.rows, lambda: encode_segments(screened.new))
-        conflicts = screened.conflicts
-        by_submission = count_by_submission(screened, submissions)
-        crash_point("before_append")
-        positions = await self._segments.append(
-            sealed,
-            [*items, *self._conflict_items(conflicts, now_us)],
-            now_us=now_us,
-            notes=_bind_notes(submissions, by_submission),
-        )
-        for position, run in zip(positions, sealed, strict=True):
-            self._duplicates.stored(position, cast("Readings", run.records))
-        crash_point("after_append")
-        self.device_activity.record(screened.identity, now_us)
-        return AppendResult(
-            sum(run.rows for run in sealed), screened.duplicates, conflicts.rows, by_submission
-        )
 
     async def _require_room(self) -> None:
         if time.monotonic() < self._capacity_checked_until:

@@ -33,12 +33,7 @@ import aiosqlite
 
 from cloud_sync.runtime import statements
 from gateway.spool import salvage
-from gateway.spool.errors import (
-    SpoolAccessError,
-    SpoolFullError,
-    SpoolInUseError,
-    SpoolTooNewError,
-)
+from gateway.spool.errors import SpoolAccessError, SpoolFullError, SpoolInUseError, SpoolTooNewError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence

@@ -247,12 +247,10 @@ def is_covered(segment: StoredSegment, ranges: Iterable[CommitRange]) -> bool:
 
 def add_delivered(connection: sqlite3.Connection, queue: DeliveryQueue, new: CommitRange) -> None:
     """Add a range and merge it with its neighbours."""
-    touching = [
-        CommitRange(*row)
-        for row in connection.execute(SQL["delivered_touching"], (*queue, new.last + 1, new.first - 1))
-    ]
-    for old in touching:
-        connection.execute(SQL["delete_delivered"], (*queue, old.first))
+    span = (*queue, new.last + 1, new.first - 1)
+    touching = connection.execute(SQL["delivered_touching"], span).fetchall()
+    for first, _ in touching:
+        connection.execute(SQL["delete_delivered"], (*queue, first))
     for whole in merge_ranges([*touching, new]):
         connection.execute(SQL["add_delivered"], (*queue, *whole))
 

@@ -33,14 +33,17 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from cloud_sync.model.records import Records
     from gateway.spool.segments import StoredSegment
 
 
 def check_progress(connection: sqlite3.Connection, add: Callable[[str, str], None]) -> None:
     """Check delivered ranges and open batches against the commits; `add` gets each problem."""
     with read_view(connection):
-        newest = {k: _newest_commit_ever(connection, k) for k in RecordClass}
+        newest = {}
+        for record_class in RecordClass:
+            aside = connection.execute(SQL["damaged_between"], position_span(record_class))
+            commit = read_commit_counter(connection, record_class).commit
+            newest[record_class] = max([commit, *(last_commit for _, last_commit, _ in aside)])
         known = {name for name, _, _ in connection.execute(SQL["destinations"])}
         delivered = connection.execute(SQL["all_delivered"]).fetchall()
         batches = connection.execute(SQL["all_batches"]).fetchall()
@@ -63,12 +66,6 @@ def check_progress(connection: sqlite3.Connection, add: Callable[[str, str], Non
                 for what in _segments_across_edges(connection, RecordClass(number), first, last):
                     add(where, what)
         _check_no_overlap(delivered, batches, add)
-
-
-def _newest_commit_ever(connection: sqlite3.Connection, record_class: RecordClass) -> int:
-    aside = connection.execute(SQL["damaged_between"], position_span(record_class)).fetchall()
-    newest: int = max(read_commit_counter(connection, record_class).commit, *(row[1] for row in aside), 0)
-    return newest
 
 
 def _segments_across_edges(
@@ -133,16 +130,11 @@ class CheckReport(msgspec.Struct):
 
 
 def check_spool(
-    path: Path,
-    *,
-    decode: bool = True,
-    full: bool = False,
-    progress: ProgressListener = NO_PROGRESS,
+    path: Path, *, decode: bool = True, full: bool = False, progress: ProgressListener = NO_PROGRESS
 ) -> CheckReport:
-    """Check the spool at `path`, live or stopped.
+    """Check the spool at `path`, live or stopped; without `decode` only its structure.
 
-    `decode`: decode every segment, else only check the structure. `full`: SQLite's integrity_check, which
-    checks indexes against tables, in place of quick_check. Raises SpoolAccessError, SpoolTooNewError.
+    `full` runs SQLite's integrity_check, which also checks indexes, not quick_check. Raises SpoolError.
     """
     result = CheckReport(str(path))
     if not path.is_file():
@@ -150,11 +142,11 @@ def check_spool(
     try:
         with open_spool_read_only(path) as connection:
             progress.name("SQLite pages")
-            _check_pages(connection, result, full=full)
-            _check_tables(connection, result)
+            _check_pages_and_tables(connection, result, full=full)
             progress.name("series and quarantine")
             known = _check_series(connection, result)
-            _check_quarantine(connection, result)
+            for (number,) in connection.execute(SQL["overlong_quarantine"]):
+                result.add(f"quarantine {number}", "it keeps more bytes than it says there were")
             aside = connection.execute(SQL["damaged_totals"]).fetchone()
             result.set_aside_segments, result.set_aside_rows = aside
             progress.total(sum(count_kept_rows(connection, k) for k in RecordClass))
@@ -172,7 +164,7 @@ def check_spool(
     return result
 
 
-def _check_pages(connection: sqlite3.Connection, result: CheckReport, *, full: bool) -> None:
+def _check_pages_and_tables(connection: sqlite3.Connection, result: CheckReport, *, full: bool) -> None:
     pragma = "integrity_check" if full else "quick_check"
     try:
         for (line,) in connection.execute(f"PRAGMA {pragma}({_MAX_PAGES_REPORTED})"):
@@ -180,9 +172,6 @@ def _check_pages(connection: sqlite3.Connection, result: CheckReport, *, full: b
                 result.add(f"SQLite {pragma}", str(line).replace("\n", "; "))
     except sqlite3.DatabaseError as fault:
         result.add(f"SQLite {pragma}", str(fault))
-
-
-def _check_tables(connection: sqlite3.Connection, result: CheckReport) -> None:
     stored = {name for (name,) in connection.execute("SELECT name FROM sqlite_schema WHERE type = 'table'")}
     for name in SPOOL_TABLES:
         if name not in stored:
@@ -211,11 +200,6 @@ def _check_series(connection: sqlite3.Connection, result: CheckReport) -> NDArra
     known = np.zeros(max(usable, default=0) + 1, np.bool_)
     known[usable] = True
     return known
-
-
-def _check_quarantine(connection: sqlite3.Connection, result: CheckReport) -> None:
-    for (number,) in connection.execute(SQL["overlong_quarantine"]):
-        result.add(f"quarantine {number}", "it keeps more bytes than it says there were")
 
 
 def _check_class(
@@ -249,7 +233,8 @@ def _check_class(
             result.add(
                 str(head), "it was merged meanwhile, and holds fewer rows than what it was merged from"
             )
-        if result.set_aside_segments and _reuses_set_aside_commits(connection, head):
+        span = position_span(record_class, head.first_commit, head.last_commit)
+        if result.set_aside_segments and connection.execute(SQL["damaged_between"], span).fetchone():
             result.add(str(head), "its commits were those of a segment that was set aside (promise 2)")
         next_commit = max(head.first_commit, head.last_commit) + 1
         next_rows = head.rows_before + head.rows
@@ -268,12 +253,6 @@ def _skip_set_aside(
             if first_commit_at(position) == next_commit:
                 next_commit, next_rows = last_commit + 1, next_rows + rows
     return next_commit, next_rows
-
-
-def _reuses_set_aside_commits(connection: sqlite3.Connection, head: StoredSegment) -> bool:
-    """Whether a segment that was set aside begins within the commits of this one."""
-    span = position_span(head.record_class, head.first_commit, head.last_commit)
-    return connection.execute(SQL["damaged_between"], span).fetchone() is not None
 
 
 def _check_position(head: StoredSegment, next_commit: int, next_rows: int, result: CheckReport) -> None:
@@ -323,7 +302,8 @@ def _check_block(
         )
     if times != columns.time_range_us(block):
         result.add(str(head), "the head of its block gives other times than its rows have")
-    if not _is_in_order(records):
+    order = np.lexsort([getattr(records, name) for name in reversed(records.order)])
+    if not (order == np.arange(records.rows)).all():
         result.add(str(head), f"its rows are not in order of {' and '.join(records.order)}")
     if isinstance(records, Readings) and not np.isfinite(records.value).all():
         result.add(str(head), "it holds a value that is no finite number")
@@ -332,11 +312,6 @@ def _check_block(
         if (lost := _find_unknown_series(records.series, known)).size:
             result.add(str(head), f"it names series that the spool does not know, such as {lost[0]}")
     return known
-
-
-def _is_in_order(records: Records) -> bool:
-    order = np.lexsort([getattr(records, name) for name in reversed(records.order)])
-    return bool((order == np.arange(records.rows)).all())
 
 
 def _find_unknown_series(series: NDArray[np.int32], known: NDArray[np.bool_]) -> NDArray[np.int32]:

@@ -109,17 +109,17 @@ class RefusedRowSender:
     async def _commit(
         self, destination: str, readings: Readings, gone: list[tuple[int]], now_us: int
     ) -> None:
-        sealed = encode_segments(readings)
+        segments = encode_segments(readings)
 
         def note(connection: sqlite3.Connection, _: AppendResult) -> None:
             newest = read_commit_counter(connection, _CLASS).commit
-            new = CommitRange(newest + 1, newest + len(sealed))
+            new = CommitRange(newest + 1, newest + len(segments))
             for name, *_ in connection.execute(SQL["destinations"]).fetchall():
                 if name != destination:
                     delivery_ranges.add_delivered(connection, DeliveryQueue(name, _CLASS), new)
             connection.executemany(SQL["drop_quarantine"], gone)
 
-        await self._spool.segments.append(sealed, now_us=now_us, notes=[note])
+        await self._spool.segments.append(segments, now_us=now_us, notes=[note])
 
 
 def _to_reading(refused: _RefusedReading) -> Reading:
@@ -166,34 +166,21 @@ class _DryRunAppender(Appender):
     """Stores nothing, and keeps what the last append was given."""
 
     def __init__(self) -> None:
+        self.clear()
+
+    def clear(self) -> None:
+        """Forget the last append."""
         self.rows = 0
         self.untimed = False
         self.items: Sequence[QuarantineItem] = ()
 
-    def forget(self) -> None:
-        """Clear what was kept."""
-        self.rows, self.untimed, self.items = 0, False, ()
-
     async def append(
-        self,
-        readings: Readings | None,
-        items: Sequence[QuarantineItem],
-        **_: object,
+        self, readings: Readings | None, items: Sequence[QuarantineItem], **_: object
     ) -> AppendResult:
         self.items = items
         if readings is not None:
             self.rows, self.untimed = readings.rows, bool((readings.flags & Flag.TIME_ASSIGNED).any())
         return AppendResult(self.rows, 0, 0)
-
-
-@dataclass(slots=True)
-class _ItemClock:
-    """The time an item came in while it is decoded, else the wall clock."""
-
-    at_us: int | None = None
-
-    def __call__(self) -> int:
-        return time.time_ns() // 1000 if self.at_us is None else self.at_us
 
 
 async def retry_stopped_spool(
@@ -210,11 +197,7 @@ async def retry_stopped_spool(
 
 
 async def retry_open_spool(
-    spool: Spool,
-    rules: RuleSet,
-    numbers: Sequence[int],
-    *,
-    progress: ProgressListener = NO_PROGRESS,
+    spool: Spool, rules: RuleSet, numbers: Sequence[int], *, progress: ProgressListener = NO_PROGRESS
 ) -> RetryResult:
     """The same on the open spool of a running gateway, which goes on appending meanwhile."""
     progress.total(len(numbers))
@@ -235,14 +218,14 @@ class _RetryRun:
         self._catalog = spool.catalog
         self._refused = RefusedRowSender(spool)
         self._stamps = AssignedTimes()
-        self._clock = _ItemClock()
+        self._item_received_us: int | None = None
         self._dry_run_appender = _DryRunAppender()
         self._dry_run_committer, self._real = (
             Committer(
                 appender,
                 PublishDecoder(rules, SeriesResolver(spool.catalog)),
                 CommitterOptions(interval_s=0),
-                clock_us=self._clock,
+                clock_us=self._now_us,
             )
             for appender in (self._dry_run_appender, spool.appender)
         )
@@ -256,11 +239,15 @@ class _RetryRun:
             self.result.left.append((number, "there is no such item"))
             return
         item = StoredQuarantineItem(*row)
-        self._clock.at_us = item.received_at_us
+        self._item_received_us = item.received_at_us
         why = await self._prepare_item(item)
-        self._clock.at_us = None
+        self._item_received_us = None
         if why is not None:
             self.result.left.append((number, why))
+
+    def _now_us(self) -> int:
+        """The time an item came in while it is decoded, else the wall clock."""
+        return time.time_ns() // 1000 if self._item_received_us is None else self._item_received_us
 
     async def store(self) -> None:
         """Commit the prepared items, then delete them from the quarantine."""
@@ -318,7 +305,7 @@ class _RetryRun:
     async def _dry_run(self, item: StoredQuarantineItem) -> str | None:
         """Why the payload does not make readings by the present rules; None when all of it does."""
         dry_run = self._dry_run_appender
-        dry_run.forget()
+        dry_run.clear()
         self._dry_run_committer.submit_payload(item.source, item.topic.encode(), item.payload)
         await self._dry_run_committer.commit_once()
         total = dry_run.rows + len(dry_run.items)

@@ -143,10 +143,7 @@ class TextWriter:
     """CSV or JSON lines into a binary stream."""
 
     def __init__(
-        self,
-        stream: Any,
-        format_text: Callable[[Readings, SeriesCatalog], str],
-        header: str = "",
+        self, stream: Any, format_text: Callable[[Readings, SeriesCatalog], str], header: str = ""
     ) -> None:
         self._stream = stream
         self._format_text = format_text

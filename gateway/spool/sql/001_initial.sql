@@ -160,7 +160,7 @@ CREATE TABLE outbox (
     outbox_no    INTEGER PRIMARY KEY AUTOINCREMENT,
     channel      TEXT NOT NULL,
     queued_at_us INTEGER NOT NULL,
-    notice       BLOB NOT NULL  -- JSON: gateway/spool/outbox.py
+    notice       BLOB NOT NULL  -- JSON: AlertNotice in gateway/spool/processing_state.py
 );
 
 CREATE TABLE quarantine (
