@@ -9,7 +9,7 @@ the beginning, and `complete` is false.
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 import numpy as np
@@ -22,6 +22,7 @@ from gateway.spool.segments import read_commit_counter
 
 if TYPE_CHECKING:
     import sqlite3
+    from collections.abc import Sequence
     from pathlib import Path
 
     from numpy.typing import NDArray
@@ -101,11 +102,7 @@ class ChartSeries(msgspec.Struct):
 
 
 class Chart(msgspec.Struct):
-    """The lists are parallel, one entry a step that holds readings; times are the beginnings of steps.
-
-    `flagged` counts readings that a check has flagged. `complete` is false when not all of the span could be
-    read in the time there is.
-    """
+    """Parallel lists, an entry a step that holds readings; `complete`: all of the span was read in time."""
 
     sensor_id: str
     sensor_type: str
@@ -159,21 +156,21 @@ class ChartSteps:
     def chart(self, known: KnownSeries, *, complete: bool) -> Chart:
         """The aggregates so far."""
         at = np.flatnonzero(self._count)
+        count, mean = self._count[at], self._sum[at] / self._count[at]
+        time_us, flagged = self.since_us + at * self.step_us, self._flagged[at]
+        columns = (time_us, mean, self._least[at], self._greatest[at], count, flagged)
+        return self.build_chart(known, self.step_us, columns, complete=complete)
+
+    def build_chart(
+        self, known: KnownSeries, step_us: int, columns: Sequence[NDArray[Any]], *, complete: bool
+    ) -> Chart:
+        """A chart of this span; `columns` are its lists from `at_us` on, as arrays."""
+        at_us, mean, least, greatest, count, flagged = (column.tolist() for column in columns)
         return Chart(
-            known.series.sensor_id,
-            known.series.sensor_type,
-            known.unit,
-            self.since_us,
-            self.until_us,
-            self.step_us,
-            int(self._count.sum()),
+            *(known.series.sensor_id, known.series.sensor_type, known.unit),
+            *(self.since_us, self.until_us, step_us, sum(count)),
             complete,
-            (self.since_us + at * self.step_us).tolist(),
-            (self._sum[at] / self._count[at]).tolist(),
-            self._least[at].tolist(),
-            self._greatest[at].tolist(),
-            self._count[at].tolist(),
-            self._flagged[at].tolist(),
+            *(at_us, mean, least, greatest, count, flagged),
         )
 
 
@@ -218,22 +215,9 @@ def _chart_from_rollups(
     windows = windows.select(windows.count > 0)
     if not windows.rows:
         return None
-    return Chart(
-        known.series.sensor_id,
-        known.series.sensor_type,
-        known.unit,
-        steps.since_us,
-        steps.until_us,
-        every_s * 1_000_000,
-        int(windows.count.sum()),
-        complete=True,
-        at_us=windows.time_us.tolist(),
-        mean=windows.mean.tolist(),
-        least=windows.minimum.tolist(),
-        greatest=windows.maximum.tolist(),
-        count=windows.count.tolist(),
-        flagged=windows.flagged.tolist(),
-    )
+    names = ("time_us", "mean", "minimum", "maximum", "count", "flagged")
+    columns: list[NDArray[Any]] = [getattr(windows, name) for name in names]
+    return steps.build_chart(known, every_s * 1_000_000, columns, complete=True)
 
 
 def _add_segment(block: bytes, numbers: NDArray[np.int32], steps: ChartSteps) -> None:

@@ -15,15 +15,15 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import msgspec
 import numpy as np
 
-from cloud_sync.model.records import Flag, Readings, Rollups
+from cloud_sync.model.records import Flag, Readings, RecordClass, Rollups
 from gateway.rollups.rollup import merge_rollups, roll_up_readings
 from gateway.spool.database import read_view
 from gateway.spool.segment_reader import (
     DamagedSegment,
     decode_segment,
     decode_segment_columns,
+    find_indexed,
     find_positions,
-    find_rollup_segments,
     keep_newest_revisions,
     read_block,
 )
@@ -47,10 +47,7 @@ _NOT_CLOSED_S = 900
 
 @dataclass(slots=True)
 class SeriesHistory:
-    """What was found, in order of time: `windows` of one length, or `readings`; the other has no rows.
-
-    `damaged_rows` are not in it; `segments` were decoded.
-    """
+    """Found in order of time: `windows` of one length, or `readings`. So many `segments` were decoded."""
 
     windows: Rollups
     readings: Readings
@@ -101,7 +98,7 @@ class SeriesReader:
 
     def _rollups(self, every_s: int) -> tuple[Rollups, int]:
         """Newest revisions of every length that divides `every_s`, and until when all windows are closed."""
-        segments = find_rollup_segments(self._connection, self._since_us, self._until_us - 1)
+        segments = find_indexed(self._connection, RecordClass.ROLLUP, self._since_us, self._until_us - 1)
         closed_until_us = -(1 << 62)
         parts = []
         for position, _, max_time_us in sorted(segments, key=itemgetter(2), reverse=True):

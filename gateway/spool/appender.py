@@ -110,10 +110,7 @@ class SpaceUse(NamedTuple):
 
 @dataclass(slots=True)
 class Capacity:
-    """Limits in bytes; `max_bytes` None means as much as the floor allows.
-
-    `floor_out_of_reach` is set while something else keeps the disk full, and eviction has done what it may.
-    """
+    """Limits in bytes. `floor_out_of_reach`: something else fills the disk, eviction has done what it may."""
 
     max_bytes: int | None = None
     min_free_bytes: int = 0

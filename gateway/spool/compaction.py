@@ -281,14 +281,11 @@ def _position_rows(run: list[StoredSegment]) -> list[tuple[int]]:
 
 
 def _merged_segment(run: list[StoredSegment]) -> StoredSegment:
-    return StoredSegment(
-        position=run[0].position,
+    return run[0]._replace(
         last_commit=run[-1].last_commit,
         rows=sum(s.rows for s in run),
-        rows_before=run[0].rows_before,
         min_time_us=min(s.min_time_us for s in run),
         max_time_us=max(s.max_time_us for s in run),
-        written_at_us=run[0].written_at_us,
     )
 
 

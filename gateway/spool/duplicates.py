@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from cloud_sync.model.records import RecordClass
 from gateway.spool import segment_reader
 from gateway.spool.database import SQL
 from gateway.spool.segment_reader import DamagedSegment, decode_segment_columns
@@ -94,11 +95,13 @@ class DuplicateFilter:
     async def open(cls, database: Database, catalog: SeriesCatalog) -> DuplicateFilter:
         """Marks of indexed segments come from their table; fresh segments are read one by one."""
         known = cls(database, catalog)
-        marks = await database.read(lambda c: c.execute(SQL["marks"]).fetchall())
+        marks, fresh = await database.read(
+            lambda c: (c.execute(SQL["marks"]).fetchall(), read_fresh_segments(c))
+        )
         if marks:
             identity, newest_us = np.array(marks, np.int64).T
             known._raise_marks(identity.astype(np.int32), newest_us)
-        for segment in await database.read(read_fresh_segments):
+        for segment in fresh:
             keys = await known._keys_at(segment.position)
             if keys is not None:
                 known._fresh[segment.position] = segment.min_time_us, segment.max_time_us
@@ -151,7 +154,10 @@ class DuplicateFilter:
     ) -> dict[tuple[int, int], float]:
         """Value by (series, time) of everything stored at these times and series; the first one counts."""
         first, last = int(times[0]), int(times[-1])
-        positions = await self._database.read(lambda c: segment_reader.find_indexed_positions(c, first, last))
+        indexed = await self._database.read(
+            lambda c: segment_reader.find_indexed(c, RecordClass.READING, first, last)
+        )
+        positions = [position for position, _, _ in indexed]
         positions += [at for at, (low, high) in self._fresh.items() if low <= last and high >= first]
         stored: dict[tuple[int, int], float] = {}
         for position in sorted(positions):
@@ -225,10 +231,7 @@ def _mark_repeats(
 
 
 class LastReceived(NamedTuple):
-    """Devices in order of arrival: when each was last received, and its number of series; parallel arrays.
-
-    `received_us` is the smallest int64 where nothing is known.
-    """
+    """Devices in order of arrival; parallel arrays. `received_us` is the smallest int64 if not known."""
 
     sensor_ids: list[str]
     received_us: NDArray[np.int64]

@@ -47,10 +47,7 @@ if TYPE_CHECKING:
 
 
 class Loss(NamedTuple):
-    """Commits that a destination will not get, with their rows and range of times.
-
-    `destination` is "" when there is none and the records were only kept here.
-    """
+    """Commits that a destination ("" for a gateway without any) will not get."""
 
     destination: str
     record_class: RecordClass

@@ -103,10 +103,7 @@ class AlertExample(msgspec.Struct, frozen=True):
 
 
 class AlertNotice(msgspec.Struct, frozen=True):
-    """What one step changed for one rule: `series` many, of which `examples` are the first.
-
-    `severity` and `state` are numbers of `Severity` and `AlertState`.
-    """
+    """What one step changed for one rule: the number of series, and the first of them as examples."""
 
     rule: str
     severity: int

@@ -108,8 +108,8 @@ def read_window_length(connection: sqlite3.Connection, segment: StoredSegment) -
 
 def find_positions(connection: sqlite3.Connection, since_us: int, until_us: int) -> list[int]:
     """The segments of readings, indexed or fresh, that may hold a time in since_us <= time < until_us."""
-    positions = set(find_indexed_positions(connection, since_us, until_us - 1))
-    positions |= {
+    indexed = find_indexed(connection, RecordClass.READING, since_us, until_us - 1)
+    positions = {position for position, _, _ in indexed} | {
         segment.position
         for segment in read_fresh_segments(connection)
         if segment.min_time_us < until_us and segment.max_time_us >= since_us
@@ -117,17 +117,11 @@ def find_positions(connection: sqlite3.Connection, since_us: int, until_us: int)
     return sorted(positions)
 
 
-def find_indexed_positions(connection: sqlite3.Connection, first_us: int, last_us: int) -> list[int]:
-    """The indexed segments of readings that may hold a time in first_us..last_us, in any order."""
-    span = (last_us, first_us, *position_span(RecordClass.READING))
-    return [position for (position,) in connection.execute(SQL["indexed_holding_times"], span)]
-
-
-def find_rollup_segments(
-    connection: sqlite3.Connection, first_us: int, last_us: int
+def find_indexed(
+    connection: sqlite3.Connection, record_class: RecordClass, first_us: int, last_us: int
 ) -> list[tuple[int, int, int]]:
-    """Position, last commit and newest time of the rollup segments that may hold a time of the span."""
-    span = (last_us, first_us, *_ROLLUP_SPAN)
+    """Position, last commit and newest time of indexed segments that may hold a time in first_us..last_us."""
+    span = (last_us, first_us, *position_span(record_class))
     return connection.execute(SQL["indexed_between_times"], span).fetchall()
 
 
@@ -299,8 +293,8 @@ class StoredRollups:
             evicted_before_us = self._evicted_before_us()
             times = np.unique(windows.time_us)
             for near in np.split(times, np.flatnonzero(np.diff(times) > _CLUSTER_GAP_US) + 1):
-                first_us, last_us = int(near[0]), int(near[-1])
-                for position, last_commit, _ in find_rollup_segments(self._connection, first_us, last_us):
+                span_us = int(near[0]), int(near[-1])
+                for position, last_commit, _ in find_indexed(self._connection, RecordClass.ROLLUP, *span_us):
                     stored = self._decode(position, last_commit)
                     if stored is None:
                         evicted_before_us = ANY_TIME_US

@@ -6,6 +6,7 @@ Reads only. Memory is bounded by one segment, the series table and `PROBLEMS_KEP
 from __future__ import annotations
 
 import sqlite3
+from functools import partial
 from typing import TYPE_CHECKING
 from uuid import UUID
 
@@ -256,21 +257,20 @@ def _skip_set_aside(
 
 
 def _check_position(head: StoredSegment, next_commit: int, next_rows: int, result: CheckReport) -> None:
+    add = partial(result.add, str(head))
     first, last = head.first_commit, head.last_commit
     if not 0 < first <= last:
-        result.add(str(head), f"{first}..{last} is no range of commits")
+        add(f"{first}..{last} is no range of commits")
     if head.rows < 1:
-        result.add(str(head), f"it has {head.rows} rows; at least one is expected")
+        add(f"it has {head.rows} rows; at least one is expected")
     if head.min_time_us > head.max_time_us:
-        result.add(str(head), "its smallest time is later than its largest")
+        add("its smallest time is later than its largest")
     if first > next_commit:
-        result.add(
-            str(head), f"commits {next_commit}..{first - 1} before it are missing, and no prune is noted"
-        )
+        add(f"commits {next_commit}..{first - 1} before it are missing, and no prune is noted")
     elif first < next_commit:
-        result.add(str(head), f"it overlaps what came before it, which ends at commit {next_commit - 1}")
+        add(f"it overlaps what came before it, which ends at commit {next_commit - 1}")
     if head.rows_before != next_rows:
-        result.add(str(head), f"it says {head.rows_before} rows came before it; {next_rows} did")
+        add(f"it says {head.rows_before} rows came before it; {next_rows} did")
 
 
 def _check_block(
@@ -281,36 +281,36 @@ def _check_block(
     result: CheckReport,
 ) -> NDArray[np.bool_]:
     """Decode one segment and check it against its row; returns the series known by now."""
+    add = partial(result.add, str(head))
     try:
         block = walk.block(head)
     except (sqlite3.DatabaseError, TypeError) as fault:
-        result.add(str(head), f"SQLite cannot read its block: {fault}")
+        add(f"SQLite cannot read its block: {fault}")
         return known
     kind = columns.RECORD_TYPES[head.record_class]
     records = decode_segment(block, kind, max_rows=MAX_SEGMENT_ROWS_CHECKED)
     if isinstance(records, DamagedSegment):
-        result.add(str(head), f"{records.detail} ({records.reason})")
+        add(f"{records.detail} ({records.reason})")
         return known
     result.decoded_segments += 1
     if records.rows != head.rows:
-        result.add(str(head), f"its block holds {records.rows} rows, its row says {head.rows}")
+        add(f"its block holds {records.rows} rows, its row says {head.rows}")
     times = int(records.time_us.min()), int(records.time_us.max())
     if times != (head.min_time_us, head.max_time_us):
-        result.add(
-            str(head),
+        add(
             f"its times are {times[0]}..{times[1]} us, its row says {head.min_time_us}..{head.max_time_us}",
         )
     if times != columns.time_range_us(block):
-        result.add(str(head), "the head of its block gives other times than its rows have")
+        add("the head of its block gives other times than its rows have")
     order = np.lexsort([getattr(records, name) for name in reversed(records.order)])
     if not (order == np.arange(records.rows)).all():
-        result.add(str(head), f"its rows are not in order of {' and '.join(records.order)}")
+        add(f"its rows are not in order of {' and '.join(records.order)}")
     if isinstance(records, Readings) and not np.isfinite(records.value).all():
-        result.add(str(head), "it holds a value that is no finite number")
+        add("it holds a value that is no finite number")
     if records.has_series and (lost := _find_unknown_series(records.series, known)).size:
         known = _check_series(connection, CheckReport(""))  # a live gateway has added some since
         if (lost := _find_unknown_series(records.series, known)).size:
-            result.add(str(head), f"it names series that the spool does not know, such as {lost[0]}")
+            add(f"it names series that the spool does not know, such as {lost[0]}")
     return known
 
 

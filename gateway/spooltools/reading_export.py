@@ -47,7 +47,6 @@ EXPORT_COLUMNS = (
     "flags",
 )
 SERIES_COLUMNS = ("sensor_id", "sensor_type", "unit", "location", "manufacturer", "firmware_version")
-_SERIES_COLUMN_INDEXES = [EXPORT_COLUMNS.index(name) for name in SERIES_COLUMNS]
 
 
 def series_texts(series: Series) -> tuple[str | None, ...]:
@@ -94,22 +93,21 @@ def format_table_rows(readings: Readings, catalog: SeriesCatalog) -> Iterator[li
 def _format_rows(
     readings: Readings, catalog: SeriesCatalog, format_text: Callable[[str | None], str], absent: str
 ) -> Iterator[list[str]]:
-    cells: list[list[str]] = [[] for _ in EXPORT_COLUMNS]
     numbers, index = np.unique(readings.series, return_inverse=True)
     texts = [[format_text(text) for text in series_texts(catalog[int(number)])] for number in numbers]
     positions = index.tolist()
-    for place, column in zip(_SERIES_COLUMN_INDEXES, zip(*texts, strict=True), strict=True):
-        cells[place] = [column[i] for i in positions]
+    cells = {
+        name: [column[i] for i in positions]
+        for name, column in zip(SERIES_COLUMNS, zip(*texts, strict=True), strict=True)
+    }
     times = readings.time_us.astype("datetime64[us]")
-    cells[0] = [f"{text}Z" for text in np.datetime_as_string(times).tolist()]
-    cells[EXPORT_COLUMNS.index("value")] = [repr(value) for value in readings.value.tolist()]
+    cells["time"] = [f"{text}Z" for text in np.datetime_as_string(times).tolist()]
+    cells["value"] = [repr(value) for value in readings.value.tolist()]
     for name in ("quality", "battery_level", "signal_strength"):
-        cells[EXPORT_COLUMNS.index(name)] = _format_float32(getattr(readings, name), absent)
-    cells[EXPORT_COLUMNS.index("seq")] = [
-        absent if seq == SEQ_ABSENT else str(seq) for seq in readings.seq.tolist()
-    ]
-    cells[EXPORT_COLUMNS.index("flags")] = [str(flags) for flags in readings.flags.tolist()]
-    return (list(row) for row in zip(*cells, strict=True))
+        cells[name] = _format_float32(getattr(readings, name), absent)
+    cells["seq"] = [absent if seq == SEQ_ABSENT else str(seq) for seq in readings.seq.tolist()]
+    cells["flags"] = [str(flags) for flags in readings.flags.tolist()]
+    return (list(row) for row in zip(*(cells[name] for name in EXPORT_COLUMNS), strict=True))
 
 
 def _format_float32(column: NDArray[np.float32], absent: str) -> list[str]:

@@ -44,10 +44,6 @@ UPDATE segment SET indexed = 1 WHERE position = ?;
 -- name: delete_segment
 DELETE FROM segment WHERE position = ?;
 
--- name: indexed_holding_times
-SELECT position FROM segment INDEXED BY segment_times
-WHERE indexed = 1 AND min_time_us <= ? AND max_time_us >= ? AND position BETWEEN ? AND ?;
-
 -- name: marks
 SELECT series_no, newest_us FROM series_mark;
 
