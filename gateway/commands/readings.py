@@ -56,7 +56,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from gateway.spool.series_catalog import KnownSeries, SeriesCatalog
-    from gateway.spooltools.reading_export import ExportWriter
+    from gateway.spooltools.reading_export import WriteReadings
 
 app = typer.Typer(add_completion=False)
 _MATCHES_MAX = 20
@@ -278,10 +278,10 @@ def read(options: ReadOptions) -> None:
                 if limit
                 else group_into_runs(segments, _TERMINAL_ROWS)
             )
-            with _open_printer("jsonl" if options.as_json else options.form) as writer:
+            with _open_printer("jsonl" if options.as_json else options.form) as write:
                 for readings in groups:
                     if readings.rows:
-                        writer.write(readings, names.catalog)
+                        write(readings, names.catalog)
     _report_damaged(found)
 
 
@@ -318,10 +318,10 @@ def export(
         ending = reading_export.find_file_ending(out)
         with exit_on_spool_error(), open_spool_read_only(which.path) as connection:
             names = SelectedSeries(connection, selection)
-            with progress_bar("exporting") as progress, _open_export(out, ending, replace=force) as writer:
+            with progress_bar("exporting") as progress, _open_export(out, ending, replace=force) as write:
                 segments = read_selected(connection, which.path, selection, names, found, progress=progress)
                 for readings in group_into_runs(segments):
-                    writer.write(readings, names.catalog)
+                    write(readings, names.catalog)
     except reading_export.ExportError as fault:
         fail(str(fault))
     if as_json and not out.startswith("-"):
@@ -351,54 +351,48 @@ def _limit_readings(segments: Iterator[Readings], limit: int, *, newest: bool) -
 _NO_READINGS = Readings(*(np.zeros(0, dtype) for dtype in ("i4", "i8", "f8", "f4", "f4", "f4", "i8", "i4")))
 
 
-class _TablePrinter:
-    """Prints a table for each group of readings."""
-
-    def write(self, readings: Readings, catalog: SeriesCatalog) -> None:
-        rows = table(
-            *reading_export.EXPORT_COLUMNS,
-            right=("value", "quality", "battery_level", "signal_strength", "seq"),
-        )
-        for row in reading_export.format_table_rows(readings, catalog):
-            rows.add_row(*row)
-        console().print(rows)
-
-    def close(self) -> None:
-        """Nothing is open."""
+def _print_readings(readings: Readings, catalog: SeriesCatalog) -> None:
+    rows = table(
+        *reading_export.EXPORT_COLUMNS,
+        right=("value", "quality", "battery_level", "signal_strength", "seq"),
+    )
+    for row in reading_export.format_table_rows(readings, catalog):
+        rows.add_row(*row)
+    console().print(rows)
 
 
 @contextmanager
-def _open_printer(form: str) -> Iterator[ExportWriter]:
+def _open_printer(form: str) -> Iterator[WriteReadings]:
     if form == "table":
-        yield _TablePrinter()
+        yield _print_readings
     else:
-        with _open_text_export(f".{form}") as writer:
-            yield writer
+        with _open_text_export(f".{form}") as write:
+            yield write
 
 
 @contextmanager
-def _open_export(out: str, ending: str, *, replace: bool) -> Iterator[ExportWriter]:
+def _open_export(out: str, ending: str, *, replace: bool) -> Iterator[WriteReadings]:
     if out.startswith("-"):
-        with _open_text_export(ending) as writer:
-            yield writer
+        with _open_text_export(ending) as write:
+            yield write
     else:
-        with reading_export.open_file_writer(Path(out), replace=replace) as writer:
-            yield writer
+        with reading_export.open_file_writer(Path(out), replace=replace) as write:
+            yield write
 
 
 @contextmanager
-def _open_text_export(ending: str) -> Iterator[ExportWriter]:
+def _open_text_export(ending: str) -> Iterator[WriteReadings]:
     if ".jsonl" in ending:
-        with reading_export.open_stdout_writer(ending, reading_export.format_json_lines) as writer:
-            yield writer
+        with reading_export.open_stdout_writer(ending, reading_export.format_json_lines) as write:
+            yield write
         return
     printable = console().is_terminal
 
     def format_text(readings: Readings, catalog: SeriesCatalog) -> str:
         return reading_export.format_csv(readings, catalog, printable=printable)
 
-    with reading_export.open_stdout_writer(ending, format_text, reading_export.format_csv_header()) as writer:
-        yield writer
+    with reading_export.open_stdout_writer(ending, format_text, reading_export.format_csv_header()) as write:
+        yield write
 
 
 def _report_damaged(found: ReadSummary) -> None:

@@ -14,7 +14,7 @@ import json
 import os
 import sys
 from contextlib import closing, contextmanager
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 
     from cloud_sync.model.records import Readings, Series
     from gateway.spool.series_catalog import SeriesCatalog
+
+    WriteReadings = Callable[[Readings, SeriesCatalog], None]
 
 EXPORT_COLUMNS = (
     "time",
@@ -125,35 +127,16 @@ class ExportError(Exception):
     """The export cannot be written; the message says why and what to do."""
 
 
-class ExportWriter(Protocol):
-    """One open export."""
+def _text_writer(
+    stream: Any, format_text: Callable[[Readings, SeriesCatalog], str], header: str
+) -> WriteReadings:
+    """Writes readings as lines of text into a binary stream."""
+    stream.write(header.encode())
 
-    def write(self, readings: Readings, catalog: SeriesCatalog) -> None:
-        """Add readings."""
-        ...
+    def write(readings: Readings, catalog: SeriesCatalog) -> None:
+        stream.write(format_text(readings, catalog).encode("utf-8", "backslashreplace"))
 
-    def close(self) -> None:
-        """Finish the form of the file."""
-        ...
-
-
-class TextWriter:
-    """CSV or JSON lines into a binary stream."""
-
-    def __init__(
-        self, stream: Any, format_text: Callable[[Readings, SeriesCatalog], str], header: str = ""
-    ) -> None:
-        self._stream = stream
-        self._format_text = format_text
-        self._stream.write(header.encode())
-
-    def write(self, readings: Readings, catalog: SeriesCatalog) -> None:
-        """Add readings as lines."""
-        self._stream.write(self._format_text(readings, catalog).encode("utf-8", "backslashreplace"))
-
-    def close(self) -> None:
-        """Write out what is buffered."""
-        self._stream.flush()
+    return write
 
 
 class ParquetWriter:
@@ -220,15 +203,15 @@ def find_file_ending(out: str) -> str:
 
 
 @contextmanager
-def open_file_writer(path: Path, *, replace: bool = False) -> Iterator[ExportWriter]:
-    """A writer in the format that `path` asks for; the file appears when the block ends without an error."""
+def open_file_writer(path: Path, *, replace: bool = False) -> Iterator[WriteReadings]:
+    """Adds readings to a file in the format of its name, which appears when the block ends without error."""
     ending = find_file_ending(path.name)
     if path.exists() and not replace:
         raise ExportError(f"{path}: exists; name another file, or replace it with --force")
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        with _open_part_file_writer(part, ending) as writer:
-            yield writer
+        with _open_part_file_writer(part, ending) as write:
+            yield write
         part.replace(path)
         fsync_folder(path.absolute().parent)
     except OSError as fault:
@@ -240,11 +223,11 @@ def open_file_writer(path: Path, *, replace: bool = False) -> Iterator[ExportWri
 @contextmanager
 def open_stdout_writer(
     ending: str, format_text: Callable[[Readings, SeriesCatalog], str], header: str = ""
-) -> Iterator[ExportWriter]:
-    """A writer of text on standard output, compressed when `ending` says so."""
+) -> Iterator[WriteReadings]:
+    """What adds readings as text to standard output, compressed when `ending` says so."""
     stream: Any = sys.stdout.buffer
     with _compress(stream, ending) as output:
-        yield TextWriter(output, format_text, header)
+        yield _text_writer(output, format_text, header)
     stream.flush()
 
 
@@ -259,15 +242,15 @@ def _compress(stream: Any, ending: str) -> Iterator[Any]:
 
 
 @contextmanager
-def _open_part_file_writer(part: Path, ending: str) -> Iterator[ExportWriter]:
+def _open_part_file_writer(part: Path, ending: str) -> Iterator[WriteReadings]:
     if ending == ".parquet":
         with closing(ParquetWriter(part)) as parquet:
-            yield parquet
+            yield parquet.write
     else:
         is_csv = ".csv" in ending
         format_text, header = (format_csv, format_csv_header()) if is_csv else (format_json_lines, "")
         with part.open("wb") as file, _compress(file, ending) as output:
-            yield TextWriter(output, format_text, header)
+            yield _text_writer(output, format_text, header)
     with part.open("rb") as written:
         os.fsync(written.fileno())
 

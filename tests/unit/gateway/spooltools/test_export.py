@@ -75,11 +75,11 @@ async def full_row(tmp_path):
 def exported(path, out):
     with open_spool_read_only(path) as connection:
         names = SelectedSeries(connection, ReadingFilter())
-        with open_file_writer(out) as writer:
+        with open_file_writer(out) as write:
             for part in group_into_runs(
                 read_selected(connection, path, ReadingFilter(), names, ReadSummary())
             ):
-                writer.write(part, names.catalog)
+                write(part, names.catalog)
     return out
 
 
