@@ -22,8 +22,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, cast
 from benchmarks.figures import Figures, say
 from benchmarks.ingress import FOLDER
 from gateway.ingress.committer import Committer, CommitterOptions
-from gateway.ingress.publish_decoder import PublishDecoder
-from gateway.ingress.series_resolver import SeriesResolver
+from gateway.ingress.publish_decoder import PublishDecoder, SeriesResolver
 from gateway.mqtt.codec.packets import Publish
 from gateway.payloads.decoder_registry import RuleSet
 from gateway.payloads.formats.sparkplug import Payload

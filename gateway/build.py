@@ -11,8 +11,7 @@ from cloud_sync.model.records import RecordClass
 from gateway.alerts.evaluator import AlertEvaluator
 from gateway.alerts.notifier import AlertNotifier, build_notices
 from gateway.ingress.committer import Committer, CommitterHooks
-from gateway.ingress.publish_decoder import PublishDecoder
-from gateway.ingress.series_resolver import SeriesResolver
+from gateway.ingress.publish_decoder import PublishDecoder, SeriesResolver
 from gateway.mqtt.server import MqttServer
 from gateway.mqtt.subscriber import Subscriber
 from gateway.payloads.decoder_registry import encode_rebirth_command

@@ -8,7 +8,6 @@ as 1/0), and optionally `ts`, `quality`, `battery_level`, `signal_strength`, `se
 
 from __future__ import annotations
 
-import math
 import zlib
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -23,10 +22,11 @@ from cloud_sync.model.reading_builder import (
     Reading,
     TimestampError,
     TimestampRangeError,
+    build_reading,
     parse_timestamp,
     validate_series,
 )
-from cloud_sync.model.records import ATTRIBUTE_NAMES, Flag, Readings, Series
+from cloud_sync.model.records import Flag, Readings, Series
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -144,13 +144,15 @@ class AssignedTimes:
     def __init__(self) -> None:
         self._last: dict[tuple[str, str], int] = {}
 
-    def stamp(self, series: Series, now_us: int) -> int:
-        """A time for one reading, microseconds since 1970 UTC."""
+    def assign_time(self, reading: Reading, now_us: int) -> Reading:
+        """The reading with a time and `Flag.TIME_ASSIGNED`, or as it is when it has a time."""
+        if reading.time_us is not None:
+            return reading
         if len(self._last) > _MAX_ASSIGNED_SERIES:
             self._last.clear()
-        name = series[:2]
+        name = reading.series[:2]
         at_us = self._last[name] = max(now_us, self._last.get(name, now_us - 1) + 1)
-        return at_us
+        return reading._replace(time_us=at_us, flags=reading.flags | Flag.TIME_ASSIGNED)
 
 
 @dataclass(frozen=True, slots=True)
@@ -216,7 +218,7 @@ def parse_readings(
                     validate_series(read.series)
                     faults[read.series] = fault_of(read.series)
                 _raise_if_fault(faults[read.series])
-                builder.add(read if read.time_us is not None else _with_assigned_time(read, stamps, now_us))
+                builder.add(stamps.assign_time(read, now_us))
             except InvalidReadingError as bad:
                 read = bad  # noqa: PLW2901 - it turned out to be none
         if isinstance(read, InvalidReadingError):
@@ -227,11 +229,6 @@ def parse_readings(
 def _raise_if_fault(fault: str | None) -> None:
     if fault is not None:
         raise InvalidReadingError(fault)
-
-
-def _with_assigned_time(reading: Reading, stamps: AssignedTimes, now_us: int) -> Reading:
-    at_us = stamps.stamp(reading.series, now_us)
-    return reading._replace(time_us=at_us, flags=reading.flags | Flag.TIME_ASSIGNED)
 
 
 def _iter_readings(
@@ -265,23 +262,12 @@ def _read_json(part: bytes | msgspec.Raw) -> Reading | InvalidReadingError:
         return InvalidReadingError("no_value" if "field `value`" in str(fault) else "bad_reading")
     except _DECODE_ERRORS:
         return InvalidReadingError("not_json")
-    attributes = tuple((name, text) for name in sorted(ATTRIBUTE_NAMES) if (text := getattr(decoded, name)))
-    quality, battery_level, signal_strength = (
-        math.nan if number is None else number
-        for number in (decoded.quality, decoded.battery_level, decoded.signal_strength)
-    )
     try:
-        return Reading(
-            Series(decoded.sensor_id, decoded.sensor_type, attributes),
-            None if decoded.ts is None else _read_timestamp(decoded.ts),
-            float(decoded.value),
-            quality,
-            battery_level,
-            signal_strength,
-            decoded.seq,
-        )
+        time_us = None if decoded.ts is None else _read_timestamp(decoded.ts)
     except InvalidReadingError as fault:
         return fault
+    name = (decoded.sensor_id, decoded.sensor_type)
+    return build_reading(name, time_us, float(decoded.value), decoded)
 
 
 def _read_line(line: bytes, lines: LineReader) -> Reading | InvalidReadingError | None:

@@ -23,7 +23,7 @@ from cloud_sync.codec.plain_readings import (
     DecompressionError,
     decompress,
 )
-from cloud_sync.http.responses import RequestRejectedError
+from cloud_sync.http.responses import RequestRejectedError, require_media_type
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator, Sequence
@@ -93,6 +93,11 @@ class RequestBody:
         self._admission = admission
         self.held_bytes = 0
 
+    async def read_request(self, request: Request) -> bytes:
+        """The whole body of a request, as `read` reads it."""
+        declared = request.headers.get("Content-Length")
+        return await self.read((piece async for piece in request.stream() if piece), int(declared or 0))
+
     async def read(self, pieces: AsyncIterator[bytes], declared_bytes: int | None) -> bytes:
         """The whole body.
 
@@ -140,12 +145,7 @@ class PlainRequest:
     """A request with plain readings, as its headers describe it."""
 
     def __init__(self, request: Request, media_types: Sequence[str] = plain_readings.MEDIA_TYPES) -> None:
-        self.media_type = request.headers.get("Content-Type", "").partition(";")[0].strip().lower()
-        if self.media_type not in media_types:
-            expected = ", ".join(media_types)
-            raise RequestRejectedError(
-                415, "media_type", f"expected {expected}, not {self.media_type or 'nothing'}"
-            )
+        self.media_type = require_media_type(request, media_types)
         self.encoding = request.headers.get("Content-Encoding", "identity").strip().lower()
         if self.encoding not in CONTENT_ENCODINGS:
             raise RequestRejectedError(415, "content_encoding", f"expected {', '.join(CONTENT_ENCODINGS)}")

@@ -1,4 +1,4 @@
-"""JSON answers of the service; an error is `{"error", "message"}` and perhaps `rows`. Pure.
+"""JSON answers of the service; an error is `{"error", "message"}` and perhaps `rows`.
 
 400  a code of FormatError: the bytes are no batch      401  no_token, unknown_token
 403  other_gateway, other_scope      408  body_too_slow      413  body_too_large      415  media_type
@@ -9,24 +9,29 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Awaitable, Callable
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
+from uuid import UUID
 
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 
-from cloud_sync.model.errors import RefusedError
+from cloud_sync.model.errors import FormatError, RefusedError, RetryLaterError
 from cloud_sync.model.ledger_rules import RangeConflictError, find_coverage
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from starlette.requests import Request
-
-    from cloud_sync.model.errors import DeliveryError
     from cloud_sync.model.ledger_rules import Coverage, DeclaredLoss, GatewayProgress
     from cloud_sync.model.records import BatchRange, Receipt
 
+RequestHandler = Callable[[Request], Awaitable[Response]]
+
+_log = logging.getLogger(__name__)
+_CLIENT_CLOSED_STATUS = 499
 MAX_ROWS_LISTED = 5000
 
 _SUMS = ("rows", "stored", "duplicates", "conflicts", "refused")
@@ -85,13 +90,57 @@ async def answer_internal_error(_request: Request, fault: Exception) -> Response
     return RequestRejectedError(500, "internal", message).response()
 
 
-def rejection_from_error(fault: DeliveryError, retry_after_s: int) -> RequestRejectedError:
-    """The answer to an error of the sink; one about our own credentials is no fault of the sender (503)."""
-    if isinstance(fault, RangeConflictError):
-        return RequestRejectedError(409, fault.reason, str(fault))
-    if isinstance(fault, RefusedError):
-        return RequestRejectedError(422, fault.reason, str(fault), rows=fault.rows)
-    return RequestRejectedError(503, "database_away", str(fault), retry_after_s=retry_after_s)
+def answering(
+    handler: RequestHandler,
+    *,
+    count_rejection: Callable[[str], None],
+    reject_unavailable: Callable[[Exception], RequestRejectedError],
+    unavailable: type[Exception],
+) -> RequestHandler:
+    """A handler whose every error becomes an answer, counted by its code.
+
+    `reject_unavailable` answers `unavailable`, the errors of the store, and RetryLaterError.
+    """
+
+    async def answer(request: Request) -> Response:
+        try:
+            return await handler(request)
+        except ClientDisconnect:
+            count_rejection("disconnected")
+            return Response(status_code=_CLIENT_CLOSED_STATUS)
+        except RequestRejectedError as fault:
+            rejection = fault
+        except FormatError as fault:
+            rejection = RequestRejectedError(400, fault.reason, str(fault))
+        except RangeConflictError as fault:
+            rejection = RequestRejectedError(409, fault.reason, str(fault))
+        except RefusedError as fault:
+            rejection = RequestRejectedError(422, fault.reason, str(fault), rows=fault.rows)
+        except (RetryLaterError, unavailable) as fault:
+            if isinstance(fault, unavailable):
+                _log.warning("%s %s: %s", request.method, request.url.path, fault)
+            rejection = reject_unavailable(fault)
+        count_rejection(rejection.error)
+        return rejection.response()
+
+    return answer
+
+
+def require_media_type(request: Request, allowed: Sequence[str]) -> str:
+    """The media type of a body; rejects one that is not allowed here."""
+    media_type = request.headers.get("Content-Type", "").partition(";")[0].strip().lower()
+    if media_type not in allowed:
+        message = f"expected {', '.join(allowed)}, not {media_type or 'nothing'}"
+        raise RequestRejectedError(415, "media_type", message)
+    return media_type
+
+
+def read_epoch(request: Request) -> UUID | None:
+    """The epoch that a request for progress names."""
+    try:
+        return UUID(request.query_params["epoch"]) if "epoch" in request.query_params else None
+    except ValueError as fault:
+        raise RequestRejectedError(400, "bad_epoch", "epoch is no UUID") from fault
 
 
 def receipt_to_json(applied: BatchRange, receipt: Receipt) -> dict[str, Any]:

@@ -14,13 +14,11 @@ from __future__ import annotations
 
 import asyncio
 import json
-import logging
 import time
 from dataclasses import replace
 from importlib.metadata import version
 from importlib.resources import files
 from typing import TYPE_CHECKING, TypeVar
-from uuid import UUID
 
 from prometheus_client import (
     CONTENT_TYPE_LATEST,
@@ -32,7 +30,6 @@ from prometheus_client import (
 )
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
-from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
@@ -42,12 +39,14 @@ from cloud_sync.http.responses import (
     RequestRejectedError,
     answer_internal_error,
     answer_not_found,
+    answering,
     progress_to_json,
+    read_epoch,
     receipt_to_json,
-    rejection_from_error,
+    require_media_type,
 )
 from cloud_sync.ingest.apply_queue import DrainCredit
-from cloud_sync.model.errors import DeliveryError, FormatError
+from cloud_sync.model.errors import DeliveryError
 from cloud_sync.model.records import Receipt
 from cloud_sync.runtime.watchdog import find_late_stages
 from cloud_sync.timescale.ledger import ClientIdempotency
@@ -57,17 +56,18 @@ from cloud_sync.timescale.schema import SchemaTooNewError
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
+    from starlette.requests import Request
+
     from cloud_sync.http.auth import RequestAuthenticator
     from cloud_sync.http.requests import RequestAdmission, RequestBody
+    from cloud_sync.http.responses import RequestHandler
     from cloud_sync.ingest.apply_queue import ApplyQueue
     from cloud_sync.timescale.sink import TimescaleSink
 
 T = TypeVar("T")
 
-_log = logging.getLogger(__name__)
 _BUCKETS_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
 _OUTCOMES = ("stored", "duplicates", "conflicts")
-_DISCONNECTED = 499
 _VERSION = version("tidegate")
 _OPENAPI = files("cloud_sync.ingest") / "openapi.json"
 
@@ -158,10 +158,7 @@ class IngestApp:
 
     async def _post_batch(self, request: Request) -> Response:
         caller = self._authenticator.authenticate(request, "batches")
-        media_type = request.headers.get("Content-Type", "").partition(";")[0].strip().lower()
-        if media_type != wire.MEDIA_TYPE:
-            message = f"expected {wire.MEDIA_TYPE}, not {media_type or 'nothing'}"
-            raise RequestRejectedError(415, "media_type", message)
+        require_media_type(request, [wire.MEDIA_TYPE])
         with self._admission.admit(str(caller), self._wait_s()) as body:
             data = await self._read_body(request, body)
             with self._metrics.decode_seconds.time():
@@ -207,11 +204,7 @@ class IngestApp:
         caller = self._authenticator.authenticate(request, "batches", "view")
         if caller.scope != "view" and not caller.may_act_for(gateway_id):
             raise RequestRejectedError(403, "other_gateway", f"the token is for {caller}")
-        try:
-            epoch = UUID(request.query_params["epoch"]) if "epoch" in request.query_params else None
-        except ValueError as fault:
-            raise RequestRejectedError(400, "bad_epoch", "epoch is no UUID") from fault
-        known = await self._sink.progress(gateway_id, epoch)
+        known = await self._sink.progress(gateway_id, read_epoch(request))
         answer = progress_to_json(gateway_id, known[0] if known else None)
         return JSONResponse(answer, headers={"Tidegate-Version": _VERSION})
 
@@ -238,9 +231,7 @@ class IngestApp:
         return Response(generate_latest(self._metrics.registry), media_type=CONTENT_TYPE_LATEST)
 
     async def _read_body(self, request: Request, body: RequestBody) -> bytes:
-        declared = request.headers.get("Content-Length")
-        pieces = (piece async for piece in request.stream() if piece)
-        data = await body.read(pieces, int(declared) if declared is not None else None)
+        data = await body.read_request(request)
         self._metrics.body_bytes.inc(len(data))
         return data
 
@@ -261,25 +252,12 @@ class IngestApp:
         queued_s = self._drain_credit.wait_s(self._queue.waiting_rows)
         return max(self._admission.limits.retry_after_s, queued_s)
 
-    def _answering(
-        self, handler: Callable[[Request], Awaitable[Response]]
-    ) -> Callable[[Request], Awaitable[Response]]:
-        """A handler whose every error becomes an answer, counted by its code."""
-
-        async def answer(request: Request) -> Response:
-            try:
-                return await handler(request)
-            except RequestRejectedError as fault:
-                rejection = fault
-            except FormatError as fault:
-                rejection = RequestRejectedError(400, fault.reason, str(fault))
-            except DeliveryError as fault:
-                rejection = rejection_from_error(fault, self._admission.limits.retry_after_s)
-                _log.warning("%s %s: %s", request.method, request.url.path, fault)
-            except ClientDisconnect:
-                self._metrics.count_rejection("disconnected")
-                return Response(status_code=_DISCONNECTED)
-            self._metrics.count_rejection(rejection.error)
-            return rejection.response()
-
-        return answer
+    def _answering(self, handler: RequestHandler) -> RequestHandler:
+        return answering(
+            handler,
+            count_rejection=self._metrics.count_rejection,
+            reject_unavailable=lambda fault: RequestRejectedError(
+                503, "database_away", str(fault), retry_after_s=self._admission.limits.retry_after_s
+            ),
+            unavailable=DeliveryError,
+        )

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from cloud_sync.model.records import SEQ_ABSENT, Readings, Series, is_storable_text
+from cloud_sync.model.records import ATTRIBUTE_NAMES, SEQ_ABSENT, Readings, Series, is_storable_text
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -125,6 +125,7 @@ def _text_to_us(ts: str, zone: tzinfo | None = None) -> int:
     return (at - _EPOCH) // _MICROSECOND
 
 
+_COMPANIONS = ("quality", "battery_level", "signal_strength")
 _FLOAT32_END = 2.0**128 - 2.0**103  # what is smaller rounds to a finite float32
 _INT32_MAX = (1 << 31) - 1
 _INT64_MAX = (1 << 63) - 1
@@ -145,6 +146,17 @@ class Reading(NamedTuple):
     signal_strength: float = math.nan
     seq: int | None = None
     flags: int = 0
+
+
+def build_reading(name: Sequence[str], time_us: int | None, value: float, members: object) -> Reading:
+    """A reading of a series with attributes, companions and seq out of a decoded object; None is absent."""
+    quality, battery_level, signal_strength = (
+        math.nan if (number := getattr(members, key)) is None else number for key in _COMPANIONS
+    )
+    attributes = tuple((key, text) for key in sorted(ATTRIBUTE_NAMES) if (text := getattr(members, key)))
+    seq: int | None = getattr(members, "seq", None)
+    series = Series(name[0], name[1], attributes)
+    return Reading(series, time_us, value, quality, battery_level, signal_strength, seq)
 
 
 class ColumnBuilder:

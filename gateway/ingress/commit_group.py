@@ -20,13 +20,15 @@ from gateway.payloads.measurement import PayloadDecodeError
 from gateway.spool.appender import Submission
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from gateway.payloads.formats.json_reading import JsonReading
     from gateway.payloads.measurement import Measurement
     from gateway.spool.quarantine_items import QuarantineItem
     from gateway.spool.segments import CommitNote
 
+AttributeTexts = tuple[str | None, str | None, str | None, str | None]
+"""location, manufacturer, firmware_version and unit."""
 _NAN = math.nan
 _ROW_COLUMNS = ("time_us", "value", "seq", "series", "quality", "battery_level", "signal_strength", "flags")
 _ROW_DTYPE = np.dtype([(name, Readings.columns[name]) for name in _ROW_COLUMNS])
@@ -74,11 +76,7 @@ class CommitGroup:
         return located
 
     def add(self, series_no: int, reading: JsonReading | Measurement, time_us: int, flags: int) -> None:
-        """Add one reading of a series, whose time and value were checked.
-
-        Raises:
-            PayloadDecodeError: a companion is beyond what can be stored; nothing was added.
-        """
+        """Add one reading of a series, whose time and value were checked."""
         r = reading
         try:
             self._packed += _pack_row(
@@ -96,21 +94,22 @@ class CommitGroup:
                 "bad_value", f"a companion is beyond what can be stored: {fault}"
             ) from None
 
-    def extend(self, series_nos: Sequence[int], readings: Sequence[JsonReading]) -> bool:
-        """Add many readings at once if each has all its members and a time in microseconds.
+    def extend(self, series_numbers: Mapping[AttributeTexts, int], readings: Sequence[JsonReading]) -> bool:
+        """Add many readings at once if each has all its members, a time in microseconds and a known number.
 
-        Otherwise nothing is added and the answer is False: `add` takes them one by one.
+        `series_numbers` are by the attributes. Otherwise nothing is added and the answer is False.
         """
         packed = bytearray()
         try:
-            for series_no, r in zip(series_nos, readings, strict=True):
+            for r in readings:
                 ts: Any = r.ts
                 if not MICROSECONDS_FROM <= ts < MICROSECONDS_TO:
                     return False
+                number = series_numbers[r.location, r.manufacturer, r.firmware_version, r.unit]
                 packed += _pack_row(
-                    ts, r.value, r.seq, series_no, r.quality, r.battery_level, r.signal_strength, 0
+                    ts, r.value, r.seq, number, r.quality, r.battery_level, r.signal_strength, 0
                 )
-        except (TypeError, StructError):  # an absent member, a time that is text or has a fraction
+        except (KeyError, TypeError, StructError):  # TypeError: an absent member, or a time that is text
             return False
         self._packed += packed
         return True

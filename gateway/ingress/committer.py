@@ -48,12 +48,10 @@ _ROW_BYTES = 48  # of a reading in columns
 
 @dataclass(frozen=True, slots=True)
 class CommitterOptions:
-    """Limits that a reload may change.
+    """Limits that a reload may change: `interval_s` is the least time between two commits.
 
-    Attributes:
-        interval_s: least time between two commits.
-        max_pending_bytes: above it sources pause, below half of it they resume.
-        refuse_when_full: reject publishes when the spool is full, instead of withholding acknowledgements.
+    Sources pause above `max_pending_bytes` and resume below half of it. With `refuse_when_full` publishes to
+    a full spool are rejected, instead of withholding their acknowledgements.
     """
 
     interval_s: float = 0.005
@@ -178,13 +176,9 @@ class Committer:
     ) -> asyncio.Future[AppendResult]:
         """Store the readings of one request; the future has the result once they are durable.
 
-        Args:
-            readings: in columns, their series by the spool's numbers; may be none.
-            items: invalid input of the same request.
-            note: writes what else belongs to the request, in the same transaction.
-            checked: whether the gateway they come from has set their flags.
-
-        They are committed whether or not anyone waits; on SpoolFullError in the future nothing was stored.
+        `note` writes what else belongs to the request, in the same transaction; `checked` are readings whose
+        flags another gateway has set. They are committed whether or not anyone waits; on SpoolFullError in
+        the future nothing was stored.
         """
         future: asyncio.Future[AppendResult] = asyncio.get_running_loop().create_future()
         future.add_done_callback(retrieve_exception)

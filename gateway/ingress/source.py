@@ -34,11 +34,7 @@ class Source(Protocol):
         ...
 
     async def start(self, tasks: asyncio.TaskGroup) -> None:
-        """Bind, connect or schedule; what runs by itself becomes a task of `tasks`.
-
-        Raises:
-            OSError: an address cannot be bound.
-        """
+        """Bind, connect or schedule; what runs by itself becomes a task. OSError: cannot be bound."""
         ...
 
     def pause(self) -> None:

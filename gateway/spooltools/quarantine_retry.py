@@ -12,7 +12,6 @@ destination, in the transaction that drops the items.
 from __future__ import annotations
 
 import asyncio
-import math
 import time
 from collections import defaultdict
 from dataclasses import dataclass, field
@@ -22,12 +21,11 @@ import msgspec
 import numpy as np
 
 from cloud_sync.codec.plain_readings import AssignedTimes, PlainBodyError
-from cloud_sync.model.reading_builder import ColumnBuilder, InvalidReadingError, Reading
-from cloud_sync.model.records import ATTRIBUTE_NAMES, Flag, Readings, RecordClass, Series
+from cloud_sync.model.reading_builder import ColumnBuilder, InvalidReadingError, build_reading
+from cloud_sync.model.records import Flag, Readings, RecordClass
 from gateway.ingress.committer import Committer, CommitterOptions
 from gateway.ingress.http.readings import parse_quarantined_body
-from gateway.ingress.publish_decoder import PublishDecoder
-from gateway.ingress.series_resolver import SeriesResolver
+from gateway.ingress.publish_decoder import PublishDecoder, SeriesResolver
 from gateway.spool import delivery_ranges
 from gateway.spool.appender import Appender
 from gateway.spool.database import NO_PROGRESS, SQL, ProgressListener
@@ -88,7 +86,9 @@ class RefusedRowSender:
             return f"it was quarantined by {item.source}, which is not a known destination"
         try:
             refused = _refused_decoder.decode(item.payload)
-            self._builders[item.source].add(_to_reading(refused))
+            name = (refused.sensor_id, refused.sensor_type)
+            reading = build_reading(name, refused.ts, refused.value, refused)
+            self._builders[item.source].add(reading._replace(flags=refused.flags | Flag.PROCESSED))
         except (msgspec.DecodeError, UnicodeDecodeError, InvalidReadingError):
             return "its payload is not a single reading"
         self._numbers[item.source].append(item.quarantine_no)
@@ -120,24 +120,6 @@ class RefusedRowSender:
             connection.executemany(SQL["drop_quarantine"], gone)
 
         await self._spool.segments.append(segments, now_us=now_us, notes=[note])
-
-
-def _to_reading(refused: _RefusedReading) -> Reading:
-    attributes = tuple((name, text) for name in sorted(ATTRIBUTE_NAMES) if (text := getattr(refused, name)))
-    quality, battery_level, signal_strength = (
-        math.nan if number is None else number
-        for number in (refused.quality, refused.battery_level, refused.signal_strength)
-    )
-    return Reading(
-        Series(refused.sensor_id, refused.sensor_type, attributes),
-        refused.ts,
-        refused.value,
-        quality,
-        battery_level,
-        signal_strength,
-        refused.seq,
-        refused.flags | Flag.PROCESSED,
-    )
 
 
 _INGRESS_SOURCES = frozenset({"listen", "subscribe", "http", "host"})

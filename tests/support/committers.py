@@ -6,8 +6,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from gateway.ingress.committer import Committer, CommitterHooks, CommitterOptions
-from gateway.ingress.publish_decoder import PublishDecoder
-from gateway.ingress.series_resolver import SeriesResolver
+from gateway.ingress.publish_decoder import PublishDecoder, SeriesResolver
 from gateway.payloads.decoder_registry import RuleSet
 from gateway.payloads.topics import TopicTemplate
 

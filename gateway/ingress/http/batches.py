@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import asyncio
 import time
+from contextlib import asynccontextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Generic, TypeVar
+from weakref import WeakValueDictionary
 
 import numpy as np
 
@@ -24,28 +26,53 @@ from cloud_sync.model.records import (
     Readings,
     Receipt,
     RecordClass,
-    Records,
     Series,
     Severity,
 )
 from gateway.ingress.committer import retrieve_exception
-from gateway.ingress.http.keyed_locks import KeyedLocks
 from gateway.spool.segments import AppendResult
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import AsyncIterator, Callable, Hashable
 
     from cloud_sync.model.records import Batch
     from gateway.ingress.committer import Committer
     from gateway.spool.appender import Appender
     from gateway.spool.received_ledger import ReceivedLedger
-    from gateway.spool.segments import CommitNote
 
+K = TypeVar("K", bound="Hashable")
 
 LOSS_RULE = "declared_loss"
 """The rule of alerts that stand for what another gateway gave up, and the sensor_type of their series."""
 
 _PROCESSED_FLAG = np.int32(Flag.PROCESSED)
+
+
+class Lease:
+    """A lock that is held: to the end of the block or, when `until` is set, until that is done."""
+
+    until: asyncio.Future[AppendResult] | None = None
+
+
+class KeyedLocks(Generic[K]):
+    """A lock per key that lasts until what was begun under it is durable, its request cancelled or not."""
+
+    def __init__(self) -> None:
+        self._locks: WeakValueDictionary[K, asyncio.Lock] = WeakValueDictionary()
+
+    @asynccontextmanager
+    async def hold(self, key: K) -> AsyncIterator[Lease]:
+        """Hold the lock of `key`."""
+        lock = self._locks.setdefault(key, asyncio.Lock())
+        await lock.acquire()
+        lease = Lease()
+        try:
+            yield lease
+        finally:
+            if lease.until is None:
+                lock.release()
+            else:
+                lease.until.add_done_callback(lambda _: lock.release())
 
 
 class BatchReceiver:
@@ -72,12 +99,7 @@ class BatchReceiver:
         """Make a batch durable, or answer as before when it is already.
 
         What was submitted is committed even when the caller is cancelled, and the next batch of its gateway
-        waits for that.
-
-        Raises:
-            RangeConflictError: part of the range was stored, or all of it with other contents.
-            RetryLaterError: there is no room for its series.
-            SpoolError: nothing was stored.
+        waits for that. RangeConflictError: part of the range was stored, or all of it with other contents.
         """
         async with self._locks.hold(batch.range.gateway_id) as lease:
             earlier = await self.ledger.find_receipt(batch)
@@ -100,14 +122,15 @@ class BatchReceiver:
         if isinstance(records, Declarations):
             records, series = alerts_from_declarations(records, batch.range.gateway_id)
         own = self._resolver.renumber(records, series, limit_states=False).in_order()
-        future = asyncio.ensure_future(self._append_records(own, note, batch.rows))
+        result = AppendResult(batch.rows, 0, 0)
+
+        async def append() -> AppendResult:
+            await self._appender.append_records(own, lambda c, _: note(c, result), now_us=self._clock_us())
+            return result
+
+        future = asyncio.ensure_future(append())
         future.add_done_callback(retrieve_exception)
         return future
-
-    async def _append_records(self, records: Records, note: CommitNote, rows: int) -> AppendResult:
-        result = AppendResult(rows, 0, 0)
-        await self._appender.append_records(records, lambda c, _: note(c, result), now_us=self._clock_us())
-        return result
 
     async def _match_stored(self, batch: Batch) -> Receipt:
         """The answer to a range that was stored in other pieces: its readings are there, or it conflicts."""

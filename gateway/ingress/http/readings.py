@@ -8,7 +8,6 @@ its first answer, which is stored in the same transaction.
 from __future__ import annotations
 
 import asyncio
-import math
 import time
 from typing import TYPE_CHECKING
 
@@ -22,9 +21,8 @@ from cloud_sync.codec.plain_readings import (
 )
 from cloud_sync.http.requests import plain_answer_json
 from cloud_sync.http.responses import RequestRejectedError
-from cloud_sync.model.reading_builder import ColumnBuilder, InvalidReadingError, Reading
-from cloud_sync.model.records import ATTRIBUTE_NAMES, Flag, Series
-from gateway.ingress.http.keyed_locks import KeyedLocks
+from cloud_sync.model.reading_builder import ColumnBuilder, InvalidReadingError, build_reading
+from gateway.ingress.http.batches import KeyedLocks
 from gateway.payloads.decoder_registry import decode_payload
 from gateway.payloads.rule import PayloadRule
 from gateway.payloads.topics import SeriesName, find_series_name_fault
@@ -35,9 +33,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from cloud_sync.http.requests import PlainRequest
+    from cloud_sync.model.records import Series
     from gateway.ingress.committer import Committer
     from gateway.ingress.http.request_auth import Caller
-    from gateway.payloads.measurement import Measurement
     from gateway.spool.received_ledger import IdempotencyKeys
     from gateway.spool.segments import AppendResult
 
@@ -63,31 +61,16 @@ def parse_senml_body(
         raise PlainBodyError("not_senml", faults[0].detail)
     builder = ColumnBuilder()
     for one in measurements:
-        series = Series(*one.name, _series_attributes(one))
-        flags, time_us = one.flags, one.time_us
-        fault = fault_of(series)
+        reading = build_reading(one.name, one.time_us, one.value, one)._replace(flags=one.flags)
+        fault = fault_of(reading.series)
         if fault is None:
-            if time_us is None:
-                time_us, flags = stamps.stamp(series, now_us), flags | Flag.TIME_ASSIGNED
             try:
-                builder.add(Reading(series, time_us, one.value, *_companion_values(one), one.seq, flags))
+                builder.add(stamps.assign_time(reading, now_us))
             except InvalidReadingError as bad:
                 fault = str(bad)
         if fault is not None:
-            rejected.append(RejectedReading(None, fault, b"", f"{series.sensor_id}/{series.sensor_type}"))
+            rejected.append(RejectedReading(None, fault, b"", "/".join(one.name)))
     return PlainReadings(*builder.build(), rejected)
-
-
-def _series_attributes(one: Measurement) -> tuple[tuple[str, str], ...]:
-    return tuple((name, text) for name in sorted(ATTRIBUTE_NAMES) if (text := getattr(one, name)))
-
-
-def _companion_values(one: Measurement) -> tuple[float, float, float]:
-    quality, battery_level, signal_strength = (
-        math.nan if number is None else number
-        for number in (one.quality, one.battery_level, one.signal_strength)
-    )
-    return quality, battery_level, signal_strength
 
 
 MEDIA_TYPES = (*plain_readings.MEDIA_TYPES, *SENML_MEDIA_TYPES)
@@ -133,12 +116,7 @@ class ReadingReceiver:
         self._locks = KeyedLocks[tuple[str, str]]()
 
     async def store(self, request: PlainRequest, data: bytes, caller: Caller) -> str:
-        """Make the readings of a decompressed body durable; returns the answer, JSON text.
-
-        Raises:
-            RequestRejectedError: none of it can be stored.
-            RetryLaterError, SpoolError: nothing was stored.
-        """
+        """Make the readings of a decompressed body durable; returns the answer, JSON text."""
         if not request.key:
             parsed = await self._parse(request, data, caller)
             return _answer(parsed, await asyncio.shield(self._submit(request, parsed, caller, None)))

@@ -31,14 +31,7 @@ ANONYMOUS_NAME = "anonymous"
 
 
 class Caller(NamedTuple):
-    """Who sends a request.
-
-    Attributes:
-        name: also the gateway they may act for.
-        scopes: what they may do.
-        may_publish_sensor: whether they may send readings of a sensor_id.
-        anyone: no credentials are required here, so they may act for every gateway.
-    """
+    """Who sends a request; `anyone` where no credentials are required, so they may act for every gateway."""
 
     name: str
     scopes: tuple[Scope, ...]
@@ -55,32 +48,18 @@ class Caller(NamedTuple):
 
 
 class RequestAuthenticator:
-    """Identifies callers by token, password or certificate.
+    """Identifies callers; with `own_only` a client's token is for its own sensor_id only.
 
-    Args:
-        authenticator: checks passwords and certificates, and callers without either.
-        tokens: of gateways and clients.
-        own_only: whether a client's token is for its own sensor_id only.
+    `authenticator` checks passwords and certificates, and callers without either.
     """
 
-    def __init__(
-        self,
-        authenticator: Authenticator,
-        tokens: TokenFile | None,
-        *,
-        own_only: bool,
-    ) -> None:
+    def __init__(self, authenticator: Authenticator, tokens: TokenFile | None, *, own_only: bool) -> None:
         self._authenticator = authenticator
         self._tokens = tokens
         self._own_only = own_only
 
     async def authenticate(self, request: Request, *scopes: Scope) -> Caller:
-        """Who sends the request.
-
-        Raises:
-            RequestRejectedError: 401 when nobody known does, 403 when they may not do this, 429 after too
-                many wrong passwords.
-        """
+        """Who sends the request; rejected with 401, 403, or 429 after too many wrong passwords."""
         header = request.headers.get("Authorization")
         if header is None:
             caller = await self._check_identity(request, None, None)
@@ -91,15 +70,11 @@ class RequestAuthenticator:
             elif scheme.lower() == "basic":
                 caller = await self._check_identity(request, *_parse_basic_credentials(secret))
             else:
-                raise _unauthenticated_rejection(
-                    "expected Authorization: Bearer TOKEN, or Basic with a name and password"
-                )
+                message = "expected Authorization: Bearer TOKEN, or Basic with a name and password"
+                raise RequestRejectedError(401, "no_token", message)
         if not set(caller.scopes) & set(scopes):
-            allowed = " or ".join(caller.scopes)
-            needed = " or ".join(scopes)
-            raise RequestRejectedError(
-                403, "other_scope", f"{caller.name} may do {allowed}; this needs {needed}"
-            )
+            message = f"{caller.name} may do {' or '.join(caller.scopes)}; this needs {' or '.join(scopes)}"
+            raise RequestRejectedError(403, "other_scope", message)
         return caller
 
     def _by_token(self, token: str) -> Caller:
@@ -124,19 +99,14 @@ class RequestAuthenticator:
             if verdict.reason_code == ReasonCode.CONNECTION_RATE_EXCEEDED:
                 message = "wrong passwords too often"
                 raise RequestRejectedError(429, "guessing", message, retry_after_s=_RATE_LIMITED_RETRY_S)
-            raise _unauthenticated_rejection(
-                "a token, or a name and password that are known, or a certificate is needed"
-            )
+            message = "a token, or a name and password that are known, or a certificate is needed"
+            raise RequestRejectedError(401, "no_token", message)
         if isinstance(self._authenticator, AnonymousAuthenticator):
             return Caller(verdict.name, SCOPES, _allow_any_sensor, anyone=True)
-        return Caller(
-            verdict.name, _scopes_for_identity(verdict), verdict.may_publish_sensor or _allow_any_sensor
-        )
-
-
-def _scopes_for_identity(identity: Identity) -> tuple[Scope, ...]:
-    """A named device may send batches as well; an anonymous one is no gateway."""
-    return ("batches", "readings") if identity.client_id_scope else ("readings",)
+        scopes: tuple[Scope, ...] = ("readings",)
+        if verdict.client_id_scope:  # a named device may send batches as well; an anonymous one is no gateway
+            scopes = ("batches", "readings")
+        return Caller(verdict.name, scopes, verdict.may_publish_sensor or _allow_any_sensor)
 
 
 def _allow_any_sensor(_sensor_id: str) -> bool:
@@ -151,8 +121,4 @@ def _parse_basic_credentials(secret: str) -> tuple[str, bytes]:
             return name.decode(), password
     except (binascii.Error, UnicodeDecodeError):
         pass
-    raise _unauthenticated_rejection("the Basic credentials cannot be read")
-
-
-def _unauthenticated_rejection(message: str) -> RequestRejectedError:
-    return RequestRejectedError(401, "no_token", message)
+    raise RequestRejectedError(401, "no_token", "the Basic credentials cannot be read")

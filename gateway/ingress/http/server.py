@@ -12,16 +12,14 @@ Requests, answers and codes are those of the ingest service (docs/wire-format.md
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections import Counter
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, TypeVar
-from uuid import UUID
 
 import uvicorn
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
-from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
@@ -32,22 +30,25 @@ from cloud_sync.http.responses import (
     RequestRejectedError,
     answer_internal_error,
     answer_not_found,
+    answering,
     progress_to_json,
+    read_epoch,
     receipt_to_json,
+    require_media_type,
 )
 from cloud_sync.http.uvicorn_server import CannotStartError, UvicornServer, bind_http_sockets
-from cloud_sync.model.errors import FormatError, RefusedError, RetryLaterError
-from cloud_sync.model.ledger_rules import RangeConflictError
 from gateway.ingress.http import HttpStatus
 from gateway.ingress.http.readings import MEDIA_TYPES
 from gateway.spool.errors import SpoolError
 
 if TYPE_CHECKING:
     import socket
-    from collections.abc import Awaitable, Callable, Sequence
+    from collections.abc import Awaitable, Sequence
 
-    from cloud_sync.http.requests import RequestAdmission, RequestBody
-    from cloud_sync.model.records import Batch
+    from starlette.requests import Request
+
+    from cloud_sync.http.requests import RequestAdmission
+    from cloud_sync.http.responses import RequestHandler
     from cloud_sync.runtime.watchdog import StageProgress
     from cloud_sync.runtime.watched_file import CertReloader
     from gateway.ingress.committer import Committer
@@ -57,8 +58,6 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-_log = logging.getLogger(__name__)
-_CLIENT_CLOSED_STATUS = 499
 _INLINE_DECODE_MAX_BYTES = 16_384
 
 
@@ -108,21 +107,19 @@ class HttpApp:
         plain = PlainRequest(request, MEDIA_TYPES)
         self._require_open()
         with self._admission.admit(caller.name) as body:
-            raw = await self._read(request, body)
+            raw = await body.read_request(request)
             data = await plain.decompress(raw, body, self._admission.limits.plain_bytes)
             answer = await self._in_time(self._readings.store(plain, data, caller))
         return Response(answer, media_type="application/json")
 
     async def _post_batch(self, request: Request) -> Response:
         caller = await self._authenticator.authenticate(request, "batches")
-        media_type = request.headers.get("Content-Type", "").partition(";")[0].strip().lower()
-        if media_type != wire.MEDIA_TYPE:
-            raise RequestRejectedError(
-                415, "media_type", f"expected {wire.MEDIA_TYPE}, not {media_type or 'nothing'}"
-            )
+        require_media_type(request, [wire.MEDIA_TYPE])
         self._require_open()
         with self._admission.admit(caller.name) as body:
-            batch = await self._decode(await self._read(request, body))
+            data, decode = await body.read_request(request), partial(wire.decode, limits=self._wire_limits)
+            is_small = len(data) <= _INLINE_DECODE_MAX_BYTES
+            batch = decode(data) if is_small else await asyncio.to_thread(decode, data)
             gateway_id = batch.range.gateway_id
             if gateway_id == self._gateway_id:
                 raise RequestRejectedError(
@@ -154,11 +151,7 @@ class HttpApp:
         caller = await self._authenticator.authenticate(request, "batches", "view")
         if "view" not in caller.scopes and not caller.may_act_for(gateway_id):
             raise RequestRejectedError(403, "other_gateway", f"the credentials are of {caller.name}")
-        try:
-            epoch = UUID(request.query_params["epoch"]) if "epoch" in request.query_params else None
-        except ValueError as fault:
-            raise RequestRejectedError(400, "bad_epoch", "epoch is no UUID") from fault
-        progress = await self._batches.ledger.progress(gateway_id, epoch)
+        progress = await self._batches.ledger.progress(gateway_id, read_epoch(request))
         return JSONResponse(progress_to_json(gateway_id, progress))
 
     async def _get_health(self, _request: Request) -> Response:
@@ -172,16 +165,6 @@ class HttpApp:
         if why:
             raise self._later("holding", why)
 
-    async def _read(self, request: Request, body: RequestBody) -> bytes:
-        declared = request.headers.get("Content-Length")
-        pieces = (piece async for piece in request.stream() if piece)
-        return await body.read(pieces, int(declared) if declared is not None else None)
-
-    async def _decode(self, data: bytes) -> Batch:
-        if len(data) <= _INLINE_DECODE_MAX_BYTES:
-            return wire.decode(data, self._wire_limits)
-        return await asyncio.to_thread(wire.decode, data, self._wire_limits)
-
     async def _in_time(self, work: Awaitable[T]) -> T:
         """Wait for a commit up to a limit; what was submitted is committed all the same."""
         try:
@@ -194,40 +177,20 @@ class HttpApp:
     def _later(self, error: str, message: str) -> RequestRejectedError:
         return RequestRejectedError(503, error, message, retry_after_s=self._admission.limits.retry_after_s)
 
-    def _answering(
-        self, handler: Callable[[Request], Awaitable[Response]]
-    ) -> Callable[[Request], Awaitable[Response]]:
-        """A handler whose every error becomes an answer, counted by its code."""
+    def _answering(self, handler: RequestHandler) -> RequestHandler:
+        def reject_unavailable(fault: Exception) -> RequestRejectedError:
+            return self._later("spool" if isinstance(fault, SpoolError) else "no_room", str(fault))
 
-        async def answer(request: Request) -> Response:
+        async def count_and_handle(request: Request) -> Response:
             self.counters["requests"] += 1
-            try:
-                return await handler(request)
-            except ClientDisconnect:
-                self.rejections["disconnected"] += 1
-                return Response(status_code=_CLIENT_CLOSED_STATUS)
-            except (RequestRejectedError, FormatError, RefusedError, RetryLaterError) as fault:
-                rejection = self._build_rejection(fault)
-            self.rejections[rejection.error] += 1
-            return rejection.response()
+            return await handler(request)
 
-        return answer
-
-    def _build_rejection(self, fault: Exception) -> RequestRejectedError:
-        match fault:
-            case RequestRejectedError():
-                return fault
-            case FormatError():
-                return RequestRejectedError(400, fault.reason, str(fault))
-            case RangeConflictError():
-                return RequestRejectedError(409, fault.reason, str(fault))
-            case RefusedError():
-                return RequestRejectedError(422, fault.reason, str(fault))
-            case SpoolError():
-                _log.warning("http: %s", fault)
-                return self._later("spool", str(fault))
-            case _:
-                return self._later("no_room", str(fault))
+        return answering(
+            count_and_handle,
+            count_rejection=lambda error: self.rejections.update([error]),
+            reject_unavailable=reject_unavailable,
+            unavailable=SpoolError,
+        )
 
 
 _KEEP_ALIVE_S = 75
@@ -263,11 +226,7 @@ class HttpSource:
         return int(self._sockets[0].getsockname()[1])
 
     async def start(self, tasks: asyncio.TaskGroup) -> None:
-        """Bind and serve.
-
-        Raises:
-            OSError: the address cannot be bound.
-        """
+        """Bind and serve."""
         options, tls = self._options, self._options.tls
         try:
             self._sockets = bind_http_sockets(
