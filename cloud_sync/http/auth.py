@@ -9,7 +9,7 @@ from cloud_sync.http.uvicorn_server import HeadTimeoutProtocol
 
 if TYPE_CHECKING:
     import asyncio
-    from collections.abc import Mapping
+    from collections.abc import Awaitable, Callable, Mapping
 
     from starlette.requests import Request
 
@@ -44,52 +44,66 @@ def certificate_names(certificate: Mapping[str, Any]) -> frozenset[str]:
     return frozenset(subject | others)
 
 
-class Caller(NamedTuple):
-    """Who sends a request: the names they may act for, and what they may do."""
+def allow_any_sensor(_sensor_id: str) -> bool:
+    """Readings of every sensor_id may be sent."""
+    return True
 
-    names: frozenset[str]
-    scope: Scope
+
+class Caller(NamedTuple):
+    """Who sends a request: the gateways they may act for (None: every one), and what they may do."""
+
+    name: str
+    scopes: tuple[Scope, ...]
+    gateways: frozenset[str] | None
+    may_publish_sensor: Callable[[str], bool] = allow_any_sensor
 
     def may_act_for(self, gateway_id: str) -> bool:
         """Whether they may send and see what is of that gateway."""
-        return gateway_id in self.names
+        return self.gateways is None or gateway_id in self.gateways
 
-    def __str__(self) -> str:
-        return ", ".join(sorted(self.names))
+
+async def identify_by_certificate(request: Request, header: str | None) -> Caller:
+    """The gateway that a client certificate names; an Authorization header would have to be a token."""
+    certificate = client_certificate(request)
+    names = certificate_names(certificate) if certificate and header is None else frozenset()
+    if not names:
+        raise RequestRejectedError(401, "no_token", "expected the header Authorization: Bearer TOKEN")
+    return Caller(", ".join(sorted(names)), ("batches",), names)
 
 
 class RequestAuthenticator:
-    """Identifies callers by the tokens of a file, or by certificates that TLS has verified."""
+    """Identifies callers by the tokens of a file; `identify` those whose Authorization header is no token.
 
-    def __init__(self, tokens: TokenFile) -> None:
+    `allow_sensors` says which sensor_ids a client with a token for readings may send.
+    """
+
+    def __init__(
+        self,
+        tokens: TokenFile | None,
+        identify: Callable[[Request, str | None], Awaitable[Caller]] = identify_by_certificate,
+        allow_sensors: Callable[[str], Callable[[str], bool]] = lambda _: allow_any_sensor,
+    ) -> None:
         self._tokens = tokens
+        self._identify = identify
+        self._allow_sensors = allow_sensors
 
-    def authenticate(self, request: Request, *scopes: Scope) -> Caller:
-        """Who sends the request. A token counts before a certificate.
-
-        Raises:
-            RequestRejectedError: 401 when nobody known does, 403 when they may not do this.
-        """
+    async def authenticate(self, request: Request, *scopes: Scope) -> Caller:
+        """Who sends the request; rejected with 401 when nobody known does, 403 when they may not do this."""
         header = request.headers.get("Authorization")
-        certificate = client_certificate(request)
-        if header is not None:
-            scheme, _, token = header.partition(" ")
-            if scheme.lower() != "bearer" or not token.strip():
-                raise _no_token_error()
-            entry = self._tokens.find_entry(token.strip())
-            if entry is None:
-                raise RequestRejectedError(401, "unknown_token", "no gateway has this token")
-            caller = Caller(frozenset({entry.name}), entry.scope)
-        elif certificate and (names := certificate_names(certificate)):
-            caller = Caller(names, "batches")
-        else:
-            raise _no_token_error()
-        if caller.scope not in scopes:
-            raise RequestRejectedError(
-                403, "other_scope", f"{caller} may do {caller.scope}; this needs {' or '.join(scopes)}"
-            )
+        scheme, _, token = (header or "").partition(" ")
+        is_token = scheme.lower() == "bearer" and token.strip()
+        caller = self._by_token(token.strip()) if is_token else await self._identify(request, header)
+        if not set(caller.scopes) & set(scopes):
+            message = f"{caller.name} may do {' or '.join(caller.scopes)}; this needs {' or '.join(scopes)}"
+            raise RequestRejectedError(403, "other_scope", message)
         return caller
 
-
-def _no_token_error() -> RequestRejectedError:
-    return RequestRejectedError(401, "no_token", "expected the header Authorization: Bearer TOKEN")
+    def _by_token(self, token: str) -> Caller:
+        if self._tokens is None:
+            message = "no tokens are accepted here (ingress.http.tokens_file)"
+            raise RequestRejectedError(401, "unknown_token", message)
+        entry = self._tokens.find_entry(token)
+        if entry is None:
+            raise RequestRejectedError(401, "unknown_token", "no gateway or client has this token")
+        allow = self._allow_sensors(entry.name) if entry.scope == "readings" else allow_any_sensor
+        return Caller(entry.name, (entry.scope,), frozenset({entry.name}), allow)

@@ -157,15 +157,15 @@ class IngestApp:
         )
 
     async def _post_batch(self, request: Request) -> Response:
-        caller = self._authenticator.authenticate(request, "batches")
+        caller = await self._authenticator.authenticate(request, "batches")
         require_media_type(request, [wire.MEDIA_TYPE])
-        with self._admission.admit(str(caller), self._wait_s()) as body:
+        with self._admission.admit(caller.name, self._wait_s()) as body:
             data = await self._read_body(request, body)
             with self._metrics.decode_seconds.time():
                 batch = await asyncio.to_thread(wire.decode, data, self._wire_limits)
             gateway_id = batch.range.gateway_id
             if not caller.may_act_for(gateway_id):
-                message = f"the token is for {caller}, the batch is of {gateway_id}"
+                message = f"the token is for {caller.name}, the batch is of {gateway_id}"
                 raise RequestRejectedError(403, "other_gateway", message)
             with self._metrics.apply_seconds.time():
                 receipt = await self._in_turn(gateway_id, batch.rows, lambda: self._sink.apply(batch))
@@ -174,9 +174,9 @@ class IngestApp:
         return JSONResponse(receipt_to_json(batch.range, receipt))
 
     async def _post_readings(self, request: Request) -> Response:
-        caller = self._authenticator.authenticate(request, "readings")
+        caller = await self._authenticator.authenticate(request, "readings")
         plain = PlainRequest(request)
-        client, limits = str(caller), self._admission.limits
+        client, limits = caller.name, self._admission.limits
         with self._admission.admit(client, self._wait_s()) as body:
             data = await plain.decompress(await self._read_body(request, body), body, limits.plain_bytes)
             parsed = await asyncio.to_thread(plain.parse, data, max_rows=limits.plain_rows)
@@ -194,16 +194,16 @@ class IngestApp:
         return Response(answer, media_type="application/json")
 
     async def _get_gateways(self, request: Request) -> Response:
-        self._authenticator.authenticate(request, "view")
+        await self._authenticator.authenticate(request, "view")
         known = await self._sink.progress()
         return JSONResponse({"gateways": [progress_to_json(each.gateway_id, each) for each in known]})
 
     async def _get_gateway(self, request: Request) -> Response:
         """The caller's own gateway, or any where the scope is `view`."""
         gateway_id = request.path_params["gateway_id"]
-        caller = self._authenticator.authenticate(request, "batches", "view")
-        if caller.scope != "view" and not caller.may_act_for(gateway_id):
-            raise RequestRejectedError(403, "other_gateway", f"the token is for {caller}")
+        caller = await self._authenticator.authenticate(request, "batches", "view")
+        if "view" not in caller.scopes and not caller.may_act_for(gateway_id):
+            raise RequestRejectedError(403, "other_gateway", f"the token is for {caller.name}")
         known = await self._sink.progress(gateway_id, read_epoch(request))
         answer = progress_to_json(gateway_id, known[0] if known else None)
         return JSONResponse(answer, headers={"Tidegate-Version": _VERSION})

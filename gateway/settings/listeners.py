@@ -13,7 +13,12 @@ from cloud_sync.codec.wire import WireLimits
 from cloud_sync.http.tokens import TokenFile, TokenFileError
 from cloud_sync.runtime.server_sockets import raise_fd_limit
 from cloud_sync.runtime.watched_file import CertReloader
-from gateway.auth.authenticator import AnonymousAuthenticator, AuthenticationPolicy, CredentialsAuthenticator
+from gateway.auth.authenticator import (
+    AnonymousAuthenticator,
+    AuthenticationPolicy,
+    CredentialsAuthenticator,
+    allow_own_sensors,
+)
 from gateway.auth.device_passwords import PasswordFileError, read_password_file
 from gateway.auth.tls import ReloadingServerContext, TlsFileError, TlsFiles, build_server_context
 from gateway.mqtt.context import MqttServerOptions
@@ -306,16 +311,16 @@ class Http(DeviceListener, SourceTable):
 
     def build_source(self, context: SourceContext) -> HttpSource:
         """The HTTP server for readings."""
-        from cloud_sync.http import requests  # noqa: PLC0415 - a web server, only where this is enabled
-        from gateway.ingress.http import batches, readings, request_auth, server  # noqa: PLC0415
+        from cloud_sync.http import auth, requests  # noqa: PLC0415 - a web server, only where this is enabled
+        from gateway.ingress.http import batches, readings, server  # noqa: PLC0415
 
         committer, spool = context.committer, context.spool
         app = server.HttpApp(
             context.gateway_id,
-            authenticator=request_auth.RequestAuthenticator(
-                self.build_authenticator(context.rules.template),
+            authenticator=auth.RequestAuthenticator(
                 None if self.tokens_file is None else TokenFile(self.tokens_file, _DEVICE_COMMAND),
-                own_only=self.own_only,
+                server.DeviceIdentifier(self.build_authenticator(context.rules.template)).identify,
+                allow_own_sensors if self.own_only else lambda _: auth.allow_any_sensor,
             ),
             admission=requests.RequestAdmission(
                 requests.RequestLimits(

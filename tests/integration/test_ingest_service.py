@@ -125,7 +125,7 @@ async def test_tokens_added_and_revoked_take_effect_without_a_restart(service):
 
     assert tokens.revoke_tokens(service.tokens_file, "gw-2") == 1
 
-    with pytest.raises(UnauthorisedError, match="no gateway has this token"):
+    with pytest.raises(UnauthorisedError, match="no gateway or client has this token"):
         await client.send(encoded_batch)
     await client.aclose()
     service.tokens_file.write_text("this is no token file")

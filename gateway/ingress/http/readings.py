@@ -32,10 +32,10 @@ from gateway.spool.received_ledger import KeyedRequest
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from cloud_sync.http.auth import Caller
     from cloud_sync.http.requests import PlainRequest
     from cloud_sync.model.records import Series
     from gateway.ingress.committer import Committer
-    from gateway.ingress.http.request_auth import Caller
     from gateway.spool.received_ledger import IdempotencyKeys
     from gateway.spool.segments import AppendResult
 
@@ -137,7 +137,9 @@ class ReadingReceiver:
         has_room = self._resolver.build_room_check()
 
         def find_fault(series: Series) -> str | None:
-            fault = _find_name_fault(series) or caller.find_fault(series)
+            fault = _find_name_fault(series)
+            if fault is None and not caller.may_publish_sensor(series.sensor_id):
+                fault = "other_device"
             return fault or (None if has_room(series) else "too_many_series")
 
         def parse() -> PlainReadings:

@@ -12,6 +12,9 @@ Requests, answers and codes are those of the ingest service (docs/wire-format.md
 from __future__ import annotations
 
 import asyncio
+import base64
+import binascii
+import inspect
 from collections import Counter
 from dataclasses import dataclass
 from functools import partial
@@ -24,7 +27,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from cloud_sync.codec import wire
-from cloud_sync.http.auth import ClientCertificateProtocol
+from cloud_sync.http.auth import Caller, ClientCertificateProtocol, allow_any_sensor, client_certificate
 from cloud_sync.http.requests import PlainRequest
 from cloud_sync.http.responses import (
     RequestRejectedError,
@@ -36,9 +39,12 @@ from cloud_sync.http.responses import (
     receipt_to_json,
     require_media_type,
 )
+from cloud_sync.http.tokens import SCOPES
 from cloud_sync.http.uvicorn_server import CannotStartError, UvicornServer, bind_http_sockets
+from gateway.auth.authenticator import AnonymousAuthenticator, Credentials, Identity
 from gateway.ingress.http import HttpStatus
 from gateway.ingress.http.readings import MEDIA_TYPES
+from gateway.mqtt.codec.packets import ReasonCode
 from gateway.spool.errors import SpoolError
 
 if TYPE_CHECKING:
@@ -47,18 +53,69 @@ if TYPE_CHECKING:
 
     from starlette.requests import Request
 
+    from cloud_sync.http.auth import RequestAuthenticator
     from cloud_sync.http.requests import RequestAdmission
     from cloud_sync.http.responses import RequestHandler
+    from cloud_sync.http.tokens import Scope
     from cloud_sync.runtime.watchdog import StageProgress
     from cloud_sync.runtime.watched_file import CertReloader
+    from gateway.auth.authenticator import Authenticator
     from gateway.ingress.committer import Committer
     from gateway.ingress.http.batches import BatchReceiver
     from gateway.ingress.http.readings import ReadingReceiver
-    from gateway.ingress.http.request_auth import RequestAuthenticator
 
 T = TypeVar("T")
 
 _INLINE_DECODE_MAX_BYTES = 16_384
+_RATE_LIMITED_RETRY_S = 10
+_ANONYMOUS_NAME = "anonymous"
+
+
+class DeviceIdentifier:
+    """Identifies callers without a token as the MQTT listener does: by password, certificate, or neither.
+
+    A device sends readings of its own sensor_id only (`publish_as`), as readings and in batches.
+    """
+
+    def __init__(self, authenticator: Authenticator) -> None:
+        self._authenticator = authenticator
+
+    async def identify(self, request: Request, header: str | None) -> Caller:
+        """Who sends a request with this Authorization header."""
+        name, password = (None, None) if header is None else _parse_basic_credentials(header)
+        address = request.client.host if request.client else ""
+        answer = self._authenticator.authenticate(
+            Credentials(name or _ANONYMOUS_NAME, name, password, client_certificate(request), address)
+        )
+        verdict = await answer if inspect.isawaitable(answer) else answer
+        if not isinstance(verdict, Identity):
+            if verdict.reason_code == ReasonCode.CONNECTION_RATE_EXCEEDED:
+                message = "wrong passwords too often"
+                raise RequestRejectedError(429, "guessing", message, retry_after_s=_RATE_LIMITED_RETRY_S)
+            message = "a token, or a name and password that are known, or a certificate is needed"
+            raise RequestRejectedError(401, "no_token", message)
+        if isinstance(self._authenticator, AnonymousAuthenticator):
+            return Caller(verdict.name, SCOPES, None)
+        scopes: tuple[Scope, ...] = ("readings",)
+        if verdict.client_id_scope:  # a named device may send batches as well; an anonymous one is no gateway
+            scopes = ("batches", "readings")
+        allow = verdict.may_publish_sensor or allow_any_sensor
+        return Caller(verdict.name, scopes, frozenset({verdict.name}), allow)
+
+
+def _parse_basic_credentials(header: str) -> tuple[str, bytes]:
+    """The name and password of a Basic header (RFC 7617)."""
+    scheme, _, secret = header.partition(" ")
+    message = "expected Authorization: Bearer TOKEN, or Basic with a name and password"
+    if scheme.lower() == "basic":
+        message = "the Basic credentials cannot be read"
+        try:
+            name, colon, password = base64.b64decode(secret.strip(), validate=True).partition(b":")
+            if colon:
+                return name.decode(), password
+        except (binascii.Error, UnicodeDecodeError):
+            pass
+    raise RequestRejectedError(401, "no_token", message)
 
 
 class HttpApp:
@@ -128,7 +185,7 @@ class HttpApp:
             if not caller.may_act_for(gateway_id):
                 message = f"the credentials are of {caller.name}, the batch is of {gateway_id}"
                 raise RequestRejectedError(403, "other_gateway", message)
-            others = [s.sensor_id for s in batch.series if caller.find_fault(s) is not None]
+            others = [s.sensor_id for s in batch.series if not caller.may_publish_sensor(s.sensor_id)]
             if others:
                 message = f"{caller.name} may not send readings of {others[0]}"
                 raise RequestRejectedError(403, "other_device", message)
