@@ -126,7 +126,7 @@ class Reloader:
 
     def _reconfigure_ingress(self, new: GatewaySettings, changed_keys: set[str]) -> None:
         runtime, listen = self._runtime, new.ingress.listen
-        runtime.committer.reconfigure(new.spool.committer_options)
+        runtime.committer.options = new.spool.committer_options
         runtime.listener.reconfigure(
             max_connections=raise_fd_limit(listen.max_connections), max_packet_bytes=listen.max_packet_bytes
         )
@@ -135,7 +135,7 @@ class Reloader:
                 source.period_s = new.ingress.host.period_s
         if any(key.startswith(("checks", "report_by_exception")) for key in changed_keys):
             check = build_check(new, runtime.spool.catalog, runtime.clock_corrector.clock)
-            runtime.committer.replace_check(check)
+            runtime.committer.check = check
         if any(key.startswith("ingress.rule") for key in changed_keys):
             runtime.committer.decoder.replace_rules(new.ingress.rules.rules)
             runtime.listener.clear_permission_caches()

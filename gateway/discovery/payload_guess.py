@@ -36,17 +36,8 @@ _COMPANION_MEMBERS: Final = {
     "firmware_version": ("firmware_version", "firmware", "fw", "fw_version"),
 }
 _WORD_VALUES: Final = {
-    "on": 1,
-    "off": 0,
-    "open": 1,
-    "closed": 0,
-    "close": 0,
-    "online": 1,
-    "offline": 0,
-    "true": 1,
-    "false": 0,
-    "yes": 1,
-    "no": 0,
+    **dict.fromkeys(("on", "open", "online", "true", "yes"), 1),
+    **dict.fromkeys(("off", "closed", "close", "offline", "false", "no"), 0),
 }
 _PLAUSIBLE_RANGE_US: Final = (946_684_800_000_000, 4_102_444_800_000_000)  # the years 2000 to 2100
 _SENML_NAME_KEYS: Final = frozenset({"bn", "n", -2, 0})

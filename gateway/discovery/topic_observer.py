@@ -27,10 +27,9 @@ from gateway.payloads.presets import PRESETS, build_preset_rules
 from gateway.settings.sources import IngressRule
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from gateway.payloads.measurement import Fault, JsonObject, Measurement
-    from gateway.payloads.presets import Preset
     from gateway.payloads.rule import PayloadRule
 
 RuleTable = dict[str, Any]
@@ -39,6 +38,7 @@ TOPICS_MAX: Final = 20_000
 PAYLOADS_PER_TOPIC_MAX: Final = 5
 PAYLOAD_MAX_BYTES: Final = 64 << 10
 _EXAMPLES_MAX: Final = 3
+_EXAMPLE_MAX_CHARACTERS: Final = 80
 _PRESET_TOPIC_PATTERNS: Final[Mapping[str, re.Pattern[str]]] = {
     "zigbee2mqtt": re.compile(r"(.+)/bridge/(?:state|info|devices|logging|groups)"),
     "tasmota": re.compile(r"(?:(.+)/)?tele/[^/]+/(?:SENSOR|STATE|LWT)"),
@@ -104,18 +104,8 @@ def propose_rules(seen: TopicObserver, present: RuleSet, *, now_us: int) -> Rule
     known = [topic for topic in left if _is_known(present, topic, left[topic], now_us)]
     for topic in known:
         del left[topic]
-    proposals = []
-    for preset in PRESETS:
-        for base in _find_preset_bases(preset, left):
-            table: RuleTable = {"preset": preset} | ({} if base is None else {"base": base})
-            proposal = _try_rules(table, build_preset_rules(preset, base), left, present, now_us)
-            if proposal is not None:
-                proposals.append(proposal)
-    for table, rules in _group_topics(left):
-        proposal = _try_rules(table, rules, left, present, now_us)
-        if proposal is not None:
-            proposals.append(proposal)
-    return RuleProposals(proposals, known, sorted(left))
+    tried = [_try_rules(table, rules, left, present, now_us) for table, rules in _iter_candidates(left)]
+    return RuleProposals([proposal for proposal in tried if proposal is not None], known, sorted(left))
 
 
 def _is_known(present: RuleSet, topic: str, payloads: Sequence[bytes], now_us: int) -> bool:
@@ -126,11 +116,18 @@ def _is_known(present: RuleSet, topic: str, payloads: Sequence[bytes], now_us: i
     return not any(preview_payload(present, topic, payload, now_us=now_us).faults for payload in payloads)
 
 
-def _find_preset_bases(preset: Preset, left: Mapping[str, Sequence[bytes]]) -> list[str | None]:
-    """The bases under which topics look like a preset's; None stands for its usual one."""
-    matches = map(_PRESET_TOPIC_PATTERNS[preset].fullmatch, left)
-    bases = (match[1] for match in matches if match is not None)
-    return list(dict.fromkeys(None if base in (None, preset, "spBv1.0", "v3") else base for base in bases))
+def _iter_candidates(
+    left: Mapping[str, Sequence[bytes]],
+) -> Iterator[tuple[RuleTable, Sequence[PayloadRule]]]:
+    """Tables with their rules, for the topics left at the time: presets, then groups of topics."""
+    for preset in PRESETS:
+        matches = filter(None, map(_PRESET_TOPIC_PATTERNS[preset].fullmatch, left))
+        for base in dict.fromkeys(match[1] for match in matches):
+            if base in (None, preset, "spBv1.0", "v3"):  # the usual one
+                yield {"preset": preset}, build_preset_rules(preset)
+            else:
+                yield {"preset": preset, "base": base}, build_preset_rules(preset, base)
+    yield from _group_topics(left)
 
 
 def _try_rules(
@@ -162,13 +159,9 @@ def _group_topics(left: Mapping[str, Sequence[bytes]]) -> list[tuple[RuleTable, 
     groups: dict[tuple[int, str, str], tuple[list[list[str]], list[PayloadGuess]]] = {}
     for topic, payloads in left.items():
         guesses = [guessed for payload in payloads if (guessed := guess_format(payload)) is not None]
-        if (
-            not guesses
-            or any(sign in topic for sign in "{}+#\0")
-            or any(not part for part in topic.split("/"))
-        ):
-            continue
         levels = topic.split("/")
+        if not guesses or not all(levels) or any(sign in topic for sign in "{}+#\0"):
+            continue
         what = guesses[-1].format if guesses[-1].format != "csv" else f"csv {len(guesses[-1].cells)}"
         listed, together = groups.setdefault((len(levels), levels[0], what), ([], []))
         listed.append(levels)
@@ -233,14 +226,11 @@ def format_rule_table(proposal: RuleProposal) -> str:
     """A proposal as TOML, with a comment that lists topics."""
     count = "1 topic" if proposal.topics == 1 else f"{proposal.topics} topics"
     more = " ..." if proposal.topics > _EXAMPLES_MAX else ""
-    examples = ", ".join(map(_escape_comment, proposal.examples))
+    printable = ("".join(sign if sign.isprintable() else "?" for sign in text) for text in proposal.examples)
+    examples = ", ".join(text[:_EXAMPLE_MAX_CHARACTERS] for text in printable)
     lines = [f"# {count}: {examples}{more}", "[[ingress.rule]]"]
     lines += [f"{key} = {_format_toml_value(value)}" for key, value in proposal.table.items()]
     return "\n".join(lines) + "\n"
-
-
-def _escape_comment(topic: str) -> str:
-    return "".join(sign if sign.isprintable() else "?" for sign in topic)[:80]
 
 
 def _format_toml_value(value: object) -> str:

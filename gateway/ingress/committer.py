@@ -61,13 +61,10 @@ class CommitterOptions:
 
 @dataclass(frozen=True, slots=True)
 class CommitterHooks:
-    """What a committer calls.
+    """What a committer calls; `on_pressure` with True when sources are to pause.
 
-    Attributes:
-        check: sets the flags of a group's readings, given the time now; large groups in a worker thread.
-        hold: takes out readings that wait for the clock, from the given row on; None when nothing waits.
-        on_pressure: True when sources are to pause, False when they are to resume.
-        on_commit: after every commit.
+    `check` sets the flags of a group's readings, given the time now, of large groups in a worker thread.
+    `hold` removes readings that wait for the clock, from the given row on; None when nothing waits.
     """
 
     check: Callable[[Readings, int], Readings] = lambda readings, _: readings
@@ -108,7 +105,7 @@ class CommitterCounters:
 
 
 class Committer:
-    """Implements `PublishSink`. `run` is its loop; `commit_once` is the step that tests call."""
+    """Implements `PublishSink`. Other `options` or another `check` may be set, for the next commit on."""
 
     def __init__(
         self,
@@ -122,9 +119,9 @@ class Committer:
         hooks = hooks or CommitterHooks()
         self._appender = appender
         self.decoder = decoder
-        self._options = options
+        self.options = options
+        self.check = hooks.check
         self._hooks = hooks
-        self._check = hooks.check
         self._clock_us = clock_us
         self._group = CommitGroup()
         self._unacknowledged: list[tuple[Acknowledger, list[Publish]]] = []
@@ -136,14 +133,6 @@ class Committer:
         self._last_commit_at = 0.0
         self.counters = CommitterCounters()
         self.stage = StageProgress("committer")
-
-    def reconfigure(self, options: CommitterOptions) -> None:
-        """Use other limits from the next commit on."""
-        self._options = options
-
-    def replace_check(self, check: Callable[[Readings, int], Readings]) -> None:
-        """Check readings by other rules from the next commit on."""
-        self._check = check
 
     def submit_publishes(self, source: Acknowledger, batch: list[Publish]) -> None:
         """Decode all publishes of one read of a connection. Never blocks, never raises for their content."""
@@ -212,8 +201,8 @@ class Committer:
         self._wake.clear()
         if not self._pending():
             return 0
-        self.stage.begin_step(within_s=self._options.interval_s + _COMMIT_WATCHDOG_S)
-        wait_s = self._last_commit_at + self._options.interval_s - time.monotonic()
+        self.stage.begin_step(within_s=self.options.interval_s + _COMMIT_WATCHDOG_S)
+        wait_s = self._last_commit_at + self.options.interval_s - time.monotonic()
         if wait_s > 0:
             await asyncio.sleep(wait_s)
         self._last_commit_at = time.monotonic()
@@ -268,7 +257,7 @@ class Committer:
                     )
                     self.counters.holding_since_us = self._clock_us()
                 self.counters.holding_reason = str(fault)
-                if self._options.refuse_when_full and isinstance(fault, SpoolFullError):
+                if self.options.refuse_when_full and isinstance(fault, SpoolFullError):
                     raise
                 await asyncio.sleep(_RETRY_S)
             else:
@@ -289,7 +278,7 @@ class Committer:
             readings = readings.select(~held.rows)
         if not readings.rows:
             return checked, held
-        check = partial(self._check, readings, self._clock_us())
+        check = partial(self.check, readings, self._clock_us())
         if readings.rows <= _INLINE_CHECK_ROWS_MAX:
             readings = check()
         else:
@@ -302,13 +291,13 @@ class Committer:
     def _add_pending(self, size: int) -> None:
         self._pending_bytes += size
         self._wake.set()
-        if not self._over_pending_limit and self._pending_bytes > self._options.max_pending_bytes:
+        if not self._over_pending_limit and self._pending_bytes > self.options.max_pending_bytes:
             self._over_pending_limit = True
             self._hooks.on_pressure(True)
 
     def _remove_pending(self, size: int) -> None:
         self._pending_bytes -= size
-        if self._over_pending_limit and self._pending_bytes <= self._options.max_pending_bytes // 2:
+        if self._over_pending_limit and self._pending_bytes <= self.options.max_pending_bytes // 2:
             self._over_pending_limit = False
             self._hooks.on_pressure(False)
 

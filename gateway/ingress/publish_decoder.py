@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeVar
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 import numpy as np
 
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from gateway.ingress.commit_group import AttributeTexts, CommitGroup
+    from gateway.ingress.source import PublishSource
     from gateway.payloads.decoder_registry import RuleSet
     from gateway.payloads.formats.json_reading import JsonReading
     from gateway.payloads.measurement import Decoder, Measurement
@@ -125,20 +126,6 @@ class SeriesResolver:
 
     def _full_catalog_message(self) -> str:
         return f"the spool already knows {len(self._catalog)} series (spool.max_series)"
-
-
-class PublishSource(Protocol):
-    """Where a publish came from, as far as decoding goes; see `Acknowledger`."""
-
-    @property
-    def name(self) -> str:
-        """What quarantine rows call it."""
-        ...
-
-    @property
-    def may_publish_sensor(self) -> Callable[[str], bool] | None:
-        """Which sensor_ids payloads may name; None: all."""
-        ...
 
 
 class InternalSource(NamedTuple):

@@ -19,7 +19,23 @@ if TYPE_CHECKING:
     from gateway.mqtt.codec.packets import Publish
 
 
-class Source(Protocol):
+class Pausable(Protocol):
+    """The part of a `Source` that back-pressure and an orderly stop need."""
+
+    def pause(self) -> None:
+        """Read no further for now: senders wait (back-pressure)."""
+        ...
+
+    def resume(self) -> None:
+        """Read again."""
+        ...
+
+    def stop_reading(self) -> None:
+        """Read no further for good; what was read may still be acknowledged."""
+        ...
+
+
+class Source(Pausable, Protocol):
     """One way in for readings.
 
     `kind` is its key under `[ingress]`; `name` is what quarantine rows, logs and the status call it.
@@ -35,18 +51,6 @@ class Source(Protocol):
 
     async def start(self, tasks: asyncio.TaskGroup) -> None:
         """Bind, connect or schedule; what runs by itself becomes a task. OSError: cannot be bound."""
-        ...
-
-    def pause(self) -> None:
-        """Read no further for now: senders wait (back-pressure)."""
-        ...
-
-    def resume(self) -> None:
-        """Read again."""
-        ...
-
-    def stop_reading(self) -> None:
-        """Read no further for good; what was read may still be acknowledged."""
         ...
 
     async def close(self) -> None:
@@ -70,18 +74,22 @@ class PublishSink(Protocol):
         ...
 
 
-class Acknowledger(Protocol):
-    """Where publishes came from. Both methods are safe to call after the connection is closed.
+class PublishSource(Protocol):
+    """Where a publish came from, as far as decoding goes."""
 
-    `name` is what quarantine rows call it: `listen`, or a broker's name.
-    """
-
-    name: str
+    @property
+    def name(self) -> str:
+        """What quarantine rows call it: `listen`, or a broker's name."""
+        ...
 
     @property
     def may_publish_sensor(self) -> Callable[[str], bool] | None:
         """Asked about each sensor_id that a payload names by itself; None allows every one."""
         ...
+
+
+class Acknowledger(PublishSource, Protocol):
+    """Where publishes came from. Both methods are safe to call after the connection is closed."""
 
     def acknowledge(self, publishes: Sequence[Publish]) -> None:
         """Send PUBACK or PUBREC for each in order, in one write; none for QoS 0."""

@@ -154,12 +154,10 @@ _decode_readings = _with_limits(lambda payload, _: json_reading.decode_readings(
 
 
 def _decode_single_series(payload: bytes, now_us: int) -> tuple[Sequence[JsonReading], list[Fault]]:
-    if payload[:1] == b"{":  # nearly always: one valid reading
-        try:
-            return (json_reading.decode_reading(payload),), []
-        except JSON_ERRORS:
-            pass
-    return _decode_readings(payload, now_us)
+    try:
+        return (json_reading.decode_reading(payload),), []  # nearly always: one valid reading
+    except JSON_ERRORS:
+        return _decode_readings(payload, now_us)
 
 
 @dataclass(frozen=True, slots=True)

@@ -207,7 +207,7 @@ class DeviceFields(dict[str, FieldMapping | None]):
             conversion,
             conversion.unit or self._default.unit,
             conversion.values or self._default.values,
-            conversion.is_identity,
+            conversion.scale == 1.0 and conversion.offset == 0.0,
             is_explicit,
         )
 

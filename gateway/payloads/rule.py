@@ -65,11 +65,6 @@ class FieldConversion:
     offset: float = 0.0
     values: Mapping[str, float] = field(default_factory=dict)
 
-    @property
-    def is_identity(self) -> bool:
-        """Neither scale nor offset."""
-        return self.scale == 1.0 and self.offset == 0.0
-
 
 @dataclass(frozen=True)
 class PayloadRule:

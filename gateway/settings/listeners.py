@@ -316,10 +316,10 @@ class Http(DeviceListener, SourceTable):
 
         committer, spool = context.committer, context.spool
         app = server.HttpApp(
-            context.gateway_id,
+            gateway_id=context.gateway_id,
             authenticator=auth.RequestAuthenticator(
                 None if self.tokens_file is None else TokenFile(self.tokens_file, _DEVICE_COMMAND),
-                server.DeviceIdentifier(self.build_authenticator(context.rules.template)).identify,
+                partial(server.identify_device, self.build_authenticator(context.rules.template)),
                 allow_own_sensors if self.own_only else lambda _: auth.allow_any_sensor,
             ),
             admission=requests.RequestAdmission(

@@ -16,7 +16,7 @@ import base64
 import binascii
 import inspect
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, TypeVar
 
@@ -71,36 +71,30 @@ _RATE_LIMITED_RETRY_S = 10
 _ANONYMOUS_NAME = "anonymous"
 
 
-class DeviceIdentifier:
-    """Identifies callers without a token as the MQTT listener does: by password, certificate, or neither.
+async def identify_device(authenticator: Authenticator, request: Request, header: str | None) -> Caller:
+    """Who sends a request without a token, as the MQTT listener knows devices: by password or certificate.
 
     A device sends readings of its own sensor_id only (`publish_as`), as readings and in batches.
     """
-
-    def __init__(self, authenticator: Authenticator) -> None:
-        self._authenticator = authenticator
-
-    async def identify(self, request: Request, header: str | None) -> Caller:
-        """Who sends a request with this Authorization header."""
-        name, password = (None, None) if header is None else _parse_basic_credentials(header)
-        address = request.client.host if request.client else ""
-        answer = self._authenticator.authenticate(
-            Credentials(name or _ANONYMOUS_NAME, name, password, client_certificate(request), address)
-        )
-        verdict = await answer if inspect.isawaitable(answer) else answer
-        if not isinstance(verdict, Identity):
-            if verdict.reason_code == ReasonCode.CONNECTION_RATE_EXCEEDED:
-                message = "wrong passwords too often"
-                raise RequestRejectedError(429, "guessing", message, retry_after_s=_RATE_LIMITED_RETRY_S)
-            message = "a token, or a name and password that are known, or a certificate is needed"
-            raise RequestRejectedError(401, "no_token", message)
-        if isinstance(self._authenticator, AnonymousAuthenticator):
-            return Caller(verdict.name, SCOPES, None)
-        scopes: tuple[Scope, ...] = ("readings",)
-        if verdict.client_id_scope:  # a named device may send batches as well; an anonymous one is no gateway
-            scopes = ("batches", "readings")
-        allow = verdict.may_publish_sensor or allow_any_sensor
-        return Caller(verdict.name, scopes, frozenset({verdict.name}), allow)
+    name, password = (None, None) if header is None else _parse_basic_credentials(header)
+    address = request.client.host if request.client else ""
+    answer = authenticator.authenticate(
+        Credentials(name or _ANONYMOUS_NAME, name, password, client_certificate(request), address)
+    )
+    verdict = await answer if inspect.isawaitable(answer) else answer
+    if not isinstance(verdict, Identity):
+        if verdict.reason_code == ReasonCode.CONNECTION_RATE_EXCEEDED:
+            message = "wrong passwords too often"
+            raise RequestRejectedError(429, "guessing", message, retry_after_s=_RATE_LIMITED_RETRY_S)
+        message = "a token, or a name and password that are known, or a certificate is needed"
+        raise RequestRejectedError(401, "no_token", message)
+    if isinstance(authenticator, AnonymousAuthenticator):
+        return Caller(verdict.name, SCOPES, None)
+    scopes: tuple[Scope, ...] = ("readings",)
+    if verdict.client_id_scope:  # a named device may send batches as well; an anonymous one is no gateway
+        scopes = ("batches", "readings")
+    allow = verdict.may_publish_sensor or allow_any_sensor
+    return Caller(verdict.name, scopes, frozenset({verdict.name}), allow)
 
 
 def _parse_basic_credentials(header: str) -> tuple[str, bytes]:
@@ -118,32 +112,21 @@ def _parse_basic_credentials(header: str) -> tuple[str, bytes]:
     raise RequestRejectedError(401, "no_token", message)
 
 
+@dataclass(kw_only=True)
 class HttpApp:
     """The requests, over the parts that store them. While `closed` has a reason, bodies are rejected."""
 
-    def __init__(
-        self,
-        gateway_id: str,
-        *,
-        authenticator: RequestAuthenticator,
-        admission: RequestAdmission,
-        committer: Committer,
-        batches: BatchReceiver,
-        readings: ReadingReceiver,
-        limits: wire.WireLimits,
-        answer_within_s: float,
-    ) -> None:
-        self._gateway_id = gateway_id
-        self._authenticator = authenticator
-        self._admission = admission
-        self._committer = committer
-        self._batches = batches
-        self._readings = readings
-        self._wire_limits = limits
-        self._answer_within_s = answer_within_s
-        self.closed = ""
-        self.counters = Counter[str]()
-        self.rejections = Counter[str]()
+    gateway_id: str
+    authenticator: RequestAuthenticator
+    admission: RequestAdmission
+    committer: Committer
+    batches: BatchReceiver
+    readings: ReadingReceiver
+    limits: wire.WireLimits
+    answer_within_s: float
+    closed: str = ""
+    counters: Counter[str] = field(default_factory=Counter)
+    rejections: Counter[str] = field(default_factory=Counter)
 
     def build(self) -> Starlette:
         """The ASGI application."""
@@ -160,25 +143,25 @@ class HttpApp:
         )
 
     async def _post_readings(self, request: Request) -> Response:
-        caller = await self._authenticator.authenticate(request, "readings")
+        caller = await self.authenticator.authenticate(request, "readings")
         plain = PlainRequest(request, MEDIA_TYPES)
         self._require_open()
-        with self._admission.admit(caller.name) as body:
+        with self.admission.admit(caller.name) as body:
             raw = await body.read_request(request)
-            data = await plain.decompress(raw, body, self._admission.limits.plain_bytes)
-            answer = await self._in_time(self._readings.store(plain, data, caller))
+            data = await plain.decompress(raw, body, self.admission.limits.plain_bytes)
+            answer = await self._in_time(self.readings.store(plain, data, caller))
         return Response(answer, media_type="application/json")
 
     async def _post_batch(self, request: Request) -> Response:
-        caller = await self._authenticator.authenticate(request, "batches")
+        caller = await self.authenticator.authenticate(request, "batches")
         require_media_type(request, [wire.MEDIA_TYPE])
         self._require_open()
-        with self._admission.admit(caller.name) as body:
-            data, decode = await body.read_request(request), partial(wire.decode, limits=self._wire_limits)
+        with self.admission.admit(caller.name) as body:
+            data, decode = await body.read_request(request), partial(wire.decode, limits=self.limits)
             is_small = len(data) <= _INLINE_DECODE_MAX_BYTES
             batch = decode(data) if is_small else await asyncio.to_thread(decode, data)
             gateway_id = batch.range.gateway_id
-            if gateway_id == self._gateway_id:
+            if gateway_id == self.gateway_id:
                 raise RequestRejectedError(
                     403, "own_gateway", f"this is {gateway_id} itself; a gateway_id names one"
                 )
@@ -189,14 +172,14 @@ class HttpApp:
             if others:
                 message = f"{caller.name} may not send readings of {others[0]}"
                 raise RequestRejectedError(403, "other_device", message)
-            receipt = await self._in_time(self._batches.store(batch))
+            receipt = await self._in_time(self.batches.store(batch))
         self.counters["batches"] += 1
         self.counters["batches_again"] += receipt.applied_before
         return JSONResponse(receipt_to_json(batch.range, receipt))
 
     async def _get_gateways(self, request: Request) -> Response:
-        await self._authenticator.authenticate(request, "view")
-        ledger = self._batches.ledger
+        await self.authenticator.authenticate(request, "view")
+        ledger = self.batches.ledger
         names = await ledger.gateways()
         return JSONResponse(
             {"gateways": [progress_to_json(name, await ledger.progress(name)) for name in names]}
@@ -205,10 +188,10 @@ class HttpApp:
     async def _get_gateway(self, request: Request) -> Response:
         """The caller's own gateway, or any where the scope is `view`."""
         gateway_id = request.path_params["gateway_id"]
-        caller = await self._authenticator.authenticate(request, "batches", "view")
+        caller = await self.authenticator.authenticate(request, "batches", "view")
         if "view" not in caller.scopes and not caller.may_act_for(gateway_id):
             raise RequestRejectedError(403, "other_gateway", f"the credentials are of {caller.name}")
-        progress = await self._batches.ledger.progress(gateway_id, read_epoch(request))
+        progress = await self.batches.ledger.progress(gateway_id, read_epoch(request))
         return JSONResponse(progress_to_json(gateway_id, progress))
 
     async def _get_health(self, _request: Request) -> Response:
@@ -217,22 +200,22 @@ class HttpApp:
     def _require_open(self) -> None:
         """Reject a request before its body when it could not be committed soon."""
         why = self.closed
-        if not why and self._committer.counters.holding_reason:
-            why = f"the spool cannot be written: {self._committer.counters.holding_reason}"
+        if not why and self.committer.counters.holding_reason:
+            why = f"the spool cannot be written: {self.committer.counters.holding_reason}"
         if why:
             raise self._later("holding", why)
 
     async def _in_time(self, work: Awaitable[T]) -> T:
         """Wait for a commit up to a limit; what was submitted is committed all the same."""
         try:
-            async with asyncio.timeout(self._answer_within_s):
+            async with asyncio.timeout(self.answer_within_s):
                 return await work
         except TimeoutError as fault:
-            why = self._committer.counters.holding_reason or "the commit takes too long"
+            why = self.committer.counters.holding_reason or "the commit takes too long"
             raise self._later("holding", why) from fault
 
     def _later(self, error: str, message: str) -> RequestRejectedError:
-        return RequestRejectedError(503, error, message, retry_after_s=self._admission.limits.retry_after_s)
+        return RequestRejectedError(503, error, message, retry_after_s=self.admission.limits.retry_after_s)
 
     def _answering(self, handler: RequestHandler) -> RequestHandler:
         def reject_unavailable(fault: Exception) -> RequestRejectedError:

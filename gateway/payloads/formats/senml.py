@@ -38,21 +38,8 @@ RELATIVE_BELOW_S: Final = 1 << 28
 """Times below are relative to now (section 4.5.3)."""
 
 _CBOR_LABELS: Final[Mapping[int, str]] = {
-    -1: "bver",
-    -2: "bn",
-    -3: "bt",
-    -4: "bu",
-    -5: "bv",
-    -6: "bs",
-    0: "n",
-    1: "u",
-    2: "v",
-    3: "vs",
-    4: "vb",
-    5: "s",
-    6: "t",
-    7: "ut",
-    8: "vd",
+    **dict(enumerate(("n", "u", "v", "vs", "vb", "s", "t", "ut", "vd"))),
+    **dict(enumerate(("bs", "bv", "bu", "bt", "bn", "bver"), start=-6)),
 }
 _TEXT_LABELS: Final = ("bn", "bu", "n", "u")
 _NUMBER_LABELS: Final = ("bt", "bv", "bs", "bver", "v", "s", "t")
