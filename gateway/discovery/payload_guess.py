@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+from functools import partial
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from cloud_sync.codec.line_protocol import parse_fields, parse_number, split_line
@@ -11,7 +12,7 @@ from gateway.payloads.formats.cbor import CborDecodeError, decode_cbor, looks_li
 from gateway.payloads.measurement import PayloadDecodeError, decode_json, decompress_payload
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
     from gateway.payloads.measurement import JsonObject
     from gateway.payloads.rule import PayloadFormat
@@ -153,24 +154,21 @@ def _has_number(record: JsonObject) -> bool:
 
 def find_time_member(records: Sequence[JsonObject]) -> str | None:
     """The member that all records have and that holds a plausible time."""
-    keys = (key for name in _TIME_MEMBERS for key in _find_keys(records, name))
-    return next((key for key in keys if all(_is_time(record[key]) for record in records)), None)
+    return _find_member(records, _TIME_MEMBERS, _is_time)
 
 
 def find_companion_members(records: Sequence[JsonObject]) -> dict[str, str]:
     """Members that qualify readings rather than being readings."""
-    members: dict[str, str] = {}
-    for companion, names in _COMPANION_MEMBERS.items():
-        for key in (key for name in names for key in _find_keys(records, name)):
-            if all(_is_plausible_companion(companion, record[key]) for record in records):
-                members.setdefault(companion, key)
-    return members
+    found = {
+        companion: _find_member(records, names, partial(_is_plausible_companion, companion))
+        for companion, names in _COMPANION_MEMBERS.items()
+    }
+    return {companion: key for companion, key in found.items() if key is not None}
 
 
 def find_device_member(records: Sequence[JsonObject]) -> str | None:
     """The member that names the device."""
-    keys = (key for name in _DEVICE_MEMBERS for key in _find_keys(records, name))
-    return next((k for k in keys if all(isinstance(r[k], str) and r[k] for r in records)), None)
+    return _find_member(records, _DEVICE_MEMBERS, lambda value: isinstance(value, str) and value != "")
 
 
 def map_words_to_values(texts: Iterable[str]) -> dict[str, float]:
@@ -178,10 +176,12 @@ def map_words_to_values(texts: Iterable[str]) -> dict[str, float]:
     return {text: _WORD_VALUES[text.lower()] for text in sorted(set(texts)) if text.lower() in _WORD_VALUES}
 
 
-def _find_keys(records: Sequence[JsonObject], name: str) -> list[str]:
-    if not records:
-        return []
-    return [key for key in records[0] if key.lower() == name and all(key in record for record in records)]
+def _find_member(
+    records: Sequence[JsonObject], names: Sequence[str], is_plausible: Callable[[object], bool]
+) -> str | None:
+    """The first member with one of these names that all records have, with plausible values."""
+    keys = (key for name in names for record in records[:1] for key in record if key.lower() == name)
+    return next((k for k in keys if all(k in record and is_plausible(record[k]) for record in records)), None)
 
 
 def _is_time(value: object) -> bool:
