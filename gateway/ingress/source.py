@@ -19,23 +19,7 @@ if TYPE_CHECKING:
     from gateway.mqtt.codec.packets import Publish
 
 
-class Pausable(Protocol):
-    """The part of a `Source` that back-pressure and an orderly stop need."""
-
-    def pause(self) -> None:
-        """Read no further for now: senders wait (back-pressure)."""
-        ...
-
-    def resume(self) -> None:
-        """Read again."""
-        ...
-
-    def stop_reading(self) -> None:
-        """Read no further for good; what was read may still be acknowledged."""
-        ...
-
-
-class Source(Pausable, Protocol):
+class Source(Protocol):
     """One way in for readings.
 
     `kind` is its key under `[ingress]`; `name` is what quarantine rows, logs and the status call it.
@@ -51,6 +35,18 @@ class Source(Pausable, Protocol):
 
     async def start(self, tasks: asyncio.TaskGroup) -> None:
         """Bind, connect or schedule; what runs by itself becomes a task. OSError: cannot be bound."""
+        ...
+
+    def pause(self) -> None:
+        """Read no further for now: senders wait (back-pressure)."""
+        ...
+
+    def resume(self) -> None:
+        """Read again."""
+        ...
+
+    def stop_reading(self) -> None:
+        """Read no further for good; what was read may still be acknowledged."""
         ...
 
     async def close(self) -> None:
