@@ -7,7 +7,6 @@ a name. Every proposal is tried on everything observed.
 
 from __future__ import annotations
 
-import json
 import re
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
@@ -24,6 +23,7 @@ from gateway.discovery.payload_guess import (
 )
 from gateway.payloads.decoder_registry import RuleSet, preview_payload
 from gateway.payloads.presets import PRESETS, build_preset_rules
+from gateway.settings.reference import format_toml_value
 from gateway.settings.sources import IngressRule
 
 if TYPE_CHECKING:
@@ -229,13 +229,5 @@ def format_rule_table(proposal: RuleProposal) -> str:
     printable = ("".join(sign if sign.isprintable() else "?" for sign in text) for text in proposal.examples)
     examples = ", ".join(text[:_EXAMPLE_MAX_CHARACTERS] for text in printable)
     lines = [f"# {count}: {examples}{more}", "[[ingress.rule]]"]
-    lines += [f"{key} = {_format_toml_value(value)}" for key, value in proposal.table.items()]
+    lines += [f"{key} = {format_toml_value(value)}" for key, value in proposal.table.items()]
     return "\n".join(lines) + "\n"
-
-
-def _format_toml_value(value: object) -> str:
-    if isinstance(value, dict):
-        return "{ " + ", ".join(f"{json.dumps(k)} = {_format_toml_value(v)}" for k, v in value.items()) + " }"
-    if isinstance(value, list):
-        return "[" + ", ".join(map(_format_toml_value, value)) + "]"
-    return json.dumps(value, ensure_ascii=False)

@@ -173,12 +173,13 @@ def test_what_the_rules_of_today_take_is_not_proposed_again():
     assert found.unknown == ["dark/matter"]
 
 
-def test_a_proposal_is_a_table_of_the_configuration():
-    published = [('we "ird/m\\1', {"t": 1, "state": "ON"}), ('we "ird/m\u00e9', {"t": 1, "state": "OFF"})]
+@pytest.mark.parametrize("level", ['we "ird', "a\x7fb"])
+def test_a_proposal_is_a_table_of_the_configuration(level):
+    published = [(f"{level}/m\\1", {"t": 1, "state": "ON"}), (f"{level}/m\u00e9", {"t": 1, "state": "OFF"})]
     (proposal,) = learnt(*published).proposals
     (table,) = tomllib.loads(format_rule_table(proposal))["ingress"]["rule"]
     assert table == proposal.table
-    assert IngressRule(**table).rules[0].topic == 'we "ird/{sensor_id}'
+    assert IngressRule(**table).rules[0].topic == f"{level}/{{sensor_id}}"
 
 
 def test_what_is_kept_of_a_flood_is_bounded():
