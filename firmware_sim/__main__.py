@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import typer
 
-from firmware_sim.commands.replay import replay
-from firmware_sim.commands.run import run
-from firmware_sim.commands.verify import verify
+from firmware_sim.commands.console import add_command
+from firmware_sim.commands.replay import ReplayOptions, replay
+from firmware_sim.commands.run import RunOptions, run
+from firmware_sim.commands.verify import VerifyOptions, verify
+from firmware_sim.replay.column_map import ColumnOptions
 
 app = typer.Typer(
     name="sim",
@@ -15,9 +17,9 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-app.command()(run)
-app.command()(verify)
-app.command()(replay)
+add_command(app, run, RunOptions)
+add_command(app, verify, VerifyOptions)
+add_command(app, replay, ReplayOptions, ColumnOptions)
 
 
 def main() -> None:

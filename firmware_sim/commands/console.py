@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import inspect
 import json
 import os
 import resource
@@ -11,10 +12,10 @@ import secrets
 import signal
 import socket
 import time
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, NoReturn, cast
+from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 from rich.console import Console
@@ -29,10 +30,11 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Iterator, Mapping
     from typing import Self
 
+    from _typeshed import DataclassInstance
+
     from firmware_sim.verify.comparison import Differences
 
 EXIT_DIFFERENT = 1
-EXIT_USAGE = 2
 
 BrokerOption = Annotated[
     str,
@@ -47,6 +49,19 @@ WindowOption = Annotated[
     int, typer.Option(min=1, help="Publishes that a device sends without acknowledgement.")
 ]
 KeepaliveOption = Annotated[int, typer.Option(min=1, help="MQTT keep-alive, in s.")]
+
+
+def add_command(app: typer.Typer, run: Callable[..., None], *groups: type[DataclassInstance]) -> None:
+    """Add `run` as a command. Its arguments are these keyword-only dataclasses, its options their fields."""
+
+    def command(**values: object) -> None:
+        with exit_on_errors():
+            run(*(group(**{each.name: values[each.name] for each in fields(group)}) for group in groups))
+
+    signatures = [inspect.signature(group, eval_str=True) for group in groups]
+    parameters = [parameter for each in signatures for parameter in each.parameters.values()]
+    command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    app.command(run.__name__, help=inspect.getdoc(run))(command)
 
 
 def build_run_name() -> str:
@@ -108,21 +123,14 @@ def exit_on_errors() -> Iterator[None]:
     """Turn a SimError, also in exception groups, into one line on standard error and exit code 2."""
     try:
         yield
-    except SimError as fault:
-        _exit_with_error(fault)
-    except BaseExceptionGroup as group:
-        ours, others = group.split(SimError)
-        if ours is None or others is not None:
-            raise
-        leaf: BaseException = ours
-        while isinstance(leaf, BaseExceptionGroup):
-            leaf = leaf.exceptions[0]
-        _exit_with_error(leaf)
-
-
-def _exit_with_error(fault: BaseException) -> NoReturn:
-    typer.echo(f"tidegate sim: {fault}", err=True)
-    raise typer.Exit(EXIT_USAGE) from None
+    except (SimError, BaseExceptionGroup) as fault:
+        first: BaseException = fault
+        while isinstance(first, BaseExceptionGroup):
+            if first.split(SimError)[1] is not None:
+                raise
+            first = first.exceptions[0]
+        typer.echo(f"tidegate sim: {first}", err=True)
+        raise typer.Exit(2) from None
 
 
 class SystemdNotifier:

@@ -3,12 +3,12 @@
 import json
 import time
 from collections.abc import Iterable
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Annotated
 
 import typer
-from typer.models import OptionInfo
 
 from firmware_sim.commands.console import (
     EXIT_DIFFERENT,
@@ -21,7 +21,6 @@ from firmware_sim.commands.console import (
     WindowOption,
     build_run_name,
     describe_replay,
-    exit_on_errors,
     parse_rate,
     run_until_signal,
     show_progress_bar,
@@ -38,7 +37,6 @@ from firmware_sim.replay.column_map import (
     detect_columns,
     summarize_column_map,
 )
-from firmware_sim.replay.csv_values import TIME_FORMATS
 from firmware_sim.replay.player import (
     MAX_OUTSTANDING,
     RecordingCounters,
@@ -52,95 +50,57 @@ from firmware_sim.verify.loss_explanation import format_time_us
 _PREVIEW_READINGS = 5
 
 
-def _column_option(text: str) -> OptionInfo:
-    option: OptionInfo = typer.Option(help=text, rich_help_panel="What the columns mean")
-    return option
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReplayOptions:
+    """Options beside those for the columns."""
 
-
-def _format_option(*names: str, text: str, minimum: int | None = None) -> OptionInfo:
-    option: OptionInfo = typer.Option(*names, help=text, min=minimum, rich_help_panel="Format of the file")
-    return option
-
-
-def replay(
     files: Annotated[
         list[Path],
         typer.Argument(
             help="CSV with a header, Parquet (.parquet) or line protocol (.lp); CSV and .lp plain or .gz.",
             metavar="FILE...",
         ),
-    ],
-    *,
+    ]
     truth: Annotated[
         Path | None, typer.Option(help="Folder for the record of what was sent and acknowledged.")
-    ] = None,
-    broker: BrokerOption = "mqtt://127.0.0.1:1883",
-    time_column: Annotated[str, _column_option("Column of the time; two joined by a space as A,B.")] = "",
-    time_format: Annotated[
-        str,
-        _column_option(
-            "auto, iso, s, ms, us, ns (since 1970), or a strptime format like '%d/%m/%Y %H:%M'. "
-            "A time without a zone is UTC; digits below a microsecond are cut."
-        ),
-    ] = "auto",
-    sensor_column: Annotated[str, _column_option("Column of the sensor id.")] = "",
-    sensor_id: Annotated[str, _column_option("One sensor id for all rows. Default: the file's name.")] = "",
-    type_column: Annotated[str, _column_option("Column of the sensor type.")] = "",
-    sensor_type: Annotated[str, _column_option("One sensor type for all rows.")] = "",
-    value_column: Annotated[str, _column_option("Column of the value.")] = "",
-    value_columns: Annotated[
-        str,
-        _column_option(
-            "Columns A,B,C, each a sensor type of its own. Default: all columns of numbers, "
-            "when there is no column called value."
-        ),
-    ] = "",
-    quality_column: Annotated[str, _column_option("Column of the quality, 0-100.")] = "",
-    delimiter: Annotated[
-        str, _format_option(text="Between fields; 'tab' for a tab. Default: detected.")
-    ] = "",
-    decimal: Annotated[str, _format_option(text="Decimal sign. Default: detected.")] = "",
-    encoding: Annotated[str, _format_option(text="Text encoding.")] = "utf-8-sig",
-    skip_lines: Annotated[int, _format_option(text="Lines before the header.", minimum=0)] = 0,
-    no_header: Annotated[
-        bool, _format_option("--no-header", text="No header: columns are called 1, 2, 3, ...")
-    ] = False,
+    ] = None
+    broker: BrokerOption = "mqtt://127.0.0.1:1883"
     shift_to_now: Annotated[
         bool,
         typer.Option(
             "--shift-to-now/--as-recorded",
             help="Shift all times so that the last is now (at --speed 1: the first).",
         ),
-    ] = False,
-    shift: Annotated[
-        str, typer.Option(help="Shift all times by 7d, -90m, 3600 (seconds), in addition.")
-    ] = "",
+    ] = False
+    shift: Annotated[str, typer.Option(help="Shift all times by 7d, -90m, 3600 (seconds), in addition.")] = ""
     loop: Annotated[
         int, typer.Option(min=0, help="How many times to send, each later than the last; 0: until stopped.")
-    ] = 1,
+    ] = 1
     speed: Annotated[
         str, typer.Option(help="1: as fast as recorded; 10: ten times as fast; max: as fast as possible.")
-    ] = "max",
+    ] = "max"
     readings_per_publish: Annotated[
         int, typer.Option(min=1, help="At most this many readings in one publish, as an array.")
-    ] = 50,
-    qos: Annotated[int, typer.Option(min=1, max=2, help="MQTT quality of service.")] = 1,
-    window: WindowOption = 100,
-    keepalive: KeepaliveOption = 30,
+    ] = 50
+    qos: Annotated[int, typer.Option(min=1, max=2, help="MQTT quality of service.")] = 1
+    window: WindowOption = 100
+    keepalive: KeepaliveOption = 30
     connect_timeout: Annotated[
         float, typer.Option(min=0, help="Exit when no device can connect for so long at the start, in s.")
-    ] = 30.0,
+    ] = 30.0
     drain_timeout: Annotated[
         float,
         typer.Option(min=0, help="At the end, stop waiting after so long without an acknowledgement, in s."),
-    ] = 30.0,
-    ca_file: CaOption = None,
+    ] = 30.0
+    ca_file: CaOption = None
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Show what the columns mean and 5 readings; send nothing.")
-    ] = False,
-    as_json: JsonOption = False,
-    quiet: QuietOption = False,
-) -> None:
+    ] = False
+    as_json: JsonOption = False
+    quiet: QuietOption = False
+
+
+def replay(options: ReplayOptions, columns: ColumnOptions) -> None:
     """Send recorded readings from CSV, Parquet or line protocol files, value for value and time for time.
 
     Several files are sent at once, each over a connection of its own.
@@ -160,84 +120,53 @@ def replay(
     Exit code 0 when everything sent is acknowledged, 1 when not or when there was nothing to send, 2 when it
     cannot start.
     """
-    with exit_on_errors():
-        if time_format not in TIME_FORMATS and "%" not in time_format:
-            known = ", ".join(TIME_FORMATS)
-            raise SimError(
-                f"--time-format {time_format}: expected {known}, or a format like '%d/%m/%Y %H:%M'"
-            )
-        delimiter = {"tab": "\t", "\\t": "\t"}.get(delimiter, delimiter)
-        if len(delimiter) > 1:
-            raise SimError(f"--delimiter {delimiter}: expected one character, or tab")
-        if decimal not in {"", ".", ","}:
-            raise SimError(f"--decimal {decimal}: expected . or ,")
-        options = ColumnOptions(
-            time_columns=_split_names(time_column),
-            time_format=time_format,
-            sensor_column=sensor_column,
-            sensor_id=sensor_id,
-            type_column=type_column,
-            sensor_type=sensor_type,
-            value_column=value_column,
-            value_columns=_split_names(value_columns),
-            quality_column=quality_column,
-            delimiter=delimiter,
-            decimal=decimal,
-            encoding=encoding,
-            header=not no_header,
-            skip_lines=skip_lines,
+    recordings = [(path, detect_columns(path, columns)) for path in options.files]
+    if options.dry_run:
+        _show_first_readings(recordings, as_json=options.as_json)
+        return
+    if options.truth is None:
+        raise SimError("--truth DIR is required: the folder for the record of what was sent")
+    speed = parse_rate("--speed", options.speed)
+    radio = RadioSettings(
+        parse_broker(options.broker, ca_file=options.ca_file),
+        qos=options.qos,
+        window=options.window,
+        ring_publishes=10 * MAX_OUTSTANDING,
+        keepalive_s=options.keepalive,
+    )
+    shift_us, period_us = parse_shift(options.shift), 0
+    if options.shift_to_now or options.loop != 1:
+        with show_progress_bar(quiet=options.quiet) as step:
+            step("reading the times", 0, 0)
+            extent = find_time_extent(recordings)
+            period_us = extent.period_us
+        if options.shift_to_now:
+            shift_us += extent.shift_us(now_us=time.time_ns() // 1000, speed=speed)
+    name = build_run_name()
+    about = {"command": "replay", "files": [str(path) for path in options.files], "shift_us": shift_us}
+    with (
+        GroundTruthWriter(options.truth, name, about) as record,
+        ProgressDisplay("sim replay", options.truth, quiet=options.quiet) as display,
+    ):
+        player = ReplayPlayer(
+            recordings,
+            record,
+            radio,
+            device_id=f"replay-{name[-4:]}",
+            pace=ReplayPace(speed, shift_us, options.loop, period_us),
+            readings_per_publish=options.readings_per_publish,
         )
-        recordings = [(path, detect_columns(path, options)) for path in files]
-        if dry_run:
-            _show_first_readings(recordings, as_json=as_json)
-            return
-        if truth is None:
-            raise SimError("--truth DIR is required: the folder for the record of what was sent")
-        pace_speed = parse_rate("--speed", speed)
-        radio = RadioSettings(
-            parse_broker(broker, ca_file=ca_file),
-            qos=qos,
-            window=window,
-            ring_publishes=10 * MAX_OUTSTANDING,
-            keepalive_s=keepalive,
+        run_until_signal(
+            lambda stop: player.run(
+                stop,
+                connect_timeout_s=options.connect_timeout,
+                drain_timeout_s=options.drain_timeout,
+                on_progress=display.show,
+            )
         )
-        shift_us, period_us = parse_shift(shift), 0
-        if shift_to_now or loop != 1:
-            with show_progress_bar(quiet=quiet) as step:
-                step("reading the times", 0, 0)
-                extent = find_time_extent(recordings)
-                period_us = extent.period_us
-            if shift_to_now:
-                shift_us += extent.shift_us(now_us=time.time_ns() // 1000, speed=pace_speed)
-        name = build_run_name()
-        about = {"command": "replay", "files": [str(path) for path in files], "shift_us": shift_us}
-        with (
-            GroundTruthWriter(truth, name, about) as record,
-            ProgressDisplay("sim replay", truth, quiet=quiet) as display,
-        ):
-            player = ReplayPlayer(
-                recordings,
-                record,
-                radio,
-                device_id=f"replay-{name[-4:]}",
-                pace=ReplayPace(pace_speed, shift_us, loop, period_us),
-                readings_per_publish=readings_per_publish,
-            )
-            run_until_signal(
-                lambda stop: player.run(
-                    stop,
-                    connect_timeout_s=connect_timeout,
-                    drain_timeout_s=drain_timeout,
-                    on_progress=display.show,
-                )
-            )
-        outcome = summarize_replay(player, find_repeated_readings(truth, name), shift_us)
-        typer.echo(json.dumps(outcome) if as_json else describe_replay(outcome))
-        raise typer.Exit(0 if outcome["acknowledged"] == outcome["sent"] != 0 else EXIT_DIFFERENT)
-
-
-def _split_names(text: str) -> tuple[str, ...]:
-    return tuple(name for name in text.split(",") if name)
+    outcome = summarize_replay(player, find_repeated_readings(options.truth, name), shift_us)
+    typer.echo(json.dumps(outcome) if options.as_json else describe_replay(outcome))
+    raise typer.Exit(0 if outcome["acknowledged"] == outcome["sent"] != 0 else EXIT_DIFFERENT)
 
 
 def parse_shift(text: str) -> int:

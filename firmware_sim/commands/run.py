@@ -3,6 +3,7 @@
 import json
 import secrets
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
@@ -18,7 +19,6 @@ from firmware_sim.commands.console import (
     QuietOption,
     WindowOption,
     build_run_name,
-    exit_on_errors,
     format_counters,
     parse_rate,
     raise_open_files_limit,
@@ -37,20 +37,22 @@ from firmware_sim.scenarios import Group, Scenario, read_scenario
 _OTHER_FILES = 100
 
 
-def run(
-    *,
-    truth: Annotated[Path, typer.Option(help="Folder for the record of what was produced and acknowledged.")],
-    broker: BrokerOption = "mqtt://127.0.0.1:1883",
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunOptions:
+    """Options of the command."""
+
+    truth: Annotated[Path, typer.Option(help="Folder for the record of what was produced and acknowledged.")]
+    broker: BrokerOption = "mqtt://127.0.0.1:1883"
     devices: Annotated[
         int | None, typer.Option(min=1, max=10_000, help="Number of devices. Default: 20.")
-    ] = None,
+    ] = None
     rate: Annotated[
         str | None,
         typer.Option(help="Readings per second of the whole fleet, or max. Default: 10."),
-    ] = None,
+    ] = None
     readings: Annotated[
         int, typer.Option(min=1, help="With --rate max: how many are encoded before it starts.")
-    ] = 500_000,
+    ] = 500_000
     seconds: Annotated[
         float | None,
         typer.Option(
@@ -58,45 +60,45 @@ def run(
             help="How long to produce; 0: until stopped. A scenario with a span is played faster or slower. "
             "Default: 60.",
         ),
-    ] = None,
+    ] = None
     seed: Annotated[
         int | None, typer.Option(help="The same seed makes the same fleet; with --start the same readings.")
-    ] = None,
+    ] = None
     start: Annotated[
         str,
         typer.Option(
             help="Simulated time of the start, like 2026-05-01T12:00Z. Default: such that the run ends now."
         ),
-    ] = "",
+    ] = ""
     service: Annotated[
         list[str] | None,
         typer.Option(
             help="A service that the scenario's outages stop: NAME=PID, paused meanwhile, or "
             "NAME=COMMAND, run with `down` and `up`."
         ),
-    ] = None,
+    ] = None
     readings_per_publish: Annotated[
         int | None,
         typer.Option(min=1, help="Readings per publish; more than one are sent as an array. Default: 1."),
-    ] = None,
-    qos: Annotated[
-        int | None, typer.Option(min=0, max=2, help="MQTT quality of service. Default: 1.")
-    ] = None,
-    scenario: Annotated[Path | None, typer.Option(help="A fleet in TOML; options override it.")] = None,
-    window: WindowOption = 20,
-    ring: Annotated[int, typer.Option(min=1, help="Publishes a device keeps until acknowledged.")] = 10_000,
-    keepalive: KeepaliveOption = 30,
+    ] = None
+    qos: Annotated[int | None, typer.Option(min=0, max=2, help="MQTT quality of service. Default: 1.")] = None
+    scenario: Annotated[Path | None, typer.Option(help="A fleet in TOML; options override it.")] = None
+    window: WindowOption = 20
+    ring: Annotated[int, typer.Option(min=1, help="Publishes a device keeps until acknowledged.")] = 10_000
+    keepalive: KeepaliveOption = 30
     connect_timeout: Annotated[
         float | None,
         typer.Option(min=0, help="Exit when no device connects for so long at the start, in s."),
-    ] = None,
+    ] = None
     drain_timeout: Annotated[
         float, typer.Option(min=0, help="At the end, wait at most this long for acknowledgements, in s.")
-    ] = 10.0,
-    ca_file: CaOption = None,
-    as_json: JsonOption = False,
-    quiet: QuietOption = False,
-) -> None:
+    ] = 10.0
+    ca_file: CaOption = None
+    as_json: JsonOption = False
+    quiet: QuietOption = False
+
+
+def run(options: RunOptions) -> None:
     """Run a fleet of simulated devices against an MQTT server.
 
     Options or a scenario (docs/simulator.md) define the devices, their faults and outages.
@@ -114,78 +116,77 @@ def run(
 
       tidegate sim run --truth truth --devices 100 --rate max --readings 1000000
     """
-    with exit_on_errors():
-        if devices and scenario:
-            raise SimError("--devices and --scenario exclude each other: the scenario defines the devices")
-        plan = read_scenario(scenario) if scenario else Scenario()
-        overrides = {
-            "rate": None if rate in {None, "max"} else parse_rate("--rate", rate),
-            "seconds": seconds,
-            "seed": seed,
-            "readings_per_publish": readings_per_publish,
-            "qos": qos,
-            "groups": (Group(devices=devices),) if devices else None,
-        }
-        plan = msgspec.structs.replace(plan, **{k: v for k, v in overrides.items() if v is not None})
-        services = [parse_service(text) for text in service or ()]
-        radio = RadioSettings(
-            parse_broker(broker, ca_file=ca_file),
-            qos=plan.qos,
-            window=window,
-            ring_publishes=ring,
-            keepalive_s=keepalive,
-        )
-        chosen_seed = plan.seed if plan.seed is not None else secrets.randbelow(1 << 31)
-        start_us = parse_start_us(start, plan)
-        about = {
-            "command": "run",
-            "seed": chosen_seed,
-            "start_us": start_us,
-            "scenario": msgspec.to_builtins(plan),
-            "broker": str(radio.broker),
-        }
-        raise_open_files_limit(sum(group.devices for group in plan.groups) + _OTHER_FILES)
-        with (
-            GroundTruthWriter(truth, build_run_name(), about) as record,
-            ProgressDisplay("sim run", truth, quiet=quiet) as display,
-        ):
-            if rate == "max":
-                with show_progress_bar(quiet=quiet) as step:
-                    publishes = encode_publishes(
-                        plan,
-                        record,
-                        seed=chosen_seed,
-                        start_us=start_us,
-                        readings=readings,
-                        on_encoded=lambda done: step("encoding readings", done, readings),
-                    )
-                radio.counters.produced = record.rows
-                load = LoadGenerator(publishes, radio.broker, record, radio.counters, window=window)
-                run_until_signal(
-                    lambda stop: load.run(
-                        stop,
-                        seconds=seconds or 0.0,
-                        connect_timeout_s=connect_timeout or 10.0,
-                        on_progress=display.show,
-                    )
+    if options.devices and options.scenario:
+        raise SimError("--devices and --scenario exclude each other: the scenario defines the devices")
+    plan = read_scenario(options.scenario) if options.scenario else Scenario()
+    overrides = {
+        "rate": None if options.rate in {None, "max"} else parse_rate("--rate", options.rate),
+        "seconds": options.seconds,
+        "seed": options.seed,
+        "readings_per_publish": options.readings_per_publish,
+        "qos": options.qos,
+        "groups": (Group(devices=options.devices),) if options.devices else None,
+    }
+    plan = msgspec.structs.replace(plan, **{k: v for k, v in overrides.items() if v is not None})
+    services = [parse_service(text) for text in options.service or ()]
+    radio = RadioSettings(
+        parse_broker(options.broker, ca_file=options.ca_file),
+        qos=plan.qos,
+        window=options.window,
+        ring_publishes=options.ring,
+        keepalive_s=options.keepalive,
+    )
+    seed = plan.seed if plan.seed is not None else secrets.randbelow(1 << 31)
+    start_us = parse_start_us(options.start, plan)
+    about = {
+        "command": "run",
+        "seed": seed,
+        "start_us": start_us,
+        "scenario": msgspec.to_builtins(plan),
+        "broker": str(radio.broker),
+    }
+    raise_open_files_limit(sum(group.devices for group in plan.groups) + _OTHER_FILES)
+    with (
+        GroundTruthWriter(options.truth, build_run_name(), about) as record,
+        ProgressDisplay("sim run", options.truth, quiet=options.quiet) as display,
+    ):
+        if options.rate == "max":
+            with show_progress_bar(quiet=options.quiet) as step:
+                publishes = encode_publishes(
+                    plan,
+                    record,
+                    seed=seed,
+                    start_us=start_us,
+                    readings=options.readings,
+                    on_encoded=lambda done: step("encoding readings", done, options.readings),
                 )
-                outcome = load.progress()
-            else:
-                fleet = Fleet(plan, radio, record, seed=chosen_seed, start_us=start_us, services=services)
-                run_until_signal(
-                    lambda stop: fleet.run(
-                        stop,
-                        drain_timeout_s=drain_timeout,
-                        connect_timeout_s=connect_timeout,
-                        on_progress=display.show,
-                    )
+            radio.counters.produced = record.rows
+            load = LoadGenerator(publishes, radio.broker, record, radio.counters, window=options.window)
+            run_until_signal(
+                lambda stop: load.run(
+                    stop,
+                    seconds=options.seconds or 0.0,
+                    connect_timeout_s=options.connect_timeout or 10.0,
+                    on_progress=display.show,
                 )
-                outcome = fleet.progress()
-        typer.echo(
-            json.dumps({**outcome, "seed": chosen_seed, "start_us": start_us})
-            if as_json
-            else f"sim run: {format_counters(outcome)} seed={chosen_seed}"
-        )
+            )
+            outcome = load.progress()
+        else:
+            fleet = Fleet(plan, radio, record, seed=seed, start_us=start_us, services=services)
+            run_until_signal(
+                lambda stop: fleet.run(
+                    stop,
+                    drain_timeout_s=options.drain_timeout,
+                    connect_timeout_s=options.connect_timeout,
+                    on_progress=display.show,
+                )
+            )
+            outcome = fleet.progress()
+    typer.echo(
+        json.dumps({**outcome, "seed": seed, "start_us": start_us})
+        if options.as_json
+        else f"sim run: {format_counters(outcome)} seed={seed}"
+    )
 
 
 def parse_start_us(text: str, plan: Scenario) -> int:

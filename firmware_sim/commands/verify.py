@@ -2,7 +2,8 @@
 
 import asyncio
 import json
-from dataclasses import asdict
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated
 
@@ -14,7 +15,6 @@ from firmware_sim.commands.console import (
     JsonOption,
     QuietOption,
     describe_differences,
-    exit_on_errors,
     show_progress_bar,
 )
 from firmware_sim.errors import SimError
@@ -30,26 +30,28 @@ def _store_option(text: str, metavar: str | None = None) -> OptionInfo:
     return option
 
 
-def verify(
-    *,
-    truth: Annotated[Path, typer.Option(help="Folder with the record of `sim run` or `sim replay`.")],
-    postgres: Annotated[str | None, _store_option("DSN of a PostgreSQL or TimescaleDB.", "DSN")] = None,
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VerifyOptions:
+    """Options of the command."""
+
+    truth: Annotated[Path, typer.Option(help="Folder with the record of `sim run` or `sim replay`.")]
+    postgres: Annotated[str | None, _store_option("DSN of a PostgreSQL or TimescaleDB.", "DSN")] = None
     table: Annotated[
         str, _store_option("Table or view there, with at least time, sensor_id, sensor_type, value.")
-    ] = "sensor_data",
+    ] = "sensor_data"
     files: Annotated[
         Path | None,
         _store_option("Folder with line protocol (*.lp) or exports (*.parquet, *.csv, *.jsonl), also *.gz."),
-    ] = None,
-    precision: Annotated[str, _store_option("Unit of the times in the files: ns, us, ms or s.")] = "ns",
-    influx: Annotated[str | None, _store_option("URL of an InfluxDB, read by its v1 API.", "URL")] = None,
-    database: Annotated[str, _store_option("Database there.")] = "tidegate",
+    ] = None
+    precision: Annotated[str, _store_option("Unit of the times in the files: ns, us, ms or s.")] = "ns"
+    influx: Annotated[str | None, _store_option("URL of an InfluxDB, read by its v1 API.", "URL")] = None
+    database: Annotated[str, _store_option("Database there.")] = "tidegate"
     influx_token_file: Annotated[
         Path | None,
         _store_option(
             "Its first line is the token of an InfluxDB 2 or 3; user and password go into the URL."
         ),
-    ] = None,
+    ] = None
     spool: Annotated[
         Path | None,
         _store_option(
@@ -57,7 +59,7 @@ def verify(
             "still wait or are in quarantine.",
             "FILE",
         ),
-    ] = None,
+    ] = None
     destination: Annotated[
         str | None,
         _store_option(
@@ -65,10 +67,12 @@ def verify(
             "several destinations have losses.",
             "NAME",
         ),
-    ] = None,
-    as_json: JsonOption = False,
-    quiet: QuietOption = False,
-) -> None:
+    ] = None
+    as_json: JsonOption = False
+    quiet: QuietOption = False
+
+
+def verify(options: VerifyOptions) -> None:
     """Compare every acknowledged reading with what a store holds, one by one.
 
     Every difference is classified: lost, duplicated or altered, waiting in the gateway's spool, in its
@@ -78,75 +82,73 @@ def verify(
     Exit code 0 when everything acknowledged is stored once and unchanged, or declared; 1 when not; 2 when it
     cannot be compared.
     """
-    with exit_on_errors():
-        stores = [store for store in (postgres, files, influx) if store is not None]
-        if len(stores) > 1 or not (stores or spool):
-            raise SimError("expected one store: --postgres DSN, --files DIR, --influx URL or --spool FILE")
-        if precision not in stored_files.PRECISIONS:
-            raise SimError(f"--precision {precision}: expected one of {', '.join(stored_files.PRECISIONS)}")
-        with show_progress_bar(quiet=quiet) as step:
-            step("reading the record of the truth", 0, 0)
-            record = load_ground_truth(truth)
+    stores = [store for store in (options.postgres, options.files, options.influx) if store is not None]
+    if len(stores) > 1 or not (stores or options.spool):
+        raise SimError("expected one store: --postgres DSN, --files DIR, --influx URL or --spool FILE")
+    if options.precision not in stored_files.PRECISIONS:
+        known = ", ".join(stored_files.PRECISIONS)
+        raise SimError(f"--precision {options.precision}: expected one of {known}")
+    with show_progress_bar(quiet=options.quiet) as step:
+        step("reading the record of the truth", 0, 0)
+        record = load_ground_truth(options.truth)
 
-            def on_rows(rows: int) -> None:
-                step("reading the store", rows, record.rows)
+        def on_rows(rows: int) -> None:
+            step("reading the store", rows, record.rows)
 
-            def fetch() -> StoredRows:
-                if postgres is not None:
-                    return asyncio.run(
-                        databases.fetch_postgres_rows(postgres, table, record, on_rows=on_rows)
-                    )
-                if influx is not None:
-                    return databases.fetch_influx_rows(
-                        influx, database, record, on_rows=on_rows, token=read_token(influx_token_file)
-                    )
-                if files is not None:
-                    return stored_files.read_files(files, record, precision=precision, on_rows=on_rows)
-                assert spool is not None
-                return spools.read_spool(spool, record, on_rows=on_rows)
-
-            on_rows(0)
-            notes: list[str] = []
-            if influx is not None:
-                evidence = _read_evidence(None, spool, destination, record, single_store=True)
-                differences = databases.compare_settled(fetch, record, evidence)
-            else:
-                stored = fetch()
-                notes = stored.notes
-                evidence = _read_evidence(postgres, spool, destination, record, single_store=bool(stores))
-                step(f"comparing with {len(stored.rows):,} rows", record.rows, record.rows)
-                differences = compare_readings(record, stored, evidence)
-        if as_json:
-            summary = {"ok": differences.clean, **asdict(differences), "late": differences.late}
-            typer.echo(json.dumps({**summary, "notes": notes}))
+        on_rows(0)
+        notes: list[str] = []
+        if options.influx is not None:
+            evidence = _read_evidence(options, record)
+            differences = databases.compare_settled(
+                lambda: _read_store(options, record, on_rows), record, evidence
+            )
         else:
-            typer.echo(describe_differences(differences, notes))
-        raise typer.Exit(0 if differences.clean else EXIT_DIFFERENT)
+            stored = _read_store(options, record, on_rows)
+            notes, evidence = stored.notes, _read_evidence(options, record)
+            step(f"comparing with {len(stored.rows):,} rows", record.rows, record.rows)
+            differences = compare_readings(record, stored, evidence)
+    if options.as_json:
+        summary = {"ok": differences.clean, **asdict(differences), "late": differences.late}
+        typer.echo(json.dumps({**summary, "notes": notes}))
+    else:
+        typer.echo(describe_differences(differences, notes))
+    raise typer.Exit(0 if differences.clean else EXIT_DIFFERENT)
 
 
-def _read_evidence(
-    postgres: str | None,
-    spool: Path | None,
-    destination: str | None,
-    record: GroundTruth,
-    *,
-    single_store: bool,
-) -> LossEvidence:
+def _read_store(options: VerifyOptions, record: GroundTruth, on_rows: Callable[[int], None]) -> StoredRows:
+    if options.postgres is not None:
+        return asyncio.run(
+            databases.fetch_postgres_rows(options.postgres, options.table, record, on_rows=on_rows)
+        )
+    if options.influx is not None:
+        token = _read_token(options.influx_token_file)
+        return databases.fetch_influx_rows(
+            options.influx, options.database, record, on_rows=on_rows, token=token
+        )
+    if options.files is not None:
+        return stored_files.read_files(options.files, record, precision=options.precision, on_rows=on_rows)
+    assert options.spool is not None
+    return spools.read_spool(options.spool, record, on_rows=on_rows)
+
+
+def _read_evidence(options: VerifyOptions, record: GroundTruth) -> LossEvidence:
     """What region and spool know of readings that the store lacks."""
-    evidence = LossEvidence()
-    if postgres is not None:
-        evidence = asyncio.run(databases.fetch_loss_evidence(postgres, record))
+    spool, evidence = options.spool, LossEvidence()
+    if options.postgres is not None:
+        evidence = asyncio.run(databases.fetch_loss_evidence(options.postgres, record))
     if spool is not None:
+        single_store = any((options.postgres, options.files, options.influx))
         evidence.quarantined = spools.read_quarantine(spool, record)
         if single_store:
             evidence.waiting = spools.read_spool(spool, record, on_rows=lambda _: None).rows
-        if postgres is None:
-            evidence.declared = spools.read_declared_losses(spool, destination, single_store=single_store)
+        if options.postgres is None:
+            evidence.declared = spools.read_declared_losses(
+                spool, options.destination, single_store=single_store
+            )
     return evidence
 
 
-def read_token(path: Path | None) -> str:
-    """The first line of a file; "" without one."""
+def _read_token(path: Path | None) -> str:
     if path is None:
         return ""
     try:

@@ -12,11 +12,14 @@ import re
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from itertools import islice
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
+
+import typer
 
 from firmware_sim.errors import SimError
 from firmware_sim.ground_truth import ATTRIBUTES, MEASURES
 from firmware_sim.replay.csv_values import (
+    TIME_FORMATS,
     CellError,
     is_converted,
     is_line_protocol,
@@ -29,6 +32,8 @@ from firmware_sim.replay.csv_values import (
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
+
+    from typer.models import OptionInfo
 
 DELIMITERS = ",;\t|"
 SAMPLE_ROWS = 50
@@ -58,24 +63,48 @@ _SYNONYMS = {
 }
 
 
-@dataclass(frozen=True, slots=True)
+def _column_option(text: str) -> OptionInfo:
+    option: OptionInfo = typer.Option(help=text, rich_help_panel="What the columns mean")
+    return option
+
+
+def _format_option(text: str, *names: str, minimum: int | None = None) -> OptionInfo:
+    option: OptionInfo = typer.Option(*names, help=text, min=minimum, rich_help_panel="Format of the file")
+    return option
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ColumnOptions:
     """Options of the command. What is empty is detected."""
 
-    time_columns: tuple[str, ...] = ()
-    time_format: str = "auto"
-    sensor_column: str = ""
-    sensor_id: str = ""
-    type_column: str = ""
-    sensor_type: str = ""
-    value_column: str = ""
-    value_columns: tuple[str, ...] = ()
-    quality_column: str = ""
-    delimiter: str = ""
-    decimal: str = ""
-    encoding: str = "utf-8-sig"
-    header: bool = True
-    skip_lines: int = 0
+    time_column: Annotated[str, _column_option("Column of the time; two joined by a space as A,B.")] = ""
+    time_format: Annotated[
+        str,
+        _column_option(
+            "auto, iso, s, ms, us, ns (since 1970), or a strptime format like '%d/%m/%Y %H:%M'. "
+            "A time without a zone is UTC; digits below a microsecond are cut."
+        ),
+    ] = "auto"
+    sensor_column: Annotated[str, _column_option("Column of the sensor id.")] = ""
+    sensor_id: Annotated[str, _column_option("One sensor id for all rows. Default: the file's name.")] = ""
+    type_column: Annotated[str, _column_option("Column of the sensor type.")] = ""
+    sensor_type: Annotated[str, _column_option("One sensor type for all rows.")] = ""
+    value_column: Annotated[str, _column_option("Column of the value.")] = ""
+    value_columns: Annotated[
+        str,
+        _column_option(
+            "Columns A,B,C, each a sensor type of its own. Default: all columns of numbers, "
+            "when there is no column called value."
+        ),
+    ] = ""
+    quality_column: Annotated[str, _column_option("Column of the quality, 0-100.")] = ""
+    delimiter: Annotated[str, _format_option("Between fields; 'tab' for a tab. Default: detected.")] = ""
+    decimal: Annotated[str, _format_option("Decimal sign. Default: detected.")] = ""
+    encoding: Annotated[str, _format_option("Text encoding.")] = "utf-8-sig"
+    skip_lines: Annotated[int, _format_option("Lines before the header.", minimum=0)] = 0
+    no_header: Annotated[
+        bool, _format_option("No header: columns are called 1, 2, 3, ...", "--no-header")
+    ] = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,17 +143,18 @@ def sanitize_topic_level(text: str) -> str:
 
 def detect_columns(path: Path, options: ColumnOptions) -> ColumnMap:
     """Detect what the columns of a file mean; SimError without a readable file or a required column."""
+    options = _check_options(options)
     if is_line_protocol(path):
         options = replace(
             options,
-            time_columns=("time",),
+            time_column="time",
             time_format="ns" if options.time_format == "auto" else options.time_format,
             sensor_column="" if options.sensor_id else "sensor_id",
             type_column="" if options.sensor_type else "sensor_type",
             value_column="value",
         )
     if is_converted(path):
-        options = replace(options, delimiter=",", decimal=".", skip_lines=0, header=True)
+        options = replace(options, delimiter=",", decimal=".", skip_lines=0, no_header=False)
     with open_recording(path, options.encoding) as lines:
         _, header = find_header(path, lines, options)
         options = replace(options, delimiter=options.delimiter or max(DELIMITERS, key=header.count))
@@ -133,7 +163,7 @@ def detect_columns(path: Path, options: ColumnOptions) -> ColumnMap:
         with suppress(csv.Error):
             for row in islice(csv.reader(lines, delimiter=options.delimiter), SAMPLE_ROWS):
                 sample.append(row)  # noqa: PERF402 - the rows before the error stay
-    if not options.header:
+    if options.no_header:
         sample.insert(0, names)
         names = [str(n) for n in range(1, len(names) + 1)]
     columns = tuple(name.strip() for name in names)
@@ -141,6 +171,20 @@ def detect_columns(path: Path, options: ColumnOptions) -> ColumnMap:
     sample = [row + [""] * (width - len(row)) for row in sample if any(cell.strip() for cell in row)]
     options = replace(options, decimal=options.decimal or _detect_decimal(sample, options.delimiter))
     return _ColumnDetector(path, columns, sample, options).detect()
+
+
+def _check_options(options: ColumnOptions) -> ColumnOptions:
+    if options.time_format not in TIME_FORMATS and "%" not in options.time_format:
+        known = ", ".join(TIME_FORMATS)
+        raise SimError(
+            f"--time-format {options.time_format}: expected {known}, or a format like '%d/%m/%Y %H:%M'"
+        )
+    delimiter = {"tab": "\t", "\\t": "\t"}.get(options.delimiter, options.delimiter)
+    if len(delimiter) > 1:
+        raise SimError(f"--delimiter {delimiter}: expected one character, or tab")
+    if options.decimal not in {"", ".", ","}:
+        raise SimError(f"--decimal {options.decimal}: expected . or ,")
+    return replace(options, delimiter=delimiter)
 
 
 def _detect_decimal(sample: list[list[str]], delimiter: str) -> str:
@@ -172,8 +216,7 @@ class _ColumnDetector:
             sensor = sanitize_topic_level(self.path.name.split(".")[0])
         kind = self._named(options.type_column, "--type-column")
         value = self._named(options.value_column, "--value-column")
-        named = [self._named(name, "--value-columns") for name in options.value_columns]
-        wide = [at for at in named if at is not None]
+        wide = self._named_all(options.value_columns, "--value-columns")
         if not wide and value is None:
             value = self._guess(_VALUE_NAMES)
         if not wide and value is not None and kind is None and not options.sensor_type:
@@ -182,7 +225,7 @@ class _ColumnDetector:
         attributes = tuple(self._guess(_SYNONYMS[name]) for name in ATTRIBUTES)
         values: tuple[tuple[int, int | str], ...]
         if value is not None:
-            fixed = options.sensor_type or (self.columns[value] if options.header else "value")
+            fixed = options.sensor_type or ("value" if options.no_header else self.columns[value])
             values = ((value, sanitize_topic_level(fixed) if kind is None else kind),)
         else:
             if not wide:
@@ -193,9 +236,9 @@ class _ColumnDetector:
         return ColumnMap(self.columns, time, sensor, values, measures, attributes, options)
 
     def _time(self) -> tuple[int, ...]:
-        if self.options.time_columns:
-            named = [self._named(name, "--time-column") for name in self.options.time_columns]
-            return tuple(at for at in named if at is not None)
+        named = self._named_all(self.options.time_column, "--time-column")
+        if named:
+            return tuple(named)
         lower = [name.lower() for name in self.columns]
         if "date" in lower and "time" in lower and not self._is_time(lower.index("time")):
             pair = (lower.index("date"), lower.index("time"))
@@ -224,6 +267,10 @@ class _ColumnDetector:
             raise self._missing(f"there is no column {name!r}", option)
         self.used.add(at)
         return at
+
+    def _named_all(self, names: str, option: str) -> list[int]:
+        named = [self._named(name, option) for name in names.split(",")]
+        return [at for at in named if at is not None]
 
     def _guess(self, names: Sequence[str], fits: Callable[[int], bool] | None = None) -> int | None:
         lower = [column.lower() for column in self.columns]

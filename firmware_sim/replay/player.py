@@ -77,10 +77,9 @@ def read_recording(path: Path, mapping: ColumnMap, counters: RecordingCounters) 
     options = mapping.options
     with open_recording(path, options.encoding) as lines:
         offset, header = find_header(path, lines, options)
-        if options.header:
-            rows = csv.reader(lines, delimiter=options.delimiter)
-        else:
-            rows, offset = csv.reader(chain([header], lines), delimiter=options.delimiter), offset - 1
+        offset -= options.no_header
+        first = [header] if options.no_header else []
+        rows = csv.reader(chain(first, lines), delimiter=options.delimiter)
         width = len(mapping.columns)
         while True:
             try:

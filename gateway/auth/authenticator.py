@@ -49,12 +49,9 @@ PeerCertificate = Mapping[str, Any]
 class Identity:
     """Someone who may connect.
 
-    Attributes:
-        may_publish: asked once per connection and topic (bytes, a valid topic name); None allows every topic.
-        client_id_scope: the same client identifier in another scope is another client, so that nobody takes
-            over the session of somebody else. Empty for clients without a name of their own.
-        still_valid: asked about once a second; False (the device was removed, say) ends the connection.
-        may_publish_sensor: asked about each sensor_id that a payload names itself; None allows every one.
+    `may_publish` is asked once per connection and topic, `may_publish_sensor` about each sensor_id that a
+    payload names; None allows all. Equal client identifiers in two scopes are two clients. `still_valid` is
+    asked about once a second; False ends the connection.
     """
 
     name: str
@@ -86,7 +83,6 @@ class Authenticator(Protocol):
 
     def authenticate(self, credentials: Credentials) -> Identity | Refusal | Awaitable[Identity | Refusal]:
         """Decide at once, or return an awaitable when it takes long (a slow hash, in a thread)."""
-        ...
 
 
 class AnonymousAuthenticator:
@@ -105,11 +101,6 @@ def owning_device(sensor_id: str) -> str:
 def allow_own_sensors(name: str) -> Callable[[str], bool]:
     """Sensor_ids of the device `name`."""
     return lambda sensor_id: owning_device(sensor_id) == name
-
-
-def allow_unregistered_sensors(devices: Callable[[], Container[str]]) -> Callable[[str], bool]:
-    """Sensor_ids of none of the devices known at the time."""
-    return lambda sensor_id: owning_device(sensor_id) not in devices()
 
 
 def allow_own_topics(name: str, topics: TopicResolver) -> Callable[[bytes], bool]:
@@ -152,11 +143,9 @@ IdentitySource = Literal["username", "cn", "san"]
 class AuthenticationPolicy:
     """What clients must show, and what they may then publish.
 
-    Attributes:
-        identity: where the name comes from: the user name, or the certificate's common name or only DNS name.
-        allow_anonymous: clients without credentials are accepted, without a name.
-        publish_as_self: a device publishes under its own sensor_id only.
-        require_password: a certificate is not enough: the password of the same name is needed as well.
+    The name comes from `identity`: the user name, or the certificate's common name or only DNS name. With
+    `publish_as_self` a device publishes under its own sensor_id only. With `require_password` a certificate
+    is not enough.
     """
 
     identity: IdentitySource
@@ -179,11 +168,11 @@ class CredentialsAuthenticator:
         self._policy = policy
         self._topics = topics
         self._clock_s = clock_s
-        self._passwords: WatchedFile[dict[str, PasswordHash]] | None = None
-        if passwords_file is not None:
-            self._passwords = WatchedFile(
-                [passwords_file], partial(read_password_file, passwords_file), PasswordFileError
-            )
+        self._passwords = (
+            None
+            if passwords_file is None
+            else WatchedFile([passwords_file], partial(read_password_file, passwords_file), PasswordFileError)
+        )
         threads = max(1, (os.cpu_count() or 1) // 2)
         self._hash_threads = ThreadPoolExecutor(threads, "password")
         self._hash_slots = asyncio.Semaphore(threads)
@@ -221,8 +210,11 @@ class CredentialsAuthenticator:
             return Refusal()
         if self._passwords is None:
             return Identity(client_id)
-        rule = allow_unregistered_topics(self._devices, self._topics)
-        return Identity(client_id, rule, may_publish_sensor=allow_unregistered_sensors(self._devices))
+        return Identity(
+            client_id,
+            allow_unregistered_topics(self._devices, self._topics),
+            may_publish_sensor=lambda sensor_id: owning_device(sensor_id) not in self._devices(),
+        )
 
     def _identity(self, name: str) -> Identity:
         stored, as_self = self._devices().get(name), self._policy.publish_as_self

@@ -30,9 +30,6 @@ COST_GENERATED: Final = 10
 COST_CHOSEN: Final = 14
 CHOSEN_MIN_CHARACTERS: Final = 12
 
-_SALT_BYTES = 16
-_KEY_BYTES = 32
-_GENERATED_BYTES = 20
 _SCRYPT_MEMORY_MAX_BYTES = 1 << 26
 _HASH_PATTERN = re.compile(
     r"scrypt\$ln=(\d{1,2}),r=(\d{1,2}),p=(\d{1,2})\$([A-Za-z0-9+/]{11,})\$([A-Za-z0-9+/]{22,})"
@@ -60,18 +57,13 @@ class PasswordHash(NamedTuple):
 
 def hash_password(password: bytes, *, ln: int, salt: bytes | None = None) -> PasswordHash:
     """Hash a password at a cost of 2**ln KiB of memory, with a new salt unless one is given."""
-    blank = PasswordHash(ln, 8, 1, salt or secrets.token_bytes(_SALT_BYTES), b"\0" * _KEY_BYTES)
+    blank = PasswordHash(ln, 8, 1, salt or secrets.token_bytes(16), b"\0" * 32)
     return blank._replace(key=_derive_key(blank, password))
 
 
 def verify_password(stored: PasswordHash, password: bytes) -> bool:
     """Whether a password is the one stored. Takes as long either way, without the interpreter lock."""
     return hmac.compare_digest(stored.key, _derive_key(stored, password))
-
-
-def generate_password() -> str:
-    """A password of 160 random bits, in characters that any device can be given."""
-    return secrets.token_urlsafe(_GENERATED_BYTES)
 
 
 def find_device_name_fault(name: str) -> str | None:
@@ -111,12 +103,7 @@ def read_password_file(path: Path) -> dict[str, PasswordHash]:
 
 
 def add_device(path: Path, name: str, password: str | None = None, *, replace: bool = False) -> str:
-    """Give a device a password, generated unless given, and return it: it cannot be read again.
-
-    Raises:
-        PasswordFileError: the name or the password is invalid, the device is there already and is not to be
-            replaced, or the file cannot be read or written.
-    """
+    """Give a device a password, generated unless given, and return it: it cannot be read again."""
     fault = find_device_name_fault(name)
     if fault is not None:
         raise PasswordFileError(f"{name!r}: {fault}")
@@ -125,16 +112,15 @@ def add_device(path: Path, name: str, password: str | None = None, *, replace: b
             f"a password has at least {CHOSEN_MIN_CHARACTERS} characters; leave it to be generated"
         )
     ln = COST_GENERATED if password is None else COST_CHOSEN
-    password = password or generate_password()
+    password = password or secrets.token_urlsafe(20)
     line = f"{name}:{hash_password(password.encode(), ln=ln)}"
     with _locked_for_change(path):
         lines = _read_text(path, missing="").splitlines()
         there = name in parse_password_file("\n".join(lines), str(path))
         if there and not replace:
             raise PasswordFileError(f"{name} is there already; --replace gives it a new password")
-        _write_lines(
-            path, [line if _is_line_of(old, name) else old for old in lines] if there else [*lines, line]
-        )
+        changed = [line if _is_line_of(old, name) else old for old in lines]
+        _write_lines(path, changed if there else [*lines, line])
     return password
 
 

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import ssl
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 from cloud_sync.destinations.http_client import build_client_tls_context
-from cloud_sync.runtime.watched_file import WatchedFile
+from cloud_sync.runtime.watched_file import CertReloader
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -28,14 +29,9 @@ class TlsFileError(Exception):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TlsFiles:
-    """The PEM files of a server.
+    """The PEM files of a server: its chain and key, and the authorities of clients with what they revoked.
 
-    Attributes:
-        certificate: the server's, followed by those that lead to its authority.
-        key: without a password.
-        client_ca: the authorities whose client certificates are accepted; None asks for none.
-        client_crl: what those authorities have revoked.
-        client_required: a client without a certificate fails the handshake.
+    Without `client_ca` no certificate is asked for; with `client_required` a client must have one.
     """
 
     certificate: Path
@@ -80,6 +76,11 @@ def build_server_context(files: TlsFiles) -> ssl.SSLContext:
     return context
 
 
+def build_cert_reloader(files: TlsFiles) -> CertReloader:
+    """Build a server's context, and again when a file changes; TlsFileError as `build_server_context`."""
+    return CertReloader(partial(build_server_context, files), files.paths, TlsFileError)
+
+
 def build_client_context(ca: Path | None, certificate: Path | None, key: Path | None) -> ssl.SSLContext:
     """A client's context; TlsFileError names a file to look at. See `build_client_tls_context`."""
     files = [path for path in (certificate, key, ca) if path is not None]
@@ -90,17 +91,6 @@ def build_client_context(ca: Path | None, certificate: Path | None, key: Path | 
     except ssl.SSLError as error:
         reason = f"or the files with it cannot be used for TLS ({_openssl_reason(error)})"
         raise TlsFileError(files[0], reason) from error
-
-
-class ReloadingServerContext:
-    """The context in force; the constructor raises TlsFileError like `build_server_context`."""
-
-    def __init__(self, files: TlsFiles) -> None:
-        self._context = WatchedFile(files.paths, lambda: build_server_context(files), TlsFileError)
-
-    def context(self, now_s: float) -> ssl.SSLContext:
-        """The context of a new connection. `now_s` is monotonic seconds."""
-        return self._context.current(now_s)
 
 
 def _load_authorities(context: ssl.SSLContext, path: Path, kind: str) -> None:

@@ -28,8 +28,7 @@ from gateway.mqtt.codec.packets import (
 if TYPE_CHECKING:
     from pathlib import Path
 
-MQTT_PORT: Final = 1883
-MQTTS_PORT: Final = 8883
+DEFAULT_PORTS: Final = {"mqtt": 1883, "mqtts": 8883}
 RECEIVE_MAXIMUM_MAX: Final = 65_535
 DAY_S: Final = 86_400
 _FILTER_MAX_BYTES = 65_535
@@ -52,14 +51,13 @@ class BrokerAddress:
 def parse_broker_url(url: str) -> BrokerAddress:
     """The address in `mqtt://HOST[:PORT]` or `mqtts://HOST[:PORT]`; ValueError for anything else."""
     parts = urlsplit(url)
-    if parts.scheme not in ("mqtt", "mqtts") or not parts.hostname:
+    if parts.scheme not in DEFAULT_PORTS or not parts.hostname:
         raise ValueError("must be mqtt://HOST[:PORT] or mqtts://HOST[:PORT]")
     if parts.username is not None or parts.password is not None:
         raise ValueError("must not contain credentials: use username and password_file")
     if parts.path not in ("", "/") or parts.query or parts.fragment:
         raise ValueError("must end after the port")
-    tls = parts.scheme == "mqtts"
-    return BrokerAddress(parts.hostname, parts.port or (MQTTS_PORT if tls else MQTT_PORT), tls)
+    return BrokerAddress(parts.hostname, parts.port or DEFAULT_PORTS[parts.scheme], parts.scheme == "mqtts")
 
 
 def check_topic_filter(topic_filter: str) -> None:
@@ -82,26 +80,17 @@ def check_topic_filter(topic_filter: str) -> None:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SubscriberOptions:
-    """One broker to subscribe to.
+    """One broker to subscribe to; ValueError when the url or a filter is invalid.
 
     Attributes:
         client_id: names the session at the broker; must stay the same, and be this gateway's alone.
-        unsubscribe: former filters: a persistent session keeps them until told.
-        qos: highest QoS asked for.
-        retained: also ask for retained messages, once, when a subscription is new.
-        password_file: its first line is read at each connection.
-        ca_file: private authority instead of the system's.
+        unsubscribe: former filters, which a persistent session keeps until they are unsubscribed.
         server_name: name the broker's certificate is checked for, if it is not the URL's host.
         receive_maximum: QoS 1 and 2 messages the broker may send before the first is acknowledged: about the
             size of a group commit.
-        session_expiry_s: how long the broker is to keep the session without us.
-        keep_alive_s: a broker silent for so long is disconnected; 0 for never.
         max_packet_bytes: the broker silently discards messages that are larger (MQTT-3.1.2-25).
         connect_timeout_s: from the name look-up to the SUBACK.
         broker_reviewed: do not warn of broker settings that cannot be seen from here.
-
-    Raises:
-        ValueError: the url or a filter is invalid.
     """
 
     url: str
@@ -165,14 +154,9 @@ class SubscribeStatus(msgspec.Struct, kw_only=True):
 
     Attributes:
         state: connecting, connected, waiting (to connect again) or stopped.
-        connects: connections that the broker accepted.
-        sessions_lost: how often the broker had lost a session it had before.
         again: publishes that the broker marked as sent again.
-        protocol_faults: violations by the broker, by reason code name.
         faults: ends of connections and failed attempts, by kind.
-        last_fault: stays after recovery.
         refused_filters: those not served now, with the reason.
-        concerns: limits of the broker that put messages at risk.
     """
 
     name: str
@@ -279,11 +263,9 @@ def find_broker_concerns(options: SubscriberOptions, granted: BrokerLimits) -> l
 
 
 class BrokerError(Exception):
-    """Why a connection failed or ended.
+    """Why a connection failed or ended; `needs_operator`: trying again soon cannot help.
 
-    Attributes:
-        kind: machine-readable, such as refused, closed, keep_alive_timeout or a reason code's name.
-        needs_operator: trying again soon cannot help: credentials, files or the broker have to be changed.
+    `kind` is machine-readable: refused, closed, keep_alive_timeout, the name of a reason code, and so on.
     """
 
     def __init__(self, kind: str, message: str, *, needs_operator: bool = False) -> None:

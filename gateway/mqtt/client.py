@@ -60,15 +60,10 @@ _TRANSIENT_REASON_CODES = frozenset(
 class MqttClient:
     """Implements `Acknowledger`, and `TransportOwner` for its transport.
 
-    Attributes:
-        may_publish_sensor: None: who may publish what is for the broker to decide.
-        accepted: CONNACK with success, once it has come.
-        ended: why the connection has ended, once it has.
-        closed: done when the socket is closed.
-        keep_alive_s: in force; the broker's value replaces our own.
+    `accepted` is the successful CONNACK, `ended` why the connection has ended; `keep_alive_s` is in force.
     """
 
-    may_publish_sensor: Callable[[str], bool] | None = None
+    may_publish_sensor: Callable[[str], bool] | None = None  # that is for the broker to decide
 
     def __init__(
         self,
@@ -187,11 +182,7 @@ class MqttClient:
     # What the subscriber calls
 
     async def wait_for(self, answer: asyncio.Future[_T]) -> _T:
-        """What the broker answers.
-
-        Raises:
-            BrokerError: the connection ended first.
-        """
+        """What the broker answers; BrokerError when the connection ended first."""
         either: set[asyncio.Future[Any]] = {answer, self.ended}
         await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
         if not answer.done():

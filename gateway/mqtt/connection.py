@@ -56,7 +56,7 @@ from gateway.mqtt.session_state import Qos2Exchanges, encode_acknowledgements
 from gateway.mqtt.transport import InFlightWindow, MqttTransport, PauseReason
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Sequence
+    from collections.abc import Callable, Sequence
 
     from gateway.mqtt.context import ServerContext
 
@@ -83,7 +83,7 @@ class DeviceConnection:
         self._exchanges = Qos2Exchanges()
         self._session_expiry_s = 0
         self._will: Will | None = None
-        self._authentication: asyncio.Task[Identity | Refusal] | None = None  # not None: authenticating
+        self._authentication: asyncio.Future[Identity | Refusal] | None = None  # not None: authenticating
         self._deferred: list[ParsedItem] = []
         self._silent_since_s = context.now_s  # before it is connected: since when it is in its state
         self._received_since_tick = False
@@ -233,13 +233,11 @@ class DeviceConnection:
             return
         self._silent_since_s = self._context.now_s
         self.transport.pause(PauseReason.AUTHENTICATION)
-        self._authentication = asyncio.get_running_loop().create_task(
-            _await_decision(outcome), name=f"authenticate {client_id}"
-        )
+        self._authentication = asyncio.ensure_future(outcome)
         self._authentication.add_done_callback(partial(self._authentication_done, connect, client_id))
 
     def _authentication_done(
-        self, connect: Connect, client_id: str, task: asyncio.Task[Identity | Refusal]
+        self, connect: Connect, client_id: str, task: asyncio.Future[Identity | Refusal]
     ) -> None:
         self._authentication = None
         if self.transport.closing:
@@ -325,7 +323,8 @@ class DeviceConnection:
             case Publish():
                 self._receive_qos2_publish(packet, batch)
             case PublishAck(PacketType.PUBREL, packet_id):
-                self._release(packet_id)
+                code = self._exchanges.release(packet_id, durable_only=True)
+                self._send(PublishAck(PacketType.PUBCOMP, packet_id, code))
             case PublishAck(PacketType.PUBREC, packet_id):
                 self._send(PublishAck(PacketType.PUBREL, packet_id, ReasonCode.PACKET_IDENTIFIER_NOT_FOUND))
             case Pingreq():
@@ -354,11 +353,6 @@ class DeviceConnection:
             batch += self._filter_permitted([publish])
         elif repeated.durable:
             self.send_pubrec(publish.packet_id)
-
-    def _release(self, packet_id: int) -> None:
-        if self._exchanges.is_pending(packet_id):
-            raise protocol_error("PUBREL before PUBREC")
-        self._send(PublishAck(PacketType.PUBCOMP, packet_id, self._exchanges.release(packet_id)))
 
     def _filter_permitted(self, publishes: list[Publish]) -> list[Publish]:
         """Those that may be published; the rest is answered here."""
@@ -414,7 +408,3 @@ class DeviceConnection:
         out = encode_packet(packet, self._version)
         if self._parameters is None or not 0 < self._parameters.client_max_packet_bytes < len(out):
             self.transport.write(out)
-
-
-async def _await_decision(outcome: Awaitable[Identity | Refusal]) -> Identity | Refusal:
-    return await outcome

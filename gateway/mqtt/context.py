@@ -40,16 +40,12 @@ class MqttServerOptions:
     """Where to listen, and every limit.
 
     Attributes:
-        port: 0 for a free one.
-        max_connections: sockets beyond it are closed, or take the place of one not yet authenticated.
         connect_timeout_s: from the accept to a complete CONNECT, TLS handshake included.
-        authentication_timeout_s: from CONNECT to the authenticator's decision.
         keep_alive_max_s: MQTT 5 clients that ask for more, or for none, get this; 0 for no limit.
         receive_maximum: QoS 1 and 2 publishes of one connection not yet acknowledged. MQTT 5 clients are
             told, and disconnected beyond it (0x93); 3.1.1 clients are not read until half is acknowledged.
-        session_expiry_max_s: how long a session is kept without a connection.
-        max_sessions: sessions kept without a connection.
-        ssl: the TLS context of a new connection, given monotonic seconds; None for no TLS.
+        max_sessions: sessions kept without a connection, for up to `session_expiry_max_s`.
+        ssl: returns the TLS context of a new connection; None for no TLS.
     """
 
     host: str = "127.0.0.1"
@@ -64,17 +60,11 @@ class MqttServerOptions:
     session_expiry_max_s: int = 7 * 86_400
     max_sessions: int = 20_000
     write_limits: WriteLimits = field(default_factory=WriteLimits)
-    ssl: Callable[[float], ssl.SSLContext] | None = None
+    ssl: Callable[[], ssl.SSLContext] | None = None
 
 
 class ListenStatus(msgspec.Struct):
-    """The MQTT server in the status document; `connections` is now, the rest is since the start.
-
-    Attributes:
-        protocol_faults: violations, by reason code name.
-        refused: connections, publishes and subscriptions refused, by reason.
-        closed: connections closed from this side for another reason, by reason.
-    """
+    """The MQTT server in the status document; `connections` is now, the rest is since the start."""
 
     connections: int = 0
     connections_ever: int = 0
@@ -93,33 +83,23 @@ class ServedConnection(Protocol):
 
     def release_session(self) -> Qos2Exchanges | None:
         """Give way to a new connection of the client; its session if that lives on."""
-        ...
 
     def clear_permission_cache(self) -> None:
         """Ask again whether each topic may be published to."""
-        ...
 
     def end(self, reason_code: ReasonCode, *, with_will: bool = True) -> None:
         """Close from this side."""
-        ...
 
     def tick(self, now_s: float) -> None:
         """Enforce time limits."""
-        ...
 
 
 class ServerContext:
     """Shared by all connections of one server.
 
     Attributes:
-        options: replaced when the configuration is reloaded.
-        sink: takes the publishes.
-        commands: subscriptions to command topics.
         clients: the connection of each client in use, by client key.
         now_s: monotonic seconds at the last tick, by which every time limit is measured.
-        paused: no socket is read.
-        stopping: nothing is accepted any more.
-        all_closed: set when the last connection is removed.
         pending: accepted sockets whose connections have no transport yet (TLS handshake), and their tasks.
     """
 

@@ -76,15 +76,11 @@ class PublishPermissions:
 
 @dataclass(frozen=True, slots=True)
 class SessionParameters:
-    """An accepted client and what is in force on its connection.
+    """An accepted client and what is in force on its connection; a time or size of 0 is no limit.
 
     Attributes:
         client_key: the client identifier, unique beyond the identity's scope.
         permissions: None when every topic may be published to.
-        keep_alive_timeout_s: without a packet for so long the client is gone (one and a half times its keep
-            alive); 0 for never.
-        session_expiry_s: how long the session outlives the connection.
-        client_max_packet_bytes: larger packets are not sent to the client; 0 for no limit.
         announced: properties of CONNACK: what differs from what the client may assume.
     """
 

@@ -36,8 +36,7 @@ _log = logging.getLogger(__name__)
 class MqttServer:
     """Implements `Source`."""
 
-    kind = "listen"
-    name = "listen"
+    kind = name = "listen"
     stages: Sequence[StageProgress] = ()
 
     def __init__(
@@ -58,11 +57,7 @@ class MqttServer:
         self._timer: asyncio.Task[None] | None = None
 
     async def start(self, tasks: asyncio.TaskGroup) -> None:
-        """Bind and accept; `port` is then the one in use.
-
-        Raises:
-            OSError: the address cannot be bound.
-        """
+        """Bind and accept; `port` is then the one in use. OSError when the address cannot be bound."""
         options = self.context.options
         self.port = await self._acceptor.open(options.host, options.port)
         self.context.now_s = asyncio.get_running_loop().time()
@@ -112,10 +107,7 @@ class MqttServer:
         self.pause()
 
     async def close(self, deadline_s: float = _CLOSE_TIMEOUT_S) -> None:
-        """Say that the server is shutting down (0x8B in MQTT 5), close every connection, within the deadline.
-
-        Wills are not published: it is the gateway that leaves, not the devices.
-        """
+        """Close every connection (0x8B in MQTT 5), without wills: it is the gateway that leaves."""
         connections = self.context.connections
         self.stop_reading()
         for connection in list(connections):
@@ -148,7 +140,7 @@ class MqttServer:
             await loop.connect_accepted_socket(
                 lambda: connection.transport,
                 accepted,
-                ssl=options.ssl(loop.time()) if options.ssl else None,
+                ssl=options.ssl() if options.ssl else None,
                 ssl_handshake_timeout=options.connect_timeout_s if options.ssl else None,
             )
             connection.transport.reapply_pause()

@@ -18,6 +18,7 @@ from gateway.mqtt.codec.packets import (
     Property,
     ReasonCode,
 )
+from gateway.mqtt.codec.properties import protocol_error
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -31,7 +32,6 @@ class PubrecSender(Protocol):
 
     def send_pubrec(self, packet_id: int) -> None:
         """Write it, if the connection is still there."""
-        ...
 
 
 class Qos2Exchange:
@@ -86,14 +86,15 @@ class Qos2Exchanges:
         if self._find(publish) is not None:
             del self._exchanges[publish.packet_id]
 
-    def is_pending(self, packet_id: int) -> bool:
-        """Whether a message was received that is not durable yet."""
-        known = self._exchanges.get(packet_id)
-        return known is not None and not known.durable
+    def release(self, packet_id: int, *, durable_only: bool = False) -> ReasonCode:
+        """End an exchange at PUBREL; the reason code of its PUBCOMP.
 
-    def release(self, packet_id: int) -> ReasonCode:
-        """End an exchange at PUBREL; the reason code of its PUBCOMP."""
-        known = self._exchanges.pop(packet_id, None)
+        With `durable_only` a PUBREL that precedes its PUBREC is a protocol error.
+        """
+        known = self._exchanges.get(packet_id)
+        if durable_only and known is not None and not known.durable:
+            raise protocol_error("PUBREL before PUBREC")
+        self._exchanges.pop(packet_id, None)
         if known is not None and known.durable:
             return ReasonCode.SUCCESS
         return ReasonCode.PACKET_IDENTIFIER_NOT_FOUND
@@ -170,7 +171,6 @@ class CommandSubscriber(Protocol):
 
     def publish(self, topic: bytes, payload: bytes) -> None:
         """Send one message at QoS 0."""
-        ...
 
 
 _SUBSCRIPTIONS_MAX: Final = 20_000
@@ -180,9 +180,8 @@ _NODE_COMMAND_FILTER: Final = re.compile(r"(spBv1\.0)/([^/+#]+)/NCMD/([^/+#]+)(?
 class CommandSubscriptions:
     """Which connection has subscribed to which Sparkplug command topic; without `rules` none may.
 
-    Other filters get 0x83: 0x87 would say that other credentials help. Wildcards, shared subscriptions and
-    subscription identifiers get their own codes (0xA2, 0x9E, 0xA1) instead of a disconnect, so that such a
-    device can still publish.
+    Other filters get 0x83: 0x87 would say that other credentials help. What is not offered gets its own code
+    (0xA2, 0x9E, 0xA1) instead of a disconnect, so that such a device can still publish.
     """
 
     def __init__(self, rules: RuleSet | None = None) -> None:

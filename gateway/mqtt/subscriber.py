@@ -55,12 +55,7 @@ OPERATOR_BACKOFF = Backoff(first_s=15.0, ceiling_s=300.0, floor_s=10.0)
 
 
 class Subscriber:
-    """Implements `Source` for one broker.
-
-    Args:
-        operator_backoff: waits between attempts where an operator has to act.
-        had_session: the broker is known to have had this session before this start.
-    """
+    """Implements `Source` for one broker. `had_session`: the broker had this session before this start."""
 
     kind = "subscribe"
 
@@ -197,11 +192,7 @@ class Subscriber:
     # Connecting
 
     async def _connect(self) -> MqttClient:
-        """A client that has CONNACK and SUBACK.
-
-        Raises:
-            BrokerError: either has not come.
-        """
+        """A client that has CONNACK and SUBACK; BrokerError when either has not come."""
         options, address = self.options, self.options.address
         client: MqttClient | None = None
         try:
@@ -257,11 +248,7 @@ class Subscriber:
             _log.warning("%s: %s", name, BROKER_DEFAULTS_WARNING)
 
     async def _subscribe(self, client: MqttClient, limits: BrokerLimits) -> None:
-        """Subscribe to everything.
-
-        Raises:
-            BrokerError: the broker serves none of the filters.
-        """
+        """Subscribe to everything; BrokerError when the broker serves none of the filters."""
         options = self.options
         if options.unsubscribe:
             client.unsubscribe(options.unsubscribe)

@@ -33,12 +33,8 @@ class PauseReason(IntFlag):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WriteLimits:
-    """How much a peer may leave unread.
-
-    Attributes:
-        high_bytes: a connection with more than this unsent is not read.
-        limit_bytes: one with more than this is closed.
-        stall_s: so is one whose peer has left it above `high_bytes` for so long.
+    """A peer that leaves more than `high_bytes` unread is not read either; after `stall_s`, or beyond
+    `limit_bytes`, its connection is closed.
     """
 
     high_bytes: int = 1 << 16
@@ -51,32 +47,24 @@ class TransportOwner(Protocol):
 
     def connection_made(self) -> None:
         """The transport can be used."""
-        ...
 
     def data_received(self, data: bytes) -> None:
         """Bytes that came before any close from this side."""
-        ...
 
     def connection_lost(self) -> None:
         """The socket is closed; the transport's `error` says why."""
-        ...
 
     def write_limit_exceeded(self, limit: str) -> None:
         """The peer left too much unread: `write_limit` or `write_stalled`. The transport aborts next."""
-        ...
 
 
 class MqttTransport(asyncio.Protocol):
     """The socket of one connection.
 
-    Attributes:
-        stream: the event loop's transport, once the connection is made.
-        closing: this side has closed or the connection is lost: nothing is written or reported any more.
-        error: what broke the connection; empty after a regular close.
-        last_write_s: when bytes were last given to the socket, by `clock_s`.
+    Once `closing` nothing is written or reported any more; `error` is what broke the connection.
     """
 
-    stream: asyncio.Transport
+    stream: asyncio.Transport  # once the connection is made
 
     def __init__(self, owner: TransportOwner, limits: WriteLimits, clock_s: Callable[[], float]) -> None:
         self.closing = False

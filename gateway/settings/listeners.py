@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from dataclasses import replace
-from functools import partial
 from typing import TYPE_CHECKING, Annotated, Literal, Self
 
 from pydantic import Field, model_validator
@@ -12,7 +11,6 @@ from pydantic import Field, model_validator
 from cloud_sync.codec.wire import WireLimits
 from cloud_sync.http.tokens import TokenFile, TokenFileError
 from cloud_sync.runtime.server_sockets import raise_fd_limit
-from cloud_sync.runtime.watched_file import CertReloader
 from gateway.auth.authenticator import (
     AnonymousAuthenticator,
     AuthenticationPolicy,
@@ -20,7 +18,7 @@ from gateway.auth.authenticator import (
     allow_own_sensors,
 )
 from gateway.auth.device_passwords import PasswordFileError, read_password_file
-from gateway.auth.tls import ReloadingServerContext, TlsFileError, TlsFiles, build_server_context
+from gateway.auth.tls import TlsFiles, build_cert_reloader
 from gateway.mqtt.context import MqttServerOptions
 from gateway.mqtt.server import MqttServer
 from gateway.mqtt.session_state import CommandSubscriptions
@@ -235,7 +233,7 @@ class Listen(DeviceListener, SourceTable):
             port=self.port,
             max_connections=raise_fd_limit(self.max_connections),
             max_packet_bytes=self.max_packet_bytes,
-            ssl=None if files is None else ReloadingServerContext(files).context,
+            ssl=None if files is None else build_cert_reloader(files).current,
         )
 
     def build_server(self, sink: PublishSink, rules: RuleSet | None = None) -> MqttServer:
@@ -347,9 +345,7 @@ class Http(DeviceListener, SourceTable):
             limits=WireLimits(max_rows=self.max_batch_rows),
             answer_within_s=self.answer_within_s,
         )
-        files, tls = self.tls_files, None
-        if files is not None:
-            tls = CertReloader(partial(build_server_context, files), files.paths, TlsFileError)
+        tls = None if self.tls_files is None else build_cert_reloader(self.tls_files)
         options = server.HttpServerOptions(self.host, self.port, self.max_connections, tls)
         return server.HttpSource(options, app, stop_within_s=context.stop_within_s)
 

@@ -7,7 +7,6 @@ Requests from this machine may do everything; others may view with a token (`Sta
 from __future__ import annotations
 
 import asyncio
-from functools import partial
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -21,8 +20,7 @@ from cloud_sync.http.responses import RequestRejectedError
 from cloud_sync.http.uvicorn_server import HeadTimeoutProtocol, UvicornServer
 from cloud_sync.runtime.server_sockets import bind_sockets
 from cloud_sync.runtime.watchdog import find_late_stages
-from cloud_sync.runtime.watched_file import CertReloader
-from gateway.auth.tls import TlsFileError, build_server_context
+from gateway.auth.tls import build_cert_reloader
 from gateway.payloads.decoder_registry import RuleSet
 from gateway.spool.errors import SpoolError
 from gateway.spool.spool import compact_open_spool
@@ -77,9 +75,8 @@ class StatusEndpoint:
             ],
             exception_handlers={RequestRejectedError: _reject, SpoolError: _report_spool_error},
         )
-        files, context = settings.tls_files, None
-        if files is not None:
-            context = CertReloader(partial(build_server_context, files), files.paths, TlsFileError).context
+        files = settings.tls_files
+        context = None if files is None else build_cert_reloader(files).context
         self._server = UvicornServer(
             uvicorn.Config(
                 app,

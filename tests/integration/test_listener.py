@@ -455,7 +455,7 @@ def test_a_device_with_a_client_certificate_publishes_over_tls(run, certificates
     known.load_cert_chain(certificates / "device.pem", certificates / "device.key")
 
     async def main():
-        async with listening(ByCertificate(), ssl=lambda _now_s: server) as listener:
+        async with listening(ByCertificate(), ssl=lambda: server) as listener:
             async with connected(listener, "dev-7", ssl=known) as client:
                 client.send(*(Publish(b"a", b"x" * 5000, n + 1, 1) for n in range(500)))
                 assert len(await client.receive(500)) == 500

@@ -173,11 +173,7 @@ def _decode_auth(kind: PacketType, fields: FieldReader, version: int) -> Auth:
 
 
 def decode_packet_body(kind: PacketType, fields: FieldReader, version: int, *, from_server: bool) -> Packet:
-    """The packet of type `kind`, which is neither CONNECT nor PUBLISH, up to the end of its body.
-
-    Raises:
-        MqttProtocolError: malformed or a protocol error; never anything else.
-    """
+    """The packet of type `kind`, which is neither CONNECT nor PUBLISH, up to the end of its body."""
     packet = _BODY_DECODERS[kind](kind, fields, version)
     fields.finish()
     if isinstance(packet, Disconnect):

@@ -66,14 +66,8 @@ class PacketParser:
 
     A server's parser learns the version from CONNECT, which must come first and once.
 
-    Args:
-        max_packet_bytes: largest packet, fixed header included; at least 256.
-        topics: may be shared between connections, so that each topic is checked once.
-        topic_alias_maximum: how many aliases the peer may use (announced in CONNECT or CONNACK).
-
-    Attributes:
-        fault: why parsing ended; after it `feed` returns nothing more.
-        qos0_publishes: how many publishes of QoS 0 have been returned.
+    `max_packet_bytes` includes the fixed header and is at least 256. `topics` may be shared between
+    connections, so that each topic is checked once. After a `fault` `feed` returns nothing more.
     """
 
     __slots__ = (

@@ -18,7 +18,7 @@ from gateway.mqtt.codec.packets import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Collection
 
 WILL_PROPERTIES: Final = 0
 """The owner of a will's properties, beside the packet types."""
@@ -184,102 +184,58 @@ def _read_response_topic(fields: FieldReader) -> str:
     return value
 
 
-_P = Property
-_PROPERTY_READERS: dict[Property, Callable[[FieldReader], int | str | bytes | tuple[str, str]]] = {
-    _P.PAYLOAD_FORMAT_INDICATOR: _read_flag,
-    _P.MESSAGE_EXPIRY_INTERVAL: FieldReader.u32,
-    _P.CONTENT_TYPE: FieldReader.text,
-    _P.RESPONSE_TOPIC: _read_response_topic,
-    _P.CORRELATION_DATA: FieldReader.binary,
-    _P.SUBSCRIPTION_IDENTIFIER: _nonzero(FieldReader.varint),
-    _P.SESSION_EXPIRY_INTERVAL: FieldReader.u32,
-    _P.ASSIGNED_CLIENT_IDENTIFIER: FieldReader.text,
-    _P.SERVER_KEEP_ALIVE: FieldReader.u16,
-    _P.AUTHENTICATION_METHOD: FieldReader.text,
-    _P.AUTHENTICATION_DATA: FieldReader.binary,
-    _P.REQUEST_PROBLEM_INFORMATION: _read_flag,
-    _P.WILL_DELAY_INTERVAL: FieldReader.u32,
-    _P.REQUEST_RESPONSE_INFORMATION: _read_flag,
-    _P.RESPONSE_INFORMATION: FieldReader.text,
-    _P.SERVER_REFERENCE: FieldReader.text,
-    _P.REASON_STRING: FieldReader.text,
-    _P.RECEIVE_MAXIMUM: _nonzero(FieldReader.u16),
-    _P.TOPIC_ALIAS_MAXIMUM: FieldReader.u16,
-    _P.TOPIC_ALIAS: _read_topic_alias,
-    _P.MAXIMUM_QOS: _read_flag,
-    _P.RETAIN_AVAILABLE: _read_flag,
-    _P.USER_PROPERTY: FieldReader.pair,
-    _P.MAXIMUM_PACKET_SIZE: _nonzero(FieldReader.u32),
-    _P.WILDCARD_SUBSCRIPTION_AVAILABLE: _read_flag,
-    _P.SUBSCRIPTION_IDENTIFIER_AVAILABLE: _read_flag,
-    _P.SHARED_SUBSCRIPTION_AVAILABLE: _read_flag,
+_P, _T = Property, PacketType
+_MESSAGES = {_T.PUBLISH, WILL_PROPERTIES}
+_HANDSHAKE = {_T.CONNECT, _T.CONNACK}
+_AUTHENTICATION = {*_HANDSHAKE, _T.AUTH}
+_ACKS = {_T.PUBACK, _T.PUBREC, _T.PUBREL, _T.PUBCOMP, _T.SUBACK, _T.UNSUBACK}
+_REASONS = {*_ACKS, _T.CONNACK, _T.DISCONNECT, _T.AUTH}
+_PROPERTIES: dict[
+    Property, tuple[Callable[[FieldReader], int | str | bytes | tuple[str, str]], Collection[int]]
+] = {
+    _P.PAYLOAD_FORMAT_INDICATOR: (_read_flag, _MESSAGES),
+    _P.MESSAGE_EXPIRY_INTERVAL: (FieldReader.u32, _MESSAGES),
+    _P.CONTENT_TYPE: (FieldReader.text, _MESSAGES),
+    _P.RESPONSE_TOPIC: (_read_response_topic, _MESSAGES),
+    _P.CORRELATION_DATA: (FieldReader.binary, _MESSAGES),
+    _P.SUBSCRIPTION_IDENTIFIER: (_nonzero(FieldReader.varint), {_T.PUBLISH, _T.SUBSCRIBE}),
+    _P.SESSION_EXPIRY_INTERVAL: (FieldReader.u32, {*_HANDSHAKE, _T.DISCONNECT}),
+    _P.ASSIGNED_CLIENT_IDENTIFIER: (FieldReader.text, {_T.CONNACK}),
+    _P.SERVER_KEEP_ALIVE: (FieldReader.u16, {_T.CONNACK}),
+    _P.AUTHENTICATION_METHOD: (FieldReader.text, _AUTHENTICATION),
+    _P.AUTHENTICATION_DATA: (FieldReader.binary, _AUTHENTICATION),
+    _P.REQUEST_PROBLEM_INFORMATION: (_read_flag, {_T.CONNECT}),
+    _P.WILL_DELAY_INTERVAL: (FieldReader.u32, {WILL_PROPERTIES}),
+    _P.REQUEST_RESPONSE_INFORMATION: (_read_flag, {_T.CONNECT}),
+    _P.RESPONSE_INFORMATION: (FieldReader.text, {_T.CONNACK}),
+    _P.SERVER_REFERENCE: (FieldReader.text, {_T.CONNACK, _T.DISCONNECT}),
+    _P.REASON_STRING: (FieldReader.text, _REASONS),
+    _P.RECEIVE_MAXIMUM: (_nonzero(FieldReader.u16), _HANDSHAKE),
+    _P.TOPIC_ALIAS_MAXIMUM: (FieldReader.u16, _HANDSHAKE),
+    _P.TOPIC_ALIAS: (_read_topic_alias, {_T.PUBLISH}),
+    _P.MAXIMUM_QOS: (_read_flag, {_T.CONNACK}),
+    _P.RETAIN_AVAILABLE: (_read_flag, {_T.CONNACK}),
+    _P.USER_PROPERTY: (
+        FieldReader.pair,
+        {*_REASONS, *_MESSAGES, _T.CONNECT, _T.SUBSCRIBE, _T.UNSUBSCRIBE},
+    ),
+    _P.MAXIMUM_PACKET_SIZE: (_nonzero(FieldReader.u32), _HANDSHAKE),
+    _P.WILDCARD_SUBSCRIPTION_AVAILABLE: (_read_flag, {_T.CONNACK}),
+    _P.SUBSCRIPTION_IDENTIFIER_AVAILABLE: (_read_flag, {_T.CONNACK}),
+    _P.SHARED_SUBSCRIPTION_AVAILABLE: (_read_flag, {_T.CONNACK}),
 }
+"""The reader of each property, and the packets, or a will, that may carry it (section 2.2.2.2)."""
 
-_U8_PROPERTIES = {key for key, read in _PROPERTY_READERS.items() if read is _read_flag}
+_U8_PROPERTIES = {key for key, (read, _) in _PROPERTIES.items() if read is _read_flag}
 _U16_PROPERTIES = {_P.SERVER_KEEP_ALIVE, _P.RECEIVE_MAXIMUM, _P.TOPIC_ALIAS_MAXIMUM, _P.TOPIC_ALIAS}
-
-_T = PacketType
-_MESSAGE_PROPERTIES = {
-    _P.PAYLOAD_FORMAT_INDICATOR,
-    _P.MESSAGE_EXPIRY_INTERVAL,
-    _P.CONTENT_TYPE,
-    _P.RESPONSE_TOPIC,
-    _P.CORRELATION_DATA,
-    _P.USER_PROPERTY,
+ALLOWED_PROPERTIES = {
+    owner: {key for key, (_, owners) in _PROPERTIES.items() if owner in owners}
+    for owner in (WILL_PROPERTIES, *PacketType)
 }
-_REASON_PROPERTIES = {_P.REASON_STRING, _P.USER_PROPERTY}
-_AUTHENTICATION_PROPERTIES = {_P.AUTHENTICATION_METHOD, _P.AUTHENTICATION_DATA}
-ALLOWED_PROPERTIES: dict[int, set[Property]] = {
-    WILL_PROPERTIES: _MESSAGE_PROPERTIES | {_P.WILL_DELAY_INTERVAL},
-    _T.CONNECT: _AUTHENTICATION_PROPERTIES
-    | {
-        _P.SESSION_EXPIRY_INTERVAL,
-        _P.REQUEST_PROBLEM_INFORMATION,
-        _P.REQUEST_RESPONSE_INFORMATION,
-        _P.RECEIVE_MAXIMUM,
-        _P.TOPIC_ALIAS_MAXIMUM,
-        _P.MAXIMUM_PACKET_SIZE,
-        _P.USER_PROPERTY,
-    },
-    _T.CONNACK: _AUTHENTICATION_PROPERTIES
-    | _REASON_PROPERTIES
-    | {
-        _P.SESSION_EXPIRY_INTERVAL,
-        _P.ASSIGNED_CLIENT_IDENTIFIER,
-        _P.SERVER_KEEP_ALIVE,
-        _P.RESPONSE_INFORMATION,
-        _P.SERVER_REFERENCE,
-        _P.RECEIVE_MAXIMUM,
-        _P.TOPIC_ALIAS_MAXIMUM,
-        _P.MAXIMUM_QOS,
-        _P.RETAIN_AVAILABLE,
-        _P.MAXIMUM_PACKET_SIZE,
-        _P.WILDCARD_SUBSCRIPTION_AVAILABLE,
-        _P.SUBSCRIPTION_IDENTIFIER_AVAILABLE,
-        _P.SHARED_SUBSCRIPTION_AVAILABLE,
-    },
-    _T.PUBLISH: _MESSAGE_PROPERTIES | {_P.SUBSCRIPTION_IDENTIFIER, _P.TOPIC_ALIAS},
-    _T.PUBACK: _REASON_PROPERTIES,
-    _T.PUBREC: _REASON_PROPERTIES,
-    _T.PUBREL: _REASON_PROPERTIES,
-    _T.PUBCOMP: _REASON_PROPERTIES,
-    _T.SUBSCRIBE: {_P.SUBSCRIPTION_IDENTIFIER, _P.USER_PROPERTY},
-    _T.SUBACK: _REASON_PROPERTIES,
-    _T.UNSUBSCRIBE: {_P.USER_PROPERTY},
-    _T.UNSUBACK: _REASON_PROPERTIES,
-    _T.DISCONNECT: _REASON_PROPERTIES | {_P.SESSION_EXPIRY_INTERVAL, _P.SERVER_REFERENCE},
-    _T.AUTH: _AUTHENTICATION_PROPERTIES | _REASON_PROPERTIES,
-}
-"""Which properties each packet, and a will, may carry (the table of section 2.2.2.2)."""
 
 
 def decode_properties(fields: FieldReader, owner: int) -> Properties:  # noqa: C901 - one loop, one rule a branch
-    """The properties at the cursor. `owner` is a packet type or `WILL_PROPERTIES`.
-
-    Raises:
-        MqttProtocolError: malformed for an identifier that is unknown or not allowed there, a protocol error
-            for one given twice or a value out of range.
-    """
+    """The properties at the cursor. `owner` is a packet type or `WILL_PROPERTIES`."""
     size = fields.varint()
     if not size:
         return NO_PROPERTIES
@@ -296,7 +252,7 @@ def decode_properties(fields: FieldReader, owner: int) -> Properties:  # noqa: C
         if number not in allowed:
             raise malformed_packet(f"property {number:#04x} does not belong in this packet")
         key = Property(number)
-        value = _PROPERTY_READERS[key](body)
+        value = _PROPERTIES[key][0](body)
         if isinstance(value, tuple):
             pairs.append(value)
         elif key is Property.SUBSCRIPTION_IDENTIFIER and owner == PacketType.PUBLISH:

@@ -69,7 +69,7 @@ def test_date_and_time_in_two_columns_are_joined(tmp_path):
     path = write(tmp_path, "Date,Time,value\n2026-01-01,00:00:01,1\n")
     assert read(path)[0][0][2] == 1_767_225_601_000_000
     path = write(tmp_path, "d;t;value\n10/03/2004;18.00.00;1\n")
-    readings, _ = read(path, time_columns=("d", "t"), time_format="%d/%m/%Y %H.%M.%S")
+    readings, _ = read(path, time_column="d,t", time_format="%d/%m/%Y %H.%M.%S")
     assert readings[0][2] == 1_078_941_600_000_000
 
 
@@ -83,9 +83,9 @@ def test_an_unusual_name_of_the_time_column_is_found_by_its_cells(tmp_path):
 
 def test_options_win_over_what_would_be_found(tmp_path):
     path = write(tmp_path, "time,when,sensor,type,value,other\n1,1769862605000,a,b,3,4\n")
-    readings, _ = read(path, time_columns=("WHEN",), sensor_id="x/y", sensor_type="t#", value_column="other")
+    readings, _ = read(path, time_column="WHEN", sensor_id="x/y", sensor_type="t#", value_column="other")
     assert readings == [("x_y", "t_", 1_769_862_605_000_000, 4.0)]
-    readings, _ = read(path, time_columns=("when",), value_columns=("value", "other"))
+    readings, _ = read(path, time_column="when", value_columns="value,other")
     assert [(kind, value) for _, kind, _, value in readings] == [("value", 3.0), ("other", 4.0)]
 
 
@@ -103,7 +103,7 @@ def test_measures_and_attributes_are_taken_where_their_columns_are(tmp_path):
 
 def test_a_file_without_header_has_numbered_columns(tmp_path):
     path = write(tmp_path, "1769862605,5\n1769862606,6\n")
-    readings, counters = read(path, header=False)
+    readings, counters = read(path, no_header=True)
     assert [(kind, value) for _, kind, _, value in readings] == [("2", 5.0), ("2", 6.0)]
     assert counters.rows == 2
 
