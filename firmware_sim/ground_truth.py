@@ -221,11 +221,8 @@ def _merge_acks(acks: NDArray[np.void]) -> NDArray[np.void]:
 class GroundTruth:
     """Everything the runs of a folder produced. Arrays have shape (readings,), in order of production.
 
-    Attributes:
-        states: the series states; several may belong to one series.
-        produced: `PRODUCED_DTYPE` records; `state` indexes `states`.
-        acknowledged: bool, an acknowledgement with success came.
-        refused: bool, an acknowledgement with a failure came.
+    `produced` are `PRODUCED_DTYPE` records, whose `state` indexes `states`; several states may belong to one
+    series. `acknowledged` and `refused` say which acknowledgement came.
     """
 
     states: tuple[SeriesState, ...]

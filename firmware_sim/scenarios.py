@@ -257,12 +257,7 @@ _MANUFACTURERS = (
 
 @dataclass(frozen=True, slots=True)
 class PlannedDevice:
-    """One device before it is switched on.
-
-    Attributes:
-        awake: when its radio is on; None: always.
-        away: when its network is down.
-    """
+    """One device before it is switched on: when its radio is on (None: always) and its network is down."""
 
     firmware: Firmware
     group: Group

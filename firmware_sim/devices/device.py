@@ -64,9 +64,7 @@ class FleetCounters:
 class RadioSettings:
     """MQTT settings and counters that the devices of a group share.
 
-    Attributes:
-        mqtt: version of the protocol, "5" or "3.1.1".
-        will: whether the last will publishes the value 0 for `connected`.
+    With `will` the last will publishes the value 0 for `connected`.
     """
 
     broker: BrokerAddress
@@ -176,14 +174,8 @@ class Device:
             finally:
                 connection.release()
             attempt = 0 if self._acknowledged else attempt + 1
-            await asyncio.sleep(
-                backoff_s(
-                    attempt,
-                    base_s=self._radio.backoff_base_s,
-                    cap_s=self._radio.backoff_cap_s,
-                    rng=self._rng,
-                )
-            )
+            base_s, cap_s = self._radio.backoff_base_s, self._radio.backoff_cap_s
+            await asyncio.sleep(backoff_s(attempt, base_s=base_s, cap_s=cap_s, rng=self._rng))
 
     async def _serve(self, connection: MqttConnection) -> None:
         counters = self._radio.counters

@@ -11,12 +11,10 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
 
 from firmware_sim.devices.payloads import (
+    FORMATS_WITHOUT_MEASURES,
     PayloadFormat,
-    carries_measures,
-    carries_times,
     encode_readings,
     sparkplug_topic,
-    time_resolution_us,
 )
 from firmware_sim.devices.sensors import (
     READING_FAULT_KINDS,
@@ -65,12 +63,8 @@ class FirmwareUpgrade(NamedTuple):
 class PublishOutcome:
     """Publishes in the order of sending, and what happened to the device.
 
-    Attributes:
-        rebooted: it restarted, with another boot id.
-        lost_memory: it lost its memory with that.
-        away_s: its network is away for so long from now on, simulated seconds.
-        malformed: how many of the publishes have a corrupted payload.
-        forgotten: delayed readings that are lost with its memory.
+    Its network is away for `away_s` simulated seconds from now on; `forgotten` delayed readings are lost with
+    its memory; the payload of `malformed` publishes is corrupted.
     """
 
     publishes: list[Publish] = field(default_factory=list)
@@ -83,13 +77,8 @@ class PublishOutcome:
 
 @dataclass(slots=True)
 class Firmware:
-    """One device.
-
-    Attributes:
-        battery_level: percent; drained in `battery_days`, then replaced.
-        signal_strength: dBm, a random walk.
-        clock_ppm: drift of its clock.
-        seq: of the last reading; restarts at 1 with the device.
+    """One device. Its battery (percent) is drained in `battery_days`, then replaced; `clock_ppm` is the drift
+    of its clock; `signal_strength` (dBm) is a random walk; `seq` restarts at 1 with the device.
     """
 
     device_id: str
@@ -132,10 +121,25 @@ class Firmware:
         """
         outcome = PublishOutcome()
         self._advance(at_s, outcome)
-        publish = self._sample(
-            sensor, truth, at_s=at_s, now_us=now_us, readings=readings, spacing_us=spacing_us
-        )
-        if publish is not None:
+        whole = self.payload_format not in FORMATS_WITHOUT_MEASURES
+        state, first_row = sensor.state, truth.rows
+        recorded = state if whole else state._replace(attributes=(state.attributes[0], None, None, None))
+        number = truth.number_state(recorded) if self.payload_format != "number" else -1
+        samples = []
+        for back in range(readings - 1, -1, -1):
+            before_us = back * spacing_us
+            reading = self._sample(sensor, at_s, now_us - before_us, at_s - before_us / 1e6)
+            if reading is None:
+                continue
+            if number >= 0:
+                truth.append(number, reading if whole else Reading(reading.time_us, reading.value))
+            samples.append(reading)
+        if samples:
+            topic = self.topic.format(device=self.device_id, type=state.sensor_type)
+            if self.payload_format == "sparkplug_b":
+                topic = sparkplug_topic("NDATA", self.device_id)
+            payload = encode_readings(self.payload_format, state, samples, self.boot_id)
+            publish = Publish(topic, payload, first_row, truth.rows - first_row)
             self._send(publish, sensor, at_s, outcome)
         return outcome
 
@@ -173,60 +177,32 @@ class Firmware:
         drift_us = int((at_s - self._clock_set_s) * self.clock_ppm)
         return true_us + drift_us + (self._jump_us if self._jump_left else 0)
 
-    def _sample(
-        self,
-        sensor: Sensor,
-        truth: GroundTruthWriter,
-        *,
-        at_s: float,
-        now_us: int,
-        readings: int,
-        spacing_us: int,
-    ) -> Publish | None:
-        whole, step_us = carries_measures(self.payload_format), time_resolution_us(self.payload_format)
-        state, rng, first_row = sensor.state, self.rng, truth.rows
-        recorded = state if whole else state._replace(attributes=(state.attributes[0], None, None, None))
-        number = truth.number_state(recorded) if carries_times(self.payload_format) else -1
-        samples = []
-        for back in range(readings - 1, -1, -1):
-            true_us = now_us - back * spacing_us - rng.randrange(_JITTER_US)
-            time_us = self._clock_us(at_s, true_us) // step_us * step_us
-            if self._jump_left:
-                self._jump_left -= 1
-            elif time_us <= sensor.last_us < time_us + _MAX_HIDDEN_SET_BACK_US:
-                time_us = sensor.last_us + step_us
-            sensor.last_us = time_us
-            value = apply_reading_faults(
-                WAVEFORMS[state.sensor_type][0](sensor.site, true_us / 1e6, rng),
-                sensor.memory,
-                sensor.faults,
-                rng,
-                at_s - back * spacing_us / 1e6,
-            )
-            if value is None:
-                continue
-            self.signal_strength = min(
-                _STRONGEST_DBM, max(_WEAKEST_DBM, self.signal_strength + rng.gauss(0, 0.3))
-            )
-            self.seq += 1
-            reading = Reading(
-                time_us,
-                value,
-                quality=round(min(100.0, max(81.0, rng.gauss(97, 1.5))), 1),
-                battery_level=round(self.battery_level, 1),
-                signal_strength=float(round(self.signal_strength)),
-                seq=self.seq,
-            )
-            if number >= 0:
-                truth.append(number, reading if whole else Reading(time_us, value))
-            samples.append(reading)
-        if not samples:
+    def _sample(self, sensor: Sensor, at_s: float, true_us: int, sampled_s: float) -> Reading | None:
+        """A reading at `true_us`, of a publish at `at_s`; None when the sensor reports nothing."""
+        rng, step_us = self.rng, 1000 if self.payload_format == "sparkplug_b" else 1
+        true_us -= rng.randrange(_JITTER_US)
+        time_us = self._clock_us(at_s, true_us) // step_us * step_us
+        if self._jump_left:
+            self._jump_left -= 1
+        elif time_us <= sensor.last_us < time_us + _MAX_HIDDEN_SET_BACK_US:
+            time_us = sensor.last_us + step_us
+        sensor.last_us = time_us
+        value = WAVEFORMS[sensor.state.sensor_type][0](sensor.site, true_us / 1e6, rng)
+        reported = apply_reading_faults(value, sensor.memory, sensor.faults, rng, sampled_s)
+        if reported is None:
             return None
-        topic = self.topic.format(device=self.device_id, type=state.sensor_type)
-        if self.payload_format == "sparkplug_b":
-            topic = sparkplug_topic("NDATA", self.device_id)
-        payload = encode_readings(self.payload_format, state, samples, self.boot_id)
-        return Publish(topic, payload, first_row, truth.rows - first_row)
+        self.signal_strength = min(
+            _STRONGEST_DBM, max(_WEAKEST_DBM, self.signal_strength + rng.gauss(0, 0.3))
+        )
+        self.seq += 1
+        return Reading(
+            time_us,
+            reported,
+            quality=round(min(100.0, max(81.0, rng.gauss(97, 1.5))), 1),
+            battery_level=round(self.battery_level, 1),
+            signal_strength=float(round(self.signal_strength)),
+            seq=self.seq,
+        )
 
     def _send(self, publish: Publish, sensor: Sensor, at_s: float, outcome: PublishOutcome) -> None:
         rng = self.rng

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from firmware_sim.ground_truth import Reading, SeriesState
 
 PayloadFormat = Literal["json", "fields", "senml", "lines", "csv", "number", "sparkplug_b"]
+FORMATS_WITHOUT_MEASURES = frozenset({"senml", "sparkplug_b"})
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _NUMERIC_TIMES_FROM_US = 10**14
@@ -61,31 +62,6 @@ def encode_readings(
     return payload
 
 
-def carries_measures(payload_format: PayloadFormat) -> bool:
-    """Whether the format carries quality, battery level, signal strength and sequence number."""
-    return payload_format not in {"senml", "sparkplug_b"}
-
-
-def carries_times(payload_format: PayloadFormat) -> bool:
-    """Whether the format carries times; without them a stored reading cannot be identified."""
-    return payload_format != "number"
-
-
-def time_resolution_us(payload_format: PayloadFormat) -> int:
-    """What times in the format are multiples of, microseconds."""
-    return 1000 if payload_format == "sparkplug_b" else 1
-
-
-def format_payload_time(time_us: int) -> int | str:
-    """A time as a JSON payload carries it: microseconds, or RFC 3339 text before March 1973.
-
-    A gateway tells the unit of a number by its size and would take smaller numbers for milliseconds.
-    """
-    if abs(time_us) >= _NUMERIC_TIMES_FROM_US:
-        return time_us
-    return (_EPOCH + timedelta(microseconds=time_us)).isoformat()
-
-
 def _present_measures(reading: Reading) -> dict[str, float]:
     numbers = zip(MEASURES, reading[2:], strict=True)
     return {name: n for name, n in numbers if not math.isnan(n) and (name != "seq" or n != SEQ_ABSENT)}
@@ -95,7 +71,12 @@ def _build_object(
     payload_format: PayloadFormat, state: SeriesState, reading: Reading, boot_id: str
 ) -> dict[str, object]:
     value_key = state.sensor_type if payload_format == "fields" else "value"
-    members: dict[str, object] = {value_key: reading.value, "ts": format_payload_time(reading.time_us)}
+    stamp: int | str = reading.time_us
+    if (
+        abs(reading.time_us) < _NUMERIC_TIMES_FROM_US
+    ):  # a gateway would read so small a number as milliseconds
+        stamp = (_EPOCH + timedelta(microseconds=reading.time_us)).isoformat()
+    members: dict[str, object] = {value_key: reading.value, "ts": stamp}
     members |= _present_measures(reading)
     if boot_id:
         members["boot_id"] = boot_id

@@ -109,15 +109,10 @@ class ColumnOptions:
 
 @dataclass(frozen=True, slots=True)
 class ColumnMap:
-    """Which column (by position) means what.
+    """Which column (by position) means what; a text in the place of a column is a fixed value.
 
-    Attributes:
-        time: columns joined by a space to make the time.
-        sensor: column, or the fixed sensor_id.
-        values: (column, its fixed sensor_type or the column that holds it).
-        measures: column of quality, battery_level, signal_strength, seq where there is one.
-        attributes: column of each of `ATTRIBUTES`, or None.
-        options: those given, with the delimiter and the decimal sign that were detected.
+    `values` are pairs of a column and its sensor_type. `options` have the delimiter and the decimal sign that
+    were detected.
     """
 
     columns: tuple[str, ...]

@@ -59,7 +59,10 @@ def parse_time_us(text: str, time_format: str) -> tuple[int, bool]:
     if not text:
         raise CellError("no time")
     if "%" in time_format:
-        return _parse_with_format(text, time_format)
+        try:
+            return _datetime_to_us(_assume_utc(datetime.strptime(text, time_format))), False  # noqa: DTZ007 - without a zone it is UTC
+        except ValueError:
+            raise CellError(f"time {text!r} does not follow {time_format!r}") from None
     if time_format == "iso":
         return _parse_calendar(text)
     if time_format in _US_PER:
@@ -130,13 +133,6 @@ def _parse_iso_basic(text: str) -> tuple[int, bool]:
         raise CellError(
             f"time {text!r} is neither ISO 8601 nor a number; use --time-format, for example '%d/%m/%Y %H:%M'"
         ) from None
-
-
-def _parse_with_format(text: str, time_format: str) -> tuple[int, bool]:
-    try:
-        return _datetime_to_us(_assume_utc(datetime.strptime(text, time_format))), False  # noqa: DTZ007 - without a zone it is UTC
-    except ValueError:
-        raise CellError(f"time {text!r} does not follow {time_format!r}") from None
 
 
 def _assume_utc(moment: datetime) -> datetime:

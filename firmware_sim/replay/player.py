@@ -138,13 +138,10 @@ def _row_to_readings(
 
 @dataclass(frozen=True, slots=True)
 class ReplayPace:
-    """How fast and how often recordings are sent.
+    """How fast and how often recordings are sent: 0 loops are without end.
 
-    Attributes:
-        speed: seconds of the recording per second; infinity: as fast as possible.
-        shift_us: added to every time.
-        loops: how many times they are sent; 0: until stopped.
-        period_us: added to every time with each further loop.
+    `speed` is in seconds of the recording per second; `shift_us` is added to every time, `period_us` with
+    each further loop.
     """
 
     speed: float

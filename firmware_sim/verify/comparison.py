@@ -77,17 +77,13 @@ def build_stored_rows(columns: Mapping[str, ArrayLike]) -> NDArray[np.void]:
 
 @dataclass(slots=True)
 class StoredRows:
-    """Rows found in a store.
+    """Rows found in a store: `STORED_DTYPE` records of series that the truth knows.
 
     Attributes:
-        rows: `STORED_DTYPE` records of series that the truth knows.
-        foreign: how many rows belonged to other series.
         compared: which of `COMPARED_COLUMNS` the store has.
-        attributes: whether the store has all attributes.
         states: what `state` of its rows means; None: `GroundTruth.states`.
         newest: the store shows each row with the newest attributes of its sensor, not those it came with.
         idempotent: writing the same point twice is one point there, so equal copies are not duplicates.
-        notes: for the person who reads the outcome.
     """
 
     rows: NDArray[np.void]
@@ -124,11 +120,8 @@ class StoredRows:
 class LossEvidence:
     """What is known of readings that a store does not have.
 
-    Attributes:
-        waiting: `STORED_DTYPE` records of readings in the gateway's spool.
-        quarantined: the same of its quarantine; only series and time count.
-        rolled_up: `ROLLED_UP_DTYPE` records, what delivered rollups count as suppressed readings.
-        declared: what gateways declared as given up.
+    `waiting` are `STORED_DTYPE` records of the spool, `quarantined` the same of the quarantine (only series
+    and time count); `rolled_up` are `ROLLED_UP_DTYPE` records that delivered rollups count as suppressed.
     """
 
     waiting: NDArray[np.void] = field(default_factory=lambda: np.empty(0, STORED_DTYPE))
@@ -213,6 +206,8 @@ def compare_readings(
         equal = _find_equal_copies(rows, found, of_row)
         rewritten = int(copies[equal].sum())
         copies[equal] = 0
+    flags = rows["flags"][found]
+    flagged = {name: int(np.count_nonzero(flags & 1 << bit)) for bit, name in enumerate(FLAG_NAMES)}
     examples = {
         "lost": _describe_produced(truth, first[lost]),
         "waiting": _describe_produced(truth, first[waiting]),
@@ -245,14 +240,9 @@ def compare_readings(
         suppressed=int(suppressed.sum()),
         quarantined=int(quarantined.sum()),
         declared=int(declared.sum()),
-        flagged=_count_flags(rows["flags"][found]),
+        flagged={name: count for name, count in flagged.items() if count},
         examples={kind: texts for kind, texts in examples.items() if texts},
     )
-
-
-def _count_flags(flags: NDArray[np.int32]) -> dict[str, int]:
-    counts = {name: int(np.count_nonzero(flags & 1 << bit)) for bit, name in enumerate(FLAG_NAMES)}
-    return {name: count for name, count in counts.items() if count}
 
 
 def _identity_keys(*pairs: tuple[NDArray[np.int32], NDArray[np.int64]]) -> list[NDArray[np.int64]]:

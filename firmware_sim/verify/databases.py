@@ -12,6 +12,7 @@ import time
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -114,7 +115,11 @@ def fetch_influx_rows(
             for line in response.iter_lines():
                 if not line.strip():
                     continue
-                for series in _unwrap_series(_influx_decoder.decode(line), url):
+                answer = _influx_decoder.decode(line)
+                for error in (answer.error, *(result.error for result in answer.results)):
+                    if error:
+                        raise SimError(f"--influx {url}: {error}")
+                for series in chain.from_iterable(result.series for result in answer.results):
                     rows = _series_to_rows(series, truth)
                     parts.append(rows)
                     total += len(rows)
@@ -124,13 +129,6 @@ def fetch_influx_rows(
     except (httpx.HTTPError, httpx.InvalidURL, msgspec.DecodeError) as fault:
         raise SimError(f"--influx {url}: {str(fault) or type(fault).__name__}") from fault
     return StoredRows.from_parts(parts, idempotent=True)
-
-
-def _unwrap_series(answer: _InfluxAnswer, url: str) -> list[_InfluxSeries]:
-    for error in (answer.error, *(result.error for result in answer.results)):
-        if error:
-            raise SimError(f"--influx {url}: {error}")
-    return [series for result in answer.results for series in result.series]
 
 
 def _series_to_rows(series: _InfluxSeries, truth: GroundTruth) -> NDArray[np.void]:

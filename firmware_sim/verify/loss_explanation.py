@@ -24,12 +24,9 @@ ROLLED_UP_DTYPE = np.dtype([("series", "<i4"), ("from_us", "<i8"), ("to_us", "<i
 
 
 class DeclaredLoss(NamedTuple):
-    """Readings that a gateway declared as given up.
+    """Readings that a gateway declared as given up; commits are 0 where they are not known.
 
-    Attributes:
-        origin: the gateway or destination, why, and what survives, as text.
-        from_us, to_us: time of the earliest and of the latest of them, microseconds since 1970.
-        first_commit, last_commit: which of the gateway's commits they were in, 0 where that is not known.
+    `origin` is the gateway or destination, why, and what survives, as text.
     """
 
     origin: str

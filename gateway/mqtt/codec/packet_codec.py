@@ -158,18 +158,13 @@ def _decode_subscription_ack(kind: PacketType, fields: FieldReader, version: int
     return packet_class(packet_id, codes, properties)
 
 
-def _decode_disconnect(kind: PacketType, fields: FieldReader, version: int) -> Disconnect:
-    if version != V5 or fields.at == fields.stop:
-        return Disconnect()
-    return Disconnect(*_decode_reason(kind, fields))
-
-
-def _decode_auth(kind: PacketType, fields: FieldReader, version: int) -> Auth:
-    if version != V5:
+def _decode_disconnect_or_auth(kind: PacketType, fields: FieldReader, version: int) -> Disconnect | Auth:
+    packet_class = Disconnect if kind is PacketType.DISCONNECT else Auth
+    if version != V5 and packet_class is Auth:
         raise malformed_packet("packet type 15 in MQTT 3.1.1")
-    if fields.at == fields.stop:
-        return Auth()
-    return Auth(*_decode_reason(kind, fields))
+    if version != V5 or fields.at == fields.stop:
+        return packet_class()
+    return packet_class(*_decode_reason(kind, fields))
 
 
 def decode_packet_body(kind: PacketType, fields: FieldReader, version: int, *, from_server: bool) -> Packet:
@@ -196,8 +191,8 @@ _BODY_DECODERS: dict[PacketType, Callable[[PacketType, FieldReader, int], Packet
     PacketType.UNSUBACK: _decode_subscription_ack,
     PacketType.PINGREQ: lambda _kind, _fields, _version: Pingreq(),
     PacketType.PINGRESP: lambda _kind, _fields, _version: Pingresp(),
-    PacketType.DISCONNECT: _decode_disconnect,
-    PacketType.AUTH: _decode_auth,
+    PacketType.DISCONNECT: _decode_disconnect_or_auth,
+    PacketType.AUTH: _decode_disconnect_or_auth,
 }
 
 _PUBLISH_REASON_CODES = frozenset({0x00, 0x10, 0x80, 0x83, 0x87, 0x90, 0x91, 0x97, 0x99})
@@ -253,11 +248,14 @@ def encode_refusals(publishes: Iterable[Publish], reason_code: int) -> bytes:
 def encode_packet(packet: Packet, version: int = V5) -> bytes:  # noqa: C901 - one case a packet type
     """One packet in the form of `version`: 3.1.1 has no room for properties and reason codes."""
     v5 = version == V5
+    flags = 0
     match packet:
         case Publish():
-            return _encode_publish(packet, version)
+            kind, flags = PacketType.PUBLISH, packet.dup << 3 | packet.qos << 1 | packet.retain
+            body = encode_binary(packet.topic) + (encode_u16(packet.packet_id) if packet.qos else b"")
+            body += (encode_properties(packet.properties) if v5 else b"") + packet.payload
         case Connect():
-            return _encode_connect(packet)
+            kind, body = PacketType.CONNECT, _encode_connect_body(packet)
         case Pingreq():
             return PINGREQ
         case Pingresp():
@@ -287,11 +285,7 @@ def encode_packet(packet: Packet, version: int = V5) -> bytes:  # noqa: C901 - o
         case Auth(reason_code, properties):
             kind = PacketType.AUTH
             body = bytes((reason_code,)) + encode_properties(properties) if reason_code or properties else b""
-    return _encode_frame(kind << 4 | REQUIRED_FLAGS.get(kind, 0), body)
-
-
-def _encode_frame(first: int, body: bytes) -> bytes:
-    return bytes((first,)) + encode_varint(len(body)) + body
+    return bytes((kind << 4 | REQUIRED_FLAGS.get(kind, flags),)) + encode_varint(len(body)) + body
 
 
 def _encode_packet_id(packet_id: int, properties: Properties, version: int) -> bytes:
@@ -305,14 +299,7 @@ def _encode_reason(reason_code: int, properties: Properties) -> bytes:
     return bytes((reason_code,)) if reason_code else b""
 
 
-def _encode_publish(packet: Publish, version: int) -> bytes:
-    first = PacketType.PUBLISH << 4 | packet.dup << 3 | packet.qos << 1 | packet.retain
-    packet_id = encode_u16(packet.packet_id) if packet.qos else b""
-    properties = encode_properties(packet.properties) if version == V5 else b""
-    return _encode_frame(first, encode_binary(packet.topic) + packet_id + properties + packet.payload)
-
-
-def _encode_connect(packet: Connect) -> bytes:
+def _encode_connect_body(packet: Connect) -> bytes:
     v5, will = packet.version == V5, packet.will
     flags = packet.clean_start << 1 | (packet.username is not None) << 7 | (packet.password is not None) << 6
     parts = [encode_properties(packet.properties) if v5 else b"", encode_string(packet.client_id)]
@@ -328,4 +315,4 @@ def _encode_connect(packet: Connect) -> bytes:
     if packet.password is not None:
         parts.append(encode_binary(packet.password))
     head = b"\x00\x04MQTT" + bytes((packet.version, flags)) + encode_u16(packet.keep_alive_s)
-    return _encode_frame(PacketType.CONNECT << 4, head + b"".join(parts))
+    return head + b"".join(parts)
