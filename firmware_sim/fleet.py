@@ -123,11 +123,6 @@ class Fleet:
         self.behind_s = 0.0
         self.producing = True
 
-    @property
-    def size(self) -> int:
-        """Number of devices."""
-        return len(self._devices)
-
     async def run(
         self,
         stop: asyncio.Event,
@@ -153,7 +148,7 @@ class Fleet:
                 stop,
                 connect_timeout_s=connect_timeout_s,
                 on_progress=lambda: on_progress(self.progress()),
-                ramp_s=self.size / _CONNECTS_PER_S,
+                ramp_s=len(self._devices) / _CONNECTS_PER_S,
                 background=[
                     run_attacks(broker, name, random.Random(f"{self.seed}/{name}"), self.counters)
                     for name in hostile

@@ -52,11 +52,22 @@ KeepaliveOption = Annotated[int, typer.Option(min=1, help="MQTT keep-alive, in s
 
 
 def add_command(app: typer.Typer, run: Callable[..., None], *groups: type[DataclassInstance]) -> None:
-    """Add `run` as a command. Its arguments are these keyword-only dataclasses, its options their fields."""
+    """Add `run` as a command. Its arguments are these keyword-only dataclasses, its options their fields.
+
+    A SimError, also in exception groups, becomes one line on standard error and exit code 2.
+    """
 
     def command(**values: object) -> None:
-        with exit_on_errors():
+        try:
             run(*(group(**{each.name: values[each.name] for each in fields(group)}) for group in groups))
+        except (SimError, BaseExceptionGroup) as fault:
+            first: BaseException = fault
+            while isinstance(first, BaseExceptionGroup):
+                if first.split(SimError)[1] is not None:
+                    raise
+                first = first.exceptions[0]
+            typer.echo(f"tidegate sim: {first}", err=True)
+            raise typer.Exit(2) from None
 
     signatures = [inspect.signature(group, eval_str=True) for group in groups]
     parameters = [parameter for each in signatures for parameter in each.parameters.values()]
@@ -116,21 +127,6 @@ def show_progress_bar(*, quiet: bool) -> Iterator[Callable[[str, int, int], None
         yield lambda text, done, total: bar.update(
             task, description=text, completed=done, total=total or None
         )
-
-
-@contextlib.contextmanager
-def exit_on_errors() -> Iterator[None]:
-    """Turn a SimError, also in exception groups, into one line on standard error and exit code 2."""
-    try:
-        yield
-    except (SimError, BaseExceptionGroup) as fault:
-        first: BaseException = fault
-        while isinstance(first, BaseExceptionGroup):
-            if first.split(SimError)[1] is not None:
-                raise
-            first = first.exceptions[0]
-        typer.echo(f"tidegate sim: {first}", err=True)
-        raise typer.Exit(2) from None
 
 
 class SystemdNotifier:

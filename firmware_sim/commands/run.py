@@ -137,7 +137,12 @@ def run(options: RunOptions) -> None:
         keepalive_s=options.keepalive,
     )
     seed = plan.seed if plan.seed is not None else secrets.randbelow(1 << 31)
-    start_us = parse_start_us(options.start, plan)
+    start_us = time.time_ns() // 1000 - int(plan.seconds * (plan.speed - 1) * 1e6)  # the run ends now
+    if options.start:
+        try:
+            start_us, _ = parse_time_us(options.start, "auto")
+        except CellError as fault:
+            raise SimError(f"--start: {fault}") from fault
     about = {
         "command": "run",
         "seed": seed,
@@ -187,13 +192,3 @@ def run(options: RunOptions) -> None:
         if options.as_json
         else f"sim run: {format_counters(outcome)} seed={seed}"
     )
-
-
-def parse_start_us(text: str, plan: Scenario) -> int:
-    """Simulated time of the start in microseconds; "": such that the run ends now."""
-    if text:
-        try:
-            return parse_time_us(text, "auto")[0]
-        except CellError as fault:
-            raise SimError(f"--start: {fault}") from fault
-    return time.time_ns() // 1000 - int(plan.seconds * (plan.speed - 1) * 1e6)

@@ -55,7 +55,14 @@ def encode_readings(
         case "number":
             payload = repr(readings[-1].value).encode()
         case "sparkplug_b":
-            payload = encode_sparkplug_data(state.sensor_type, readings)
+            metrics = (
+                _metric_head(state.sensor_type, reading.time_us // 1000)
+                + _varint(13 << 3 | _FIXED64)
+                + struct.pack("<d", reading.value)
+                for reading in readings
+            )
+            payload = _varint_field(1, readings[-1].time_us // 1000)
+            payload += b"".join(_bytes_field(2, metric) for metric in metrics)
         case _:
             objects = [_build_object(payload_format, state, reading, boot_id) for reading in readings]
             payload = _encoder.encode(objects[0] if len(objects) == 1 else objects)
@@ -138,17 +145,6 @@ def sparkplug_topic(kind: str, device_id: str) -> str:
     return f"spBv1.0/{_SPARKPLUG_GROUP}/{kind}/{device_id}"
 
 
-def encode_sparkplug_data(sensor_type: str, readings: Sequence[Reading]) -> bytes:
-    """Readings of one metric, without the sequence number, which depends on the connection."""
-    return _varint_field(1, readings[-1].time_us // 1000) + b"".join(
-        _bytes_field(
-            2,
-            _metric_head(sensor_type, reading.time_us // 1000) + _double_field(13, reading.value),
-        )
-        for reading in readings
-    )
-
-
 class SparkplugSession:
     """Birth, death and sequence numbers of one device; `metrics` are (sensor_type, unit)."""
 
@@ -210,10 +206,6 @@ def _varint(number: int) -> bytes:
 
 def _varint_field(field: int, number: int) -> bytes:
     return _varint(field << 3 | _VARINT) + _varint(number)
-
-
-def _double_field(field: int, number: float) -> bytes:
-    return _varint(field << 3 | _FIXED64) + struct.pack("<d", number)
 
 
 def _bytes_field(field: int, content: bytes) -> bytes:

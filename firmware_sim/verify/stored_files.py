@@ -14,6 +14,7 @@ import gzip
 import re
 import struct
 import zlib
+from itertools import chain
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -73,45 +74,12 @@ def _unescape(text: str) -> str:
     return _ESCAPED.sub(r"\1", text)
 
 
-class _LineCollector:
-    """Collects lines as packed `STORED_DTYPE` records. `precision` is the unit of their times."""
-
-    def __init__(self, truth: GroundTruth, precision: str) -> None:
-        self._truth = truth
-        self._known: dict[str, tuple[int, int]] = {}
-        self._precision = precision
-        self._records = bytearray()
-        self._foreign = 0
-        self._unparsed = 0
-        self.rows = 0
-
-    def add(self, line: str) -> None:
-        """Add one line; one that cannot be parsed is counted."""
-        try:
-            key, fields, stamp = split_line(line)
-            found = self._known.get(key)
-            if found is None:
-                found = self._known[key] = self._truth.find_series(*parse_line_key(key))
-            if found[0] < 0:
-                self._foreign += 1
-                return
-            numbers = [float(fields.get(name, "nan")) for name in _FLOATS]
-            seq = int(fields["seq"].removesuffix("i")) if "seq" in fields else SEQ_ABSENT
-            flags = int(fields["flags"].removesuffix("i")) if "flags" in fields else 0
-            time = int(stamp)
-            time_us = time // 1000 if self._precision == "ns" else time * US_PER[self._precision]
-            self._records += _STORED_STRUCT.pack(*found, time_us, *numbers, seq, flags)
-        except (ValueError, OverflowError, struct.error):
-            self._unparsed += 1
-            return
-        self.rows += 1
-
-    def build_rows(self, notes: list[str]) -> StoredRows:
-        """Everything collected, as rows."""
-        if self._unparsed:
-            notes = [*notes, f"{self._unparsed} lines could not be read"]
-        rows = np.frombuffer(self._records, STORED_DTYPE)
-        return StoredRows(rows, foreign=self._foreign, idempotent=True, notes=notes)
+def _pack_record(series: tuple[int, int], fields: dict[str, str], time: int, precision: str) -> bytes:
+    numbers = [float(fields.get(name, "nan")) for name in _FLOATS]
+    seq = int(fields["seq"].removesuffix("i")) if "seq" in fields else SEQ_ABSENT
+    flags = int(fields["flags"].removesuffix("i")) if "flags" in fields else 0
+    time_us = time // 1000 if precision == "ns" else time * US_PER[precision]
+    return _STORED_STRUCT.pack(*series, time_us, *numbers, seq, flags)
 
 
 def read_files(
@@ -136,14 +104,28 @@ def read_line_files(
     paths = _find_files(folder, _LINE_SUFFIXES)
     if not paths:
         raise SimError(f"--files {folder}: no line protocol files there (*{', *'.join(_LINE_SUFFIXES)})")
-    collector = _LineCollector(truth, precision)
-    notes: list[str] = []
-    for path in paths:
-        for line in _read_lines(path, notes):
-            collector.add(line)
-            if collector.rows % _REPORT_EVERY == 0:
-                on_rows(collector.rows)
-    return collector.build_rows(notes)
+    known: dict[str, tuple[int, int]] = {}
+    records, notes = bytearray(), list[str]()
+    foreign = unparsed = 0
+    for line in chain.from_iterable(_read_lines(path, notes) for path in paths):
+        try:
+            key, fields, stamp = split_line(line)
+            series = known.get(key)
+            if series is None:
+                series = known[key] = truth.find_series(*parse_line_key(key))
+            if series[0] < 0:
+                foreign += 1
+                continue
+            records += _pack_record(series, fields, int(stamp), precision)
+        except (ValueError, OverflowError, struct.error):
+            unparsed += 1
+            continue
+        if len(records) % (_REPORT_EVERY * _STORED_STRUCT.size) == 0:
+            on_rows(len(records) // _STORED_STRUCT.size)
+    if unparsed:
+        notes.append(f"{unparsed} lines could not be read")
+    rows = np.frombuffer(records, STORED_DTYPE)
+    return StoredRows(rows, foreign=foreign, idempotent=True, notes=notes)
 
 
 def _read_lines(path: Path, notes: list[str]) -> Iterator[str]:
@@ -204,11 +186,10 @@ def _open_export(path: Path) -> tuple[set[str], Iterator[pa.Table]]:
         table = json.read_json(pa.input_stream(str(path), compression="detect"), parse_options=options)
         schema, batches = table.schema, table.to_batches()
 
-    def with_times(batch: pa.RecordBatch) -> pa.Table:
-        table = pa.Table.from_batches([batch])
-        return table.set_column(schema.get_field_index("time"), "time", table.column("time").cast(when))
-
-    return set(schema.names), map(with_times, batches)
+    tables = (pa.Table.from_batches([batch]) for batch in batches)
+    at = schema.get_field_index("time")
+    timed = (table.set_column(at, "time", table.column("time").cast(when)) for table in tables)
+    return set(schema.names), timed
 
 
 def _table_to_rows(table: pa.Table, truth: GroundTruth) -> NDArray[np.void]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Final
 from urllib.parse import urlsplit
 
@@ -22,6 +23,7 @@ from gateway.mqtt.codec.packets import (
     Properties,
     Property,
     ReasonCode,
+    int_property,
     reason_code_name,
 )
 
@@ -214,12 +216,7 @@ class BrokerLimits:
     @classmethod
     def from_connack(cls, connack: Connack, options: SubscriberOptions) -> BrokerLimits:
         """`options` holds what was asked for."""
-
-        def number(key: Property, default: int) -> int:
-            value = connack.properties.get(key, default)
-            assert isinstance(value, int)
-            return value
-
+        number = partial(int_property, connack.properties)
         return cls(
             session_present=connack.session_present,
             session_expiry_s=number(Property.SESSION_EXPIRY_INTERVAL, options.session_expiry_s),

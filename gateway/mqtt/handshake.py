@@ -20,6 +20,7 @@ from gateway.mqtt.codec.packets import (
     PropertyValue,
     Publish,
     ReasonCode,
+    int_property,
 )
 
 if TYPE_CHECKING:
@@ -135,7 +136,7 @@ def decide_connect(
             announced[Property.ASSIGNED_CLIENT_IDENTIFIER] = client_id
         if options.keep_alive_max_s and not 0 < keep_alive_s <= options.keep_alive_max_s:
             keep_alive_s = announced[Property.SERVER_KEEP_ALIVE] = options.keep_alive_max_s
-        requested_s = _int_property(connect, Property.SESSION_EXPIRY_INTERVAL)
+        requested_s = int_property(connect.properties, Property.SESSION_EXPIRY_INTERVAL)
         expiry_s = min(requested_s, options.session_expiry_max_s)
         if expiry_s != requested_s:
             announced[Property.SESSION_EXPIRY_INTERVAL] = expiry_s
@@ -145,7 +146,7 @@ def decide_connect(
         permissions,
         1.5 * keep_alive_s,
         expiry_s,
-        _int_property(connect, Property.MAXIMUM_PACKET_SIZE),
+        int_property(connect.properties, Property.MAXIMUM_PACKET_SIZE),
         announced,
     )
 
@@ -157,9 +158,3 @@ def build_refusal_connack(version: int | None, reason_code: int) -> Connack | No
     if version is None or reason_code not in _CONNACK_RETURN_CODES:
         return None
     return Connack(_CONNACK_RETURN_CODES[ReasonCode(reason_code)])
-
-
-def _int_property(connect: Connect, key: Property) -> int:
-    value = connect.properties.get(key, 0)
-    assert isinstance(value, int)
-    return value

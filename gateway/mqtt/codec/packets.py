@@ -146,6 +146,13 @@ int in PUBLISH, an int in SUBSCRIBE."""
 NO_PROPERTIES: Final[Properties] = MappingProxyType({})
 
 
+def int_property(properties: Properties, key: Property, default: int = 0) -> int:
+    """The value of a property that is an integer."""
+    value = properties.get(key, default)
+    assert isinstance(value, int)
+    return value
+
+
 class MqttProtocolError(Exception):
     """Bytes that break the protocol. `reason_code` is what MQTT 5 tells the peer about it."""
 
