@@ -57,6 +57,8 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from cloud_sync.model.records import Column
+
 VERSION = 1
 MAGIC = b"TC"
 MAX_ROWS = 4_000_000
@@ -92,7 +94,8 @@ def encode(records: Records, *, level: int = FINAL_LEVEL) -> bytes:
     for number, (name, dtype) in enumerate(records.columns.items(), start=1):
         column = getattr(records, name)
         if dtype.hasobject:
-            encoding, payload = _encode_texts(column)
+            encoding = _TEXTS
+            payload = zstandard.compress(msgspec.msgpack.encode(column.tolist()), 9)
         elif name == "series":
             encoding, payload = _encode_runs(column, config)
         else:
@@ -130,12 +133,8 @@ def decode_columns(
     record_class: RecordClass = RecordClass.READING,
     *,
     max_rows: int = MAX_ROWS,
-) -> list[NDArray[Any]]:
-    """Only the columns `names` of a block, each of shape (rows,), in that order.
-
-    Raises:
-        FormatError: with the reason; never anything else, whatever the bytes.
-    """
+) -> list[Column]:
+    """Only the columns `names` of a block, in that order; only FormatError, whatever the bytes."""
     block = memoryview(block)
     _, _, number_of_class, rows, _, _, count = unpack_head(block, _HEAD, MAGIC, VERSION, "column block")
     check_crc(block, "column block")
@@ -147,7 +146,7 @@ def decode_columns(
     payloads = _payloads(block, count)
     types = RECORD_TYPES[record_class].columns
     numbers = {name: number for number, name in enumerate(types, start=1)}
-    columns: list[NDArray[Any]] = []
+    columns: list[Column] = []
     for name in names:
         if numbers[name] not in payloads:
             raise FormatError("malformed", f"the column {name} is missing")
@@ -210,7 +209,7 @@ def _payloads(block: memoryview, count: int) -> dict[int, tuple[int, memoryview]
     return found
 
 
-def _encode_numbers(column: NDArray[Any], config: ChunkConfig) -> tuple[int, bytes]:
+def _encode_numbers(column: Column, config: ChunkConfig) -> tuple[int, bytes]:
     bits = column.view(f"u{column.itemsize}")
     if (bits == bits[0]).all():
         return _CONSTANT, column[:1].tobytes()
@@ -244,10 +243,6 @@ def _encode_runs(column: NDArray[np.int32], config: ChunkConfig) -> tuple[int, b
     return _RUNS, b"".join(parts)
 
 
-def _encode_texts(column: NDArray[np.object_]) -> tuple[int, bytes]:
-    return _TEXTS, zstandard.compress(msgspec.msgpack.encode(column.tolist()), 9)
-
-
 def _decode_text_column(encoding: int, payload: memoryview, rows: int) -> NDArray[np.object_]:
     if encoding != _TEXTS:
         raise FormatError("malformed", f"encoding {encoding} is none of texts")
@@ -267,9 +262,7 @@ def _decode_text_column(encoding: int, payload: memoryview, rows: int) -> NDArra
     return column
 
 
-def _decode_numbers(
-    encoding: int, payload: memoryview, dtype: np.dtype[np.generic], rows: int
-) -> NDArray[Any]:
+def _decode_numbers(encoding: int, payload: memoryview, dtype: np.dtype[np.generic], rows: int) -> Column:
     if encoding == _CONSTANT and len(payload) == dtype.itemsize:
         return np.full(rows, np.frombuffer(payload, dtype)[0], dtype)
     if encoding == _PLAIN and len(payload) == rows * dtype.itemsize:
@@ -308,7 +301,7 @@ def _decode_runs(encoding: int, payload: memoryview, rows: int) -> NDArray[np.in
     return np.repeat(values, lengths)
 
 
-def _decompress_pco(payload: memoryview, dtype: np.dtype[np.generic], rows: int) -> NDArray[Any]:
+def _decompress_pco(payload: memoryview, dtype: np.dtype[np.generic], rows: int) -> Column:
     """Decompress into an array of the expected size: pcodec alone would trust the size in the payload."""
     column = np.empty(rows, dtype)
     try:

@@ -24,19 +24,19 @@ from __future__ import annotations
 import math
 import re
 from itertools import islice
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from cloud_sync.model.reading_builder import InvalidReadingError, Reading
+from cloud_sync.model.reading_builder import UNIT_SCALES, InvalidReadingError, Reading
 from cloud_sync.model.records import ATTRIBUTE_NAMES, SEQ_ABSENT, Batch, Series
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
     from numpy.typing import NDArray
 
-    from cloud_sync.model.records import Readings
+    from cloud_sync.model.records import Column, Readings
 
 Precision = Literal["ns", "us"]
 
@@ -130,11 +130,7 @@ def split_into_bodies(lines: Iterable[str], *, max_lines: int, max_bytes: int) -
 
 
 def validate_tags(tags: Sequence[str]) -> tuple[str, ...]:
-    """The attribute names to write as tags.
-
-    Raises:
-        ValueError: when one is empty, or a name that InfluxDB or this form keeps for itself.
-    """
+    """The attributes to write as tags; ValueError for a name that InfluxDB or this form keeps for itself."""
     for name in tags:
         if not name or name.startswith("_") or name in ("time", "sensor_id", *FIELD_NAMES):
             raise ValueError(f"{name!r} cannot be a tag: empty, reserved, or the name of a field")
@@ -152,26 +148,15 @@ def _float_fields(name: str, column: NDArray[np.float32]) -> list[str]:
     return [texts[index] for index in where.tolist()]
 
 
-def _integer_fields(name: str, column: NDArray[Any], absent: int) -> list[str]:
-    """`,name=texti` of each value, empty where it is `absent`."""
-    if (column == column[:1]).all():
-        return [_integer_field(name, number, absent) for number in column[:1].tolist()] * len(column)
-    if (column == absent).any():
-        return [_integer_field(name, number, absent) for number in column.tolist()]
-    return [f",{name}={number}i" for number in column.tolist()]
+def _integer_fields(name: str, column: Column, absent: int) -> list[str]:
+    """`,name=texti` of each value, empty where it is `absent`. Many columns hold one value only."""
+    constant = bool((column == column[:1]).all())
+    numbers = (column[:1] if constant else column).tolist()
+    texts = ["" if number == absent else f",{name}={number}i" for number in numbers]
+    return texts * len(column) if constant else texts
 
 
-def _integer_field(name: str, number: int, absent: int) -> str:
-    return "" if number == absent else f",{name}={number}i"
-
-
-PRECISION_SCALES: Mapping[str, tuple[int, int]] = {
-    "ns": (1, 1000),
-    "us": (1, 1),
-    "ms": (1000, 1),
-    "s": (1_000_000, 1),
-}
-"""Unit of the timestamps, as (times, divided by) to microseconds."""
+PRECISION_SCALES = UNIT_SCALES
 
 _TRUE, _FALSE = (
     frozenset({"t", "T", "true", "True", "TRUE"}),
@@ -191,15 +176,11 @@ class LineReader:
     """Reads lines of one precision; remembers the keys it has seen."""
 
     def __init__(self, precision: str = "ns") -> None:
-        self._times, self._divided = PRECISION_SCALES[precision]
+        self._times, self._divided = UNIT_SCALES[precision]
         self._keys: dict[str, Series] = {}
 
     def read(self, line: str) -> Reading | None:
-        """The reading of a line; None for an empty line or a comment.
-
-        Raises:
-            InvalidReadingError: with the reason.
-        """
+        """The reading of a line; None for an empty line or a comment; InvalidReadingError has the reason."""
         line = line.strip(" \r\n")
         if not line or line.startswith("#"):
             return None

@@ -46,7 +46,6 @@ MEDIA_TYPE = "application/vnd.tidegate.batch"
 
 _HEAD = struct.Struct("<4sB3xII")
 _CRC_BYTES = 4
-_HEADER_LEVEL = 9
 MAX_PARTS = 1 << 16
 _REFUSED_MAX = 1 << 31
 
@@ -73,10 +72,6 @@ class _Header(msgspec.Struct, omit_defaults=True):
     withheld: int = 0
 
 
-_header_encoder = msgspec.msgpack.Encoder()
-_header_decoder = msgspec.msgpack.Decoder(_Header)
-
-
 def encode(batch: Batch) -> bytes:
     """Encode a batch in canonical order, of at least one record unless rows of it were left out."""
     assert batch.rows or batch.refused or batch.withheld
@@ -93,18 +88,14 @@ def encode(batch: Batch) -> bytes:
         refused=batch.refused,
         withheld=batch.withheld,
     )
-    packed = zstandard.compress(_header_encoder.encode(header), _HEADER_LEVEL)
+    packed = zstandard.compress(msgspec.msgpack.encode(header), 9)
     block = columns.encode(batch.records) if batch.rows else b""
     head = _HEAD.pack(MAGIC, VERSION, len(packed), len(block))
     return columns.append_crc(head + packed + block)
 
 
 def decode(data: bytes, limits: WireLimits = WireLimits()) -> Batch:
-    """Decode a wire batch, bounded by `limits`, whatever the bytes claim.
-
-    Raises:
-        FormatError: with the reason; never anything else, whatever the bytes.
-    """
+    """Decode a batch, bounded by `limits`; FormatError and nothing else, whatever the bytes."""
     view = memoryview(data)
     _, _, header_bytes, block_bytes = columns.unpack_head(view, _HEAD, MAGIC, VERSION, "wire batch")
     header_end = _HEAD.size + header_bytes
@@ -145,7 +136,7 @@ def _decode_header(packed: memoryview, max_bytes: int) -> _Header:
         if not 0 <= size <= max_bytes:
             raise FormatError("too_large", f"a header of {size} bytes; at most {max_bytes} are accepted")
         raw = zstandard.ZstdDecompressor().decompress(packed, max_output_size=max_bytes)
-        return _header_decoder.decode(raw)
+        return msgspec.msgpack.decode(raw, type=_Header)
     except (zstandard.ZstdError, msgspec.DecodeError, UnicodeDecodeError, RecursionError) as fault:
         raise FormatError("malformed", f"the header cannot be read: {fault}") from fault
 

@@ -44,19 +44,11 @@ _MAX_BATCH_BUDGET_S = 5.0
 class DeliveryOptions:
     """How one destination is served.
 
-    Attributes:
-        kind: of the destination, for people.
-        concurrency: batches in flight; the first sender takes live, the others backfill. One takes turns.
-        in_order: one lane only, the oldest first.
-        keeps_ledger: the destination records ranges, so it is sent batches whose rows were all left out.
-        max_batch_rows, max_batch_bytes: ceiling of a batch.
-        target_s: how long one request of backfill should take; batches are sized by it.
-        flush_s: how long to wait to fill a live batch.
-        max_bytes_per_s: of the link, None for no limit.
-        schedule: when the lanes that it applies to may send.
-        schedule_for: the backfill lane, or everything.
-        urgent: whether alerts and declarations are sent whatever the schedule says.
-        hold_s: shortest wait before the next try where an operator is needed.
+    `concurrency`: batches in flight; the first sender takes live, the others backfill; one takes turns.
+    `keeps_ledger`: the destination records ranges, so it is sent batches whose rows were all left out.
+    `target_s`: how long one request of backfill should take; `flush_s`: the wait to fill a live batch.
+    `urgent`: alerts and declarations are sent whatever the schedule says.
+    `hold_s`: shortest wait before the next try where an operator is needed.
     """
 
     kind: str = ""
@@ -82,11 +74,9 @@ class DeliveryOptions:
 
 @dataclass(slots=True)
 class EndpointHealth:
-    """Whether a destination answers.
+    """Whether a destination answers; `failures` in a row are those that are not the batch's fault.
 
-    Attributes:
-        failures: sends in a row that failed for a reason that is not the batch's.
-        backfill_from: when the backfill may begin after an outage.
+    Backfill waits until `backfill_from` after an outage.
     """
 
     failures: int = 0
@@ -131,12 +121,8 @@ class LaneCounters:
 class ShipperCounters:
     """What one destination has accepted since start, and its state now.
 
-    Attributes:
-        state: idle, sending, waiting (for a retry) or held (an operator is needed).
-        last_error: the newest error, "" once a batch got through again.
-        refused: rows that the destination refused and that went to quarantine.
-        delivered: rows per second that receipts came for, a moving rate.
-        lanes: the same by lane, "live", "backfill", or "in order".
+    `state`: idle, sending, waiting (for a retry) or held (an operator is needed). `last_error` is "" once
+    a batch got through again. Refused rows went to quarantine. `lanes`: "live" and "backfill", or "in order".
     """
 
     state: str = "idle"
@@ -169,7 +155,7 @@ class ShipperCounters:
 class Spool(Protocol):
     """What a sender needs of the durable store. Every method may raise `StoreError`."""
 
-    async def claim(self, destination: str, wanted: ClaimRequest) -> BatchRange | None:
+    async def claim(self, destination: str, request: ClaimRequest) -> BatchRange | None:
         """Fix the next batch of a lane, durably; the same one until it is settled."""
 
     async def read_batch(self, claimed: BatchRange, destination: str | None = None) -> Batch | None:
@@ -252,13 +238,9 @@ class DeliveryState:
 
 @dataclass(frozen=True, slots=True)
 class DeliveryResult:
-    """What one step did.
+    """What one step did: the batch, None when there was nothing to send, and its rows.
 
-    Attributes:
-        lane: of the batch.
-        claimed: the batch; None when there was nothing to send.
-        rows: of the batch, whether it was delivered, split, or is still to be sent.
-        error: why it was not; it stays claimed.
+    With an `error` it stays claimed.
     """
 
     lane: Lane | None = None
@@ -341,7 +323,7 @@ class BatchSender:
             state.sizers[lane].record_sent(batch.rows, encoded_batch.wire_bytes, state.clock() - started)
         state.budget.grant(receipt.credit, state.clock())
         if batch.rows:
-            state.refusals.record_accepted()
+            state.refusals.unexplained = 0
         await self._settle(lane, claimed, full=state.is_full(lane, batch.rows))
         state.counters.count_receipt(receipt, lane, encoded_batch.wire_bytes, state.clock_us())
 

@@ -32,14 +32,9 @@ class Lane(Enum):
 
 
 class ClaimRequest(NamedTuple):
-    """What a sender asks the spool for.
+    """What a sender asks the spool for; without a lane it is the oldest gap first.
 
-    Attributes:
-        now_us: wall clock, microseconds since 1970.
-        max_rows: readings at most, unless a single segment has more.
-        lane: None is in order, the oldest gap first.
-        busy: batches that other senders have in hand.
-        urgent_only: only what does not wait for a schedule: alerts and declarations.
+    `busy` are batches of other senders; `urgent_only`: alerts and declarations, which wait for no schedule.
     """
 
     now_us: int
@@ -210,12 +205,9 @@ _BYTES_WEIGHT = 0.2
 
 @dataclass(slots=True)
 class BatchSizer:
-    """Adapts the size of batches to every answer.
+    """Adapts the size of batches to every answer, towards requests of `target_s`.
 
-    Attributes:
-        max_rows, max_bytes: the configured ceiling of a batch.
-        target_s: how long one request should take.
-        bytes_per_row: what a row has taken on the wire, a moving mean; 0 before the first.
+    `bytes_per_row` is what a row has taken on the wire, a moving mean; 0 before the first.
     """
 
     max_rows: int

@@ -43,11 +43,7 @@ class Destination(Protocol):
         """Turn a batch into what `send` sends. Pure; called in an executor thread."""
 
     async def send(self, encoded_batch: EncodedBatch) -> Receipt:
-        """Deliver one batch.
-
-        Raises:
-            DeliveryError: the class says what to do next (`cloud_sync.model.errors`).
-        """
+        """Deliver one batch; the class of a DeliveryError (`cloud_sync.model.errors`) says what is next."""
 
     async def aclose(self) -> None:
         """Release connections. A batch in flight may be lost; it will be sent again."""

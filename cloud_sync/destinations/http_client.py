@@ -33,10 +33,8 @@ if TYPE_CHECKING:
     import httpx
 
 _TRANSIENT = frozenset({HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.TOO_EARLY, HTTPStatus.TOO_MANY_REQUESTS})
-_CREDENTIALS = frozenset({HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN})
 _CLIENT_ERRORS = range(400, 500)
 _SUCCESS = range(200, 300)
-_ROW_STATUSES = frozenset({HTTPStatus.BAD_REQUEST, HTTPStatus.UNPROCESSABLE_ENTITY})
 _REQUEST_REASONS = frozenset(
     {"bad_checksum", "bad_magic", "media_type", "truncated", "unsupported_class", "unsupported_version"}
 )
@@ -49,14 +47,15 @@ def error_from_status(
     if status in _SUCCESS:
         return None
     message = f"HTTP {status}: {text}" if text else f"HTTP {status}"
-    if status in _CREDENTIALS:
+    if status in (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN):
         return UnauthorisedError(message)
-    if status == HTTPStatus.REQUEST_ENTITY_TOO_LARGE:
-        return TooLargeError(message)
-    if status == HTTPStatus.BAD_REQUEST and reason == "too_large":
+    if status == HTTPStatus.REQUEST_ENTITY_TOO_LARGE or (
+        status == HTTPStatus.BAD_REQUEST and reason == "too_large"
+    ):
         return TooLargeError(message)
     if status in _CLIENT_ERRORS and status not in _TRANSIENT:
-        of_rows = status in _ROW_STATUSES and reason not in _REQUEST_REASONS
+        about_content = status in (HTTPStatus.BAD_REQUEST, HTTPStatus.UNPROCESSABLE_ENTITY)
+        of_rows = about_content and reason not in _REQUEST_REASONS
         return RefusedError(message, reason or f"http_{status}", of_rows=of_rows)
     return RetryLaterError(message, parse_retry_after(retry_after, now_s=now_s))
 
@@ -80,12 +79,9 @@ _KEEPALIVE_S = 60.0  # the ingest service hangs up after 75 s of silence
 
 @dataclass(frozen=True, slots=True)
 class HttpOptions:
-    """How to reach a destination.
+    """How to reach a destination: the system's trust without `tls`; no proxy with "".
 
-    Attributes:
-        tls: trust and client certificate; the system's trust when None.
-        proxy: an http:// or https:// address, "" for none.
-        connections: at most at a time; they are kept and used again.
+    At most `connections` at a time; they are kept and used again.
     """
 
     tls: ssl.SSLContext | None = None
@@ -100,7 +96,7 @@ def build_client_tls_context(
     context = ssl.create_default_context(cafile=ca_file)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     if cert_file is not None:
-        context.load_cert_chain(cert_file, key_file, password=_reject_key_password)
+        context.load_cert_chain(cert_file, key_file, password="")  # else OpenSSL asks on the terminal
     return context
 
 
@@ -133,8 +129,3 @@ def build_http_client(
         headers=headers,
         auth=auth,
     )
-
-
-def _reject_key_password() -> str:
-    """Called for a key that has a password: without it OpenSSL would ask on the terminal."""
-    return ""

@@ -75,16 +75,10 @@ class _FaultAnswer(msgspec.Struct):
 
 
 class IngestClient:
-    """One ingest service as a destination.
+    """One ingest service, at `url` without `/v1`, as a destination.
 
-    Args:
-        name: of the destination.
-        url: of the service, without `/v1`, e.g. "https://region.example:8420".
-        token: "" where the client certificate identifies the gateway.
-        timeout_s: longest silence of the service before a send counts as failed.
-        options: connection options.
-        http: a client to use instead of one of its own; it is not closed here.
-        wall_clock: seconds since 1970, for a Retry-After that is a date.
+    `token` is "" where the client certificate identifies the gateway; `timeout_s` bounds its silence.
+    A client given as `http` is not closed here. `wall_clock` is for a Retry-After that is a date.
     """
 
     def __init__(
@@ -117,9 +111,7 @@ class IngestClient:
 
     async def send(self, encoded_batch: EncodedBatch) -> Receipt:
         """Deliver one batch and read its receipt; raises as `Destination.send` says."""
-        answer, wait_s = await self._request(
-            "POST", "/v1/batches", content=encoded_batch.bodies[0], headers={"Content-Type": wire.MEDIA_TYPE}
-        )
+        answer, wait_s = await self._request("POST", "/v1/batches", content=encoded_batch.bodies[0])
         try:
             receipt = msgspec.json.decode(answer, type=_ReceiptAnswer)
         except _DECODE_ERRORS as fault:
@@ -152,26 +144,16 @@ class IngestClient:
             await self._http.aclose()
 
     async def _request(
-        self,
-        method: str,
-        path: str,
-        *,
-        content: bytes | None = None,
-        headers: Mapping[str, str] | None = None,
-        params: Mapping[str, str] | None = None,
+        self, method: str, path: str, *, content: bytes | None = None, params: Mapping[str, str] | None = None
     ) -> tuple[bytes, float | None]:
         """The body of a successful answer and the wait it asks for; other outcomes are raised."""
         if self._http.is_closed:
             raise RetryLaterError(f"{self._address}: the connection was closed by this program")
-        all_headers = self._headers | dict(headers or {})
+        headers = self._headers if content is None else self._headers | {"Content-Type": wire.MEDIA_TYPE}
         try:
+            url, timeout = self._url + path, self._timeout
             async with self._http.stream(
-                method,
-                self._url + path,
-                content=content,
-                headers=all_headers,
-                params=params,
-                timeout=self._timeout,
+                method, url, content=content, headers=headers, params=params, timeout=timeout
             ) as response:
                 body, limit = bytearray(), _MAX_ANSWER_BYTES if response.is_success else _MAX_FAULT_BYTES
                 async for piece in response.aiter_bytes():
@@ -200,21 +182,11 @@ class IngestClient:
 def _check_receipt(encoded_batch: EncodedBatch, answer: _ReceiptAnswer, wait_s: float | None) -> Receipt:
     """The receipt, if it is one for this batch. A Retry-After asks for no backlog for so long."""
     sent = encoded_batch.range
-    named = (
-        answer.gateway_id,
-        answer.epoch,
-        answer.first_commit,
-        answer.last_commit,
-        answer.part,
-        answer.parts,
-    )
-    expected = (sent.gateway_id, sent.epoch, *sent[3:])
+    commits = (answer.first_commit, answer.last_commit, answer.part, answer.parts)
+    named = (answer.gateway_id, answer.epoch, answer.record_class, *commits)
+    expected = (sent.gateway_id, sent.epoch, sent.record_class.name.lower(), *sent[3:])
     counts = (answer.stored, answer.duplicates, answer.conflicts)
-    if (
-        (answer.record_class, named) != (sent.record_class.name.lower(), expected)
-        or not answer.rows == sum(counts) == encoded_batch.rows
-        or min(counts) < 0
-    ):
+    if named != expected or not answer.rows == sum(counts) == encoded_batch.rows or min(counts) < 0:
         raise RetryLaterError(f"the answer is a receipt for something else than {sent}")
     credit = None if answer.credit is None else Credit(answer.credit.rows_per_s, answer.credit.valid_s)
     if wait_s and credit is None:

@@ -24,7 +24,6 @@ if TYPE_CHECKING:
 
 _NAME = re.compile(r"[^\s#/\x00-\x1f]{1,128}")
 _HASH = re.compile(r"[0-9a-f]{64}")
-_TOKEN_BYTES = 32
 _MAX_WORDS = 3
 _HEADING = "# name sha256-of-token [scope]; written by `tidegate ingest token`\n"
 
@@ -63,11 +62,7 @@ def parse_tokens(text: str, source: str) -> list[TokenEntry]:
 
 
 def read_tokens(path: Path) -> list[TokenEntry]:
-    """The entries of a file; none when there is no such file.
-
-    Raises:
-        TokenFileError: it cannot be read, or a line is invalid.
-    """
+    """The entries of a file, none when there is no such file; TokenFileError when it cannot be used."""
     try:
         return parse_tokens(path.read_text(encoding="utf-8"), str(path))
     except FileNotFoundError:
@@ -82,7 +77,7 @@ def add_token(path: Path, name: str, scope: Scope = "batches") -> str:
         raise TokenFileError(
             f"{name!r} is no gateway_id: expected up to 128 characters without space, # or /"
         )
-    token = secrets.token_urlsafe(_TOKEN_BYTES)
+    token = secrets.token_urlsafe(32)
     _write_tokens(path, [*read_tokens(path), TokenEntry(name, _hash_token(token), scope)])
     return token
 
@@ -90,21 +85,16 @@ def add_token(path: Path, name: str, scope: Scope = "batches") -> str:
 def revoke_tokens(path: Path, name: str) -> int:
     """Remove every token of a gateway or client; returns how many there were."""
     entries = read_tokens(path)
-    kept = [entry for entry in entries if entry.name != name]
-    if len(kept) < len(entries):
-        _write_tokens(path, kept)
-    return len(entries) - len(kept)
+    remaining = [entry for entry in entries if entry.name != name]
+    if len(remaining) < len(entries):
+        _write_tokens(path, remaining)
+    return len(entries) - len(remaining)
 
 
 class TokenFile:
     """The tokens of a running service; a changed file counts from the next request on.
 
-    Args:
-        path: the file.
-        command: the command to name when there is no such file.
-
-    Raises:
-        TokenFileError: the file cannot be used.
+    `command` is named in the TokenFileError when there is no such file.
     """
 
     def __init__(self, path: Path, command: str = "tidegate ingest token add GATEWAY") -> None:
@@ -134,14 +124,10 @@ def _hash_token(token: str) -> str:
     return hashlib.sha256(token.encode()).hexdigest()
 
 
-def _format_entry(entry: TokenEntry) -> str:
-    scope = "" if entry.scope == "batches" else f" {entry.scope}"
-    return f"{entry.name} {entry.token_hash}{scope}\n"
-
-
 def _write_tokens(path: Path, entries: list[TokenEntry]) -> None:
     """Replace the file, keeping its owner; in a folder with the setgid bit the group may read a new one."""
-    text = _HEADING + "".join(map(_format_entry, entries))
+    lines = [f"{e.name} {e.token_hash} {e.scope}".removesuffix(" batches") + "\n" for e in entries]
+    text = _HEADING + "".join(lines)
     try:
         like = (path if path.exists() else path.parent).stat()
         shared = like.st_mode & (stat.S_ISGID if stat.S_ISDIR(like.st_mode) else stat.S_IRGRP)

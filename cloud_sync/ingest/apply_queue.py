@@ -93,9 +93,9 @@ class ApplyQueue:
     def _remove(self, name: str, turn: asyncio.Future[None]) -> None:
         """The sender does not wait any more."""
         queue = self._queues.get(name, deque())
-        kept = deque(entry for entry in queue if entry[0] is not turn)
-        if kept:
-            self._queues[name] = kept
+        remaining = deque(entry for entry in queue if entry[0] is not turn)
+        if remaining:
+            self._queues[name] = remaining
         else:
             self._queues.pop(name, None)
 
@@ -137,9 +137,9 @@ class DrainCredit:
         """It ended, with so many rows applied: 0 when it failed or had been applied before."""
         self._in_progress -= 1
         elapsed_s, self._busy_since = max(0.0, at - self._busy_since), at
-        kept = 0.5 ** (elapsed_s / _CAPACITY_HALF_LIFE_S)
-        self._busy_s = self._busy_s * kept + elapsed_s
-        self._rows = self._rows * kept + rows
+        decay = 0.5 ** (elapsed_s / _CAPACITY_HALF_LIFE_S)
+        self._busy_s = self._busy_s * decay + elapsed_s
+        self._rows = self._rows * decay + rows
         self._recent.append((at, gateway_id, rows))
         self._demand[gateway_id] += rows
         self._forget(at)
@@ -156,9 +156,8 @@ class DrainCredit:
         self._forget(at)
         span_s = min(DEMAND_WINDOW_S, max(1.0, at - self._since))
         demands = [rows / span_s for rows in self._demand.values()]
-        return Credit(
-            max(_MIN_ROWS_PER_S, round(fair_share(demands, _USABLE_FRACTION * capacity), 1)), DEMAND_WINDOW_S
-        )
+        share = round(fair_share(demands, _USABLE_FRACTION * capacity), 1)
+        return Credit(max(_MIN_ROWS_PER_S, share), DEMAND_WINDOW_S)
 
     def wait_s(self, waiting_rows: int) -> int:
         """Whole seconds, 1 or more, until so many rows will have been applied; 0 when that is unknown."""

@@ -206,7 +206,6 @@ def _fail(message: str, code: int = EXIT_CONFIGURATION) -> NoReturn:
 
 
 _MAX_GAPS_SHOWN = 5
-_MINUTE, _HOUR, _DAY = 60, 3600, 86_400
 
 
 def describe_gateways(known: Sequence[GatewayProgress], *, now: datetime) -> Iterator[str]:
@@ -259,9 +258,7 @@ def _describe_losses(reason: tuple[str, str, str], losses: list[DeclaredLoss]) -
 
 
 def _format_age(seconds: float) -> str:
-    if seconds < _MINUTE:
-        return f"{max(0, int(seconds))} s ago"
-    for unit, name in ((_DAY, "d"), (_HOUR, "h"), (_MINUTE, "min")):
+    for unit, name in ((86_400, "d"), (3600, "h"), (60, "min")):
         if seconds >= unit:
             return f"{int(seconds // unit)} {name} ago"
-    raise AssertionError
+    return f"{max(0, int(seconds))} s ago"

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from cloud_sync.codec.line_protocol import LineReader
 from cloud_sync.codec.plain_readings import DecompressionError, iter_gzip
-from cloud_sync.destinations.file import parquet
-from cloud_sync.destinations.file.output_files import MANIFEST, read_json_lines
+from cloud_sync.destinations import parquet
+from cloud_sync.destinations.output_files import MANIFEST, read_json_lines
 from cloud_sync.model.reading_builder import ColumnBuilder, InvalidReadingError
 from cloud_sync.model.records import Readings
 from cloud_sync.timescale.ledger import FileIdempotency, ImportProgress, find_import_progress
@@ -30,7 +30,6 @@ if TYPE_CHECKING:
     from cloud_sync.timescale.sink import TimescaleSink
 
 _COLUMNAR = (".parquet", ".open.batches")
-_PATTERNS = ("*.lp", "*.lp.gz", *(f"*{ending}" for ending in _COLUMNAR))
 _CHUNK_BYTES = 1 << 18
 
 
@@ -46,12 +45,7 @@ class ImportFile:
     sha256: str | None = None
 
     def digest(self) -> bytes:
-        """The SHA-256 of the file as it is.
-
-        Raises:
-            DamagedFileError: the manifest says otherwise.
-            OSError: it cannot be read.
-        """
+        """The SHA-256 of the file as it is; DamagedFileError when the manifest says otherwise."""
         with self.path.open("rb") as file:
             found = hashlib.file_digest(file, "sha256")
         if self.sha256 is not None and found.hexdigest() != self.sha256:
@@ -61,17 +55,10 @@ class ImportFile:
             )
         return found.digest()
 
-    @property
-    def is_columnar(self) -> bool:
-        """Whether it holds columns rather than lines."""
-        return self.path.name.endswith(_COLUMNAR)
-
     def pieces(self, max_rows: int) -> Iterator[tuple[Sequence[Series], Readings, int]]:
         """Of a columnar file: series, their readings, and how many rows were none, a piece at a time.
 
-        Raises:
-            DamagedFileError: it cannot be understood, or pyarrow is not installed.
-            OSError: it cannot be read.
+        DamagedFileError when it cannot be understood, or pyarrow is not installed.
         """
         if self.path.name.endswith(_COLUMNAR[1]):
             yield from ((batch.series, batch.readings, 0) for batch in parquet.read_open_file(self.path))
@@ -84,12 +71,7 @@ class ImportFile:
             raise DamagedFileError(str(fault)) from fault
 
     def lines(self) -> Iterator[bytes]:
-        """Every whole line, without its end.
-
-        Raises:
-            DamagedFileError: a listed file ends within a gzip member or a line.
-            OSError: it cannot be read.
-        """
+        """Every whole line; DamagedFileError when a listed file ends within a gzip member or a line."""
         rest = b""
         for piece in _read_gzip(self) if self.path.name.endswith(".gz") else _read_chunks(self.path):
             *whole, rest = (rest + piece).split(b"\n")
@@ -103,9 +85,8 @@ def find_import_files(folder: Path) -> list[ImportFile]:
     listed = {
         entry["file"]: entry.get("sha256") for entry in read_json_lines(folder / MANIFEST) if "file" in entry
     }
-    paths = sorted({path for pattern in _PATTERNS for path in folder.glob(pattern)})
-    if not paths:
-        list(folder.iterdir())  # glob finds nothing in a folder that is not there
+    endings = (".lp", ".lp.gz", *_COLUMNAR)
+    paths = sorted(path for path in folder.iterdir() if path.name.endswith(endings))
     return [ImportFile(path, listed.get(path.name)) for path in paths]
 
 
@@ -150,8 +131,7 @@ async def import_files(
 ) -> ImportSums:
     """Import files one after the other; a damaged one is reported and left out.
 
-    Raises:
-        DeliveryError: the database is away, or rejects our credentials; what was imported stays imported.
+    After a DeliveryError of the database, what was imported stays imported.
     """
     sums = ImportSums()
     for number, file in enumerate(files, start=1):
@@ -185,11 +165,11 @@ async def _import_file(
     report: Callable[[str], None],
 ) -> ImportProgress:
     """Import the rest of a file, in pieces that are one transaction each."""
-    pieces = _columnar_pieces(file, before.lines) if file.is_columnar else _line_pieces(file, before.lines)
+    read_pieces = _columnar_pieces if file.path.name.endswith(_COLUMNAR) else _line_pieces
+    pieces = read_pieces(file, before.lines)
     at = before
     while not at.complete:
-        piece = await asyncio.to_thread(next, pieces, _LAST_PIECE)
-        series, readings, lines_read, rejected, last = piece
+        series, readings, lines_read, rejected, last = await asyncio.to_thread(next, pieces, _LAST_PIECE)
         idempotency = FileIdempotency(
             sha256, file.path.name, at, lines=lines_read, rejected=rejected, complete=last
         )
@@ -216,10 +196,18 @@ _LAST_PIECE = _Piece((), Readings.empty(), 0, 0, last=True)
 
 
 def _line_pieces(file: ImportFile, skip: int) -> Iterator[_Piece]:
-    lines, reader = islice(file.lines(), skip, None), LineReader("ns")
+    lines, reader, builder = islice(file.lines(), skip, None), LineReader("ns"), ColumnBuilder()
     while True:
-        series, readings, lines_read, rejected = _next_lines(lines, reader)
-        yield _Piece(series, readings, lines_read, rejected, last=lines_read < PIECE_LINES)
+        lines_read = rejected = 0
+        for line in islice(lines, PIECE_LINES):
+            lines_read += 1
+            try:
+                reading = reader.read(line.decode())
+                if reading is not None:
+                    builder.add(reading)
+            except (InvalidReadingError, UnicodeDecodeError):
+                rejected += 1
+        yield _Piece(*builder.build(), lines_read, rejected, last=lines_read < PIECE_LINES)
 
 
 def _columnar_pieces(file: ImportFile, skip: int) -> Iterator[_Piece]:
@@ -231,17 +219,3 @@ def _columnar_pieces(file: ImportFile, skip: int) -> Iterator[_Piece]:
         if at > skip:
             yield _Piece(series, readings, rows, rejected, last=False)
     yield _LAST_PIECE
-
-
-def _next_lines(lines: Iterator[bytes], reader: LineReader) -> tuple[Sequence[Series], Readings, int, int]:
-    """The next readings, how many lines they took, and how many of those were rejected."""
-    builder, lines_read, rejected = ColumnBuilder(), 0, 0
-    for line in islice(lines, PIECE_LINES):
-        lines_read += 1
-        try:
-            reading = reader.read(line.decode())
-            if reading is not None:
-                builder.add(reading)
-        except (InvalidReadingError, UnicodeDecodeError):
-            rejected += 1
-    return *builder.build(), lines_read, rejected

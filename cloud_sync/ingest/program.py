@@ -18,7 +18,11 @@ from cloud_sync.codec.wire import WireLimits
 from cloud_sync.http.auth import ClientCertificateProtocol, RequestAuthenticator
 from cloud_sync.http.requests import RequestAdmission
 from cloud_sync.http.tokens import TokenFile
-from cloud_sync.http.uvicorn_server import CannotStartError, UvicornServer, bind_http_sockets
+from cloud_sync.http.uvicorn_server import (
+    CannotStartError,
+    UvicornServer,
+    bind_http_sockets,
+)
 from cloud_sync.ingest.app import IngestApp
 from cloud_sync.ingest.apply_queue import ApplyQueue
 from cloud_sync.ingest.settings import load_settings, read_dsn
@@ -81,8 +85,7 @@ def build_sink(database: Database, dsn: str) -> TimescaleSink:
 async def run_service(path: Path) -> None:
     """Serve until SIGTERM or SIGINT, then finish the requests accepted.
 
-    Raises:
-        InvalidSettingsError, TokenFileError, CannotStartError: one message each, for a person.
+    InvalidSettingsError, TokenFileError and CannotStartError have one message each, for a person.
     """
     settings = load_settings(path)
     logs.configure_logging(settings.log_level, settings.log_format)
@@ -188,8 +191,7 @@ async def _announce_then_stop(
 def build_cert_reloader(tls: Tls) -> CertReloader:
     """The TLS of a configuration: 1.2 or later; with a CA, clients may show a certificate, or must.
 
-    Raises:
-        CannotStartError: a file cannot be read, or does not hold what it should.
+    CannotStartError when a file cannot be read, or does not hold what it should.
     """
     paths = [path for path in (tls.cert_file, tls.key_file, tls.client_ca_file) if path is not None]
 

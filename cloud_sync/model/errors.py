@@ -48,10 +48,7 @@ class TooLargeError(DeliveryError):
 class RefusedError(DeliveryError):
     """The destination understood the batch and will never accept it.
 
-    Attributes:
-        reason: its own code or status.
-        of_rows: whether some of the rows are the reason, so that it may accept the others.
-        rows: which rows of the batch, where it says so; each a position in the batch.
+    `of_rows`: some of the rows are the reason, so that it may accept the others; `rows`: their positions.
     """
 
     def __init__(
@@ -68,10 +65,7 @@ class UnauthorisedError(DeliveryError):
 
 
 class FormatError(Exception):
-    """Bytes that cannot be decoded.
-
-    `reason` is one of: truncated, bad_magic, unsupported_version, bad_checksum, malformed, too_large.
-    """
+    """`reason`: truncated, bad_magic, unsupported_version, bad_checksum, malformed or too_large."""
 
     def __init__(self, reason: str, message: str) -> None:
         super().__init__(message)
@@ -104,10 +98,6 @@ class RefusalPolicy:
     """Counts rows refused without explanation since the destination last accepted any."""
 
     unexplained: int = 0
-
-    def record_accepted(self) -> None:
-        """The destination has accepted some rows."""
-        self.unexplained = 0
 
     def accepts_refusal(self, reason: str, rows: int = 1) -> bool:
         """Whether so many rows, refused for this reason, are bad rows; counts them."""

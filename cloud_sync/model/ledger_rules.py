@@ -23,10 +23,7 @@ Covered = Literal["covered"]
 
 
 class RangeConflictError(RefusedError):
-    """A range that cannot be applied: part of it was, or it was with other contents.
-
-    `reason` is range_overlap or range_mismatch.
-    """
+    """Part of a range was applied, or all with other contents; `reason`: range_overlap or range_mismatch."""
 
 
 class AppliedRange(NamedTuple):
@@ -47,10 +44,8 @@ class AppliedRange(NamedTuple):
 class Coverage(NamedTuple):
     """What is applied of one epoch and class of a gateway. Spans are of commits, inclusive.
 
-    Attributes:
-        complete_through: the last commit of which it and all before it are applied; 0 for none.
-        gaps: what is missing from commit 1 on.
-        partial: ranges of which parts are still missing.
+    All is applied up to `complete_through` (0 for nothing); `gaps` count from commit 1 on; parts of `partial`
+    ranges are still missing.
     """
 
     gateway_id: str
@@ -88,7 +83,7 @@ def find_coverage(ranges: Sequence[AppliedRange]) -> list[Coverage]:
 class DeclaredLoss(NamedTuple):
     """Rows that a gateway gave up, why, and in which coarser form they survive ("" for none).
 
-    `from_time` and `to_time` are the earliest and the latest time among them, None where that is not known.
+    The earliest and the latest time among them are None where they are not known.
     """
 
     range: BatchRange
@@ -111,10 +106,7 @@ class GatewayProgress(NamedTuple):
 
 
 class AppliedPart(NamedTuple):
-    """One entry of a ledger, of a range that is known: which part of it, and what became of its rows.
-
-    The times are None when every row was refused.
-    """
+    """A ledger entry: a part of a known range and what became of its rows; no times when all were refused."""
 
     part: int
     parts: int
@@ -127,40 +119,38 @@ class AppliedPart(NamedTuple):
 
 
 def compare_range(
-    wanted: BatchRange, first_commit: int, last_commit: int, *, in_parts: bool
+    sent: BatchRange, first_commit: int, last_commit: int, *, in_parts: bool
 ) -> Literal["same"] | Covered | None:
     """How a range relates to the entry that starts last at or before its end: the same, inside it, or apart.
 
-    Raises:
-        RangeConflictError: some of the range was applied and some was not.
+    RangeConflictError when some of it was applied and some was not.
     """
-    if last_commit < wanted.first_commit:
+    if last_commit < sent.first_commit:
         return None
-    if (first_commit, last_commit) == (wanted.first_commit, wanted.last_commit):
+    if (first_commit, last_commit) == (sent.first_commit, sent.last_commit):
         return "same"
-    if first_commit <= wanted.first_commit and wanted.last_commit <= last_commit:
+    if first_commit <= sent.first_commit and sent.last_commit <= last_commit:
         if not in_parts:
             return "covered"
-        raise RangeConflictError(f"{wanted}: a longer range was applied in parts before", "range_overlap")
-    raise RangeConflictError(f"{wanted}: {first_commit}..{last_commit} was applied before", "range_overlap")
+        raise RangeConflictError(f"{sent}: a longer range was applied in parts before", "range_overlap")
+    raise RangeConflictError(f"{sent}: {first_commit}..{last_commit} was applied before", "range_overlap")
 
 
 def find_part_receipt(batch: Batch, entries: Sequence[AppliedPart]) -> Receipt | Covered | None:
     """The receipt of a batch whose range is in the ledger, None when this part of it is new.
 
-    Raises:
-        RangeConflictError: some of the part was applied and some was not, or it was with other contents.
+    RangeConflictError when only some of the part was applied, or with other contents.
     """
-    wanted = batch.range
+    sent = batch.range
     if not entries:
         return None
-    same = next((e for e in entries if e[:2] == (wanted.part, wanted.parts)), None)
+    same = next((e for e in entries if e[:2] == (sent.part, sent.parts)), None)
     if same is None:
-        if _is_covered(wanted, entries):
+        if _is_covered(sent, entries):
             return "covered"
-        raise RangeConflictError(f"{wanted}: was applied in other parts before", "range_overlap")
+        raise RangeConflictError(f"{sent}: was applied in other parts before", "range_overlap")
     if (same.rows, same.min_time_us, same.max_time_us) != (batch.rows, *time_range_us(batch)):
-        raise RangeConflictError(f"{wanted}: was applied before with other readings", "range_mismatch")
+        raise RangeConflictError(f"{sent}: was applied before with other readings", "range_mismatch")
     return Receipt(same.rows, same.stored, same.duplicates, same.conflicts, applied_before=True)
 
 
@@ -170,8 +160,8 @@ def time_range_us(batch: Batch) -> tuple[int | None, int | None]:
     return (int(times.min()), int(times.max())) if len(times) else (None, None)
 
 
-def _is_covered(wanted: BatchRange, entries: Sequence[AppliedPart]) -> bool:
-    """Whether parts that do not overlap each other leave nothing of the wanted part out."""
-    begin, end = Fraction(wanted.part - 1, wanted.parts), Fraction(wanted.part, wanted.parts)
+def _is_covered(sent: BatchRange, entries: Sequence[AppliedPart]) -> bool:
+    """Whether parts that do not overlap each other leave nothing of the sent part out."""
+    begin, end = Fraction(sent.part - 1, sent.parts), Fraction(sent.part, sent.parts)
     held = (min(end, Fraction(e.part, e.parts)) - max(begin, Fraction(e.part - 1, e.parts)) for e in entries)
     return sum(held) == end - begin

@@ -22,7 +22,7 @@ import numpy as np
 from cloud_sync.model.records import ATTRIBUTE_NAMES, SEQ_ABSENT, Readings, Series, is_storable_text
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
     from datetime import tzinfo
 
 MIN_TIME_US = -9_223_372_036_854_775
@@ -34,17 +34,12 @@ MICROSECONDS_FROM, MICROSECONDS_TO = 10**14, 10**17
 """A number in this range (the end excluded) counts microseconds."""
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-_MICROSECOND = timedelta(microseconds=1)
 _SECONDS_BELOW = 10**11
-_UNIT_SCALES: Mapping[str, tuple[int, int]] = {
-    "s": (1_000_000, 1),
-    "ms": (1_000, 1),
-    "us": (1, 1),
-    "ns": (1, 1_000),
-}
+UNIT_SCALES = {"ns": (1, 1_000), "us": (1, 1), "ms": (1_000, 1), "s": (1_000_000, 1)}
+"""Units of timestamps, as (times, divided by) to microseconds."""
 _DECIMAL_TEXT = re.compile(r"[+-]?\d{1,30}(\.\d{0,30})?")
 
-TIME_UNITS = ("auto", *_UNIT_SCALES)
+TIME_UNITS = ("auto", *UNIT_SCALES)
 """How a device counts: "auto" is by the number's size, or RFC 3339 text."""
 
 
@@ -65,9 +60,6 @@ def parse_timestamp_in_unit(ts: object, unit: str, zone: tzinfo | None = None) -
     """Microseconds since 1970 UTC of a payload's time, in one of `TIME_UNITS`; numbers may be text.
 
     Text that is no number is RFC 3339 whatever the unit; without an offset it is local time of `zone`.
-
-    Raises:
-        TimestampError: it is no time that can be stored.
     """
     if isinstance(ts, bool) or not isinstance(ts, (int, float, str)):
         raise TimestampError(f"expected a time, found {type(ts).__name__}")
@@ -77,7 +69,7 @@ def parse_timestamp_in_unit(ts: object, unit: str, zone: tzinfo | None = None) -
         ts = float(ts) if "." in ts else int(ts)
     if unit == "auto":
         return parse_timestamp(ts)
-    times, divided = _UNIT_SCALES[unit]
+    times, divided = UNIT_SCALES[unit]
     if isinstance(ts, int):
         return _check_range(ts * times // divided, ts)
     if not math.isfinite(ts):
@@ -92,25 +84,18 @@ def _check_range(at: int, ts: float | str) -> int:
 
 
 def _number_to_us(ts: float) -> int:
+    size = abs(ts)
     if isinstance(ts, float):
         if not math.isfinite(ts):
             raise TimestampError(f"{ts!r} is no time")
         if not ts.is_integer():
-            return _fraction_to_us(ts)
+            return round(ts * (1e6 if size < _SECONDS_BELOW else 1e3 if size < MICROSECONDS_FROM else 1))
         ts = int(ts)
-    size = abs(ts)
     if size < _SECONDS_BELOW:
         return ts * 1_000_000
     if size < MICROSECONDS_FROM:
         return ts * 1_000
     return ts if size < MICROSECONDS_TO else ts // 1_000
-
-
-def _fraction_to_us(ts: float) -> int:
-    size = abs(ts)
-    if size < _SECONDS_BELOW:
-        return round(ts * 1e6)
-    return round(ts * 1e3) if size < MICROSECONDS_FROM else round(ts)
 
 
 def _text_to_us(ts: str, zone: tzinfo | None = None) -> int:
@@ -122,7 +107,7 @@ def _text_to_us(ts: str, zone: tzinfo | None = None) -> int:
         at = at.replace(tzinfo=zone)
     if at.tzinfo is None:
         raise TimestampError(f"{ts[:64]!r} has no offset from UTC (end it with Z or +hh:mm)")
-    return (at - _EPOCH) // _MICROSECOND
+    return (at - _EPOCH) // timedelta(microseconds=1)
 
 
 _COMPANIONS = ("quality", "battery_level", "signal_strength")
@@ -170,11 +155,7 @@ class ColumnBuilder:
         return len(self._rows)
 
     def add(self, reading: Reading) -> None:
-        """Add one reading.
-
-        Raises:
-            InvalidReadingError: it cannot be stored; nothing was added.
-        """
+        """Add one reading; an InvalidReadingError, when it cannot be stored, adds nothing."""
         number = self._numbers.get(reading.series)
         if number is None:
             validate_series(reading.series)
@@ -205,11 +186,7 @@ class ColumnBuilder:
 
 
 def validate_series(series: Series) -> None:
-    """Refuse names that no tier can hold.
-
-    Raises:
-        InvalidReadingError: one is missing, too long, or cannot be stored as text.
-    """
+    """InvalidReadingError when a name is missing, too long, or cannot be stored as text."""
     if not series.sensor_id:
         raise InvalidReadingError("no_sensor_id")
     if not series.sensor_type:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, field
 from enum import IntEnum, IntFlag
-from typing import TYPE_CHECKING, ClassVar, NamedTuple, Self
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Self, TypeAlias
 
 import numpy as np
 
@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from uuid import UUID
 
     from numpy.typing import NDArray
+
+Column: TypeAlias = "NDArray[Any]"
+"""A column of any dtype."""
 
 _COLUMN = re.compile(r"NDArray\[np\.(\w+)\]")
 
@@ -79,12 +82,7 @@ class Records:
     """Records of one class as columns: what every class can do. Every array has shape (rows,).
 
     A class declares its columns once, as annotated fields: `NDArray[np.X]` is a column of dtype X, texts are
-    of dtype object.
-
-    Attributes:
-        columns: the dtype of each column, in the order of the fields.
-        has_series: whether there is a column `series`.
-        order: names of the columns that rows are sorted by, the most significant first.
+    of dtype object. Rows are sorted by the columns of `order`, the most significant first.
     """
 
     __slots__ = ()
@@ -132,17 +130,9 @@ class Records:
 
 @dataclass(frozen=True, slots=True)
 class Readings(Records):
-    """Readings as columns.
+    """Readings as columns; absent floats are NaN, an absent `seq` is `SEQ_ABSENT`, values are finite.
 
-    Attributes:
-        series: what it indexes is the holder's (see the module).
-        time_us: microseconds since 1970 UTC.
-        value: finite.
-        quality: 0-100, NaN when absent.
-        battery_level: percent, NaN when absent.
-        signal_strength: dBm, NaN when absent.
-        seq: the device's own sequence number, `SEQ_ABSENT` when absent.
-        flags: bits of `Flag`.
+    `quality` and `battery_level` in percent, `signal_strength` in dBm; `flags` are bits of `Flag`.
     """
 
     record_class: ClassVar[RecordClass] = RecordClass.READING
@@ -159,9 +149,8 @@ class Readings(Records):
 class BatchRange(NamedTuple):
     """Which commits of which spool a batch carries: its identity everywhere.
 
-    `first_commit` and `last_commit` are inclusive and belong to `record_class`, which counts its own commits.
-    A range may travel in parts: part k of n holds what `rows_of_part` says. Parts of different n may be mixed
-    as long as they do not overlap; the range is complete when they cover it.
+    Commits are inclusive and counted by `record_class`. Part k of n holds what `rows_of_part` says. Parts of
+    different n may be mixed as long as they do not overlap; the range is complete when they cover it.
     """
 
     gateway_id: str
@@ -188,11 +177,9 @@ class BatchRange(NamedTuple):
 class Batch:
     """A range with its records, self-contained: their `series` indexes `series`, in canonical order.
 
-    Attributes:
-        refused: rows of the range (or of this part of it) left out because the destination refuses them.
-        withheld: rows left out because they are not for this destination, such as suppressed readings.
-            There are no records at all only when every row was refused or withheld.
-        positions: where each record stands among all rows of the range, if known. Shape (rows,).
+    `refused` and `withheld` count rows left out: the destination refuses them, or they are not for it (such
+    as suppressed readings); only when that is every row are there no records. `positions`, if known, are
+    those of the records among all rows of the range.
     """
 
     range: BatchRange
@@ -225,9 +212,8 @@ class Credit(NamedTuple):
 class Receipt:
     """A destination's word that a range is durable there.
 
-    `stored + duplicates + conflicts == rows` where the destination can tell; a destination that
-    overwrites in place (InfluxDB, files) counts every row as stored. `credit` is no part of what a receipt
-    says of its range; None means that there is no limit.
+    `stored + duplicates + conflicts == rows` where the destination can tell; one that overwrites in place
+    (InfluxDB, files) counts every row as stored. Without `credit` there is no limit.
     """
 
     rows: int
@@ -240,20 +226,11 @@ class Receipt:
 
 @dataclass(frozen=True, slots=True)
 class Rollups(Records):
-    """Statistics of windows of time.
+    """Statistics of windows of time; of one series, window length and start the newest revision is valid.
 
-    Of one series, window length and start the newest revision is valid. Values are those of the `count`
-    readings within range; where `count` is 0 they are NaN, and their times the start of the window.
-
-    Attributes:
-        time_us: start of the window, microseconds since 1970 UTC.
-        revision: from 1.
-        count: readings within range, suppressed ones included.
-        m2: sum of squared differences from the mean: the variance is m2 / (count - 1).
-        first, last: values of the earliest and the latest reading, of `first_at_us` and `last_at_us`.
-        flagged: readings with any flag but SUPPRESSED, excluded ones included.
-        excluded: readings out of range.
-        suppressed: of `count`: readings within their deadband, which are not delivered one by one.
+    Values and times are those of the `count` readings within range, suppressed ones included; with none they
+    are NaN and the start of the window. `m2` is the sum of squared differences from the mean: the variance is
+    m2 / (count - 1). `flagged`: any flag but SUPPRESSED; `excluded`: out of range.
     """
 
     record_class: ClassVar[RecordClass] = RecordClass.ROLLUP
@@ -293,16 +270,10 @@ class Severity(IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class Alerts(Records):
-    """Alerts that began or ended, by time; identified by series, rule and `time_us`.
+    """Alerts that began or ended at `time_us`; identified by series, rule and `time_us`.
 
-    Attributes:
-        time_us: when it began or ended, microseconds since 1970 UTC.
-        state: an `AlertState`.
-        severity: a `Severity`.
-        value: the value observed; NaN when there is none, as for silence.
-        threshold: what it was compared with; NaN when there is none.
-        count: how many findings it stands for since the alert before it, 1 or more.
-        detail: for a person.
+    `state` is an `AlertState`, `severity` a `Severity`. `value` was compared with `threshold`; NaN where
+    there is none, as for silence. `count`: findings since the alert before it. `detail` is for a person.
     """
 
     record_class: ClassVar[RecordClass] = RecordClass.ALERT
@@ -322,15 +293,8 @@ class Alerts(Records):
 class Declarations(Records):
     """Records that a gateway gave up undelivered, by time; each of one destination and one run of commits.
 
-    Attributes:
-        time_us: when it was declared, microseconds since 1970 UTC.
-        of_class: the `RecordClass` of the records.
-        first_commit, last_commit: inclusive.
-        lost: how many records.
-        from_us, to_us: earliest and latest time among them.
-        destination: which did not get them.
-        reason: machine-readable.
-        survives: the coarser form that is left, e.g. "rollup 60 s", "" for none.
+    `of_class` is their `RecordClass`; `from_us` and `to_us` are the earliest and latest time of the `lost`.
+    `survives` names the coarser form that is left, e.g. "rollup 60 s", "" for none.
     """
 
     record_class: ClassVar[RecordClass] = RecordClass.DECLARATION

@@ -9,17 +9,14 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from pathlib import Path
 
+
 _DRAFT_FLAGS = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 def replace_file(path: Path, data: bytes, mode: int = 0o644, *, owner: os.stat_result | None = None) -> None:
     """Write a draft beside the file, fsync it, rename it into place and fsync the folder.
 
-    Args:
-        path: the file; its folder exists.
-        data: the whole content.
-        mode: permissions, whatever the umask.
-        owner: whose user and group the file gets; ignored unless this process may give files away.
+    `mode` counts whatever the umask; `owner`, whose user and group it gets, only where this process may.
     """
     draft = path.with_name(f".{path.name}.{os.getpid()}")
     try:

@@ -13,6 +13,7 @@ import socket
 import sys
 import time
 from collections import OrderedDict
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Literal
@@ -58,14 +59,18 @@ class LogFormatter(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         """The record, its control characters escaped."""
-        prefix = f"<{_priority(record.levelno)}>" if self._journal else ""
+        prefix = ""
+        if self._journal:
+            priority = next((number for level, number in _PRIORITY.items() if record.levelno >= level), 7)
+            prefix = f"<{priority}>"
         if self._form == "json":
             return prefix + self._json(record)
         head = f"{record.name}: "
         if not self._journal:
             at = self.formatTime(record)
             head = f"{at} {record.levelname} {head}"
-        first, *others = self._full_text(record).split("\n")
+        text = record.getMessage() + (f"\n{self.formatException(record.exc_info)}" if record.exc_info else "")
+        first, *others = _escape_controls(text).split("\n")
         return "\n".join([f"{prefix}{head}{first}", *(f"{prefix}  {line}" for line in others)])
 
     def _json(self, record: logging.LogRecord) -> str:
@@ -80,12 +85,6 @@ class LogFormatter(logging.Formatter):
             entry["exception"] = self.formatException(record.exc_info)
         return json.dumps(entry, ensure_ascii=True)
 
-    def _full_text(self, record: logging.LogRecord) -> str:
-        text = _escape_controls(record.getMessage())
-        return (
-            f"{text}\n{_escape_controls(self.formatException(record.exc_info))}" if record.exc_info else text
-        )
-
 
 @dataclass(slots=True)
 class _RepeatCount:
@@ -95,9 +94,9 @@ class _RepeatCount:
 
 
 class RepeatFilter(logging.Filter):
-    """Passes the same message once a minute, and of messages of one form at most twenty.
+    """Passes the same message once a minute, of one form at most twenty; the next says how many it left out.
 
-    The next that passes says how many were suppressed. Errors with a traceback always pass.
+    Errors with a traceback always pass.
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
@@ -137,10 +136,6 @@ class RepeatFilter(logging.Filter):
         return suppressed
 
 
-def _priority(level: int) -> int:
-    return next((number for known, number in _PRIORITY.items() if level >= known), 7)
-
-
 def _escape_controls(text: str) -> str:
     """Control characters as escapes; line breaks and tabs stay."""
     return "".join(c if c.isprintable() or c in "\n\t" else f"\\x{ord(c):02x}" for c in text)
@@ -153,8 +148,5 @@ def notify_systemd(state: str) -> None:
         return
     if address.startswith("@"):
         address = "\0" + address[1:]
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as channel:
-        try:
-            channel.sendto(state.encode(), address)
-        except OSError:
-            return
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as channel, suppress(OSError):
+        channel.sendto(state.encode(), address)

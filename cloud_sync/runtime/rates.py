@@ -76,10 +76,7 @@ BucketKey = TypeVar("BucketKey", bound=Hashable)
 
 
 class TokenBuckets(Generic[BucketKey]):
-    """One bucket for each key, full at first.
-
-    Beyond `max_keys` the bucket that was longest not spent from is forgotten, that is, full again.
-    """
+    """One bucket for each key, full at first; past `max_keys` the one longest unused is full again."""
 
     def __init__(self, burst: int, per_s: float, *, max_keys: int = 10_000) -> None:
         self._burst = float(burst)
@@ -113,22 +110,16 @@ _MAX_DOUBLINGS = 1000
 
 @dataclass(frozen=True, slots=True)
 class Backoff:
-    """Random waits of up to first_s, 2 first_s, 4 first_s, ... up to ceiling_s (full jitter).
-
-    `floor_s` keeps the jitter from trying again at once.
-    """
+    """Random waits of `floor_s` up to first_s, 2 first_s, 4 first_s, ... up to ceiling_s (full jitter)."""
 
     first_s: float = 0.5
     ceiling_s: float = 60.0
     floor_s: float = 0.1
 
     def wait_s(self, attempt: int, chance: float, retry_after_s: float | None = None) -> float:
-        """Seconds to wait after failed attempt number `attempt` (1, 2, ...).
+        """Seconds to wait after failed attempt number `attempt` (1, 2, ...); `chance` is random, 0 to 1.
 
-        Args:
-            attempt: failures in a row.
-            chance: random, from 0 to 1.
-            retry_after_s: a destination's Retry-After: a floor, believed up to an hour.
+        A destination's Retry-After is a floor, believed up to an hour.
         """
         jittered = chance * min(self.ceiling_s, self.first_s * 2.0 ** min(attempt - 1, _MAX_DOUBLINGS))
         asked = min(retry_after_s or 0.0, MAX_RETRY_AFTER_S)

@@ -23,26 +23,23 @@ RESERVED_DESCRIPTORS: Final = 256
 """For the spool, destinations, the status endpoint and libraries."""
 
 
-def raise_fd_limit(wanted: int) -> int:
-    """Raise the soft limit of open files to what `wanted` connections need, as far as the hard limit allows.
-
-    Returns how many connections there is room for then, at most `wanted`; warns when they are fewer.
-    """
+def raise_fd_limit(connections: int) -> int:
+    """Raise the soft limit of open files for `connections`; returns how many fit, warns when fewer."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    needed = wanted + RESERVED_DESCRIPTORS
+    needed = connections + RESERVED_DESCRIPTORS
     if soft != resource.RLIM_INFINITY and soft < needed:
         raised = needed if hard == resource.RLIM_INFINITY else min(needed, hard)
         with contextlib.suppress(OSError, ValueError):  # a sandbox may forbid it
             resource.setrlimit(resource.RLIMIT_NOFILE, (raised, hard))
         soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft == resource.RLIM_INFINITY or soft >= needed:
-        return wanted
+        return connections
     affordable = max(1, soft - RESERVED_DESCRIPTORS)
     _log.warning(
         "max_connections is %d, but this process may open only %d files: "
         "at most %d connections are accepted. "
         "Raise LimitNOFILE of the unit, or `ulimit -n`, to %d or more",
-        wanted,
+        connections,
         soft,
         affordable,
         needed,
@@ -57,15 +54,13 @@ _ADDRESS_UNAVAILABLE_ERRNOS = frozenset({errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT
 
 
 class SocketAcceptor:
-    """Calls `taken` with each accepted socket, non-blocking.
+    """Calls `on_accept` with each accepted socket, non-blocking.
 
-    Attributes:
-        sockets: those that listen; the same port on each address of the host.
-        starved: accepting has been put off because the system had no file descriptor or memory for it.
+    `starved`: accepting is put off because the system had no file descriptor or memory for it.
     """
 
-    def __init__(self, taken: Callable[[socket.socket], None]) -> None:
-        self._taken = taken
+    def __init__(self, on_accept: Callable[[socket.socket], None]) -> None:
+        self._on_accept = on_accept
         self.sockets: list[socket.socket] = []
         self.starved = False
         self._paused = False
@@ -122,18 +117,15 @@ class SocketAcceptor:
                     self._remove_readers()
                 return
             accepted.setblocking(False)
-            self._taken(accepted)
+            self._on_accept(accepted)
             if self._paused:
                 return
 
 
 def bind_sockets(host: str, port: int) -> list[socket.socket]:
-    """Listening, non-blocking sockets: one for each address of `host` ("" is every address of this machine).
+    """Listening, non-blocking sockets of one port (0 finds one), one for each address of `host` ("": of all).
 
-    All have the same port; 0 finds a free one. Addresses that this machine does not have are left out.
-
-    Raises:
-        OSError: an address is in use or forbidden, or none is left; its text begins with the address.
+    Addresses that this machine does not have are left out. The text of an OSError begins with the address.
     """
     try:
         found = socket.getaddrinfo(host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
@@ -141,9 +133,12 @@ def bind_sockets(host: str, port: int) -> list[socket.socket]:
         raise OSError(fault.errno, f"{host}:{port}: {(fault.strerror or str(fault)).lower()}") from fault
     bound: list[socket.socket] = []
     unavailable: OSError | None = None
-    for family, _, protocol, _, address in dict.fromkeys(found):
+    for family, _, _, _, address in dict.fromkeys(found):
         try:
-            bound.append(_bind_socket(family, protocol, (address[0], port, *address[2:])))
+            listening = socket.create_server(
+                (address[0], port, *address[2:]), family=family, backlog=_BACKLOG
+            )
+            bound.append(listening)
         except OSError as fault:
             reason = os.strerror(fault.errno or 0).lower()
             unavailable = OSError(fault.errno, f"{address[0]}:{port}: {reason}")
@@ -152,24 +147,10 @@ def bind_sockets(host: str, port: int) -> list[socket.socket]:
                     opened.close()
                 raise unavailable from fault
             continue
+        # accepted connections inherit it; without it an HTTP answer waits 40 ms for the client's delayed ACK
+        listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        listening.setblocking(False)
         port = bound[0].getsockname()[1]
     if not bound and unavailable is not None:
         raise unavailable
     return bound
-
-
-def _bind_socket(family: int, protocol: int, address: tuple[str | int, ...]) -> socket.socket:
-    listening = socket.socket(family, socket.SOCK_STREAM, protocol)
-    try:
-        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        # accepted connections inherit it; without it an HTTP answer waits 40 ms for the client's delayed ACK
-        listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        if family == socket.AF_INET6:
-            listening.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-        listening.bind(address)
-        listening.listen(_BACKLOG)
-        listening.setblocking(False)
-    except BaseException:
-        listening.close()
-        raise
-    return listening

@@ -36,13 +36,9 @@ _SHOWN_CHARACTERS = 60
 
 
 class Fault(NamedTuple):
-    """One thing wrong with the settings.
+    """One thing wrong with the settings, in a file or an environment variable (`source`).
 
-    Attributes:
-        source: the file, or the environment variable, that holds it.
-        key: dotted path of the setting, "" when the fault is the file's as a whole.
-        what: what is wrong, in words.
-        allowed: what would be right, "" when `what` says it.
+    `key` is dotted, "" for the file as a whole; `allowed` says what would be right, "" when `what` does.
     """
 
     source: str
@@ -64,11 +60,7 @@ class InvalidSettingsError(Exception):
 
 
 def load_settings(model: type[M], path: Path, env_prefix: str) -> M:
-    """Read the settings of one program.
-
-    Raises:
-        InvalidSettingsError: with every fault found; nothing else, whatever the file holds.
-    """
+    """Settings from a file and the environment; an InvalidSettingsError has every fault found."""
     table = read_toml(path)
 
     class Bound(model):  # type: ignore[valid-type,misc]  # the model is a variable on purpose

@@ -39,7 +39,10 @@ class FailedStarts:
         """Count this start, and wait the longer the more failed before it; returns the seconds waited."""
         if self._file is None:
             return 0.0
-        failed = self._failed()
+        try:
+            failed = min(int(self._file.read_text(encoding="ascii")), 1000)
+        except (OSError, ValueError):
+            failed = 0
         with suppress(OSError):
             self._file.write_text(f"{failed + 1}\n", encoding="ascii")
         wait_s = min(_MAX_START_WAIT_S, 2.0 ** (failed - 1)) if failed > 1 else 0.0
@@ -54,13 +57,6 @@ class FailedStarts:
         if self._file is not None:
             with suppress(OSError):
                 self._file.unlink(missing_ok=True)
-
-    def _failed(self) -> int:
-        assert self._file is not None
-        try:
-            return min(int(self._file.read_text(encoding="ascii")), 1000)
-        except (OSError, ValueError):
-            return 0
 
 
 @dataclass(slots=True, eq=False)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import math
 import time
-from typing import TYPE_CHECKING, Final, Generic, TypeVar
+from typing import TYPE_CHECKING, Generic, TypeVar
 
 if TYPE_CHECKING:
     import ssl
@@ -19,7 +19,6 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 _log = logging.getLogger(__name__)
-_CHECK_INTERVAL_S: Final = 1.0
 
 FileStamp = tuple[int, int, int] | None
 
@@ -34,16 +33,9 @@ def file_stamp(path: Path) -> FileStamp:
 
 
 class WatchedFile(Generic[T]):
-    """The last valid content of one or several files.
+    """The last valid content of one or several files, looked at again every `check_interval_s` at most.
 
-    Args:
-        paths: the files.
-        read: reads all of them; raises `error` when they are invalid.
-        error: the only exception that `read` raises.
-        check_interval_s: how often at most the files are looked at.
-
-    Raises:
-        Exception: `error`, when the files are invalid at the start.
+    `read` raises `error` and nothing else; at the start it passes.
     """
 
     def __init__(
@@ -52,7 +44,7 @@ class WatchedFile(Generic[T]):
         read: Callable[[], T],
         error: type[Exception],
         *,
-        check_interval_s: float = _CHECK_INTERVAL_S,
+        check_interval_s: float = 1.0,
     ) -> None:
         self._paths = tuple(paths)
         self._read = read

@@ -40,11 +40,6 @@ class CompressedChunk(NamedTuple):
     end_us: int
     rows: int
 
-    def rows_of(self, readings: Readings) -> int:
-        """How many of these readings are of its times."""
-        times = readings.time_us
-        return int(((times >= self.start_us) & (times < self.end_us)).sum())
-
 
 class LateRowTracker:
     """Counts late rows by chunk, and decompresses the chunks that get many."""
@@ -58,17 +53,18 @@ class LateRowTracker:
     async def open_chunks(self, readings: Readings, transact: Transact) -> None:
         """Decompress the chunks for which these readings are one batch too many.
 
-        Raises:
-            RetryLaterError: a chunk of theirs is being decompressed.
+        RetryLaterError while one of theirs is being decompressed.
         """
         if readings.rows == 0:
             return
         if time.monotonic() >= self._known_until:
-            self._chunks = await transact(_find_compressed_chunks)
+            rows_found = await transact(lambda connection: connection.fetch(SQL["compressed_chunks"]))
+            self._chunks = [CompressedChunk(*row) for row in rows_found]
             self._known_until = time.monotonic() + _CHUNKS_CACHED_S
             self._came = {c.name: self._came.get(c.name, 0) for c in self._chunks}
+        times = readings.time_us
         for chunk in self._chunks:
-            rows = chunk.rows_of(readings)
+            rows = int(((times >= chunk.start_us) & (times < chunk.end_us)).sum())
             if rows == 0:
                 continue
             came = self._came[chunk.name] = self._came.get(chunk.name, 0) + rows
@@ -89,22 +85,16 @@ class LateRowTracker:
         """Decompress; when it fails, the rows go in as they are and it is tried again later."""
         begun = time.monotonic()
         try:
-            opened = await transact(lambda connection: _decompress_chunk(connection, chunk.name))
+            await transact(lambda connection: _decompress_chunk(connection, chunk.name))
         except Exception as fault:  # noqa: BLE001 - whatever it is, late rows can go in without it
             _log.warning("%s cannot be decompressed for late readings: %s", chunk.name, fault)
-            opened = False
-        if opened:
+        else:
             _log.info("%s decompressed for late readings in %.1f s", chunk.name, time.monotonic() - begun)
         self._came[chunk.name] = 0
         self._chunks = [c for c in self._chunks if c.name != chunk.name]
 
 
-async def _find_compressed_chunks(connection: Connection) -> list[CompressedChunk]:
-    return [CompressedChunk(*row) for row in await connection.fetch(SQL["compressed_chunks"])]
-
-
-async def _decompress_chunk(connection: Connection, name: str) -> bool:
+async def _decompress_chunk(connection: Connection, name: str) -> None:
     async with connection.transaction():
         await connection.execute(SQL["no_timeout"])
         await connection.execute(SQL["open_chunk"], name, timeout=_DECOMPRESS_TIMEOUT_S)
-    return True

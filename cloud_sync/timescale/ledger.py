@@ -9,6 +9,7 @@ module.
 from __future__ import annotations
 
 from collections import defaultdict
+from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -34,22 +35,19 @@ async def lock_gateway(connection: Connection, gateway_id: str) -> None:
 async def find_receipt(connection: Connection, batch: Batch) -> Receipt | Covered | None:
     """The receipt of an earlier application of the same batch; None when it is new.
 
-    Raises:
-        RangeConflictError: some of the range was applied and some was not, or it was with other contents.
+    RangeConflictError when only some of the range was applied, or with other contents.
     """
-    wanted = batch.range
+    sent = batch.range
     found = await connection.fetchrow(
-        SQL["newest_range_up_to"], wanted.gateway_id, wanted.epoch, wanted.record_class, wanted.last_commit
+        SQL["newest_range_up_to"], sent.gateway_id, sent.epoch, sent.record_class, sent.last_commit
     )
     if found is None:
         return None
     first, last = found["first_commit"], found["last_commit"]
-    known = ledger_rules.compare_range(wanted, first, last, in_parts=found["parts"] > 1)
+    known = ledger_rules.compare_range(sent, first, last, in_parts=found["parts"] > 1)
     if known != "same":
         return known
-    entries = await connection.fetch(
-        SQL["entries_reaching_into_part"], *wanted[:4], wanted.part, wanted.parts
-    )
+    entries = await connection.fetch(SQL["entries_reaching_into_part"], *sent[:4], sent.part, sent.parts)
     return ledger_rules.find_part_receipt(
         batch, [AppliedPart(*(e[name] for name in AppliedPart._fields)) for e in entries]
     )
@@ -67,17 +65,6 @@ async def record_batch(connection: Connection, batch: Batch, receipt: Receipt) -
         batch.refused,
         *ledger_rules.time_range_us(batch),
     )
-
-
-async def find_mergeable_gateways(connection: Connection, older_than: timedelta) -> list[str]:
-    """Gateways with several entries that old in one epoch and class."""
-    rows = await connection.fetch(SQL["gateways_to_merge"], older_than)
-    return [row[0] for row in rows]
-
-
-async def merge_ranges(connection: Connection, gateway_id: str, older_than: timedelta) -> None:
-    """Merge a gateway's complete ranges that are old and lie side by side."""
-    await connection.execute(SQL["merge_ledger"], gateway_id, older_than)
 
 
 async def load_progress(
@@ -112,39 +99,33 @@ class KeyReusedError(RefusedError):
     """The Idempotency-Key came before with another body."""
 
 
+@dataclass(frozen=True, slots=True)
 class ClientIdempotency:
     """An `Idempotency` of one client's request: the answer is kept for its Idempotency-Key, "" for none."""
 
-    def __init__(
-        self, client: str, key: str, body_hash: bytes, make_answer: Callable[[Receipt], str]
-    ) -> None:
-        self._client = client
-        self._key = key
-        self._body_hash = body_hash
-        self._make_answer = make_answer
+    client: str
+    key: str
+    body_hash: bytes
+    make_answer: Callable[[Receipt], str]
 
     async def find_answer(self, connection: Connection) -> str | None:
-        """The answer that the key got within the last day.
-
-        Raises:
-            KeyReusedError: it was for another body.
-        """
-        if not self._key:
+        """The answer that the key got within the last day; KeyReusedError when that was for another body."""
+        if not self.key:
             return None
-        await connection.execute(SQL["lock_key"], self._client, self._key)
-        found = await connection.fetchrow(SQL["earlier_answer"], self._client, self._key, ANSWER_RETENTION)
+        await connection.execute(SQL["lock_key"], self.client, self.key)
+        found = await connection.fetchrow(SQL["earlier_answer"], self.client, self.key, ANSWER_RETENTION)
         if found is None:
             return None
-        if found["body_hash"] != self._body_hash:
-            message = f"the Idempotency-Key {self._key} came before with another body"
+        if found["body_hash"] != self.body_hash:
+            message = f"the Idempotency-Key {self.key} came before with another body"
             raise KeyReusedError(message, "key_reused")
         return str(found["answer"])
 
     async def record_answer(self, connection: Connection, receipt: Receipt) -> str:
         """Keep the answer for the key, if there is one."""
-        answer = self._make_answer(receipt)
-        if self._key:
-            await connection.execute(SQL["keep_answer"], self._client, self._key, self._body_hash, answer)
+        answer = self.make_answer(receipt)
+        if self.key:
+            await connection.execute(SQL["keep_answer"], self.client, self.key, self.body_hash, answer)
         return answer
 
 
@@ -177,35 +158,33 @@ async def find_import_progress(connection: Connection, sha256: bytes) -> ImportP
     return ImportProgress() if found is None else ImportProgress(*found)
 
 
+@dataclass(frozen=True, slots=True)
 class FileIdempotency:
     """An `Idempotency` of one piece of a file, which begins at line `before.lines`."""
 
-    def __init__(
-        self, sha256: bytes, name: str, before: ImportProgress, *, lines: int, rejected: int, complete: bool
-    ) -> None:
-        self._sha256 = sha256
-        self._name = name
-        self._before = before
-        self._lines = lines
-        self._rejected = rejected
-        self._complete = complete
+    sha256: bytes
+    name: str
+    before: ImportProgress
+    lines: int
+    rejected: int
+    complete: bool
 
     async def find_answer(self, connection: Connection) -> ImportProgress | None:
         """How far it is, when another process has imported this piece meanwhile."""
-        await connection.execute(SQL["lock_file"], self._sha256)
-        now = await find_import_progress(connection, self._sha256)
-        return None if now.lines <= self._before.lines and not now.complete else now
+        await connection.execute(SQL["lock_file"], self.sha256)
+        now = await find_import_progress(connection, self.sha256)
+        return None if now.lines <= self.before.lines and not now.complete else now
 
     async def record_answer(self, connection: Connection, receipt: Receipt) -> ImportProgress:
         """Record that the piece is imported."""
-        before = self._before
+        before = self.before
         after = ImportProgress(
-            before.lines + self._lines,
+            before.lines + self.lines,
             before.stored + receipt.stored,
             before.duplicates + receipt.duplicates,
             before.conflicts + receipt.conflicts,
-            before.rejected + self._rejected,
-            self._complete,
+            before.rejected + self.rejected,
+            self.complete,
         )
-        await connection.execute(SQL["enter_loaded"], self._sha256, self._name, *after)
+        await connection.execute(SQL["enter_loaded"], self.sha256, self.name, *after)
         return after

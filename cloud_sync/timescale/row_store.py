@@ -26,27 +26,28 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from cloud_sync.model.records import Batch, Records
+    from cloud_sync.model.records import Batch, Column, Records
     from cloud_sync.timescale import Connection
 
-COPY_COLUMNS = ("series_no", "time", "value", "quality", "battery_level", "signal_strength", "seq", "flags")
 ORDINAL_COLUMN = "ordinal"
+_COPY_TYPES = {
+    "series_no": ">i4",
+    "time": ">i8",
+    "value": ">f8",
+    "quality": ">f4",
+    "battery_level": ">f4",
+    "signal_strength": ">f4",
+    "seq": ">i8",
+    "flags": ">i4",
+    ORDINAL_COLUMN: ">i4",
+}
+COPY_COLUMNS = tuple(_COPY_TYPES)[:-1]
 
-MIN_READING_TIME_US = -210_866_803_200_000_000  # 4714-11-24 BC, the first of a timestamptz
-MAX_READING_TIME_US = 9_223_371_331_199_999_999  # the end of 294246, the last that a hypertable can hold
-READING_TIMES_US = (MIN_READING_TIME_US, MAX_READING_TIME_US)
+READING_TIMES_US = (-210_866_803_200_000_000, 9_223_371_331_199_999_999)
+"""From the first of a timestamptz, 4714-11-24 BC, to the last of a hypertable, the end of 294246."""
 
 _POSTGRES_EPOCH_US = 946_684_800_000_000
-_COPY_HEADER = b"PGCOPY\n\xff\r\n\0" + bytes(8)
-_COPY_TRAILER = b"\xff\xff"
 _NULLABLE = ("quality", "battery_level", "signal_strength", "seq")
-_COPY_TYPES = dict(
-    zip(
-        (*COPY_COLUMNS, ORDINAL_COLUMN),
-        (">i4", ">i8", ">f8", ">f4", ">f4", ">f4", ">i8", ">i4", ">i4"),
-        strict=True,
-    )
-)
 _SLICE_ROWS = 1 << 14
 
 
@@ -54,10 +55,10 @@ def encode_copy(
     readings: Readings, series_no: NDArray[np.int32], *, ordinal: bool = False
 ) -> Iterator[bytearray]:
     """The body of COPY reading (`COLUMNS`) FROM STDIN (FORMAT binary), in pieces of about a megabyte."""
-    yield bytearray(_COPY_HEADER)
+    yield bytearray(b"PGCOPY\n\xff\r\n\0" + bytes(8))
     for start in range(0, readings.rows, _SLICE_ROWS):
         piece = slice(start, start + _SLICE_ROWS)
-        columns: dict[str, NDArray[Any]] = {
+        columns: dict[str, Column] = {
             "series_no": series_no[readings.series[piece]],
             "time": readings.time_us[piece] - _POSTGRES_EPOCH_US,
             **{name: getattr(readings, name)[piece] for name in COPY_COLUMNS[2:]},
@@ -65,10 +66,10 @@ def encode_copy(
         if ordinal:
             columns[ORDINAL_COLUMN] = np.arange(start, start + len(columns["time"]), dtype=np.int32)
         yield from _encode_slice(columns)
-    yield bytearray(_COPY_TRAILER)
+    yield bytearray(b"\xff\xff")
 
 
-def _encode_slice(columns: dict[str, NDArray[Any]]) -> Iterator[bytearray]:
+def _encode_slice(columns: dict[str, Column]) -> Iterator[bytearray]:
     """Rows of one slice, one piece for each combination of NULLs that occurs."""
     nulls = np.zeros(len(columns["time"]), np.uint8)
     for bit, name in enumerate(_NULLABLE):
@@ -79,7 +80,7 @@ def _encode_slice(columns: dict[str, NDArray[Any]]) -> Iterator[bytearray]:
         yield _fill_template(int(pattern), {name: column[chosen] for name, column in columns.items()})
 
 
-def _fill_template(pattern: int, columns: dict[str, NDArray[Any]]) -> bytearray:
+def _fill_template(pattern: int, columns: dict[str, Column]) -> bytearray:
     """Rows of one form: a template row repeated, then each column written into its place."""
     template = _row_template(pattern, tuple(columns))
     buffer = bytearray(template.tobytes() * len(columns["time"]))
@@ -91,7 +92,7 @@ def _fill_template(pattern: int, columns: dict[str, NDArray[Any]]) -> bytearray:
 
 
 @functools.cache
-def _row_template(pattern: int, names: tuple[str, ...]) -> NDArray[Any]:
+def _row_template(pattern: int, names: tuple[str, ...]) -> Column:
     """One row with field count and lengths filled in; columns that `pattern` says are NULL have no bytes."""
     fields: list[tuple[str, str]] = [("fields", ">i2")]
     lengths = {}
@@ -115,10 +116,7 @@ class ReadingSource(NamedTuple):
 
 
 async def store_readings(
-    connection: Connection,
-    readings: Readings,
-    series_no: NDArray[np.int32],
-    source: ReadingSource,
+    connection: Connection, readings: Readings, series_no: NDArray[np.int32], source: ReadingSource
 ) -> Receipt:
     """Write the readings, by COPY if all are new and through the staging table otherwise."""
     if readings.rows == 0:
@@ -189,7 +187,9 @@ async def store_records(connection: Connection, batch: Batch, series_no: NDArray
     if records.rows == 0:
         return Receipt(0, 0)
     if isinstance(records, Declarations):
-        stored = await _store_declarations(connection, batch, records)
+        columns = (_to_column(records, name) for name in _DECLARATION_COLUMNS)
+        status = await connection.execute(SQL["store_declarations"], *batch.range[:2], *columns)
+        stored = _affected_rows(status)
     else:
         gateway_no = await connection.fetchval(SQL["gateway_no"], batch.range.gateway_id)
         numbers = series_no[records.series].tolist()
@@ -197,7 +197,9 @@ async def store_records(connection: Connection, batch: Batch, series_no: NDArray
             stored = await _store_rollups(connection, records, numbers, gateway_no)
         else:
             assert isinstance(records, Alerts)
-            stored = await _store_alerts(connection, records, numbers, gateway_no)
+            columns = (_to_column(records, name) for name in _ALERT_COLUMNS)
+            status = await connection.execute(SQL["store_alerts"], gateway_no, numbers, *columns)
+            stored = _affected_rows(status)
     return Receipt(records.rows, stored, records.rows - stored)
 
 
@@ -217,23 +219,6 @@ async def _store_rollups(
     stored = _affected_rows(await connection.execute(SQL["store_rollups"], gateway_no))
     await connection.execute(SQL["drop_rollup_staging"])
     return stored
-
-
-async def _store_alerts(connection: Connection, alerts: Alerts, numbers: list[int], gateway_no: int) -> int:
-    status = await connection.execute(
-        SQL["store_alerts"], gateway_no, numbers, *(_to_column(alerts, name) for name in _ALERT_COLUMNS)
-    )
-    return _affected_rows(status)
-
-
-async def _store_declarations(connection: Connection, batch: Batch, declared: Declarations) -> int:
-    status = await connection.execute(
-        SQL["store_declarations"],
-        batch.range.gateway_id,
-        batch.range.epoch,
-        *(_to_column(declared, name) for name in _DECLARATION_COLUMNS),
-    )
-    return _affected_rows(status)
 
 
 def _to_column(records: Records, name: str) -> list[Any]:

@@ -52,8 +52,7 @@ def load_migrations() -> tuple[Migration, ...]:
 class TimescalePolicies:
     """What TimescaleDB does with old readings; None means nothing.
 
-    Retention is off by default: readings that are delivered or replayed may be years old, and the policy
-    would drop them on its next run.
+    No retention by default: it would drop what is delivered or replayed years late on its next run.
     """
 
     chunk: timedelta = timedelta(days=1)
@@ -63,13 +62,9 @@ class TimescalePolicies:
 
 @dataclass(frozen=True, slots=True)
 class SchemaState:
-    """The state a database was brought to.
+    """The state a database was brought to, and the migrations applied just now.
 
-    Attributes:
-        version: number of the newest migration.
-        applied: names of the migrations applied just now.
-        timescale_version: None on plain PostgreSQL.
-        notes: what an operator should know of what is not as it could be.
+    `timescale_version` is None on plain PostgreSQL; `notes` say what is not as it could be.
     """
 
     version: int
@@ -79,15 +74,11 @@ class SchemaState:
 
 
 async def prepare_schema(
-    connection: Connection,
-    policies: TimescalePolicies | None,
-    migrations: Sequence[Migration] | None = None,
+    connection: Connection, policies: TimescalePolicies | None, migrations: Sequence[Migration] | None = None
 ) -> SchemaState:
     """Bring a database to this release's schema. Doing it again changes nothing.
 
-    Raises:
-        SchemaTooNewError: nothing was changed.
-        asyncpg.PostgresError, OSError: as they come.
+    SchemaTooNewError when nothing was changed; errors of asyncpg as they come.
     """
     known = load_migrations() if migrations is None else migrations
     async with connection.transaction():

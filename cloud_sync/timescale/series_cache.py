@@ -96,12 +96,12 @@ class SeriesCache:
     ) -> dict[SeriesIdentity, CachedSeries]:
         if not missing:
             return {}
-        wanted = [list(names) for names in zip(*sorted(missing), strict=True)]
-        rows = await connection.fetch(SQL["find_series"], *wanted)
+        columns = [list(names) for names in zip(*sorted(missing), strict=True)]
+        rows = await connection.fetch(SQL["find_series"], *columns)
         if len(rows) < len(missing):
-            await connection.execute(SQL["add_sensors"], wanted[0])
-            await connection.execute(SQL["add_series"], *wanted)
-            rows = await connection.fetch(SQL["find_series"], *wanted)
+            await connection.execute(SQL["add_sensors"], columns[0])
+            await connection.execute(SQL["add_series"], *columns)
+            rows = await connection.fetch(SQL["find_series"], *columns)
         return {(row[0], row[1]): CachedSeries(row[2], row[3]) for row in rows}
 
     @staticmethod

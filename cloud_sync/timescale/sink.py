@@ -19,10 +19,10 @@ import numpy as np
 
 from cloud_sync.codec import wire
 from cloud_sync.destinations import EncodedBatch
-from cloud_sync.model.errors import DeliveryError, RefusedError, RetryLaterError, UnauthorisedError
+from cloud_sync.model.errors import RefusedError, RetryLaterError, UnauthorisedError
 from cloud_sync.model.ledger_rules import RangeConflictError
 from cloud_sync.model.records import Batch, Readings, Receipt, RecordClass
-from cloud_sync.timescale import ledger, row_store, schema
+from cloud_sync.timescale import SQL, ledger, row_store, schema
 from cloud_sync.timescale.late_rows import LateRowTracker
 from cloud_sync.timescale.series_cache import SeriesCache, newest_time_by_series
 
@@ -41,28 +41,22 @@ if TYPE_CHECKING:
 CREDENTIAL_ERRORS = (asyncpg.InvalidAuthorizationSpecificationError, asyncpg.InsufficientPrivilegeError)
 DATA_ERRORS = (asyncpg.DataError, asyncpg.ProgramLimitExceededError)
 CONTENTION_ERRORS = (asyncpg.SerializationError, asyncpg.DeadlockDetectedError)
-
 MISSING_SCHEMA_ERRORS = (asyncpg.UndefinedTableError, asyncpg.UndefinedColumnError)
 """The database was replaced by an older copy, or emptied."""
 
 
-def error_from_database(fault: asyncpg.PostgresError | asyncpg.InterfaceError | OSError) -> DeliveryError:
-    """The delivery error that a database error stands for; only errors in the data refuse a batch."""
-    text = str(fault) or type(fault).__name__
-    if isinstance(fault, CREDENTIAL_ERRORS):
-        return UnauthorisedError(f"database: {text}")
-    if isinstance(fault, DATA_ERRORS) and not isinstance(fault, asyncpg.InterfaceError):
-        return RefusedError(f"database: {text}", "unacceptable_data")
-    return RetryLaterError(f"database: {text}")
-
-
 @contextmanager
 def map_database_errors() -> Iterator[None]:
-    """Turn every database error raised inside into the delivery error it stands for."""
+    """Turn database errors into delivery errors; only errors in the data refuse a batch."""
     try:
         yield
     except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError) as fault:
-        raise error_from_database(fault) from fault
+        text = f"database: {str(fault) or type(fault).__name__}"
+        if isinstance(fault, CREDENTIAL_ERRORS):
+            raise UnauthorisedError(text) from fault
+        if isinstance(fault, DATA_ERRORS) and not isinstance(fault, asyncpg.InterfaceError):
+            raise RefusedError(text, "unacceptable_data") from fault
+        raise RetryLaterError(text) from fault
 
 
 T = TypeVar("T")
@@ -121,9 +115,7 @@ class TimescaleSink:
     async def prepare(self) -> schema.SchemaState:
         """Connect and bring the database to this release's schema; at once when that has been done.
 
-        Raises:
-            SchemaTooNewError: the database belongs to a newer release.
-            RetryLaterError, UnauthorisedError: it is away, or rejects our credentials.
+        SchemaTooNewError for a newer release's database; a DeliveryError when it is away or rejects us.
         """
         async with self._preparing:
             if self.schema is None:
@@ -145,10 +137,8 @@ class TimescaleSink:
     async def apply(self, batch: Batch) -> Receipt:
         """Apply a batch, or find that it was applied before.
 
-        Raises:
-            RangeConflictError: part of the range was applied, or all of it with other contents.
-            RefusedError: the database cannot hold what the batch says; nothing was written.
-            RetryLaterError, UnauthorisedError: nothing was settled; applying the batch again is safe.
+        RangeConflictError: part of the range was applied, or all of it with other contents. RefusedError:
+        nothing was written. Other delivery errors: nothing was settled; applying it again is safe.
         """
         _check_times(batch)
         if isinstance(batch.records, Readings):
@@ -160,8 +150,7 @@ class TimescaleSink:
     ) -> A:
         """Store readings that no gateway's ledger covers, or return the answer recorded before.
 
-        Raises:
-            RefusedError, RetryLaterError, UnauthorisedError: as `apply`; and whatever `idempotency` raises.
+        Raises as `apply` does, and whatever `idempotency` raises.
         """
 
         async def work(connection: Connection) -> A:
@@ -187,23 +176,19 @@ class TimescaleSink:
 
     async def merge_ledger(self, older_than: timedelta) -> int:
         """Merge adjacent entries of the ledger that are that old; returns how many gateways had some."""
-        names = await self.transact(lambda connection: ledger.find_mergeable_gateways(connection, older_than))
+        rows = await self.transact(lambda connection: connection.fetch(SQL["gateways_to_merge"], older_than))
 
         async def merge(connection: Connection, gateway_id: str) -> None:
             async with connection.transaction():
                 await ledger.lock_gateway(connection, gateway_id)
-                await ledger.merge_ranges(connection, gateway_id, older_than)
+                await connection.execute(SQL["merge_ledger"], gateway_id, older_than)
 
-        for name in names:
-            await self.transact(functools.partial(merge, gateway_id=name))
-        return len(names)
+        for row in rows:
+            await self.transact(functools.partial(merge, gateway_id=row[0]))
+        return len(rows)
 
     async def transact(self, work: Callable[[Connection], Awaitable[T]]) -> T:
-        """Run `work` with a connection to the prepared database; again when it met contention.
-
-        Raises:
-            DeliveryError: what a fault of the database stands for.
-        """
+        """Run `work` with a connection to the prepared database; again when it met contention."""
         await self._prepare_to_apply()
         assert self._pool is not None
         for attempt in range(_MAX_ATTEMPTS):
@@ -274,17 +259,16 @@ class TimescaleSink:
             resolved = await self._directory.resolve(connection, batch.series, newest_us)
             if earlier == "covered":
                 return await _match_batch(connection, batch, resolved.series_no)
-            receipt = await _store_batch(connection, batch, resolved.series_no)
+            if isinstance(batch.records, Readings):
+                source = row_store.ReadingSource(*batch.range[:2], batch.range.first_commit)
+                receipt = await row_store.store_readings(
+                    connection, batch.records, resolved.series_no, source
+                )
+            else:
+                receipt = await row_store.store_records(connection, batch, resolved.series_no)
             await ledger.record_batch(connection, batch, receipt)
         self._directory.remember(resolved)
         return receipt
-
-
-async def _store_batch(connection: Connection, batch: Batch, series_no: NDArray[np.int32]) -> Receipt:
-    if not isinstance(batch.records, Readings):
-        return await row_store.store_records(connection, batch, series_no)
-    source = row_store.ReadingSource(batch.range.gateway_id, batch.range.epoch, batch.range.first_commit)
-    return await row_store.store_readings(connection, batch.records, series_no, source)
 
 
 async def _match_batch(connection: Connection, batch: Batch, series_no: NDArray[np.int32]) -> Receipt:

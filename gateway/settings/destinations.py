@@ -10,9 +10,9 @@ from pydantic import AfterValidator, Field, model_validator
 from cloud_sync.delivery.batch_sender import DeliveryOptions, DeliveryState
 from cloud_sync.delivery.lanes import Schedule, parse_window
 from cloud_sync.delivery.shipper import Shipper
-from cloud_sync.destinations.file import parquet
-from cloud_sync.destinations.file.destination import FileDestination as FileWriter
-from cloud_sync.destinations.file.destination import FileOptions
+from cloud_sync.destinations import parquet
+from cloud_sync.destinations.file import FileDestination as FileWriter
+from cloud_sync.destinations.file import FileOptions
 from cloud_sync.destinations.http_client import HttpOptions, build_client_tls_context
 from cloud_sync.model.records import RecordClass
 from cloud_sync.runtime.secret_files import read_secret
@@ -258,7 +258,7 @@ class InfluxDestination(HttpDestination):
 
     def build_destination(self) -> DestinationPort:
         """The client of the server."""
-        from cloud_sync.destinations.influxdb import destination as influxdb  # noqa: PLC0415 - brings httpx
+        from cloud_sync.destinations import influxdb  # noqa: PLC0415 - brings httpx
 
         options = influxdb.InfluxOptions(
             self.url,

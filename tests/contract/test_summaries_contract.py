@@ -11,7 +11,7 @@ import asyncpg
 import numpy as np
 import pytest
 
-from cloud_sync.destinations.influxdb.destination import InfluxDestination, InfluxOptions
+from cloud_sync.destinations.influxdb import InfluxDestination, InfluxOptions
 from cloud_sync.model.errors import RefusedError
 from cloud_sync.model.records import Batch, Series
 from cloud_sync.timescale.row_store import delete_old_rollups

@@ -10,7 +10,7 @@ from uuid import UUID
 import pytest
 
 from cloud_sync.destinations.http_client import HttpOptions, build_client_tls_context
-from cloud_sync.destinations.influxdb.destination import ErrorAnswer, InfluxDestination, InfluxOptions
+from cloud_sync.destinations.influxdb import ErrorAnswer, InfluxDestination, InfluxOptions
 from cloud_sync.destinations.ingest_client import IngestClient
 from cloud_sync.model.errors import RetryLaterError
 from cloud_sync.model.records import Series

@@ -21,8 +21,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from cloud_sync.destinations.file.destination import FileDestination, FileOptions
-from cloud_sync.destinations.file.output_files import merge_span
+from cloud_sync.destinations.file import FileDestination, FileOptions
+from cloud_sync.destinations.output_files import merge_span
 from cloud_sync.model.errors import RetryLaterError
 from tests.support.batches import batch_of
 from tests.support.destination_kinds import file_lines, rows_of
@@ -315,7 +315,7 @@ async def test_an_interruption_at_any_step_leaves_every_batch_once(tmp_path, mon
 CHILD = f"""
 import asyncio, itertools, sys
 from tests.support.batches import batch_of
-from cloud_sync.destinations.file.destination import FileDestination, FileOptions
+from cloud_sync.destinations.file import FileDestination, FileOptions
 
 async def send_until_killed(directory, number):
     destination = FileDestination("stick", directory, FileOptions(rotate_bytes=2000))

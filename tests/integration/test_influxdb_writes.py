@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 
 from cloud_sync.destinations.http_client import HttpOptions
-from cloud_sync.destinations.influxdb.destination import (
+from cloud_sync.destinations.influxdb import (
     ErrorAnswer,
     InfluxDestination,
     InfluxOptions,

@@ -13,7 +13,7 @@ import asyncpg
 import numpy as np
 import pytest
 
-from cloud_sync.destinations.file.destination import FileDestination, FileOptions
+from cloud_sync.destinations.file import FileDestination, FileOptions
 from cloud_sync.ingest import file_import
 from cloud_sync.model.records import Batch, Readings, Receipt, Series
 from cloud_sync.timescale.sink import TimescaleSink

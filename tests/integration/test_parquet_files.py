@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 import pyarrow.parquet
 import pytest
 
-from cloud_sync.destinations.file import parquet
-from cloud_sync.destinations.file.destination import FileDestination, FileOptions
+from cloud_sync.destinations import parquet
+from cloud_sync.destinations.file import FileDestination, FileOptions
 from cloud_sync.ingest import file_import
 from cloud_sync.timescale.sink import TimescaleSink
 from tests.contract.test_timescaledb_sink import expected_rows, stored_rows

@@ -14,8 +14,8 @@ from uuid import uuid4
 from line_protocol_parser import parse_line
 
 from cloud_sync.codec import line_protocol
-from cloud_sync.destinations.file.destination import FileDestination, FileOptions
-from cloud_sync.destinations.influxdb.destination import InfluxDestination, InfluxOptions
+from cloud_sync.destinations.file import FileDestination, FileOptions
+from cloud_sync.destinations.influxdb import InfluxDestination, InfluxOptions
 from tests.support.http_stub import InfluxV2Stub, http_stub
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from line_protocol_parser import parse_line
 
-from cloud_sync.destinations.influxdb.record_lines import encode_record_lines
+from cloud_sync.destinations.influxdb import encode_record_lines
 from cloud_sync.model.records import Batch, Series
 from tests.support.summary_examples import alerts, declarations, rollups
 from tests.support.wire_examples import batch, readings
@@ -20,14 +20,14 @@ from tests.support.wire_examples import series as example_series
 def parsed(records, named=None):
     named = example_series() if named is None and records.has_series else named or ()
     sent = Batch(batch().range._replace(record_class=records.record_class), named, records)
-    return [parse_line(line) for line in encode_record_lines(sent, tags=(), precision="ns")]
+    return [parse_line(line) for line in encode_record_lines(sent, tags=())]
 
 
 def test_a_rollup_is_one_point_with_what_identifies_it_as_tags():
     sent = rollups(4, 2)
     points = parsed(sent)
 
-    assert [p["time"] for p in points] == [t * 1000 for t in sent.time_us.tolist()]
+    assert [p["time"] for p in points] == sent.time_us.tolist()
     assert points[0]["tags"] == {
         "gateway_id": batch().range.gateway_id,
         "sensor_id": "sensor-0",
@@ -70,8 +70,7 @@ def test_a_declaration_says_what_was_given_up():
 
 def test_readings_are_lines_as_ever():
     (first, *_) = [
-        parse_line(line)
-        for line in encode_record_lines(batch(content=readings()), tags=("location",), precision="us")
+        parse_line(line) for line in encode_record_lines(batch(content=readings()), tags=("location",))
     ]
     assert first["measurement"] == "temperature"
     assert math.isfinite(first["fields"]["value"])

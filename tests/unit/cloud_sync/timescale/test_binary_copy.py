@@ -86,7 +86,7 @@ def test_every_combination_of_absent_values_is_null_where_it_should_be():
 
 
 def test_the_earliest_time_fits():
-    content = readings(1, 1, start_us=row_store.MIN_READING_TIME_US)
+    content = readings(1, 1, start_us=row_store.READING_TIMES_US[0])
     ((_, time, *_),) = rows_of(
         b"".join(row_store.encode_copy(content, np.array([1], np.int32))), row_store.COPY_COLUMNS
     )

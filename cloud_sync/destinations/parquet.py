@@ -50,9 +50,7 @@ def write_batches(path: Path, batches: Iterable[Batch]) -> None:
 def read_pieces(path: Path, *, max_rows: int) -> Iterator[tuple[Sequence[Series], Readings, int]]:
     """The rows of a file in pieces: series, readings in canonical order, and how many rows were rejected.
 
-    Raises:
-        ValueError: it is no Parquet file, or lacks a column.
-        OSError: it cannot be read.
+    ValueError when it is no Parquet file, or lacks a column.
     """
     import pyarrow  # noqa: ICN001, PLC0415 - an optional package
     import pyarrow.parquet  # noqa: PLC0415 - as above
@@ -138,10 +136,7 @@ _CRC_BYTES = 4
 def convert(source: Path, ends: Sequence[int], target: Path) -> list[bool]:
     """Write the batches of `source`, which end at `ends` bytes, as `target`; returns which could be read.
 
-    `target` is whole and durable on return; there is none when no batch could be read.
-
-    Raises:
-        OSError: it cannot be written; nothing has changed.
+    `target` is whole and durable on return; there is none when no batch could be read, or after an OSError.
     """
     readable: list[bool] = []
 

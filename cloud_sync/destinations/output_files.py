@@ -29,7 +29,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, BinaryIO
 from urllib.parse import quote
 
-from cloud_sync.destinations.file import parquet
+from cloud_sync.destinations import parquet
 from cloud_sync.runtime.files import fsync_folder
 
 if TYPE_CHECKING:
@@ -46,7 +46,8 @@ _OPEN_SUFFIX = {PARQUET: ".batches"}
 _INDEX = ".open.index"
 _STEM_MAX_CHARS = 100
 
-IndexEntry = dict[str, Any]
+JsonObject = dict[str, Any]
+IndexEntry = JsonObject
 """A batch in an index: first, last, rows, min_time_us, max_time_us, written_s, end (in bytes)."""
 
 
@@ -70,14 +71,6 @@ class OutputFile:
     entries: list[IndexEntry]
     size: int
 
-    def append(self, data: bytes, entry: IndexEntry) -> None:
-        """Add one batch, durable on return. `entry` lacks only `end`."""
-        _write_durably(self.data, data)
-        entry = {**entry, "end": self.size + len(data)}
-        _write_durably(self.index, _encode_json_line(entry))
-        self.entries.append(entry)
-        self.size = entry["end"]
-
     def is_due(self, rotate_bytes: int, rotate_s: float, now_s: float) -> bool:
         """Whether the file is large or old enough for its final name."""
         if not self.entries:
@@ -94,8 +87,7 @@ class OutputFile:
 class OutputDirectory:
     """The directory as it is now, locked by this process.
 
-    Attributes:
-        covered: stem to the commit ranges that are durable here, inclusive, merged and sorted.
+    `covered`: by stem, the commit ranges that are durable here, inclusive, merged and sorted.
     """
 
     directory: Path
@@ -107,8 +99,7 @@ class OutputDirectory:
     def open(cls, directory: Path, *, create: bool) -> OutputDirectory:
         """Lock the directory, finish what a stop left half done, and read what is covered.
 
-        Raises:
-            BlockingIOError: another process writes here.
+        BlockingIOError when another process writes here.
         """
         if create:
             directory.mkdir(parents=True, exist_ok=True)
@@ -137,8 +128,12 @@ class OutputDirectory:
         )
 
     def append(self, output_file: OutputFile, data: bytes, entry: IndexEntry) -> None:
-        """Add one batch to an open file, durably."""
-        output_file.append(data, entry)
+        """Add one batch to an open file, durably. `entry` lacks only `end`."""
+        _write_durably(output_file.data, data)
+        output_file.size += len(data)
+        entry = {**entry, "end": output_file.size}
+        _write_durably(output_file.index, _encode_json_line(entry))
+        output_file.entries.append(entry)
         self._add_covered(output_file.stem.name, entry["first"], entry["last"])
 
     def open_file(self, stem_name: str, suffix: str) -> OutputFile:
@@ -168,6 +163,11 @@ class OutputDirectory:
             self._settle(output_file.stem, output_file.entries, final, listed=False)
         output_file.close()
         del self.open_files[output_file.stem.name]
+
+    def finish_all(self) -> None:
+        """Finish every open file."""
+        for output_file in list(self.open_files.values()):
+            self.finish(output_file)
 
     def close(self) -> None:
         """Close every file and unlock the directory."""
@@ -240,10 +240,11 @@ class OutputDirectory:
     def _declare_missing(self, stem: Path, entries: list[IndexEntry]) -> None:
         self._append_to_manifest({"missing": f"{stem.name}.open", "stem": stem.name, **_summarize(entries)})
 
-    def _append_to_manifest(self, line: dict[str, Any]) -> None:
-        path = self.directory / MANIFEST
-        with path.open("ab", buffering=0) as manifest:
-            torn = manifest.tell() > 0 and _last_byte(path) != b"\n"
+    def _append_to_manifest(self, line: JsonObject) -> None:
+        with (self.directory / MANIFEST).open("a+b", buffering=0) as manifest:
+            if manifest.tell() > 0:
+                manifest.seek(-1, os.SEEK_END)
+            torn = manifest.read(1) not in (b"", b"\n")
             _write_durably(manifest, b"\n" * torn + _encode_json_line(line))
         fsync_folder(self.directory)
 
@@ -268,7 +269,7 @@ def merge_span(spans: list[tuple[int, int]], first: int, last: int) -> list[tupl
     return [*before, (low, high), *after]
 
 
-def _summarize(entries: list[IndexEntry]) -> dict[str, Any]:
+def _summarize(entries: list[IndexEntry]) -> JsonObject:
     spans: list[tuple[int, int]] = []
     for entry in entries:
         spans = merge_span(spans, entry["first"], entry["last"])
@@ -280,7 +281,7 @@ def _summarize(entries: list[IndexEntry]) -> dict[str, Any]:
     }
 
 
-def _manifest_entry(stem_name: str, path: Path, entries: list[IndexEntry]) -> dict[str, Any]:
+def _manifest_entry(stem_name: str, path: Path, entries: list[IndexEntry]) -> JsonObject:
     with path.open("rb") as data:
         digest = hashlib.file_digest(data, "sha256").hexdigest()
     return {
@@ -313,8 +314,7 @@ def _read_index(path: Path) -> tuple[list[IndexEntry], str | None]:
 def _rewrite_index(path: Path, entries: list[IndexEntry]) -> BinaryIO:
     """The index with exactly these entries, durable, open for more.
 
-    Rewritten even when nothing changed: after a failed fsync the pages of the old file may read well
-    and never reach the disk.
+    Even an unchanged one: after a failed fsync pages may read well and never reach the disk.
     """
     fresh = path.with_name(path.name + ".new")
     with fresh.open("wb", buffering=0) as index:
@@ -324,7 +324,7 @@ def _rewrite_index(path: Path, entries: list[IndexEntry]) -> BinaryIO:
     return path.open("ab", buffering=0)
 
 
-def read_json_lines(path: Path) -> Iterator[dict[str, Any]]:
+def read_json_lines(path: Path) -> Iterator[JsonObject]:
     """The whole lines of a file that hold a JSON object; a torn last line is no line."""
     try:
         text = path.read_bytes()
@@ -339,14 +339,8 @@ def read_json_lines(path: Path) -> Iterator[dict[str, Any]]:
             yield value
 
 
-def _encode_json_line(value: dict[str, Any]) -> bytes:
+def _encode_json_line(value: JsonObject) -> bytes:
     return json.dumps(value, separators=(",", ":")).encode() + b"\n"
-
-
-def _last_byte(path: Path) -> bytes:
-    with path.open("rb") as data:
-        data.seek(-1, os.SEEK_END)
-        return data.read(1)
 
 
 def _write_durably(target: BinaryIO, data: bytes) -> None:

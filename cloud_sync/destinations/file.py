@@ -17,13 +17,13 @@ import time
 import zlib
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, TypeVar
 
 from cloud_sync.codec import line_protocol, wire
-from cloud_sync.destinations import EncodedBatch
-from cloud_sync.destinations.file import parquet
-from cloud_sync.destinations.file.output_files import PARQUET, OutputDirectory, file_stem
+from cloud_sync.destinations import EncodedBatch, parquet
+from cloud_sync.destinations.output_files import PARQUET, OutputDirectory, OutputFile, file_stem
 from cloud_sync.model.errors import RetryLaterError
 from cloud_sync.model.records import Receipt
 
@@ -31,6 +31,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from cloud_sync.model.records import Batch
+
+T = TypeVar("T")
 
 _GZIP_LEVEL = 6
 _GZIP_WINDOW = 31  # zlib: the largest window, in a gzip member without a time
@@ -49,15 +51,10 @@ _HINTS = {
 
 @dataclass(frozen=True, slots=True)
 class FileOptions:
-    """How files are written.
+    """How files are written; without `create` a directory that is not there is waited for.
 
-    Attributes:
-        compress: gzip, or plain text; Parquet is always compressed.
-        create: create the directory; otherwise wait until it exists.
-        rotate_bytes: a file of this size gets its final name.
-        rotate_s: so does one whose first batch is this old, when the next batch comes.
-        min_free_bytes: room left on the file system for others; below it batches wait.
-        tags: attributes of a series to write as tags.
+    A file gets its final name when it has `rotate_bytes`, or with the first batch after `rotate_s`. While
+    less than `min_free_bytes` is free, batches wait. `tags` are attributes to write as tags.
     """
 
     form: Literal["line_protocol", "parquet"] = "line_protocol"
@@ -72,8 +69,7 @@ class FileOptions:
 class FileDestination:
     """A directory that batches are written to, whole and once each; opened with the first batch.
 
-    Raises:
-        ValueError: an option that cannot work, with its name.
+    ValueError for an option that cannot work, with its name.
     """
 
     def __init__(
@@ -119,20 +115,13 @@ class FileDestination:
         return b"".join((*map(gzipped.compress, texts), gzipped.flush()))
 
     async def send(self, encoded_batch: EncodedBatch) -> Receipt:
-        """Append one batch and make it durable.
-
-        Raises:
-            RetryLaterError: no room, no permission, or no directory; nothing of the batch counts.
-        """
-        if self._closed:
-            raise RetryLaterError(f"{self.name}: closed")
-        return await asyncio.get_running_loop().run_in_executor(self._writer, self._write, encoded_batch)
+        """Append one batch and make it durable; of a RetryLaterError nothing counts."""
+        before = await self._run(partial(self._append, encoded_batch))
+        return Receipt(rows=encoded_batch.rows, stored=encoded_batch.rows, applied_before=before)
 
     async def rotate(self) -> None:
         """Give every open file its final name now, for a person about to take the files away."""
-        if self._closed:
-            raise RetryLaterError(f"{self.name}: closed")
-        await asyncio.get_running_loop().run_in_executor(self._writer, self._rotate)
+        await self._run(OutputDirectory.finish_all)
 
     async def aclose(self) -> None:
         """Close the files; open ones go on at the next start. May be called again."""
@@ -141,62 +130,48 @@ class FileDestination:
             await asyncio.get_running_loop().run_in_executor(self._writer, self._close_output)
             self._writer.shutdown()
 
-    def _write(self, encoded_batch: EncodedBatch) -> Receipt:
-        try:
-            before = self._write_once(encoded_batch)
-        except OSError as fault:
-            raise self._retry_error(fault) from fault
-        return Receipt(rows=encoded_batch.rows, stored=encoded_batch.rows, applied_before=before)
+    async def _run(self, work: Callable[[OutputDirectory], T]) -> T:
+        if self._closed:
+            raise RetryLaterError(f"{self.name}: closed")
+        return await asyncio.get_running_loop().run_in_executor(self._writer, self._work_on_output, work)
 
-    def _write_once(self, encoded_batch: EncodedBatch) -> bool:
+    def _work_on_output(self, work: Callable[[OutputDirectory], T]) -> T:
+        try:
+            if self._output_directory is None or not self._output_directory.is_same_directory():
+                self._close_output()
+                self._output_directory = OutputDirectory.open(self._directory, create=self._options.create)
+            return work(self._output_directory)
+        except OSError as fault:
+            self._close_output()
+            if isinstance(fault, BlockingIOError):
+                message = f"{self.name}: {self._directory} is in use by another process that writes there"
+                raise RetryLaterError(message) from fault
+            hint = _HINTS.get(fault.errno or 0)
+            message = f"{self.name}: cannot write to {self._directory}: {fault}"
+            raise RetryLaterError(f"{message}; {hint}" if hint else message) from fault
+
+    def _append(self, encoded_batch: EncodedBatch, output_directory: OutputDirectory) -> bool:
         """Append unless the directory covers the range already; returns whether it did."""
-        output_directory = self._open_output()
         if output_directory.covers(encoded_batch.range):
             return True
         data, entry = encoded_batch.bodies
-        free = shutil.disk_usage(self._directory).free
-        if free - len(data) < self._options.min_free_bytes:
-            raise OSError(
-                errno.ENOSPC, f"{free} bytes free, {self._options.min_free_bytes} of them kept for others"
-            )
-        now_s, options = self._wall_clock(), self._options
+        free, now_s, options = shutil.disk_usage(self._directory).free, self._wall_clock(), self._options
+        if free - len(data) < options.min_free_bytes:
+            raise OSError(errno.ENOSPC, f"{free} bytes free, {options.min_free_bytes} of them kept free")
+        is_due = partial(
+            OutputFile.is_due, rotate_bytes=options.rotate_bytes, rotate_s=options.rotate_s, now_s=now_s
+        )
         output_file = output_directory.open_file(file_stem(encoded_batch.range), self._suffix)
-        if output_file.suffix != self._suffix or output_file.is_due(
-            options.rotate_bytes, options.rotate_s, now_s
-        ):
+        if output_file.suffix != self._suffix or is_due(output_file):
             output_directory.finish(output_file)
             output_file = output_directory.open_file(file_stem(encoded_batch.range), self._suffix)
         output_directory.append(output_file, data, {**json.loads(entry), "written_s": now_s})
-        if output_file.is_due(options.rotate_bytes, options.rotate_s, now_s):
+        if is_due(output_file):
             output_directory.finish(output_file)
         return False
-
-    def _rotate(self) -> None:
-        try:
-            output_directory = self._open_output()
-            for output_file in list(output_directory.open_files.values()):
-                output_directory.finish(output_file)
-        except OSError as fault:
-            raise self._retry_error(fault) from fault
-
-    def _open_output(self) -> OutputDirectory:
-        if self._output_directory is None or not self._output_directory.is_same_directory():
-            self._close_output()
-            self._output_directory = OutputDirectory.open(self._directory, create=self._options.create)
-        return self._output_directory
 
     def _close_output(self) -> None:
         """After an error, memory and disk may differ: the next batch opens the directory again."""
         output_directory, self._output_directory = self._output_directory, None
         if output_directory is not None:
             output_directory.close()
-
-    def _retry_error(self, fault: OSError) -> RetryLaterError:
-        self._close_output()
-        if isinstance(fault, BlockingIOError):
-            return RetryLaterError(
-                f"{self.name}: {self._directory} is in use by another process that writes there"
-            )
-        hint = _HINTS.get(fault.errno or 0)
-        words = f"{self.name}: cannot write to {self._directory}: {fault}"
-        return RetryLaterError(f"{words}; {hint}" if hint else words)

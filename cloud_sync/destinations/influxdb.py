@@ -12,12 +12,23 @@ What the answers mean is `cloud_sync.destinations.http_client`, with these excep
     400 422           RefusedError, `reason` as `ErrorAnswer.reason` says; a partial write has stored the good
                       lines. `rows` are the lines that the answer names
     413               TooLargeError; bodies are half as long from then on
+
+Readings are written as `cloud_sync.codec.line_protocol` says, other records as
+
+    rollup,gateway_id=barn-1,sensor_id=t-17,sensor_type=temperature,window_s=60 count=60i,mean=21.5,...
+    alert,gateway_id=barn-1,rule=too_hot,sensor_id=t-17,sensor_type=temperature,severity=critical state=...
+    declared_loss,class=reading,first_commit=11,gateway_id=barn-1,reason=max_bytes rows=100i,...
+
+Their tags are what identifies a record, so that a newer revision of a window overwrites the older one;
+attributes of the sensor are not among them, for they may change within a window. Times, also of fields,
+are microseconds since 1970. Values that are not there (NaN) are left out.
 """
 
 from __future__ import annotations
 
 import asyncio
 import gzip
+import math
 import re
 import time
 from dataclasses import dataclass, field
@@ -28,15 +39,15 @@ import httpx
 import msgspec
 
 from cloud_sync.codec import line_protocol
+from cloud_sync.codec.line_protocol import escape_tag
 from cloud_sync.destinations import EncodedBatch
 from cloud_sync.destinations.http_client import HttpOptions, build_http_client, error_from_status
-from cloud_sync.destinations.influxdb.record_lines import encode_record_lines
 from cloud_sync.model.errors import DeliveryError, RefusedError, RetryLaterError, TooLargeError
-from cloud_sync.model.records import Receipt
+from cloud_sync.model.records import Alerts, AlertState, Declarations, Receipt, RecordClass, Rollups, Severity
 from cloud_sync.runtime.secret_files import redact_text
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from cloud_sync.model.records import Batch
 
@@ -64,16 +75,10 @@ _REASONS = (
 
 @dataclass(frozen=True, slots=True)
 class InfluxOptions:
-    """Where and how to write.
+    """Where and how to write: `url` without credentials and path; v2 needs `bucket`, v1 `database`.
 
-    Attributes:
-        url: base address, such as `https://influx.example:8086`, without credentials.
-        api: the write path; v2 needs `bucket`, v1 `database`.
-        retention_policy: for v1; the database's default when empty.
-        token: sent as `Authorization: Token ...`; without one, `username` and `password` by basic
-            authentication.
-        tags: attributes of a series to write as tags.
-        timeout_s: for one request, from the first byte sent to the last received.
+    Without a `token`, `username` and `password` are sent by basic authentication. `timeout_s` bounds a whole
+    request. `tags` are attributes of a series to write as tags.
     """
 
     url: str
@@ -94,8 +99,7 @@ class InfluxOptions:
 class InfluxDestination:
     """One bucket (v2) or database (v1) of an InfluxDB, or of a server that speaks its write protocol.
 
-    Raises:
-        ValueError: an option that cannot work, with its name.
+    ValueError for an option that cannot work, with its name.
     """
 
     def __init__(
@@ -129,7 +133,7 @@ class InfluxDestination:
 
     def encode(self, batch: Batch) -> EncodedBatch:
         """Gzipped line protocol with microsecond timestamps; about 2 us a reading."""
-        lines = encode_record_lines(batch, tags=self._tags, precision="us")
+        lines = encode_record_lines(batch, tags=self._tags)
         parts = line_protocol.split_into_bodies(
             lines, max_lines=self._lines_per_body, max_bytes=BODY_MAX_BYTES
         )
@@ -219,12 +223,10 @@ class _LineFaults(msgspec.Struct):
 
 
 class ErrorAnswer:
-    """The body of an error answer, or the beginning of it.
+    """The body of an error answer, or the beginning of it; `message` is the server's own, shortened.
 
-    Attributes:
-        message: the server's own, else the body as it is, shortened.
-        reason: machine-readable: field_type_conflict, beyond_retention, series_limit, unable_to_parse,
-            partial_write, or the code of v2 with underscores; "" for none.
+    `reason`: field_type_conflict, beyond_retention, series_limit, unable_to_parse, partial_write, or the code
+    of v2 with underscores; "" for none.
     """
 
     def __init__(self, body: bytes) -> None:
@@ -241,8 +243,7 @@ class ErrorAnswer:
     def find_refused_lines(self, lines: Sequence[str]) -> tuple[int, ...]:
         """Which lines of a body were refused, positions from 0; none when the answer does not say.
 
-        InfluxDB 1 and 2 repeat the lines they cannot parse, and count the points they drop, which may be all.
-        InfluxDB 3 gives line numbers.
+        InfluxDB 1 and 2 repeat lines they cannot parse and count those dropped; 3 gives line numbers.
         """
         numbers = {fault.line_number for fault in _decode_or(_LineFaults, self._body).data}
         if numbers:
@@ -302,3 +303,95 @@ def _build_write_url(options: InfluxOptions, target: str) -> httpx.URL:
         raise ValueError(f"{key}: required with api {options.api}")
     given = {name: text for name, text in params.items() if text}
     return base.copy_with(path=base.path.rstrip("/") + path, params=given)
+
+
+_FLOATS = ("mean", "m2", "minimum", "maximum", "first", "last")
+_INTEGERS = ("count", "flagged", "excluded", "suppressed", "revision", "first_at_us", "last_at_us")
+
+
+def encode_record_lines(batch: Batch, *, tags: Sequence[str]) -> Iterator[str]:
+    """One line a record of a batch of any class, in its order, without line ends; `tags` are of readings."""
+    records = batch.records
+    if isinstance(records, Rollups):
+        return _rollup_lines(batch, records)
+    if isinstance(records, Alerts):
+        return _alert_lines(batch, records)
+    if isinstance(records, Declarations):
+        return _declaration_lines(batch, records)
+    return line_protocol.iter_lines(batch, tags=tags, precision="us")
+
+
+def _rollup_lines(batch: Batch, rollups: Rollups) -> Iterator[str]:
+    gateway_id = batch.range.gateway_id
+    keys = [
+        _line_key("rollup", gateway_id=gateway_id, sensor_id=s.sensor_id, sensor_type=s.sensor_type)
+        for s in batch.series
+    ]
+    integers = [getattr(rollups, name).tolist() for name in _INTEGERS]
+    floats = [getattr(rollups, name).tolist() for name in _FLOATS]
+    for row, (series, window_s, time_us) in enumerate(
+        zip(rollups.series.tolist(), rollups.window_s.tolist(), rollups.time_us.tolist(), strict=True)
+    ):
+        fields = [f"{name}={column[row]}i" for name, column in zip(_INTEGERS, integers, strict=True)]
+        fields += [
+            f"{name}={column[row]!r}"
+            for name, column in zip(_FLOATS, floats, strict=True)
+            if math.isfinite(column[row])
+        ]
+        yield f"{keys[series]},window_s={window_s} {','.join(fields)} {time_us}"
+
+
+def _alert_lines(batch: Batch, alerts: Alerts) -> Iterator[str]:
+    for row in range(alerts.rows):
+        series = batch.series[int(alerts.series[row])]
+        key = _line_key(
+            "alert",
+            gateway_id=batch.range.gateway_id,
+            rule=str(alerts.rule[row]),
+            sensor_id=series.sensor_id,
+            sensor_type=series.sensor_type,
+            severity=Severity(int(alerts.severity[row])).name.lower(),
+        )
+        fields = [
+            f"state={_quote_string(AlertState(int(alerts.state[row])).name.lower())}",
+            f"count={alerts.count[row]}i",
+            f"detail={_quote_string(str(alerts.detail[row]))}",
+        ]
+        for name in ("value", "threshold"):
+            number = float(getattr(alerts, name)[row])
+            if math.isfinite(number):
+                fields.append(f"{name}={number!r}")
+        yield f"{key} {','.join(fields)} {int(alerts.time_us[row])}"
+
+
+def _declaration_lines(batch: Batch, declared: Declarations) -> Iterator[str]:
+    for row in range(declared.rows):
+        number = int(declared.of_class[row])
+        known = number in set(RecordClass)
+        key = _line_key(
+            "declared_loss",
+            **{"class": RecordClass(number).name.lower() if known else str(number)},
+            first_commit=str(declared.first_commit[row]),
+            gateway_id=batch.range.gateway_id,
+            reason=str(declared.reason[row]),
+        )
+        fields = (
+            f"rows={declared.lost[row]}i",
+            f"last_commit={declared.last_commit[row]}i",
+            f"from_us={declared.from_us[row]}i",
+            f"to_us={declared.to_us[row]}i",
+            f"epoch={_quote_string(str(batch.range.epoch))}",
+            f"survives={_quote_string(str(declared.survives[row]))}",
+        )
+        yield f"{key} {','.join(fields)} {int(declared.time_us[row])}"
+
+
+def _line_key(measurement: str, **tags: str) -> str:
+    """Measurement and tags, which are given in the order of their names."""
+    return ",".join((measurement, *(f"{name}={escape_tag(text)}" for name, text in tags.items() if text)))
+
+
+def _quote_string(text: str) -> str:
+    """A field of text. A line break in it would end the line for some readers: it becomes a space."""
+    escaped = " ".join(text.splitlines()).replace("\\", "\\\\").replace('"', '\\"')
+    return f'"{escaped}"'

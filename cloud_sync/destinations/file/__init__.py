@@ -1,1 +1,0 @@
-"""Destination `file`: line protocol or Parquet files in a directory."""
