@@ -19,12 +19,13 @@ from gateway.setup.installation import (
     InstallRequest,
     Layout,
     Role,
+    SetupError,
+    Step,
     check_prerequisites,
     find_wheel_version,
     plan_install,
     plan_uninstall,
 )
-from gateway.setup.steps import SetupError, Step
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

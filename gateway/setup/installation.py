@@ -12,18 +12,104 @@ With an instance NAME the configuration is in /etc/tidegate/NAME and the spool i
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
+import subprocess
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
-from gateway.setup import steps
-from gateway.setup.steps import SetupError, Step
+from cloud_sync.runtime.files import replace_file
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
+
+_OUTPUT_MAX_LINES = 12
+
+
+class SetupError(Exception):
+    """A step failed; the message is for a person. Steps before it stay done."""
+
+
+class Step(NamedTuple):
+    """One step. `text` is an imperative; `run` raises `SetupError` or `OSError`."""
+
+    text: str
+    run: Callable[[], None] = lambda: None
+
+
+def write_file(path: Path, text: str, mode: int = 0o644) -> Step:
+    """Write a file as a whole, and its folder."""
+
+    def run() -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        replace_file(path, text.encode(), mode)
+
+    return Step(f"write {path}", run)
+
+
+def make_link(path: Path, target: Path) -> Step:
+    """Make `path` a link to `target`, replacing an existing link in one rename."""
+
+    def run() -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        draft = path.with_name(f".{path.name}.new")
+        draft.unlink(missing_ok=True)
+        draft.symlink_to(target)
+        draft.replace(path)
+
+    return Step(f"link {path} to {target}", run)
+
+
+def make_folder(path: Path, mode: int) -> Step:
+    """Make a folder with this mode."""
+
+    def run() -> None:
+        path.mkdir(parents=True, exist_ok=True)
+        path.chmod(mode)
+
+    return Step(f"make {path} ({mode:04o})", run)
+
+
+def remove_path(path: Path) -> Step:
+    """Remove a file, a link or a folder with everything in it."""
+
+    def run() -> None:
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
+
+    return Step(f"remove {path}", run)
+
+
+def run_program(*command: str | Path, text: str = "") -> Step:
+    """Run a program to its end."""
+    words = [str(word) for word in command]
+    return Step(text or "run " + " ".join(words), lambda: _run_to_end(words))
+
+
+def _run_to_end(words: Sequence[str]) -> None:
+    # another Python must not find this one's packages
+    environment = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "PYTHONHOME")}
+    try:
+        done = subprocess.run(  # noqa: S603 - the plan's own words
+            words,
+            capture_output=True,
+            text=True,
+            check=False,
+            stdin=subprocess.DEVNULL,
+            env=environment,
+            cwd="/",
+        )
+    except OSError as error:
+        raise SetupError(f"{words[0]}: {error.strerror or error}") from error
+    if done.returncode:
+        output = "\n".join((done.stderr or done.stdout).strip().splitlines()[-_OUTPUT_MAX_LINES:])
+        raise SetupError(f"`{' '.join(words)}` ended with {done.returncode}\n{output}")
+
 
 Role = Literal["gateway", "ingest", "sim"]
 DEFAULT_PREFIX = Path("/opt/tidegate")
@@ -34,12 +120,8 @@ _COMMAND_LINK = Path("/usr/local/bin/tidegate")
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """Paths of one installation.
-
-    Attributes:
-        root: "/", or the root of an image that is being built.
-        prefix: where releases go, as the machine itself will see it.
-        instance: of a gateway, "" for the only one.
+    """Paths of one installation. `root` is "/", or that of an image that is being built; `prefix`, the folder
+    of releases, is as the machine itself will see it; `instance` is "" for the only gateway.
     """
 
     root: Path = Path("/")
@@ -101,11 +183,7 @@ _COMPLETE_MARKER = "complete"
 
 
 def find_wheel_version(wheels: Path) -> str:
-    """The version of the only tidegate wheel in a folder.
-
-    Raises:
-        SetupError: there is none, or more than one.
-    """
+    """The version of the only tidegate wheel in a folder. Raises SetupError."""
     found = sorted(m["version"] for p in wheels.glob("tidegate-*.whl") if (m := _WHEEL.fullmatch(p.name)))
     if len(found) != 1:
         raise SetupError(
@@ -121,36 +199,24 @@ def plan_release(layout: Layout, version: str, wheels: Path | None, python: str)
     """
     folder = layout.prefix / "releases" / version
     release = layout.locate(folder)
-    installed = _installed_extras(release)
+    marker = release / _COMPLETE_MARKER  # lists the extras of a complete installation
+    installed = marker.read_text(encoding="utf-8").split("\n")[:-1] if marker.exists() else []
     extra = ROLE_EXTRAS[layout.role]
     if extra in installed:
         yield Step(f"keep the release in {release}")
     else:
         if not installed:
             if release.exists():
-                yield steps.remove_path(release)
-            yield steps.run_program(
-                python, "-m", "venv", release, text=f"make a virtual environment in {release}"
-            )
-        yield from _plan_pip_install(release, version, extra, wheels)
-        yield steps.write_file(release / _COMPLETE_MARKER, "\n".join([*installed, extra, ""]))
-    yield steps.make_link(layout.locate(layout.prefix / "current"), Path("releases") / version)
-    yield steps.make_link(layout.locate(_COMMAND_LINK), layout.program)
-
-
-def _plan_pip_install(release: Path, version: str, extra: str, wheels: Path | None) -> Iterator[Step]:
-    pip = [str(release / "bin" / "python"), "-m", "pip", "--disable-pip-version-check", "install"]
-    source = ["--no-index", "--find-links", str(wheels)] if wheels is not None else []
-    says = f"install tidegate{extra} {version} from {wheels or 'the package index'}"
-    yield steps.run_program(*pip, "--only-binary=:all:", *source, f"tidegate{extra}=={version}", text=says)
-
-
-def _installed_extras(release: Path) -> list[str]:
-    """The extras that a release was installed with; [] when the installation is not complete."""
-    try:
-        return (release / _COMPLETE_MARKER).read_text(encoding="utf-8").split("\n")[:-1]
-    except OSError:
-        return []
+                yield remove_path(release)
+            yield run_program(python, "-m", "venv", release, text=f"make a virtual environment in {release}")
+        pip = [str(release / "bin" / "python"), "-m", "pip", "--disable-pip-version-check", "install"]
+        source = ["--no-index", "--find-links", str(wheels)] if wheels is not None else []
+        text = f"install tidegate{extra} {version} from {wheels or 'the package index'}"
+        package = f"tidegate{extra}=={version}"
+        yield run_program(*pip, "--only-binary=:all:", *source, package, text=text)
+        yield write_file(marker, "\n".join([*installed, extra, ""]))
+    yield make_link(layout.locate(layout.prefix / "current"), Path("releases") / version)
+    yield make_link(layout.locate(_COMMAND_LINK), layout.program)
 
 
 _GROUP = "tidegate"
@@ -158,16 +224,11 @@ _GROUP = "tidegate"
 
 @dataclass(frozen=True, slots=True)
 class InstallRequest:
-    """What is to be installed.
+    """What is to be installed: a release from `wheels` or else the package index, run by `python`.
 
-    Attributes:
-        wheels: folder with all wheels, None for the package index.
-        python: the interpreter to run on.
-        init: arguments of `tidegate config init` for a configuration that does not exist yet.
-        config: a file to use as the configuration instead.
-        token: the region's token for this gateway, "" for none.
-        token_for: a gateway that gets its first token at this region, "" for none.
-        start: enable and start the unit, or restart it when it runs.
+    A configuration is only written where there is none: a copy of `config`, or else by `tidegate config init`
+    with the arguments `init`. `token` is the one for the region; at a region, `token_for` is the gateway
+    that gets the first one.
     """
 
     version: str
@@ -190,30 +251,30 @@ def plan_install(layout: Layout, request: InstallRequest) -> Iterator[Step]:
     yield from _plan_system_files(layout)
     yield from _plan_configuration(layout, request)
     if layout.is_image:
-        yield steps.run_program("systemctl", f"--root={layout.root}", "enable", layout.unit)
+        yield run_program("systemctl", f"--root={layout.root}", "enable", layout.unit)
         return
-    yield steps.run_program("systemctl", "daemon-reload")
+    yield run_program("systemctl", "daemon-reload")
     if not request.start:
         yield Step(f"do not start {layout.unit}; start it with `systemctl enable --now {layout.unit}`")
         return
-    yield steps.run_program("systemctl", "enable", layout.unit)
-    yield steps.run_program("systemctl", "restart", layout.unit, text=f"start {layout.unit}, or restart it")
+    yield run_program("systemctl", "enable", layout.unit)
+    yield run_program("systemctl", "restart", layout.unit, text=f"start {layout.unit}, or restart it")
 
 
 def _plan_system_files(layout: Layout) -> Iterator[Step]:
     for name in UNIT_FILES[layout.role]:
         text = read_shipped_file(name).replace(PACKAGED_PROGRAM, str(layout.program))
-        yield steps.write_file(layout.locate(f"/etc/systemd/system/{name}"), text)
+        yield write_file(layout.locate(f"/etc/systemd/system/{name}"), text)
     for kind in ("sysusers", "tmpfiles"):
         path = layout.locate(f"/etc/{kind}.d/tidegate.conf")
-        yield steps.write_file(path, read_shipped_file(f"tidegate.{kind}.conf"))
+        yield write_file(path, read_shipped_file(f"tidegate.{kind}.conf"))
         create = ["--create"] if kind == "tmpfiles" else []
-        yield steps.run_program(f"systemd-{kind}", f"--root={layout.root}", *create, path)
+        yield run_program(f"systemd-{kind}", f"--root={layout.root}", *create, path)
     if layout.instance:
-        yield steps.make_folder(layout.locate(layout.config_folder / "secrets"), 0o700)
-        yield steps.make_folder(layout.locate(layout.config_folder / "tls"), 0o2750)
+        yield make_folder(layout.locate(layout.config_folder / "secrets"), 0o700)
+        yield make_folder(layout.locate(layout.config_folder / "tls"), 0o2750)
         if not layout.is_image:
-            yield steps.run_program("chgrp", _GROUP, layout.config_folder / "tls")
+            yield run_program("chgrp", _GROUP, layout.config_folder / "tls")
 
 
 def _plan_configuration(layout: Layout, request: InstallRequest) -> Iterator[Step]:
@@ -221,33 +282,27 @@ def _plan_configuration(layout: Layout, request: InstallRequest) -> Iterator[Ste
     if layout.role == "sim":
         return
     if request.token:
-        yield steps.write_file(
+        yield write_file(
             layout.locate(layout.config_folder / "secrets/regional.token"), f"{request.token}\n", 0o600
         )
     if request.dsn:
-        yield steps.write_file(layout.locate(layout.config_folder / "dsn"), f"{request.dsn}\n", 0o600)
+        yield write_file(layout.locate(layout.config_folder / "dsn"), f"{request.dsn}\n", 0o600)
     program = layout.locate(layout.prefix) / "releases" / request.version / "bin" / "tidegate"
     if config.exists():
         yield Step(f"keep {config}")
     elif request.config is not None:
-        yield steps.write_file(config, request.config.read_text(encoding="utf-8"))
+        yield write_file(config, request.config.read_text(encoding="utf-8"))
     elif layout.role == "ingest":
-        yield steps.write_file(config, _INGEST_CONFIG)
+        yield write_file(config, _INGEST_CONFIG)
     else:
         state = f"/var/lib/tidegate@{layout.instance}" if layout.instance else "/var/lib/tidegate"
         spool = ("--spool", f"{state}/spool.db")
-        yield steps.run_program(
-            program, "config", "init", config, *spool, *request.init, text=f"write {config}"
-        )
+        yield run_program(program, "config", "init", config, *spool, *request.init, text=f"write {config}")
     if request.token_for:
         tokens = layout.locate("/etc/tidegate/tls/ingest-tokens")
-        yield _plan_first_token(program, tokens, request.token_for)
-
-
-def _plan_first_token(program: Path, tokens: Path, name: str) -> Step:
-    path = tokens.with_name(f"{name}.token")
-    script = f'umask 077; "{program}" ingest token add "{name}" --tokens-file "{tokens}" >"{path}"'
-    return steps.run_program("/bin/sh", "-c", script, text=f"write a token for {name} to {path}")
+        name, path = request.token_for, tokens.with_name(f"{request.token_for}.token")
+        script = f'umask 077; "{program}" ingest token add "{name}" --tokens-file "{tokens}" >"{path}"'
+        yield run_program("/bin/sh", "-c", script, text=f"write a token for {name} to {path}")
 
 
 def plan_uninstall(layout: Layout, *, purge: bool) -> Iterator[Step]:
@@ -256,33 +311,26 @@ def plan_uninstall(layout: Layout, *, purge: bool) -> Iterator[Step]:
     units = [folder / name for names in UNIT_FILES.values() for name in names if (folder / name).exists()]
     if not layout.is_image:
         for unit in units:
-            yield steps.run_program("systemctl", "stop", unit.name.replace("@.", "@*."))
+            yield run_program("systemctl", "stop", unit.name.replace("@.", "@*."))
     enabled = sorted((folder / "multi-user.target.wants").glob("tidegate-*"))
     ours = [layout.locate(f"/etc/{kind}.d/tidegate.conf") for kind in ("sysusers", "tmpfiles")]
     for path in (*enabled, *units, *ours, layout.locate(_COMMAND_LINK), layout.locate(layout.prefix)):
         if path.exists() or path.is_symlink():
-            yield steps.remove_path(path)
+            yield remove_path(path)
     if not layout.is_image:
-        yield steps.run_program("systemctl", "daemon-reload")
-    kept = list(_persistent_paths(layout))
+        yield run_program("systemctl", "daemon-reload")
+    # systemd's links in /var/lib before the folders that they point to
+    patterns = ("etc/tidegate", "var/lib/tidegate*", "var/lib/private/tidegate*")
+    persistent = [path for pattern in patterns for path in sorted(layout.root.glob(pattern))]
     if purge:
-        yield from map(steps.remove_path, kept)
-    elif kept:
-        yield Step(f"keep {', '.join(map(str, kept))}; --purge removes them, and every reading in them")
-
-
-def _persistent_paths(layout: Layout) -> Iterator[Path]:
-    """Configuration and state: each of systemd's links before the folder that it points to."""
-    for pattern in ("etc/tidegate", "var/lib/tidegate*", "var/lib/private/tidegate*"):
-        yield from sorted(layout.root.glob(pattern))
+        yield from map(remove_path, persistent)
+    elif persistent:
+        names = ", ".join(map(str, persistent))
+        yield Step(f"keep {names}; --purge removes them, and every reading in them")
 
 
 def check_prerequisites(layout: Layout, *, uid: int) -> None:
-    """Do nothing where this can be installed.
-
-    Raises:
-        SetupError: says what is missing.
-    """
+    """Raise SetupError unless the program can be installed here."""
     if uid != 0 and not layout.is_image:
         raise SetupError("this needs root; --dry-run shows what would be done")
     if shutil.which("systemctl") is None:

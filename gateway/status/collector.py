@@ -61,17 +61,16 @@ from gateway.status.document import (
     SpoolStatus,
     Status,
 )
-from gateway.status.samplers import FlashWear, RateHistory, WriteCounters
+from gateway.status.samplers import FlashWear, RateHistory
 
 if TYPE_CHECKING:
     import sqlite3
     from collections.abc import Collection, Sequence
+    from pathlib import Path
 
-    from cloud_sync.delivery.shipper import Shipper
     from gateway.alerts.evaluator import AlertEvaluator
     from gateway.alerts.notifier import AlertNotifier
     from gateway.ingress.source import Source
-    from gateway.processing.clock import ClockCorrector
     from gateway.processing.commit_consumer import CommitConsumer
     from gateway.rollups.roller import Roller
     from gateway.runtime import Runtime
@@ -96,17 +95,11 @@ _ERROR_MAX_CHARS = 80
 
 
 class SpoolSnapshot(NamedTuple):
-    """What a spool itself says, read in one go.
-
-    `kinds` and `backlogs` are by destination, `notices` by alert channel; `pending_rows` wait for the
-    correct time.
+    """What a spool itself says: `kinds` and `backlogs` by destination, `notices` by alert channel;
+    `pending_rows` wait for the correct time.
     """
 
-    epoch: str
-    newest_commit: int
-    readings_ever: int
-    readings_kept: int
-    damaged_readings: int
+    spool: SpoolStatus
     pending_rows: int
     notices: dict[str, int]
     kinds: dict[str, str]
@@ -121,7 +114,7 @@ class RecordsStatus(NamedTuple):
 
 
 class LiveStatus(NamedTuple):
-    """What only a running gateway knows: its components, and what was sampled."""
+    """What only a running gateway knows."""
 
     runtime: Runtime
     certificates: list[CertificateStatus]
@@ -154,7 +147,7 @@ class StatusCollector:
 
     async def sample_once(self, now_s: float) -> None:
         """Take the samples that are due; `now_s` is monotonic seconds."""
-        self._wear.add(self._read_written(now_s))
+        self._wear.add(self._wear.read(self._runtime.spool.segments.appended_bytes, now_s))
         if self._recent.is_due(now_s):
             snapshot = await self._read_snapshot()
             self._recent.add(
@@ -165,11 +158,7 @@ class StatusCollector:
             )
 
     async def status(self) -> Status:
-        """The whole document.
-
-        Raises:
-            SpoolError: the spool cannot be read.
-        """
+        """The whole document. Raises SpoolError."""
         async with self._lock:
             now_s = time.monotonic()
             if self._document is None or now_s - self._document_built_s >= _CACHE_S:
@@ -188,43 +177,44 @@ class StatusCollector:
             self._certificates.newest,
             (await runtime.spool.capacity.measure(runtime.spool.database)).room,
             self._recent.status(),
-            self._wear.status(self._read_written(now_s)),
+            self._wear.status(self._wear.read(runtime.spool.segments.appended_bytes, now_s)),
         )
         return build_status(runtime.settings, snapshot, self._records, live)
 
     async def _read_snapshot(self) -> SpoolSnapshot:
         destinations = self._runtime.settings.destinations
         receivers = [d.name for d in destinations if RecordClass.READING in d.classes]
-        return await self._runtime.spool.database.read(lambda c: read_spool_snapshot(c, receivers))
-
-    def _read_written(self, now_s: float) -> WriteCounters:
-        return self._wear.read(self._runtime.spool.segments.appended_bytes, now_s)
+        path = self._runtime.settings.spool.path
+        return await self._runtime.spool.database.read(lambda c: read_spool_snapshot(c, path, receivers))
 
 
 def read_stopped_status(settings: GatewaySettings) -> Status:
-    """The document of a gateway that does not run; what only a running one knows is zero or None.
-
-    Raises:
-        SpoolError: there is no spool, or it cannot be read.
-    """
-    with open_spool_read_only(settings.spool.path) as connection:
-        reject_development_version(connection, settings.spool.path)
-        return build_status(settings, read_spool_snapshot(connection), read_records_status(connection))
+    """The document of a gateway that does not run, as far as its spool knows. Raises SpoolError."""
+    path = settings.spool.path
+    with open_spool_read_only(path) as connection:
+        reject_development_version(connection, path)
+        return build_status(settings, read_spool_snapshot(connection, path), read_records_status(connection))
 
 
 def read_spool_snapshot(
-    connection: sqlite3.Connection, receivers: Collection[str] | None = None
+    connection: sqlite3.Connection, path: Path, receivers: Collection[str] | None = None
 ) -> SpoolSnapshot:
     """What an open spool says, with the backlogs of these destinations; None for all that it knows."""
     commit, rows_ever = read_commit_counter(connection, RecordClass.READING)
     kinds = {name: kind for name, kind, _ in connection.execute(SQL["destinations"])}
     notices, _ = outbox_totals(connection)
     return SpoolSnapshot(
-        epoch=str(read_meta(connection, "epoch", "")),
-        newest_commit=commit,
-        readings_ever=rows_ever,
-        readings_kept=count_kept_rows(connection),
-        damaged_readings=connection.execute(SQL["damaged_totals"]).fetchone()[1],
+        spool=SpoolStatus(
+            path=str(path),
+            epoch=str(read_meta(connection, "epoch", "")),
+            readings_ever=rows_ever,
+            newest_commit=commit,
+            size_bytes=file_size_bytes(path),
+            free_bytes=shutil.disk_usage(path.parent).free,
+            room_days=None,
+            readings_kept=count_kept_rows(connection),
+            damaged_readings=connection.execute(SQL["damaged_totals"]).fetchone()[1],
+        ),
         pending_rows=count_pending_rows(connection),
         notices=notices,
         kinds=kinds,
@@ -247,9 +237,7 @@ def read_records_status(connection: sqlite3.Connection) -> RecordsStatus:
     ever = connection.execute(SQL["quarantine_ever"]).fetchone()
     totals = sorted(eviction.read_loss_totals(connection), key=lambda total: -total.declared_at_us)
     return RecordsStatus(
-        QuarantineStatus(
-            items=sum(count.items for count in counts), ever=0 if ever is None else ever[0], reasons=reasons
-        ),
+        QuarantineStatus(sum(count.items for count in counts), 0 if ever is None else ever[0], reasons),
         LossesStatus(
             entries=len(totals),
             readings=sum(total.rows for total in totals if total.record_class is RecordClass.READING),
@@ -278,20 +266,28 @@ def build_status(
 ) -> Status:
     """The document as of now; `live` is None for a gateway that does not run."""
     now_us, now_s = time.time_ns() // 1000, time.monotonic()
-    path, kept = settings.spool.path, snapshot.readings_kept
-    size_bytes = file_size_bytes(path)
-    bytes_per_reading = min(size_bytes / kept, _MAX_BYTES_PER_READING) if kept else 0.0
+    spool, kept = snapshot.spool, snapshot.spool.readings_kept
+    bytes_per_reading = min(spool.size_bytes / kept, _MAX_BYTES_PER_READING) if kept else 0.0
     ingress = IngressStatus() if live is None else _ingress_status(live.runtime, now_s)
-    destinations = [
-        _destination_status(
-            destination,
-            snapshot.backlogs.get(destination.name, Backlog(0, None)),
-            bytes_per_reading,
-            ingress.readings_per_s,
-            now_us,
+    if live is None:
+        rows = {name: spool.readings_ever - backlog.readings for name, backlog in snapshot.backlogs.items()}
+        counted = [(d, kind, ShipperCounters("stopped", rows=rows[d])) for d, kind in snapshot.kinds.items()]
+    else:
+        counted = [(shipper.name, shipper.kind, shipper.counters) for shipper in live.runtime.shippers]
+    destinations = []
+    for name, kind, counters in counted:
+        backlog = snapshot.backlogs.get(name, Backlog(0, None))
+        destinations.append(
+            _destination_status(
+                name,
+                kind,
+                counters,
+                backlog,
+                backlog_bytes=round(backlog.readings * bytes_per_reading),
+                incoming_per_s=ingress.readings_per_s,
+                now_us=now_us,
+            )
         )
-        for destination in (_stopped_destinations(snapshot) if live is None else live.runtime.shippers)
-    ]
     room_bytes, room_days = 0, None
     if live is not None:
         room_bytes = live.room_bytes
@@ -311,24 +307,13 @@ def build_status(
         at_us=now_us,
         uptime_s=0.0 if live is None else now_s - live.runtime.started_at,
         ingress=ingress,
-        spool=SpoolStatus(
-            path=str(path),
-            epoch=snapshot.epoch,
-            readings_ever=snapshot.readings_ever,
-            newest_commit=snapshot.newest_commit,
-            size_bytes=size_bytes,
-            free_bytes=shutil.disk_usage(path.parent).free,
-            room_days=room_days,
-            room_bytes=room_bytes,
-            readings_kept=kept,
-            damaged_readings=snapshot.damaged_readings,
-        ),
+        spool=msgspec.structs.replace(spool, room_bytes=room_bytes, room_days=room_days),
         destinations=destinations,
         quarantine=records.quarantine,
         losses=records.losses,
     )
     if live is not None:
-        runtime = live.runtime
+        runtime, clock = live.runtime, live.runtime.clock_corrector
         heard = runtime.spool.appender.device_activity.last_received(runtime.spool.duplicates, now_us)
         status = msgspec.structs.replace(
             status,
@@ -340,46 +325,36 @@ def build_status(
             ways_in=_inputs_status(runtime.sources),
             channels=[_channel_status(notifier, snapshot.notices) for notifier in runtime.notifiers],
             certificates=live.certificates,
-            clock=_clock_status(runtime.clock_corrector, snapshot.pending_rows),
+            clock=ClockStatus(
+                clock.clock.trusted,
+                clock.clock.why,
+                snapshot.pending_rows,
+                clock.counters.restamped,
+                clock.counters.in_doubt,
+            ),
         )
     return msgspec.structs.replace(status, remarks=build_advice(status))
 
 
-class _StoppedDestination(NamedTuple):
-    """In place of a shipper, what the spool of a stopped gateway knows of a destination."""
-
-    name: str
-    kind: str
-    counters: ShipperCounters
-
-
-def _stopped_destinations(snapshot: SpoolSnapshot) -> list[_StoppedDestination]:
-    return [
-        _StoppedDestination(
-            name,
-            kind,
-            ShipperCounters("stopped", rows=snapshot.readings_ever - snapshot.backlogs[name].readings),
-        )
-        for name, kind in snapshot.kinds.items()
-    ]
-
-
 def _destination_status(
-    destination: Shipper | _StoppedDestination,
+    name: str,
+    kind: str,
+    counters: ShipperCounters,
     backlog: Backlog,
-    bytes_per_reading: float,
+    *,
+    backlog_bytes: int,
     incoming_per_s: float,
     now_us: int,
 ) -> DestinationStatus:
-    counters, now_s = destination.counters, time.monotonic()
+    now_s = time.monotonic()
     oldest_us = backlog.oldest_written_at_us
     delivered_per_s = counters.delivered.per_s(now_s)
     drain_s = 0.0 if backlog.readings == 0 else None
     if backlog.readings and counters.state in ("idle", "sending") and delivered_per_s > incoming_per_s:
         drain_s = backlog.readings / (delivered_per_s - incoming_per_s)
     return DestinationStatus(
-        name=destination.name,
-        kind=destination.kind,
+        name=name,
+        kind=kind,
         state=counters.state,
         last_error=counters.last_error,
         delivered=counters.rows,
@@ -389,7 +364,7 @@ def _destination_status(
         wire_bytes=counters.wire_bytes,
         last_receipt_at_us=counters.last_receipt_at_us,
         backlog_readings=backlog.readings,
-        backlog_bytes=round(backlog.readings * bytes_per_reading),
+        backlog_bytes=backlog_bytes,
         backlog_oldest_s=None if oldest_us is None else max(0.0, (now_us - oldest_us) / 1e6),
         drain_s=drain_s,
         refused=counters.refused,
@@ -467,11 +442,6 @@ def _channel_status(notifier: AlertNotifier, notices: dict[str, int]) -> Channel
         last_error=counters.last_error,
         last_sent_at_us=counters.last_sent_at_us,
     )
-
-
-def _clock_status(corrector: ClockCorrector, waiting: int) -> ClockStatus:
-    clock, counters = corrector.clock, corrector.counters
-    return ClockStatus(clock.trusted, clock.why, waiting, counters.restamped, counters.in_doubt)
 
 
 def _processing_status(consumer: CommitConsumer, roller: Roller | None) -> ProcessingStatus:

@@ -28,15 +28,7 @@ class Advice(msgspec.Struct, frozen=True):
 
 
 class Loss(msgspec.Struct, frozen=True):
-    """What one destination lost of one class of records for one reason.
-
-    Attributes:
-        destination: "" where there is none and the records were only kept here.
-        what: the class: reading, rollup.
-        reason: machine-readable: no_room, max_age, damaged.
-        remains: the coarser form that is left, "" for none.
-        from_us, to_us: earliest and latest time among the records.
-    """
+    """What one destination ("": none) lost of one class of records; `remains` is the coarser form left."""
 
     declared_at_us: int
     destination: str
@@ -88,10 +80,8 @@ class ChannelStatus(msgspec.Struct, frozen=True):
 
 
 class ClockStatus(msgspec.Struct, frozen=True):
-    """Whether the clock is trusted.
-
-    `waiting` readings are in the spool without their times; `restamped` got them since the start, `in_doubt`
-    were committed as they were stamped.
+    """Whether the clock is trusted. `waiting` readings are in the spool without their times; since start,
+    `restamped` got them and `in_doubt` were committed as they were stamped.
     """
 
     trusted: bool
@@ -120,10 +110,7 @@ class DevicesStatus(msgspec.Struct, frozen=True):
 
 
 class ProcessingStatus(msgspec.Struct, frozen=True):
-    """Checks, rollups and alerts, which follow the commits.
-
-    `late_unrolled` counts late readings' windows whose rollups are gone from the spool: they get no revision.
-    """
+    """Checks, rollups and alerts. `late_unrolled` windows came late: their rollups had been evicted."""
 
     lag_commits: int
     lag_s: float
@@ -178,12 +165,7 @@ class IngressStatus(msgspec.Struct, frozen=True):
 
 
 class SpoolStatus(msgspec.Struct, frozen=True):
-    """What is kept.
-
-    Attributes:
-        room_bytes: what may still be written, within the disk, `min_free_bytes` and `max_bytes`.
-        room_days: until that is full at the present rate, if nothing were delivered.
-    """
+    """The spool. `room_bytes` may still be written; `room_days` until then, if nothing were delivered."""
 
     path: str
     epoch: str
@@ -207,14 +189,7 @@ class LaneStatus(msgspec.Struct, frozen=True):
 
 
 class DestinationStatus(msgspec.Struct, frozen=True):
-    """One destination.
-
-    Attributes:
-        state: idle, sending, waiting, held, or stopped when the gateway does not run.
-        refused: rows it refused since start, which went to quarantine.
-        failures: attempts that failed since start.
-        lanes: by name: live, backfill, or "in order".
-    """
+    """One destination: `state` as in `ShipperCounters`, or stopped when the gateway does not run."""
 
     name: str
     kind: str
@@ -236,10 +211,7 @@ class DestinationStatus(msgspec.Struct, frozen=True):
 
 
 class RateHistoryStatus(msgspec.Struct, frozen=True):
-    """Samples `step_s` apart, the newest last and taken at `until_us`.
-
-    `readings_per_s` are what came in; `backlog` is each destination's, in readings, None before it was known.
-    """
+    """Samples `step_s` apart, the newest last and taken at `until_us`; `backlog` is in readings."""
 
     step_s: float
     until_us: int
@@ -250,12 +222,9 @@ class RateHistoryStatus(msgspec.Struct, frozen=True):
 class FlashWearStatus(msgspec.Struct, frozen=True):
     """Bytes written over the last day, or since start; None where the kernel does not say.
 
-    Attributes:
-        observed_s: how long it was watched, at most a day; a shorter time is scaled to a day.
-        amplification: bytes written by this gateway for each byte of encoded readings.
-        endurance_bytes: what may still be written, as configured.
-        years_left: until then, at the disk's present rate (the gateway's own, where the disk's is not known).
-        written_bytes, disk_written_bytes: since the process, and the machine, started.
+    `amplification` is bytes written by this gateway for each byte of encoded readings. `years_left` is at the
+    disk's present rate, or the gateway's own where that is not known. The last two are since start of the
+    process, and of the machine.
     """
 
     disk: str | None
@@ -270,12 +239,9 @@ class FlashWearStatus(msgspec.Struct, frozen=True):
 
 
 class CertificateStatus(msgspec.Struct, frozen=True):
-    """One file of certificates or revocation lists, judged by the entry that expires first.
+    """The file that the setting `key` names, judged by its entry that expires first.
 
-    Attributes:
-        key: the setting that names it.
-        days_left: negative when it has expired; None when it cannot be read.
-        fault: why it cannot be read, or that it is not valid yet; "" otherwise.
+    `days_left` is None when the file cannot be read; `fault` says why, or that it is not valid yet.
     """
 
     key: str

@@ -26,6 +26,7 @@ OTHER_REASONS = "other"
 
 Labels = tuple[str, ...]
 Values = dict[Labels, float]
+MetricValues = dict[str, Values | float | None]
 
 
 class Metric(NamedTuple):
@@ -104,29 +105,26 @@ METRICS = (
 )
 
 
-class GatewayMetrics:
-    """The text that Prometheus scrapes, from a status document and the components' own counters."""
+_PROCESS = CollectorRegistry()
+ProcessCollector(registry=_PROCESS)
 
-    def __init__(self, runtime: Runtime) -> None:
-        self._runtime = runtime
-        self._registry = CollectorRegistry()
-        ProcessCollector(registry=self._registry)
 
-    def render(self, status: Status) -> bytes:
-        """The metrics as of `status`, in the text format."""
-        values = {**_status_values(status), **_counter_values(self._runtime)}
-        return generate_latest(_MetricCollector(values)) + generate_latest(self._registry)
+def render_metrics(status: Status, runtime: Runtime) -> bytes:
+    """What Prometheus scrapes: from the status, the components' own counters and the process."""
+    collector = _MetricCollector({**_status_values(status), **_counter_values(runtime)})
+    return generate_latest(collector) + generate_latest(_PROCESS)
 
 
 class _MetricCollector:
-    """The interface that `generate_latest` reads from."""
+    """The interface that `generate_latest` reads from. A value of None, or no value, is not shown."""
 
-    def __init__(self, values: Mapping[str, Values]) -> None:
+    def __init__(self, values: MetricValues) -> None:
         self._values = values
 
     def collect(self) -> Iterator[Family]:
         for metric in METRICS:
-            values = self._values[metric.name]
+            given = self._values[metric.name]
+            values: Values = given if isinstance(given, dict) else {} if given is None else {(): float(given)}
             if metric.kind == "summary":
                 summary = SummaryMetricFamily(metric.name, metric.help, labels=metric.labels)
                 summary.add_metric((), int(values["count",]), values["sum",])
@@ -139,29 +137,26 @@ class _MetricCollector:
             yield family
 
 
-def _status_values(status: Status) -> dict[str, Values]:
+def _status_values(status: Status) -> MetricValues:
     spool, devices, wear = status.spool, status.devices, status.wear
+    years_left = None if wear is None else wear.years_left
     reasons = {} if status.quarantine is None else {r.reason: r.items for r in status.quarantine.reasons}
-    values: dict[str, Values] = {
+    values: MetricValues = {
         "tidegate_info": {(status.gateway_id, status.version): 1},
-        "tidegate_holding": _single_value(status.ingress.holding_since_us is not None),
-        "tidegate_devices": _single_value(None if devices is None else devices.known),
-        "tidegate_devices_silent": _single_value(None if devices is None else devices.silent),
-        "tidegate_spool_readings": _single_value(spool.readings_kept),
-        "tidegate_spool_bytes": _single_value(spool.size_bytes),
-        "tidegate_spool_room_bytes": _single_value(spool.room_bytes),
-        "tidegate_spool_room_seconds": _single_value(
-            None if spool.room_days is None else spool.room_days * 86_400
-        ),
-        "tidegate_spool_damaged_readings": _single_value(spool.damaged_readings),
+        "tidegate_holding": status.ingress.holding_since_us is not None,
+        "tidegate_devices": None if devices is None else devices.known,
+        "tidegate_devices_silent": None if devices is None else devices.silent,
+        "tidegate_spool_readings": spool.readings_kept,
+        "tidegate_spool_bytes": spool.size_bytes,
+        "tidegate_spool_room_bytes": spool.room_bytes,
+        "tidegate_spool_room_seconds": None if spool.room_days is None else spool.room_days * 86_400,
+        "tidegate_spool_damaged_readings": spool.damaged_readings,
         "tidegate_quarantine_items": limit_reasons(reasons),
-        "tidegate_written_bytes_total": _single_value(None if wear is None else wear.written_bytes),
-        "tidegate_disk_written_bytes_total": _single_value(None if wear is None else wear.disk_written_bytes),
-        "tidegate_flash_left_seconds": _single_value(
-            None if wear is None or wear.years_left is None else wear.years_left * 365.25 * 86_400
-        ),
-        "tidegate_alerts_firing": _single_value(0 if status.alerts is None else status.alerts.firing),
-        "tidegate_readings_given_up": _single_value(0 if status.losses is None else status.losses.readings),
+        "tidegate_written_bytes_total": None if wear is None else wear.written_bytes,
+        "tidegate_disk_written_bytes_total": None if wear is None else wear.disk_written_bytes,
+        "tidegate_flash_left_seconds": None if years_left is None else years_left * 365.25 * 86_400,
+        "tidegate_alerts_firing": 0 if status.alerts is None else status.alerts.firing,
+        "tidegate_readings_given_up": 0 if status.losses is None else status.losses.readings,
     }
     for name, read in _DESTINATION_GAUGES.items():
         by_destination = {(d.name,): read(d) for d in status.destinations}
@@ -180,7 +175,7 @@ _DESTINATION_GAUGES: dict[str, Callable[[DestinationStatus], float | None]] = {
 }
 
 
-def _counter_values(runtime: Runtime) -> dict[str, Values]:
+def _counter_values(runtime: Runtime) -> MetricValues:
     committer, listener = runtime.committer.counters, runtime.listener.context.counters
     shippers = {(shipper.name,): shipper.counters for shipper in runtime.shippers}
     lanes = {
@@ -189,23 +184,23 @@ def _counter_values(runtime: Runtime) -> dict[str, Values]:
         for lane, lane_counters in counters.lanes.items()
     }
     return {
-        "tidegate_publishes_total": _single_value(committer.publishes),
-        "tidegate_publishes_acknowledged_total": _single_value(committer.acknowledged_publishes),
-        "tidegate_publishes_refused_total": _single_value(committer.refused_publishes),
-        "tidegate_readings_total": _single_value(committer.readings),
-        "tidegate_readings_duplicate_total": _single_value(committer.duplicates),
-        "tidegate_readings_conflicting_total": _single_value(committer.conflicts),
-        "tidegate_quarantined_total": _single_value(committer.quarantined),
+        "tidegate_publishes_total": committer.publishes,
+        "tidegate_publishes_acknowledged_total": committer.acknowledged_publishes,
+        "tidegate_publishes_refused_total": committer.refused_publishes,
+        "tidegate_readings_total": committer.readings,
+        "tidegate_readings_duplicate_total": committer.duplicates,
+        "tidegate_readings_conflicting_total": committer.conflicts,
+        "tidegate_quarantined_total": committer.quarantined,
         "tidegate_commit_seconds": {("count",): committer.commits, ("sum",): committer.commits_s},
-        "tidegate_connections": _single_value(listener.connections),
-        "tidegate_connections_total": _single_value(listener.connections_ever),
-        "tidegate_received_bytes_total": _single_value(listener.bytes_in),
+        "tidegate_connections": listener.connections,
+        "tidegate_connections_total": listener.connections_ever,
+        "tidegate_received_bytes_total": listener.bytes_in,
         "tidegate_refusals_total": limit_reasons(listener.refused),
         "tidegate_protocol_faults_total": limit_reasons(listener.protocol_faults),
         "tidegate_connections_closed_total": limit_reasons(listener.closed),
-        "tidegate_stages_late": _single_value(sum(stage.late_s() > 0 for stage in runtime.stages())),
-        "tidegate_series": _single_value(len(runtime.spool.catalog)),
-        "tidegate_encoded_bytes_total": _single_value(runtime.spool.segments.appended_bytes),
+        "tidegate_stages_late": sum(stage.late_s() > 0 for stage in runtime.stages()),
+        "tidegate_series": len(runtime.spool.catalog),
+        "tidegate_encoded_bytes_total": runtime.spool.segments.appended_bytes,
         "tidegate_delivery_failures_total": {name: c.failures for name, c in shippers.items()},
         "tidegate_readings_refused_total": {name: c.refused for name, c in shippers.items()},
         "tidegate_delivered_rows_total": {labels: c.rows for labels, c in lanes.items()},
@@ -219,13 +214,8 @@ def limit_reasons(by_reason: Mapping[str, float]) -> Values:
 
     The first ones keep their own label, so that a counter never moves into "other".
     """
-    reasons = list(by_reason)
-    values: Values = {(reason,): by_reason[reason] for reason in reasons[:REASONS_MAX]}
-    rest = reasons[REASONS_MAX:]
-    if rest:
-        values[OTHER_REASONS,] = values.get((OTHER_REASONS,), 0) + sum(by_reason[reason] for reason in rest)
+    values: Values = {}
+    for reason, value in by_reason.items():
+        label = reason if len(values) < REASONS_MAX else OTHER_REASONS
+        values[label,] = values.get((label,), 0) + value
     return values
-
-
-def _single_value(value: float | None) -> Values:
-    return {} if value is None else {(): float(value)}

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 from collections import deque
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -32,7 +33,7 @@ class RateHistory:
         return now_s - self._at_s >= RATE_SAMPLE_INTERVAL_S
 
     def add(self, readings_per_s: float, backlog: dict[str, int], *, now_us: int, now_s: float) -> None:
-        """Add a sample. After a pause (the machine slept) the samples begin anew."""
+        """After a pause (the machine slept) the samples begin anew."""
         if now_s - self._at_s > 3 * RATE_SAMPLE_INTERVAL_S:
             self._samples.clear()
         self._samples.append((readings_per_s, backlog))
@@ -76,8 +77,12 @@ class FlashWear:
 
     def read(self, encoded_bytes: int, now_s: float) -> WriteCounters:
         """The counters as of now; `encoded_bytes` of readings were appended since start."""
-        machine = None if self._disk is None else read_disk_written_bytes(self._disk)
-        return WriteCounters(now_s, read_process_written_bytes(), machine, encoded_bytes)
+        disk_bytes = None
+        if self._disk is not None:
+            with suppress(OSError, IndexError, ValueError):
+                sectors = (self._disk / "stat").read_text(encoding="ascii").split()[_SECTORS_WRITTEN]
+                disk_bytes = int(sectors) * _SECTOR_BYTES
+        return WriteCounters(now_s, read_process_written_bytes(), disk_bytes, encoded_bytes)
 
     def add(self, written: WriteCounters) -> None:
         """Keep a sample, unless the last is less than a minute old."""
@@ -96,15 +101,14 @@ def compute_flash_wear(
 ) -> FlashWearStatus:
     """The difference of two samples, scaled to a day; None where the time between them is too short."""
     observed_s = now.at_s - then.at_s
-    process = _counter_increase(then.process_bytes, now.process_bytes)
-    machine = _counter_increase(then.disk_bytes, now.disk_bytes)
+    process, machine = (
+        None if before is None or after is None else max(0, after - before)
+        for before, after in ((then.process_bytes, now.process_bytes), (then.disk_bytes, now.disk_bytes))
+    )
     encoded = now.encoded - then.encoded
     enough = observed_s >= _MIN_OBSERVED_S
     per_day = [n * _DAY_S / observed_s if n is not None and enough else None for n in (process, machine)]
     wearing = next((rate for rate in reversed(per_day) if rate is not None), None)
-    years_left = None
-    if endurance_bytes is not None and wearing:
-        years_left = endurance_bytes / (wearing * 365.25)
     return FlashWearStatus(
         disk=disk,
         observed_s=observed_s,
@@ -112,7 +116,7 @@ def compute_flash_wear(
         disk_written_bytes_per_day=per_day[1],
         amplification=process / encoded if process is not None and encoded > 0 and enough else None,
         endurance_bytes=endurance_bytes,
-        years_left=years_left,
+        years_left=endurance_bytes / (wearing * 365.25) if endurance_bytes is not None and wearing else None,
         written_bytes=now.process_bytes,
         disk_written_bytes=now.disk_bytes,
     )
@@ -125,14 +129,6 @@ def read_process_written_bytes() -> int | None:
     except OSError:
         return None
     return next((int(line.split()[1]) for line in lines if line.startswith("write_bytes:")), None)
-
-
-def read_disk_written_bytes(disk: Path) -> int | None:
-    """Bytes written to a disk, a folder of /sys/block, since the machine started."""
-    try:
-        return int((disk / "stat").read_text(encoding="ascii").split()[_SECTORS_WRITTEN]) * _SECTOR_BYTES
-    except (OSError, IndexError, ValueError):
-        return None
 
 
 def find_disk(folder: Path, system: Path = Path("/sys/dev/block")) -> Path | None:
@@ -151,7 +147,3 @@ def find_whole_disk(device: Path) -> Path | None:
     except OSError:
         return None
     return found.parent if (found / "partition").exists() else found
-
-
-def _counter_increase(then: int | None, now: int | None) -> int | None:
-    return None if then is None or now is None else max(0, now - then)

@@ -37,27 +37,17 @@ class GatewayClient:
         self._token, self._timeout_s, self._verify = token, timeout_s, verify
 
     def get(self, path: str, answer: type[T], **query: str) -> T:
-        """GET a document.
-
-        Raises:
-            GatewayClientError: no answer, an error, or a document of another type.
-        """
-        return self._request("GET", path, answer, query=query)
+        """GET a document. Raises GatewayClientError."""
+        return self._request("GET", path, answer, query)
 
     def post(self, path: str, body: object, answer: type[T]) -> T:
-        """POST `body` as JSON. Raises as `get` does."""
-        return self._request("POST", path, answer, body=msgspec.json.encode(body))
+        """POST `body` as JSON. Raises GatewayClientError."""
+        return self._request("POST", path, answer, {}, msgspec.json.encode(body))
 
     def _request(
-        self,
-        method: str,
-        path: str,
-        answer: type[T],
-        *,
-        query: dict[str, str] | None = None,
-        body: bytes = b"",
+        self, method: str, path: str, answer: type[T], query: dict[str, str], body: bytes | None = None
     ) -> T:
-        headers = {"Content-Type": "application/json"} if body else {}
+        headers = {} if body is None else {"Content-Type": "application/json"}
         if self._token:
             headers["Authorization"] = f"Bearer {self._token}"
         url = self.url + path
@@ -66,7 +56,7 @@ class GatewayClient:
                 method,
                 url,
                 params=query,
-                content=body or None,
+                content=body,
                 headers=headers,
                 timeout=self._timeout_s,
                 trust_env=False,

@@ -26,15 +26,8 @@ from gateway.spool.errors import SpoolError
 from gateway.spool.spool import compact_open_spool
 from gateway.spooltools.quarantine_retry import retry_open_spool
 from gateway.status.active_config import build_config_document
-from gateway.status.metrics import GatewayMetrics
-from gateway.web.page import (
-    SECURITY_HEADERS,
-    StatusAuth,
-    StatusPage,
-    is_local_request,
-    json_response,
-    read_body,
-)
+from gateway.status.metrics import render_metrics
+from gateway.web.page import StatusAuth, StatusPage, is_local_request, json_response, read_body
 
 if TYPE_CHECKING:
     from starlette.requests import Request
@@ -43,6 +36,12 @@ if TYPE_CHECKING:
     from gateway.status.active_config import ActiveConfig
     from gateway.status.collector import StatusCollector
 
+_SECURITY_HEADERS = {
+    "x-content-type-options": "nosniff",
+    "referrer-policy": "no-referrer",
+    "x-frame-options": "DENY",
+    "cross-origin-resource-policy": "same-origin",
+}
 _RETRY_BODY_MAX_BYTES = 1 << 20
 _CONNECTIONS_MAX = 200
 
@@ -61,7 +60,6 @@ class StatusEndpoint:
         settings = runtime.settings.status
         self._auth = StatusAuth(settings.tokens_file, f"tidegate-{runtime.settings.gateway_id}")
         self._page = StatusPage(runtime, self._auth)
-        self._metrics = GatewayMetrics(runtime)
         app = Starlette(
             routes=[
                 *self._page.routes(),
@@ -88,7 +86,7 @@ class StatusEndpoint:
                 lifespan="off",
                 server_header=False,
                 proxy_headers=False,  # a client could claim to be this machine
-                headers=list(SECURITY_HEADERS.items()),
+                headers=list(_SECURITY_HEADERS.items()),
                 ssl_context_factory=None if context is None else lambda _config, _default: context,
                 timeout_graceful_shutdown=1,
             )
@@ -96,11 +94,7 @@ class StatusEndpoint:
         self._serving: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
-        """Bind and serve.
-
-        Raises:
-            OSError: the address cannot be bound.
-        """
+        """Bind and serve. Raises OSError."""
         status = self._runtime.settings.status
         sockets = bind_sockets(status.host, status.port)
         self._serving = asyncio.create_task(self._server.serve(sockets=sockets), name="status endpoint")
@@ -110,7 +104,7 @@ class StatusEndpoint:
         self._server.should_exit = True
         if self._serving is not None:
             await self._serving
-        self._page.close()
+        self._page.chart_executor.shutdown(wait=False, cancel_futures=True)
 
     async def _status(self, request: Request) -> Response:
         self._auth.require_view(request)
@@ -118,7 +112,7 @@ class StatusEndpoint:
 
     async def _serve_metrics(self, request: Request) -> Response:
         self._auth.require_view(request)
-        text = self._metrics.render(await self._collector.status())
+        text = render_metrics(await self._collector.status(), self._runtime)
         return Response(text, media_type=CONTENT_TYPE_LATEST)
 
     async def _config(self, request: Request) -> Response:
@@ -133,13 +127,12 @@ class StatusEndpoint:
         if body is None:
             raise RequestRejectedError(413, "too_large", f"at most {_RETRY_BODY_MAX_BYTES} bytes")
         try:
-            wanted = msgspec.json.decode(body, type=_RetryRequest)
+            numbers = msgspec.json.decode(body, type=_RetryRequest).numbers
         except msgspec.DecodeError as error:
             raise RequestRejectedError(400, "malformed", str(error)) from error
-        runtime = self._runtime
-        active = runtime.committer.decoder.rules
+        active = self._runtime.committer.decoder.rules
         rules = RuleSet(active.template, active.rules, active.births.for_replay())
-        return json_response(await retry_open_spool(runtime.spool, rules, wanted.numbers))
+        return json_response(await retry_open_spool(self._runtime.spool, rules, numbers))
 
     async def _compact(self, request: Request) -> Response:
         """Merge small segments now."""

@@ -35,23 +35,11 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-SECURITY_HEADERS = {
-    "x-content-type-options": "nosniff",
-    "referrer-policy": "no-referrer",
-    "x-frame-options": "DENY",
-    "cross-origin-resource-policy": "same-origin",
-}
-"""Headers of every answer."""
-
 
 def json_response(content: object, status: int = 200) -> Response:
     """A document as JSON that nobody may cache."""
-    return Response(
-        msgspec.json.encode(content),
-        status,
-        media_type="application/json",
-        headers={"cache-control": "no-store"},
-    )
+    body = msgspec.json.encode(content)
+    return Response(body, status, {"cache-control": "no-store"}, media_type="application/json")
 
 
 async def read_body(request: Request, max_bytes: int) -> bytes | None:
@@ -73,16 +61,13 @@ class StatusAuth:
 
     def __init__(self, tokens_file: Path | None, cookie: str) -> None:
         self.cookie = cookie
-        self._tokens = None if tokens_file is None else TokenFile(tokens_file, "tidegate token add NAME")
-
-    @property
-    def has_tokens(self) -> bool:
-        """Whether viewing with a token is possible."""
-        return self._tokens is not None
+        self.tokens = None if tokens_file is None else TokenFile(tokens_file, "tidegate token add NAME")
 
     def may_view(self, request: Request) -> bool:
         """Whether the answer may hold details of the gateway."""
-        return is_local_request(request) or self.is_valid(_presented_token(request, self.cookie))
+        kind, _, token = request.headers.get("authorization", "").partition(" ")
+        token = token.strip() if kind.lower() == "bearer" else request.cookies.get(self.cookie, "")
+        return is_local_request(request) or self.is_valid(token)
 
     def require_view(self, request: Request) -> None:
         """Raise `RequestRejectedError` unless the request may view."""
@@ -92,9 +77,9 @@ class StatusAuth:
 
     def is_valid(self, token: str) -> bool:
         """Whether it is a token of the scope view."""
-        if self._tokens is None or not token or len(token) > _TOKEN_MAX_CHARS:
+        if self.tokens is None or not token or len(token) > _TOKEN_MAX_CHARS:
             return False
-        entry = self._tokens.find_entry(token)
+        entry = self.tokens.find_entry(token)
         return entry is not None and entry.scope == "view"
 
 
@@ -104,20 +89,11 @@ def is_local_request(request: Request) -> bool:
         return False
     server, _ = request.scope.get("server") or ("", 0)
     own = (server, request.client.host) if server == request.client.host else ()
-    named = _host_header_name(request.headers.get("host", ""))
-    return all(host in own or is_loopback(host) for host in (request.client.host, named))
-
-
-def _host_header_name(authority: str) -> str:
     try:
-        return urlsplit(f"//{authority}").hostname or ""
+        named = urlsplit(f"//{request.headers.get('host', '')}").hostname or ""
     except ValueError:
-        return ""
-
-
-def _presented_token(request: Request, cookie: str) -> str:
-    kind, _, token = request.headers.get("authorization", "").partition(" ")
-    return token.strip() if kind.lower() == "bearer" else request.cookies.get(cookie, "")
+        return False
+    return all(host in own or is_loopback(host) for host in (request.client.host, named))
 
 
 CONTENT_SECURITY_POLICY = (
@@ -164,7 +140,7 @@ class StatusPage:
     def __init__(self, runtime: Runtime, auth: StatusAuth) -> None:
         self._runtime = runtime
         self._auth = auth
-        self._chart_executor = ThreadPoolExecutor(1, "chart")
+        self.chart_executor = ThreadPoolExecutor(1, "chart")
         folder = files("gateway.web").joinpath("static")
         self._assets = {name: folder.joinpath(name).read_bytes() for name in _ASSETS}
         stamp = hashlib.sha256(b"".join(self._assets.values())).hexdigest()[:16]
@@ -188,14 +164,10 @@ class StatusPage:
             Route("/sign-out", self._sign_out, methods=["POST"]),
         ]
 
-    def close(self) -> None:
-        """End the thread that reads charts."""
-        self._chart_executor.shutdown(wait=False, cancel_futures=True)
-
     async def _index(self, request: Request) -> Response:
         if self._auth.may_view(request):
             return _html_response(self._local_page if is_local_request(request) else self._remote_page)
-        if not self._auth.has_tokens:
+        if self._auth.tokens is None:
             self._auth.require_view(request)
         return _html_response(self._sign_in_page, 401)
 
@@ -230,18 +202,12 @@ class StatusPage:
         until_us = time.time_ns() // 1000 if query.until_us is None else query.until_us
         until_us = max(-(1 << 61), min(until_us, 1 << 61))
         span_us = max(1_000_000, min(query.span_us, series_chart.MAX_SPAN_US))
-        steps = series_chart.ChartSteps(
-            until_us - span_us, until_us, max(1, min(query.steps, series_chart.MAX_STEPS))
+        step_count = max(1, min(query.steps, series_chart.MAX_STEPS))
+        steps = series_chart.ChartSteps(until_us - span_us, until_us, step_count)
+        chart = await asyncio.get_running_loop().run_in_executor(
+            self.chart_executor, series_chart.read_chart, spool.database.path, known, steps
         )
-        return json_response(
-            await asyncio.get_running_loop().run_in_executor(
-                self._chart_executor,
-                series_chart.read_chart,
-                spool.database.path,
-                known,
-                steps,
-            )
-        )
+        return json_response(chart)
 
     async def _sign_in(self, request: Request) -> Response:
         body = await read_body(request, _FORM_MAX_BYTES)
@@ -249,12 +215,12 @@ class StatusPage:
         token = form.get("token", [""])[0].strip()
         if not self._auth.is_valid(token):
             await asyncio.sleep(1)
-            return _html_response(self._sign_in_page.replace("<!-- fault -->", _SIGN_IN_FAILED_HTML), 401)
+            failed = '<p class="fault" role="alert">This token is not valid.</p>'
+            return _html_response(self._sign_in_page.replace("<!-- fault -->", failed), 401)
         answer = RedirectResponse("/", 303)
         secure = request.url.scheme == "https"
-        answer.set_cookie(
-            self._auth.cookie, token, _COOKIE_S, httponly=True, samesite="strict", secure=secure
-        )
+        cookie = self._auth.cookie
+        answer.set_cookie(cookie, token, _COOKIE_S, httponly=True, samesite="strict", secure=secure)
         return answer
 
     async def _sign_out(self, _: Request) -> Response:
@@ -263,13 +229,6 @@ class StatusPage:
         return answer
 
 
-_SIGN_IN_FAILED_HTML = '<p class="fault" role="alert">This token is not valid.</p>'
-
-
 def _html_response(text: str, status: int = 200) -> Response:
-    return Response(
-        text,
-        status,
-        media_type="text/html",
-        headers={"content-security-policy": CONTENT_SECURITY_POLICY, "cache-control": "no-store"},
-    )
+    headers = {"content-security-policy": CONTENT_SECURITY_POLICY, "cache-control": "no-store"}
+    return Response(text, status, headers, media_type="text/html")
