@@ -59,13 +59,8 @@ _PURPOSES = {
     Site.STICK: "devices publish to the gateway over TLS, with passwords; readings go to a USB stick",
     Site.TRIAL: "this machine only, without passwords; readings go to files beside the spool",
 }
-
-
-_EXAMPLE_URLS = {
-    Site.BARN: "https://region.example:8420",
-    Site.BROKER: "https://region.example:8420",
-    Site.CLOUD: "https://influx.example:8086",
-}
+_REGION_URL, _CLOUD_URL = "https://region.example:8420", "https://influx.example:8086"
+_EXAMPLE_URLS = {Site.BARN: _REGION_URL, Site.BROKER: _REGION_URL, Site.CLOUD: _CLOUD_URL}
 
 
 def init(
@@ -99,20 +94,21 @@ def init(
     to_stdout = str(file) == "-"
     if not to_stdout and file.exists() and not force:
         fail(f"{file} exists already; choose another name, or overwrite it with --force")
-    prompt = not to_stdout and sys.stdin.isatty() and sys.stdout.isatty()
+    prompts = not to_stdout and sys.stdin.isatty() and sys.stdout.isatty()
+
+    def choose(option: str | None, question: str, example: str, *, needed: bool = True) -> str:
+        if option is not None:
+            return option
+        return str(typer.prompt(question, default=example)) if prompts and needed else example
+
+    hostname = _UNSAFE_CHARACTERS.sub("-", socket.gethostname()).strip("-._")[:128] or "gateway-1"
+    example_url, example_broker = _EXAMPLE_URLS.get(site, ""), "mqtts://broker.example:8883"
     chosen = _site_tables(
         site,
-        _option_or_prompt(gateway_id, "The gateway's name upstream", _hostname(), prompt=prompt),
+        choose(gateway_id, "The gateway's name upstream", hostname),
         spool or Path("spool.db" if site is Site.TRIAL else "/var/lib/tidegate/spool.db"),
-        _option_or_prompt(
-            url,
-            "The destination's URL",
-            _EXAMPLE_URLS.get(site, ""),
-            prompt=prompt and site in _EXAMPLE_URLS,
-        ),
-        _option_or_prompt(
-            broker, "The broker's URL", "mqtts://broker.example:8883", prompt=prompt and site is Site.BROKER
-        ),
+        choose(url, "The destination's URL", example_url, needed=site in _EXAMPLE_URLS),
+        choose(broker, "The broker's URL", example_broker, needed=site is Site.BROKER),
     )
     head = f"Configuration of a gateway: {_PURPOSES[site]}.\n{_HEAD.format(file=file.name)}"
     text = render_config_file(gateway_settings.GatewaySettings, chosen, head)
@@ -120,7 +116,14 @@ def init(
         typer.echo(text, nl=False)
         return
     _write_config(file, text, force=force)
-    _print_next_steps(file)
+    try:
+        gateway_settings.load_settings(file)
+    except InvalidSettingsError as fault:
+        typer.echo(f"{file}: written. Still needed before a gateway can start with it:")
+        for entry in fault.faults:
+            typer.echo(f"  {entry.key}: {entry.what}")
+        return
+    typer.echo(f"{file}: written. Start the gateway: tidegate gateway --config {file}")
 
 
 _HEAD = """
@@ -168,16 +171,6 @@ def _site_tables(site: Site, gateway_id: str, spool: Path, url: str, broker: str
     }
 
 
-def _option_or_prompt(option: str | None, question: str, example: str, *, prompt: bool) -> str:
-    if option is not None:
-        return option
-    return str(typer.prompt(question, default=example)) if prompt else example
-
-
-def _hostname() -> str:
-    return _UNSAFE_CHARACTERS.sub("-", socket.gethostname()).strip("-._")[:128] or "gateway-1"
-
-
 def _write_config(file: Path, text: str, *, force: bool) -> None:
     try:
         with file.open("w" if force else "x", encoding="utf-8") as out:
@@ -186,18 +179,6 @@ def _write_config(file: Path, text: str, *, force: bool) -> None:
         fail(f"{file} exists already; choose another name, or overwrite it with --force")
     except OSError as fault:
         fail(f"{file}: {fault.strerror or fault}")
-
-
-def _print_next_steps(file: Path) -> None:
-    """Name what is missing before a gateway can run with it."""
-    try:
-        gateway_settings.load_settings(file)
-    except InvalidSettingsError as fault:
-        typer.echo(f"{file}: written. Still needed before a gateway can start with it:")
-        for entry in fault.faults:
-            typer.echo(f"  {entry.key}: {entry.what}")
-        return
-    typer.echo(f"{file}: written. Start the gateway: tidegate gateway --config {file}")
 
 
 app = typer.Typer(add_completion=False, no_args_is_help=True)
@@ -286,9 +267,8 @@ def explain(
     else:
         rows = table("key", "kind", "type", "default", "description")
         for entry in found:
-            default = (
-                "(required)" if entry.required else "" if entry.is_table else _format_value(entry.default)
-            )
+            default = "" if entry.is_table else _format_value(entry.default)
+            default = "(required)" if entry.required else default
             rows.add_row(entry.path, " ".join(entry.kinds), entry.type, default, entry.description)
         console().print(rows)
 
@@ -319,11 +299,10 @@ def diff(
     else:
         before, after = flatten_settings(settings), flatten_settings(parse_settings_or_exit(new))
     found = diff_settings(before, after)
-    restart = [change for change in found if change.restart]
+    restarts = sum(bool(change.restart) for change in found)
+    needs = "restart" if restarts else "reload" if found else "nothing"
     if as_json:
-        print_json(
-            {"changes": [c._asdict() for c in found], "needs": _required_action(len(found), len(restart))}
-        )
+        print_json({"changes": [change._asdict() for change in found], "needs": needs})
     else:
         for change in found:
             typer.echo(escape_text(str(change)))
@@ -331,8 +310,8 @@ def diff(
             {
                 "nothing": "no difference",
                 "reload": "a reload is enough: systemctl reload, or SIGHUP to the gateway",
-                "restart": f"{len(restart)} of {len(found)} changes need a restart; a reload is refused",
-            }[_required_action(len(found), len(restart))]
+                "restart": f"{restarts} of {len(found)} changes need a restart; a reload is refused",
+            }[needs]
         )
     raise typer.Exit(EXIT_DIFFERENT if found else 0)
 
@@ -346,10 +325,6 @@ def _fetch_running_values(settings: GatewaySettings) -> dict[str, Any]:
         return client.get("/config", ActiveConfigDocument).values
     except GatewayClientError as error:
         fail(f"no gateway answers with its active configuration: {error}")
-
-
-def _required_action(changed: int, restarts: int) -> str:
-    return "restart" if restarts else "reload" if changed else "nothing"
 
 
 def _config_path(file: Path | None, config: Path | None, command: str) -> Path:
@@ -376,31 +351,23 @@ def _strip_brackets(path: str) -> str:
 def _explanation(key: ConfigKey) -> str:
     allowed = f", {key.allowed}" if key.allowed else ""
     unit = f", in {key.unit}" if key.unit else ""
-    default = (
-        "required"
-        if key.required
-        else f"default {_format_value(key.default)}"
-        if key.default is not None
-        else "no default"
-    )
-    reason = key.restart
+    default = "no default" if key.default is None else f"default {_format_value(key.default)}"
     header = f"[[{key.table.removesuffix('[]')}]]" if key.table.endswith("[]") else f"[{key.table}]"
     lines = [
         f"{key.path}" + (f" (kind {', '.join(key.kinds)})" if key.kinds else ""),
         f"  {key.description}",
-        f"  {key.type}{allowed}{unit}; {default}",
+        f"  {key.type}{allowed}{unit}; {'required' if key.required else default}",
         "  example:",
         *([f"    {header}"] if key.table else []),
         f"    {key.name} = {format_toml_value(key.example)}",
-        f"  a change needs a {'restart: ' + reason if reason else 'reload'}",
+        f"  a change needs a {f'restart: {key.restart}' if key.restart else 'reload'}",
     ]
-    if "[]" not in key.path:
-        lines.append(f"  environment: {_environment_variable(key.path)}")
+    if variable := _environment_variable(key.path):
+        lines.append(f"  environment: {variable}")
     return "\n".join(lines)
 
 
 def _key_document(key: ConfigKey) -> dict[str, Any]:
-    reason = key.restart
     return {
         "key": key.path,
         "kinds": list(key.kinds),
@@ -411,13 +378,13 @@ def _key_document(key: ConfigKey) -> dict[str, Any]:
         "default": key.default,
         "example": key.example,
         "description": key.description,
-        "change": "restart" if reason else "reload",
-        "environment": None if "[]" in key.path else _environment_variable(key.path),
+        "change": "restart" if key.restart else "reload",
+        "environment": _environment_variable(key.path),
     }
 
 
-def _environment_variable(path: str) -> str:
-    return gateway_settings.ENV_PREFIX + path.replace(".", "__").upper()
+def _environment_variable(path: str) -> str | None:
+    return None if "[]" in path else gateway_settings.ENV_PREFIX + path.replace(".", "__").upper()
 
 
 def _format_value(value: Any) -> str:

@@ -22,7 +22,6 @@ from gateway.web.client import GatewayClientError, local_gateway_client
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from types import FrameType
 
     from gateway.settings.gateway_settings import GatewaySettings
 
@@ -49,7 +48,7 @@ def _has_settings(running: ActiveConfigDocument | None, settings: GatewaySetting
     return running is not None and running.fingerprint == fingerprint_values(mask_settings(settings))
 
 
-def find_regressions(settings: GatewaySettings, before: dict[str, str]) -> list[str]:
+def _find_regressions(settings: GatewaySettings, before: dict[str, str]) -> list[str]:
     """What is wrong with the running gateway; destinations that were unreachable before do not count."""
     found = []
     client = local_gateway_client(settings.status, _REQUEST_TIMEOUT_S)
@@ -114,11 +113,10 @@ def apply(
         )
     before = find_unreachable_destinations(old)
     restart = bool(find_reload_obstacles(changed))
-    typer.echo(
-        f"{len(changed)} changes by a {'restart' if restart else 'reload'}, on trial for {probe_s:g} s"
-    )
+    means = "restart" if restart else "reload"
+    typer.echo(f"{len(changed)} changes by a {means}, on trial for {probe_s:g} s")
     for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, _raise_interrupt)
+        signal.signal(number, signal.default_int_handler)
     try:
         config_changes.begin_trial(config, text, probe_s=probe_s)
         deadline = time.monotonic() + probe_s
@@ -135,10 +133,8 @@ def _read_configs(new: Path, config: Path) -> tuple[bytes, GatewaySettings, Gate
     """The new text, the old settings and the new; ends the program when they have errors."""
     left_s = config_changes.trial_time_left_s(config)
     if left_s is not None and left_s >= 0:
-        fail(
-            f"another configuration is on trial, for {left_s:.0f} s more: "
-            f"{config_changes.trial_marker_path(config)}"
-        )
+        marker = config_changes.trial_marker_path(config)
+        fail(f"another configuration is on trial, for {left_s:.0f} s more: {marker}")
     draft = config.with_name(f"{config.name}.{os.getpid()}.candidate")
     try:
         if left_s is not None:
@@ -187,11 +183,7 @@ def _poll(deadline: float, done: Callable[[], bool]) -> bool:
 def _wait_until_active(
     config: Path, target: GatewaySettings, attempts: int, deadline: float, *, restart: bool
 ) -> None:
-    """Wait until the gateway runs with the new configuration.
-
-    Raises:
-        _TrialFailedError: it refused it, or did not come back in time.
-    """
+    """Wait until the gateway runs with the new configuration. Raises _TrialFailedError."""
 
     def is_active() -> bool:
         running = fetch_active_config(target)
@@ -210,17 +202,13 @@ def _wait_until_active(
 def _wait_until_healthy(
     target: GatewaySettings, before: dict[str, str], deadline: float, settle_s: float
 ) -> None:
-    """Wait until the gateway has been healthy for `settle_s`.
-
-    Raises:
-        _TrialFailedError: it was not by the deadline; says what is wrong.
-    """
+    """Wait until the gateway has been healthy for `settle_s`. Raises _TrialFailedError."""
     healthy_since: float | None = None
     problems: list[str] = []
 
     def is_settled() -> bool:
         nonlocal healthy_since, problems
-        problems = find_regressions(target, before)
+        problems = _find_regressions(target, before)
         if not _has_settings(fetch_active_config(target), target):
             problems.append("another configuration is active")
         now = time.monotonic()
@@ -254,10 +242,6 @@ def _roll_back(config: Path, old: GatewaySettings, pid: int, reason: str, *, res
         message = f"{config} is the old one again, but no gateway answers with it: see its log"
     typer.echo(f"tidegate: {message}", err=True)
     raise typer.Exit(EXIT_ROLLED_BACK)
-
-
-def _raise_interrupt(_number: int, _frame: FrameType | None) -> None:
-    raise KeyboardInterrupt
 
 
 def _parse_seconds(option: str, text: str) -> float:

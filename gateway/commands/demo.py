@@ -9,6 +9,7 @@ import signal
 import sys
 import tempfile
 import warnings
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated
 
@@ -16,13 +17,14 @@ import typer
 
 from gateway.commands.exit_errors import fail
 from gateway.demo.script import Demo, DemoScreen, psql_path, stop_postgres
-from gateway.demo.tiers import DemoError, Processes, terminate_pids
+from gateway.demo.tiers import DemoError, Processes
 
 app = typer.Typer(add_completion=False)
 _EXIT_DIFFERENT = 1
 _EXIT_INTERRUPTED = 130
 _MIN_SECONDS = 10.0
 _TIDEGATE = sys.argv[0]
+_PIDS_FILE = "running.json"
 
 
 @app.command()
@@ -48,9 +50,8 @@ def demo(
         return
     folder = _data_folder(data)
     processes = Processes(folder, keep_running=keep)
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs inherit it ignored
-    signal.signal(signal.SIGTERM, _interrupt)
-    signal.signal(signal.SIGHUP, _interrupt)
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # a background job inherits SIGINT ignored
+        signal.signal(number, signal.default_int_handler)
     warnings.simplefilter("ignore")  # a library warns of a missing XDG_RUNTIME_DIR
     kept_running = remove_data = False
     try:
@@ -58,7 +59,7 @@ def demo(
             run = Demo(folder, processes, screen, seconds=seconds)
             outcome = run.run()
         if keep:
-            _pids_file(folder).write_text(json.dumps(processes.pids()))
+            (folder / _PIDS_FILE).write_text(json.dumps(processes.pids()))
             _print_what_runs(run)
             kept_running = True
         remove_data = data is None and outcome.clean and not keep
@@ -81,10 +82,8 @@ def demo(
 
 
 def _data_folder(data: Path | None) -> Path:
-    if data is None:
-        folder = Path(tempfile.mkdtemp(prefix="tidegate-demo-"))
-    else:
-        folder = data.absolute()
+    folder = Path(tempfile.mkdtemp(prefix="tidegate-demo-")) if data is None else data.absolute()
+    if data is not None:
         folder.mkdir(parents=True, exist_ok=True)
         if any(folder.iterdir()):
             fail(f"--data {folder}: the folder is not empty")
@@ -112,17 +111,12 @@ def _print_what_runs(run: Demo) -> None:
 
 def _stop_demo(folder: Path) -> None:
     try:
-        terminate_pids(json.loads(_pids_file(folder).read_text()))
+        pids = json.loads((folder / _PIDS_FILE).read_text()).values()
     except (OSError, ValueError):
         fail(f"--stop {folder}: no demo was left running there")
+    for pid in pids:
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGTERM)
     stop_postgres(folder / "pg")
-    _pids_file(folder).unlink()
+    (folder / _PIDS_FILE).unlink()
     typer.echo(f"demo: stopped; its data is still in {folder}")
-
-
-def _pids_file(folder: Path) -> Path:
-    return folder / "running.json"
-
-
-def _interrupt(*_: object) -> None:
-    os.kill(os.getpid(), signal.SIGINT)

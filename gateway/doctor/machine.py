@@ -45,15 +45,11 @@ class Mount:
 
 
 def check_clock(now_s: float, *, synchronised: bool | None, newest_s: float | None) -> list[Finding]:
-    """Whether the clock can be right, by the rule of the running gateway.
-
-    `synchronised` is the kernel's answer (None: unknown), `newest_s` the time of the spool's newest commit.
-    """
+    """Whether the clock can be right. `newest_s` is the time of the spool's newest commit."""
     advice = "set up NTP (systemctl enable --now systemd-timesyncd), or a battery for the clock"
     if is_before_release(round(now_s * 1e6)):
-        return [
-            fault("clock", "", "the clock shows a time before this release was built; TLS will fail", advice)
-        ]
+        what = "the clock shows a time before this release was built; TLS will fail"
+        return [fault("clock", "", what, advice)]
     if newest_s is not None and newest_s > now_s + CLOCK_TOLERANCE_US / 1e6:
         behind = f"the clock is {format_duration(newest_s - now_s)} behind the newest commit of the spool"
         return [fault("clock", "", behind, advice)]
@@ -127,7 +123,7 @@ def check_flash(spool: SpoolSettings, mountinfo: str, sys: Path) -> list[Finding
     if disk is None or not disk.name.startswith("mmcblk"):
         return []
     subject, device, findings = f"/dev/{disk.name}", disk / "device", []
-    estimates = [int(text, 16) for text in _read_attribute(device / "life_time").split()]
+    estimates = [int(text, 16) for text in read_system_file(device / "life_time").split()]
     used = max(estimates, default=0)
     if used > 10:  # noqa: PLR2004 - steps of 10 %, JESD84-B51 section 7.4.41
         what = "has exceeded its estimated lifetime"
@@ -137,19 +133,20 @@ def check_flash(spool: SpoolSettings, mountinfo: str, sys: Path) -> list[Finding
         findings.append(warning("flash", subject, what, "plan a new disk; raise spool.commit_interval_ms"))
     elif used:
         findings.append(ok("flash", subject, f"at most {10 * used} % of its estimated lifetime is used"))
-    spare = int(_read_attribute(device / "pre_eol_info") or "0", 16)
+    spare = int(read_system_file(device / "pre_eol_info") or "0", 16)
     if spare > 1:
         findings.append(fault("flash", subject, _EMMC_WEAR.get(spare, "is worn out"), "replace it"))
-    if _read_attribute(device / "type") == "SD" and spool.commit_interval_ms < _FAST_COMMITS_MS:
+    if read_system_file(device / "type") == "SD" and spool.commit_interval_ms < _FAST_COMMITS_MS:
         what = f"an SD card, with a commit every {spool.commit_interval_ms:g} ms"
         advice = "many small writes wear it out: set spool.commit_interval_ms to 200 or more, or use an SSD"
         findings.append(warning("flash", subject, what, advice))
     return findings
 
 
-def _read_attribute(path: Path) -> str:
+def read_system_file(path: Path) -> str:
+    """The text of a file of /proc or /sys; "" where this machine has none."""
     try:
-        return path.read_text(encoding="ascii").strip()
+        return path.read_text(encoding="utf-8").strip()
     except (OSError, UnicodeDecodeError):
         return ""
 
@@ -166,8 +163,7 @@ def check_config_permissions(path: Path) -> list[Finding]:
     found = []
     for which in (path, path.absolute().parent):
         mode = which.stat().st_mode
-        sticky = bool(mode & stat.S_ISVTX)
-        if mode & stat.S_IWOTH and not sticky:
+        if mode & stat.S_IWOTH and not mode & stat.S_ISVTX:
             found.append(fault("permissions", str(which), "everybody may change it", f"chmod o-w {which}"))
     return found or [ok("permissions", str(path), "only its owner may change it")]
 
@@ -203,14 +199,9 @@ def check_folders(settings: GatewaySettings, *, as_service: bool) -> list[Findin
     Unless `as_service` (this is the user that the gateway runs as), only whether they exist.
     """
     found = []
-    folders = [
-        ("spool.path", settings.spool.path.parent, True),
-        *(
-            (f"destinations[{d.name}].directory", d.directory, d.create)
-            for d in settings.destinations
-            if isinstance(d, FileDestination)
-        ),
-    ]
+    folders = [("spool.path", settings.spool.path.parent, True)]
+    file_destinations = [d for d in settings.destinations if isinstance(d, FileDestination)]
+    folders += [(f"destinations[{d.name}].directory", d.directory, d.create) for d in file_destinations]
     for key, folder, is_created in folders:
         if not folder.exists() and not is_created:
             advice = "mount the stick, or create the folder; readings wait in the spool until then"
@@ -220,9 +211,8 @@ def check_folders(settings: GatewaySettings, *, as_service: bool) -> list[Findin
             advice = "make the service's user its owner, or name it in ReadWritePaths= of the unit"
             found.append(fault("folder", str(folder), f"{key}: is not writable", advice))
             continue
-        found.append(
-            ok("folder", str(folder), f"{key}: exists" if folder.exists() else f"{key}: will be created")
-        )
+        state = "exists" if folder.exists() else "will be created"
+        found.append(ok("folder", str(folder), f"{key}: {state}"))
     return found
 
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import re
 import socket
 import ssl
 import time
@@ -173,9 +174,11 @@ async def check_destination(
     if secret and not secure and not is_loopback(url.hostname or ""):
         what = "its token is sent unencrypted: url is http://"
         found.append(warning("destination", name, what, "enable TLS there, and use https://"))
-    async with build_http_client(
-        options, secure=secure, timeout=within_s, headers=_auth_headers(destination, secret)
-    ) as http:
+    headers = {}
+    if secret and not (isinstance(destination, InfluxDestination) and destination.token_file is None):
+        scheme = "Bearer" if isinstance(destination, IngestDestination) else "Token"
+        headers["Authorization"] = f"{scheme} {secret}"
+    async with build_http_client(options, secure=secure, timeout=within_s, headers=headers) as http:
         try:
             if isinstance(destination, IngestDestination):
                 answer, finding = await _probe_ingest(http, destination, gateway_id)
@@ -204,7 +207,11 @@ async def _probe_ingest(
     answer = await http.get(f"{destination.url}/v1/gateways/{quote(gateway_id, safe='')}")
     if answer.status_code in (401, 403):
         return answer, _rejected(name, answer, _UNAUTHORIZED_ADVICE)
-    if not answer.is_success or "epochs" not in _json_or_empty(answer):
+    try:
+        document = msgspec.json.decode(answer.content, type=dict[str, object])
+    except msgspec.DecodeError:
+        document = {}
+    if not answer.is_success or "epochs" not in document:
         return answer, _unexpected(name, answer, "a Tidegate ingest service")
     theirs, own = answer.headers.get("Tidegate-Version", ""), version("tidegate")
     if theirs and _version_numbers(theirs) < _version_numbers(own):
@@ -265,10 +272,7 @@ def _check_date(name: str, answer: httpx.Response, now_s: float) -> list[Finding
 async def check_broker(
     table: Subscribe, gateway_id: str, *, within_s: float = UPSTREAM_TIMEOUT_S
 ) -> list[Finding]:
-    """Whether a broker can be reached and accepts this gateway, and with which limits.
-
-    It connects under another client id with a clean start, so the gateway's session is not affected.
-    """
+    """Whether a broker accepts this gateway, and with which limits; its session there is not affected."""
     settings = SubscriberOptions(
         url=table.url,
         client_id=f"{table.client_id or f'tidegate-{gateway_id}'}-doctor",
@@ -279,11 +283,8 @@ async def check_broker(
         session_expiry_s=table.session_expiry_s,
     )
     name, found = table.name or settings.address.host, []
-    if (
-        table.password_file is not None
-        and not settings.address.tls
-        and not is_loopback(settings.address.host)
-    ):
+    plain = not settings.address.tls and not is_loopback(settings.address.host)
+    if plain and table.password_file is not None:
         what = "its password is sent unencrypted: url is mqtt://"
         found.append(warning("broker", name, what, "enable TLS there, and use mqtts://"))
     try:
@@ -317,7 +318,6 @@ async def check_broker(
 
 
 async def _request_connack(table: Subscribe, settings: SubscriberOptions, password: bytes | None) -> Connack:
-    """The broker's CONNACK."""
     context = None
     if settings.address.tls:
         context = build_client_context(table.ca_file, table.cert_file, table.key_file)
@@ -347,20 +347,6 @@ async def _request_connack(table: Subscribe, settings: SubscriberOptions, passwo
         writer.close()
 
 
-def _auth_headers(destination: HttpDestination, secret: str) -> dict[str, str]:
-    if not secret or (isinstance(destination, InfluxDestination) and destination.token_file is None):
-        return {}
-    word = "Bearer" if isinstance(destination, IngestDestination) else "Token"
-    return {"Authorization": f"{word} {secret}"}
-
-
-def _json_or_empty(answer: httpx.Response) -> dict[str, object]:
-    try:
-        return msgspec.json.decode(answer.content, type=dict[str, object])
-    except msgspec.DecodeError:
-        return {}
-
-
 def _answer_text(answer: httpx.Response) -> str:
     """The start of an answer, safe to print."""
     return escape_text(" ".join(answer.text.split()), _ANSWER_MAX_CHARS) or "empty answer"
@@ -368,10 +354,5 @@ def _answer_text(answer: httpx.Response) -> str:
 
 def _version_numbers(text: str) -> tuple[int, ...]:
     """The leading numbers of a version; one without any counts as newest."""
-    numbers = []
-    for part in text.split("."):
-        digits = part[: len(part) - len(part.lstrip("0123456789"))]
-        if not digits:
-            break
-        numbers.append(int(digits))
-    return tuple(numbers) or (1 << 30,)
+    leading = re.match(r"\d+(?:\.\d+)*", text)
+    return tuple(map(int, leading[0].split("."))) if leading else (1 << 30,)
