@@ -21,6 +21,7 @@ from gateway.auth.authenticator import AnonymousAuthenticator
 from gateway.commands.exit_errors import fail
 from gateway.commands.options import (
     EXIT_FOUND,
+    JsonOption,
     add_command,
     console,
     parse_settings_or_exit,
@@ -76,7 +77,7 @@ def decode(
         list[str] | None,
         typer.Option(metavar="TOPIC=FILE", help="An earlier payload, such as a Sparkplug birth. Repeatable."),
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Show the readings that a payload decodes to, the matching rule, and what would be quarantined.
 
@@ -132,29 +133,19 @@ def _read_payload(file: str) -> bytes:
         fail(f"{file}: cannot be read: {fault.strerror or fault}")
 
 
-def _rule_text(found: PayloadPreview, rules: RuleSet) -> str:
-    if found.rule is None:
-        return "no rule"
-    what = f"topic {found.rule.topic}, format {found.rule.format}"
-    if found.rule_no is None:
-        return f"no rule; default: {what}"
-    return f"rule {found.rule_no} of {len(rules.rules)}: {what}"
-
-
 def _print_preview(found: PayloadPreview, rules: RuleSet) -> None:
     out = console()
-    out.print(_rule_text(found, rules), markup=False)
+    number = "no rule" if found.rule_no is None else f"rule {found.rule_no} of {len(rules.rules)}"
+    if found.rule is None:
+        out.print(number)
+    else:
+        default = "; default" if found.rule_no is None else ""
+        out.print(f"{number}{default}: topic {found.rule.topic}, format {found.rule.format}", markup=False)
     if found.measurements:
         rows = table("sensor_id", "sensor_type", "value", "unit", "time", "other", right=("value",))
         for m in found.measurements[:_ROWS_MAX]:
-            rows.add_row(
-                escape_text(m.name.sensor_id),
-                escape_text(m.name.sensor_type),
-                f"{m.value:.12g}",
-                escape_text(m.unit or ""),
-                "of receipt" if m.time_us is None else format_time(m.time_us),
-                _companion_text(m),
-            )
+            at = "of receipt" if m.time_us is None else format_time(m.time_us)
+            rows.add_row(*_value_cells(m), at, _companion_text(m))
         out.print(rows)
         if len(found.measurements) > _ROWS_MAX:
             out.print(f"... {len(found.measurements) - _ROWS_MAX} more")
@@ -164,6 +155,11 @@ def _print_preview(found: PayloadPreview, rules: RuleSet) -> None:
         out.print(f"quarantine: {fault.reason}: {escape_text(fault.detail)}", markup=False)
         out.print(f"            {escape_bytes(fault.part, _PART_MAX_CHARS)}", markup=False)
     out.print(f"{len(found.measurements)} readings, {len(found.faults)} quarantined")
+
+
+def _value_cells(m: Measurement) -> tuple[str, str, str, str]:
+    sensor_id, sensor_type = escape_text(m.name.sensor_id), escape_text(m.name.sensor_type)
+    return sensor_id, sensor_type, f"{m.value:.12g}", escape_text(m.unit or "")
 
 
 def _companion_text(m: Measurement) -> str:
@@ -267,12 +263,7 @@ def learn(options: LearnOptions) -> None:
     ingress = IngressSettings() if config is None else parse_settings_or_exit(config).ingress
     recorder = _TopicRecorder(acknowledges=options.broker is not None)
     try:
-        if options.broker is not None:
-            asyncio.run(_listen_at_broker(options.broker, options, recorder))
-        else:
-            host, _, port = (options.listen or "").rpartition(":")
-            server = MqttServerOptions(host=host or "127.0.0.1", port=int(port))
-            asyncio.run(_listen_as_server(server, recorder, options.seconds))
+        asyncio.run(_listen(_build_source(options, recorder), options.seconds))
     except ValueError as error:
         fail(f"{options.broker or options.listen}: {error}")
     except OSError as error:
@@ -288,9 +279,13 @@ def learn(options: LearnOptions) -> None:
 add_command(learn_app, learn, LearnOptions)
 
 
-async def _listen_at_broker(broker: str, options: LearnOptions, recorder: _TopicRecorder) -> None:
+def _build_source(options: LearnOptions, recorder: _TopicRecorder) -> Subscriber | MqttServer:
+    if options.broker is None:
+        host, _, port = (options.listen or "").rpartition(":")
+        server = MqttServerOptions(host=host or "127.0.0.1", port=int(port))
+        return MqttServer(server, recorder, AnonymousAuthenticator())
     subscription = SubscriberOptions(
-        url=broker,
+        url=options.broker,
         client_id=f"tidegate-learn-{secrets.token_hex(6)}",
         filters=tuple(options.filters or ["#"]),
         retained=True,
@@ -300,30 +295,21 @@ async def _listen_at_broker(broker: str, options: LearnOptions, recorder: _Topic
         session_expiry_s=0,
         broker_reviewed=True,
     )
-    subscriber = Subscriber(subscription, recorder)
-    async with asyncio.TaskGroup() as tasks:
-        await subscriber.start(tasks)
-        await _wait_with_progress(options.seconds)
-        await subscriber.close()
+    return Subscriber(subscription, recorder)
 
 
-async def _listen_as_server(options: MqttServerOptions, recorder: _TopicRecorder, seconds: float) -> None:
-    server = MqttServer(options, recorder, AnonymousAuthenticator())
-    async with asyncio.TaskGroup() as tasks:
-        await server.start(tasks)
-        try:
-            await _wait_with_progress(seconds)
-        finally:
-            await server.close()
-
-
-async def _wait_with_progress(seconds: float) -> None:
+async def _listen(source: Subscriber | MqttServer, seconds: float) -> None:
     ends = time.monotonic() + seconds
-    with progress_bar("listening") as progress:
-        progress.total(int(seconds * 10))
-        while (left_s := ends - time.monotonic()) > 0:
-            await asyncio.sleep(min(0.1, left_s))
-            progress.advance()
+    async with asyncio.TaskGroup() as tasks:
+        await source.start(tasks)
+        try:
+            with progress_bar("listening") as progress:
+                progress.total(int(seconds * 10))
+                while (left_s := ends - time.monotonic()) > 0:
+                    await asyncio.sleep(min(0.1, left_s))
+                    progress.advance()
+        finally:
+            await source.close()
 
 
 def _print_proposals(seen: TopicObserver, proposed: RuleProposals) -> None:
@@ -335,9 +321,7 @@ def _print_proposals(seen: TopicObserver, proposed: RuleProposals) -> None:
         out.print(format_rule_table(proposal), markup=False, highlight=False, soft_wrap=True)
         rows = table("sensor_id", "sensor_type", "value", "unit", "time", right=("value",))
         for m in proposal.readings[:_EXAMPLE_READINGS_MAX]:
-            time_text = "of receipt" if m.time_us is None else "its own"
-            names = escape_text(m.name.sensor_id), escape_text(m.name.sensor_type)
-            rows.add_row(*names, f"{m.value:.12g}", escape_text(m.unit or ""), time_text)
+            rows.add_row(*_value_cells(m), "of receipt" if m.time_us is None else "its own")
         out.print(rows)
         out.print(f"# {len(proposal.readings)} readings, {len(proposal.faults)} quarantined")
         reasons = sorted({f"{fault.reason}: {fault.detail}" for fault in proposal.faults})

@@ -32,13 +32,7 @@ from gateway.commands.options import (
     resolve_spool,
     table,
 )
-from gateway.humanize import (
-    escape_text,
-    format_count,
-    format_iso_time,
-    format_time,
-    parse_duration_s,
-)
+from gateway.humanize import escape_text, format_count, format_iso_time, format_time, parse_duration_s
 from gateway.query.series_chart import draw_line_chart
 from gateway.query.series_query import SeriesQuery, SeriesResult, find_series, run_query
 from gateway.spool.database import open_spool_read_only
@@ -60,8 +54,7 @@ if TYPE_CHECKING:
 
 app = typer.Typer(add_completion=False)
 _MATCHES_MAX = 20
-_NOT_IN_TABLE = ("first", "last", "excluded")
-"""Columns that a table has no room for; CSV and JSON have them."""
+_NOT_IN_TABLE = ("first", "last", "excluded")  # a table has no room for them
 _CHART_POINTS = 2000
 
 
@@ -164,10 +157,8 @@ def _find_series(connection: sqlite3.Connection, text: str) -> KnownSeries:
     """The one series that matches; ends the program when none or several do."""
     found = find_series(connection, ReadingFilter(patterns=(text,)))
     if not found:
-        fail(
-            f"no series is called {escape_text(text)}; "
-            f"a pattern such as '*{escape_text(text)}*' lists similar names"
-        )
+        name = escape_text(text)
+        fail(f"no series is called {name}; a pattern such as '*{name}*' lists similar names")
     if len(found) > 1:
         names = "".join(f"\n  {escape_text(_series_name(known))}" for known in found[:_MATCHES_MAX])
         more = f"\n  and {len(found) - _MATCHES_MAX} more" if len(found) > _MATCHES_MAX else ""
@@ -182,18 +173,16 @@ def _series_name(known: KnownSeries) -> str:
 def _print_csv(found: SeriesResult) -> None:
     writer = csv.writer(sys.stdout, lineterminator="\n")
     writer.writerow(["time", *list(found.columns)[1:]])
-    for row in _csv_rows(found):
-        writer.writerow(row)
+    for at, *values in zip(*found.columns.values(), strict=True):
+        writer.writerow([format_iso_time(at), *values])
 
 
 def _print_table(found: SeriesResult) -> None:
     names = [name for name in found.columns if name not in _NOT_IN_TABLE]
     rows = table("time", *names[1:], right=tuple(names[1:]))
     for at, *values in zip(*(found.columns[name] for name in names), strict=True):
-        rows.add_row(
-            format_time(at) if found.every_s else format_iso_time(at),
-            *(_format_cell(value) for value in values),
-        )
+        time_text = format_time(at) if found.every_s else format_iso_time(at)
+        rows.add_row(time_text, *map(_format_cell, values))
     console().print(rows)
 
 
@@ -209,11 +198,6 @@ def _print_chart(found: SeriesResult) -> None:
         typer.echo(line)
     left, right = format_time(found.since_us), format_time(found.until_us)
     typer.echo(f"{'':12}{left}{right:>{max(1, width - 12 - len(left))}}")
-
-
-def _csv_rows(found: SeriesResult) -> list[tuple[Any, ...]]:
-    times, *columns = found.columns.values()
-    return [(format_iso_time(at), *row) for at, *row in zip(times, *columns, strict=True)]
 
 
 def _format_cell(value: Any) -> str:
@@ -257,21 +241,16 @@ def read(options: ReadOptions) -> None:
     Examples: `tidegate spool read spool.db --series 'barn-*/temperature' --since 6h`,
     `tidegate spool read -c gateway.toml --limit 0 --format csv > readings.csv`.
     """
-    which = resolve_spool(options.spool, options.config)
+    path = resolve_spool(options.spool, options.config).path
     selection = build_selection(options.series, options.since, options.until)
     limit, newest = options.limit, not options.oldest
     found = ReadSummary()
-    with exit_on_spool_error(), open_spool_read_only(which.path) as connection:
+    with exit_on_spool_error(), open_spool_read_only(path) as connection:
         names = SelectedSeries(connection, selection)
         with progress_bar("reading") as progress:
+            newest_first = bool(limit) and newest
             segments = read_selected(
-                connection,
-                which.path,
-                selection,
-                names,
-                found,
-                newest_first=bool(limit) and newest,
-                progress=progress,
+                connection, path, selection, names, found, newest_first=newest_first, progress=progress
             )
             groups = (
                 [_limit_readings(segments, limit, newest=newest)]

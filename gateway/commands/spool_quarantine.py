@@ -6,7 +6,7 @@ import asyncio
 import base64
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
@@ -45,12 +45,10 @@ _REQUEST_TIMEOUT_S = 3600.0
 def post_to_gateway(which: NamedSpool, path: str, body: object, answer: type[T], fault: SpoolInUseError) -> T:
     """POST `body` to the gateway that runs on a spool; `fault` is why this command cannot write to it.
 
-    Raises:
-        SpoolInUseError: the gateway's address is not known, or it does not answer there.
+    Raises SpoolInUseError when the gateway's address is not known, or it does not answer there.
     """
-    client = (
-        None if which.settings is None else local_gateway_client(which.settings.status, _REQUEST_TIMEOUT_S)
-    )
+    settings = which.settings
+    client = None if settings is None else local_gateway_client(settings.status, _REQUEST_TIMEOUT_S)
     if client is None:
         raise SpoolInUseError(
             f"{fault}. Only the gateway writes to its spool: use --config, with [status] enabled, so that "
@@ -103,9 +101,8 @@ def list_items(
         reasons = quarantine_items.count_items_by_reason(which.path)
         items = quarantine_items.list_items(which.path, reason=reason, limit=limit)
         if as_json:
-            print_json(
-                {"reasons": [r._asdict() for r in reasons], "items": [_item_document(item) for item in items]}
-            )
+            documents = [_item_document(item) for item in items]
+            print_json({"reasons": [reason._asdict() for reason in reasons], "items": documents})
             return
         out = console()
         rows = table("no", "received", "source", "topic", "reason", "bytes", "payload", right=("no", "bytes"))
@@ -142,18 +139,19 @@ def show(
         fail("name the item by its number, as `quarantine list` shows it")
     with exit_on_spool_error():
         items = [quarantine_items.find_item(which.path, number) for number in numbers]
-        kept = [item for item in items if item is not None]
+        found = [item for item in items if item is not None]
         if raw:
-            for item in kept:
+            for item in found:
                 sys.stdout.buffer.write(item.payload)
             sys.stdout.buffer.flush()
         elif as_json:
-            print_json([_item_document(item) for item in kept])
+            print_json([_item_document(item) for item in found])
         else:
-            for item in kept:
+            for item in found:
                 _print_item(item)
     if missing := [str(n) for n, item in zip(numbers, items, strict=True) if item is None]:
-        _exit_not_found(missing)
+        typer.echo(f"tidegate: there is no item {', '.join(missing)} in quarantine", err=True)
+        raise typer.Exit(EXIT_FOUND)
 
 
 @app.command()
@@ -176,7 +174,11 @@ def drop(
     with exit_on_spool_error():
         selected = _select_numbers(which, numbers, reason, everything=everything)
         if selected and not yes:
-            _confirm(f"Drop {format_count(len(selected))} items permanently?")
+            question = f"Drop {format_count(len(selected))} items permanently?"
+            if not sys.stdin.isatty():
+                fail(f"{question} Use --yes: there is no terminal to prompt on")
+            if not typer.confirm(question):
+                raise typer.Exit(EXIT_FOUND)
         dropped = quarantine_items.drop_items(which.path, selected)
     if as_json:
         print_json({"dropped": dropped})
@@ -249,18 +251,13 @@ def retry(
         raise typer.Exit(EXIT_FOUND)
 
 
-class _Targets(NamedTuple):
-    which: NamedSpool
-    numbers: list[int]
-
-
-def _parse_targets(targets: list[str] | None, config: Path | None) -> _Targets:
+def _parse_targets(targets: list[str] | None, config: Path | None) -> tuple[NamedSpool, list[int]]:
     """The spool and the item numbers; an argument that is not a number is the spool's file."""
     numbers = [int(text) for text in targets or () if text.isascii() and text.isdigit()]
     others = [text for text in targets or () if not (text.isascii() and text.isdigit())]
     if len(others) > 1:
         fail(f"{others[1]!r} is not an item number, and the spool was named already")
-    return _Targets(resolve_spool(Path(others[0]) if others else None, config), numbers)
+    return resolve_spool(Path(others[0]) if others else None, config), numbers
 
 
 def _select_numbers(
@@ -269,18 +266,6 @@ def _select_numbers(
     if sum((bool(numbers), reason is not None, everything)) != 1:
         fail("name the items: their numbers, or --reason REASON, or --all")
     return numbers or quarantine_items.list_item_numbers(which.path, reason=reason)
-
-
-def _confirm(question: str) -> None:
-    if not sys.stdin.isatty():
-        fail(f"{question} Use --yes: there is no terminal to prompt on")
-    if not typer.confirm(question):
-        raise typer.Exit(EXIT_FOUND)
-
-
-def _exit_not_found(missing: list[str]) -> NoReturn:
-    typer.echo(f"tidegate: there is no item {', '.join(missing)} in quarantine", err=True)
-    raise typer.Exit(EXIT_FOUND)
 
 
 def _item_document(item: StoredQuarantineItem) -> dict[str, Any]:

@@ -14,7 +14,12 @@ from rich.live import Live
 from rich.text import Text
 
 from gateway.commands.exit_errors import fail
-from gateway.commands.options import exit_on_spool_error, load_settings_or_exit, read_secret_or_exit
+from gateway.commands.options import (
+    JsonOption,
+    exit_on_spool_error,
+    load_settings_or_exit,
+    read_secret_or_exit,
+)
 from gateway.commands.status_display import render_chart, render_status
 from gateway.humanize import escape_text
 from gateway.query.series_chart import Chart, ChartSteps, read_chart
@@ -45,7 +50,7 @@ def status(
         Path | None,
         typer.Option(help="With --url, from another machine: a file whose first line is a token."),
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the document as JSON.")] = False,
+    as_json: JsonOption = False,
     watch: Annotated[bool, typer.Option("--watch", "-w", help="Refresh until Ctrl-C.")] = False,
     every: Annotated[
         float, typer.Option(min=0.2, help="With --watch: seconds between refreshes.")
@@ -94,25 +99,20 @@ class _StatusSource:
 
     def read(self) -> tuple[Status, Chart | None]:
         """The document, and the chart of the series if it was asked for and is known."""
-        document = None if self._client is None else _fetch(self._client, "/status", Status)
-        is_ours = document is not None and (
-            self._settings is None or document.gateway_id == self._settings.gateway_id
-        )
+        client, settings, chart = self._client, self._settings, None
         sensor_id, _, sensor_type = (self.series or "").partition("/")
-        if self._client is not None and document is not None and is_ours:
-            chart = None
-            if self.series is not None:
-                query = {"sensor_id": sensor_id, "sensor_type": sensor_type}
-                chart = _fetch(self._client, "/chart", Chart, **query)
-            return document, chart
-        if self._settings is None:
-            fail(f"{self._client and self._client.url}: no gateway answers")
+        if client is not None:
+            document = _fetch(client, "/status", Status)
+            if document and (settings is None or document.gateway_id == settings.gateway_id):
+                if self.series is not None:
+                    chart = _fetch(client, "/chart", Chart, sensor_id=sensor_id, sensor_type=sensor_type)
+                return document, chart
+        if settings is None:
+            fail(f"{client and client.url}: no gateway answers")
         with exit_on_spool_error():
-            document = read_stopped_status(self._settings)
-            chart = None
             if self.series is not None:
-                chart = _read_stopped_chart(self._settings.spool.path, sensor_id, sensor_type)
-        return document, chart
+                chart = _read_stopped_chart(settings.spool.path, sensor_id, sensor_type)
+            return read_stopped_status(settings), chart
 
 
 def _fetch(client: GatewayClient, path: str, answer: type[T], **query: str) -> T | None:

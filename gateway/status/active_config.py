@@ -16,14 +16,8 @@ if TYPE_CHECKING:
 
 
 class ActiveConfig(msgspec.Struct):
-    """The active configuration's file, and what the newest reload did.
-
-    Attributes:
-        path: "" when the gateway was not started with a file.
-        loaded_at_us: when the active configuration was read.
-        attempts: reloads that were requested, refused ones included.
-        refused: why the newest one was refused, one line a reason; empty when it was not.
-        changed: keys that the newest one changed.
+    """The active configuration's file ("": none), the number of reloads, and why the newest of them was
+    refused, or which keys it changed.
     """
 
     path: str = ""

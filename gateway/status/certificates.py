@@ -43,38 +43,27 @@ class Validity(NamedTuple):
 
 
 def parse_validities(pem: bytes) -> list[Validity]:
-    """The validity of every certificate and revocation list in a PEM file, in order.
-
-    Raises:
-        ValueError: one of them cannot be read.
-    """
+    """The validity of every certificate and revocation list in a PEM file, in order. Raises ValueError."""
     found = []
     for label, body in _PEM_BLOCK.findall(pem):
         try:
             der = base64.b64decode(b"".join(body.split()), validate=True)
-            times = _crl_times(der) if label == b"X509 CRL" else _certificate_times(der)
+            times = _validity_times(der, is_crl=label == b"X509 CRL")
         except (binascii.Error, IndexError, UnicodeDecodeError) as fault:
             raise ValueError(f"contains a damaged {label.decode().lower()}") from fault
         found.append(Validity("revocation list" if label == b"X509 CRL" else "certificate", *times))
     return found
 
 
-def _certificate_times(der: bytes) -> tuple[float, float]:
+def _validity_times(der: bytes, *, is_crl: bool) -> tuple[float, float]:
     fields = _der_elements(_der_elements(_der_elements(der)[0][1])[0][1])
-    if fields[0][0] == _CONTEXT_0:
+    if fields[0][0] == (_INTEGER if is_crl else _CONTEXT_0):  # the version, which may be left out
         fields = fields[1:]
-    before, after = _der_elements(fields[3][1])[:2]  # serial, signature, issuer, validity
-    return _parse_der_time(*before), _parse_der_time(*after)
-
-
-def _crl_times(der: bytes) -> tuple[float, float]:
-    fields = _der_elements(_der_elements(_der_elements(der)[0][1])[0][1])
-    if fields[0][0] == _INTEGER:
-        fields = fields[1:]
-    this_update, following = fields[2], fields[3] if len(fields) > 3 else (0, b"")  # noqa: PLR2004 - signature, issuer, this, next
-    begins = _parse_der_time(*this_update)
-    ends = _parse_der_time(*following) if following[0] in (_UTC_TIME, _GENERALIZED_TIME) else float("inf")
-    return begins, ends
+    # of a list: signature, issuer, this update, perhaps the next; else: serial, signature, issuer, validity
+    times = fields[2:4] if is_crl else _der_elements(fields[3][1])[:2]
+    ends = times[1] if len(times) > 1 else (0, b"")
+    never_ends = is_crl and ends[0] not in (_UTC_TIME, _GENERALIZED_TIME)
+    return _parse_der_time(*times[0]), float("inf") if never_ends else _parse_der_time(*ends)
 
 
 def _der_elements(data: bytes) -> list[tuple[int, bytes]]:
@@ -115,12 +104,11 @@ def check_certificate_file(key: str, path: Path, now_s: float) -> CertificateSta
     """The state of one file, by the entry that expires first."""
     try:
         found = parse_validities(path.read_bytes())
-    except OSError as fault:
-        return CertificateStatus(key, str(path), "certificate", None, f"cannot be read: {fault.strerror}")
-    except ValueError as fault:
-        return CertificateStatus(key, str(path), "certificate", None, str(fault))
-    if not found:
-        return CertificateStatus(key, str(path), "certificate", None, "contains no PEM certificate")
+        fault = "" if found else "contains no PEM certificate"
+    except (OSError, ValueError) as error:
+        found, fault = [], f"cannot be read: {error.strerror}" if isinstance(error, OSError) else str(error)
+    if fault:
+        return CertificateStatus(key, str(path), "certificate", None, fault)
     first = min(found, key=lambda validity: validity.not_after_s)
     latest = max(found, key=lambda validity: validity.not_before_s)
     days = round((first.not_after_s - now_s) / _DAY_S, 2)
