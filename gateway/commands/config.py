@@ -8,7 +8,7 @@ import socket
 import sys
 from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
@@ -24,19 +24,16 @@ from gateway.commands.options import (
     table,
 )
 from gateway.humanize import escape_text
-from gateway.settings import gateway_settings
 from gateway.settings.config_changes import (
     DEFAULT_SOURCE,
     diff_settings,
     flatten_settings,
     resolve_config,
 )
+from gateway.settings.gateway_settings import ENV_PREFIX, GatewaySettings, load_settings
 from gateway.settings.reference import ConfigKey, format_toml_value, list_keys, render_config_file
 from gateway.status.active_config import ActiveConfigDocument, mask_settings
 from gateway.web.client import GatewayClientError, local_gateway_client
-
-if TYPE_CHECKING:
-    from gateway.settings.gateway_settings import GatewaySettings
 
 _UNSAFE_CHARACTERS = re.compile(r"[^A-Za-z0-9._-]+")
 EXIT_DIFFERENT = 1
@@ -111,13 +108,13 @@ def init(
         choose(broker, "The broker's URL", example_broker, needed=site is Site.BROKER),
     )
     head = f"Configuration of a gateway: {_PURPOSES[site]}.\n{_HEAD.format(file=file.name)}"
-    text = render_config_file(gateway_settings.GatewaySettings, chosen, head)
+    text = render_config_file(GatewaySettings, chosen, head)
     if to_stdout:
         typer.echo(text, nl=False)
         return
     _write_config(file, text, force=force)
     try:
-        gateway_settings.load_settings(file)
+        load_settings(file)
     except InvalidSettingsError as fault:
         typer.echo(f"{file}: written. Still needed before a gateway can start with it:")
         for entry in fault.faults:
@@ -250,7 +247,7 @@ def explain(
 
     Exit codes: 0, or 2 when there is no such key.
     """
-    keys = list_keys(gateway_settings.GatewaySettings)
+    keys = list_keys(GatewaySettings)
     found = keys if key is None else _find_keys(keys, key)
     if not found:
         paths = sorted({_strip_brackets(k.path) for k in keys})
@@ -384,7 +381,7 @@ def _key_document(key: ConfigKey) -> dict[str, Any]:
 
 
 def _environment_variable(path: str) -> str | None:
-    return None if "[]" in path else gateway_settings.ENV_PREFIX + path.replace(".", "__").upper()
+    return None if "[]" in path else ENV_PREFIX + path.replace(".", "__").upper()
 
 
 def _format_value(value: Any) -> str:

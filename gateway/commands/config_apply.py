@@ -6,8 +6,9 @@ import asyncio
 import os
 import signal
 import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Final, NoReturn
+from typing import Annotated, Final, NoReturn
 
 import typer
 
@@ -15,15 +16,11 @@ from cloud_sync.runtime.settings_file import InvalidSettingsError
 from gateway.commands.exit_errors import fail
 from gateway.doctor import Level, network
 from gateway.humanize import escape_text, parse_duration_s
-from gateway.settings import config_changes, gateway_settings
+from gateway.settings import config_changes
 from gateway.settings.config_changes import diff_settings, find_reload_obstacles, flatten_settings
+from gateway.settings.gateway_settings import GatewaySettings, load_settings, parse_settings_file
 from gateway.status.active_config import ActiveConfigDocument, fingerprint_values, mask_settings
 from gateway.web.client import GatewayClientError, local_gateway_client
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from gateway.settings.gateway_settings import GatewaySettings
 
 _REQUEST_TIMEOUT_S: Final = 3.0
 EXIT_ROLLED_BACK = 1
@@ -140,9 +137,9 @@ def _read_configs(new: Path, config: Path) -> tuple[bytes, GatewaySettings, Gate
         if left_s is not None:
             config_changes.restore_previous_config(config)
         text = new.read_bytes()
-        old = gateway_settings.parse_settings_file(config)
+        old = parse_settings_file(config)
         draft.write_bytes(text)
-        target = gateway_settings.load_settings(draft)
+        target = load_settings(draft)
     except OSError as error:
         fail(f"{error.filename or new}: {error.strerror or error}")
     except InvalidSettingsError as error:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
@@ -13,9 +14,6 @@ from cloud_sync.http import tokens
 from gateway.auth import device_passwords
 from gateway.commands.exit_errors import fail
 from gateway.commands.options import EXIT_FOUND, JsonOption, parse_settings_or_exit, print_json
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
 
 device_app = typer.Typer(add_completion=False, no_args_is_help=True)
 token_app = typer.Typer(add_completion=False, no_args_is_help=True)

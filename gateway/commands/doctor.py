@@ -7,7 +7,7 @@ import os
 import time
 from contextlib import closing
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
@@ -17,19 +17,16 @@ from gateway.commands.options import EXIT_FOUND, JsonOption, print_json
 from gateway.doctor import Finding, Level, fault, machine, network, ok
 from gateway.humanize import escape_text, pluralize
 from gateway.processing.clock import read_kernel_sync
-from gateway.settings import gateway_settings
+from gateway.settings.gateway_settings import GatewaySettings, load_settings, parse_settings_file
 from gateway.spool.database import SQL, open_spool_read_only
 from gateway.spool.errors import SpoolError
-
-if TYPE_CHECKING:
-    from gateway.settings.gateway_settings import GatewaySettings
 
 _PROC, _SYS = Path("/proc"), Path("/sys")
 
 
 async def run_checks(config: Path, *, online: bool = True) -> list[Finding]:
     """The findings of all checks; unless `online`, no name server, destination or broker is contacted."""
-    settings = gateway_settings.parse_settings_file(config)
+    settings = parse_settings_file(config)
     running = await asyncio.to_thread(network.find_running_gateway, settings)
     mountinfo = machine.read_system_file(_PROC / "self" / "mountinfo")
     spool_finding, newest_s = _check_spool(settings.spool.path)
@@ -54,7 +51,7 @@ async def run_checks(config: Path, *, online: bool = True) -> list[Finding]:
 def _check_settings(config: Path) -> list[Finding]:
     """Errors that keep the gateway from starting."""
     try:
-        gateway_settings.load_settings(config)
+        load_settings(config)
     except InvalidSettingsError as found:
         advice = "correct it; `tidegate config explain KEY` shows what is allowed"
         return [fault("configuration", f.key or f.source, f.what, advice) for f in found.faults]

@@ -7,8 +7,9 @@ import faulthandler
 import os
 import signal
 import sys
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 import uvloop
@@ -20,13 +21,9 @@ from gateway import agent, malloc
 from gateway.commands.exit_errors import fail
 from gateway.reload import revert_trial
 from gateway.runtime import Control
-from gateway.settings import config_changes, gateway_settings
+from gateway.settings import config_changes
+from gateway.settings.gateway_settings import GatewaySettings, load_settings
 from gateway.spool.errors import SpoolError
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from gateway.settings.gateway_settings import GatewaySettings
 
 _CONTROL_SIGNALS = (signal.SIGHUP, signal.SIGUSR1)
 app = typer.Typer(add_completion=False)
@@ -71,7 +68,7 @@ def _load_settings(config: Path) -> GatewaySettings:
         typer.echo(f"tidegate: {config} was not confirmed in time: restoring {active}", err=True)
         revert_trial(config)
     try:
-        return gateway_settings.load_settings(config_changes.active_config_path(config))
+        return load_settings(config_changes.active_config_path(config))
     except InvalidSettingsError as error:
         if config_changes.trial_time_left_s(config) is None:
             fail(str(error))
@@ -79,17 +76,17 @@ def _load_settings(config: Path) -> GatewaySettings:
         typer.echo(f"tidegate: {error}: restoring {previous}", err=True)
     revert_trial(config)
     try:
-        return gateway_settings.load_settings(previous)
+        return load_settings(previous)
     except InvalidSettingsError as error:
         fail(str(error))
 
 
-def _flatten_group(group: BaseExceptionGroup[Exception]) -> Iterator[BaseException]:
-    for error in group.exceptions:
-        if isinstance(error, BaseExceptionGroup):
-            yield from _flatten_group(error)
-        else:
-            yield error
+def _flatten_group(error: BaseException) -> Iterator[BaseException]:
+    if not isinstance(error, BaseExceptionGroup):
+        yield error
+        return
+    for inner in error.exceptions:
+        yield from _flatten_group(inner)
 
 
 async def _run(settings: GatewaySettings, control: Control) -> None:

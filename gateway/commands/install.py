@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 import shutil
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.metadata import version as installed_version
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
@@ -26,9 +27,6 @@ from gateway.setup.installation import (
     plan_install,
     plan_uninstall,
 )
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
 
 install_app = typer.Typer(add_completion=False)
 
@@ -85,16 +83,17 @@ def install(options: InstallOptions) -> None:
     init = ["--site", options.site]
     init += ["--gateway-id", options.gateway_id] if options.gateway_id else []
     init += ["--url", options.url] if options.url else []
-    wheels = options.wheels
+    wheels, version = options.wheels, options.version
+    # the interpreter outside of this program's own environment, which may be removed
+    base = Path(sys.base_prefix) / "bin" / f"python{sys.version_info.major}.{sys.version_info.minor}"
+    system_python = str(base) if base.exists() else shutil.which("python3") or sys.executable
     try:
         if not options.dry_run:
             check_prerequisites(layout, uid=os.geteuid())
         request = InstallRequest(
-            version=find_wheel_version(wheels)
-            if wheels
-            else options.version or installed_version("tidegate"),
+            version=find_wheel_version(wheels) if wheels else version or installed_version("tidegate"),
             wheels=wheels and wheels.absolute(),
-            python=options.python or _system_python(),
+            python=options.python or system_python,
             init=init,
             config=options.config,
             token=_read_secret(options.token_file),
@@ -116,12 +115,6 @@ def run_plan(plan: Iterator[Step], *, dry: bool) -> None:
         typer.echo(f"{'would ' if dry else ''}{step.text}")
         if not dry:
             step.run()
-
-
-def _system_python() -> str:
-    """The interpreter outside of this program's own environment, which may be removed."""
-    base = Path(sys.base_prefix) / "bin" / f"python{sys.version_info.major}.{sys.version_info.minor}"
-    return str(base) if base.exists() else shutil.which("python3") or sys.executable
 
 
 def _read_secret(path: Path | None) -> str:

@@ -7,9 +7,10 @@ import json
 import os
 import sys
 import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, NamedTuple, TypeVar
+from typing import Annotated, NamedTuple, TypeVar
 
 import msgspec
 import typer
@@ -21,15 +22,10 @@ from cloud_sync.runtime.secret_files import read_secret
 from cloud_sync.runtime.settings_file import InvalidSettingsError
 from gateway.commands.exit_errors import fail
 from gateway.humanize import parse_time_us
-from gateway.settings import gateway_settings
+from gateway.settings.gateway_settings import GatewaySettings, load_settings, parse_settings_file
 from gateway.spool.database import ProgressListener
 from gateway.spool.errors import SpoolError
 from gateway.spooltools.reading_selection import ReadingFilter
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-
-    from gateway.settings.gateway_settings import GatewaySettings
 
 T = TypeVar("T")
 EXIT_FOUND = 1
@@ -87,7 +83,7 @@ def resolve_spool(spool: Path | None, config: Path | None) -> NamedSpool:
 def load_settings_or_exit(config: Path) -> GatewaySettings:
     """The settings, with the files they name checked; errors end the program."""
     try:
-        return gateway_settings.load_settings(config)
+        return load_settings(config)
     except InvalidSettingsError as error:
         fail(str(error))
 
@@ -95,7 +91,7 @@ def load_settings_or_exit(config: Path) -> GatewaySettings:
 def parse_settings_or_exit(config: Path) -> GatewaySettings:
     """The settings, whatever is in the files they name; errors end the program."""
     try:
-        return gateway_settings.parse_settings_file(config)
+        return parse_settings_file(config)
     except InvalidSettingsError as error:
         fail(str(error))
 
@@ -111,13 +107,14 @@ def read_secret_or_exit(path: Path) -> str:
 def parse_time_range(since: str | None, until: str | None) -> tuple[int | None, int | None]:
     """Both ends in microseconds since 1970; ends the program when one cannot be parsed."""
     now_us = time.time_ns() // 1000
-    bounds: list[int | None] = []
-    for option, text in (("--since", since), ("--until", until)):
+
+    def parse(option: str, text: str | None) -> int | None:
         try:
-            bounds.append(None if text is None else parse_time_us(text, now_us=now_us))
+            return None if text is None else parse_time_us(text, now_us=now_us)
         except ValueError as error:
             fail(f"{option}: {error}")
-    return bounds[0], bounds[1]
+
+    return parse("--since", since), parse("--until", until)
 
 
 def build_selection(series: list[str] | None, since: str | None, until: str | None) -> ReadingFilter:
@@ -156,9 +153,6 @@ def table(*columns: str, right: tuple[str, ...] = ()) -> Table:
     return created
 
 
-_REFRESH_PER_S = 5
-
-
 class ProgressBar(ProgressListener):
     """A `ProgressListener` on the terminal; indeterminate until `total` is called."""
 
@@ -191,7 +185,7 @@ def progress_bar(title: str) -> Iterator[ProgressBar]:
         console=console,
         transient=True,
         disable=not console.is_terminal,
-        refresh_per_second=_REFRESH_PER_S,
+        refresh_per_second=5,
     ) as progress:
         yield ProgressBar(progress, title)
 

@@ -50,14 +50,11 @@ def _print_info(document: SpoolInfo) -> None:
         f"{format_bytes(document.used_bytes)} in use{each}; "
         f"{format_count(document.free_pages)} free pages ({free})"
     )
-    out.print(
-        f"holds    {format_count(document.series)} series, {format_count(document.quarantined)} quarantined"
-    )
+    quarantined = format_count(document.quarantined)
+    out.print(f"holds    {format_count(document.series)} series, {quarantined} quarantined")
     if document.damaged_segments:
-        out.print(
-            f"damaged  {format_count(document.damaged_segments)} segments with "
-            f"{format_count(document.damaged_rows)} readings, set aside"
-        )
+        segments, damaged = format_count(document.damaged_segments), format_count(document.damaged_rows)
+        out.print(f"damaged  {segments} segments with {damaged} readings, set aside")
     if document.classes:
         numbers = ("kept", "ever", "segments", "bytes")
         rows = table("class", "kept", "ever", "commits", "segments", "bytes", "from", "to", right=numbers)
@@ -79,14 +76,11 @@ def _print_check_result(result: CheckReport) -> None:
             f"{format_count(result.set_aside_segments)} damaged segments with "
             f"{format_count(result.set_aside_rows)} readings were set aside by the gateway"
         )
-    decoded = (
-        "" if result.segments == 0 else f", {format_count(result.decoded_segments)} of their segments decoded"
-    )
     verdict = f"{format_count(result.problem_count)} problems" if result.problem_count else "sound"
-    out.print(
-        f"{escape_text(result.path)}: {verdict}; {format_count(result.rows)} readings{decoded}",
-        soft_wrap=True,
-    )
+    text = f"{escape_text(result.path)}: {verdict}; {format_count(result.rows)} readings"
+    if result.segments:
+        text += f", {format_count(result.decoded_segments)} of their segments decoded"
+    out.print(text, soft_wrap=True)
 
 
 def _class_cells(info: ClassInfo) -> list[str]:
@@ -242,13 +236,9 @@ def list_destinations(
         rows = table("destination", "kind", "configured", "backlog", "oldest", right=("backlog",))
         for entry in known:
             state = "?" if configured is None else "yes" if entry.name in configured else "no"
-            backlog = sum(entry.backlog.values())
+            backlog = f"{format_count(sum(entry.backlog.values()))} records"
             rows.add_row(
-                escape_text(entry.name),
-                escape_text(entry.kind),
-                state,
-                f"{format_count(backlog)} records",
-                _backlog_age(entry),
+                escape_text(entry.name), escape_text(entry.kind), state, backlog, _backlog_age(entry)
             )
         console().print(rows)
 
@@ -269,20 +259,20 @@ def drop(
     which = resolve_spool(spool, config)
     if which.settings is not None and name in {d.name for d in which.settings.destinations}:
         fail(f"{name} is still configured: remove it from the configuration first, then drop its progress")
+
+    async def drop_progress() -> bool:
+        async with open_spool(which.path) as opened:
+            return await opened.deliveries.drop(name)
+
     with exit_on_spool_error():
         read_spool_info(which.path)  # fails for another file, which a writer would make a spool of
         try:
-            known = asyncio.run(_drop_destination(which.path, name))
+            known = asyncio.run(drop_progress())
         except SpoolInUseError as fault:
             raise SpoolInUseError(f"{fault}. Stop the gateway first") from fault
     if not known:
         fail(f"{which.path} knows no destination {name}; see `tidegate destination list`")
     typer.echo(f"{escape_text(name)}: dropped")
-
-
-async def _drop_destination(path: Path, name: str) -> bool:
-    async with open_spool(path) as spool:
-        return await spool.deliveries.drop(name)
 
 
 def _destination_document(entry: BacklogInfo, configured: set[str] | None) -> dict[str, object]:

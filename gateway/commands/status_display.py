@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
     from gateway.query.series_chart import Chart
-    from gateway.status.document import Advice, Status
+    from gateway.status.document import Status
 
 _MARKS = {
     "critical": ("■", "bold red"),
@@ -47,7 +47,14 @@ def render_status(status: Status, width: int) -> RenderableType:
     for name, content in _sections(status, width):
         grid.add_row(name, content)
         grid.add_row("", "")
-    return Group(_heading(status), *map(_render_advice, status.remarks), Text(), grid)
+    advice = []
+    for remark in status.remarks:
+        mark, style = _MARKS[remark.severity]
+        line = Table.grid(padding=(0, 1))
+        text_style = "" if remark.severity == "good" else style
+        line.add_row(Text(mark, style), Text(escape_text(remark.text), text_style))
+        advice.append(line)
+    return Group(_heading(status), *advice, Text(), grid)
 
 
 def _heading(status: Status) -> Text:
@@ -59,15 +66,6 @@ def _heading(status: Status) -> Text:
         f" {escape_text(status.version)}, {state}  ",
         (f"{at:%H:%M:%S}", "dim"),
     )
-
-
-def _render_advice(advice: Advice) -> RenderableType:
-    mark, style = _MARKS[advice.severity]
-    line = Table.grid(padding=(0, 1))
-    line.add_row(
-        Text(mark, style), Text(escape_text(advice.text), "" if advice.severity == "good" else style)
-    )
-    return line
 
 
 def _sections(status: Status, width: int) -> Iterator[tuple[str, RenderableType]]:
@@ -109,8 +107,9 @@ def _destinations_section(status: Status, width: int) -> RenderableType:
     table.add_column("destination", overflow="fold")
     table.add_column("state")
     wide = width >= _WIDE_COLUMNS
-    headings = ("backlog", "size", "oldest", "drains in", *(("delivered", "last receipt") if wide else ()))
-    for heading in headings:
+    for heading in ("backlog", "size", "oldest", "drains in", "delivered", "last receipt")[
+        : 6 if wide else 4
+    ]:
         table.add_column(heading, justify="right", no_wrap=True)
     for d in status.destinations:
         style = {"waiting": "yellow", "held": "bold red"}.get(d.state, "")
@@ -124,25 +123,20 @@ def _destinations_section(status: Status, width: int) -> RenderableType:
             drain_text(d),
             *last,
         )
-    faults = [
-        Text(f"{escape_text(d.name)}: {escape_text(d.last_error)}", "yellow")
-        for d in status.destinations
-        if d.last_error
-    ]
-    return Group(table, *faults)
+    errors = [(escape_text(d.name), escape_text(d.last_error)) for d in status.destinations if d.last_error]
+    return Group(table, *(Text(f"{name}: {error}", "yellow") for name, error in errors))
 
 
 def _spool_section(status: Status) -> RenderableType:
     spool, wear, processing = status.spool, status.wear, status.processing
-    kept = pluralize(spool.readings_kept, "reading", "readings")
-    ever = (
-        f" of {format_count(spool.readings_ever)} ever" if spool.readings_ever > spool.readings_kept else ""
-    )
+    stored = pluralize(spool.readings_kept, "reading", "readings")
+    if spool.readings_ever > spool.readings_kept:
+        stored += f" of {format_count(spool.readings_ever)} ever"
     full = ""
     if spool.room_days is not None:
         full = f"; full in {format_duration(spool.room_days * _DAY_S)} if nothing is delivered"
     free = format_bytes(spool.room_bytes if status.running else spool.free_bytes)
-    lines = [f"{kept}{ever} in {format_bytes(spool.size_bytes)}{full} ({free} free)"]
+    lines = [f"{stored} in {format_bytes(spool.size_bytes)}{full} ({free} free)"]
     if spool.damaged_readings:
         damaged = pluralize(spool.damaged_readings, "reading", "readings")
         lines.append(f"{damaged} in damaged segments, set aside")

@@ -76,10 +76,8 @@ def _input_advice(status: Status) -> Iterator[Advice]:
         yield Advice("critical", "The gateway is not running. This status was read from its spool.")
         return
     if ingress.holding_reason:
-        yield Advice(
-            "critical",
-            f"Acknowledgements are withheld, devices keep their readings: {ingress.holding_reason}",
-        )
+        text = f"Acknowledgements are withheld, devices keep their readings: {ingress.holding_reason}"
+        yield Advice("critical", text)
     if devices is not None and devices.silent and devices.known > 0:
         who = pluralize(devices.silent, "device has", "devices have")
         what = f"{who} been silent for more than {format_duration(devices.silent_after_s)}."
@@ -88,11 +86,10 @@ def _input_advice(status: Status) -> Iterator[Advice]:
         else:
             yield Advice("note", what)
     if clock is not None and not clock.trusted:
-        waiting = ""
+        text = f"The gateway's clock is not trusted: {clock.why}."
         if clock.waiting:
-            who = pluralize(clock.waiting, "reading waits", "readings wait")
-            waiting = f" {who} for the correct time."
-        yield Advice("warning", f"The gateway's clock is not trusted: {clock.why}.{waiting}")
+            text += f" {pluralize(clock.waiting, 'reading waits', 'readings wait')} for the correct time."
+        yield Advice("warning", text)
 
 
 def _destination_advice(status: Status) -> Iterator[Advice]:
@@ -121,10 +118,8 @@ def _spool_advice(status: Status) -> Iterator[Advice]:
         )
     if spool.damaged_readings:
         readings = pluralize(spool.damaged_readings, "reading is", "readings are")
-        yield Advice(
-            "warning",
-            f"{readings} in damaged segments, set aside: `tidegate spool check` lists them.",
-        )
+        text = f"{readings} in damaged segments, set aside: `tidegate spool check` lists them."
+        yield Advice("warning", text)
 
 
 def _record_advice(status: Status) -> Iterator[Advice]:
@@ -147,9 +142,8 @@ def _processing_advice(status: Status) -> Iterator[Advice]:
     for channel in status.channels:
         if channel.last_error:
             waiting = pluralize(channel.waiting, "notice waits", "notices wait")
-            yield Advice(
-                "warning", f"Alert channel {channel.name} is failing ({channel.last_error}): {waiting}."
-            )
+            text = f"Alert channel {channel.name} is failing ({channel.last_error}): {waiting}."
+            yield Advice("warning", text)
     if status.processing is not None and status.processing.last_error:
         yield Advice("warning", f"Rollups and alerts are not computed: {status.processing.last_error}")
 
@@ -160,9 +154,8 @@ def _flash_wear_advice(status: Status) -> Iterator[Advice]:
         return
     if wear.years_left < _FLASH_WARNING_YEARS:
         left = format_duration(wear.years_left * 365 * _DAY_S)
-        yield Advice(
-            "warning", f"At this rate the flash lasts another {left}: raise spool.commit_interval_ms."
-        )
+        text = f"At this rate the flash lasts another {left}: raise spool.commit_interval_ms."
+        yield Advice("warning", text)
 
 
 def _healthy_text(status: Status) -> str:

@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import logging
 import shutil
 import time
@@ -69,7 +70,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from gateway.alerts.evaluator import AlertEvaluator
-    from gateway.alerts.notifier import AlertNotifier
     from gateway.ingress.source import Source
     from gateway.processing.commit_consumer import CommitConsumer
     from gateway.rollups.roller import Roller
@@ -313,7 +313,8 @@ def build_status(
         losses=records.losses,
     )
     if live is not None:
-        runtime, clock = live.runtime, live.runtime.clock_corrector
+        runtime = live.runtime
+        clock, corrected = runtime.clock_corrector.clock, runtime.clock_corrector.counters
         heard = runtime.spool.appender.device_activity.last_received(runtime.spool.duplicates, now_us)
         status = msgspec.structs.replace(
             status,
@@ -323,14 +324,17 @@ def build_status(
             recent=live.recent,
             processing=_processing_status(runtime.commit_consumer, runtime.roller),
             ways_in=_inputs_status(runtime.sources),
-            channels=[_channel_status(notifier, snapshot.notices) for notifier in runtime.notifiers],
+            channels=[
+                ChannelStatus(
+                    name=notifier.channel.name,
+                    waiting=snapshot.notices.get(notifier.channel.name, 0),
+                    **dataclasses.asdict(notifier.counters),
+                )
+                for notifier in runtime.notifiers
+            ],
             certificates=live.certificates,
             clock=ClockStatus(
-                clock.clock.trusted,
-                clock.clock.why,
-                snapshot.pending_rows,
-                clock.counters.restamped,
-                clock.counters.in_doubt,
+                clock.trusted, clock.why, snapshot.pending_rows, corrected.restamped, corrected.in_doubt
             ),
         )
     return msgspec.structs.replace(status, remarks=build_advice(status))
@@ -428,19 +432,6 @@ def _alerts_status(evaluator: AlertEvaluator, catalog: SeriesCatalog) -> AlertsS
         firing=len(firing_alerts),
         critical=sum(rule.severity is Severity.CRITICAL for rule, *_ in firing_alerts),
         newest=sorted(shown.values(), key=order)[:_ALERTS_MAX],
-    )
-
-
-def _channel_status(notifier: AlertNotifier, notices: dict[str, int]) -> ChannelStatus:
-    counters, name = notifier.counters, notifier.channel.name
-    return ChannelStatus(
-        name=name,
-        sent=counters.sent,
-        failed=counters.failed,
-        given_up=counters.given_up,
-        waiting=notices.get(name, 0),
-        last_error=counters.last_error,
-        last_sent_at_us=counters.last_sent_at_us,
     )
 
 
