@@ -55,9 +55,9 @@ _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 def parse_time_us(text: str, *, now_us: int) -> int:
-    """Microseconds since 1970 of `6h`, `30min`, `now`, `2026-05-01` (UTC), `2026-05-01T12:00:00+02:00`.
+    """Microseconds since 1970 UTC of `6h`, `30min`, `now`, `2026-05-01`, `2026-05-01T12:00:00+02:00`.
 
-    Raises ValueError with what is allowed.
+    A time without an offset is UTC. The ValueError of another text says what is allowed.
     """
     text = text.strip()
     if text == "now":
@@ -91,7 +91,7 @@ def format_iso_time(at_us: int) -> str:
 
 
 def parse_duration_s(text: str) -> float:
-    """Seconds of `0.5s`, `30s`, `1m`, `5min`, `1h`, `1d`. Raises ValueError with what is allowed."""
+    """Seconds of `0.5s`, `30s`, `1m`, `5min`, `1h`, `1d`; the ValueError of another text says so."""
     match = _DURATION.fullmatch(text.strip())
     seconds = float(match[1]) * _UNIT_S[match[2]] if match else 0.0
     if seconds <= 0:

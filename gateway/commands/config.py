@@ -61,9 +61,7 @@ _EXAMPLE_URLS = {Site.BARN: _REGION_URL, Site.BROKER: _REGION_URL, Site.CLOUD: _
 
 
 def init(
-    file: Annotated[Path, typer.Argument(help="The file to write; - for standard output.")] = Path(
-        "gateway.toml"
-    ),
+    file: Annotated[Path, typer.Argument(help="The file to write; - is stdout.")] = Path("gateway.toml"),
     *,
     site: Annotated[
         Site,
@@ -74,7 +72,7 @@ def init(
         ),
     ] = Site.BARN,
     gateway_id: Annotated[
-        str | None, typer.Option(help="The gateway's name upstream; the host name by default.")
+        str | None, typer.Option(help="Its name upstream; by default the host name.")
     ] = None,
     spool: Annotated[Path | None, typer.Option(help="The spool's file.")] = None,
     url: Annotated[str | None, typer.Option(help="The destination's URL.")] = None,
@@ -134,7 +132,6 @@ TIDEGATE_GATEWAY_INGRESS__LISTEN__PORT=1884 overrides ingress.listen.port."""
 
 
 def _site_tables(site: Site, gateway_id: str, spool: Path, url: str, broker: str) -> dict[str, Any]:
-    """The keys that are set for a site, as the tables of the file."""
     tls_listener = {
         "host": "0.0.0.0",  # noqa: S104 - devices connect from elsewhere, with TLS and passwords
         "port": 8883,
@@ -209,7 +206,7 @@ def show(
     config: _ConfigOption = None,
     *,
     changed: Annotated[
-        bool, typer.Option("--changed", help="Leave out keys that have their default.")
+        bool, typer.Option("--changed", help="Only keys that differ from their default.")
     ] = False,
     as_json: JsonOption = False,
 ) -> None:
@@ -277,9 +274,7 @@ def diff(
         Path | None, typer.Argument(help="The new one; if omitted, OLD is compared with the running gateway.")
     ] = None,
     *,
-    running: Annotated[
-        bool, typer.Option("--running", help="Compare OLD with the running gateway's configuration.")
-    ] = False,
+    running: Annotated[bool, typer.Option("--running", help="Compare OLD with the running gateway.")] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Show what differs, key by key, and whether a reload is enough or a restart is needed.
@@ -314,7 +309,6 @@ def diff(
 
 
 def _fetch_running_values(settings: GatewaySettings) -> dict[str, Any]:
-    """The active values, masked, of the gateway that serves this configuration's status endpoint."""
     client = local_gateway_client(settings.status)
     if client is None:
         fail("the running gateway cannot be queried: [status] is not enabled")

@@ -79,7 +79,7 @@ def apply(
         str, typer.Option(help="How long the trial may take before it is rolled back, e.g. 120s or 5min.")
     ] = "120s",
     settle: Annotated[
-        str, typer.Option(help="How long the gateway must stay healthy before the trial is confirmed.")
+        str, typer.Option(help="How long it must stay healthy before it is confirmed.")
     ] = "10s",
 ) -> None:
     """Install a configuration, reload or restart the gateway, and roll back unless it stays healthy.
@@ -217,7 +217,6 @@ def _wait_until_healthy(
 
 
 def _roll_back(config: Path, old: GatewaySettings, pid: int, reason: str, *, restart: bool) -> NoReturn:
-    """Restore the old configuration, have the gateway activate it, and end the program."""
     typer.echo(f"tidegate: rolling back: {escape_text(reason)}", err=True)
     back_already = (
         config_changes.trial_time_left_s(config) is None

@@ -18,17 +18,15 @@ from gateway.commands.options import EXIT_FOUND, JsonOption, parse_settings_or_e
 device_app = typer.Typer(add_completion=False, no_args_is_help=True)
 token_app = typer.Typer(add_completion=False, no_args_is_help=True)
 
-DeviceNameArgument = Annotated[
-    str, typer.Argument(metavar="NAME", help="The device's name: its user name and sensor_id.")
-]
+DeviceNameArgument = Annotated[str, typer.Argument(metavar="NAME", help="Its user name and sensor_id.")]
 ConfigOption = Annotated[
-    Path | None, typer.Option("--config", "-c", help="The gateway's TOML file, which names the file.")
+    Path | None, typer.Option("--config", "-c", help="The gateway's file, which names it.")
 ]
 PasswordsFileOption = Annotated[
-    Path | None, typer.Option("--passwords-file", help="The password file itself, instead of --config.")
+    Path | None, typer.Option("--passwords-file", help="The password file, without --config.")
 ]
 TokensFileOption = Annotated[
-    Path | None, typer.Option("--tokens-file", help="The token file itself, instead of --config.")
+    Path | None, typer.Option("--tokens-file", help="The token file, without --config.")
 ]
 PasswordStdinOption = Annotated[
     bool, typer.Option("--password-stdin", help="Read the password from the first line of standard input.")
@@ -159,9 +157,7 @@ def token() -> None:
     """
 
 
-TokenNameArgument = Annotated[
-    str, typer.Argument(metavar="NAME", help="Who it is for: a person, a Prometheus.")
-]
+TokenNameArgument = Annotated[str, typer.Argument(metavar="NAME", help="A person, or a Prometheus.")]
 
 
 @token_app.command("add")

@@ -33,10 +33,7 @@ def demo(
     seconds: Annotated[float, typer.Option(min=_MIN_SECONDS, help="How long the fleet publishes.")] = 60.0,
     keep: Annotated[bool, typer.Option(help="Leave everything running when it ends.")] = False,
     data: Annotated[Path | None, typer.Option(help="Folder for the data; default: a temporary one.")] = None,
-    stop: Annotated[
-        Path | None,
-        typer.Option(help="Only stop a demo that was left running, by its data folder."),
-    ] = None,
+    stop: Annotated[Path | None, typer.Option(help="Only stop the demo left running in this folder.")] = None,
 ) -> None:
     """Run every tier on this machine, through an outage and a kill, and compare at the end.
 

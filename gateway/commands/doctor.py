@@ -49,7 +49,6 @@ async def run_checks(config: Path, *, online: bool = True) -> list[Finding]:
 
 
 def _check_settings(config: Path) -> list[Finding]:
-    """Errors that keep the gateway from starting."""
     try:
         load_settings(config)
     except InvalidSettingsError as found:
@@ -59,7 +58,6 @@ def _check_settings(config: Path) -> list[Finding]:
 
 
 def _check_spool(path: Path) -> tuple[Finding, float | None]:
-    """Whether the spool can be opened, and the time of its newest commit."""
     if not path.exists():
         return ok("spool", str(path), "does not exist yet; the gateway creates it"), None
     try:
@@ -86,9 +84,7 @@ app = typer.Typer(add_completion=False)
 def doctor(
     config: Annotated[Path, typer.Option("--config", "-c", help="The gateway's TOML file.")],
     *,
-    offline: Annotated[
-        bool, typer.Option("--offline", help="Contact no name server, destination or broker.")
-    ] = False,
+    offline: Annotated[bool, typer.Option("--offline", help="Do not use the network.")] = False,
     everything: Annotated[bool, typer.Option("--all", help="Also show checks without findings.")] = False,
     as_json: JsonOption = False,
 ) -> None:

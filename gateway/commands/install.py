@@ -30,10 +30,7 @@ from gateway.setup.installation import (
 
 install_app = typer.Typer(add_completion=False)
 
-RootOption = Annotated[
-    Path,
-    typer.Option(help="Install into an image below this folder instead of this machine."),
-]
+RootOption = Annotated[Path, typer.Option(help="Install into the image below this folder, not this machine.")]
 PrefixOption = Annotated[Path, typer.Option(help="Folder of the program's releases.")]
 DryOption = Annotated[bool, typer.Option("--dry-run", help="Print the steps without running them.")]
 
@@ -55,13 +52,9 @@ class InstallOptions:
     gateway_id: Annotated[str, typer.Option(help="The gateway's name upstream.")] = ""
     url: Annotated[str, typer.Option(help="The destination's URL.")] = ""
     config: Annotated[Path | None, typer.Option("--config", "-c", help="Use this configuration.")] = None
-    token_file: Annotated[
-        Path | None, typer.Option(help="File with this gateway's token of the region; - is stdin.")
-    ] = None
+    token_file: Annotated[Path | None, typer.Option(help="File with the region's token; - is stdin.")] = None
     token_for: Annotated[str, typer.Option(help="ingest: create the first token, for this gateway.")] = ""
-    dsn_file: Annotated[
-        Path | None, typer.Option(help="ingest: file with the database's URL; - is stdin.")
-    ] = None
+    dsn_file: Annotated[Path | None, typer.Option(help="ingest: file with the DSN; - is stdin.")] = None
     python: Annotated[str, typer.Option(help="The interpreter to run on; 3.11 or later.")] = ""
     prefix: PrefixOption = DEFAULT_PREFIX
     root: RootOption = Path("/")
@@ -133,9 +126,7 @@ uninstall_app = typer.Typer(add_completion=False)
 @uninstall_app.command()
 def uninstall(
     *,
-    purge: Annotated[
-        bool, typer.Option("--purge", help="Remove configuration, secrets and spools as well.")
-    ] = False,
+    purge: Annotated[bool, typer.Option("--purge", help="Also configuration, secrets and spools.")] = False,
     prefix: PrefixOption = DEFAULT_PREFIX,
     root: RootOption = Path("/"),
     dry_run: DryOption = False,

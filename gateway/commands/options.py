@@ -32,10 +32,10 @@ EXIT_FOUND = 1
 _PIPE_WIDTH = 240
 
 SpoolArgument = Annotated[
-    Path | None, typer.Argument(metavar="[SPOOL]", help="The spool's file, unless --config names it.")
+    Path | None, typer.Argument(metavar="[SPOOL]", help="The spool, unless --config names it.")
 ]
 ConfigOption = Annotated[
-    Path | None, typer.Option("--config", "-c", help="The gateway's TOML file, which names the spool.")
+    Path | None, typer.Option("--config", "-c", help="The gateway's file, which names it.")
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
 SeriesOption = Annotated[
@@ -48,9 +48,7 @@ SeriesOption = Annotated[
 ]
 SinceOption = Annotated[
     str | None,
-    typer.Option(
-        metavar="WHEN", help="Start of the time range: 30min, 6h, 2d (ago), or 2026-05-01T12:00 (UTC)."
-    ),
+    typer.Option(metavar="WHEN", help="Start of the range: 30min, 6h, 2d (ago), or 2026-05-01T12:00 (UTC)."),
 ]
 UntilOption = Annotated[
     str | None, typer.Option(metavar="WHEN", help="End of the time range (exclusive); same forms as --since.")

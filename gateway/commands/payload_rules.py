@@ -61,10 +61,10 @@ def decode(
     *,
     topic: Annotated[str, typer.Option("--topic", "-t", help="The topic it was published on.")],
     config: Annotated[
-        Path | None, typer.Option("--config", "-c", help="The gateway's TOML file with the rules.")
+        Path | None, typer.Option("--config", "-c", help="The gateway's file, for rules.")
     ] = None,
     preset: Annotated[
-        list[str] | None, typer.Option(help=f"Rules of a preset: {', '.join(PRESETS)}. Repeatable.")
+        list[str] | None, typer.Option(help=f"Preset rules: {', '.join(PRESETS)}. Repeatable.")
     ] = None,
     rule: Annotated[
         list[str] | None,
@@ -232,13 +232,9 @@ class LearnOptions:
         typer.Option(metavar="HOST:PORT", help="Or be the server that devices publish to: 0.0.0.0:1883."),
     ] = None
     seconds: Annotated[float, typer.Option(min=0.1, help="How long to listen.")] = 60
-    filters: Annotated[
-        list[str] | None, typer.Option("--filter", help="A topic filter for the broker. Repeatable.")
-    ] = None
+    filters: Annotated[list[str] | None, typer.Option("--filter", help="A topic filter. Repeatable.")] = None
     username: Annotated[str | None, typer.Option(help="For the broker.")] = None
-    password_file: Annotated[
-        Path | None, typer.Option(help="For the broker: a file whose first line is the password.")
-    ] = None
+    password_file: Annotated[Path | None, typer.Option(help="File with the password for it.")] = None
     ca_file: Annotated[Path | None, typer.Option(help="For mqtts://: the CA certificate, PEM.")] = None
     config: Annotated[
         Path | None,
@@ -335,7 +331,6 @@ def _print_proposals(seen: TopicObserver, proposed: RuleProposals) -> None:
 
 
 def _append_rules(config: Path, proposals: Sequence[RuleProposal]) -> None:
-    """Add tables to a configuration if it is valid with them."""
     text = config.read_text(encoding="utf-8").rstrip("\n")
     text += "\n\n\n" + "\n".join(map(format_rule_table, proposals))
     draft = config.with_name(f".{config.name}.{os.getpid()}")

@@ -73,9 +73,7 @@ class QueryOptions:
     config: ConfigOption = None
     since: Annotated[
         str,
-        typer.Option(
-            metavar="WHEN", help="Start of the time range: 30min, 6h, 2d (ago), or 2026-05-01T12:00."
-        ),
+        typer.Option(metavar="WHEN", help="Start of the range: 30min, 6h, 2d (ago), or 2026-05-01T12:00."),
     ] = "6h"
     until: UntilOption = None
     every: Annotated[
@@ -87,7 +85,7 @@ class QueryOptions:
         typer.Option(min=3, metavar="N", help="Downsample to at most N points, keeping the line's shape."),
     ] = None
     average: Annotated[
-        int, typer.Option(min=0, metavar="N", help="Also print a moving average over N windows.")
+        int, typer.Option(min=0, metavar="N", help="Also a moving average over N windows.")
     ] = 0
     form: Annotated[
         Literal["table", "csv", "json", "chart"], typer.Option("--format", help="Output format.")
@@ -219,9 +217,7 @@ class ReadOptions:
     series: SeriesOption = None
     since: SinceOption = None
     until: UntilOption = None
-    limit: Annotated[
-        int, typer.Option(min=0, metavar="N", help="Maximum number of readings; 0 means all.")
-    ] = 50
+    limit: Annotated[int, typer.Option(min=0, metavar="N", help="Maximum number of readings; 0: all.")] = 50
     oldest: Annotated[bool, typer.Option("--oldest", help="The first received instead of the last.")] = False
     form: Annotated[
         Literal["table", "csv", "jsonl"],

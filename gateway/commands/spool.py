@@ -147,9 +147,7 @@ def check(
     *,
     config: ConfigOption = None,
     quick: Annotated[bool, typer.Option("--quick", help="Skip decoding the segments.")] = False,
-    full: Annotated[
-        bool, typer.Option("--full", help="Run SQLite's integrity_check (slower) instead of quick_check.")
-    ] = False,
+    full: Annotated[bool, typer.Option("--full", help="Run SQLite's slower integrity_check.")] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Check the integrity of the spool; report every problem with its place.
@@ -204,9 +202,7 @@ spool_app.add_typer(spool_quarantine.app, name="quarantine")
 
 
 destination_app = typer.Typer(add_completion=False, no_args_is_help=True)
-SpoolOption = Annotated[
-    Path | None, typer.Option("--spool", help="The spool's file, unless --config names it.")
-]
+SpoolOption = Annotated[Path | None, typer.Option("--spool", help="The spool, unless --config names it.")]
 
 
 @destination_app.callback()

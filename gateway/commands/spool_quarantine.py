@@ -67,9 +67,7 @@ _LEFT_MAX = 20
 
 TargetsArgument = Annotated[
     list[str] | None,
-    typer.Argument(
-        metavar="[SPOOL] NO...", help="The spool's file, unless --config names it, and item numbers."
-    ),
+    typer.Argument(metavar="[SPOOL] NO...", help="The spool, unless --config names it, and item numbers."),
 ]
 ReasonOption = Annotated[str | None, typer.Option(help="Only items of this reason, such as not_json.")]
 AllOption = Annotated[bool, typer.Option("--all", help="Every item.")]

@@ -43,21 +43,15 @@ _CHART_STEPS = 288
 def status(
     *,
     config: Annotated[Path | None, typer.Option("--config", "-c", help="The gateway's TOML file.")] = None,
-    url: Annotated[
-        str | None, typer.Option(help="A running gateway's endpoint, e.g. http://127.0.0.1:8421.")
-    ] = None,
+    url: Annotated[str | None, typer.Option(help="Its endpoint, such as http://127.0.0.1:8421.")] = None,
     token_file: Annotated[
         Path | None,
         typer.Option(help="With --url, from another machine: a file whose first line is a token."),
     ] = None,
     as_json: JsonOption = False,
     watch: Annotated[bool, typer.Option("--watch", "-w", help="Refresh until Ctrl-C.")] = False,
-    every: Annotated[
-        float, typer.Option(min=0.2, help="With --watch: seconds between refreshes.")
-    ] = _REFRESH_S,
-    series: Annotated[
-        str | None, typer.Option(metavar="SENSOR/TYPE", help="Also draw the last day of this series.")
-    ] = None,
+    every: Annotated[float, typer.Option(min=0.2, help="Seconds between refreshes.")] = _REFRESH_S,
+    series: Annotated[str | None, typer.Option(metavar="SENSOR/TYPE", help="Also draw its last day.")] = None,
 ) -> None:
     """Show what comes in, what is still to be delivered, what is stored, and what is wrong.
 
@@ -71,48 +65,42 @@ def status(
     client = None if settings is None else local_gateway_client(settings.status)
     if url is not None:
         client = GatewayClient(url, token="" if token_file is None else read_secret_or_exit(token_file))
-    source = _StatusSource(client, settings, series)
     console = Console()
     if not watch:
-        _print_status(source, console, as_json=as_json)
+        _print_status(console, client, settings, series, as_json=as_json)
         return
     try:
         if as_json or not console.is_terminal:
             while True:
-                _print_status(source, console, as_json=as_json)
+                _print_status(console, client, settings, series, as_json=as_json)
                 time.sleep(every)
         with Live(console=console, screen=True, auto_refresh=False) as live:
             while True:
-                live.update(_render(*source.read(), series, console.width), refresh=True)
+                document, chart = _read(client, settings, series)
+                live.update(_render(document, chart, series, console.width), refresh=True)
                 time.sleep(every)
     except KeyboardInterrupt:
         return
 
 
-class _StatusSource:
-    """The running gateway when one answers, else the spool of the configuration."""
-
-    def __init__(
-        self, client: GatewayClient | None, settings: GatewaySettings | None, series: str | None
-    ) -> None:
-        self._client, self._settings, self.series = client, settings, series
-
-    def read(self) -> tuple[Status, Chart | None]:
-        """The document, and the chart of the series if it was asked for and is known."""
-        client, settings, chart = self._client, self._settings, None
-        sensor_id, _, sensor_type = (self.series or "").partition("/")
-        if client is not None:
-            document = _fetch(client, "/status", Status)
-            if document and (settings is None or document.gateway_id == settings.gateway_id):
-                if self.series is not None:
-                    chart = _fetch(client, "/chart", Chart, sensor_id=sensor_id, sensor_type=sensor_type)
-                return document, chart
-        if settings is None:
-            fail(f"{client and client.url}: no gateway answers")
-        with exit_on_spool_error():
-            if self.series is not None:
-                chart = _read_stopped_chart(settings.spool.path, sensor_id, sensor_type)
-            return read_stopped_status(settings), chart
+def _read(
+    client: GatewayClient | None, settings: GatewaySettings | None, series: str | None
+) -> tuple[Status, Chart | None]:
+    """The document, and the chart of a known series: of the gateway if it answers, else of the spool."""
+    chart = None
+    sensor_id, _, sensor_type = (series or "").partition("/")
+    if client is not None:
+        document = _fetch(client, "/status", Status)
+        if document and (settings is None or document.gateway_id == settings.gateway_id):
+            if series is not None:
+                chart = _fetch(client, "/chart", Chart, sensor_id=sensor_id, sensor_type=sensor_type)
+            return document, chart
+    if settings is None:
+        fail(f"{client and client.url}: no gateway answers")
+    with exit_on_spool_error():
+        if series is not None:
+            chart = _read_stopped_chart(settings.spool.path, sensor_id, sensor_type)
+        return read_stopped_status(settings), chart
 
 
 def _fetch(client: GatewayClient, path: str, answer: type[T], **query: str) -> T | None:
@@ -134,12 +122,19 @@ def _read_stopped_chart(path: Path, sensor_id: str, sensor_type: str) -> Chart |
     return read_chart(path, known, steps)
 
 
-def _print_status(source: _StatusSource, console: Console, *, as_json: bool) -> None:
-    document, chart = source.read()
+def _print_status(
+    console: Console,
+    client: GatewayClient | None,
+    settings: GatewaySettings | None,
+    series: str | None,
+    *,
+    as_json: bool,
+) -> None:
+    document, chart = _read(client, settings, series)
     if as_json:
         typer.echo(msgspec.json.encode(document))
     else:
-        console.print(_render(document, chart, source.series, console.width))
+        console.print(_render(document, chart, series, console.width))
 
 
 def _render(document: Status, chart: Chart | None, series: str | None, width: int) -> RenderableType:

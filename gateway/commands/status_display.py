@@ -16,7 +16,7 @@ from rich.text import Text
 
 from gateway.humanize import escape_text, format_bytes, format_count, format_duration, pluralize
 from gateway.query.series_chart import draw_line_chart
-from gateway.status.advice import destination_state, drain_text
+from gateway.status.advice import STATE_TEXTS, drain_text
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -116,7 +116,7 @@ def _destinations_section(status: Status, width: int) -> RenderableType:
         last = [format_count(d.delivered), _local_time(d.last_receipt_at_us, status.at_us)] if wide else []
         table.add_row(
             Text.assemble(escape_text(d.name), (f" ({d.kind})", "dim")),
-            Text(destination_state(d.state), style),
+            Text(STATE_TEXTS.get(d.state, d.state), style),
             format_count(d.backlog_readings),
             format_bytes(d.backlog_bytes),
             "-" if d.backlog_oldest_s is None else format_duration(d.backlog_oldest_s),
@@ -265,7 +265,6 @@ def render_chart(chart: Chart, width: int) -> RenderableType:
 
 
 def _format_value(value: float, span: float) -> str:
-    """A measured value with as many digits as its span makes sensible."""
     if not math.isfinite(span) or abs(value) >= 1e9:  # noqa: PLR2004 - ten digits
         return f"{value:.4g}"
     digits = max(0, min(6, 2 - math.floor(math.log10(span)))) if span > 0 else 2

@@ -31,7 +31,7 @@ from gateway.demo.tiers import (
     count_stored,
 )
 from gateway.humanize import format_bytes, format_count, format_duration
-from gateway.status.advice import destination_state, drain_text
+from gateway.status.advice import STATE_TEXTS, drain_text
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -93,7 +93,6 @@ class DemoScreen:
 
 
 def _count_rows(counts: TierCounts) -> list[tuple[str, str, str]]:
-    """Name, number and remark of each tier."""
     status = counts.gateway
     rows = [
         ("published", format_count(counts.published), "by the fleet, over MQTT"),
@@ -107,7 +106,7 @@ def _count_rows(counts: TierCounts) -> list[tuple[str, str, str]]:
         for d in status.destinations:
             oldest = "" if d.backlog_oldest_s is None else f", oldest {format_duration(d.backlog_oldest_s)}"
             error = f": [yellow]{d.last_error}[/yellow]" if d.last_error else ""
-            remark = f"{destination_state(d.state)}{oldest}, drains in {drain_text(d)}{error}"
+            remark = f"{STATE_TEXTS.get(d.state, d.state)}{oldest}, drains in {drain_text(d)}{error}"
             rows.append((f"backlog {d.name}", format_count(d.backlog_readings), remark))
     rows.append(("region", format_count(counts.region), "rows in PostgreSQL"))
     rows.append(("cloud", format_count(counts.cloud), "points"))
@@ -226,25 +225,22 @@ class Demo:
             time.sleep(_POLL_S)
 
     def _drain(self, activity: str, done: Callable[[], bool]) -> float:
-        """Watch until `done`; returns the seconds it took."""
         started = time.monotonic()
         while True:
             self._look(activity)
             if done():
                 return time.monotonic() - started
             if time.monotonic() - started > _DRAIN_TIMEOUT_S:
-                raise DemoError(
-                    f"the backlog did not drain in {_DRAIN_TIMEOUT_S:.0f} s; see the logs in {self.folder}"
-                )
+                what = f"the backlog did not drain in {_DRAIN_TIMEOUT_S:.0f} s"
+                raise DemoError(f"{what}; see the logs in {self.folder}")
             time.sleep(_POLL_S)
 
     def _caught_up(self) -> bool:
         status = self._numbers.gateway
         if status is None:
             return False
-        return all(
-            d.last_error == "" and (d.backlog_oldest_s or 0.0) < _CAUGHT_UP_S for d in status.destinations
-        )
+        ages_s = (float("inf") if d.last_error else d.backlog_oldest_s or 0.0 for d in status.destinations)
+        return max(ages_s, default=0.0) < _CAUGHT_UP_S
 
     def _delivered(self) -> bool:
         """Whether each destination has had no backlog at one moment since the fleet stopped.

@@ -258,7 +258,6 @@ def _unexpected(name: str, answer: httpx.Response, expected: str) -> Finding:
 
 
 def _check_date(name: str, answer: httpx.Response, now_s: float) -> list[Finding]:
-    """Whether the destination's clock agrees with this machine's."""
     try:
         off_s = now_s - parsedate_to_datetime(answer.headers.get("Date", "")).timestamp()
     except (TypeError, ValueError):
@@ -348,7 +347,6 @@ async def _request_connack(table: Subscribe, settings: SubscriberOptions, passwo
 
 
 def _answer_text(answer: httpx.Response) -> str:
-    """The start of an answer, safe to print."""
     return escape_text(" ".join(answer.text.split()), _ANSWER_MAX_CHARS) or "empty answer"
 
 

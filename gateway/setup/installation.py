@@ -186,9 +186,8 @@ def find_wheel_version(wheels: Path) -> str:
     """The version of the only tidegate wheel in a folder. Raises SetupError."""
     found = sorted(m["version"] for p in wheels.glob("tidegate-*.whl") if (m := _WHEEL.fullmatch(p.name)))
     if len(found) != 1:
-        raise SetupError(
-            f"{wheels}: expected one tidegate-VERSION-py3-none-any.whl, found {', '.join(found) or 'none'}"
-        )
+        versions = ", ".join(found) or "none"
+        raise SetupError(f"{wheels}: expected one tidegate-VERSION-py3-none-any.whl, found {versions}")
     return found[0]
 
 
@@ -282,9 +281,8 @@ def _plan_configuration(layout: Layout, request: InstallRequest) -> Iterator[Ste
     if layout.role == "sim":
         return
     if request.token:
-        yield write_file(
-            layout.locate(layout.config_folder / "secrets/regional.token"), f"{request.token}\n", 0o600
-        )
+        token_file = layout.locate(layout.config_folder / "secrets/regional.token")
+        yield write_file(token_file, f"{request.token}\n", 0o600)
     if request.dsn:
         yield write_file(layout.locate(layout.config_folder / "dsn"), f"{request.dsn}\n", 0o600)
     program = layout.locate(layout.prefix) / "releases" / request.version / "bin" / "tidegate"

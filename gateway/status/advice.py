@@ -21,7 +21,7 @@ _FLASH_WARNING_YEARS = 2.0
 _FLASH_MIN_OBSERVED_S = 3600.0
 _BACKLOG_WARNING_S = 300.0
 _RECENT_S = 86_400.0
-_STATE_TEXTS = {
+STATE_TEXTS = {
     "idle": "up to date",
     "sending": "sending",
     "waiting": "retrying",
@@ -48,11 +48,6 @@ def build_advice(status: Status) -> list[Advice]:
     if all(advice.severity == "note" for advice in found):
         found.append(Advice("good", _healthy_text(status)))
     return sorted(found, key=lambda advice: _SEVERITY_ORDER.index(advice.severity))
-
-
-def destination_state(state: str) -> str:
-    """A state of the document in words, such as "up to date"."""
-    return _STATE_TEXTS.get(state, state)
 
 
 def backlog_text(destination: DestinationStatus) -> str:

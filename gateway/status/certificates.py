@@ -67,7 +67,6 @@ def _validity_times(der: bytes, *, is_crl: bool) -> tuple[float, float]:
 
 
 def _der_elements(data: bytes) -> list[tuple[int, bytes]]:
-    """Tag and content of each element in `data`."""
     found, at = [], 0
     while at < len(data):
         tag, length, at = data[at], data[at + 1], at + 2

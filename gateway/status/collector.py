@@ -39,7 +39,7 @@ from gateway.spool.processing_state import count_pending_rows, outbox_totals
 from gateway.spool.quarantine_items import ReasonCount, StoredQuarantineItem
 from gateway.spool.segment_reader import count_kept_rows
 from gateway.spool.segments import read_commit_counter
-from gateway.status.advice import build_advice, destination_state
+from gateway.status.advice import STATE_TEXTS, build_advice
 from gateway.status.document import (
     Alert,
     AlertsStatus,
@@ -470,6 +470,6 @@ def format_service_status(runtime: Runtime) -> str:
     ]
     for shipper in runtime.shippers:
         error = shipper.counters.last_error[:_ERROR_MAX_CHARS]
-        state = destination_state(shipper.counters.state)
+        state = STATE_TEXTS[shipper.counters.state]
         parts.append(f"{shipper.name} {state}" + (f" ({error})" if error else ""))
     return "; ".join(parts)

@@ -116,7 +116,6 @@ class StatusEndpoint:
         return Response(text, media_type=CONTENT_TYPE_LATEST)
 
     async def _config(self, request: Request) -> Response:
-        """The active configuration, secrets masked, and the outcome of the newest reload."""
         self._auth.require_view(request)
         return json_response(build_config_document(self._runtime.settings, self._active_config))
 
@@ -135,7 +134,6 @@ class StatusEndpoint:
         return json_response(await retry_open_spool(self._runtime.spool, rules, numbers))
 
     async def _compact(self, request: Request) -> Response:
-        """Merge small segments now."""
         _require_local_json(request)
         await self._runtime.commit_consumer.catch_up()  # segments that processing still reads are not merged
         return json_response(await compact_open_spool(self._runtime.spool))
@@ -147,7 +145,6 @@ class StatusEndpoint:
         return json_response({"status": "stuck", **stages}, 503) if late else json_response({"status": "ok"})
 
     async def _readyz(self, request: Request) -> Response:
-        """Whether publishes are accepted and will be acknowledged."""
         reason = self._runtime.committer.counters.holding_reason
         if not reason:
             return json_response({"status": "ok"})
