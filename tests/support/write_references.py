@@ -1,12 +1,11 @@
 """Writes docs/configuration-keys.md from the settings models: `python -m tests.support.write_references`.
 
-A row that an earlier table has in the same words is not repeated: the later table's first row names it.
+A key that an earlier table has in the same words is not repeated: a row of the later table names it.
 """
 
 from __future__ import annotations
 
 import re
-from dataclasses import replace
 from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -24,8 +23,8 @@ _HEAD: Final = """\
 
 Every key of `gateway.toml`, generated from the settings models by `{rewrite}`.
 `tidegate config explain KEY` shows the whole description, an example and the environment variable. **R**: a
-[reload](configuration.md#changing-a-running-gateway) is enough; other keys take a restart. `[[name]]`
-is a table that may be given several times. The ingest service's keys are in
+[reload](configuration.md#changing-a-running-gateway) is enough; other keys take a restart. `name[]` is a table,
+`[[name]]`, that may be given several times; `name{{}}` are tables by name. The keys of the ingest service are in
 [config/ingest.toml](../config/ingest.toml).
 
 | key | value | default | R | |
@@ -33,39 +32,43 @@ is a table that may be given several times. The ingest service's keys are in
 """
 _ALL_KINDS: Final = ({"ingest", "influxdb", "file"}, {"webhook", "email"})
 _SENTENCE: Final = re.compile(r"(?<=[.?!]) (?=[A-Z\"\[])")
+_COMMON_KEYS: Final = (
+    "allow_plain",
+    "ca_file",
+    "cert_file",
+    "key_file",
+    "password_file",
+    "token_file",
+    "username",
+)
 _SAME_AS_CHECKS: Final = "As in [checks]."
 
 
 def render_key_reference() -> str:
     """The whole page."""
     keys = list_keys(GatewaySettings)
-    tables = {key.path: key for key in keys if key.is_table}
+    tables = ["", *(key.path for key in keys if key.is_table)]
     rows = [key for key in keys if not key.is_table and key.name != "kind"]
-    rows.sort(key=lambda key: ["", *tables].index(key.table))
-    first_table: dict[str, str] = {}
+    rows.sort(key=lambda key: tables.index(key.table))
+    first_table: dict[object, str] = {}
     lines: list[str] = []
     for path, group in groupby(rows, key=lambda key: key.table):
-        new: list[ConfigKey] = []
-        repeated: dict[str, list[str]] = {}
+        repeated: dict[str, list[ConfigKey]] = {}
+        rendered: set[str] = set()
         for key in group:
-            table = first_table.setdefault(_render_row(replace(key, kinds=(), restart="")), path)
-            if key.description == _SAME_AS_CHECKS:
-                table = "checks"
-            if table == path:
-                new.append(key)
-            else:
-                repeated.setdefault(table, []).append(f"`{key.name}`")
-        if path:
-            also = "".join(f" {', '.join(names)}: as in {_toml_name(t)}." for t, names in repeated.items())
-            about = _first_sentence(tables[path])
-            lines.append(f"| **{_toml_name(path)}** | | | | {about}{'.' if also else ''}{also} |")
-        lines += map(_render_row, new)
+            about = "" if key.name in _COMMON_KEYS else key.description
+            same = (key.name, key.type, key.allowed, key.required, repr(key.default), about)
+            table = "checks" if about == _SAME_AS_CHECKS else first_table.setdefault(same, path)
+            if table != path:
+                repeated.setdefault(table, []).append(key)
+            elif key.name not in _COMMON_KEYS or key.name not in rendered:
+                lines.append(_render_row(key))
+            rendered.add(key.name)
+        for table, same_keys in repeated.items():
+            names = ", ".join(dict.fromkeys(f"`{key.name}`" for key in same_keys))
+            reload = "" if any(key.restart for key in same_keys) else "R"
+            lines.append(f"| `{path}`: {names} | | | {reload} | as in `{table}` |".replace("|  |", "| |"))
     return _HEAD.format(rewrite=REWRITE) + "\n".join(lines) + "\n"
-
-
-def _toml_name(path: str) -> str:
-    name = path.replace("{}", ".NAME").replace("[].", ".")
-    return f"[[{name.removesuffix('[]')}]]" if path.endswith("[]") else f"[{name}]"
 
 
 def _render_row(key: ConfigKey) -> str:
@@ -74,7 +77,7 @@ def _render_row(key: ConfigKey) -> str:
         "required" if key.required else "" if key.default in (None, []) else format_toml_value(key.default)
     )
     cells = (
-        f"`{key.name}`{kinds}",
+        f"`{key.path}`{kinds}",
         " ".join(filter(None, _describe_value(key))),
         default and (default if key.required else f"`{default}`"),
         "" if key.restart else "R",

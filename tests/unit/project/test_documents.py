@@ -11,6 +11,7 @@ from tests.support.write_references import KEY_REFERENCE, REWRITE, render_key_re
 
 ROOT = Path(__file__).parents[3]
 DOCUMENTS = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").rglob("*.md")])
+MAX_LINES = 2_400
 LINK = re.compile(r"\]\(([^)\s]+)\)")
 HEADING = re.compile(r"^#+ +(.+?) *$", re.MULTILINE)
 PRODUCT_FILE = re.compile(
@@ -42,3 +43,8 @@ def test_every_relative_link_and_every_named_file_exists(document):
             assert anchor in find_anchors(target.read_text(encoding="utf-8")), f"{link}: no such heading"
     for name in PRODUCT_FILE.findall(text):
         assert (ROOT / name).exists(), f"{name}: no such file"
+
+
+def test_the_documents_stay_short():
+    lines = sum(len(path.read_text(encoding="utf-8").splitlines()) for path in (ROOT / "docs").rglob("*.md"))
+    assert lines <= MAX_LINES
