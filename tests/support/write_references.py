@@ -22,9 +22,9 @@ _HEAD: Final = """\
 # Configuration keys
 
 Every key of `gateway.toml`, generated from the settings models by `{rewrite}`.
-`tidegate config explain KEY` shows the whole description, an example and the environment variable. **R**: a
-[reload](configuration.md#changing-a-running-gateway) is enough; other keys take a restart. `name[]` is a table,
-`[[name]]`, that may be given several times; `name{{}}` are tables by name. The keys of the ingest service are in
+`tidegate config explain KEY` shows the whole description, an example and the environment variable. **R**:
+a [reload](configuration.md#changing-a-running-gateway) is enough; other keys take a restart. `name[]`
+is a table that may be given several times, `name{{}}` are tables by name. The ingest service has
 [config/ingest.toml](../config/ingest.toml).
 
 | key | value | default | R | |
