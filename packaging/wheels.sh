@@ -14,7 +14,7 @@ tools=.build/wheel-tools-$("${PYTHON:-python3}" -c 'import sys; print("%d.%d" % 
 rm -f "$folder"/tidegate-*.whl
 pip="$tools/bin/python -m pip -q --disable-pip-version-check"
 $pip wheel --no-build-isolation --no-deps --wheel-dir "$folder" .
-# already there: nothing is asked of the index
+# already there: the index is not contacted
 wheel=$(echo "$folder"/tidegate-*.whl)
 $pip download --only-binary=:all: --no-index --find-links "$folder" --constraint constraints.txt --dest "$folder" "$wheel$extras" 2>/dev/null ||
     $pip download --only-binary=:all: --find-links "$folder" --constraint constraints.txt --dest "$folder" "$wheel$extras"
