@@ -229,7 +229,7 @@ def test_status_of_a_stopped_gateway_is_read_from_its_spool_and_said_to_be(tmp_p
     document = site.status()
     assert not document["running"]
     assert document["spool"]["readings_ever"] == 1
-    assert "not running; as of its spool" in tidegate("status", "--config", site.config).stdout
+    assert "not running; read from its spool" in tidegate("status", "--config", site.config).stdout
 
 
 def test_status_of_a_gateway_that_never_ran_says_that_there_is_no_spool_and_makes_none(
@@ -242,7 +242,7 @@ def test_status_of_a_gateway_that_never_ran_says_that_there_is_no_spool_and_make
 
 def test_status_says_where_nobody_answers_and_what_to_name_when_nothing_is_named() -> None:
     url = f"http://127.0.0.1:{free_port()}"
-    assert f"{url}: no gateway answers there" in said(tidegate("status", "--url", url))
+    assert f"{url}: no gateway answers" in said(tidegate("status", "--url", url))
     assert "--config FILE" in said(tidegate("status"))
 
 

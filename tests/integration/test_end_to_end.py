@@ -186,7 +186,7 @@ def test_an_ingest_service_that_is_away_only_makes_the_backlog_grow(site: Site, 
     wait_until(lambda: site.status()["destinations"][1]["backlog_readings"] == 0, 10)
     assert stick["last_error"] == ""
     shown = run("status", "-c", str(tmp_path / "gateway.toml")).stdout
-    assert "waiting" in shown
+    assert "retrying" in shown
     site.ingest.start()
     site.drain(90)
     assert site.verify(tmp_path / "truth")["ok"]

@@ -257,7 +257,7 @@ def test_a_new_token_is_used_after_a_restart_and_root_checks_what_the_service_re
     seen = installed.root / "root/seen"
     installed.systemctl("restart", UNIT)
     until(lambda: seen.exists() and "Bearer the-first-token" in seen.read_text(), 20, installed)
-    until(lambda: "regional held" in installed.property("StatusText"), 20, installed)
+    until(lambda: "regional blocked" in installed.property("StatusText"), 20, installed)
     (installed.root / "etc/tidegate/secrets/regional.token").write_text("the-second-token\n")
     assert ": ok." in installed.run("tidegate", "config", "check", "/etc/tidegate/gateway.toml").stdout
     seen.unlink()
