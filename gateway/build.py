@@ -128,11 +128,7 @@ def build_committer(
     rules = settings.ingress.rules
     rebirths = RebirthRequester(rules.births, encode_rebirth_command, [publish_command])
     corrector = ClockCorrector(
-        clock,
-        spool.database,
-        submit_corrected,
-        read_time_since_boot_us,
-        wait_max_s=settings.clock.wait_max_s,
+        clock, spool.database, submit_corrected, read_time_since_boot_us, wait_max_s=settings.clock.wait_max_s
     )
     committer = Committer(
         spool.appender,

@@ -82,11 +82,7 @@ def _encode_rows(readings: Readings, keys: Sequence[str], scale: int) -> list[st
     return [
         f"{keys[series]} value={value!r}{quality}{battery}{signal}{seq}{flags} {time_us * scale}"
         for series, value, quality, battery, signal, seq, flags, time_us in zip(
-            readings.series.tolist(),
-            readings.value.tolist(),
-            *fields,
-            readings.time_us.tolist(),
-            strict=True,
+            readings.series.tolist(), readings.value.tolist(), *fields, readings.time_us.tolist(), strict=True
         )
     ]
 

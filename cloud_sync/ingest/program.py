@@ -18,11 +18,7 @@ from cloud_sync.codec.wire import WireLimits
 from cloud_sync.http.auth import ClientCertificateProtocol, RequestAuthenticator
 from cloud_sync.http.requests import RequestAdmission
 from cloud_sync.http.tokens import TokenFile
-from cloud_sync.http.uvicorn_server import (
-    CannotStartError,
-    UvicornServer,
-    bind_http_sockets,
-)
+from cloud_sync.http.uvicorn_server import CannotStartError, UvicornServer, bind_http_sockets
 from cloud_sync.ingest.app import IngestApp
 from cloud_sync.ingest.apply_queue import ApplyQueue
 from cloud_sync.ingest.settings import load_settings, read_dsn

@@ -62,8 +62,7 @@ class Database(_Table):
     compress_after_days: Positive | None = 7
     retention_days: Positive | None = None
     rollup_retention_days: dict[Annotated[int, Field(ge=1)], Positive] = Field(
-        {},
-        description="days to keep rollups of a window, by its length in seconds; others are kept",
+        {}, description="days to keep rollups of a window, by its length in seconds; others are kept"
     )
     merge_ledger_after_days: Positive | None = 7
 

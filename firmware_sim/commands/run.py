@@ -47,8 +47,7 @@ class RunOptions:
         int | None, typer.Option(min=1, max=10_000, help="Number of devices. Default: 20.")
     ] = None
     rate: Annotated[
-        str | None,
-        typer.Option(help="Readings per second of the whole fleet, or max. Default: 10."),
+        str | None, typer.Option(help="Readings per second of the whole fleet, or max. Default: 10.")
     ] = None
     readings: Annotated[
         int, typer.Option(min=1, help="With --rate max: how many are encoded before it starts.")
@@ -87,8 +86,7 @@ class RunOptions:
     ring: Annotated[int, typer.Option(min=1, help="Publishes a device keeps until acknowledged.")] = 10_000
     keepalive: KeepaliveOption = 30
     connect_timeout: Annotated[
-        float | None,
-        typer.Option(min=0, help="Exit when no device connects for so long at the start, in s."),
+        float | None, typer.Option(min=0, help="Exit when no device connects for so long at the start, in s.")
     ] = None
     drain_timeout: Annotated[
         float, typer.Option(min=0, help="At the end, wait at most this long for acknowledgements, in s.")

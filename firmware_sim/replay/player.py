@@ -24,13 +24,7 @@ from firmware_sim.devices.payloads import encode_readings
 from firmware_sim.errors import SimError
 from firmware_sim.ground_truth import SEQ_ABSENT, Publish, Reading, SeriesState
 from firmware_sim.replay.column_map import find_header, sanitize_topic_level
-from firmware_sim.replay.csv_values import (
-    CellError,
-    is_missing,
-    open_recording,
-    parse_number,
-    parse_time_us,
-)
+from firmware_sim.replay.csv_values import CellError, is_missing, open_recording, parse_number, parse_time_us
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence

@@ -16,17 +16,7 @@ if TYPE_CHECKING:
     from cloud_sync.model.records import Readings, Rollups
 
 READING_MEMBERS = ("value", "quality", "battery_level", "signal_strength")
-ROLLUP_MEMBERS = (
-    "mean",
-    "minimum",
-    "maximum",
-    "first",
-    "last",
-    "deviation",
-    "count",
-    "flagged",
-    "excluded",
-)
+ROLLUP_MEMBERS = ("mean", "minimum", "maximum", "first", "last", "deviation", "count", "flagged", "excluded")
 FLAG_NAMES = tuple((flag.name or "").lower() for flag in Flag if flag is not Flag.SUPPRESSED)
 RATE_QUANTITY, SILENCE_QUANTITY = "rate_per_min", "silence"
 FLAG_PREFIX, ROLLUP_PREFIX = "flag.", "rollup."

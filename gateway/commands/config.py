@@ -24,12 +24,7 @@ from gateway.commands.options import (
     table,
 )
 from gateway.humanize import escape_text
-from gateway.settings.config_changes import (
-    DEFAULT_SOURCE,
-    diff_settings,
-    flatten_settings,
-    resolve_config,
-)
+from gateway.settings.config_changes import DEFAULT_SOURCE, diff_settings, flatten_settings, resolve_config
 from gateway.settings.gateway_settings import ENV_PREFIX, GatewaySettings, load_settings
 from gateway.settings.reference import ConfigKey, format_toml_value, list_keys, render_config_file
 from gateway.status.active_config import ActiveConfigDocument, mask_settings

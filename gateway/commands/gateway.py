@@ -30,9 +30,7 @@ app = typer.Typer(add_completion=False)
 
 
 @app.command()
-def gateway(
-    config: Annotated[Path, typer.Option("--config", "-c", help="The gateway's TOML file.")],
-) -> None:
+def gateway(config: Annotated[Path, typer.Option("--config", "-c", help="The gateway's TOML file.")]) -> None:
     """Run the gateway agent until SIGTERM or SIGINT. SIGHUP reloads the configuration, SIGUSR1 restarts it.
 
     Receives readings over MQTT, acknowledges each once it is fsynced in the spool, and delivers to every

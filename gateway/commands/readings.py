@@ -77,8 +77,7 @@ class QueryOptions:
     ] = "6h"
     until: UntilOption = None
     every: Annotated[
-        str | None,
-        typer.Option(metavar="LENGTH", help="Windows of 1m, 5m, 1h, 1d, ...; raw for readings."),
+        str | None, typer.Option(metavar="LENGTH", help="Windows of 1m, 5m, 1h, 1d, ...; raw for readings.")
     ] = None
     points: Annotated[
         int | None,
@@ -328,8 +327,7 @@ _NO_READINGS = Readings(*(np.zeros(0, dtype) for dtype in ("i4", "i8", "f8", "f4
 
 def _print_readings(readings: Readings, catalog: SeriesCatalog) -> None:
     rows = table(
-        *reading_export.EXPORT_COLUMNS,
-        right=("value", "quality", "battery_level", "signal_strength", "seq"),
+        *reading_export.EXPORT_COLUMNS, right=("value", "quality", "battery_level", "signal_strength", "seq")
     )
     for row in reading_export.format_table_rows(readings, catalog):
         rows.add_row(*row)

@@ -20,16 +20,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from gateway.demo.tiers import (
-    Cloud,
-    DemoError,
-    Edge,
-    Fleet,
-    Processes,
-    Region,
-    choose_cloud,
-    count_stored,
-)
+from gateway.demo.tiers import Cloud, DemoError, Edge, Fleet, Processes, Region, choose_cloud, count_stored
 from gateway.humanize import format_bytes, format_count, format_duration
 from gateway.status.advice import STATE_TEXTS, drain_text
 

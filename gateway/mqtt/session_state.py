@@ -10,14 +10,7 @@ import re
 from typing import TYPE_CHECKING, Final, Protocol
 
 from gateway.mqtt.codec.packet_codec import encode_publish_acks
-from gateway.mqtt.codec.packets import (
-    AT_LEAST_ONCE,
-    EXACTLY_ONCE,
-    V5,
-    PacketType,
-    Property,
-    ReasonCode,
-)
+from gateway.mqtt.codec.packets import AT_LEAST_ONCE, EXACTLY_ONCE, V5, PacketType, Property, ReasonCode
 from gateway.mqtt.codec.properties import protocol_error
 
 if TYPE_CHECKING:

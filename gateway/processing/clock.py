@@ -76,11 +76,7 @@ def query_timedatectl() -> bool:
     argv = ("timedatectl", "show", "--property=NTPSynchronized", "--value")
     try:
         result = subprocess.run(  # noqa: S603 - a fixed command
-            argv,
-            capture_output=True,
-            timeout=_TIMEDATECTL_TIMEOUT_S,
-            check=False,
-            stdin=subprocess.DEVNULL,
+            argv, capture_output=True, timeout=_TIMEDATECTL_TIMEOUT_S, check=False, stdin=subprocess.DEVNULL
         )
     except (OSError, subprocess.SubprocessError):
         return False

@@ -335,10 +335,7 @@ class Http(DeviceListener, SourceTable):
             ),
             committer=committer,
             batches=batches.BatchReceiver(
-                committer,
-                spool.appender,
-                ReceivedLedger(spool.database),
-                process=self.process_batches,
+                committer, spool.appender, ReceivedLedger(spool.database), process=self.process_batches
             ),
             readings=readings.ReadingReceiver(
                 committer, IdempotencyKeys(spool.database), max_rows=self.max_plain_rows

@@ -297,9 +297,7 @@ def _check_block(
         add(f"its block holds {records.rows} rows, its row says {head.rows}")
     times = int(records.time_us.min()), int(records.time_us.max())
     if times != (head.min_time_us, head.max_time_us):
-        add(
-            f"its times are {times[0]}..{times[1]} us, its row says {head.min_time_us}..{head.max_time_us}",
-        )
+        add(f"its times are {times[0]}..{times[1]} us, its row says {head.min_time_us}..{head.max_time_us}")
     if times != columns.time_range_us(block):
         add("the head of its block gives other times than its rows have")
     order = np.lexsort([getattr(records, name) for name in reversed(records.order)])

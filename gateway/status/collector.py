@@ -259,10 +259,7 @@ def read_records_status(connection: sqlite3.Connection) -> RecordsStatus:
 
 
 def build_status(
-    settings: GatewaySettings,
-    snapshot: SpoolSnapshot,
-    records: RecordsStatus,
-    live: LiveStatus | None = None,
+    settings: GatewaySettings, snapshot: SpoolSnapshot, records: RecordsStatus, live: LiveStatus | None = None
 ) -> Status:
     """The document as of now; `live` is None for a gateway that does not run."""
     now_us, now_s = time.time_ns() // 1000, time.monotonic()

@@ -314,8 +314,5 @@ class HttpSource:
         """What has happened since start."""
         counters = self._app.counters
         return HttpStatus(
-            counters["requests"],
-            counters["batches"],
-            counters["batches_again"],
-            dict(self._app.rejections),
+            counters["requests"], counters["batches"], counters["batches_again"], dict(self._app.rejections)
         )

@@ -215,10 +215,7 @@ _PROPERTIES: dict[
     _P.TOPIC_ALIAS: (_read_topic_alias, {_T.PUBLISH}),
     _P.MAXIMUM_QOS: (_read_flag, {_T.CONNACK}),
     _P.RETAIN_AVAILABLE: (_read_flag, {_T.CONNACK}),
-    _P.USER_PROPERTY: (
-        FieldReader.pair,
-        {*_REASONS, *_MESSAGES, _T.CONNECT, _T.SUBSCRIBE, _T.UNSUBSCRIBE},
-    ),
+    _P.USER_PROPERTY: (FieldReader.pair, {*_REASONS, *_MESSAGES, _T.CONNECT, _T.SUBSCRIBE, _T.UNSUBSCRIBE}),
     _P.MAXIMUM_PACKET_SIZE: (_nonzero(FieldReader.u32), _HANDSHAKE),
     _P.WILDCARD_SUBSCRIPTION_AVAILABLE: (_read_flag, {_T.CONNACK}),
     _P.SUBSCRIPTION_IDENTIFIER_AVAILABLE: (_read_flag, {_T.CONNACK}),

@@ -165,11 +165,7 @@ class _RecordWalk:
     __slots__ = ("faults", "fields", "out", "reader", "record", "shared")
 
     def __init__(
-        self,
-        reader: RecordReader,
-        record: JsonObject,
-        fields: DeviceFields,
-        shared: _TimeAndCompanions,
+        self, reader: RecordReader, record: JsonObject, fields: DeviceFields, shared: _TimeAndCompanions
     ) -> None:
         self.reader, self.record, self.fields, self.shared = reader, record, fields, shared
         self.out: list[Measurement] = []
