@@ -193,19 +193,10 @@ def parse_readings(
     stamps: AssignedTimes | None = None,
     fault_of: Callable[[Series], str | None] = lambda _: None,
 ) -> PlainReadings:
-    """The readings of a body.
+    """The readings of a decompressed body of one of `MEDIA_TYPES`; PlainBodyError if it is rejected whole.
 
-    Args:
-        body: without its content encoding.
-        media_type: one of `MEDIA_TYPES`.
-        now_us: for readings without a time, which get `Flag.TIME_ASSIGNED`.
-        max_rows: rejected ones included.
-        precision: of line protocol's timestamps.
-        stamps: the times assigned so far, beyond this body.
-        fault_of: why readings of a series are rejected, machine-readable; None for accepted ones.
-
-    Raises:
-        PlainBodyError: the whole body is rejected.
+    Readings without a time get `now_us` and a flag. `max_rows` includes rejected ones; `precision` is that of
+    line protocol's timestamps; `fault_of` says why readings of a series are rejected, machine-readable.
     """
     builder, rejected, stamps = ColumnBuilder(), [], stamps or AssignedTimes()
     faults: dict[Series, str | None] = {}

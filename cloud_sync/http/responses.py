@@ -40,14 +40,8 @@ _SUMS = ("rows", "stored", "duplicates", "conflicts", "refused")
 class RequestRejectedError(Exception):
     """A request that is answered with an error.
 
-    Args:
-        status: of HTTP.
-        error: the machine-readable code.
-        message: for a person.
-        retry_after_s: the Retry-After header.
-        hang_up: do not wait for the rest of the body. Otherwise it is read and discarded, so that a sender
-            that reads only when it has written gets its answer instead of a reset connection.
-        rows: the refused rows of a batch; an answer names the first ones.
+    `hang_up`: do not read the rest of the body. Otherwise it is read and discarded, so that a sender that
+    reads only once it has written gets its answer. `rows`: the refused rows of a batch.
     """
 
     def __init__(

@@ -110,7 +110,11 @@ def query(options: QueryOptions) -> None:
     if options.form == "json":
         print_json(found)
     elif options.form == "csv":
-        _print_csv(found)
+        writer = csv.writer(sys.stdout, lineterminator="\n")
+        writer.writerow(["time", *list(found.columns)[1:]])
+        writer.writerows(
+            [format_iso_time(at), *values] for at, *values in zip(*found.columns.values(), strict=True)
+        )
     elif found.rows == 0:
         typer.echo(f"{escape_text(_series_name(known))}: no readings in this time range", err=True)
     elif options.form == "chart":
@@ -165,13 +169,6 @@ def _find_series(connection: sqlite3.Connection, text: str) -> KnownSeries:
 
 def _series_name(known: KnownSeries) -> str:
     return f"{known.series.sensor_id}/{known.series.sensor_type}"
-
-
-def _print_csv(found: SeriesResult) -> None:
-    writer = csv.writer(sys.stdout, lineterminator="\n")
-    writer.writerow(["time", *list(found.columns)[1:]])
-    for at, *values in zip(*found.columns.values(), strict=True):
-        writer.writerow([format_iso_time(at), *values])
 
 
 def _print_table(found: SeriesResult) -> None:

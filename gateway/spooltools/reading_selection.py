@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from cloud_sync.model.records import Series
-    from gateway.spool.segments import StoredSegment
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,12 +96,6 @@ class ReadSummary:
     damaged_rows: int = 0
     damaged: list[str] = field(default_factory=list)
 
-    def add_damaged(self, head: StoredSegment, damage: DamagedSegment) -> None:
-        """Count a segment that cannot be decoded."""
-        self.damaged_rows += head.rows
-        if len(self.damaged) < _MAX_DAMAGED_KEPT:
-            self.damaged.append(f"{head}: {damage.detail}")
-
 
 def read_selected(
     connection: sqlite3.Connection,
@@ -126,7 +119,9 @@ def read_selected(
         if selection.may_match(head.min_time_us, head.max_time_us):
             readings = decode_segment(walk.block(head), Readings, knows=names.knows)
             if isinstance(readings, DamagedSegment):
-                found.add_damaged(head, readings)
+                found.damaged_rows += head.rows
+                if len(found.damaged) < _MAX_DAMAGED_KEPT:
+                    found.damaged.append(f"{head}: {readings.detail}")
             else:
                 if walk.overlaps(head):
                     readings = recent.without(readings)
