@@ -152,8 +152,6 @@ def _integer_fields(name: str, column: Column, absent: int) -> list[str]:
     return texts * len(column) if constant else texts
 
 
-PRECISION_SCALES = UNIT_SCALES
-
 _TRUE, _FALSE = (
     frozenset({"t", "T", "true", "True", "TRUE"}),
     frozenset({"f", "F", "false", "False", "FALSE"}),

@@ -46,11 +46,7 @@ class DecompressedSizeError(Exception):
 
 
 def decompress(body: bytes, encoding: str, *, max_bytes: int) -> bytes:
-    """The body without its content encoding, one of `CONTENT_ENCODINGS`.
-
-    Raises:
-        DecompressionError, DecompressedSizeError: no more than `max_bytes` were kept.
-    """
+    """The body without one of `CONTENT_ENCODINGS`; a DecompressedSizeError has kept at most `max_bytes`."""
     if encoding == "identity":
         return body
     found = _decompress_gzip(body, max_bytes) if encoding == "gzip" else _decompress_zstd(body, max_bytes)
@@ -72,8 +68,7 @@ def _decompress_gzip(body: bytes, max_bytes: int) -> bytes:
 def iter_gzip(pieces: Iterable[bytes], max_bytes: int) -> Iterator[bytes]:
     """What the members of a gzip file hold, at most `max_bytes` at a time.
 
-    Raises:
-        DecompressionError: it is no gzip, or ends within a member.
+    DecompressionError when it is no gzip, or ends within a member.
     """
     member = zlib.decompressobj(_GZIP_WINDOW)
     begun = False
@@ -123,14 +118,7 @@ class PlainBodyError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class RejectedReading:
-    """Part of a body that is no reading.
-
-    Attributes:
-        index: its position in the body (or its line), from 0; None where `detail` says it.
-        reason: machine-readable.
-        part: its bytes.
-        detail: more in words, "" for nothing more.
-    """
+    """Part of a body that is no reading; `index` is its position or line, None where `detail` says it."""
 
     index: int | None
     reason: str
@@ -193,47 +181,32 @@ def parse_readings(
     stamps: AssignedTimes | None = None,
     fault_of: Callable[[Series], str | None] = lambda _: None,
 ) -> PlainReadings:
-    """The readings of a decompressed body of one of `MEDIA_TYPES`; PlainBodyError if it is rejected whole.
+    """The readings of a body without content encoding; PlainBodyError when the whole body is rejected.
 
-    Readings without a time get `now_us` and a flag. `max_rows` includes rejected ones; `precision` is that of
-    line protocol's timestamps; `fault_of` says why readings of a series are rejected, machine-readable.
+    `max_rows` counts rejected ones too; readings without a time get `now_us` and `Flag.TIME_ASSIGNED`.
+    `fault_of` says why readings of a series are rejected, None for accepted ones.
     """
     builder, rejected, stamps = ColumnBuilder(), [], stamps or AssignedTimes()
     faults: dict[Series, str | None] = {}
-    for index, (part, read) in enumerate(_iter_readings(body, media_type, LineReader(precision))):
+    lines = LineReader(precision)
+    for index, part in enumerate(_split_json(body) if media_type == JSON else body.split(b"\n")):
         if index >= max_rows:
             raise PlainBodyError("too_many_rows", f"a request may have {max_rows} readings")
-        if isinstance(read, Reading):
-            try:
-                if read.series not in faults:
-                    validate_series(read.series)
-                    faults[read.series] = fault_of(read.series)
-                _raise_if_fault(faults[read.series])
-                builder.add(stamps.assign_time(read, now_us))
-            except InvalidReadingError as bad:
-                read = bad  # noqa: PLW2901 - it turned out to be none
-        if isinstance(read, InvalidReadingError):
-            rejected.append(RejectedReading(index, str(read), part))
+        try:
+            found = _read_line(bytes(part), lines) if media_type == LINES else _read_json(part)
+            if found is None:
+                continue
+            if found.series not in faults:
+                validate_series(found.series)
+                faults[found.series] = fault_of(found.series)
+            reason = faults[found.series]
+            if reason is None:
+                builder.add(stamps.assign_time(found, now_us))
+        except InvalidReadingError as bad:
+            reason = str(bad)
+        if reason is not None:
+            rejected.append(RejectedReading(index, reason, part))
     return PlainReadings(*builder.build(), rejected)
-
-
-def _raise_if_fault(fault: str | None) -> None:
-    if fault is not None:
-        raise InvalidReadingError(fault)
-
-
-def _iter_readings(
-    body: bytes, media_type: str, lines: LineReader
-) -> Iterator[tuple[bytes | msgspec.Raw, Reading | InvalidReadingError | None]]:
-    """Each reading with its bytes, or why it is none; None for an empty line."""
-    if media_type == JSON:
-        yield from ((part, _read_json(part)) for part in _split_json(body))
-        return
-    for line in body.split(b"\n"):
-        if media_type == LINES:
-            yield line, _read_line(line, lines)
-        else:
-            yield line, _read_json(line) if line.strip() else None
 
 
 def _split_json(body: bytes) -> Sequence[bytes | msgspec.Raw]:
@@ -246,28 +219,25 @@ def _split_json(body: bytes) -> Sequence[bytes | msgspec.Raw]:
     return (body,)
 
 
-def _read_json(part: bytes | msgspec.Raw) -> Reading | InvalidReadingError:
+def _read_json(part: bytes | msgspec.Raw) -> Reading | None:
+    """The reading of a JSON text, None for an empty line."""
+    if not bytes(part).strip():
+        return None
     try:
         decoded = _reading_decoder.decode(part)
     except msgspec.ValidationError as fault:
-        return InvalidReadingError("no_value" if "field `value`" in str(fault) else "bad_reading")
-    except _DECODE_ERRORS:
-        return InvalidReadingError("not_json")
-    try:
-        time_us = None if decoded.ts is None else _read_timestamp(decoded.ts)
-    except InvalidReadingError as fault:
-        return fault
-    name = (decoded.sensor_id, decoded.sensor_type)
-    return build_reading(name, time_us, float(decoded.value), decoded)
+        raise InvalidReadingError("no_value" if "field `value`" in str(fault) else "bad_reading") from fault
+    except _DECODE_ERRORS as fault:
+        raise InvalidReadingError("not_json") from fault
+    time_us = None if decoded.ts is None else _read_timestamp(decoded.ts)
+    return build_reading((decoded.sensor_id, decoded.sensor_type), time_us, float(decoded.value), decoded)
 
 
-def _read_line(line: bytes, lines: LineReader) -> Reading | InvalidReadingError | None:
+def _read_line(line: bytes, lines: LineReader) -> Reading | None:
     try:
         return lines.read(line.decode())
-    except UnicodeDecodeError:
-        return InvalidReadingError("not_utf8")
-    except InvalidReadingError as fault:
-        return fault
+    except UnicodeDecodeError as fault:
+        raise InvalidReadingError("not_utf8") from fault
 
 
 def _read_timestamp(ts: float | str) -> int:

@@ -5,34 +5,19 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from cloud_sync.http.responses import RequestRejectedError
-from cloud_sync.http.uvicorn_server import HeadTimeoutProtocol
+from cloud_sync.http.uvicorn_server import CERTIFICATE_KEY
 
 if TYPE_CHECKING:
-    import asyncio
     from collections.abc import Awaitable, Callable, Mapping
 
     from starlette.requests import Request
 
     from cloud_sync.http.tokens import Scope, TokenFile
 
-_CERTIFICATE = "certificate"
-_ALTERNATIVE_NAMES = ("DNS", "URI")
-
-
-class ClientCertificateProtocol(HeadTimeoutProtocol):
-    """HTTP/1.1 whose requests have the client's verified certificate, which uvicorn alone does not expose."""
-
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn's own
-        """Read the certificate once for all requests of the connection."""
-        super().connection_made(transport)
-        certificate = transport.get_extra_info("peercert")
-        if certificate:
-            self.app_state = {**self.app_state, _CERTIFICATE: certificate}
-
 
 def client_certificate(request: Request) -> Mapping[str, Any] | None:
     """The client's verified certificate as `SSLSocket.getpeercert` gives it, None when it showed none."""
-    found: Mapping[str, Any] | None = request.scope.get("state", {}).get(_CERTIFICATE)
+    found: Mapping[str, Any] | None = request.scope.get("state", {}).get(CERTIFICATE_KEY)
     return found
 
 
@@ -40,7 +25,7 @@ def certificate_names(certificate: Mapping[str, Any]) -> frozenset[str]:
     """The subject's common name and the DNS and URI alternative names."""
     parts = (pair for part in certificate.get("subject", ()) for pair in part)
     subject = {value for key, value in parts if key == "commonName"}
-    others = {value for kind, value in certificate.get("subjectAltName", ()) if kind in _ALTERNATIVE_NAMES}
+    others = {value for kind, value in certificate.get("subjectAltName", ()) if kind in ("DNS", "URI")}
     return frozenset(subject | others)
 
 

@@ -16,14 +16,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from cloud_sync.codec import plain_readings
-from cloud_sync.codec.line_protocol import PRECISION_SCALES
-from cloud_sync.codec.plain_readings import (
-    CONTENT_ENCODINGS,
-    DecompressedSizeError,
-    DecompressionError,
-    decompress,
-)
 from cloud_sync.http.responses import RequestRejectedError, require_media_type
+from cloud_sync.model.reading_builder import UNIT_SCALES
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator, Sequence
@@ -36,15 +30,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class RequestLimits:
-    """Bounds on requests; `plain_*` of decompressed plain readings, `requests_each` of one caller."""
+    """Bounds on requests; `max_plain_*` of decompressed plain readings, `max_requests_each` of one caller."""
 
-    body_bytes: int = 32 << 20
-    plain_bytes: int = 32 << 20
-    plain_rows: int = 100_000
-    requests: int = 64
-    requests_each: int = 8
-    buffered_bytes: int = 256 << 20
-    idle_s: float = 30.0
+    max_body_bytes: int = 32 << 20
+    max_plain_bytes: int = 32 << 20
+    max_plain_rows: int = 100_000
+    max_requests: int = 64
+    max_requests_each: int = 8
+    max_buffered_bytes: int = 256 << 20
+    body_idle_s: float = 30.0
     retry_after_s: int = 5
 
 
@@ -61,9 +55,9 @@ class RequestAdmission:
     def admit(self, caller: str, retry_after_s: int | None = None) -> Iterator[RequestBody]:
         """Admit one request for the block; 503 when too many are in progress, 429 for one caller."""
         wait_s = self.limits.retry_after_s if retry_after_s is None else retry_after_s
-        if self.requests >= self.limits.requests:
+        if self.requests >= self.limits.max_requests:
             raise _busy_error(f"{self.requests} requests are in progress", wait_s)
-        if self._requests_by_caller[caller] >= self.limits.requests_each:
+        if self._requests_by_caller[caller] >= self.limits.max_requests_each:
             message = f"{self._requests_by_caller[caller]} requests of {caller} are in progress"
             raise RequestRejectedError(429, "busy", message, retry_after_s=wait_s)
         self.requests += 1
@@ -77,13 +71,6 @@ class RequestAdmission:
             self._requests_by_caller[caller] -= 1
             if not self._requests_by_caller[caller]:
                 del self._requests_by_caller[caller]
-
-    def hold(self, more_bytes: int) -> None:
-        """Account for bytes about to be kept in memory."""
-        if self.buffered_bytes + more_bytes > self.limits.buffered_bytes:
-            message = f"{self.buffered_bytes} bytes of other requests are being worked on"
-            raise _busy_error(message, self.limits.retry_after_s)
-        self.buffered_bytes += more_bytes
 
 
 class RequestBody:
@@ -99,20 +86,16 @@ class RequestBody:
         return await self.read((piece async for piece in request.stream() if piece), int(declared or 0))
 
     async def read(self, pieces: AsyncIterator[bytes], declared_bytes: int | None) -> bytes:
-        """The whole body.
-
-        Raises:
-            RequestRejectedError: 413 too long, 408 too slow, 503 no room.
-        """
+        """The whole body; RequestRejectedError: 413 too long, 408 too slow, 503 no room."""
         limits = self._admission.limits
         self._check(declared_bytes or 0, hang_up=False)
         body = bytearray()
         while True:
             try:
-                async with asyncio.timeout(limits.idle_s):
+                async with asyncio.timeout(limits.body_idle_s):
                     piece = await anext(pieces, None)
             except TimeoutError as fault:
-                message = f"nothing came for {limits.idle_s:g} s after {len(body)} bytes"
+                message = f"nothing came for {limits.body_idle_s:g} s after {len(body)} bytes"
                 raise RequestRejectedError(408, "body_too_slow", message, hang_up=True) from fault
             if piece is None:
                 return bytes(body)
@@ -122,11 +105,15 @@ class RequestBody:
 
     def hold(self, more_bytes: int) -> None:
         """Account for bytes of this request about to be kept in memory."""
-        self._admission.hold(more_bytes)
+        admission, limits = self._admission, self._admission.limits
+        if admission.buffered_bytes + more_bytes > limits.max_buffered_bytes:
+            message = f"{admission.buffered_bytes} bytes of other requests are being worked on"
+            raise _busy_error(message, limits.retry_after_s)
+        admission.buffered_bytes += more_bytes
         self.held_bytes += more_bytes
 
     def _check(self, size: int, *, hang_up: bool) -> None:
-        limit = self._admission.limits.body_bytes
+        limit = self._admission.limits.max_body_bytes
         if size > limit:
             raise RequestRejectedError(
                 413, "body_too_large", f"a body may have {limit} bytes", hang_up=hang_up
@@ -147,11 +134,12 @@ class PlainRequest:
     def __init__(self, request: Request, media_types: Sequence[str] = plain_readings.MEDIA_TYPES) -> None:
         self.media_type = require_media_type(request, media_types)
         self.encoding = request.headers.get("Content-Encoding", "identity").strip().lower()
-        if self.encoding not in CONTENT_ENCODINGS:
-            raise RequestRejectedError(415, "content_encoding", f"expected {', '.join(CONTENT_ENCODINGS)}")
+        if self.encoding not in plain_readings.CONTENT_ENCODINGS:
+            expected = ", ".join(plain_readings.CONTENT_ENCODINGS)
+            raise RequestRejectedError(415, "content_encoding", f"expected {expected}")
         self.precision = request.query_params.get("precision", "ns")
-        if self.precision not in PRECISION_SCALES:
-            raise RequestRejectedError(400, "bad_precision", f"expected {', '.join(PRECISION_SCALES)}")
+        if self.precision not in UNIT_SCALES:
+            raise RequestRejectedError(400, "bad_precision", f"expected {', '.join(UNIT_SCALES)}")
         self.key = request.headers.get("Idempotency-Key", "").strip()
         if len(self.key) > _MAX_KEY_CHARACTERS or not self.key.isprintable():
             raise RequestRejectedError(
@@ -183,18 +171,16 @@ class PlainRequest:
             ) from fault
 
     async def decompress(self, data: bytes, body: RequestBody, max_bytes: int) -> bytes:
-        """The body without its content encoding, accounted for.
-
-        Raises:
-            RequestRejectedError: 400, 413 or 503.
-        """
+        """The body without its content encoding, accounted for; rejected with 400, 413 or 503."""
         if self.encoding == "identity":
             return data
         try:
-            found = await asyncio.to_thread(decompress, data, self.encoding, max_bytes=max_bytes)
-        except DecompressionError as fault:
+            found = await asyncio.to_thread(
+                plain_readings.decompress, data, self.encoding, max_bytes=max_bytes
+            )
+        except plain_readings.DecompressionError as fault:
             raise RequestRejectedError(400, "bad_encoding", str(fault)) from fault
-        except DecompressedSizeError as fault:
+        except plain_readings.DecompressedSizeError as fault:
             raise RequestRejectedError(413, "body_too_large", str(fault)) from fault
         body.hold(len(found))
         return found
@@ -210,12 +196,12 @@ def plain_answer_json(parsed: PlainReadings, stored: int, duplicates: int, confl
         "stored": stored,
         "duplicates": duplicates,
         "conflicts": conflicts,
-        "rejected": [_rejected_to_json(bad) for bad in parsed.rejected[:_MAX_REJECTED_LISTED]],
+        "rejected": [
+            ({} if bad.index is None else {"index": bad.index})
+            | {"reason": bad.reason}
+            | ({"detail": bad.detail} if bad.detail else {})
+            for bad in parsed.rejected[:_MAX_REJECTED_LISTED]
+        ],
     }
     more = len(parsed.rejected) - _MAX_REJECTED_LISTED
     return json.dumps(answer | ({"rejected_more": more} if more > 0 else {}))
-
-
-def _rejected_to_json(bad: plain_readings.RejectedReading) -> dict[str, int | str]:
-    index = {} if bad.index is None else {"index": bad.index}
-    return {**index, "reason": bad.reason, **({"detail": bad.detail} if bad.detail else {})}

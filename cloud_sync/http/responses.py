@@ -20,12 +20,12 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 
 from cloud_sync.model.errors import FormatError, RefusedError, RetryLaterError
-from cloud_sync.model.ledger_rules import RangeConflictError, find_coverage
+from cloud_sync.model.ledger_rules import Coverage, RangeConflictError, find_coverage
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from cloud_sync.model.ledger_rules import Coverage, DeclaredLoss, GatewayProgress
+    from cloud_sync.model.ledger_rules import DeclaredLoss, GatewayProgress
     from cloud_sync.model.records import BatchRange, Receipt
 
 RequestHandler = Callable[[Request], Awaitable[Response]]
@@ -34,11 +34,9 @@ _log = logging.getLogger(__name__)
 _CLIENT_CLOSED_STATUS = 499
 MAX_ROWS_LISTED = 5000
 
-_SUMS = ("rows", "stored", "duplicates", "conflicts", "refused")
-
 
 class RequestRejectedError(Exception):
-    """A request that is answered with an error.
+    """A request that is answered with a machine-readable `error` and a message for a person.
 
     `hang_up`: do not read the rest of the body. Otherwise it is read and discarded, so that a sender that
     reads only once it has written gets its answer. `rows`: the refused rows of a batch.
@@ -144,8 +142,6 @@ def receipt_to_json(applied: BatchRange, receipt: Receipt) -> dict[str, Any]:
     return {
         "status": "duplicate" if receipt.applied_before else "applied",
         **_range_to_json(applied),
-        "first_commit": applied.first_commit,
-        "last_commit": applied.last_commit,
         **parts,
         "rows": receipt.rows,
         "stored": receipt.stored,
@@ -173,15 +169,13 @@ def _coverage_to_json(coverage: Coverage) -> dict[str, Any]:
         "ranges": coverage.spans,
         "gaps": coverage.gaps,
         "partial": coverage.partial,
-        **{name: coverage.sum(name) for name in _SUMS},
+        **{name: coverage.sum(name) for name in ("rows", "stored", "duplicates", "conflicts", "refused")},
     }
 
 
 def _loss_to_json(loss: DeclaredLoss) -> dict[str, Any]:
     return {
         **_range_to_json(loss.range),
-        "first_commit": loss.range.first_commit,
-        "last_commit": loss.range.last_commit,
         "rows": loss.rows,
         "reason": loss.reason,
         "survives": loss.survives,
@@ -192,8 +186,11 @@ def _loss_to_json(loss: DeclaredLoss) -> dict[str, Any]:
 
 
 def _range_to_json(applied: BatchRange | Coverage) -> dict[str, Any]:
-    return {
+    key = {
         "gateway_id": applied.gateway_id,
         "epoch": str(applied.epoch),
         "class": applied.record_class.name.lower(),
     }
+    if isinstance(applied, Coverage):
+        return key
+    return {**key, "first_commit": applied.first_commit, "last_commit": applied.last_commit}

@@ -20,24 +20,27 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 HEAD_WITHIN_S = 10.0
+CERTIFICATE_KEY = "certificate"
 
 
 class HeadTimeoutProtocol(H11Protocol):
-    """One connection."""
+    """One connection; its requests have the client's verified certificate, which uvicorn does not expose."""
 
     _head_due: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn's own
         """Wait for the first head."""
         super().connection_made(transport)
+        certificate = transport.get_extra_info("peercert")
+        if certificate:
+            self.app_state = {**self.app_state, CERTIFICATE_KEY: certificate}
         self._await_head()
 
     def data_received(self, data: bytes) -> None:
         """Take bytes; between requests they are those of a head."""
         super().data_received(data)
-        cycle: RequestResponseCycle | None = (
-            self.cycle
-        )  # None before the first request, whatever its type says
+        # whatever its type says, it is None before the first request
+        cycle: RequestResponseCycle | None = self.cycle
         if cycle is None or cycle.response_complete:
             self._await_head()
         else:

@@ -1,13 +1,6 @@
 """The requests of the service and its metrics; an answer comes after the database's commit.
 
-POST /v1/batches          a wire batch; the answer is its receipt
-POST /v1/readings         plain readings of clients that are no gateways
-GET  /v1/gateways         what has been applied of every gateway
-GET  /v1/gateways/{id}    of one: applied ranges, gaps, declared losses; ?epoch=UUID for one epoch
-GET  /openapi.json        the OpenAPI description
-GET  /healthz             batches get their turn
-GET  /readyz              the database answers; 503 with the reason when it does not
-GET  /metrics             for Prometheus
+`openapi.json` describes the requests; `IngestApp.build` lists them.
 """
 
 from __future__ import annotations
@@ -20,14 +13,8 @@ from importlib.metadata import version
 from importlib.resources import files
 from typing import TYPE_CHECKING, TypeVar
 
-from prometheus_client import (
-    CONTENT_TYPE_LATEST,
-    CollectorRegistry,
-    Counter,
-    Gauge,
-    Histogram,
-    generate_latest,
-)
+import prometheus_client
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse, Response
@@ -69,7 +56,6 @@ T = TypeVar("T")
 _BUCKETS_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
 _OUTCOMES = ("stored", "duplicates", "conflicts")
 _VERSION = version("tidegate")
-_OPENAPI = files("cloud_sync.ingest") / "openapi.json"
 
 
 class IngestMetrics:
@@ -79,8 +65,8 @@ class IngestMetrics:
         self.registry = CollectorRegistry()
         self._batches = self._counter("batches", "Batches answered with a receipt.", "status")
         self._rows = self._counter("rows", "Rows of applied batches.", "outcome")
-        self._plain = self._counter("plain_rows", "Plain readings of clients.", "outcome")
-        self._rejections = self._counter("rejections", "Requests answered with an error.", "error")
+        self.plain = self._counter("plain_rows", "Plain readings of clients.", "outcome")
+        self.rejections = self._counter("rejections", "Requests answered with an error.", "error")
         self.body_bytes = self._counter("body_bytes", "Bytes of batches.")
         self.decode_seconds = self._histogram("decode", "Time to decode a batch.")
         self.apply_seconds = self._histogram("apply", "Time to apply a batch, waiting for a turn included.")
@@ -99,15 +85,6 @@ class IngestMetrics:
         if not receipt.applied_before:
             for outcome in _OUTCOMES:
                 self._rows.labels(outcome).inc(getattr(receipt, outcome))
-
-    def count_plain(self, receipt: Receipt) -> None:
-        """Count the readings of one client's request."""
-        for outcome in _OUTCOMES:
-            self._plain.labels(outcome).inc(getattr(receipt, outcome))
-
-    def count_rejection(self, error: str) -> None:
-        """Count one request answered with an error code."""
-        self._rejections.labels(error).inc()
 
     def _counter(self, name: str, description: str, *labels: str) -> Counter:
         return Counter(f"tidegate_ingest_{name}", description, labels, registry=self.registry)
@@ -142,13 +119,14 @@ class IngestApp:
 
     def build(self) -> Starlette:
         """The ASGI application."""
+        openapi = json.loads((files("cloud_sync.ingest") / "openapi.json").read_bytes())
         return Starlette(
             routes=[
                 Route("/v1/batches", self._answering(self._post_batch), methods=["POST"]),
                 Route("/v1/readings", self._answering(self._post_readings), methods=["POST"]),
                 Route("/v1/gateways", self._answering(self._get_gateways), methods=["GET"]),
                 Route("/v1/gateways/{gateway_id}", self._answering(self._get_gateway), methods=["GET"]),
-                Route("/openapi.json", self._get_openapi, methods=["GET"]),
+                Route("/openapi.json", JSONResponse(openapi), methods=["GET"]),
                 Route("/healthz", self._get_health, methods=["GET"]),
                 Route("/readyz", self._get_readiness, methods=["GET"]),
                 Route("/metrics", self._get_metrics, methods=["GET"]),
@@ -178,11 +156,12 @@ class IngestApp:
         plain = PlainRequest(request)
         client, limits = caller.name, self._admission.limits
         with self._admission.admit(client, self._wait_s()) as body:
-            data = await plain.decompress(await self._read_body(request, body), body, limits.plain_bytes)
-            parsed = await asyncio.to_thread(plain.parse, data, max_rows=limits.plain_rows)
+            data = await plain.decompress(await self._read_body(request, body), body, limits.max_plain_bytes)
+            parsed = await asyncio.to_thread(plain.parse, data, max_rows=limits.max_plain_rows)
 
             def make_answer(receipt: Receipt) -> str:
-                self._metrics.count_plain(receipt)
+                for outcome in _OUTCOMES:
+                    self._metrics.plain.labels(outcome).inc(getattr(receipt, outcome))
                 return plain_answer_json(parsed, receipt.stored, receipt.duplicates, receipt.conflicts)
 
             idempotency = ClientIdempotency(client, plain.key, plain.digest(data), make_answer)
@@ -208,15 +187,11 @@ class IngestApp:
         answer = progress_to_json(gateway_id, known[0] if known else None)
         return JSONResponse(answer, headers={"Tidegate-Version": _VERSION})
 
-    async def _get_openapi(self, _request: Request) -> Response:
-        return JSONResponse(json.loads(_OPENAPI.read_bytes()))
-
     async def _get_health(self, _request: Request) -> Response:
         """Whether what waits for the database gets its turn, however slowly."""
-        late = find_late_stages([self._queue.stage])
-        if late:
-            return JSONResponse({"status": "stuck", "stages": list(map(str, late))}, 503)
-        return JSONResponse({"status": "ok"})
+        late = [str(stage) for stage in find_late_stages([self._queue.stage])]
+        answer = {"status": "stuck", "stages": late} if late else {"status": "ok"}
+        return JSONResponse(answer, 503 if late else 200)
 
     async def _get_readiness(self, _request: Request) -> Response:
         try:
@@ -228,7 +203,10 @@ class IngestApp:
         return JSONResponse({"status": "ready"})
 
     async def _get_metrics(self, _request: Request) -> Response:
-        return Response(generate_latest(self._metrics.registry), media_type=CONTENT_TYPE_LATEST)
+        return Response(
+            prometheus_client.generate_latest(self._metrics.registry),
+            media_type=prometheus_client.CONTENT_TYPE_LATEST,
+        )
 
     async def _read_body(self, request: Request, body: RequestBody) -> bytes:
         data = await body.read_request(request)
@@ -255,7 +233,7 @@ class IngestApp:
     def _answering(self, handler: RequestHandler) -> RequestHandler:
         return answering(
             handler,
-            count_rejection=self._metrics.count_rejection,
+            count_rejection=lambda error: self._metrics.rejections.labels(error).inc(),
             reject_unavailable=lambda fault: RequestRejectedError(
                 503, "database_away", str(fault), retry_after_s=self._admission.limits.retry_after_s
             ),

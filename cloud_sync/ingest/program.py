@@ -15,10 +15,15 @@ import tenacity
 import uvicorn
 
 from cloud_sync.codec.wire import WireLimits
-from cloud_sync.http.auth import ClientCertificateProtocol, RequestAuthenticator
-from cloud_sync.http.requests import RequestAdmission
+from cloud_sync.http.auth import RequestAuthenticator
+from cloud_sync.http.requests import RequestAdmission, RequestLimits
 from cloud_sync.http.tokens import TokenFile
-from cloud_sync.http.uvicorn_server import CannotStartError, UvicornServer, bind_http_sockets
+from cloud_sync.http.uvicorn_server import (
+    CannotStartError,
+    HeadTimeoutProtocol,
+    UvicornServer,
+    bind_http_sockets,
+)
 from cloud_sync.ingest.app import IngestApp
 from cloud_sync.ingest.apply_queue import ApplyQueue
 from cloud_sync.ingest.settings import load_settings, read_dsn
@@ -112,14 +117,14 @@ async def serve(
     app = IngestApp(
         sink,
         RequestAuthenticator(tokens),
-        RequestAdmission(settings.limits.build_request_limits()),
+        RequestAdmission(RequestLimits(**settings.limits.model_dump(exclude={"max_rows"}))),
         queue,
         WireLimits(max_rows=settings.limits.max_rows),
     )
     context = None if settings.tls is None else build_cert_reloader(settings.tls).context
     config = uvicorn.Config(
         app.build(),
-        http=ClientCertificateProtocol,
+        http=HeadTimeoutProtocol,
         ssl_context_factory=None if context is None else lambda _config, _default: context,
         log_config=None,
         access_log=False,

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from pathlib import Path  # noqa: TC003 - pydantic reads the annotations
+from pathlib import Path
 from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from cloud_sync.http.requests import RequestLimits
 from cloud_sync.runtime import settings_file
 from cloud_sync.runtime.secret_files import find_credential, read_secret
 from cloud_sync.runtime.settings_file import Fault, InvalidSettingsError
 
 ENV_PREFIX = "TIDEGATE_INGEST_"
-_SCHEMES = ("postgresql://", "postgres://")
 
 Port = Annotated[int, Field(ge=0, le=65535)]
 Positive = Annotated[int, Field(gt=0)]
@@ -74,7 +72,7 @@ class Database(_Table):
 
 
 class Limits(_Table):
-    """Bounds of one request, and of all of them together."""
+    """`max_rows` of a wire batch; the others are those of `RequestLimits`."""
 
     max_body_bytes: Positive = 32 << 20
     max_plain_bytes: Positive = 32 << 20
@@ -85,19 +83,6 @@ class Limits(_Table):
     max_buffered_bytes: Positive = 256 << 20
     body_idle_s: Seconds = 30
     retry_after_s: Positive = 5
-
-    def build_request_limits(self) -> RequestLimits:
-        """Without `max_rows`, which the wire decoder checks."""
-        return RequestLimits(
-            body_bytes=self.max_body_bytes,
-            plain_bytes=self.max_plain_bytes,
-            plain_rows=self.max_plain_rows,
-            requests=self.max_requests,
-            requests_each=self.max_requests_each,
-            buffered_bytes=self.max_buffered_bytes,
-            idle_s=self.body_idle_s,
-            retry_after_s=self.retry_after_s,
-        )
 
 
 class IngestSettings(BaseSettings):
@@ -116,20 +101,15 @@ class IngestSettings(BaseSettings):
 
 
 def load_settings(path: Path) -> IngestSettings:
-    """Settings from a file and the environment; paths in it are relative to the file's own folder.
-
-    Raises:
-        InvalidSettingsError: with every fault.
-    """
+    """Settings from a file and the environment; paths in it are relative to the file's own folder."""
     settings = settings_file.load_settings(IngestSettings, path, ENV_PREFIX)
     settings.tokens_file = path.parent / settings.tokens_file
     if settings.database.dsn_file is not None:
         settings.database.dsn_file = find_credential(path.parent / settings.database.dsn_file)
     if settings.tls is not None:
-        tls = settings.tls
-        tls.cert_file, tls.key_file = path.parent / tls.cert_file, path.parent / tls.key_file
-        if tls.client_ca_file is not None:
-            tls.client_ca_file = path.parent / tls.client_ca_file
+        for key, file in settings.tls:
+            if isinstance(file, Path):
+                setattr(settings.tls, key, path.parent / file)
     return settings
 
 
@@ -145,7 +125,7 @@ def read_dsn(settings: IngestSettings, path: Path) -> str:
         except (OSError, UnicodeDecodeError) as fault:
             reason = f"{database.dsn_file} cannot be read: {getattr(fault, 'strerror', fault)}"
             raise InvalidSettingsError([Fault(str(path), key, reason, "")]) from fault
-    if not dsn.startswith(_SCHEMES):
+    if not dsn.startswith(("postgresql://", "postgres://")):
         raise InvalidSettingsError(
             [Fault(str(path), key, "is no PostgreSQL URL", "postgresql://USER@HOST/DATABASE")]
         )

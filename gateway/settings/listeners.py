@@ -323,13 +323,13 @@ class Http(DeviceListener, SourceTable):
             ),
             admission=requests.RequestAdmission(
                 requests.RequestLimits(
-                    body_bytes=self.max_body_bytes,
-                    plain_bytes=self.max_plain_bytes,
-                    plain_rows=self.max_plain_rows,
-                    requests=self.max_requests,
-                    requests_each=self.max_requests_each,
-                    buffered_bytes=self.max_buffered_bytes,
-                    idle_s=self.body_idle_s,
+                    max_body_bytes=self.max_body_bytes,
+                    max_plain_bytes=self.max_plain_bytes,
+                    max_plain_rows=self.max_plain_rows,
+                    max_requests=self.max_requests,
+                    max_requests_each=self.max_requests_each,
+                    max_buffered_bytes=self.max_buffered_bytes,
+                    body_idle_s=self.body_idle_s,
                     retry_after_s=self.retry_after_s,
                 )
             ),

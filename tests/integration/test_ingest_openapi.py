@@ -8,11 +8,11 @@ import pytest
 from starlette.routing import Route
 
 from cloud_sync.codec import plain_readings, wire
-from cloud_sync.codec.line_protocol import PRECISION_SCALES
 from cloud_sync.http import tokens
 from cloud_sync.http.requests import RequestAdmission, RequestLimits
 from cloud_sync.ingest.app import IngestApp
 from cloud_sync.ingest.apply_queue import ApplyQueue
+from cloud_sync.model.reading_builder import UNIT_SCALES
 from cloud_sync.timescale.sink import TimescaleSink
 from tests.support.ingest_service import running
 from tests.support.wire_examples import batch
@@ -91,7 +91,7 @@ async def test_requests_are_described_with_what_the_service_accepts(service):
     choices = {each["name"]: each["schema"].get("enum") for each in readings["parameters"]}
     assert list(readings["requestBody"]["content"]) == list(plain_readings.MEDIA_TYPES)
     assert list(batches["requestBody"]["content"]) == [wire.MEDIA_TYPE]
-    assert choices["precision"] == list(PRECISION_SCALES)
+    assert choices["precision"] == list(UNIT_SCALES)
     assert choices["Content-Encoding"] == list(plain_readings.CONTENT_ENCODINGS)
     authenticator: Any = None
     app = IngestApp(

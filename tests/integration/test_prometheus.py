@@ -79,7 +79,7 @@ def ingest_page() -> Iterator[str]:
     """An ingest service's page of metrics, served by itself; yields host:port."""
     metrics = IngestMetrics(RequestAdmission(RequestLimits()), ApplyQueue(1))
     metrics.database_up.set(1)
-    metrics.count_rejection("other_gateway")
+    metrics.rejections.labels("other_gateway").inc()
     metrics.apply_seconds.observe(0.2)
 
     class Handler(http.server.BaseHTTPRequestHandler):

@@ -27,7 +27,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from cloud_sync.codec import wire
-from cloud_sync.http.auth import Caller, ClientCertificateProtocol, allow_any_sensor, client_certificate
+from cloud_sync.http.auth import Caller, allow_any_sensor, client_certificate
 from cloud_sync.http.requests import PlainRequest
 from cloud_sync.http.responses import (
     RequestRejectedError,
@@ -40,7 +40,12 @@ from cloud_sync.http.responses import (
     require_media_type,
 )
 from cloud_sync.http.tokens import SCOPES
-from cloud_sync.http.uvicorn_server import CannotStartError, UvicornServer, bind_http_sockets
+from cloud_sync.http.uvicorn_server import (
+    CannotStartError,
+    HeadTimeoutProtocol,
+    UvicornServer,
+    bind_http_sockets,
+)
 from gateway.auth.authenticator import AnonymousAuthenticator, Credentials, Identity
 from gateway.ingress.http import HttpStatus
 from gateway.ingress.http.readings import MEDIA_TYPES
@@ -148,7 +153,7 @@ class HttpApp:
         self._require_open()
         with self.admission.admit(caller.name) as body:
             raw = await body.read_request(request)
-            data = await plain.decompress(raw, body, self.admission.limits.plain_bytes)
+            data = await plain.decompress(raw, body, self.admission.limits.max_plain_bytes)
             answer = await self._in_time(self.readings.store(plain, data, caller))
         return Response(answer, media_type="application/json")
 
@@ -276,7 +281,7 @@ class HttpSource:
             raise OSError(str(fault)) from fault
         config = uvicorn.Config(
             self._app.build(),
-            http=ClientCertificateProtocol,
+            http=HeadTimeoutProtocol,
             ws="none",
             ssl_context_factory=None if tls is None else lambda *_: tls.context,
             log_config=None,

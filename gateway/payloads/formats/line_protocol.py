@@ -11,14 +11,13 @@ import re
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from cloud_sync.codec.line_protocol import (
-    PRECISION_SCALES,
     parse_fields,
     parse_integer,
     parse_number,
     parse_series_key,
     split_line,
 )
-from cloud_sync.model.reading_builder import InvalidReadingError
+from cloud_sync.model.reading_builder import UNIT_SCALES, InvalidReadingError
 from cloud_sync.model.records import Flag
 from gateway.payloads.measurement import (
     FLOAT32_MAX,
@@ -85,7 +84,7 @@ class _LineReader:
 
     def __init__(self, rule: PayloadRule, levels: Mapping[str, str]) -> None:
         self._fields = FieldMap(rule, levels)
-        self._times, self._divided = PRECISION_SCALES["ns" if rule.time_unit == "auto" else rule.time_unit]
+        self._times, self._divided = UNIT_SCALES["ns" if rule.time_unit == "auto" else rule.time_unit]
         self._keys: dict[str, _SeriesKey] = {}
 
     def read(self, raw: bytes, out: list[Measurement], faults: list[Fault]) -> None:
