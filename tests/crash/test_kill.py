@@ -12,6 +12,7 @@ import re
 import signal
 import socket
 import sys
+import time
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -108,6 +109,19 @@ class Site:
                 process.kill()
             await process.wait()
 
+    async def until_it_listens(self) -> float:
+        """Wait until the gateway accepts connections; returns seconds."""
+        started = time.monotonic()
+        async with asyncio.timeout(60):
+            while True:
+                try:
+                    _, writer = await asyncio.open_connection("127.0.0.1", self.port)
+                except OSError:
+                    await asyncio.sleep(0.02)
+                else:
+                    writer.close()
+                    return time.monotonic() - started
+
     async def until_killed_after(self, seconds: float) -> None:
         async with self.running() as process:
             try:
@@ -134,11 +148,14 @@ async def test_a_gateway_killed_at_random_moments_under_load_keeps_all_it_acknow
         account = site.account()
         async with Fleet(_DEVICES) as fleet:
             fleet.port = site.port
+            async with site.running():
+                start_s = await site.until_it_listens()
             for _ in range(KILLS):
-                await site.until_killed_after(chance.uniform(0.05, 1.1))
+                await site.until_killed_after(chance.uniform(0.05, start_s + 0.7))
                 await account.check(fleet)
             async with site.running() as process:
-                await fleet.settled(20)
+                await site.until_it_listens()
+                await fleet.settled(60)
                 process.send_signal(signal.SIGTERM)
                 assert await process.wait() == 0, site.log()[-2000:]
             await account.check(fleet)
