@@ -20,7 +20,14 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal, Protocol
 
 from cloud_sync.delivery.lanes import MIN_ROWS, BatchSizer, ClaimRequest, Lane, Schedule, SendBudget
-from cloud_sync.model.errors import DeliveryError, RefusalPolicy, RefusedError, RefusedRow, TooLargeError
+from cloud_sync.model.errors import (
+    DeliveryError,
+    RefusalPolicy,
+    RefusedError,
+    RefusedRow,
+    RetryLaterError,
+    TooLargeError,
+)
 from cloud_sync.model.records import RecordClass
 from cloud_sync.runtime.rates import Backoff, RateMeter
 
@@ -316,6 +323,11 @@ class BatchSender:
             state.record_answer()
             await self._resolve_refusal(batch, fault)
             return
+        except DeliveryError:
+            raise
+        except Exception as error:
+            _log.exception("%s: unexpected error in the destination", self._name)
+            raise RetryLaterError(f"unexpected {type(error).__name__}: {error}") from error
         finally:
             state.budget.spend(lane, wire_bytes=encoded_batch.wire_bytes, rows=batch.rows, at=state.clock())
         state.record_answer()

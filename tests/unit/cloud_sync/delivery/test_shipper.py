@@ -10,7 +10,6 @@ import pytest
 from cloud_sync.delivery.lanes import ClaimRequest
 from cloud_sync.destinations import EncodedBatch
 from cloud_sync.model.errors import (
-    DeliveryError,
     RefusedError,
     RetryLaterError,
     TooLargeError,
@@ -26,7 +25,7 @@ class MemoryDestination:
     """A destination that keeps batches in memory; `faults` are raised first, one a send."""
 
     name: str = "memory"
-    faults: list[DeliveryError] = field(default_factory=list)
+    faults: list[Exception] = field(default_factory=list)
     most_rows: int = 10**9
     applied: dict[BatchRange, int] = field(default_factory=dict)
     sends: int = 0
@@ -155,3 +154,17 @@ async def test_the_commit_of_a_damaged_newest_segment_is_never_used_again(tmp_pa
         claimed = await spool.deliveries.claim("memory", ClaimRequest(now_us=1))
         assert claimed is not None
         assert claimed.first_commit == 4
+
+
+async def test_an_error_that_no_destination_should_raise_delays_the_batch_and_ends_nothing(tmp_path):
+    """Seen from an HTTP library whose socket was closed right after it connected."""
+    async with open_spool(tmp_path / "spool.db") as spool:
+        await filled(spool, 1)
+        gone = AttributeError("'NoneType' object has no attribute 'getpeername'")
+        destination = MemoryDestination(faults=[gone])
+        shipper = one_sender(spool.deliveries, destination)
+        with pytest.raises(RetryLaterError, match="AttributeError"):
+            await send_one(shipper)
+        while await send_one(shipper):
+            pass
+        assert sum(destination.applied.values()) == 10
