@@ -187,8 +187,8 @@ def parse_only(figures: Figures, rounds: int) -> None:
             for run in parser.feed(chunk):
                 assert isinstance(run, list)
                 for publish in run:
-                    decoded, _ = json_reading.decode_readings(publish.payload)
-                    readings += len(tuple(decoded))
+                    json_reading.decode_reading(publish.payload)  # as the gateway decodes one reading
+                    readings += 1
         rates.append(publishes / (time.perf_counter() - started))
         assert readings == publishes
     figures.add_runs("parse_only_per_s", rates, "parse and decode alone, publishes per second")

@@ -1,4 +1,4 @@
-"""Lanes against a naive model: any order of appends, answers, lost answers and crashes, once in effect."""
+"""Lanes against a naive model: any order of appends, answers, lost answers and crashes: effectively once."""
 
 from __future__ import annotations
 

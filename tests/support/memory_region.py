@@ -31,7 +31,7 @@ class MemoryRegion:
         outcomes: one for each send to come: an error to raise, LOST, or None; then None for ever.
         is_bad: rows for which a batch is refused.
         tells_rows: whether a refusal says which rows.
-        applied: how often each row was applied; once in effect means once each.
+        applied: how often each row was applied; effectively once means once each.
         sent: the batches in the order they came.
         others: batches of other classes than readings, each range once.
     """

@@ -1,4 +1,4 @@
-"""Live data first, the backlog behind it, each commit once in effect, whatever the destination answers."""
+"""Live data first, the backlog behind it, each commit effectively once, whatever the destination answers."""
 
 from __future__ import annotations
 
